@@ -1,0 +1,255 @@
+"""Frozen, validated configurations. No torch here: ``--help`` and the reports read these too.
+
+Precedence, lowest first: the preset of the mode, a TOML file, ``--set KEY=VALUE``, the command's own options.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from fractions import Fraction
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from gradscope.errors import GradscopeError, unknown_name
+
+Objective = Literal["cross-entropy", "policy-gradient", "expected-reward"]
+AttackLoss = Literal["cross-entropy", "margin", "dlr"]
+Norm = Literal["linf", "l2"]
+Precision = Literal["32", "bf16"]
+
+
+def parse_radius(value: object) -> float:
+    """A radius in pixel units ([0, 1] images) from ``0.03``, ``"0.03"`` or ``"8/255"``; never negative or NaN."""
+    try:
+        radius = float(Fraction(value.strip())) if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+    except (ValueError, TypeError, ZeroDivisionError):
+        radius = float("nan")
+    if not isfinite(radius) or radius < 0:
+        raise ValueError("a number not below 0 such as 0.03 or 8/255 is allowed")
+    return radius
+
+
+Radius = Annotated[float, BeforeValidator(parse_radius)]
+
+
+class Config(BaseModel):
+    """Base of every configuration: frozen, no unknown keys, mistakes as one-line :class:`GradscopeError`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Validate ``values``; the first mistake is raised as a :class:`GradscopeError` that names the key."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise _explain(cls, error.errors()[0]) from None
+
+
+def _explain(config: type[Config], error: ErrorDetails) -> GradscopeError:
+    """One line for pydantic's first error: the key, what is allowed, what came."""
+    key = ".".join(str(part) for part in error["loc"])
+    given = error["input"]
+    if error["type"] == "extra_forbidden":
+        return unknown_name(key, str(error["loc"][-1]), _fields_at(config, error["loc"][:-1]))
+    if error["type"] == "literal_error" and isinstance(given, str):
+        allowed = [name.strip(" '") for name in str(error["ctx"]["expected"]).replace(" or ", ",").split(",")]
+        return unknown_name(key, given, allowed)
+    message = error["msg"].removeprefix("Value error, ")
+    return GradscopeError(f"{key}: {message}, got {given!r}" if key else message)
+
+
+def _fields_at(config: type[Config], location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the configuration nested at ``location`` knows."""
+    for part in location:
+        field = config.model_fields.get(str(part))
+        if field is not None:
+            config = next(kind for kind in _nested(field.annotation) if issubclass(kind, Config))
+    return list(config.model_fields)
+
+
+def _nested(annotation: Any) -> list[type]:
+    if isinstance(annotation, type) and not get_args(annotation):
+        return [annotation]
+    return [kind for argument in get_args(annotation) for kind in _nested(argument)]
+
+
+class Adversary(Config):
+    """Adversarial examples made during a phase: FGSM (one step of ``epsilon``) or PGD, in any threat model.
+
+    ``objective`` is the loss it climbs: ``own`` (the phase's, with the very actions that were sampled) or
+    ``cross-entropy``. The phase's loss is ``loss(x) + weight * loss(x_adv)``.
+    """
+
+    method: Literal["fgsm", "pgd"] = "fgsm"
+    norm: Norm = "linf"
+    epsilon: Radius = 0.01
+    step_size: Radius | None = None
+    steps: int = Field(default=10, ge=1)
+    random_start: bool = True
+    objective: Literal["own", "cross-entropy"] = "own"
+    weight: float = Field(default=1.0, ge=0)
+
+    @property
+    def resolved_step_size(self) -> float:
+        """``step_size``, or 2.5 epsilon / steps where none is given."""
+        return 2.5 * self.epsilon / self.steps if self.step_size is None else self.step_size
+
+
+class Phase(Config):
+    """A stretch of epochs with one objective, or a mix of them by weight.
+
+    The learning rate warms up linearly over ``warmup_epochs``, then goes in a line from ``learning_rate`` to
+    ``final_learning_rate``. ``exploration`` is the chance that actions are uniform, drawn once a batch (the
+    paper) or for each sample; ``baseline`` subtracts the batch's mean reward.
+    """
+
+    objective: Objective | dict[Objective, Annotated[float, Field(gt=0)]] = "cross-entropy"
+    epochs: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    final_learning_rate: float | None = Field(default=None, gt=0)
+    warmup_epochs: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip_norm: float | None = Field(default=None, gt=0)
+    exploration: float = Field(default=0.0, ge=0, le=1)
+    exploration_scope: Literal["batch", "sample"] = "batch"
+    baseline: Literal["none", "batch-mean"] = "none"
+    adversary: Adversary | None = None
+
+    @property
+    def mix(self) -> dict[Objective, float]:
+        """The objectives with their weights."""
+        return self.objective if isinstance(self.objective, dict) else {self.objective: 1.0}
+
+    def learning_rate_at(self, epoch: float) -> float:
+        """Learning rate at ``epoch`` epochs into the phase (a fraction is part of an epoch)."""
+        if epoch < self.warmup_epochs:
+            return self.learning_rate * epoch / self.warmup_epochs
+        if self.final_learning_rate is None:
+            return self.learning_rate
+        done = (epoch - self.warmup_epochs) / max(1, self.epochs - self.warmup_epochs)
+        return self.learning_rate + done * (self.final_learning_rate - self.learning_rate)
+
+
+class Data(Config):
+    """Which images: a name from ``gradscope list datasets`` and where its files are."""
+
+    dataset: str = "digits"
+    data_root: Path | None = None
+    image_size: int | None = Field(default=None, ge=4)
+
+
+class Training(Config):
+    """Everything that decides a checkpoint, resolved. ``mode`` is a label: the phases say what is done."""
+
+    mode: str
+    data: Data = Data()
+    architecture: str
+    phases: tuple[Phase, ...] = Field(min_length=1)
+    batch_size: int = Field(default=128, ge=2)
+    horizontal_flip: bool = False
+    vertical_flip: bool = False
+    shift: float = Field(default=0.0, ge=0, lt=0.5)
+    validation_fraction: float = Field(default=0.1, gt=0, lt=0.5)
+    selection: Literal["best", "last"] = "best"
+    seed: int = Field(default=0, ge=0)
+    precision: Precision = "32"
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all phases together."""
+        return sum(phase.epochs for phase in self.phases)
+
+
+class PGD(Config):
+    """One projected gradient attack, with its numerics in the open.
+
+    The defaults are exact: summed loss, the gradient's own norm, iterates inside [0, 1]. ``reduction`` "mean"
+    divides each sample's gradient by the batch size; ``norm_floor`` shortens an L2 step whose gradient norm is
+    below it; ``start`` "ball" is uniform in the ball, "cube" uniform in [-epsilon, epsilon]^D, then projected.
+    """
+
+    norm: Norm = "l2"
+    epsilon: Radius = 1.0
+    step_size: Radius = 0.1
+    steps: int = Field(default=100, ge=1)
+    loss: AttackLoss = "cross-entropy"
+    start: Literal["none", "ball", "cube"] = "ball"
+    restarts: int = Field(default=1, ge=1)
+    box: bool = True
+    reduction: Literal["sum", "mean"] = "sum"
+    norm_floor: float = Field(default=0.0, ge=0)
+    precision: Literal["float32", "float64"] = "float32"
+
+    @model_validator(mode="after")
+    def _restarts_differ(self) -> Self:
+        if self.restarts > 1 and self.start == "none":
+            raise ValueError("restarts: more than one needs a random start; start 'none' came")
+        return self
+
+
+#: Named attacks: what each changes of :class:`PGD`'s exact defaults. "pgd-paper" is the paper's PGD to the letter.
+ATTACKS: dict[str, dict[str, Any]] = {
+    "pgd": {},
+    "pgd-paper": {"start": "cube", "box": False, "reduction": "mean", "norm_floor": 1e-6},
+}
+
+#: Radius and step where the command names only the norm: DESIGN's L2, and the field's usual L-infinity.
+DEFAULT_RADII: dict[str, tuple[float, float]] = {"l2": (1.0, 0.1), "linf": (8 / 255, 2 / 255)}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file; a missing or malformed one raises :class:`GradscopeError`."""
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise GradscopeError(f"--config: {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise GradscopeError(f"--config: {path} is not TOML: {error}") from None
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes`` laid over it, table by table; lists are replaced whole."""
+    merged = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if nested else value
+    return merged
+
+
+def apply_setting(values: dict[str, Any], setting: str) -> None:
+    """Apply one ``--set KEY=VALUE`` to ``values`` in place; ``phases.0.epochs=3`` reaches into lists.
+
+    The value is read as TOML and taken as text where it is none.
+    """
+    key, separator, text = setting.partition("=")
+    if not separator or not key:
+        raise GradscopeError(f"--set: KEY=VALUE is allowed, such as phases.0.epochs=3, got {setting!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, last = key.split(".")
+    target: Any = values
+    for part in path:
+        target = _child(target, part, key)
+        if target is None:
+            raise GradscopeError(f"--set: {key!r} goes below {part!r}, which holds no table")
+    if isinstance(target, list):
+        _child(target, last, key)
+        target[int(last)] = value
+    else:
+        target[last] = value
+
+
+def _child(target: Any, part: str, key: str) -> Any:
+    if isinstance(target, list):
+        if not part.isdigit() or int(part) >= len(target):
+            raise GradscopeError(f"--set: {key!r} needs an index from 0 to {len(target) - 1}, got {part!r}")
+        return target[int(part)]
+    if part not in target:
+        raise unknown_name(f"--set {key}", part, target)
+    return target[part]

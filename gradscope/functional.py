@@ -1,0 +1,94 @@
+"""Formulas on tensors. One formula, one place; no file, model or configuration is known here."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def flatten(batch: Tensor) -> Tensor:
+    """``(N, ...)`` to ``(N, D)``."""
+    return batch.reshape(batch.shape[0], -1)
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """``(N,)`` to ``(N, 1, ...)``, ready to broadcast against ``like``."""
+    return values.reshape(-1, *([1] * (like.dim() - 1)))
+
+
+def norm_and_unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Euclidean norm ``(N,)`` and unit vectors ``(N, D)`` of the rows of ``(N, D)``, exact for tiny rows.
+
+    Each row is scaled by its largest entry first, so the squares neither underflow nor overflow. A row of
+    zeros has norm 0 and stays zero.
+
+    >>> norm_and_unit(torch.tensor([[3e-30, 4e-30], [0.0, 0.0]]))[1]
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
+    scale = vectors.abs().amax(dim=1, keepdim=True)
+    scaled = vectors / torch.where(scale > 0, scale, 1.0)
+    scaled_norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    unit = scaled.div_(torch.where(scaled_norm > 0, scaled_norm, 1.0))
+    return (scale * scaled_norm).squeeze(1), unit
+
+
+def cosine(first: Tensor, second: Tensor) -> Tensor:
+    """``<first, second>`` of unit vectors ``(N, D)``; NaN, "undefined", where either row is zero.
+
+    >>> cosine(torch.tensor([[0.6, 0.8], [1.0, 0.0]]), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+    tensor([1., nan])
+    """
+    defined = first.any(dim=1) & second.any(dim=1)
+    return torch.where(defined, (first * second).sum(dim=1).clamp(-1, 1), math.nan)
+
+
+def sign_agreement(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of coordinates with equal sign among those non-zero in both, and share zero in either.
+
+    Rows of ``(N, D)``; the first is NaN, "undefined", where no coordinate is non-zero in both.
+
+    >>> sign_agreement(torch.tensor([[1.0, -2.0, 0.0]]), torch.tensor([[3.0, 1.0, 1.0]]))
+    (tensor([0.5000]), tensor([0.3333]))
+    """
+    products = first.sign() * second.sign()
+    agree = (products > 0).sum(dim=1)
+    both = (products != 0).sum(dim=1)
+    return agree / both, 1 - both / first.shape[1]
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of ``softmax(logits)`` over the last axis, in bits; finite on a saturated softmax.
+
+    >>> entropy(torch.tensor([[0.0, 0.0, 0.0, 0.0], [1e4, 0.0, 0.0, 0.0]]))
+    tensor([2., 0.])
+    """
+    return torch.special.entr(torch.softmax(logits, dim=-1)).sum(dim=-1) / math.log(2)
+
+
+def largest_other(logits: Tensor, labels: Tensor) -> Tensor:
+    """``max over j != y of z_j``, ``(N,)``, of logits ``(N, K)``."""
+    masked = logits.scatter(1, labels.unsqueeze(1), -math.inf)
+    return masked.amax(dim=1)
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """``z_y - max over j != y of z_j``, in logits, ``(N,)``; positive where the prediction is right.
+
+    >>> margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
+    tensor([1.])
+    """
+    return logits.gather(1, labels.unsqueeze(1)).squeeze(1) - largest_other(logits, labels)
+
+
+def mean_pairwise_cosine(sum_of_units: Tensor, count: Tensor) -> Tensor:
+    """``(|sum|^2 - T) / (T (T - 1))``: mean cosine over the pairs of T unit vectors, from their sum ``(N, D)``.
+
+    ``count`` is T, ``(N,)``. NaN, "undefined", where T < 2.
+
+    >>> mean_pairwise_cosine(torch.tensor([[1.0, 1.0]]), torch.tensor([2.0]))
+    tensor([0.])
+    """
+    squared = sum_of_units.square().sum(dim=1)
+    value: Tensor = (squared - count) / (count * (count - 1))
+    return value.where(count >= 2, math.nan)

@@ -1,0 +1,42 @@
+"""Per-sample losses an attacker climbs: logits ``(N, K)`` and labels ``(N,)`` to ``(N,)``. Never reduced here."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gradscope.errors import GradscopeError
+from gradscope.functional import largest_other, margin
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """``-log softmax(z)_y``, in nats. In float32 its gradient vanishes once the margin passes about 104."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """``max over j != y of z_j - z_y``, in logits (Carlini and Wagner 2017, without the floor). Never saturates."""
+    return -margin(logits, labels)
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce and Hein 2020): ``-(z_y - max z_j) / (z_(1) - z_(3) + 1e-12)``.
+
+    Unchanged by any shift or scale of the logits. Needs at least three classes.
+    """
+    if logits.shape[1] < 3:
+        raise GradscopeError(f"loss: 'dlr' needs at least 3 classes, the model has {logits.shape[1]}; use 'margin'")
+    top = logits.topk(3, dim=1).values
+    right = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    return -(right - largest_other(logits, labels)) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+LOSSES: dict[str, Loss] = {"cross-entropy": cross_entropy, "margin": margin_loss, "dlr": dlr}
+
+
+def expected_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """``softmax(z)_y``: the chance that an action drawn from the policy is the label."""
+    return torch.softmax(logits, dim=1).gather(1, labels.unsqueeze(1)).squeeze(1)

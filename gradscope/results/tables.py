@@ -1,0 +1,77 @@
+"""Atomic writing and checked reading of the result files."""
+
+import csv
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gradscope.errors import GradscopeError
+from gradscope.results.rows import Table
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block ends without an error."""
+    ensure_writable(path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise GradscopeError(f"--out: {path} cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def ensure_writable(directory: Path) -> None:
+    """Make ``directory``; where that or writing in it fails, raise :class:`GradscopeError` before any work is done."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise GradscopeError(f"--out: {directory} is not writable: {error.strerror}") from None
+
+
+def write_table(path: Path, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write ``rows`` as CSV, one at a time; None is an empty cell, NaN is ``nan``. Nothing is rounded."""
+    with atomic(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, table.names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_table(path: Path, table: Table) -> pd.DataFrame:
+    """Read a CSV that :func:`write_table` wrote; a missing file or column raises :class:`GradscopeError`."""
+    kinds = {column.name: "string" for column in table.columns if column.kind == "text"}
+    try:
+        frame = pd.read_csv(path, dtype=kinds)
+    except OSError as error:
+        raise GradscopeError(f"DIR: {path} cannot be read: {error.strerror}") from None
+    except (ValueError, pd.errors.ParserError) as error:
+        raise GradscopeError(f"DIR: {path} is not a {table.file}: {error}") from None
+    missing = [name for name in table.names if name not in frame.columns]
+    if missing:
+        raise GradscopeError(f"DIR: {path} lacks the columns {', '.join(missing)} of a {table.file}")
+    return frame
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write ``value`` as indented JSON."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")

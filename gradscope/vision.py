@@ -1,0 +1,46 @@
+"""The one door to torchvision.
+
+PyPI's torchvision wheel is compiled against CUDA. Beside a CPU-only torch its operator library does not load, and
+``import torchvision`` fails because it registers a fake kernel for ``torchvision::nms``, an operator that is not there.
+Nothing gradscope uses needs the compiled operators, so where the library does not load, declaring the two schemas
+that torchvision refers to at import is enough. Where it loads, nothing is touched.
+
+Import torchvision through this module (``from gradscope.vision import torchvision``), and this module before whatever
+imports torchvision itself (torchattacks).
+"""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+
+
+def _compiled_operators_load() -> bool:
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return False
+    for library in Path(spec.origin).parent.glob("_C*.so"):
+        try:
+            torch.ops.load_library(str(library))
+        except OSError:
+            return False
+    return hasattr(torch.ops.torchvision, "nms")
+
+
+if not _compiled_operators_load():
+    # Kept at module level: the schemas live as long as this object does.
+    _declared = torch.library.Library("torchvision", "DEF")
+    for _schema in _SCHEMAS:
+        _declared.define(_schema)
+
+import torchvision  # noqa: E402
+import torchvision.datasets  # noqa: E402
+import torchvision.models  # noqa: E402
+import torchvision.transforms.v2  # noqa: E402
+
+__all__ = ["torchvision"]
