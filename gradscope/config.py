@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from fractions import Fraction
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from gradscope.errors import GradscopeError, unknown_name
+from gradscope.errors import GradscopeError, lookup, unknown_name
 
 Objective = Literal["cross-entropy", "policy-gradient", "expected-reward"]
 AttackLoss = Literal["cross-entropy", "margin", "dlr"]
@@ -191,10 +191,25 @@ class PGD(Config):
         return self
 
 
-#: Named attacks: what each changes of :class:`PGD`'s exact defaults. "pgd-paper" is the paper's PGD to the letter.
-ATTACKS: dict[str, dict[str, Any]] = {
-    "pgd": {},
-    "pgd-paper": {"start": "cube", "box": False, "reduction": "mean", "norm_floor": 1e-6},
+class NamedAttack(NamedTuple):
+    """What an attack changes of :class:`PGD`'s exact defaults, and in words."""
+
+    changes: dict[str, Any]
+    meaning: str
+
+
+ATTACKS: dict[str, NamedAttack] = {
+    "pgd": NamedAttack({}, "exact: summed loss, the gradient's own norm, start uniform in the ball, inside [0, 1]"),
+    "pgd-paper": NamedAttack(
+        {"start": "cube", "box": False, "reduction": "mean", "norm_floor": 1e-6},
+        "the paper's to the letter: batch-mean loss, norm floored at 1e-6, projected cube start, no box",
+    ),
+}
+
+OBJECTIVES: dict[str, str] = {
+    "cross-entropy": "-log p_y",
+    "policy-gradient": "-log pi(a|x) * reward, with a sampled from the softmax and reward 1 where a is the label",
+    "expected-reward": "1 - p_y, the policy gradient's expectation without exploration",
 }
 
 #: Radius and step where the command names only the norm: DESIGN's L2, and the field's usual L-infinity.
@@ -253,3 +268,10 @@ def _child(target: Any, part: str, key: str) -> Any:
     if part not in target:
         raise unknown_name(f"--set {key}", part, target)
     return target[part]
+
+
+def attack_settings(name: str, changes: Mapping[str, Any]) -> PGD:
+    """The named attack with ``changes``; a radius or step that is not given is the usual one of the norm."""
+    named = lookup(ATTACKS, name, "--attack")
+    epsilon, step_size = DEFAULT_RADII.get(str(changes.get("norm", "l2")), DEFAULT_RADII["l2"])
+    return PGD.parse({"epsilon": epsilon, "step_size": step_size, **named.changes, **changes})

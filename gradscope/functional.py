@@ -90,5 +90,6 @@ def mean_pairwise_cosine(sum_of_units: Tensor, count: Tensor) -> Tensor:
     tensor([0.])
     """
     squared = sum_of_units.square().sum(dim=1)
-    value: Tensor = (squared - count) / (count * (count - 1))
-    return value.where(count >= 2, math.nan)
+    value = (squared - count) / (count * (count - 1))
+    pairwise: Tensor = value.where(count >= 2, math.nan)
+    return pairwise

@@ -1,0 +1,76 @@
+"""The threat model: what an attacker may do to an image."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gradscope.config import Norm
+from gradscope.functional import flatten, norm_and_unit, per_sample
+from gradscope.seeding import derive
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """A ball of radius ``epsilon`` (pixel units) around an image, cut to [0, 1] where ``box`` is set."""
+
+    norm: Norm
+    epsilon: float
+    box: bool = True
+
+    def project(self, images: Tensor, origin: Tensor) -> Tensor:
+        """The points of the ball around ``origin`` that ``images`` project to, then clamped to the box."""
+        delta = images - origin
+        if self.norm == "linf":
+            delta.clamp_(-self.epsilon, self.epsilon)
+        else:
+            norms = torch.linalg.vector_norm(flatten(delta), dim=1)
+            shrink = torch.where(norms > self.epsilon, self.epsilon / norms, 1.0)
+            delta.mul_(per_sample(shrink, delta))
+        projected = delta.add_(origin)
+        return projected.clamp_(0, 1) if self.box else projected
+
+    def steepest_step(self, gradient: Tensor, step_size: float, norm_floor: float = 0.0) -> Tensor:
+        """The step of length ``step_size`` along which the loss rises fastest.
+
+        L-infinity: ``step_size * sign(g)``; L2: ``step_size * g / max(|g|, norm_floor)``. With a floor of 0 the
+        length is exact however small the gradient; where it is 0 there is no step.
+        """
+        if self.norm == "linf":
+            return gradient.sign().mul_(step_size)
+        norms, units = norm_and_unit(flatten(gradient))
+        return self.scaled_step(norms, units, step_size, norm_floor).reshape(gradient.shape)
+
+    @staticmethod
+    def scaled_step(norms: Tensor, units: Tensor, step_size: float, norm_floor: float) -> Tensor:
+        """The L2 step ``(N, D)`` from the gradient's norm ``(N,)`` and direction ``(N, D)``."""
+        if norm_floor == 0:
+            return units * step_size
+        return units * (step_size * (norms / norm_floor).clamp(max=1)).unsqueeze(1)
+
+    def random_start(
+        self, images: Tensor, shape: Literal["ball", "cube"], seed: int, names: Sequence[object], indices: Tensor
+    ) -> Tensor:
+        """A random point of the ball around each image.
+
+        ``shape`` "ball": uniform in the ball; "cube": uniform in [-epsilon, epsilon]^D and projected, which in
+        many dimensions lies on the sphere. Each image draws from its own stream ``(seed, names, index)``, so a
+        start depends neither on the batch size nor on who shares the batch.
+        """
+        noise = torch.empty(images.shape)
+        stream = torch.Generator()
+        for row, index in zip(noise, indices.tolist(), strict=True):
+            stream.manual_seed(derive(seed, *names, index))
+            self._draw(row, shape, stream)
+        return self.project(images + noise.to(images), images)
+
+    def _draw(self, out: Tensor, shape: Literal["ball", "cube"], stream: torch.Generator) -> None:
+        if self.norm == "linf" or shape == "cube":
+            out.uniform_(-self.epsilon, self.epsilon, generator=stream)
+            return
+        out.normal_(generator=stream)
+        radius = self.epsilon * float(torch.rand((), generator=stream)) ** (1 / out.numel())
+        out.mul_(radius / max(float(out.norm()), math.ulp(0.0)))

@@ -1,0 +1,265 @@
+"""The command line: each command parses, calls one function and prints where the result is.
+
+torch is imported by the command that needs it, so ``--help`` answers at once.
+"""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import gradscope
+from gradscope.errors import GradscopeError
+
+app = typer.Typer(
+    name="gradscope",
+    help="See an image classifier as a gradient-based attacker does, and tell whether its robustness is real.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+CHECKPOINTS = "our .pt files, or foreign models: torchvision:NAME, timm:NAME, package.module:factory"
+
+Checkpoints = Annotated[list[str], typer.Argument(metavar="CKPT...", help=CHECKPOINTS, show_default=False)]
+DataRoot = Annotated[Path | None, typer.Option(help="where the data set's files are")]
+ImageSize = Annotated[int | None, typer.Option(help="side in pixels to which 'folder' and 'imagenet100' are resized")]
+Download = Annotated[bool, typer.Option("--download", help="allow downloading the data set")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what --out holds")]
+
+
+class Listing(StrEnum):
+    """What ``gradscope list`` knows."""
+
+    datasets = "datasets"
+    architectures = "architectures"
+    metrics = "metrics"
+    attacks = "attacks"
+    objectives = "objectives"
+    modes = "modes"
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"gradscope {gradscope.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _gradscope(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version and exit", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    mode: Annotated[str, typer.Option(help="sl, rl, sl-adv, rl-adv, sl-rl, rl-sl, or any label with --config phases")],
+    dataset: Annotated[str | None, typer.Option(help="see `gradscope list datasets`; digits where not given")] = None,
+    data_root: DataRoot = None,
+    image_size: ImageSize = None,
+    download: Download = False,
+    arch: Annotated[str | None, typer.Option(help="see `gradscope list architectures`; sized for the data")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="epochs in all, shared by the phases as the mode has it")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="images an update, over all devices")] = None,
+    seed: Annotated[int | None, typer.Option(help="decides weights, order, augmentation and actions")] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="the paper's architecture, schedule and augmentation")] = False,
+    config: Annotated[Path | None, typer.Option(help="TOML file laid over the mode's preset")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="such as phases.0.exploration=0.3; repeatable"),
+    ] = None,
+    device: Device = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="processes, one a device, that share each batch")] = 1,
+    precision: Annotated[str | None, typer.Option(help="32, or bf16 autocast (training only)")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the unfinished run at --out")] = False,
+    overwrite: Overwrite = False,
+    out: Annotated[Path | None, typer.Option(help="checkpoint file; checkpoints/DATA-ARCH-MODE-sSEED.pt")] = None,
+) -> None:
+    """Train a classifier: supervised, by policy gradient, adversarially, or in phases of these."""
+    from gradscope.config import read_toml
+    from gradscope.study.stages import configure_training, run_training
+    from gradscope.training.loop import Hardware
+
+    data = _given(dataset=dataset, data_root=data_root, image_size=image_size)
+    options = _given(architecture=arch, batch_size=batch_size, seed=seed, precision=precision)
+    training, splits = configure_training(
+        mode,
+        data,
+        paper=paper,
+        table={} if config is None else read_toml(config),
+        settings=settings or [],
+        epochs=epochs,
+        options=options,
+        download=download,
+    )
+    name = f"{splits.train.name}-{training.architecture}-{training.mode}-s{training.seed}.pt"
+    path = out or Path("checkpoints") / name
+    trained = run_training(training, splits, path, Hardware(device, devices), resume=resume, overwrite=overwrite)
+    low, high = trained.test_interval
+    print(
+        f"{trained.path}  clean accuracy {100 * trained.test_accuracy:.1f} % "
+        f"[{100 * low:.1f}, {100 * high:.1f}] on {trained.test_images} test images"
+    )
+
+
+@app.command()
+def analyze(
+    checkpoints: Checkpoints,
+    metrics: Annotated[str, typer.Option(help="comma-separated, see `gradscope list metrics`; all of them")] = "all",
+    attack: Annotated[
+        str, typer.Option(help="comma-separated: pgd (exact), pgd-paper (the paper's, to the letter)")
+    ] = "pgd",
+    norm: Annotated[str, typer.Option(help="l2 or linf")] = "l2",
+    epsilon: Annotated[
+        str | None, typer.Option(help="radius in pixel units, 0.5 or 8/255; 1.0 for l2, 8/255 for linf")
+    ] = None,
+    step_size: Annotated[str | None, typer.Option(help="length of a step; 0.1 for l2, 2/255 for linf")] = None,
+    steps: Annotated[int | None, typer.Option(help="steps of the attack; 100")] = None,
+    loss: Annotated[str | None, typer.Option(help="what the attack climbs: cross-entropy, margin or dlr")] = None,
+    start: Annotated[str | None, typer.Option(help="none, ball or cube; of the attack where not given")] = None,
+    restarts: Annotated[
+        int | None, typer.Option(help="random starts; the first is measured, all count for 'worst'")
+    ] = None,
+    box: Annotated[bool | None, typer.Option("--box/--no-box", help="keep iterates in [0, 1]; of the attack")] = None,
+    reduction: Annotated[str | None, typer.Option(help="of the attack's loss over the batch: sum or mean")] = None,
+    norm_floor: Annotated[float | None, typer.Option(help="L2 gradient norm below which a step shrinks")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or float64")] = None,
+    samples: Annotated[int | None, typer.Option(help="test images, drawn by --seed; 500 or all there are")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="images attacked at once")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="decides images and random starts")] = 0,
+    dataset: Annotated[
+        str | None, typer.Option(help="data to examine on; the checkpoint's own where not given")
+    ] = None,
+    data_root: DataRoot = None,
+    image_size: ImageSize = None,
+    download: Download = False,
+    weights: Annotated[
+        list[Path] | None, typer.Option(help="weights of a foreign model; once for each, in order")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="normalisation of a foreign model, such as 0.49,0.48,0.45")] = None,
+    std: Annotated[str | None, typer.Option(help="see --mean")] = None,
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="run the code of package.module:factory")] = False,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    out: Annotated[Path | None, typer.Option(help="directory of results; reports/FIRST-CKPT")] = None,
+) -> None:
+    """Measure gradients, loss, entropy and accuracy along PGD, for one checkpoint or many side by side."""
+    from gradscope.config import ATTACKS, attack_settings
+    from gradscope.models.subject import Foreign
+    from gradscope.results.rows import METRICS
+    from gradscope.study.stages import Analysis, run_analysis
+
+    changes = _given(
+        norm=norm,
+        epsilon=epsilon,
+        step_size=step_size,
+        steps=steps,
+        loss=loss,
+        start=start,
+        restarts=restarts,
+        box=box,
+        reduction=reduction,
+        norm_floor=norm_floor,
+        precision=precision,
+    )
+    analysis = Analysis(
+        attacks={name: attack_settings(name, changes) for name in _checked(_names(attack), ATTACKS, "--attack")},
+        metrics=frozenset(METRICS if metrics == "all" else _checked(_names(metrics), METRICS, "--metrics")),
+        samples=samples,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        data=_given(dataset=dataset, data_root=data_root, image_size=image_size),
+        download=download,
+        overwrite=overwrite,
+    )
+    foreign = Foreign(tuple(weights or ()), _numbers(mean, "--mean"), _numbers(std, "--std"), trust_code)
+    first = Path(checkpoints[0].rpartition(":")[2]).stem
+    print(run_analysis(checkpoints, analysis, foreign, out or Path("reports") / first))
+
+
+@app.command()
+def figures(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="a directory of results")],
+) -> None:
+    """Redraw the figures of a directory of results from its CSV files alone."""
+    from gradscope.report.figures import draw
+
+    for path in draw(directory):
+        print(path)
+
+
+@app.command(name="list")
+def list_names(what: Annotated[Listing, typer.Argument(help="what to list", show_default=False)]) -> None:
+    """List the names that the other commands know."""
+    for name, meaning in _listing(what).items():
+        print(f"{name:18} {meaning}")
+
+
+def _listing(what: Listing) -> dict[str, str]:
+    if what is Listing.datasets:
+        from gradscope.data.sources import DATASETS
+
+        return {name: source.description for name, source in DATASETS.items()}
+    if what is Listing.architectures:
+        from gradscope.models.architectures import ARCHITECTURES
+
+        return {name: architecture.description for name, architecture in ARCHITECTURES.items()}
+    if what is Listing.metrics:
+        from gradscope.results.rows import METRICS
+
+        return {name: f"{metric.meaning} [{metric.unit}]" for name, metric in METRICS.items()}
+    if what is Listing.modes:
+        from gradscope.training.phases import MODES
+
+        return MODES
+    from gradscope.config import ATTACKS, OBJECTIVES
+
+    return {name: named.meaning for name, named in ATTACKS.items()} if what is Listing.attacks else dict(OBJECTIVES)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that the command line gave."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _names(text: str) -> list[str]:
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _checked(names: list[str], known: dict[str, Any], argument: str) -> list[str]:
+    from gradscope.errors import lookup
+
+    for name in names:
+        lookup(known, name, argument)
+    if not names:
+        raise GradscopeError(f"{argument}: at least one name is needed, known: {', '.join(known)}")
+    return names
+
+
+def _numbers(text: str | None, argument: str) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise GradscopeError(f"{argument}: numbers with commas between are allowed, got {text!r}") from None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; a user's mistake is one line on stderr and exit code 2."""
+    try:
+        app(arguments, prog_name="gradscope")
+    except GradscopeError as error:
+        print(f"gradscope: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(0)

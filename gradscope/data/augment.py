@@ -1,0 +1,74 @@
+"""Random flips and shifts of a whole batch of uint8 images, on the device that holds them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Augmentation:
+    """What was drawn for each of B images: flips (B,) bool and shifts (B,) int64 in pixels, down and to the right.
+
+    None stands for a transform that was not asked for. An image is flipped first, then shifted; zeros move in.
+    """
+
+    horizontal_flip: Tensor | None
+    vertical_flip: Tensor | None
+    shift_down: Tensor | None
+    shift_right: Tensor | None
+
+    def __getitem__(self, share: slice) -> "Augmentation":
+        """The draws of a share of the batch, such as one rank's."""
+        drawn = (self.horizontal_flip, self.vertical_flip, self.shift_down, self.shift_right)
+        return Augmentation(*(None if each is None else each[share] for each in drawn))
+
+
+def draw(
+    count: int, side: int, *, horizontal_flip: bool, vertical_flip: bool, shift: float, generator: torch.Generator
+) -> Augmentation:
+    """Draw for ``count`` images of ``side`` pixels, on the CPU.
+
+    A flip has chance 1/2; both shifts are uniform over the integers within round(shift * side) pixels of 0.
+    Everything is drawn, asked for or not, so that asking for one transform changes no other.
+    """
+    flips = torch.rand(2, count, generator=generator) < 0.5
+    reach = round(shift * side)
+    shifts = torch.randint(-reach, reach + 1, (2, count), generator=generator)
+    return Augmentation(
+        horizontal_flip=flips[0] if horizontal_flip else None,
+        vertical_flip=flips[1] if vertical_flip else None,
+        shift_down=shifts[0] if reach else None,
+        shift_right=shifts[1] if reach else None,
+    )
+
+
+def apply(images: Tensor, augmentation: Augmentation) -> Tensor:
+    """Flip and shift ``images`` (B, C, H, W), uint8; unchanged (not copied) where nothing was asked for.
+
+    One gather of the flattened pixels, the flips folded into its indices. On a CPU with B = 256 at 3x32x32 it takes
+    half as long as one gather an axis, and a seventh of a loop over the images.
+    """
+    horizontal, down = augmentation.horizontal_flip, augmentation.shift_down
+    vertical, right = augmentation.vertical_flip, augmentation.shift_right
+    if horizontal is None and vertical is None and down is None and right is None:
+        return images
+    count, channels, height, width = images.shape
+    rows, rows_inside = _source(height, vertical, down, images.device)
+    columns, columns_inside = _source(width, horizontal, right, images.device)
+    flat = (rows[:, :, None] * width + columns[:, None, :]).view(-1, 1, height * width)
+    pixels = images.reshape(count, channels, -1).gather(2, flat.expand(count, channels, -1)).view(images.shape)
+    if down is None and right is None:
+        return pixels
+    return pixels.mul_(rows_inside[:, None, :, None] & columns_inside[:, None, None, :])
+
+
+def _source(side: int, flip: Tensor | None, shift: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For each place along one axis, where its pixel comes from and whether that is inside: (B or 1, side) each."""
+    place = torch.arange(side, device=device)[None]
+    if shift is not None:
+        place = place - shift.to(device, non_blocking=True)[:, None]
+    inside = (place >= 0) & (place < side)
+    if flip is not None:
+        place = torch.where(flip.to(device, non_blocking=True)[:, None], side - 1 - place, place)
+    return place.clamp(0, side - 1), inside

@@ -1,0 +1,237 @@
+"""Image folders decoded once: the pixels of a train/test tree, kept as memory maps.
+
+An entry is a folder of three files: ``train.bin`` and ``test.bin``, the pixels (N, C, H, W) as uint8, and
+``format.json``, their shapes and fingerprints. Labels and class names follow from the listing of the tree, which is
+read each time: its names, sizes and times are part of the entry's name, so a changed tree is decoded anew.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import Progress
+
+from gradscope.data.decode import common_format, read_header, read_pixels
+from gradscope.data.image_set import ImageSet, Splits, fingerprint
+from gradscope.errors import GradscopeError
+from gradscope.vision import torchvision
+
+T = TypeVar("T")
+
+_FORMAT_VERSION = 1
+#: Files handed to the thread pool at a time: bounds what is decoded but not yet written.
+_FILES_AT_A_TIME = 512
+#: Entries up to this size are compared with their fingerprint when opened (under a second); larger ones by length only.
+_VERIFIED_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Tree:
+    """An ImageFolder tree, ``train`` and ``test`` being folders with a folder for each class.
+
+    ``classes`` picks and orders the classes; None takes every folder of ``train``, sorted.
+    ``image_size`` is the side in pixels to bring the images to; None takes them as they are.
+    """
+
+    train: Path
+    test: Path
+    classes: tuple[str, ...] | None = None
+    image_size: int | None = None
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    label: int
+    size: int
+    modified_ns: int
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The image files of both splits, sorted by class and path, and the class names that their labels index."""
+
+    classes: tuple[str, ...]
+    train: tuple[_File, ...]
+    test: tuple[_File, ...]
+
+
+def cache_directory(given: Path | None = None) -> Path:
+    """``given``, else the environment's GRADSCOPE_CACHE, else ``~/.cache/gradscope``."""
+    return given or Path(os.environ.get("GRADSCOPE_CACHE") or Path.home() / ".cache" / "gradscope")
+
+
+def load_tree(name: str, tree: Tree, cache: Path | None = None) -> Splits:
+    """The splits of ``tree`` as memory maps, decoded if no sound cache entry of just these files is there.
+
+    Processes that ask at once decode once. Entries of earlier listings are removed. Raises :class:`GradscopeError`
+    where the tree is empty, a test class is not in train, or a file cannot be decoded.
+    """
+    with _file_errors("--data-root"):
+        tree = replace(tree, train=tree.train.resolve(), test=tree.test.resolve())
+        listing = _list_tree(tree)
+    directory = cache_directory(cache) / "folders"
+    options = _digest(_FORMAT_VERSION, tree)
+    entry = directory / f"{options}-{_digest(listing)}"
+    splits = _open_entry(entry, name, listing)
+    if splits is not None:
+        return splits
+    with _file_errors("GRADSCOPE_CACHE", "; set it to a folder with room that can be written"):
+        directory.mkdir(parents=True, exist_ok=True)
+        splits = _build_once(entry, name, listing, tree.image_size)
+    if splits is None:
+        raise GradscopeError(f"GRADSCOPE_CACHE: {directory} does not give back what was written to it; set another")
+    return splits
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.blake2b(repr(parts).encode(), digest_size=12).hexdigest()
+
+
+@contextmanager
+def _file_errors(argument: str, advice: str = "") -> Iterator[None]:
+    """An error of the file system within the block becomes a one-line :class:`GradscopeError`."""
+    try:
+        yield
+    except OSError as error:
+        raise GradscopeError(
+            f"{argument}: {error.filename or 'the disk'}: {error.strerror or error}{advice}"
+        ) from error
+
+
+def _list_tree(tree: Tree) -> _Listing:
+    classes = tree.classes or _class_folders(tree.train)
+    if not classes:
+        raise GradscopeError(f"--data-root: {tree.train} needs a folder of images for each class, got none")
+    if tree.classes is None:
+        unknown = [label for label in _class_folders(tree.test) if label not in set(classes)]
+        if unknown:
+            raise GradscopeError(f"--data-root: {tree.test} has classes that {tree.train} lacks: {_first_of(unknown)}")
+    train = tuple(file for label, folder in enumerate(classes) for file in _image_files(tree.train / folder, label))
+    test = tuple(file for label, folder in enumerate(classes) for file in _image_files(tree.test / folder, label))
+    present = {file.label for file in train}
+    empty = [folder for label, folder in enumerate(classes) if label not in present]
+    if empty:
+        raise GradscopeError(f"--data-root: {tree.train} holds no images of {_first_of(empty)}; {_extensions()}")
+    if not test:
+        raise GradscopeError(f"--data-root: {tree.test} holds no images; {_extensions()}")
+    return _Listing(classes, train, test)
+
+
+def _first_of(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _extensions() -> str:
+    return f"allowed: {' '.join(torchvision.datasets.folder.IMG_EXTENSIONS)}"
+
+
+def _class_folders(split: Path) -> tuple[str, ...]:
+    """Names of the folders in ``split``, sorted; hidden ones (such as ``.ipynb_checkpoints``) are no classes."""
+    return tuple(sorted(each.name for each in split.iterdir() if each.is_dir() and not each.name.startswith(".")))
+
+
+def _image_files(folder: Path, label: int) -> list[_File]:
+    """The image files at any depth below ``folder``, sorted by path, hidden ones left out."""
+    files = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [each for each in folders if not each.startswith(".")]
+        for name in names:
+            if name.lower().endswith(torchvision.datasets.folder.IMG_EXTENSIONS) and not name.startswith("."):
+                path = Path(parent) / name
+                status = path.stat()
+                files.append(_File(path, label, status.st_size, status.st_mtime_ns))
+    return sorted(files, key=lambda file: str(file.path))
+
+
+def _build_once(entry: Path, name: str, listing: _Listing, image_size: int | None) -> Splits | None:
+    """Under the lock of its tree and options: build ``entry`` unless another process just did, and open it."""
+    options = entry.name.partition("-")[0]
+    with FileLock(entry.with_name(f"{options}.lock")):
+        splits = _open_entry(entry, name, listing)
+        if splits is None:
+            _build_entry(entry, entry.with_name(f"{options}-building"), listing, image_size)
+            splits = _open_entry(entry, name, listing)
+            _remove_others(entry.parent.glob(f"{options}-*"), keep=entry)
+        return splits
+
+
+def _build_entry(entry: Path, building: Path, listing: _Listing, image_size: int | None) -> None:
+    """Decode the files of ``listing`` in ``building`` and rename it to ``entry``; the caller holds the lock."""
+    files = [file.path for file in (*listing.train, *listing.test)]
+    channels, side = common_format(list(_threaded(read_header, files, "reading headers")), image_size)
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
+    try:
+        record: dict[str, Any] = {}
+        for split in ("train", "test"):
+            members: tuple[_File, ...] = getattr(listing, split)
+            paths = [file.path for file in members]
+            with (building / f"{split}.bin").open("wb") as output:
+                for pixels in _threaded(lambda path: read_pixels(path, channels, side), paths, f"decoding {split}"):
+                    output.write(pixels.data)
+            shape = [len(members), channels, side, side]
+            images = _mapped(building / f"{split}.bin", shape)
+            record[split] = {"shape": shape, "fingerprint": fingerprint(images, _labels(members), listing.classes)}
+        (building / "format.json").write_text(json.dumps(record))
+        shutil.rmtree(entry, ignore_errors=True)
+        building.rename(entry)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _open_entry(entry: Path, name: str, listing: _Listing) -> Splits | None:
+    """The splits kept in ``entry``, or None where it is missing or damaged."""
+    try:
+        record = json.loads((entry / "format.json").read_text())
+        return Splits(*(_open_split(entry, split, name, listing, record[split]) for split in ("train", "test")))
+    except (OSError, ValueError, KeyError, TypeError, GradscopeError):
+        return None
+
+
+def _open_split(entry: Path, split: str, name: str, listing: _Listing, record: dict[str, Any]) -> ImageSet:
+    labels = _labels(getattr(listing, split))
+    images = _mapped(entry / f"{split}.bin", record["shape"])
+    if images.nbytes <= _VERIFIED_BYTES and fingerprint(images, labels, listing.classes) != record["fingerprint"]:
+        raise ValueError(f"{entry} is damaged")
+    return ImageSet(name, images, labels, listing.classes, record["fingerprint"])
+
+
+def _mapped(path: Path, shape: Sequence[int]) -> torch.Tensor:
+    """The file as a uint8 tensor; copy on write, so that nothing reaches the file. ValueError where its size is off."""
+    if path.stat().st_size != np.prod(shape):
+        raise ValueError(f"{path} does not have the shape {shape}")
+    return torch.from_numpy(np.memmap(path, np.uint8, "c", shape=tuple(shape)))
+
+
+def _labels(files: Sequence[_File]) -> torch.Tensor:
+    return torch.tensor([file.label for file in files], dtype=torch.int64)
+
+
+def _remove_others(entries: Iterator[Path], keep: Path) -> None:
+    for entry in entries:
+        if entry != keep:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _threaded(function: Callable[[Path], T], paths: Sequence[Path], description: str) -> Iterator[T]:
+    """``function`` of each path, in order, in a thread pool; a progress bar on stderr where that is a terminal."""
+    bar = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    with ThreadPoolExecutor() as pool, bar:
+        task = bar.add_task(description, total=len(paths))
+        for start in range(0, len(paths), _FILES_AT_A_TIME):
+            for result in pool.map(function, paths[start : start + _FILES_AT_A_TIME]):
+                yield result
+                bar.advance(task)

@@ -1,0 +1,98 @@
+"""How an image file becomes pixels: grey or RGB, 8 bits, square.
+
+Grey: 1-bit, 8-bit and 16-bit grey images, with or without alpha; 16 bits become 8 by dividing by 257, rounded.
+Everything else is colour, palettes too. Alpha is dropped, not blended: what a transparent pixel hides is what counts
+(PIL's ``convert("RGB")``). The EXIF orientation is ignored. Of several frames the first counts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from gradscope.errors import GradscopeError
+
+_GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an image file says of itself before its pixels are read; width and height in pixels."""
+
+    path: Path
+    mode: str
+    width: int
+    height: int
+
+
+def read_header(path: Path) -> Header:
+    """The header of one file; :class:`GradscopeError` where it is no image."""
+    try:
+        with Image.open(path) as image:
+            return Header(path, image.mode, *image.size)
+    except Exception as error:  # PIL's readers raise whatever their format's parsing raises.
+        raise _unreadable(path, error) from None
+
+
+def common_format(headers: Sequence[Header], image_size: int | None) -> tuple[int, int]:
+    """The ``(channels, side)`` that all images are brought to: 1 channel if all are grey, else 3.
+
+    Without ``image_size`` they must be square and of one size, else :class:`GradscopeError`.
+    """
+    channels = 1 if all(header.mode in _GREY_MODES for header in headers) else 3
+    if image_size is not None:
+        return channels, image_size
+    first = headers[0]
+    for header in headers:
+        if header.width != header.height or header.width != first.width:
+            raise GradscopeError(
+                f"--image-size: needed where images are not square and of one size; {header.path} is "
+                f"{header.width}x{header.height}, {first.path.name} {first.width}x{first.height}"
+            )
+    return channels, first.width
+
+
+def read_pixels(path: Path, channels: int, side: int) -> npt.NDArray[np.uint8]:
+    """The pixels of one file, uint8 (channels, side, side); :class:`GradscopeError` where it cannot be decoded.
+
+    The shorter side is resized to ``side`` (bicubic, antialiased), then the centre is cut out.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            plain = _eight_bit(image).convert("L" if channels == 1 else "RGB")
+    except Exception as error:  # as above
+        raise _unreadable(path, error) from None
+    pixels = np.asarray(_centre(plain, side))
+    return np.ascontiguousarray(pixels.reshape(side, side, channels).transpose(2, 0, 1))
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("grey values from 0 to 65535 are allowed")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
+        return image.convert("RGBA")
+    return image
+
+
+def _centre(image: Image.Image, side: int) -> Image.Image:
+    """Resize and crop with the rounding of torchvision's ``resize`` and ``center_crop``."""
+    shorter = min(image.size)
+    if shorter != side:
+        width, height = (int(side * length / shorter) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (round((length - side) / 2) for length in image.size)
+    return image.crop((left, top, left + side, top + side))
+
+
+def _unreadable(path: Path, error: Exception) -> GradscopeError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return GradscopeError(f"--data-root: {path} cannot be decoded as an image: {reason}")

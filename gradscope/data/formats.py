@@ -1,0 +1,112 @@
+"""Array files: IDX (Fashion-MNIST) and ``.npz``, read and checked."""
+
+import gzip
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gradscope.data.image_set import ImageSet, Splits
+from gradscope.errors import GradscopeError
+
+Array = npt.NDArray[Any]
+
+#: The names that an ``.npz`` may give its four arrays: train images and labels, then test images and labels.
+_NPZ_KEYS = (
+    ("X_train", "y_train", "X_test", "y_test"),
+    ("x_train", "y_train", "x_test", "y_test"),
+    ("train_images", "train_labels", "test_images", "test_labels"),
+)
+
+
+def read_idx(path: Path) -> npt.NDArray[np.uint8]:
+    """The array of an IDX file, raw or ``.gz``: 0, 0, 8 (uint8), the number of axes, big-endian lengths, content."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise GradscopeError(f"--data-root: {path} cannot be read: {error}") from None
+    axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
+    start = 4 + 4 * axes
+    shape = tuple(np.frombuffer(content[4:start], ">u4", count=len(content[4:start]) // 4).tolist())
+    if axes == 0 or len(shape) != axes or len(content) - start != np.prod(shape):
+        raise GradscopeError(f"--data-root: {path} is not an IDX file of uint8: its header and its length disagree")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def read_npz(path: Path) -> Splits:
+    """The splits in an ``.npz``: images uint8 or float in [0, 1], (N, H, W), (N, H, W, C) or (N, C, H, W); labels (N,).
+
+    An array ``classes`` may name the classes; else they are numbered. Raises :class:`GradscopeError` where an array
+    is missing, is pickled, or does not fit.
+    """
+    try:
+        # Opened here, because np.load leaves a file open that is no zip archive.
+        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (OSError, ValueError, EOFError, AttributeError, TypeError, zlib.error, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0]
+        raise GradscopeError(f"--data-root: {path} cannot be read as an .npz of plain arrays: {reason}") from None
+    keys = _npz_keys(path, arrays)
+    labels = [_npz_labels(path, key, arrays[key]) for key in (keys[1], keys[3])]
+    classes = _npz_classes(path, arrays, labels[0])
+    images = [_npz_images(path, key, arrays[key]) for key in (keys[0], keys[2])]
+    return Splits(*(ImageSet.from_tensors(path.stem, *split, classes) for split in zip(images, labels, strict=True)))
+
+
+def _npz_keys(path: Path, arrays: Mapping[str, Array]) -> tuple[str, str, str, str]:
+    keys = max(_NPZ_KEYS, key=lambda names: len(set(names) & set(arrays)))
+    missing = [key for key in keys if key not in arrays]
+    if missing:
+        allowed = " or ".join(", ".join(names) for names in _NPZ_KEYS)
+        raise GradscopeError(
+            f"--data-root: {path} lacks {', '.join(missing)}; allowed: {allowed}; got: {', '.join(arrays) or 'none'}"
+        )
+    return keys
+
+
+def _npz_labels(path: Path, key: str, labels: Array) -> torch.Tensor:
+    column = labels.ndim == 2 and labels.shape[1] == 1
+    if not np.issubdtype(labels.dtype, np.integer) or not (labels.ndim == 1 or column):
+        raise GradscopeError(
+            f"--data-root: {path}: {key} must be whole numbers (N,) or (N, 1), got {labels.dtype} {labels.shape}"
+        )
+    return torch.from_numpy(labels.reshape(-1).astype(np.int64))
+
+
+def _npz_classes(path: Path, arrays: Mapping[str, Array], train_labels: torch.Tensor) -> tuple[str, ...]:
+    if "classes" not in arrays:
+        return tuple(str(label) for label in range(int(train_labels.max()) + 1)) if len(train_labels) else ()
+    names = arrays["classes"]
+    if names.ndim != 1:
+        raise GradscopeError(f"--data-root: {path}: classes must be names (K,), got shape {names.shape}")
+    return tuple(str(name) for name in names)
+
+
+def _npz_images(path: Path, key: str, images: Array) -> torch.Tensor:
+    if np.issubdtype(images.dtype, np.floating):
+        if images.size and not (images.min() >= 0 and images.max() <= 1):  # written so that NaN is refused too
+            raise GradscopeError(
+                f"--data-root: {path}: {key} as floats must be in [0, 1], got {images.min():g} to {images.max():g}"
+            )
+        images = np.rint(images * 255).astype(np.uint8)
+    if images.dtype != np.uint8:
+        raise GradscopeError(f"--data-root: {path}: {key} must be uint8 or float in [0, 1], got {images.dtype}")
+    return torch.from_numpy(np.ascontiguousarray(_channels_first(path, key, images)))
+
+
+def _channels_first(path: Path, key: str, images: Array) -> Array:
+    shape = images.shape
+    if len(shape) == 3:
+        return images[:, None]
+    if len(shape) == 4 and shape[3] in (1, 3):
+        return images.transpose(0, 3, 1, 2)
+    if len(shape) == 4 and shape[1] in (1, 3):
+        return images
+    raise GradscopeError(
+        f"--data-root: {path}: {key} must be (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels, got {shape}"
+    )

@@ -1,0 +1,212 @@
+"""Where images come from: the data sets by name, and :func:`load`."""
+
+import io
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext, redirect_stderr
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from gradscope.config import Data
+from gradscope.data.cache import Tree, cache_directory, load_tree
+from gradscope.data.formats import read_idx, read_npz
+from gradscope.data.image_set import ImageSet, Splits, stratified_split
+from gradscope.errors import GradscopeError, lookup
+from gradscope.vision import torchvision
+
+#: Fraction and seed of the test split of the digits, which come in one piece.
+_DIGITS_TEST = (0.2, 0)
+
+_DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+_IDX_FILES = tuple(f"{split}-{what}-ubyte" for split in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
+
+_IMAGENET100_SIZES = (32, 224)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set by name: one line about it, and ``read(data, download, cache)``."""
+
+    description: str
+    read: Callable[[Data, bool, Path | None], Splits]
+
+
+def load(data: Data, *, download: bool = False, cache: Path | None = None) -> Splits:
+    """The train and test images that ``data`` names.
+
+    ``download`` allows the network; ``cache`` is where decoded folders and downloads without a ``data_root`` go (see
+    :func:`~gradscope.data.cache.cache_directory`). Raises :class:`GradscopeError` for an unknown name, files that are
+    missing or unsound, and an ``image_size`` that the set does not have.
+    """
+    splits = lookup(DATASETS, data.dataset, "--dataset").read(data, download, cache)
+    if data.image_size not in (None, splits.train.image_size):
+        raise GradscopeError(
+            f"--image-size: {data.dataset!r} has images of {splits.train.image_size} pixels and is not resized "
+            f"(only 'folder' and 'imagenet100' are), got {data.image_size}"
+        )
+    return splits
+
+
+def _digits(data: Data, download: bool, cache: Path | None) -> Splits:
+    from sklearn.datasets import load_digits  # takes a second to import, and only this set needs it
+
+    digits = load_digits()
+    images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))[:, None]
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    classes = [str(name) for name in digits.target_names]
+    split = stratified_split(labels, *_DIGITS_TEST)
+    return Splits(*(ImageSet.from_tensors("digits", images[part], labels[part], classes) for part in split))
+
+
+def _fashion_mnist(data: Data, download: bool, cache: Path | None) -> Splits:
+    kind = torchvision.datasets.FashionMNIST
+    root = _download_root(data, cache)
+    candidates = [root, root / "FashionMNIST" / "raw", _DEBIAN_FASHION_MNIST]
+    files = _idx_files(candidates)
+    if files is None and download:
+        _download(kind, root)
+        files = _idx_files(candidates)
+    if files is None:
+        raise GradscopeError(
+            f"--data-root: no {', '.join(_IDX_FILES)} (raw or .gz) in {', '.join(map(str, candidates))}; "
+            "give --data-root DIR or --download"
+        )
+    train_images, train_labels, test_images, test_labels = (torch.from_numpy(read_idx(file).copy()) for file in files)
+    return Splits(
+        ImageSet.from_tensors("fashion-mnist", train_images[:, None], train_labels.long(), kind.classes),
+        ImageSet.from_tensors("fashion-mnist", test_images[:, None], test_labels.long(), kind.classes),
+    )
+
+
+def _idx_files(folders: Iterable[Path]) -> list[Path] | None:
+    """The four files in the first of ``folders`` that has all, raw before ``.gz``."""
+    for folder in folders:
+        found = [file for name in _IDX_FILES if (file := _first_file(folder / name, folder / f"{name}.gz"))]
+        if len(found) == len(_IDX_FILES):
+            return found
+    return None
+
+
+def _first_file(*paths: Path) -> Path | None:
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _cifar(data: Data, download: bool, cache: Path | None, *, kind: Any) -> Splits:
+    root = _download_root(data, cache)
+    if download:
+        _download(kind, root)
+    try:
+        with warnings.catch_warnings():
+            # The published files were pickled by a NumPy whose dtypes NumPy 2.4 takes with a warning.
+            warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
+            parts = [kind(root, train=train) for train in (True, False)]
+    except RuntimeError:
+        raise GradscopeError(
+            f"--data-root: no sound {kind.base_folder} in {root}; give --data-root DIR or --download"
+        ) from None
+    images = [torch.from_numpy(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))) for part in parts]
+    labels = [torch.tensor(part.targets, dtype=torch.int64) for part in parts]
+    classes = parts[0].classes
+    return Splits(*(ImageSet.from_tensors(data.dataset, *split, classes) for split in zip(images, labels, strict=True)))
+
+
+def _download_root(data: Data, cache: Path | None) -> Path:
+    return cache_directory(cache) / "downloads" if data.data_root is None else data.data_root.expanduser()
+
+
+def _download(kind: Any, root: Path) -> None:
+    """Let torchvision download what ``root`` does not have; one process at a time, its bar on a terminal only."""
+    quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{kind.__name__}.lock"), quiet:
+            kind(root, download=True)
+    except (OSError, RuntimeError, HTTPException) as error:
+        reason = " ".join(str(error).split())
+        raise GradscopeError(f"--download: {kind.__name__} did not come into {root}: {reason}") from None
+
+
+def _imagenet100(data: Data, download: bool, cache: Path | None) -> Splits:
+    size = 32 if data.image_size is None else data.image_size
+    if size not in _IMAGENET100_SIZES:
+        raise GradscopeError(f"--image-size: 'imagenet100' allows 32 or 224, got {size}")
+    root = _given_root(data)
+    tree = Tree(_split(root, "train"), _split(root, "val", "test"), _class_list(root), size)
+    return load_tree("imagenet100", tree, cache)
+
+
+def _class_list(root: Path) -> tuple[str, ...] | None:
+    """Class folders in the order of ``classes.txt`` (a name a line) or ``Labels.json`` (names as keys), if any."""
+    path = _first_file(root / "classes.txt", root / "Labels.json")
+    if path is None:
+        return None
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        names = list(json.loads(text).keys()) if path.suffix == ".json" else text.split("\n")
+    except (OSError, ValueError, AttributeError) as error:
+        raise GradscopeError(f"--data-root: {path} is not a list of class folders: {error}") from None
+    classes = tuple(name.strip() for name in names if name.strip())
+    if not classes or len(set(classes)) != len(classes):
+        raise GradscopeError(f"--data-root: {path} must list one or more class folders, each once")
+    return classes
+
+
+def _folder(data: Data, download: bool, cache: Path | None) -> Splits:
+    root = _given_root(data)
+    tree = Tree(_split(root, "train"), _split(root, "test", "val"), image_size=data.image_size)
+    return load_tree(root.resolve().name, tree, cache)
+
+
+def _split(root: Path, *names: str) -> Path:
+    """The first of the folders ``names`` that ``root`` has."""
+    if not root.is_dir():
+        raise GradscopeError(f"--data-root: a folder with train/ and test/ (or val/) is needed, {root} is none")
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    found = ", ".join(sorted(each.name for each in root.iterdir())[:5]) or "nothing"
+    raise GradscopeError(f"--data-root: {root} needs a folder {' or '.join(f'{name}/' for name in names)}, has {found}")
+
+
+def _npz(data: Data, download: bool, cache: Path | None) -> Splits:
+    path = _given_root(data)
+    if not path.is_file():
+        raise GradscopeError(f"--data-root: 'npz' needs an .npz file, {path} is none")
+    return read_npz(path)
+
+
+def _given_root(data: Data) -> Path:
+    if data.data_root is None:
+        raise GradscopeError(f"--data-root: {data.dataset!r} needs it ({DATASETS[data.dataset].description}), got none")
+    return data.data_root.expanduser()
+
+
+#: The data sets by name.
+DATASETS: dict[str, Source] = {
+    "digits": Source("handwritten digits, 8x8 grey, 10 classes, 1797 images; embedded (scikit-learn)", _digits),
+    "fashion-mnist": Source("clothes, 28x28 grey, 10 classes, 70000 images; IDX files or --download", _fashion_mnist),
+    "cifar10": Source(
+        "objects, 32x32 RGB, 10 classes, 60000 images; torchvision's files or --download",
+        partial(_cifar, kind=torchvision.datasets.CIFAR10),
+    ),
+    "cifar100": Source(
+        "objects, 32x32 RGB, 100 classes, 60000 images; torchvision's files or --download",
+        partial(_cifar, kind=torchvision.datasets.CIFAR100),
+    ),
+    "imagenet100": Source(
+        "a folder train/ and val/ or test/ of ImageNet's class folders, at 32 or 224 pixels; "
+        "classes.txt or Labels.json picks the classes",
+        _imagenet100,
+    ),
+    "folder": Source("a folder train/ and test/ or val/ with a folder of images for each class", _folder),
+    "npz": Source("a file with X_train, y_train, X_test, y_test and optionally classes", _npz),
+}

@@ -1,0 +1,227 @@
+"""The networks gradscope trains. Normalisation lives inside every one, so images are [0, 1] everywhere else."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from math import isfinite
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.errors import GradscopeError, lookup
+from gradscope.vision import torchvision
+
+#: Side in pixels from which torchvision's networks keep their ImageNet stem (stride 2, then a pool).
+IMAGENET_STEM_FROM = 64
+
+
+class Normalise(nn.Module):
+    """``(x - mean) / std`` for each channel of ``(N, C, H, W)`` images; one value serves every channel."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``(N, C, H, W)`` in, the same shape out."""
+        return (images - self.mean) / self.std
+
+
+def check_normalisation(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+    """Raise :class:`GradscopeError` unless both hold one finite value, or ``channels``, and every std is above 0."""
+    for argument, values in (("--mean", mean), ("--std", std)):
+        if len(values) not in (1, channels):
+            wanted = " or ".join(str(count) for count in sorted({1, channels}))
+            raise GradscopeError(f"{argument}: {wanted} numbers are allowed, got {len(values)}")
+        if not all(isfinite(value) for value in values):
+            raise GradscopeError(f"{argument}: finite numbers are allowed, got {list(values)}")
+    if min(std) <= 0:
+        raise GradscopeError(f"--std: numbers above 0 are allowed, got {list(std)}")
+
+
+def normalised(network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Sequential:
+    """``network`` behind :class:`Normalise`; the children are named ``normalise`` and ``network``."""
+    return nn.Sequential(OrderedDict(normalise=Normalise(mean, std), network=network))
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything :func:`build` needs. Images are square; ``image_size`` is their side in pixels.
+
+    A specification that no network can be built from raises :class:`GradscopeError`.
+    """
+
+    architecture: str
+    classes: int
+    channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        smallest = lookup(ARCHITECTURES, self.architecture, "architecture").smallest
+        if self.image_size < smallest:
+            raise GradscopeError(
+                f"image_size: {self.architecture} takes images of at least {smallest} pixels, got {self.image_size}"
+            )
+        if self.classes < 2:
+            raise GradscopeError(f"classes: at least 2 are allowed, got {self.classes}")
+        if self.channels < 1:
+            raise GradscopeError(f"channels: at least 1 is allowed, got {self.channels}")
+        check_normalisation(self.mean, self.std, self.channels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain types, ready for a checkpoint or JSON."""
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """What :meth:`to_dict` gave. A missing field raises KeyError, a wrong type TypeError or ValueError."""
+        return cls(
+            architecture=str(values["architecture"]),
+            classes=int(values["classes"]),
+            channels=int(values["channels"]),
+            image_size=int(values["image_size"]),
+            mean=tuple(float(value) for value in values["mean"]),
+            std=tuple(float(value) for value in values["std"]),
+        )
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A row of :data:`ARCHITECTURES`: ``smallest`` image side in pixels, and whether the ``paper`` has it."""
+
+    description: str
+    builder: Callable[[ModelSpec], nn.Module]
+    smallest: int
+    paper: bool
+
+
+def build(spec: ModelSpec) -> nn.Sequential:
+    """The network of ``spec`` with fresh weights from torch's global generator, in train mode.
+
+    Takes ``(N, channels, image_size, image_size)`` images in [0, 1], returns logits ``(N, classes)``.
+    """
+    return normalised(ARCHITECTURES[spec.architecture].builder(spec), spec.mean, spec.std)
+
+
+def _cnn6(spec: ModelSpec) -> nn.Module:
+    return nn.Sequential(
+        *_same_convolution(spec.channels, 264),
+        *_same_convolution(264, 128),
+        nn.MaxPool2d(2),
+        nn.Dropout(0.2),
+        *_same_convolution(128, 512),
+        *_same_convolution(512, 128),
+        nn.MaxPool2d(2),
+        nn.Dropout(0.25),
+        *_same_convolution(128, 128),
+        *_same_convolution(128, 128),
+        nn.MaxPool2d(2),
+        nn.Dropout(0.35),
+        nn.Flatten(),
+        nn.Linear(128 * (spec.image_size // 8) ** 2, 256),
+        nn.BatchNorm1d(256),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(256, spec.classes),
+    )
+
+
+def _same_convolution(inputs: int, outputs: int) -> list[nn.Module]:
+    """A 4x4 convolution that keeps the image size, batch norm, ReLU.
+
+    An even kernel pads one pixel more on the right and at the bottom. That is what ``padding="same"`` does, with
+    equal outputs to the bit, but it warns of the copy on every run.
+    """
+    return [
+        nn.ZeroPad2d((0, 1, 0, 1)),
+        nn.Conv2d(inputs, outputs, 4, padding=1),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    ]
+
+
+def _cnn4(spec: ModelSpec) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(spec.channels, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Dropout(0.25),
+        nn.Conv2d(64, 128, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(128, 128, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Dropout(0.25),
+        nn.Flatten(),
+        nn.Linear(128 * (spec.image_size // 8) ** 2, 1024),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(1024, spec.classes),
+    )
+
+
+def _cnn2(spec: ModelSpec) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(spec.channels, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * (spec.image_size // 2) ** 2, 128),
+        nn.ReLU(),
+        nn.Linear(128, spec.classes),
+    )
+
+
+def _resnet(name: str, spec: ModelSpec) -> nn.Module:
+    network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=spec.classes)
+    network.conv1 = _stem(spec, "fan_out")
+    if spec.image_size < IMAGENET_STEM_FROM:
+        network.maxpool = nn.Identity()
+    return network
+
+
+def _densenet(name: str, spec: ModelSpec) -> nn.Module:
+    network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=spec.classes)
+    features = network.get_submodule("features")
+    features.conv0 = _stem(spec, "fan_in")
+    if spec.image_size < IMAGENET_STEM_FROM:
+        features.pool0 = nn.Identity()
+    return network
+
+
+def _stem(spec: ModelSpec, fan: Literal["fan_in", "fan_out"]) -> nn.Conv2d:
+    """The first convolution of a torchvision network, initialised as torchvision does, for any number of channels."""
+    small = spec.image_size < IMAGENET_STEM_FROM
+    kernel, stride, padding = (3, 1, 1) if small else (7, 2, 3)
+    stem = nn.Conv2d(spec.channels, 64, kernel, stride=stride, padding=padding, bias=False)
+    nn.init.kaiming_normal_(stem.weight, mode=fan, nonlinearity="relu")
+    return stem
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "cnn2": Architecture("two 3x3 convolutions and two linear layers, for digits and quick looks", _cnn2, 4, False),
+    "cnn4": Architecture("four 3x3 convolutions and two linear layers, no batch norm", _cnn4, 8, True),
+    "cnn6": Architecture("six 4x4 convolutions and two linear layers, with batch norm", _cnn6, 8, True),
+    "resnet18": Architecture(
+        "torchvision's ResNet-18; 3x3 stem without pool below 64 pixels", partial(_resnet, "resnet18"), 8, True
+    ),
+    "resnet50": Architecture(
+        "torchvision's ResNet-50; 3x3 stem without pool below 64 pixels", partial(_resnet, "resnet50"), 8, True
+    ),
+    "densenet121": Architecture(
+        "torchvision's DenseNet-121; 3x3 stem without pool below 64 pixels", partial(_densenet, "densenet121"), 8, True
+    ),
+}

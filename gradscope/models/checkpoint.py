@@ -1,0 +1,214 @@
+"""gradscope's checkpoint files: written atomically, read without running any code from them."""
+
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.errors import GradscopeError
+from gradscope.models.architectures import ModelSpec, build
+from gradscope.results.tables import atomic
+from gradscope.seeding import seeded
+
+#: Raised whenever an older gradscope could misread what :func:`save` writes.
+FORMAT = 1
+_PRODUCER = "gradscope"
+_PLAIN = (type(None), bool, int, float, str)
+_ZIP_HEAD = b"PK\x03\x04"
+_PICKLE_HEAD = b"\x80"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained network and how it came to be: resolved ``config``, a row of ``history`` an epoch, ``provenance``.
+
+    ``dataset`` names the data it was trained on, ``classes`` its class names in the order of the logits,
+    ``data_fingerprint`` its content.
+    """
+
+    spec: ModelSpec
+    state_dict: dict[str, Tensor]
+    mode: str
+    dataset: str
+    classes: tuple[str, ...]
+    data_fingerprint: str
+    config: dict[str, Any]
+    history: list[dict[str, Any]]
+    provenance: dict[str, Any]
+
+    def build(self) -> nn.Sequential:
+        """The network with these weights, in eval mode, on the CPU; it shares no memory with the checkpoint.
+
+        Weights that do not fit the specification raise :class:`GradscopeError`. No random state is touched.
+        """
+        with seeded(0, "weights"):
+            model = build(self.spec)
+        load_strictly(model, self.state_dict, f"CKPT: the checkpoint's weights do not fit {self.spec.architecture}")
+        return model.eval()
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write ``checkpoint`` to ``path`` in one step: a reader sees the old file or the new one, never a part.
+
+    Equal checkpoints give equal bytes. What is neither a tensor nor a plain type raises TypeError.
+    """
+    content = {
+        "producer": _PRODUCER,
+        "format": FORMAT,
+        "spec": checkpoint.spec.to_dict(),
+        "mode": checkpoint.mode,
+        "dataset": checkpoint.dataset,
+        "classes": list(checkpoint.classes),
+        "data_fingerprint": checkpoint.data_fingerprint,
+        "config": checkpoint.config,
+        "history": checkpoint.history,
+        "provenance": checkpoint.provenance,
+    }
+    _require_plain(content, "checkpoint")
+    # A clone, for torch.save writes the whole memory behind a view.
+    tensors = {
+        key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, tensor in checkpoint.state_dict.items()
+    }
+    # Given a path, torch.save would put the temporary file's random name inside the archive.
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        torch.save(content | {"state_dict": tensors}, file)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read what :func:`save` wrote; whatever else ``path`` may be raises :class:`GradscopeError`."""
+    content = {} if path.suffix == ".safetensors" else load_weights_only(path, "CKPT")
+    if not isinstance(content, dict) or content.get("producer") != _PRODUCER:
+        raise GradscopeError(
+            f"CKPT: {path} is no gradscope checkpoint; pass other models as torchvision:NAME, timm:NAME or "
+            f"package.module:factory with --weights {path}"
+        )
+    written = content.get("format")
+    if isinstance(written, int) and written > FORMAT:
+        raise GradscopeError(f"CKPT: {path} has format {written}, this gradscope reads up to {FORMAT}; use a newer one")
+    _require_checksums(path)
+    try:
+        return Checkpoint(
+            spec=ModelSpec.from_dict(content["spec"]),
+            state_dict=_tensors(content["state_dict"]),
+            mode=content["mode"],
+            dataset=content["dataset"],
+            classes=tuple(content["classes"]),
+            data_fingerprint=content["data_fingerprint"],
+            config=content["config"],
+            history=content["history"],
+            provenance=content["provenance"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise GradscopeError(f"CKPT: {path} is damaged: {type(error).__name__} {error}") from None
+    except GradscopeError as error:
+        raise GradscopeError(f"CKPT: {path} cannot be used: {error}") from None
+
+
+def _tensors(state: object) -> dict[str, Tensor]:
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise TypeError("state_dict holds something else than tensors")
+    return dict(state)
+
+
+def _require_checksums(path: Path) -> None:
+    """Torch reads past a wrong checksum, and a flipped bit in a weight would be measured as if it were trained."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile:
+        damaged = "the archive"
+    if damaged is not None:
+        raise GradscopeError(f"CKPT: {path} is damaged: {damaged} does not have the checksum it was written with")
+
+
+def load_weights_only(path: Path, argument: str) -> Any:
+    """What ``torch.save`` wrote to ``path``, on the CPU, if it is tensors and plain types; no code from it is run.
+
+    There is no way around this: a file that needs code, is truncated or is none of torch's raises
+    :class:`GradscopeError`, with ``argument`` in front.
+    """
+    head = first_bytes(path, argument)
+    try:
+        with warnings.catch_warnings():
+            # Torch warns of TorchScript archives and newer pickles; the error that follows says it better.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Torch's own message offers weights_only=False, so none of it is passed on.
+        raise GradscopeError(f"{argument}: {path} {_refusal(path, head, error)}") from None
+
+
+def first_bytes(path: Path, argument: str) -> bytes:
+    """The first bytes of a file; one that is missing, unreadable, a directory or empty raises GradscopeError."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise GradscopeError(f"{argument}: {path} cannot be read: {error.strerror}") from None
+    if not head:
+        raise GradscopeError(f"{argument}: {path} is truncated: it is empty")
+    return head
+
+
+def _refusal(path: Path, head: bytes, error: Exception) -> str:
+    """Why ``torch.load`` failed, from the file's first bytes and torch's error."""
+    refused = re.search(r"GLOBAL (\S+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and refused:
+        return (
+            f"was refused: it asks for {refused[1]}, and gradscope never runs code from a checkpoint; "
+            "save the model's state_dict() alone"
+        )
+    cut_archive = _ZIP_HEAD.startswith(head[:4]) and not zipfile.is_zipfile(path)
+    cut_pickle = isinstance(error, EOFError | struct.error | IndexError) or "unexpected EOF" in str(error)
+    if cut_archive or (head.startswith(_PICKLE_HEAD) and cut_pickle):
+        return f"is truncated: its end is missing after {path.stat().st_size} bytes"
+    if "TorchScript" in str(error):
+        return "was refused: it is TorchScript, and gradscope never runs code from a checkpoint"
+    return f"is no file of tensors that torch.save wrote, or is damaged; it begins with {head!r}"
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], complaint: str) -> None:
+    """Copy ``state`` into ``model``, in place; every entry has to be there and to have the model's shape.
+
+    Otherwise raises :class:`GradscopeError`: ``complaint``, then how many entries are missing, unexpected and of
+    another shape, with the first of each. Only batch norm's count of batches may be missing: files from before
+    torch 0.4.1 have none, and no forward pass in eval mode reads it.
+    """
+    own = model.state_dict()
+    counters = {key: own[key] for key in own.keys() - state.keys() if key.endswith("num_batches_tracked")}
+    state = {**state, **counters}
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    reshaped = [
+        f"{key}: file {tuple(state[key].shape)}, model {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    problems = (("missing", missing), ("unexpected", unexpected), ("of other shape", reshaped))
+    found = [f"{len(keys)} {kind} (first {keys[0]})" for kind, keys in problems if keys]
+    if found:
+        raise GradscopeError(f"{complaint}: {', '.join(found)}")
+    model.load_state_dict(state)
+
+
+def _require_plain(value: object, place: str) -> None:
+    """Raise TypeError at the first value below ``value`` that ``weights_only`` would refuse to load."""
+    # The very type: numpy.float64 is a float, but is pickled as a call to numpy.
+    if type(value) is dict:
+        for key, item in value.items():
+            _require_plain(key, f"a key of {place}")
+            _require_plain(item, f"{place}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for index, item in enumerate(value):  # type: ignore[arg-type]
+            _require_plain(item, f"{place}[{index}]")
+    elif type(value) not in _PLAIN:
+        raise TypeError(f"{place}: None, bool, int, float, str, list, tuple and dict are allowed, got {type(value)}")

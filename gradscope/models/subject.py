@@ -1,0 +1,127 @@
+"""A model to be examined, whoever trained it, with the names its results carry."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradscope.config import Data
+from gradscope.data.image_set import ImageSet
+from gradscope.errors import GradscopeError
+from gradscope.models import checkpoint as checkpoints
+from gradscope.models.checkpoint import Checkpoint
+from gradscope.models.foreign import is_foreign, load_foreign
+from gradscope.models.inspection import check_fits
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What the command says about models trained elsewhere; ``weights`` has a file for each, in order, or none."""
+
+    weights: tuple[Path, ...] = ()
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    trust_code: bool = False
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A checkpoint as the command names it: its label in the results and, where it is ours, its content."""
+
+    text: str
+    label: str
+    checkpoint: Checkpoint | None
+    weights: Path | None
+
+    @property
+    def data(self) -> Data | None:
+        """The data set our checkpoint was trained on; None for a foreign model."""
+        return None if self.checkpoint is None else Data.parse(self.checkpoint.config["data"])
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model on its device, in eval mode, that takes [0, 1] images and fits the data it will be examined on."""
+
+    label: str
+    model: nn.Module
+    mode: str
+    architecture: str
+    seed: int | None
+
+    def identity(self, dataset: str, attack: str) -> dict[str, Any]:
+        """The columns that say whose result a row is."""
+        return {
+            "checkpoint": self.label,
+            "mode": self.mode,
+            "dataset": dataset,
+            "arch": self.architecture,
+            "seed": self.seed,
+            "attack": attack,
+        }
+
+
+def read_references(texts: Sequence[str], foreign: Foreign) -> list[Reference]:
+    """What each CKPT of a command names; our checkpoints are read. Labels are unique."""
+    outsiders = [text for text in texts if is_foreign(text)]
+    if foreign.weights and len(foreign.weights) != len(outsiders):
+        raise GradscopeError(
+            f"--weights: one file for each foreign model is allowed, in order ({len(outsiders)}), "
+            f"got {len(foreign.weights)}"
+        )
+    weights = dict(zip(outsiders, foreign.weights, strict=False))
+    labels = _labels(texts)
+    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    if repeated:
+        raise GradscopeError(f"CKPT: each checkpoint is allowed once, got {repeated[0]!r} again")
+    return [
+        Reference(text, label, None, weights.get(text))
+        if is_foreign(text)
+        else Reference(text, label, checkpoints.load(Path(text)), None)
+        for text, label in zip(texts, labels, strict=True)
+    ]
+
+
+def _labels(texts: Sequence[str]) -> list[str]:
+    """The file's stem, or the text itself where two checkpoints share one or the model is foreign."""
+    stems = [text if is_foreign(text) else Path(text).stem for text in texts]
+    return [text if stems.count(stem) > 1 else stem for text, stem in zip(texts, stems, strict=True)]
+
+
+def load_subject(reference: Reference, images: ImageSet, foreign: Foreign, device: torch.device) -> Subject:
+    """Build the model and make sure that it fits ``images``; every misfit raises :class:`GradscopeError`."""
+    ours = reference.checkpoint
+    if ours is not None:
+        if ours.spec.channels != images.channels:
+            raise GradscopeError(
+                f"CKPT: {reference.label} takes images of {ours.spec.channels} channel(s), "
+                f"{images.name} has {images.channels}"
+            )
+        model: nn.Module = ours.build()
+        seed = ours.config.get("seed")
+        subject = Subject(reference.label, model, ours.mode, ours.spec.architecture, seed)
+    else:
+        model = load_foreign(
+            reference.text,
+            weights=reference.weights,
+            classes=len(images.classes),
+            channels=images.channels,
+            image_size=images.image_size,
+            mean=foreign.mean,
+            std=foreign.std,
+            trust_code=foreign.trust_code,
+        )
+        subject = Subject(reference.label, model, "foreign", reference.text.partition(":")[2], None)
+    model.to(device)
+    check_fits(
+        model,
+        channels=images.channels,
+        image_size=images.image_size,
+        classes=len(images.classes),
+        name=reference.label,
+        device=device,
+    )
+    return subject

@@ -1,0 +1,96 @@
+"""The observer of one batch's path: which values are taken at which iterate."""
+
+import torch
+from torch import Tensor
+
+from gradscope import functional
+from gradscope.attacks.pgd import Iterate
+from gradscope.losses import cross_entropy
+from gradscope.probes.streaming import Directions
+
+#: Metrics that compare the gradients of two consecutive iterates, so start at t = 1.
+BETWEEN_ITERATES = ("cosine", "sign", "zero")
+
+
+class Recorder:
+    """Observes one batch's path and keeps each metric's ``(steps, B)`` values on the device until it ends."""
+
+    def __init__(
+        self, metrics: frozenset[str], steps: int, labels: Tensor, indices: Tensor, directions: Directions | None
+    ) -> None:
+        self.metrics = metrics
+        self.steps = steps
+        self.labels = labels
+        self.indices = indices
+        self.directions = directions
+        self.values: dict[str, list[Tensor]] = {}
+        self.always_right = torch.ones_like(labels, dtype=torch.bool)
+        self.first: Iterate | None = None
+        self.last: Iterate | None = None
+        self._unit_sum: Tensor | None = None
+        self._units = torch.zeros(len(labels), device=labels.device)
+        self._travelled = torch.zeros(len(labels), device=labels.device)
+
+    def __call__(self, iterate: Iterate) -> None:
+        """Record ``iterate``."""
+        self._record_point(iterate)
+        if iterate.step < self.steps:
+            self._record_gradient(iterate)
+        if "displacement" in self.metrics and self.last is not None:
+            self._travelled += functional.flatten(iterate.images - self.last.images).norm(dim=1)
+        self.first = self.first or iterate
+        self.last = iterate
+
+    def _keep(self, metric: str, values: Tensor) -> None:
+        if metric in self.metrics:
+            self.values.setdefault(metric, []).append(values)
+
+    def _record_point(self, iterate: Iterate) -> None:
+        values = values_at(iterate, self.labels, self.metrics)
+        self.always_right &= values["accuracy"].bool()
+        for metric, value in values.items():
+            self._keep(metric, value)
+
+    def _record_gradient(self, iterate: Iterate) -> None:
+        if "norm" in self.metrics:
+            self._keep("norm", iterate.own_norm)
+        if self.directions is not None:
+            self.directions.add(iterate.step, iterate.unit, self.indices)
+        if "path-variance" in self.metrics:
+            self._unit_sum = iterate.unit.clone() if self._unit_sum is None else self._unit_sum.add_(iterate.unit)
+            self._units += iterate.unit.any(dim=1)
+        previous = self.last
+        if previous is None:
+            return
+        if "cosine" in self.metrics:
+            self._keep("cosine", functional.cosine(iterate.unit, previous.unit))
+        if "sign" in self.metrics:
+            agree, zero = functional.sign_agreement(iterate.unit, previous.unit)
+            self._keep("sign", agree)
+            self._keep("zero", zero)
+
+    def of_the_path(self) -> dict[str, Tensor]:
+        """The metrics with one value an image, ``(B,)``, and the means over the path of those with many."""
+        values = {
+            metric: torch.stack(self.values[metric]).nanmean(dim=0)
+            for metric in (*BETWEEN_ITERATES, "norm")
+            if metric in self.values
+        }
+        if self._unit_sum is not None:
+            values["path-variance"] = 1 - functional.mean_pairwise_cosine(self._unit_sum, self._units)
+        if "displacement" in self.metrics and self.first is not None and self.last is not None:
+            reached = functional.flatten(self.last.images - self.first.images).norm(dim=1)
+            values["displacement"] = reached / self._travelled
+        return values
+
+
+def values_at(iterate: Iterate, labels: Tensor, metrics: frozenset[str]) -> dict[str, Tensor]:
+    """The metrics of a point that need no gradient, ``(B,)`` each; accuracy always."""
+    values = {"accuracy": (iterate.logits.argmax(dim=1) == labels).to(iterate.logits.dtype)}
+    if "loss" in metrics:
+        values["loss"] = cross_entropy(iterate.logits, labels)
+    if "margin" in metrics:
+        values["margin"] = functional.margin(iterate.logits, labels)
+    if "entropy" in metrics:
+        values["entropy"] = functional.entropy(iterate.logits)
+    return values

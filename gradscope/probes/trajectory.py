@@ -1,0 +1,191 @@
+"""What the gradients do along PGD: every trajectory metric, streamed over batches.
+
+Memory holds one batch, a few numbers an image and, for the dispersion, ten sums a step; it does not grow with the
+images attacked beyond those few numbers. All values are independent of the batch size, to rounding, unless the
+attack itself divides by it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradscope.attacks.pgd import look, pgd, prepared, threat_model
+from gradscope.config import PGD
+from gradscope.data.image_set import ImageSet
+from gradscope.probes.recorder import BETWEEN_ITERATES, Recorder, values_at
+from gradscope.probes.streaming import Array, Directions, Moments
+from gradscope.results.rows import METRICS
+from gradscope.results.stats import Interval, mean_interval, wilson_interval
+
+Row = dict[str, Any]
+
+
+class Trajectory:
+    """Everything measured along one attack on one model: streaming sums a step, a few numbers an image."""
+
+    def __init__(self, settings: PGD, metrics: frozenset[str], labels: Tensor, numbers: Tensor) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.labels = labels
+        self.numbers = numbers
+        self.moments: dict[str, Moments] = {}
+        self.samples: dict[tuple[str, str], Array] = {}
+        self.directions = Directions(settings.steps) if "dispersion" in metrics else None
+
+    def add_steps(self, values: Mapping[str, list[Tensor]]) -> None:
+        """Merge one batch's values of every step."""
+        for metric, steps in values.items():
+            self.moments.setdefault(metric, Moments(len(steps))).add(_to_numpy(torch.stack(steps)))
+
+    def add_samples(self, point: str, indices: Tensor, values: Mapping[str, Tensor]) -> None:
+        """Keep one batch's values of one point."""
+        for metric, value in values.items():
+            column = self.samples.setdefault((metric, point), np.full(len(self.labels), np.nan))
+            column[indices.numpy()] = _to_numpy(value)
+
+    def unit(self, metric: str) -> str:
+        """Unit of ``metric`` under this attack: gradients are those of the attack's own loss."""
+        if metric != "norm":
+            return METRICS[metric].unit
+        of_loss = {"cross-entropy": "nats", "margin": "logits", "dlr": "1"}[self.settings.loss]
+        return f"{of_loss} per unit pixel range"
+
+    def step_rows(self, identity: Row) -> Iterator[Row]:
+        """Rows of ``steps.csv``: every metric at every step for which it exists."""
+        for metric, moments in self.moments.items():
+            first = 1 if metric in BETWEEN_ITERATES else 0
+            for position, n in enumerate(moments.n.tolist()):
+                mean = float(moments.mean[position]) if n else float("nan")
+                std = float(moments.std[position])
+                interval = _interval(metric, mean, std, n)
+                at_step = {**identity, "step": position + first, "metric": metric, "unit": self.unit(metric)}
+                undefined = int(moments.undefined[position])
+                yield at_step | {"mean": mean, "std": std} | _ends(interval) | {"n": n, "undefined": undefined}
+        if self.directions is None:
+            return
+        for step in range(self.settings.steps):
+            value, interval = self.directions.dispersion(step)
+            n = int(self.directions.counts[step].sum())
+            at_step = {**identity, "step": step, "metric": "dispersion", "unit": self.unit("dispersion")}
+            yield at_step | {"mean": value, "std": None} | _ends(interval) | {"n": n, "undefined": len(self.labels) - n}
+
+    def sample_rows(self, identity: Row) -> Iterator[Row]:
+        """Rows of ``samples.csv``: every image's value of every metric at every point."""
+        for (metric, point), values in self.samples.items():
+            of_metric = {**identity, "metric": metric, "point": point, "unit": self.unit(metric)}
+            images = zip(self.numbers.tolist(), self.labels.tolist(), values.tolist(), strict=True)
+            for number, label, value in images:
+                yield of_metric | {"index": number, "label": label, "value": value}
+
+    def summary_rows(self, identity: Row) -> Iterator[Row]:
+        """Rows of ``summary.csv``: every metric over all images, at a point also over those right and wrong there."""
+        for (metric, point), values in self.samples.items():
+            yield identity | self._over(metric, f"{point}/all", values)
+            if metric == "accuracy" or point not in ("clean", "final"):
+                continue
+            right = self.samples["accuracy", point] == 1
+            yield identity | self._over(metric, f"{point}/correct", values[right])
+            yield identity | self._over(metric, f"{point}/wrong", values[~right])
+        if self.directions is not None:
+            value, interval = self.directions.mean_dispersion()
+            whole = {"metric": "dispersion", "subset": "path/all", "unit": self.unit("dispersion"), "value": value}
+            yield identity | whole | _ends(interval) | {"n": len(self.labels)}
+
+    def _over(self, metric: str, subset: str, values: Array) -> Row:
+        values = values[~np.isnan(values)]
+        n = len(values)
+        mean = float(values.mean()) if n else float("nan")
+        std = float(values.std(ddof=1)) if n > 1 else float("nan")
+        row = {"metric": metric, "subset": subset, "unit": self.unit(metric), "value": mean}
+        return row | _ends(_interval(metric, mean, std, n)) | {"n": n}
+
+
+def _interval(metric: str, mean: float, std: float, n: int) -> Interval:
+    return wilson_interval(round(mean * n), n) if metric == "accuracy" and n else mean_interval(mean, std, n)
+
+
+def _ends(interval: Interval) -> Row:
+    return {"ci_low": interval.low, "ci_high": interval.high}
+
+
+def _to_numpy(values: Tensor) -> Array:
+    array: Array = values.double().cpu().numpy()
+    return array
+
+
+def measure_trajectory(
+    model: nn.Module,
+    image_set: ImageSet,
+    settings: PGD,
+    metrics: frozenset[str],
+    *,
+    numbers: Tensor | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    advanced: Callable[[int, str], None] = lambda images, note: None,
+) -> Trajectory:
+    """Attack every image of ``image_set`` by ``settings`` and measure ``metrics`` along the way.
+
+    ``metrics`` are names of :data:`gradscope.results.rows.METRICS`; accuracy is always measured. ``numbers`` are
+    the images' indices in the set they were taken from, 0 .. N-1 where None: they name the images in the results
+    and their random starts. With restarts the first start is the one that is measured; the others only attack
+    images that no iterate has felled yet, and decide the accuracy at "worst". ``advanced`` is told after each batch
+    how many images it held.
+    """
+    metrics = metrics | {"accuracy"} | ({"zero"} if "sign" in metrics else frozenset())
+    numbers = torch.arange(len(image_set)) if numbers is None else numbers
+    result = Trajectory(settings, metrics, image_set.labels.cpu(), numbers)
+    with prepared(model, settings) as attacked:
+        for indices, images, labels in image_set.batches(batch_size, device):
+            if settings.precision == "float64":
+                images = images.double()
+            _measure_batch(attacked, indices, images, labels, result, seed)
+            advanced(len(indices), "")
+    return result
+
+
+def _measure_batch(
+    model: nn.Module, indices: Tensor, images: Tensor, labels: Tensor, result: Trajectory, seed: int
+) -> None:
+    settings, metrics = result.settings, result.metrics
+    with_norm = "norm" in metrics
+    recorder = Recorder(metrics, settings.steps, labels, indices, result.directions)
+    start = _start(settings, images, result.numbers[indices], seed, restart=0)
+    pgd(model, images, labels, settings, start=start, observe=recorder, final_gradient=with_norm)
+    assert recorder.first is not None
+    assert recorder.last is not None
+    untouched = settings.start == "none"
+    clean = recorder.first if untouched else look(model, images, labels, settings, gradient=with_norm)
+    result.add_steps(recorder.values)
+    for point, iterate in (("clean", clean), ("final", recorder.last)):
+        values = values_at(iterate, labels, metrics)
+        if with_norm:
+            values["norm"] = iterate.own_norm
+        result.add_samples(point, indices, values)
+    result.add_samples("path", indices, recorder.of_the_path())
+    right = recorder.always_right & (clean.logits.argmax(dim=1) == labels)
+    for restart in range(1, settings.restarts):
+        # What has fallen is not attacked again, unless the gradients depend on who is in the batch.
+        attacked = right if settings.reduction == "sum" else torch.ones_like(right)
+        if attacked.any():
+            numbers = result.numbers[indices][attacked.cpu()]
+            start = _start(settings, images[attacked], numbers, seed, restart)
+            right[attacked] &= survive(model, images[attacked], labels[attacked], settings, start)
+    result.add_samples("worst", indices, {"accuracy": right.double()})
+
+
+def survive(model: nn.Module, images: Tensor, labels: Tensor, settings: PGD, start: Tensor) -> Tensor:
+    """Which images ``(N,)`` are right at every iterate of the attack from ``start``."""
+    recorder = Recorder(frozenset(), settings.steps, labels, torch.empty(0), None)
+    pgd(model, images, labels, settings, start=start, observe=recorder)
+    return recorder.always_right
+
+
+def _start(settings: PGD, images: Tensor, numbers: Tensor, seed: int, restart: int) -> Tensor:
+    if settings.start == "none":
+        return images
+    return threat_model(settings).random_start(images, settings.start, seed, ("start", restart), numbers)

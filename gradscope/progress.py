@@ -1,0 +1,31 @@
+"""Progress bars: on anything that may take seconds, on stderr, silent where that is no terminal."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+#: Call with how many are done since the last call, and a note shown after the bar.
+Advance = Callable[[int, str], None]
+
+
+@contextmanager
+def progress_bar(description: str, total: int) -> Iterator[Advance]:
+    """A bar of ``total`` items with the time left; yields the function that moves it."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(description, total=total, note="")
+
+        def advance(done: int, note: str = "") -> None:
+            progress.update(task, advance=done, note=note)
+
+        yield advance

@@ -1,0 +1,260 @@
+"""The stages a study is made of. Each reads files, does one thing and writes files; each command runs one."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradscope.config import PGD, Data, Training, merge
+from gradscope.data import sources
+from gradscope.data.image_set import ImageSet, Splits
+from gradscope.errors import GradscopeError, lookup
+from gradscope.models.architectures import ARCHITECTURES
+from gradscope.models.checkpoint import Checkpoint
+from gradscope.models.inspection import evaluating
+from gradscope.models.subject import Foreign, Reference, Subject, load_subject, read_references
+from gradscope.probes.trajectory import Trajectory, measure_trajectory
+from gradscope.progress import progress_bar
+from gradscope.report import figures
+from gradscope.results.manifest import provenance
+from gradscope.results.rows import SAMPLES, STEPS, SUMMARY
+from gradscope.results.stats import METHODS, Interval, wilson_interval
+from gradscope.results.tables import ensure_writable, write_json, write_table
+from gradscope.seeding import generator
+from gradscope.training.loop import Hardware, state_path, train
+from gradscope.training.phases import MODES, resolve
+
+#: Images analysed where the command does not say.
+DEFAULT_SAMPLES = 500
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training stage made."""
+
+    path: Path
+    checkpoint: Checkpoint
+    test_accuracy: float
+    test_interval: Interval
+    test_images: int
+
+
+def configure_training(
+    mode: str,
+    data: Mapping[str, Any],
+    *,
+    paper: bool,
+    table: Mapping[str, Any],
+    settings: Sequence[str],
+    epochs: int | None,
+    options: Mapping[str, Any],
+    download: bool,
+) -> tuple[Training, Splits]:
+    """The resolved configuration of a run and its images, on whose size the presets depend.
+
+    ``data`` and ``options`` are what the command line gave; see :func:`gradscope.training.phases.resolve`.
+    """
+    if "phases" not in table:
+        lookup(MODES, mode, "--mode")
+    source = Data.parse(merge(table.get("data", {}), data))
+    splits = sources.load(source, download=download)
+    training = resolve(
+        mode,
+        source,
+        splits.train.image_size,
+        paper=paper,
+        table=table,
+        settings=settings,
+        epochs=epochs,
+        options=merge(options, {"data": source.model_dump()}),
+    )
+    lookup(ARCHITECTURES, training.architecture, "--arch")
+    return training, splits
+
+
+def run_training(
+    training: Training, splits: Splits, out: Path, hardware: Hardware, *, resume: bool, overwrite: bool
+) -> Trained:
+    """Train a checkpoint and judge it on the test images."""
+    if out.exists() and not (resume or overwrite):
+        unfinished = "; it is unfinished: --resume continues it" if state_path(out).exists() else ""
+        raise GradscopeError(f"--out: {out} exists; pass --overwrite to replace it or another name{unfinished}")
+    checkpoint = train(training, splits.train, out, hardware, resume=resume)
+    right, total = count_right(checkpoint, splits.test), len(splits.test)
+    return Trained(out, checkpoint, right / total, wilson_interval(right, total), total)
+
+
+def count_right(checkpoint: Checkpoint, images: ImageSet) -> int:
+    """How many images the checkpoint's prediction is right for."""
+    device = resolve_device("auto")
+    model = checkpoint.build().to(device)
+    right = 0
+    with evaluating(model), torch.no_grad():
+        for _, batch, labels in images.batches(256, device):
+            logits = model(batch.contiguous(memory_format=torch.channels_last))
+            right += int((logits.argmax(dim=1) == labels).sum())
+    return right
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What ``analyze`` measures: which attacks and metrics, on how many test images.
+
+    ``data`` is what the command says of the data set; the rest is as the checkpoint has it.
+    """
+
+    attacks: Mapping[str, PGD]
+    metrics: frozenset[str]
+    samples: int | None = None
+    batch_size: int = 128
+    seed: int = 0
+    device: str = "auto"
+    data: Mapping[str, Any] = field(default_factory=dict)
+    download: bool = False
+    overwrite: bool = False
+
+
+def run_analysis(texts: Sequence[str], analysis: Analysis, foreign: Foreign, out: Path) -> Path:
+    """Attack every checkpoint with every attack, measure along the way, write CSV, manifest and figures to ``out``.
+
+    Every checkpoint is loaded and checked before the first is attacked. The files are rewritten after each attack, so
+    what has been measured is on disk.
+    """
+    if (out / "manifest.json").exists() and not analysis.overwrite:
+        raise GradscopeError(f"--out: {out} holds results; pass --overwrite to replace them or another directory")
+    ensure_writable(out)
+    device = resolve_device(analysis.device)
+    references = read_references(texts, foreign)
+    tests = {reference.label: _test_images(reference, analysis) for reference in references}
+    for reference in references:
+        load_subject(reference, tests[reference.label], foreign, device)
+    report = AnalysisFiles(out, analysis, device)
+    for reference in references:
+        chosen = choose(tests[reference.label], analysis.samples, analysis.seed)
+        subject = load_subject(reference, chosen.images, foreign, device)
+        report.begin(reference, chosen)
+        for name, settings in analysis.attacks.items():
+            started = time.perf_counter()
+            measured = _measure(subject, chosen, name, settings, analysis, device)
+            report.add(subject.identity(chosen.images.name, name), measured, time.perf_counter() - started)
+    figures.draw(out)
+    return out
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` (CUDA where there is one), ``cpu`` or ``cuda``."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise GradscopeError(f"--device: auto, cpu or cuda is allowed, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise GradscopeError("--device: cuda was asked for, but torch sees no CUDA device here; use auto or cpu")
+    return torch.device(name)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The images that are analysed and their indices in the test set."""
+
+    images: ImageSet
+    numbers: torch.Tensor
+    available: int
+
+
+def choose(test: ImageSet, samples: int | None, seed: int) -> Chosen:
+    """``samples`` test images drawn by ``seed`` without replacement, in the set's order."""
+    available = len(test)
+    count = min(DEFAULT_SAMPLES, available) if samples is None else samples
+    if not 1 <= count <= available:
+        raise GradscopeError(
+            f"--samples: 1 to {available} is allowed, {test.name} has so many test images, got {count}"
+        )
+    drawn = torch.randperm(available, generator=generator(seed, "images"))[:count]
+    numbers = drawn.sort().values
+    return Chosen(test.subset(numbers), numbers, available)
+
+
+def _test_images(reference: Reference, analysis: Analysis) -> ImageSet:
+    """The data set the command names, or the checkpoint's own, with what the command says of where it is."""
+    own = reference.data
+    if own is None and "dataset" not in analysis.data:
+        raise GradscopeError(f"--dataset: {reference.text} is a foreign model; name the data set it is examined on")
+    known = own.model_dump() if own is not None and "dataset" not in analysis.data else {}
+    return sources.load(Data.parse(known | dict(analysis.data)), download=analysis.download).test
+
+
+def _measure(
+    subject: Subject, chosen: Chosen, attack: str, settings: PGD, analysis: Analysis, device: torch.device
+) -> Trajectory:
+    with progress_bar(f"{subject.label} {attack}", len(chosen.images)) as advance:
+        return measure_trajectory(
+            subject.model,
+            chosen.images,
+            settings,
+            analysis.metrics,
+            numbers=chosen.numbers,
+            batch_size=analysis.batch_size,
+            seed=analysis.seed,
+            device=device,
+            advanced=advance,
+        )
+
+
+class AnalysisFiles:
+    """The files of an analysis, rewritten whenever something has been measured."""
+
+    def __init__(self, out: Path, analysis: Analysis, device: torch.device) -> None:
+        self.out = out
+        self.measured: list[tuple[dict[str, Any], Trajectory]] = []
+        self.manifest: dict[str, Any] = {
+            "kind": "analysis",
+            "attacks": {name: settings.model_dump() for name, settings in analysis.attacks.items()},
+            "metrics": sorted(analysis.metrics),
+            "batch_size": analysis.batch_size,
+            "seed": analysis.seed,
+            "intervals": METHODS,
+            "checkpoints": [],
+            "provenance": provenance(device_name(device)),
+        }
+
+    def begin(self, reference: Reference, chosen: Chosen) -> None:
+        """Name the next checkpoint and its images in the manifest."""
+        ours = reference.checkpoint
+        self.manifest["checkpoints"].append(
+            {
+                "label": reference.label,
+                "source": reference.text,
+                "weights": None if reference.weights is None else str(reference.weights),
+                "config": None if ours is None else ours.config,
+                "trained": None if ours is None else ours.provenance,
+                "data": {
+                    "name": chosen.images.name,
+                    "split": "test",
+                    "images": len(chosen.images),
+                    "of": chosen.available,
+                    "fingerprint": chosen.images.fingerprint,
+                },
+                "seconds": {},
+            }
+        )
+
+    def add(self, identity: dict[str, Any], measured: Trajectory, seconds: float) -> None:
+        """Add one attack's results on the checkpoint that was begun, and write everything."""
+        self.measured.append((identity, measured))
+        self.manifest["checkpoints"][-1]["seconds"][identity["attack"]] = seconds
+        results = self.measured
+        write_table(self.out / STEPS.file, STEPS, chain.from_iterable(one.step_rows(who) for who, one in results))
+        write_table(self.out / SAMPLES.file, SAMPLES, chain.from_iterable(one.sample_rows(who) for who, one in results))
+        write_table(
+            self.out / SUMMARY.file, SUMMARY, chain.from_iterable(one.summary_rows(who) for who, one in results)
+        )
+        write_json(self.out / "manifest.json", self.manifest)
+
+
+def device_name(device: torch.device) -> str:
+    """The device's product name where it has one."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,392 @@
+"""One training loop for every mode: phases in turn, an update at a time, resumable after each epoch.
+
+Every random number comes from a stream named by its purpose and the epoch, drawn for the global batch. So a resumed
+run continues bit for bit, and processes that share a batch see the numbers one process would have seen; dropout
+alone has a stream for each process, and batch norm its own statistics on each CPU process.
+"""
+
+import math
+import os
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
+from torch import Tensor, nn
+from torch.multiprocessing.spawn import ProcessRaisedException
+
+from gradscope.config import Phase, Training
+from gradscope.data import augment
+from gradscope.data.image_set import ImageSet, stratified_split
+from gradscope.errors import GradscopeError
+from gradscope.losses import cross_entropy
+from gradscope.models.architectures import ModelSpec, build
+from gradscope.models.checkpoint import Checkpoint, load_weights_only, save
+from gradscope.models.inspection import evaluating
+from gradscope.progress import Advance, progress_bar
+from gradscope.results.manifest import provenance
+from gradscope.results.rows import HISTORY
+from gradscope.results.tables import atomic, ensure_writable, write_table
+from gradscope.seeding import generator, seeded
+from gradscope.training.objectives import (
+    Draws,
+    adversarial_example,
+    fast_gradient_example,
+    phase_outcome,
+    shares_the_clean_pass,
+)
+
+#: Updates between two looks at the loss: each look waits for the device.
+LOOK_EVERY = 20
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where training runs. Precision is part of :class:`Training`, for it decides the weights."""
+
+    device: str = "auto"
+    devices: int = 1
+
+    def fabric(self, precision: str) -> Fabric:
+        """The fabric: one device, or ``devices`` processes started here, or those ``torchrun`` has started."""
+        launched = "TORCHELASTIC_RUN_ID" in os.environ
+        strategy = "auto" if self.devices == 1 and not launched else "ddp" if launched else "ddp_spawn"
+        names = {"32": "32-true", "bf16": "bf16-mixed"}
+        try:
+            return Fabric(accelerator=self.device, devices=self.devices, strategy=strategy, precision=names[precision])  # type: ignore[arg-type]
+        except (RuntimeError, ValueError) as error:
+            raise GradscopeError(f"--device {self.device} --devices {self.devices}: {error}".splitlines()[0]) from None
+
+
+@dataclass
+class Progress:
+    """What a run has reached, beside its weights: all that resuming needs to know."""
+
+    epochs_done: int = 0
+    best_accuracy: float = -1.0
+    history: list[dict[str, Any]] | None = None
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """History, one row an epoch."""
+        if self.history is None:
+            self.history = []
+        return self.history
+
+
+def train(
+    training: Training, train_set: ImageSet, out: Path, hardware: Hardware = Hardware(), *, resume: bool = False
+) -> Checkpoint:
+    """Train a classifier and write it to ``out``; the history goes beside it as CSV.
+
+    The checkpoint kept is the best on the validation images within the last phase (ties go to the later epoch), or
+    the last, as ``training.selection`` says. The state after each epoch is kept in ``out`` + ``.resume`` until the run
+    is complete. A loss that is not finite raises :class:`GradscopeError`; the last good checkpoint stays.
+    """
+    ensure_writable(out.parent)
+    if resume and out.exists() and not state_path(out).exists():
+        raise GradscopeError(f"--resume: {out} is complete; nothing is left to do")
+    fabric = hardware.fabric(training.precision)
+    try:
+        checkpoint: Checkpoint = fabric.launch(
+            partial(_run, training=training, train_set=train_set, out=out, resume=resume)
+        )
+    except ProcessRaisedException as error:
+        # A process started for the run failed; of its report only our own one-line errors are for the user.
+        last_line = str(error).strip().splitlines()[-1]
+        name, separator, message = last_line.partition(": ")
+        if separator and name.endswith(GradscopeError.__name__):
+            raise GradscopeError(message) from None
+        raise
+    return checkpoint
+
+
+def state_path(out: Path) -> Path:
+    """Where the state of an unfinished run lies."""
+    return out.with_name(out.name + ".resume")
+
+
+def _run(fabric: Fabric, training: Training, train_set: ImageSet, out: Path, resume: bool) -> Checkpoint:
+    with progress_bar(f"train {training.mode}", training.epochs) as advance:
+        run = Run(fabric, training, train_set, out, advance)
+        if resume:
+            run.resume()
+        return run.complete()
+
+
+class Run:
+    """One training run: network, optimiser, data and what has been reached."""
+
+    def __init__(self, fabric: Fabric, training: Training, train_set: ImageSet, out: Path, advance: Advance) -> None:
+        self.fabric = fabric
+        self.training = training
+        self.out = out
+        self.advance = advance
+        # Indices, not copies: a set larger than memory stays the memory map it is.
+        self.trained, self.held_out = stratified_split(train_set.labels, training.validation_fraction, training.seed)
+        self.images = train_set.on(fabric.device)
+        mean, std = train_set.channel_statistics(self.trained)
+        self.spec = ModelSpec(
+            architecture=training.architecture,
+            classes=len(train_set.classes),
+            channels=train_set.channels,
+            image_size=train_set.image_size,
+            mean=mean,
+            std=std,
+        )
+        with seeded(training.seed, "weights"):
+            network = build(self.spec)
+        if fabric.world_size > 1 and fabric.device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        self.network: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=training.phases[0].learning_rate)
+        self.model: _FabricModule
+        self.optimizer: _FabricOptimizer
+        self.model, self.optimizer = fabric.setup(self.network, optimizer)
+        self.progress = Progress()
+        self.best: Checkpoint | None = None
+
+    def resume(self) -> None:
+        """Continue where the state file says; a run of another configuration or other data is refused."""
+        path = state_path(self.out)
+        if not path.exists():
+            raise GradscopeError(f"--resume: there is no unfinished run at {path}")
+        state = load_weights_only(path, "--resume")
+        if state["config"] != self._config() or state["fingerprint"] != self.images.fingerprint:
+            changed = [key for key, value in self._config().items() if state["config"].get(key) != value]
+            what = ", ".join(changed) or "the images"
+            raise GradscopeError(f"--resume: {path} belongs to another run; it differs in {what}")
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(state["epochs_done"], state["best_accuracy"], state["history"])
+        self.best = None if state["best"] is None else replace(self._checkpoint(), state_dict=state["best"])
+        self.advance(self.progress.epochs_done, "")
+
+    def complete(self) -> Checkpoint:
+        """Train all epochs that are left, write the checkpoint and return it."""
+        first = 0
+        for number, phase in enumerate(self.training.phases):
+            for epoch in range(max(first, self.progress.epochs_done), first + phase.epochs):
+                self._epoch(number, phase, epoch, epoch - first)
+            first += phase.epochs
+        kept = self.best or self._checkpoint()
+        checkpoint = replace(kept, history=self.progress.rows, provenance=self._provenance())
+        if self.fabric.is_global_zero:
+            save(self.out, checkpoint)
+            state_path(self.out).unlink(missing_ok=True)
+        self.fabric.barrier()
+        return checkpoint
+
+    def _epoch(self, number: int, phase: Phase, epoch: int, epoch_of_phase: int) -> None:
+        started = time.perf_counter()
+        trained = self._train_epoch(phase, epoch, epoch_of_phase)
+        seconds = time.perf_counter() - started
+        validation_loss, validation_accuracy = self._validate()
+        row = {
+            "epoch": epoch + 1,
+            "phase": number,
+            "loss": trained.loss,
+            "accuracy": trained.accuracy,
+            "reward": trained.reward,
+            "validation_loss": validation_loss,
+            "validation_accuracy": validation_accuracy,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "images_per_second": trained.images / seconds,
+            "seconds": time.perf_counter() - started,
+        }
+        self.progress.rows.append(row)
+        self.progress.epochs_done = epoch + 1
+        if epoch_of_phase == 0:
+            # An earlier phase's best is no checkpoint of this one: an "-adv" run that kept it would be none.
+            self.progress.best_accuracy = -1.0
+        if self.training.selection == "last" or validation_accuracy >= self.progress.best_accuracy:
+            self.progress.best_accuracy = validation_accuracy
+            self.best = self._checkpoint()
+        self._store()
+        note = f"validation {100 * validation_accuracy:.1f} %  {row['images_per_second']:,.0f} images/s"
+        self.advance(1, note)
+
+    def _train_epoch(self, phase: Phase, epoch: int, epoch_of_phase: int) -> "Totals":
+        seed = self.training.seed
+        order = self.trained[torch.randperm(len(self.trained), generator=generator(seed, "order", epoch))]
+        batch_size = min(self.training.batch_size, len(order))
+        batches = order[: len(order) // batch_size * batch_size].split(batch_size)
+        stream = generator(seed, "augmentation and actions", epoch)
+        totals = Totals(self.fabric.device)
+        self.model.train()
+        with seeded(seed, "dropout", epoch, self.fabric.global_rank):
+            for position, indices in enumerate(batches):
+                rate = phase.learning_rate_at(epoch_of_phase + (position + 1) / len(batches))
+                for group in self.optimizer.param_groups:
+                    group["lr"], group["weight_decay"] = rate, phase.weight_decay
+                self._update(phase, indices, stream, totals)
+                if (position + 1) % LOOK_EVERY == 0:
+                    totals.require_finite(epoch + 1, self.out)
+        totals.sums = self._summed(totals.sums)
+        totals.require_finite(epoch + 1, self.out)
+        return totals
+
+    def _update(self, phase: Phase, indices: Tensor, stream: torch.Generator, totals: "Totals") -> None:
+        """One optimiser step on the global batch ``indices``, of which this process takes its share.
+
+        FGSM on the phase's own loss takes its gradient from the clean pass, so an adversarial update costs two
+        forward and two backward passes.
+        """
+        count = len(indices)
+        images, labels, (clean_draws, adversarial_draws), noise = self._batch(phase, indices, stream)
+        adversary = phase.adversary
+        shared = adversary is not None and shares_the_clean_pass(adversary)
+        # DDP averages over the processes, and each divides by the global count.
+        scale = self.fabric.world_size / count
+        self.optimizer.zero_grad()
+        images.requires_grad_(shared)
+        with self.fabric.no_backward_sync(self.model, enabled=adversary is not None and self.fabric.world_size > 1):
+            logits = self.model(images)
+            clean = phase_outcome(logits, labels, phase, clean_draws)
+            self.fabric.backward(clean.losses.sum() * scale)
+        losses = clean.losses.detach()
+        if adversary is not None:
+            clean_images = images.detach()
+            if shared:
+                assert images.grad is not None
+                example = fast_gradient_example(clean_images, images.grad, adversary)
+            else:
+                example = adversarial_example(self.network, clean_images, labels, phase, adversary, clean_draws, noise)
+            outcome = phase_outcome(self.model(example), labels, phase, adversarial_draws)
+            self.fabric.backward(adversary.weight * outcome.losses.sum() * scale)
+            losses = losses + adversary.weight * outcome.losses.detach()
+        if phase.clip_norm is not None:
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=phase.clip_norm, error_if_nonfinite=False)
+        self.optimizer.step()
+        totals.add(losses, logits.detach().argmax(dim=1) == labels, clean.rewards)
+
+    def _batch(
+        self, phase: Phase, indices: Tensor, stream: torch.Generator
+    ) -> tuple[Tensor, Tensor, tuple[Draws, Draws], Tensor]:
+        """A process's share of a batch: float images, labels, the draws of both passes, the adversary's noise."""
+        training, device = self.training, self.fabric.device
+        count = len(indices)
+        transforms = augment.draw(
+            count,
+            self.images.image_size,
+            horizontal_flip=training.horizontal_flip,
+            vertical_flip=training.vertical_flip,
+            shift=training.shift,
+            generator=stream,
+        )
+        draws = Draws.make(count, stream), Draws.make(count, stream)
+        rank = self.fabric.global_rank
+        start, stop = (count * part // self.fabric.world_size for part in (rank, rank + 1))
+        noise = torch.empty(0)
+        if phase.adversary is not None and phase.adversary.method == "pgd" and phase.adversary.random_start:
+            noise = torch.rand((count, *self.images.images.shape[1:]), generator=stream)[start:stop].mul_(2).sub_(1)
+        raw, labels = self.images.raw_batch(indices[start:stop], device)
+        images = augment.apply(raw, transforms[start:stop]).float().div_(255)
+        images = images.contiguous(memory_format=torch.channels_last)
+        clean, adversarial = (part.share(start, stop, device) for part in draws)
+        return images, labels, (clean, adversarial), noise.to(device)
+
+    def _summed(self, sums: Tensor) -> Tensor:
+        """The sums over all processes."""
+        total: Tensor = self.fabric.all_reduce(sums, reduce_op="sum")  # type: ignore[assignment]
+        return total
+
+    def _validate(self) -> tuple[float, float]:
+        """Mean cross-entropy in nats and accuracy on the validation images, float32, shared by all processes."""
+        mine = self.held_out[self.fabric.global_rank :: self.fabric.world_size]
+        sums = torch.zeros(2, dtype=torch.float64, device=self.fabric.device)
+        with evaluating(self.network), torch.no_grad():
+            for indices in mine.split(self.training.batch_size):
+                images, labels = self.images.batch(indices, self.fabric.device)
+                logits = self.network(images.contiguous(memory_format=torch.channels_last))
+                sums[0] += cross_entropy(logits, labels).sum()
+                sums[1] += (logits.argmax(dim=1) == labels).sum()
+        loss, accuracy = (self._summed(sums) / len(self.held_out)).tolist()
+        return loss, accuracy
+
+    def _store(self) -> None:
+        """Write what resuming needs, the best checkpoint so far and the history; one process does."""
+        if not self.fabric.is_global_zero:
+            return
+        assert self.best is not None
+        state = {
+            "config": self._config(),
+            "fingerprint": self.images.fingerprint,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best.state_dict,
+            "epochs_done": self.progress.epochs_done,
+            "best_accuracy": self.progress.best_accuracy,
+            "history": self.progress.rows,
+        }
+        save(self.out, replace(self.best, history=self.progress.rows))
+        with atomic(state_path(self.out)) as temporary:
+            torch.save(state, temporary)
+        write_table(self.out.with_suffix(".history.csv"), HISTORY, self.progress.rows)
+
+    def _checkpoint(self) -> Checkpoint:
+        weights = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+        return Checkpoint(
+            spec=self.spec,
+            state_dict=weights,
+            mode=self.training.mode,
+            dataset=self.images.name,
+            classes=self.images.classes,
+            data_fingerprint=self.images.fingerprint,
+            config=self._config(),
+            history=[],
+            provenance=self._provenance(),
+        )
+
+    def _config(self) -> dict[str, Any]:
+        return self.training.model_dump(mode="json")
+
+    def _provenance(self) -> dict[str, Any]:
+        return provenance(str(self.fabric.device)) | {"processes": self.fabric.world_size}
+
+
+class Totals:
+    """Sums over an epoch, kept on the device: loss, right predictions, rewards, images."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+        self.rewarded = False
+
+    def add(self, losses: Tensor, right: Tensor, rewards: Tensor | None) -> None:
+        """Add one batch's per-sample values."""
+        self.rewarded = rewards is not None
+        reward = rewards.sum() if rewards is not None else torch.zeros((), device=losses.device)
+        count = torch.full((), float(len(losses)), device=losses.device)
+        self.sums += torch.stack([losses.sum(), right.sum(), reward, count])
+
+    def require_finite(self, epoch: int, out: Path) -> None:
+        """Stop a run whose loss is not finite."""
+        if not math.isfinite(float(self.sums[0])):
+            kept = f"the last good checkpoint is {out}" if out.exists() else "there is no checkpoint yet"
+            raise GradscopeError(
+                f"loss: it is not finite in epoch {epoch}; lower the learning rate or set clip_norm; {kept}"
+            )
+
+    @property
+    def images(self) -> int:
+        """Images trained on, by all processes."""
+        return int(self.sums[3])
+
+    @property
+    def loss(self) -> float:
+        """Mean loss."""
+        return float(self.sums[0] / self.sums[3])
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right predictions."""
+        return float(self.sums[1] / self.sums[3])
+
+    @property
+    def reward(self) -> float | None:
+        """Mean reward; None where no actions were sampled."""
+        return float(self.sums[2] / self.sums[3]) if self.rewarded else None

@@ -1,0 +1,125 @@
+"""What training minimises: per-sample losses of each objective, and the adversarial images of a phase."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.attacks.pgd import pgd, threat_model
+from gradscope.attacks.threat import ThreatModel
+from gradscope.config import PGD, Adversary, Phase
+from gradscope.losses import cross_entropy, expected_accuracy
+from gradscope.models.inspection import evaluating
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one pass over a batch, uniform in [0, 1): ``(N,)`` each, and one for the whole batch.
+
+    Drawn for the global batch on the CPU, so that a process's share does not depend on how many share the batch.
+    """
+
+    action: Tensor
+    explore: Tensor
+    choice: Tensor
+    explore_batch: Tensor
+
+    @classmethod
+    def make(cls, count: int, generator: torch.Generator) -> "Draws":
+        """Draw for ``count`` samples."""
+        action, explore, choice = torch.rand(3, count, generator=generator)
+        return cls(action, explore, choice, torch.rand((), generator=generator))
+
+    def share(self, start: int, stop: int, device: torch.device) -> "Draws":
+        """The samples ``start`` to ``stop``, on ``device``."""
+        action, explore, choice = (part[start:stop].to(device) for part in (self.action, self.explore, self.choice))
+        return Draws(action, explore, choice, self.explore_batch.to(device))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Per-sample losses ``(N,)``, and the rewards ``(N,)`` where actions were sampled."""
+
+    losses: Tensor
+    rewards: Tensor | None
+
+
+def sample_actions(logits: Tensor, phase: Phase, draws: Draws) -> Tensor:
+    """Actions ``(N,)`` drawn from ``softmax(logits)`` by inversion, or uniformly where exploration strikes."""
+    probabilities = torch.softmax(logits.detach().float(), dim=1)
+    classes = logits.shape[1]
+    # Scaled by the total, so that rounding of the cumulative sum cannot step past the last class.
+    cumulative = probabilities.cumsum(dim=1)
+    greedy = (cumulative <= (draws.action * cumulative[:, -1]).unsqueeze(1)).sum(dim=1).clamp(max=classes - 1)
+    uniform = (draws.choice * classes).long().clamp(max=classes - 1)
+    chance = draws.explore if phase.exploration_scope == "sample" else draws.explore_batch
+    return torch.where(chance < phase.exploration, uniform, greedy)
+
+
+def policy_gradient(logits: Tensor, labels: Tensor, phase: Phase, draws: Draws) -> Outcome:
+    """REINFORCE on one step (Williams 1992): ``-log pi(a | x) * (r - b)``, r = 1 where the action a is the label.
+
+    b is 0, or the mean reward of this process's share of the batch. No importance weight corrects for exploration.
+    """
+    actions = sample_actions(logits, phase, draws)
+    rewards = (actions == labels).to(logits.dtype)
+    advantage = rewards - rewards.mean() if phase.baseline == "batch-mean" else rewards
+    return Outcome(cross_entropy(logits, actions) * advantage, rewards)
+
+
+def phase_outcome(logits: Tensor, labels: Tensor, phase: Phase, draws: Draws) -> Outcome:
+    """The phase's objective, or its mix of them by weight.
+
+    ``cross-entropy``: ``-log p_y``; ``policy-gradient``: see :func:`policy_gradient`; ``expected-reward``:
+    ``1 - p_y``, whose gradient is the policy gradient's expectation without exploration.
+    """
+    logits = logits.float()
+    losses = torch.zeros(len(labels), device=logits.device)
+    rewards = None
+    for objective, weight in phase.mix.items():
+        if objective == "policy-gradient":
+            outcome = policy_gradient(logits, labels, phase, draws)
+            rewards = outcome.rewards
+            losses = losses + weight * outcome.losses
+        elif objective == "cross-entropy":
+            losses = losses + weight * cross_entropy(logits, labels)
+        else:
+            losses = losses + weight * (1 - expected_accuracy(logits, labels))
+    return Outcome(losses, rewards)
+
+
+def shares_the_clean_pass(adversary: Adversary) -> bool:
+    """Whether the clean pass's own gradient makes the example, so that no further pass is needed."""
+    return adversary.method == "fgsm" and adversary.objective == "own"
+
+
+def fast_gradient_example(images: Tensor, gradient: Tensor, adversary: Adversary) -> Tensor:
+    """FGSM (Goodfellow et al. 2015) in the adversary's norm; an image whose gradient is zero stays as it is."""
+    threat = ThreatModel(adversary.norm, adversary.epsilon)
+    return threat.project(threat.steepest_step(gradient, adversary.epsilon).add_(images), images)
+
+
+def adversarial_example(
+    model: nn.Module, images: Tensor, labels: Tensor, phase: Phase, adversary: Adversary, draws: Draws, noise: Tensor
+) -> Tensor:
+    """FGSM or PGD examples ``(N, C, H, W)``, made in evaluation mode with frozen parameters.
+
+    ``noise`` ``(N, C, H, W)``, uniform in [-1, 1], gives PGD its random start.
+    """
+    single = adversary.method == "fgsm"
+    settings = PGD(
+        norm=adversary.norm,
+        epsilon=adversary.epsilon,
+        step_size=adversary.epsilon if single else adversary.resolved_step_size,
+        steps=1 if single else adversary.steps,
+    )
+    start = images
+    if adversary.random_start and not single:
+        start = threat_model(settings).project(images + noise * adversary.epsilon, images)
+
+    def own(logits: Tensor, targets: Tensor) -> Tensor:
+        return phase_outcome(logits, targets, phase, draws).losses
+
+    loss = own if adversary.objective == "own" else None
+    with evaluating(model):
+        return pgd(model, images, labels, settings, start=start, loss=loss)
