@@ -10,7 +10,16 @@ from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from gradscope.errors import GradscopeError, lookup, unknown_name
@@ -25,7 +34,7 @@ def parse_radius(value: object) -> float:
     """A radius in pixel units ([0, 1] images) from ``0.03``, ``"0.03"`` or ``"8/255"``; never negative or NaN."""
     try:
         radius = float(Fraction(value.strip())) if isinstance(value, str) else float(value)  # type: ignore[arg-type]
-    except (ValueError, TypeError, ZeroDivisionError):
+    except (ValueError, TypeError, ArithmeticError):
         radius = float("nan")
     if not isfinite(radius) or radius < 0:
         raise ValueError("a number not below 0 such as 0.03 or 8/255 is allowed")
@@ -51,10 +60,11 @@ class Config(BaseModel):
 
 def _explain(config: type[Config], error: ErrorDetails) -> GradscopeError:
     """One line for pydantic's first error: the key, what is allowed, what came."""
-    key = ".".join(str(part) for part in error["loc"])
+    location = tuple(part for part in error["loc"] if not str(part).startswith("["))  # no tags of a union
+    key = ".".join(str(part) for part in location)
     given = error["input"]
     if error["type"] == "extra_forbidden":
-        return unknown_name(key, str(error["loc"][-1]), _fields_at(config, error["loc"][:-1]))
+        return unknown_name(key, str(location[-1]), _fields_at(config, location[:-1]))
     if error["type"] == "literal_error" and isinstance(given, str):
         allowed = [name.strip(" '") for name in str(error["ctx"]["expected"]).replace(" or ", ",").split(",")]
         return unknown_name(key, given, allowed)
@@ -75,6 +85,14 @@ def _nested(annotation: Any) -> list[type]:
     if isinstance(annotation, type) and not get_args(annotation):
         return [annotation]
     return [kind for argument in get_args(annotation) for kind in _nested(argument)]
+
+
+#: One objective, or several by weight. The tags choose which of the two a mistake is explained against.
+Mix = Annotated[
+    Annotated[Objective, Tag("[one]")]
+    | Annotated[dict[Objective, Annotated[float, Field(gt=0)]], Field(min_length=1), Tag("[mix]")],
+    Discriminator(lambda value: "[mix]" if isinstance(value, dict) else "[one]"),
+]
 
 
 class Adversary(Config):
@@ -107,7 +125,7 @@ class Phase(Config):
     paper) or for each sample; ``baseline`` subtracts the batch's mean reward.
     """
 
-    objective: Objective | dict[Objective, Annotated[float, Field(gt=0)]] = "cross-entropy"
+    objective: Mix = "cross-entropy"
     epochs: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     final_learning_rate: float | None = Field(default=None, gt=0)
@@ -251,7 +269,7 @@ def apply_setting(values: dict[str, Any], setting: str) -> None:
     target: Any = values
     for part in path:
         target = _child(target, part, key)
-        if target is None:
+        if not isinstance(target, dict | list):
             raise GradscopeError(f"--set: {key!r} goes below {part!r}, which holds no table")
     if isinstance(target, list):
         _child(target, last, key)
@@ -262,7 +280,7 @@ def apply_setting(values: dict[str, Any], setting: str) -> None:
 
 def _child(target: Any, part: str, key: str) -> Any:
     if isinstance(target, list):
-        if not part.isdigit() or int(part) >= len(target):
+        if not part.isdecimal() or int(part) >= len(target):
             raise GradscopeError(f"--set: {key!r} needs an index from 0 to {len(target) - 1}, got {part!r}")
         return target[int(part)]
     if part not in target:

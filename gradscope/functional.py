@@ -63,7 +63,8 @@ def entropy(logits: Tensor) -> Tensor:
     >>> entropy(torch.tensor([[0.0, 0.0, 0.0, 0.0], [1e4, 0.0, 0.0, 0.0]]))
     tensor([2., 0.])
     """
-    return torch.special.entr(torch.softmax(logits, dim=-1)).sum(dim=-1) / math.log(2)
+    nats: Tensor = torch.special.entr(torch.softmax(logits, dim=-1)).sum(dim=-1)
+    return nats / math.log(2)
 
 
 def largest_other(logits: Tensor, labels: Tensor) -> Tensor:
@@ -91,5 +92,4 @@ def mean_pairwise_cosine(sum_of_units: Tensor, count: Tensor) -> Tensor:
     """
     squared = sum_of_units.square().sum(dim=1)
     value = (squared - count) / (count * (count - 1))
-    pairwise: Tensor = value.where(count >= 2, math.nan)
-    return pairwise
+    return value.where(count >= 2, math.nan)

@@ -106,7 +106,7 @@ def _cifar(data: Data, download: bool, cache: Path | None, *, kind: Any) -> Spli
         _download(kind, root)
     try:
         with warnings.catch_warnings():
-            # The published files were pickled by a NumPy whose dtypes NumPy 2.4 takes with a warning.
+            # NumPy 2.4.0 to 2.4.4 warn of the dtypes in pickles as old as the published files.
             warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
             parts = [kind(root, train=train) for train in (True, False)]
     except RuntimeError:

@@ -170,7 +170,7 @@ def _measure_batch(
     right = recorder.always_right & (clean.logits.argmax(dim=1) == labels)
     for restart in range(1, settings.restarts):
         # What has fallen is not attacked again, unless the gradients depend on who is in the batch.
-        attacked = right if settings.reduction == "sum" else torch.ones_like(right)
+        attacked = right.clone() if settings.reduction == "sum" else torch.ones_like(right)
         if attacked.any():
             numbers = result.numbers[indices][attacked.cpu()]
             start = _start(settings, images[attacked], numbers, seed, restart)

@@ -124,7 +124,8 @@ def _draw_panel(axes: Axes, rows: pd.DataFrame, shown: dict[Series, Look], left:
 
 def _scale(axes: Axes, metric: str, rows: pd.DataFrame) -> tuple[float, str]:
     """Set scale and limits of the x axis; its left edge, and what the label must say about zeros drawn there."""
-    values = rows["value"][np.isfinite(rows["value"])]
+    rows = rows[np.isfinite(rows["value"])]
+    values = rows["value"]
     if values.empty:
         return 0.0, ""
     low, high = float(values.min()), float(values.max())

@@ -26,6 +26,8 @@ _WORDS = {
     "norm_floor": "step's norm floored at {}",
     "precision": "{}",
 }
+#: Values that go without saying.
+_UNSAID = {"restarts": 1, "norm_floor": 0}
 
 
 def draw(directory: Path) -> list[Path]:
@@ -73,7 +75,7 @@ def describe_attack(settings: object) -> str:
     """An attack's settings in words, those of :class:`gradscope.config.PGD` that are there; else empty."""
     if not isinstance(settings, Mapping):
         return ""
-    known = {key: settings[key] for key in _WORDS if settings.get(key) is not None}
+    known = {key: settings[key] for key in _WORDS if settings.get(key) not in (None, _UNSAID.get(key))}
     parts = [_WORDS[key].format(f"{value:.4g}" if isinstance(value, float) else value) for key, value in known.items()]
     if "box" in settings:
         parts.append(_BOXES[bool(settings["box"])])

@@ -51,6 +51,7 @@ LABELS: dict[str, str] = {
 }
 
 _LEGEND_FONT = 7.0
+_LEGEND_BORDER = 0.15
 _LONGEST_LABEL = 46
 _OVERRIDES: dict[str, Any] = {
     "pdf.fonttype": 42,
@@ -208,7 +209,7 @@ def _legend_shape(labels: Sequence[str], width: float) -> tuple[int, int]:
     for rows in range(1, len(widths)):
         columns = -(-len(widths) // rows)
         filled = np.array_split(widths, columns)
-        if sum(max(column) + handle for column in filled) <= width:
+        if sum(max(column) + handle for column in filled) <= width - _LEGEND_BORDER:
             return columns, rows
     return 1, max(1, len(widths))
 

@@ -74,7 +74,7 @@ SAMPLES = Table(
             "clean: the image; final: x_T; worst: the strongest iterate of all starts; path: over x_0 .. x_T-1",
         ),
         Column("unit", "text", "unit of value"),
-        Column("value", "number", "the value; empty where undefined"),
+        Column("value", "number", "the value; nan where undefined"),
     ),
 )
 

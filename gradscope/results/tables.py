@@ -2,7 +2,7 @@
 
 import csv
 import json
-import os
+import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,23 +19,15 @@ from gradscope.results.rows import Table
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends without an error."""
     ensure_writable(path.parent)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent / f".{secrets.token_hex(8)}{path.suffix}"
     try:
+        temporary.touch(mode=0o666, exist_ok=False)
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
         raise GradscopeError(f"--out: {path} cannot be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def ensure_writable(directory: Path) -> None:
@@ -58,16 +50,20 @@ def write_table(path: Path, table: Table, rows: Iterable[Mapping[str, Any]]) -> 
 
 def read_table(path: Path, table: Table) -> pd.DataFrame:
     """Read a CSV that :func:`write_table` wrote; a missing file or column raises :class:`GradscopeError`."""
-    kinds = {column.name: "string" for column in table.columns if column.kind == "text"}
+    texts = {column.name: "string" for column in table.columns if column.kind == "text"}
+    numbers = {column.name: ["", "nan"] for column in table.columns if column.kind != "text"}
     try:
-        frame = pd.read_csv(path, dtype=kinds)
+        frame = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=numbers)
     except OSError as error:
         raise GradscopeError(f"DIR: {path} cannot be read: {error.strerror}") from None
     except (ValueError, pd.errors.ParserError) as error:
-        raise GradscopeError(f"DIR: {path} is not a {table.file}: {error}") from None
+        raise GradscopeError(f"DIR: {path} is not a {table.file}: {' '.join(str(error).split())}") from None
     missing = [name for name in table.names if name not in frame.columns]
     if missing:
         raise GradscopeError(f"DIR: {path} lacks the columns {', '.join(missing)} of a {table.file}")
+    wrong = [name for name in numbers if not frame.empty and not pd.api.types.is_numeric_dtype(frame[name])]
+    if wrong:
+        raise GradscopeError(f"DIR: {path} holds text where {table.file} has numbers, in {', '.join(wrong)}")
     return frame
 
 

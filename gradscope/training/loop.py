@@ -25,7 +25,7 @@ from gradscope.data.image_set import ImageSet, stratified_split
 from gradscope.errors import GradscopeError
 from gradscope.losses import cross_entropy
 from gradscope.models.architectures import ModelSpec, build
-from gradscope.models.checkpoint import Checkpoint, load_weights_only, save
+from gradscope.models.checkpoint import Checkpoint, load, load_weights_only, save
 from gradscope.models.inspection import evaluating
 from gradscope.progress import Advance, progress_bar
 from gradscope.results.manifest import provenance
@@ -92,9 +92,7 @@ def train(
         raise GradscopeError(f"--resume: {out} is complete; nothing is left to do")
     fabric = hardware.fabric(training.precision)
     try:
-        checkpoint: Checkpoint = fabric.launch(
-            partial(_run, training=training, train_set=train_set, out=out, resume=resume)
-        )
+        fabric.launch(partial(_run, training=training, train_set=train_set, out=out, resume=resume))
     except ProcessRaisedException as error:
         # A process started for the run failed; of its report only our own one-line errors are for the user.
         last_line = str(error).strip().splitlines()[-1]
@@ -102,7 +100,7 @@ def train(
         if separator and name.endswith(GradscopeError.__name__):
             raise GradscopeError(message) from None
         raise
-    return checkpoint
+    return load(out)
 
 
 def state_path(out: Path) -> Path:
@@ -110,12 +108,12 @@ def state_path(out: Path) -> Path:
     return out.with_name(out.name + ".resume")
 
 
-def _run(fabric: Fabric, training: Training, train_set: ImageSet, out: Path, resume: bool) -> Checkpoint:
+def _run(fabric: Fabric, training: Training, train_set: ImageSet, out: Path, resume: bool) -> None:
     with progress_bar(f"train {training.mode}", training.epochs) as advance:
         run = Run(fabric, training, train_set, out, advance)
         if resume:
             run.resume()
-        return run.complete()
+        run.complete()
 
 
 class Run:
@@ -166,20 +164,18 @@ class Run:
         self.best = None if state["best"] is None else replace(self._checkpoint(), state_dict=state["best"])
         self.advance(self.progress.epochs_done, "")
 
-    def complete(self) -> Checkpoint:
-        """Train all epochs that are left, write the checkpoint and return it."""
+    def complete(self) -> None:
+        """Train all epochs that are left and write the checkpoint."""
         first = 0
         for number, phase in enumerate(self.training.phases):
             for epoch in range(max(first, self.progress.epochs_done), first + phase.epochs):
                 self._epoch(number, phase, epoch, epoch - first)
             first += phase.epochs
         kept = self.best or self._checkpoint()
-        checkpoint = replace(kept, history=self.progress.rows, provenance=self._provenance())
         if self.fabric.is_global_zero:
-            save(self.out, checkpoint)
+            save(self.out, replace(kept, history=self.progress.rows, provenance=self._provenance()))
             state_path(self.out).unlink(missing_ok=True)
         self.fabric.barrier()
-        return checkpoint
 
     def _epoch(self, number: int, phase: Phase, epoch: int, epoch_of_phase: int) -> None:
         started = time.perf_counter()

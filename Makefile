@@ -1,0 +1,42 @@
+# Everything runs in .venv, made from constraints.txt; PYTHON names the interpreter it is made with (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RESULTS := reports/quickstart
+MODES := sl rl sl-adv rl-adv
+MODELS := $(MODES:%=checkpoints/quickstart/%.pt)
+
+.PHONY: quickstart test lint bench clean
+
+quickstart: $(VENV)/installed
+	for mode in $(MODES); do \
+		$(BIN)/gradscope train --mode $$mode --out checkpoints/quickstart/$$mode.pt --overwrite || exit; \
+	done
+	$(BIN)/gradscope analyze $(MODELS) --attack pgd,pgd-paper --out $(RESULTS) --overwrite
+	@echo "Figures: $(CURDIR)/$(RESULTS)/figures"
+
+test: $(VENV)/installed-dev
+	$(BIN)/pytest
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m tests.benchmarks
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gradscope needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,timm]'
+	touch $@

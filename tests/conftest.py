@@ -1,0 +1,80 @@
+import hashlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gradscope.data.image_set import ImageSet
+
+
+def state_digest(model: nn.Module) -> str:
+    """Everything about a model that measuring must leave alone, and the global random state."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+        digest.update(repr(value.stride()).encode())
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {parameter.requires_grad} {parameter.grad}".encode())
+    for name, module in model.named_modules():
+        digest.update(f"{name} {module.training}".encode())
+    digest.update(torch.get_rng_state().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@pytest.fixture
+def digest() -> Callable[[nn.Module], str]:
+    return state_digest
+
+
+class Linear(nn.Module):
+    """``z = W x + b`` on flattened images: every gradient is known in closed form."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(torch.zeros(len(weight)) if bias is None else bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1) @ self.weight.T + self.bias
+
+
+@pytest.fixture
+def linear() -> type[Linear]:
+    return Linear
+
+
+def make_convolutional(classes: int = 5, channels: int = 3, batch_norm: bool = True) -> nn.Module:
+    torch.manual_seed(3)
+    norm: list[nn.Module] = [nn.BatchNorm2d(8)] if batch_norm else []
+    model = nn.Sequential(
+        nn.Conv2d(channels, 8, 3, padding=1),
+        *norm,
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(8 * 16, classes),
+    )
+    for parameter in model.parameters():
+        parameter.data.mul_(2)
+    return model
+
+
+@pytest.fixture
+def convolutional() -> nn.Module:
+    """A small network with batch norm and dropout, in training mode, for 3 x 8 x 8 images of 5 classes."""
+    return make_convolutional()
+
+
+def random_images(count: int, channels: int = 3, side: int = 8, classes: int = 5, seed: int = 0) -> ImageSet:
+    stream = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8, generator=stream)
+    labels = torch.randint(0, classes, (count,), generator=stream)
+    return ImageSet.from_tensors("random", images, labels, [str(name) for name in range(classes)])
+
+
+@pytest.fixture
+def image_set() -> ImageSet:
+    return random_images(40)

@@ -1,0 +1,111 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradscope.config import Data
+from gradscope.data.image_set import Splits
+from gradscope.data.sources import load
+from gradscope.errors import GradscopeError
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 3, 5, 5), dtype=np.uint8)
+LABELS = np.array([0, 1, 2, 0, 1, 2])
+
+
+def arrays(**changes: Any) -> Arrays:
+    """Sound arrays with ``changes``; None takes one away."""
+    sound = {"X_train": IMAGES, "y_train": LABELS, "X_test": IMAGES[:2], "y_test": LABELS[:2]} | changes
+    return {key: array for key, array in sound.items() if array is not None}
+
+
+def load_saved(tmp_path: Path, content: Arrays) -> Splits:
+    path = tmp_path / "blobs.v1.npz"
+    np.savez(path, **content)  # type: ignore[arg-type]
+    return load(Data(dataset="npz", data_root=path))
+
+
+@pytest.mark.parametrize(
+    ("images", "channels"),
+    [
+        (IMAGES, 3),
+        (IMAGES.transpose(0, 2, 3, 1), 3),
+        (IMAGES[:, 0], 1),
+        (IMAGES[:, :1], 1),
+        (IMAGES[:, 0, :, :, None], 1),
+    ],
+    ids=["NCHW", "NHWC", "NHW", "N1HW", "NHW1"],
+)
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
+def test_every_layout_gives_the_same_images(tmp_path: Path, images: Any, channels: int, dtype: str) -> None:
+    if dtype != "uint8":
+        images = (images / 255).astype(dtype)
+    splits = load_saved(tmp_path, arrays(X_train=images, X_test=images[:2]))
+    assert np.array_equal(splits.train.images.numpy(), IMAGES[:, :channels])
+    assert np.array_equal(splits.test.images.numpy(), IMAGES[:2, :channels])
+    assert splits.train.labels.tolist() == LABELS.tolist()
+    assert splits.train.classes == ("0", "1", "2")
+    assert splits.train.name == "blobs.v1"
+
+
+def test_classes_may_be_named(tmp_path: Path) -> None:
+    splits = load_saved(tmp_path, arrays(classes=np.array(["ant", "bee", "cat", "unseen"])))
+    assert splits.test.classes == ("ant", "bee", "cat", "unseen")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [("x_train", "y_train", "x_test", "y_test"), ("train_images", "train_labels", "test_images", "test_labels")],
+)
+def test_the_names_of_keras_and_medmnist_are_known(tmp_path: Path, keys: tuple[str, ...]) -> None:
+    content = dict(zip(keys, arrays().values(), strict=True)) | {"val_images": IMAGES[:1], "val_labels": LABELS[:1]}
+    content[keys[1]] = content[keys[1]][:, None].astype(np.uint8)
+    splits = load_saved(tmp_path, content)
+    assert np.array_equal(splits.train.images.numpy(), IMAGES)
+    assert splits.train.labels.tolist() == LABELS.tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"X_test": None, "y_test": None}, "lacks X_test, y_test; allowed: X_train, .*; got: X_train, y_train"),
+        ({"X_train": IMAGES.astype(np.int64)}, "X_train must be uint8 or float in .*, got int64"),
+        ({"X_train": IMAGES.astype(np.float32)}, "X_train as floats must be in .*, got 0 to 255|got [0-9]+ to 255"),
+        ({"X_test": np.full((2, 3, 5, 5), np.nan)}, "X_test as floats must be in"),
+        ({"X_train": IMAGES[0, 0]}, r"X_train must be \(N, H, W\), .*got \(5, 5\)"),
+        ({"X_train": np.zeros((6, 5, 5, 2), np.uint8)}, "with 1 or 3 channels"),
+        ({"X_train": IMAGES[:, :, :4]}, "square, got height 4 and width 5"),
+        ({"X_train": IMAGES[:4]}, "one for each image"),
+        ({"X_train": IMAGES[:0], "y_train": LABELS[:0]}, "at least one image"),
+        ({"X_test": IMAGES[:2, 0]}, "agree in channels, got 3 and 1"),
+        ({"y_test": np.array([0, 3])}, r"from 0 to 2 are allowed \(3 classes\), got 3"),
+        ({"y_train": LABELS - 1}, "got -1"),
+        ({"y_train": LABELS / 2}, "y_train must be whole numbers"),
+        ({"y_train": np.eye(6, 3, dtype=int)}, r"y_train must be whole numbers .*\(6, 3\)"),
+        ({"classes": np.array(["ant", "bee"])}, "from 0 to 1 are allowed"),
+        ({"classes": np.array([["ant", "bee", "cat"]])}, r"classes must be names \(K,\)"),
+        ({"y_train": np.array([{}] * 6)}, "as an .npz of plain arrays: .*allow_pickle"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(GradscopeError, match=message) as raised:
+        load_saved(tmp_path, arrays(**changes))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 broken", "npy"])
+def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes | str) -> None:
+    path = tmp_path / "file.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        with path.open("wb") as file:
+            np.save(file, IMAGES)
+    with pytest.raises(GradscopeError, match=r"file\.npz cannot be read as an \.npz"):
+        load(Data(dataset="npz", data_root=path))
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(GradscopeError, match=r"'npz' needs an \.npz file, .*none"):
+        load(Data(dataset="npz", data_root=tmp_path / "nowhere.npz"))

@@ -1,0 +1,176 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from gradscope.data import image_set
+from gradscope.data.image_set import ImageSet, Splits, fingerprint, stratified_split
+from gradscope.errors import GradscopeError
+
+CPU = torch.device("cpu")
+
+
+def small_set(
+    count: int = 10, channels: int = 3, side: int = 4, classes: tuple[str, ...] = ("a", "b", "c")
+) -> ImageSet:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, channels, side, side), generator=generator).to(torch.uint8)
+    return ImageSet.from_tensors("small", images, torch.arange(count) % len(classes), classes)
+
+
+def test_it_knows_its_size() -> None:
+    images = small_set(count=7, channels=1, side=5)
+    assert (len(images), images.channels, images.image_size) == (7, 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.zeros(2, 3, 4, 4), torch.zeros(2).long(), r"must be uint8 \(N, C, H, W\), got float32"),
+        (torch.zeros(2, 4, 4).byte(), torch.zeros(2).long(), r"of shape \(2, 4, 4\)"),
+        (torch.zeros(0, 3, 4, 4).byte(), torch.zeros(0).long(), "at least one image"),
+        (torch.zeros(2, 3, 4, 5).byte(), torch.zeros(2).long(), "square, got height 4 and width 5"),
+        (torch.zeros(2, 3, 4, 4).byte(), torch.zeros(2).int(), "int64 .*, got int32"),
+        (torch.zeros(2, 3, 4, 4).byte(), torch.zeros(3).long(), r"one for each image, got int64 of shape \(3,\)"),
+        (torch.zeros(2, 3, 4, 4).byte(), torch.tensor([0, 2]), r"from 0 to 1 are allowed \(2 classes\), got 2"),
+        (torch.zeros(2, 3, 4, 4).byte(), torch.tensor([-1, 1]), "got -1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(images: Tensor, labels: Tensor, message: str) -> None:
+    with pytest.raises(GradscopeError, match=message) as raised:
+        ImageSet("bad", images, labels, ("a", "b"), "")
+    assert "\n" not in str(raised.value)
+
+
+def test_the_fingerprint_sees_every_change() -> None:
+    base = small_set()
+    changed = base.images.clone()
+    changed[9, 2, 3, 3] ^= 1
+    prints = {
+        base.fingerprint,
+        fingerprint(changed, base.labels, base.classes),
+        fingerprint(base.images, base.labels.flip(0), base.classes),
+        fingerprint(base.images, base.labels, ("a", "b", "d")),
+        fingerprint(base.images.view(10, 1, 12, 4), base.labels, base.classes),
+    }
+    assert len(prints) == 5
+
+
+def test_the_fingerprint_depends_on_content_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = small_set()
+    strided = base.images.to(memory_format=torch.channels_last)
+    assert fingerprint(strided, base.labels, list(base.classes)) == base.fingerprint
+    monkeypatch.setattr(image_set, "_CHUNK_BYTES", 100)
+    assert fingerprint(base.images, base.labels, base.classes) == base.fingerprint
+
+
+def test_a_subset_has_its_images_and_its_own_fingerprint() -> None:
+    base = small_set()
+    part = base.subset(torch.tensor([7, 2, 2]))
+    assert torch.equal(part.images, base.images[[7, 2, 2]])
+    assert part.labels.tolist() == [1, 2, 2]
+    assert part.fingerprint == base.subset(torch.tensor([7, 2, 2])).fingerprint
+    others = {base.fingerprint, base.subset(torch.tensor([2, 7, 2])).fingerprint, part.fingerprint}
+    assert len(others) == 3
+    part.images.zero_()
+    assert base.images[7].any()
+
+
+@pytest.mark.parametrize(
+    "indices", [torch.tensor([10]), torch.tensor([-1]), torch.tensor([0.5]), torch.tensor([]).long()]
+)
+def test_a_subset_of_no_such_images_is_refused(indices: Tensor) -> None:
+    with pytest.raises(GradscopeError, match=r"indices: .* from 0 to 9"):
+        small_set().subset(indices)
+
+
+def test_a_batch_is_exactly_the_bytes_over_255() -> None:
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    batch, labels = ImageSet.from_tensors("all", images, torch.tensor([0]), ["a"]).batch(torch.tensor([0]), CPU)
+    expected = np.arange(256, dtype=np.float32) / np.float32(255)
+    assert batch.dtype == torch.float32
+    assert np.array_equal(batch.numpy().ravel(), expected)
+    assert labels.tolist() == [0]
+
+
+def test_a_raw_batch_is_a_copy_of_the_bytes() -> None:
+    base = small_set()
+    raw, labels = base.raw_batch(torch.tensor([3, 1]), CPU)
+    assert raw.dtype == torch.uint8
+    assert torch.equal(raw, base.images[[3, 1]])
+    assert labels.tolist() == [0, 1]
+    raw.zero_()
+    assert base.images[3].any()
+
+
+def test_batches_pass_through_everything_in_order() -> None:
+    base = small_set()
+    parts = list(base.batches(4, CPU))
+    assert [len(indices) for indices, _, _ in parts] == [4, 4, 2]
+    assert torch.equal(torch.cat([indices for indices, _, _ in parts]), torch.arange(10))
+    assert torch.equal(torch.cat([images for _, images, _ in parts]), base.images / 255)
+    assert torch.equal(torch.cat([labels for _, _, labels in parts]), base.labels)
+
+
+def test_on_the_cpu_nothing_is_copied() -> None:
+    base = small_set()
+    assert base.on(CPU).images.data_ptr() == base.images.data_ptr()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_resident_and_streamed_batches_agree_with_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, device, indices = small_set(), torch.device("cuda"), torch.tensor([5, 0, 9])
+    resident = base.on(device)
+    assert resident.images.device.type == resident.labels.device.type == "cuda"
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * base.images.nbytes - 1, 1 << 40))
+    assert base.on(device) is base
+    for source in (resident, base):
+        images, labels = source.batch(indices, device)
+        assert images.device.type == labels.device.type == "cuda"
+        assert torch.equal(images.cpu(), base.batch(indices, CPU)[0])
+        assert torch.equal(labels.cpu(), base.labels[indices])
+
+
+def test_splits_must_agree() -> None:
+    with pytest.raises(GradscopeError, match="agree in channels, got 3 and 1"):
+        Splits(small_set(), small_set(channels=1))
+    with pytest.raises(GradscopeError, match="agree in image_size, got 4 and 5"):
+        Splits(small_set(), small_set(side=5))
+    with pytest.raises(GradscopeError, match="agree in classes"):
+        Splits(small_set(), small_set(classes=("a", "b", "d")))
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.49])
+def test_each_class_gives_its_exact_share(fraction: float) -> None:
+    labels = torch.tensor([0] * 37 + [1] * 100 + [2] * 14)[
+        torch.randperm(151, generator=torch.Generator().manual_seed(1))
+    ]
+    train, held = stratified_split(labels, fraction, seed=0)
+    assert [int((labels[held] == label).sum()) for label in range(3)] == [round(fraction * n) for n in (37, 100, 14)]
+    assert torch.equal(torch.cat([train, held]).sort().values, torch.arange(151))
+    assert torch.equal(train, train.sort().values)
+    assert torch.equal(held, held.sort().values)
+
+
+def test_small_classes_keep_one_and_give_one() -> None:
+    labels = torch.tensor([0, 1, 1, 2, 2, 2])
+    train, held = stratified_split(labels, 0.1, seed=0)
+    assert sorted(labels[held].tolist()) == [1, 2]
+    train, held = stratified_split(labels, 0.99, seed=0)
+    assert sorted(labels[train].tolist()) == [0, 1, 2]
+
+
+def test_the_seed_decides_and_classes_are_independent() -> None:
+    labels = torch.arange(300) % 3
+    held = stratified_split(labels, 0.2, seed=0)[1]
+    assert torch.equal(held, stratified_split(labels, 0.2, seed=0)[1])
+    assert not torch.equal(held, stratified_split(labels, 0.2, seed=1)[1])
+    longer = torch.cat([labels, torch.full((50,), 3)])
+    held_longer = stratified_split(longer, 0.2, seed=0)[1]
+    assert torch.equal(held_longer[held_longer < 300], held)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
+def test_a_share_outside_0_and_1_is_refused(fraction: float) -> None:
+    with pytest.raises(GradscopeError, match="fraction: a number between 0 and 1"):
+        stratified_split(torch.zeros(4).long(), fraction, seed=0)

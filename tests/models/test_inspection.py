@@ -1,0 +1,133 @@
+"""Models are looked at without a trace, and told apart by whether they fit."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gradscope.errors import GradscopeError
+from gradscope.models.inspection import check_fits, evaluating, one_line
+
+CPU = torch.device("cpu")
+
+
+def mixed() -> nn.Sequential:
+    """Flags that neither train() nor eval() would give back."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(), nn.Flatten(), nn.Linear(72, 3))
+    model[1].eval()
+    model[0].bias.requires_grad_(False)
+    model[4].weight.grad = torch.ones_like(model[4].weight)
+    return model
+
+
+def flags(model: nn.Module) -> tuple[list[bool], list[bool]]:
+    return [module.training for module in model.modules()], [each.requires_grad for each in model.parameters()]
+
+
+def test_evaluating_freezes_inside_and_restores_mixed_flags() -> None:
+    model = mixed()
+    before = flags(model)
+    gradient = model[4].weight.grad
+    images = torch.rand(2, 1, 8, 8, requires_grad=True)
+    with evaluating(model):
+        assert flags(model) == ([False] * 6, [False] * 6)
+        assert torch.equal(model(images), model(images))
+        torch.autograd.grad(model(images).sum(), images)
+    assert flags(model) == before
+    assert before[0] == [True, True, False, True, True, True]
+    assert before[1] == [True, False, True, True, True, True]
+    assert model[4].weight.grad is gradient
+    assert gradient.unique().tolist() == [1.0]
+    assert model[0].weight.grad is None
+
+
+def test_evaluating_restores_after_an_exception() -> None:
+    model = mixed()
+    before = flags(model)
+    with pytest.raises(ZeroDivisionError), evaluating(model):
+        raise ZeroDivisionError
+    assert flags(model) == before
+
+
+def test_evaluating_restores_when_a_models_own_eval_fails() -> None:
+    class Stubborn(nn.Linear):
+        def train(self, mode: bool = True) -> "Stubborn":
+            raise RuntimeError("never")
+
+    model = nn.Sequential(nn.Dropout(), Stubborn(2, 2))
+    before = flags(model)
+    with pytest.raises(RuntimeError, match="never"), evaluating(model):
+        pass
+    assert flags(model) == before
+
+
+class Restless(nn.Module):
+    """Draws noise and counts its calls, in place and by assignment, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1, momentum=0.5)
+        self.linear = nn.Linear(64, 5)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.norm.train()
+        self.calls += 1
+        self.seen = self.seen + len(images)
+        noise = torch.randn_like(images)
+        return self.linear((self.norm(images) + noise).flatten(1))
+
+
+def test_check_fits_leaves_no_trace() -> None:
+    model = Restless()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    before = flags(model)
+    seen = model.seen
+    random = torch.get_rng_state()
+    check_fits(model, channels=1, image_size=8, classes=5, name="restless", device=CPU)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert model.seen is seen
+    assert flags(model) == before
+    model(torch.rand(2, 1, 8, 8))
+    assert model.calls == 1
+    assert not torch.equal(model.norm.running_mean, state["norm.running_mean"])
+
+
+class Returns(nn.Module):
+    def __init__(self, output: object) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, images: Tensor) -> object:
+        return self.output
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "CKPT: mine has 10 classes, the data has 5"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(32, 5)),
+            "CKPT: mine does not take the data's 1 x 8 x 8 images: Runtime",
+        ),
+        (nn.Conv2d(3, 5, 3), "CKPT: mine does not take the data's 1 x 8 x 8 images: RuntimeError: Given groups=1"),
+        (nn.Conv2d(1, 5, 3), "CKPT: mine must return logits (N, classes), got a tensor (2, 5, 6, 6) for 2 images"),
+        (Returns(torch.zeros(1, 5)), "CKPT: mine must return logits (N, classes), got a tensor (1, 5) for 2 images"),
+        (Returns((torch.zeros(2, 5),)), "CKPT: mine must return logits (N, classes), got a tuple for 2 images"),
+        (Returns(torch.tensor([[0.0] * 5, [0.0] * 4 + [torch.nan]])), "CKPT: mine must return finite logits"),
+        (Returns(torch.full((2, 5), -torch.inf)), "CKPT: mine must return finite logits"),
+    ],
+)
+def test_what_does_not_fit(model: nn.Module, message: str) -> None:
+    before = flags(model)
+    with pytest.raises(GradscopeError) as raised:
+        check_fits(model, channels=1, image_size=8, classes=5, name="mine", device=CPU)
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)
+    assert flags(model) == before
+
+
+def test_one_line() -> None:
+    assert one_line(ValueError("first\nsecond")) == "ValueError: first"
+    assert one_line(ValueError()) == "ValueError"

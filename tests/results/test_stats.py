@@ -1,0 +1,91 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from gradscope.results.stats import CONFIDENCE, METHODS, UNDEFINED, jackknife_interval, mean_interval, wilson_interval
+
+few = settings(derandomize=True, max_examples=50, deadline=None)
+
+
+def test_undefined_is_nan_at_both_ends():
+    assert math.isnan(UNDEFINED.low)
+    assert math.isnan(UNDEFINED.high)
+    assert mean_interval(1.0, 0.0, 1) is mean_interval(1.0, 0.0, 0) is UNDEFINED
+    assert wilson_interval(0, 0) is UNDEFINED
+    assert jackknife_interval(1.0, [1.0]) is jackknife_interval(1.0, []) is UNDEFINED
+
+
+def test_methods_name_the_confidence():
+    assert CONFIDENCE == 0.95
+    assert all("95 %" in method for method in METHODS.values())
+
+
+def test_mean_interval_by_the_tables():
+    """t quantile of 0.975 with 9 degrees of freedom: 2.262."""
+    low, high = mean_interval(5.0, 2.0, 10)
+    assert high - 5 == pytest.approx(2.262157 * 2 / math.sqrt(10), rel=1e-6)
+    assert 5 - low == pytest.approx(high - 5)
+
+
+@few
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30).filter(lambda values: np.std(values) > 1e-6))
+def test_mean_interval_against_scipy(values):
+    expected = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    interval = mean_interval(float(np.mean(values)), float(np.std(values, ddof=1)), len(values))
+    assert interval == pytest.approx(tuple(expected), rel=1e-6, abs=1e-6)
+
+
+@few
+@given(st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_against_the_closed_formula(case):
+    successes, n = case
+    z = stats.norm.ppf(0.975)
+    share = successes / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low, high = wilson_interval(successes, n)
+    assert low == pytest.approx(centre - half, abs=1e-9)
+    assert high == pytest.approx(centre + half, abs=1e-9)
+    assert 0 <= low <= share <= high <= 1
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.3, 0.5, 0.97])
+def test_wilson_covers_the_truth_as_often_as_it_says(rate):
+    """Exact coverage: the binomial probability of the counts whose interval holds the truth."""
+    n = 400
+    plausible = [count for count in range(n + 1) if stats.binom.pmf(count, n, rate) > 1e-7]
+    covered = [count for count in plausible if wilson_interval(count, n).low <= rate <= wilson_interval(count, n).high]
+    assert stats.binom.pmf(covered, n, rate).sum() == pytest.approx(0.95, abs=0.02)
+
+
+def test_mean_interval_covers_the_truth_as_often_as_it_says():
+    draws = np.random.default_rng(0).normal(3.0, 2.0, (2000, 8))
+    intervals = [mean_interval(row.mean(), row.std(ddof=1), 8) for row in draws]
+    assert np.mean([low <= 3.0 <= high for low, high in intervals]) == pytest.approx(0.95, abs=0.015)
+
+
+@few
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=20))
+def test_jackknife_of_a_mean_is_the_t_interval(values):
+    """With one value a group, the jackknife error of the mean is std / sqrt(n) exactly."""
+    array = np.asarray(values)
+    left_out = [float(np.delete(array, index).mean()) for index in range(len(array))]
+    expected = mean_interval(float(array.mean()), float(array.std(ddof=1)), len(array))
+    assert jackknife_interval(float(array.mean()), left_out) == pytest.approx(tuple(expected), rel=1e-6, abs=1e-6)
+
+
+def test_jackknife_covers_a_ratio():
+    """A smooth statistic that is no mean: the ratio of two means, 10 groups of 20."""
+    random = np.random.default_rng(1)
+    hits = []
+    for _ in range(400):
+        one, other = random.normal(2, 1, (10, 20)), random.normal(4, 1, (10, 20))
+        value = one.mean() / other.mean()
+        left_out = [np.delete(one, g, 0).mean() / np.delete(other, g, 0).mean() for g in range(10)]
+        low, high = jackknife_interval(float(value), left_out)
+        hits.append(low <= 0.5 <= high)
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.03)

@@ -1,0 +1,208 @@
+import json
+import math
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gradscope.errors import GradscopeError
+from gradscope.results.rows import HISTORY, METRICS, SAMPLES, STEPS, SUMMARY, Column, Table
+from gradscope.results.tables import atomic, ensure_writable, read_table, write_json, write_table
+
+SMALL = Table("small.csv", (Column("name", "text", ""), Column("count", "integer", ""), Column("value", "number", "")))
+
+
+def row(name="a", count=1, value=0.5):
+    return {"name": name, "count": count, "value": value}
+
+
+def one_line(caught) -> str:
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("table", [STEPS, SAMPLES, SUMMARY, HISTORY])
+def test_schemas_are_sound(table):
+    assert len(set(table.names)) == len(table.names)
+    assert all(column.meaning for column in table.columns)
+
+
+def test_every_metric_has_unit_and_meaning():
+    assert all(metric.unit and metric.meaning for metric in METRICS.values())
+
+
+def test_a_table_comes_back(tmp_path):
+    write_table(tmp_path / "small.csv", SMALL, [row(), row('b, with "quotes" and a\nline', 2, 1e-300)])
+    frame = read_table(tmp_path / "small.csv", SMALL)
+    assert list(frame.columns) == SMALL.names
+    assert frame["name"].tolist() == ["a", 'b, with "quotes" and a\nline']
+    assert frame["count"].tolist() == [1, 2]
+    assert frame["value"].tolist() == [0.5, 1e-300]
+
+
+@settings(derandomize=True, max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=200))
+def test_nothing_is_rounded(tmp_path, values):
+    write_table(tmp_path / "small.csv", SMALL, (row(value=value) for value in values))
+    assert read_table(tmp_path / "small.csv", SMALL)["value"].tolist() == values
+
+
+def test_numpy_numbers_are_written_in_full(tmp_path):
+    values = [np.float64(0.1) + np.float64(0.2), np.float32(0.1)]
+    write_table(tmp_path / "small.csv", SMALL, [row(value=value) for value in values])
+    assert (tmp_path / "small.csv").read_text() == f"name,count,value\na,1,{0.1 + 0.2!r}\na,1,0.1\n"
+
+
+def test_none_is_empty_and_nan_is_nan(tmp_path):
+    write_table(tmp_path / "small.csv", SMALL, [row(value=None), row(value=math.nan), row(value=math.inf)])
+    assert (tmp_path / "small.csv").read_text() == "name,count,value\na,1,\na,1,nan\na,1,inf\n"
+    assert np.isnan(read_table(tmp_path / "small.csv", SMALL)["value"][:2]).all()
+
+
+def test_text_is_text(tmp_path):
+    names = ["1", "NA", "null", "None", "nan", "true"]
+    write_table(tmp_path / "small.csv", SMALL, [row(name) for name in names])
+    assert read_table(tmp_path / "small.csv", SMALL)["name"].tolist() == names
+
+
+def test_an_empty_table_keeps_its_columns(tmp_path):
+    write_table(tmp_path / "small.csv", SMALL, [])
+    frame = read_table(tmp_path / "small.csv", SMALL)
+    assert frame.empty
+    assert list(frame.columns) == SMALL.names
+
+
+def test_rows_are_written_one_at_a_time(tmp_path):
+    """Memory does not grow with the table: the rows may come from a generator that is read once."""
+    write_table(tmp_path / "small.csv", SMALL, (row(count=count) for count in range(1000)))
+    assert read_table(tmp_path / "small.csv", SMALL)["count"].tolist() == list(range(1000))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"name,count\na,1\n",
+        b"name,count,value\na,1,2\na,1,2,3,4\n",
+        b"\xff,\xfe\n",
+        b"name,count,value\na,1,much\n",
+    ],
+)
+def test_a_damaged_table_is_one_line(tmp_path, content):
+    (tmp_path / "small.csv").write_bytes(content)
+    with pytest.raises(GradscopeError, match=r"small\.csv") as caught:
+        read_table(tmp_path / "small.csv", SMALL)
+    one_line(caught)
+
+
+def test_a_missing_table_is_one_line(tmp_path):
+    with pytest.raises(GradscopeError, match="cannot be read: No such file") as caught:
+        read_table(tmp_path / "small.csv", SMALL)
+    one_line(caught)
+
+
+def test_json_comes_back(tmp_path):
+    write_json(tmp_path / "a.json", {"path": tmp_path, "value": 0.1, "list": [1, None]})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"path": str(tmp_path), "value": 0.1, "list": [1, None]}
+
+
+def test_atomic_makes_the_directory_and_leaves_only_the_file(tmp_path):
+    with atomic(tmp_path / "deep" / "er" / "a.txt") as temporary:
+        assert temporary.parent == tmp_path / "deep" / "er"
+        assert temporary.suffix == ".txt"
+        temporary.write_text("new")
+        assert not (tmp_path / "deep" / "er" / "a.txt").exists()
+    assert [path.name for path in (tmp_path / "deep" / "er").iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
+def test_a_failure_leaves_the_old_file_and_no_other(tmp_path, error):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    expected = GradscopeError if error is OSError else error
+
+    def write_half() -> None:
+        with atomic(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(expected):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_row_that_does_not_fit_leaves_the_old_table(tmp_path):
+    write_table(tmp_path / "small.csv", SMALL, [row()])
+    before = (tmp_path / "small.csv").read_text()
+    with pytest.raises(ValueError, match="extra"):
+        write_table(tmp_path / "small.csv", SMALL, [row(), row() | {"extra": 1}])
+    assert (tmp_path / "small.csv").read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["small.csv"]
+
+
+def test_concurrent_writers_leave_one_whole_file(tmp_path):
+    path, start = tmp_path / "a.txt", threading.Barrier(8)
+
+    def write(letter: str) -> None:
+        start.wait()
+        for _ in range(10):
+            with atomic(path) as temporary:
+                temporary.write_text(letter * 100_000)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, "abcdefgh"))
+    content = path.read_text()
+    assert len(content) == 100_000
+    assert len(set(content)) == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_permissions_of_any_other(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        write_json(tmp_path / "a.json", {})
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.json").stat().st_mode & 0o777 == mode
+
+
+def test_a_directory_below_a_file_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    for directory in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(GradscopeError, match=r"--out: .*is not writable") as caught:
+            ensure_writable(directory)
+        one_line(caught)
+        with pytest.raises(GradscopeError, match="--out"):
+            write_json(directory / "a.json", {})
+
+
+def test_a_target_that_is_a_directory_is_one_line(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(GradscopeError, match="cannot be written: Is a directory") as caught:
+        write_json(tmp_path / "a.json", {})
+    one_line(caught)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("length", [245, 300])
+def test_a_long_name_is_written_or_refused_in_one_line(tmp_path, length):
+    path = tmp_path / ("n" * (length - 5) + ".json")
+    if length < 256:
+        write_json(path, {})
+        assert path.exists()
+    else:
+        with pytest.raises(GradscopeError, match="File name too long") as caught:
+            write_json(path, {})
+        one_line(caught)
+
+
+def test_ensure_writable_makes_the_directory_and_leaves_nothing_in_it(tmp_path):
+    ensure_writable(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []

@@ -1,0 +1,26 @@
+import pytest
+
+from gradscope.errors import GradscopeError, lookup, unknown_name
+
+TABLE = {"pgd": 1, "square": 2, "autoattack": 3}
+
+
+def test_a_known_name_is_looked_up():
+    assert lookup(TABLE, "square", "--attacks") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("sqare", "did you mean 'square'? "), ("PGD", "did you mean 'pgd'? "), ("zzz", "")]
+)
+def test_a_miss_says_argument_what_came_the_closest_and_all(name, hint):
+    with pytest.raises(GradscopeError) as caught:
+        lookup(TABLE, name, "--attacks")
+    assert str(caught.value) == f"--attacks: {name!r} is unknown; {hint}known: autoattack, pgd, square"
+
+
+def test_the_message_is_one_line_whatever_came():
+    assert "\n" not in str(unknown_name("--mode", "two\nlines", ["sl", "rl"]))
+
+
+def test_names_may_be_any_iterable():
+    assert str(unknown_name("k", "b", iter(("c", "a")))) == "k: 'b' is unknown; known: a, c"
