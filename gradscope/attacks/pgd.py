@@ -47,6 +47,11 @@ class Iterate:
         """Direction of the gradient ``(N, D)``; zero where the gradient is."""
         return self.norm_and_unit[1]
 
+    @cached_property
+    def signs(self) -> Tensor:
+        """Signs of the gradient ``(N, D)`` as int8: a quarter of the memory to read again at the next iterate."""
+        return self.unit.sign().to(torch.int8)
+
 
 Observer = Callable[[Iterate], None]
 

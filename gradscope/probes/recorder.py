@@ -16,12 +16,13 @@ class Recorder:
     """Observes one batch's path and keeps each metric's ``(steps, B)`` values on the device until it ends."""
 
     def __init__(
-        self, metrics: frozenset[str], steps: int, labels: Tensor, indices: Tensor, directions: Directions | None
+        self, metrics: frozenset[str], steps: int, labels: Tensor, numbers: Tensor, directions: Directions | None
     ) -> None:
         self.metrics = metrics
         self.steps = steps
         self.labels = labels
-        self.indices = indices
+        self.numbers = numbers
+        self._membership: Tensor | None = None
         self.directions = directions
         self.values: dict[str, list[Tensor]] = {}
         self.always_right = torch.ones_like(labels, dtype=torch.bool)
@@ -55,7 +56,9 @@ class Recorder:
         if "norm" in self.metrics:
             self._keep("norm", iterate.own_norm)
         if self.directions is not None:
-            self.directions.add(iterate.step, iterate.unit, self.indices)
+            if self._membership is None:
+                self._membership = self.directions.membership(self.numbers, iterate.unit)
+            self.directions.add(iterate.step, iterate.unit, self._membership)
         if "path-variance" in self.metrics:
             self._unit_sum = iterate.unit.clone() if self._unit_sum is None else self._unit_sum.add_(iterate.unit)
             self._units += iterate.unit.any(dim=1)
@@ -65,7 +68,7 @@ class Recorder:
         if "cosine" in self.metrics:
             self._keep("cosine", functional.cosine(iterate.unit, previous.unit))
         if "sign" in self.metrics:
-            agree, zero = functional.sign_agreement(iterate.unit, previous.unit)
+            agree, zero = functional.sign_agreement(iterate.signs, previous.signs)
             self._keep("sign", agree)
             self._keep("zero", zero)
 

@@ -47,33 +47,44 @@ class Moments:
 class Directions:
     """Sums of unit gradients at each step in ten groups of images: the dispersion and its jackknife.
 
-    Memory: 10 * steps * D float32 on the device.
+    Memory: 10 * steps * D float32, on the device; nothing is brought from there before the end.
     """
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self.counts = torch.zeros(steps, JACKKNIFE_GROUPS, dtype=torch.float64)
         self._sums: list[Tensor | None] = [None] * steps
+        self._counts: list[Tensor | None] = [None] * steps
 
-    def add(self, step: int, units: Tensor, indices: Tensor) -> None:
-        """Add the unit gradients ``(B, D)`` of the images ``indices`` at ``step``; zero rows are not counted."""
-        groups = (indices % JACKKNIFE_GROUPS).to(units.device)
-        one_hot = F.one_hot(groups, JACKKNIFE_GROUPS).to(units.dtype)
-        sums = self._sums[step]
-        self._sums[step] = one_hot.T @ units if sums is None else sums.addmm_(one_hot.T, units)
-        self.counts[step] += (one_hot.T @ units.any(dim=1).to(units.dtype)).double().cpu()
+    @staticmethod
+    def membership(numbers: Tensor, units: Tensor) -> Tensor:
+        """Which group ``(10, B)`` each image of a batch is in, by its number."""
+        groups = F.one_hot(numbers % JACKKNIFE_GROUPS, JACKKNIFE_GROUPS)
+        return groups.T.to(units.device, units.dtype)
+
+    def add(self, step: int, units: Tensor, membership: Tensor) -> None:
+        """Add the unit gradients ``(B, D)`` of a batch at ``step``; zero rows are not counted."""
+        sums, counts = membership @ units, membership @ units.any(dim=1).to(units.dtype)
+        known_sums, known_counts = self._sums[step], self._counts[step]
+        self._sums[step] = sums if known_sums is None else known_sums.add_(sums)
+        self._counts[step] = counts if known_counts is None else known_counts.add_(counts)
+
+    def count(self, step: int) -> int:
+        """Gradients at ``step`` that are not zero."""
+        counts = self._counts[step]
+        return 0 if counts is None else round(float(counts.sum()))
 
     def estimates(self, step: int) -> Array:
         """``1 - |mean unit gradient|`` over the set, then the same with each group left out; NaN where none is left."""
-        sums, counts = self._sums[step], self.counts[step]
-        if sums is None:
+        sums, counts = self._sums[step], self._counts[step]
+        if sums is None or counts is None:
             return np.full(1 + JACKKNIFE_GROUPS, np.nan)
-        groups = sums.double().cpu()
+        groups, sizes = sums.double().cpu(), counts.double().cpu()
         total = groups.sum(dim=0)
         norms = torch.stack([total, *(total - groups)]).norm(dim=1)
-        n = counts.sum() - torch.cat([torch.zeros(1, dtype=torch.float64), counts])
-        used = torch.cat([torch.ones(1, dtype=torch.bool), counts > 0])
-        return torch.where((n > 0) & used, 1 - norms / n, torch.nan).numpy()
+        n = sizes.sum() - torch.cat([torch.zeros(1, dtype=torch.float64), sizes])
+        used = torch.cat([torch.ones(1, dtype=torch.bool), sizes > 0])
+        values: Array = torch.where((n > 0) & used, 1 - norms / n, torch.nan).numpy()
+        return values
 
     def dispersion(self, step: int) -> tuple[float, Interval]:
         """Dispersion at ``step`` and its interval."""

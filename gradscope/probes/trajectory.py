@@ -68,7 +68,7 @@ class Trajectory:
             return
         for step in range(self.settings.steps):
             value, interval = self.directions.dispersion(step)
-            n = int(self.directions.counts[step].sum())
+            n = self.directions.count(step)
             at_step = {**identity, "step": step, "metric": "dispersion", "unit": self.unit("dispersion")}
             yield at_step | {"mean": value, "std": None} | _ends(interval) | {"n": n, "undefined": len(self.labels) - n}
 
@@ -153,8 +153,9 @@ def _measure_batch(
 ) -> None:
     settings, metrics = result.settings, result.metrics
     with_norm = "norm" in metrics
-    recorder = Recorder(metrics, settings.steps, labels, indices, result.directions)
-    start = _start(settings, images, result.numbers[indices], seed, restart=0)
+    numbers = result.numbers[indices]
+    recorder = Recorder(metrics, settings.steps, labels, numbers, result.directions)
+    start = _start(settings, images, numbers, seed, restart=0)
     pgd(model, images, labels, settings, start=start, observe=recorder, final_gradient=with_norm)
     assert recorder.first is not None
     assert recorder.last is not None
@@ -172,8 +173,7 @@ def _measure_batch(
         # What has fallen is not attacked again, unless the gradients depend on who is in the batch.
         attacked = right.clone() if settings.reduction == "sum" else torch.ones_like(right)
         if attacked.any():
-            numbers = result.numbers[indices][attacked.cpu()]
-            start = _start(settings, images[attacked], numbers, seed, restart)
+            start = _start(settings, images[attacked], numbers[attacked.cpu()], seed, restart)
             right[attacked] &= survive(model, images[attacked], labels[attacked], settings, start)
     result.add_samples("worst", indices, {"accuracy": right.double()})
 

@@ -25,7 +25,7 @@ class Size:
     warmup_epochs: int = 1
 
 
-DIGITS = Size("cnn2", 64, 40, 120, 2e-3, 2e-3, adversary_epsilon=0.1)
+DIGITS = Size("cnn2", 64, 30, 60, 2e-3, 2e-3, adversary_epsilon=0.1)
 FASHION = Size("cnn4", 128, 8, 20, 1e-3, 5e-4, adversary_epsilon=0.05, horizontal_flip=True, shift=0.1)
 NATURAL = Size("cnn4", 128, 30, 60, 1e-3, 5e-4, adversary_epsilon=0.01, horizontal_flip=True, shift=0.1)
 LARGE = Size("resnet18", 128, 60, 120, 1e-3, 5e-4, adversary_epsilon=0.01, horizontal_flip=True, shift=0.1)
@@ -174,7 +174,7 @@ def resolve(
     values = merge(values, table)
     for setting in settings:
         apply_setting(values, setting)
-    values = merge(values, options or {})
+    values = merge(values, {**(options or {}), "mode": mode})
     training = Training.parse(values)
     if epochs is not None:
         training = training.model_copy(update={"phases": tuple(scale_epochs(training.phases, epochs))})

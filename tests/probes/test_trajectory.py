@@ -225,7 +225,7 @@ def test_dispersion_has_an_interval_that_covers_the_truth():
         directions = Directions(1)
         units = F.one_hot(torch.randint(0, 2, (200,), generator=stream), 2).float()
         for part in torch.arange(200).split(30):
-            directions.add(0, units[part], part)
+            directions.add(0, units[part], directions.membership(part, units))
         value, (low, high) = directions.dispersion(0)
         assert value == pytest.approx(1 - float(units.mean(0).norm()), abs=1e-6)
         covered += low <= truth <= high

@@ -1,0 +1,179 @@
+"""``make bench``: the speed targets of the design as ratios, each pair measured side by side in this run.
+
+Run it on a quiet machine: a second busy process changes the ratios by a third.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+import gradscope.vision  # noqa: F401, before torchattacks, which imports torchvision
+from gradscope.config import PGD, Data
+from gradscope.data.image_set import ImageSet
+from gradscope.models.architectures import ModelSpec, build
+from gradscope.probes.trajectory import measure_trajectory
+from gradscope.progress import progress_bar
+from gradscope.results.rows import METRICS
+from gradscope.training.loop import Hardware, Run, Totals
+from gradscope.training.phases import resolve
+from tests.benchmarks import paper
+from tests.benchmarks.measure import HEADER, Ratio, side_by_side
+
+STEPS = 40
+ATTACKED = 128
+TRAINED = 2560
+
+
+def random_images(count: int) -> ImageSet:
+    stream = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=stream)
+    labels = torch.arange(count) % 10
+    return ImageSet.from_tensors("random", images, labels, [str(name) for name in range(10)])
+
+
+def cnn4(device: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    spec = ModelSpec("cnn4", 10, 3, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return build(spec).to(device)
+
+
+def tracked_pgd(device: str, rounds: int) -> list[Ratio]:
+    import torchattacks
+
+    images = random_images(ATTACKED).on(device)
+    model = cnn4(device).eval()
+    batch, labels = images.batch(torch.arange(ATTACKED), device)
+    attack = torchattacks.PGDL2(model, eps=1.0, alpha=0.1, steps=STEPS, random_start=True)
+
+    def ours() -> object:
+        return measure_trajectory(model, images, PGD(steps=STEPS), frozenset(METRICS), device=device)
+
+    def the_papers() -> object:
+        return paper.tracked_pgd(model, batch, labels, STEPS)
+
+    name = f"PGD-{STEPS} with every metric"
+    gpu = device != "cpu"
+    return [
+        side_by_side(
+            name,
+            "torchattacks.PGDL2, no metrics",
+            ours,
+            lambda: attack(batch, labels),
+            target=0.5 if gpu else 1.0,
+            rounds=rounds,
+        ),
+        side_by_side(name, "the paper's tracked PGD", ours, the_papers, target=0.55, rounds=rounds),
+    ]
+
+
+def training_run(mode: str, device: str, settings: list[str], folder: Path, **options: object) -> Run:
+    training = resolve(mode, Data(dataset="cifar10"), 32, epochs=2, settings=settings, options=options)
+    hardware = Hardware("cpu" if device == "cpu" else "cuda")
+    with progress_bar("", 1) as advance:
+        return Run(hardware.fabric(training.precision), training, random_images(TRAINED), folder / "c.pt", advance)
+
+
+def rl_adversarial_update(device: str, rounds: int, folder: Path) -> Ratio:
+    settings = ["batch_size=256", "horizontal_flip=false", "shift=0"]
+    run = training_run("rl-adv", device, settings, folder)
+    phase, indices = run.training.phases[1], torch.arange(256)
+    stream, totals = torch.Generator().manual_seed(0), Totals(run.fabric.device)
+    run.model.train()
+    model = cnn4(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    images, labels = run.images.batch(indices, device)
+    return side_by_side(
+        "RL-adv update, batch 256",
+        "4 forward and 3 backward passes",
+        lambda: run._update(phase, indices, stream, totals),
+        lambda: paper.adversarial_update(model, optimizer, images, labels),
+        target=0.65,
+        rounds=2 * rounds,
+    )
+
+
+def supervised_epoch(device: str, rounds: int, folder: Path) -> Ratio:
+    run = training_run("sl", device, [], folder, precision="bf16")
+    model = cnn4(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    dataset = paper.PilImages(run.images.images[run.trained].cpu(), run.images.labels[run.trained].cpu())
+
+    def epoch(loader: DataLoader) -> Callable[[], object]:
+        return lambda: paper.supervised_epoch(model, optimizer, loader, device)
+
+    def loader(workers: int) -> DataLoader:
+        kept = workers > 0
+        return DataLoader(dataset, 128, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=kept)
+
+    # Against the better of the two usual settings.
+    counts = {workers: epoch(loader(workers)) for workers in (0, 2)}
+    pairs = [
+        side_by_side(
+            f"SL epoch, augmented, bf16, {len(dataset)} images",
+            f"DataLoader, PIL, float32, {workers} workers",
+            lambda: run._train_epoch(run.training.phases[0], 0, 0),
+            theirs,
+            target=0.4 if device == "cpu" else 0.1,
+            rounds=rounds,
+        )
+        for workers, theirs in counts.items()
+    ]
+    return max(pairs, key=lambda pair: pair.ratio)
+
+
+def memory(folder: Path) -> Ratio:
+    """Peak resident memory of `gradscope analyze` on 1,000 and on 10,000 images, in processes of their own."""
+    checkpoint, data = folder / "memory.pt", folder / "images.npz"
+    images = random_images(10_000)
+    arrays = {"X_test": images.images.numpy(), "y_test": images.labels.numpy()}
+    np.savez(data, X_train=arrays["X_test"][:200], y_train=arrays["y_test"][:200], **arrays)
+    source = ["--dataset", "npz", "--data-root", str(data)]
+    peak_memory("train", "--mode", "sl", *source, "--arch", "cnn2", "--epochs", "1", "--out", str(checkpoint))
+    peaks = [
+        peak_memory(
+            *("analyze", str(checkpoint), *source, "--device", "cpu", "--steps", "3"),
+            *("--samples", str(samples), "--out", str(folder / f"analysis-{samples}")),
+        )
+        for samples in (10_000, 1_000)
+    ]
+    many, few = peaks
+    return Ratio("analyze 10,000 images, peak memory", "1,000 images", many, few, (many / few,), 1.2, "MiB")
+
+
+def peak_memory(*arguments: str) -> float:
+    """Peak resident memory of a command in MiB."""
+    report = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    code = f"from gradscope.cli import main\ntry:\n    main({list(arguments)!r})\nfinally:\n    {report}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1]) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    name = torch.cuda.get_device_name() if arguments.device != "cpu" else platform.processor() or platform.machine()
+    print(f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
+    print(f"median of {arguments.rounds} rounds; spread: lowest and highest ratio of a round")
+    print(HEADER)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for ratio in tracked_pgd(arguments.device, arguments.rounds):
+            print(ratio.row(), flush=True)
+        print(rl_adversarial_update(arguments.device, arguments.rounds, folder).row(), flush=True)
+        print(supervised_epoch(arguments.device, max(2, arguments.rounds // 2), folder).row(), flush=True)
+        print(memory(folder).row(), flush=True)
+
+
+if __name__ == "__main__":
+    main()
