@@ -3,6 +3,7 @@
 torch is imported by the command that needs it, so ``--help`` answers at once.
 """
 
+import logging
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -13,10 +14,12 @@ import typer
 import gradscope
 from gradscope.errors import GradscopeError
 
+#: click's error for a command line it cannot read; typer's versions differ in where they keep click.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
 app = typer.Typer(
     name="gradscope",
     help="See an image classifier as a gradient-based attacker does, and tell whether its robustness is real.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -48,13 +51,15 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _gradscope(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="print the version and exit", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
@@ -88,6 +93,7 @@ def train(
     from gradscope.study.stages import configure_training, run_training
     from gradscope.training.loop import Hardware
 
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces devices and precision
     data = _given(dataset=dataset, data_root=data_root, image_size=image_size)
     options = _given(architecture=arch, batch_size=batch_size, seed=seed, precision=precision)
     training, splits = configure_training(
@@ -254,12 +260,21 @@ def _numbers(text: str | None, argument: str) -> tuple[float, ...] | None:
         raise GradscopeError(f"{argument}: numbers with commas between are allowed, got {text!r}") from None
 
 
+def _usage(error: Any) -> str:
+    """One line for click's error, and where the options are explained."""
+    command = f"{error.ctx.command_path} --help" if error.ctx else "gradscope --help"
+    message = " ".join(error.format_message().replace("Value error, ", "").split())
+    return f"{message.removesuffix('.')}; see `{command}`"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; a user's mistake is one line on stderr and exit code 2."""
     try:
-        app(arguments, prog_name="gradscope")
-    except GradscopeError as error:
-        print(f"gradscope: {error}", file=sys.stderr)
+        sys.exit(app(arguments, prog_name="gradscope", standalone_mode=False))
+    except (GradscopeError, UsageError) as error:
+        message = str(error) if isinstance(error, GradscopeError) else _usage(error)
+        print(f"gradscope: {message}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:
-        sys.exit(0)
+    except (typer.Abort, KeyboardInterrupt):
+        print("gradscope: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,5 +1,6 @@
 """Progress bars: on anything that may take seconds, on stderr, silent where that is no terminal."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,7 @@ Advance = Callable[[int, str], None]
 def progress_bar(description: str, total: int) -> Iterator[Advance]:
     """A bar of ``total`` items with the time left; yields the function that moves it."""
     console = Console(stderr=True)
+    silent = not sys.stderr.isatty()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),
@@ -22,7 +24,7 @@ def progress_bar(description: str, total: int) -> Iterator[Advance]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, transient=True, disable=silent) as progress:
         task = progress.add_task(description, total=total, note="")
 
         def advance(done: int, note: str = "") -> None:

@@ -66,29 +66,37 @@ class Subject:
 
 def read_references(texts: Sequence[str], foreign: Foreign) -> list[Reference]:
     """What each CKPT of a command names; our checkpoints are read. Labels are unique."""
-    outsiders = [text for text in texts if is_foreign(text)]
-    if foreign.weights and len(foreign.weights) != len(outsiders):
+    outsiders = sum(map(is_foreign, texts))
+    if foreign.weights and len(foreign.weights) != outsiders:
         raise GradscopeError(
-            f"--weights: one file for each foreign model is allowed, in order ({len(outsiders)}), "
-            f"got {len(foreign.weights)}"
+            f"--weights: one file for each foreign model is allowed, in order ({outsiders}), got {len(foreign.weights)}"
         )
-    weights = dict(zip(outsiders, foreign.weights, strict=False))
-    labels = _labels(texts)
-    repeated = sorted({label for label in labels if labels.count(label) > 1})
-    if repeated:
-        raise GradscopeError(f"CKPT: each checkpoint is allowed once, got {repeated[0]!r} again")
+    if not outsiders and (foreign.mean or foreign.std):
+        raise GradscopeError("--mean, --std: foreign models alone are allowed them; our checkpoints have their own")
+    files = iter(foreign.weights)
+    weights = [next(files, None) if is_foreign(text) else None for text in texts]
+    _require_distinct(texts, weights)
     return [
-        Reference(text, label, None, weights.get(text))
-        if is_foreign(text)
-        else Reference(text, label, checkpoints.load(Path(text)), None)
-        for text, label in zip(texts, labels, strict=True)
+        Reference(text, label, None if is_foreign(text) else checkpoints.load(Path(text)), file)
+        for text, label, file in zip(texts, _labels(texts, weights), weights, strict=True)
     ]
 
 
-def _labels(texts: Sequence[str]) -> list[str]:
-    """The file's stem, or the text itself where two checkpoints share one or the model is foreign."""
-    stems = [text if is_foreign(text) else Path(text).stem for text in texts]
-    return [text if stems.count(stem) > 1 else stem for text, stem in zip(texts, stems, strict=True)]
+def _require_distinct(texts: Sequence[str], weights: Sequence[Path | None]) -> None:
+    """The same model twice, however it is written, raises :class:`GradscopeError`."""
+    seen = set()
+    for text, file in zip(texts, weights, strict=True):
+        model = (text, file and file.resolve()) if is_foreign(text) else Path(text).resolve()
+        if model in seen:
+            raise GradscopeError(f"CKPT: each checkpoint is allowed once, got {text!r} again")
+        seen.add(model)
+
+
+def _labels(texts: Sequence[str], weights: Sequence[Path | None]) -> list[str]:
+    """The file's stem; the whole path where two share one. A foreign model's text, with its weights where needed."""
+    short = [text if is_foreign(text) else Path(text).stem for text in texts]
+    full = [text if file is None else f"{text}@{file}" for text, file in zip(texts, weights, strict=True)]
+    return [whole if short.count(name) > 1 else name for name, whole in zip(short, full, strict=True)]
 
 
 def load_subject(reference: Reference, images: ImageSet, foreign: Foreign, device: torch.device) -> Subject:

@@ -67,7 +67,7 @@ class Recorder:
             return
         if "cosine" in self.metrics:
             self._keep("cosine", functional.cosine(iterate.unit, previous.unit))
-        if "sign" in self.metrics:
+        if {"sign", "zero"} & self.metrics:
             agree, zero = functional.sign_agreement(iterate.signs, previous.signs)
             self._keep("sign", agree)
             self._keep("zero", zero)

@@ -1,5 +1,6 @@
 """The stages a study is made of. Each reads files, does one thing and writes files; each command runs one."""
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gradscope.config import PGD, Data, Training, merge
+from gradscope.config import PGD, Data, Training, apply_setting, merge
 from gradscope.data import sources
 from gradscope.data.image_set import ImageSet, Splits
 from gradscope.errors import GradscopeError, lookup
@@ -30,6 +31,8 @@ from gradscope.training.phases import MODES, resolve
 
 #: Images analysed where the command does not say.
 DEFAULT_SAMPLES = 500
+#: What an analysis writes beside its figures.
+FILES = (STEPS.file, SAMPLES.file, SUMMARY.file, "manifest.json")
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def configure_training(
     """
     if "phases" not in table:
         lookup(MODES, mode, "--mode")
-    source = Data.parse(merge(table.get("data", {}), data))
+    source = _data(data, table, settings)
     splits = sources.load(source, download=download)
     training = resolve(
         mode,
@@ -76,21 +79,35 @@ def configure_training(
     return training, splits
 
 
+def _data(data: Mapping[str, Any], table: Mapping[str, Any], settings: Sequence[str]) -> Data:
+    """What ``table`` < ``settings`` < ``data`` say of the images."""
+    values = merge({"data": {}}, {"data": table.get("data", {})})
+    for setting in settings:
+        if setting.partition("=")[0].partition(".")[0] == "data":
+            apply_setting(values, setting)
+    if not isinstance(values["data"], Mapping):
+        keys = ", ".join(Data.model_fields)
+        raise GradscopeError(f"data: a table with {keys} is allowed, got {values['data']!r}")
+    return Data.parse(merge(values["data"], data))
+
+
 def run_training(
     training: Training, splits: Splits, out: Path, hardware: Hardware, *, resume: bool, overwrite: bool
 ) -> Trained:
     """Train a checkpoint and judge it on the test images."""
+    device = resolve_device(hardware.device)
+    if out.is_dir():
+        raise GradscopeError(f"--out: a file is allowed, {out} is a directory")
     if out.exists() and not (resume or overwrite):
         unfinished = "; it is unfinished: --resume continues it" if state_path(out).exists() else ""
         raise GradscopeError(f"--out: {out} exists; pass --overwrite to replace it or another name{unfinished}")
     checkpoint = train(training, splits.train, out, hardware, resume=resume)
-    right, total = count_right(checkpoint, splits.test), len(splits.test)
+    right, total = count_right(checkpoint, splits.test, device), len(splits.test)
     return Trained(out, checkpoint, right / total, wilson_interval(right, total), total)
 
 
-def count_right(checkpoint: Checkpoint, images: ImageSet) -> int:
+def count_right(checkpoint: Checkpoint, images: ImageSet, device: torch.device) -> int:
     """How many images the checkpoint's prediction is right for."""
-    device = resolve_device("auto")
     model = checkpoint.build().to(device)
     right = 0
     with evaluating(model), torch.no_grad():
@@ -124,17 +141,19 @@ def run_analysis(texts: Sequence[str], analysis: Analysis, foreign: Foreign, out
     Every checkpoint is loaded and checked before the first is attacked. The files are rewritten after each attack, so
     what has been measured is on disk.
     """
-    if (out / "manifest.json").exists() and not analysis.overwrite:
+    if any((out / name).exists() for name in FILES) and not analysis.overwrite:
         raise GradscopeError(f"--out: {out} holds results; pass --overwrite to replace them or another directory")
     ensure_writable(out)
     device = resolve_device(analysis.device)
     references = read_references(texts, foreign)
-    tests = {reference.label: _test_images(reference, analysis) for reference in references}
+    chosen_for: dict[str, Chosen] = {}
     for reference in references:
-        load_subject(reference, tests[reference.label], foreign, device)
-    report = AnalysisFiles(out, analysis, device)
+        chosen = choose(_test_images(reference, analysis), analysis.samples, analysis.seed)
+        load_subject(reference, chosen.images, foreign, device)
+        chosen_for[reference.label] = chosen
+    report = AnalysisFiles(out, analysis, foreign, device)
     for reference in references:
-        chosen = choose(tests[reference.label], analysis.samples, analysis.seed)
+        chosen = chosen_for[reference.label]
         subject = load_subject(reference, chosen.images, foreign, device)
         report.begin(reference, chosen)
         for name, settings in analysis.attacks.items():
@@ -207,7 +226,7 @@ def _measure(
 class AnalysisFiles:
     """The files of an analysis, rewritten whenever something has been measured."""
 
-    def __init__(self, out: Path, analysis: Analysis, device: torch.device) -> None:
+    def __init__(self, out: Path, analysis: Analysis, foreign: Foreign, device: torch.device) -> None:
         self.out = out
         self.measured: list[tuple[dict[str, Any], Trajectory]] = []
         self.manifest: dict[str, Any] = {
@@ -217,6 +236,7 @@ class AnalysisFiles:
             "batch_size": analysis.batch_size,
             "seed": analysis.seed,
             "intervals": METHODS,
+            "foreign": {"mean": foreign.mean, "std": foreign.std},
             "checkpoints": [],
             "provenance": provenance(device_name(device)),
         }
@@ -229,7 +249,8 @@ class AnalysisFiles:
                 "label": reference.label,
                 "source": reference.text,
                 "weights": None if reference.weights is None else str(reference.weights),
-                "config": None if ours is None else ours.config,
+                "sha256": _digest(reference),
+                "config": None if ours is None else _published(ours.config),
                 "trained": None if ours is None else ours.provenance,
                 "data": {
                     "name": chosen.images.name,
@@ -247,12 +268,30 @@ class AnalysisFiles:
         self.measured.append((identity, measured))
         self.manifest["checkpoints"][-1]["seconds"][identity["attack"]] = seconds
         results = self.measured
+        if len(results) == 1:
+            self._remove_figures()
         write_table(self.out / STEPS.file, STEPS, chain.from_iterable(one.step_rows(who) for who, one in results))
         write_table(self.out / SAMPLES.file, SAMPLES, chain.from_iterable(one.sample_rows(who) for who, one in results))
         write_table(
             self.out / SUMMARY.file, SUMMARY, chain.from_iterable(one.summary_rows(who) for who, one in results)
         )
         write_json(self.out / "manifest.json", self.manifest)
+
+    def _remove_figures(self) -> None:
+        """Remove the figures of results that are about to be replaced: they show other numbers."""
+        for path in (self.out / "figures").glob("*-*.p[dn][fg]"):
+            path.unlink()
+
+
+def _digest(reference: Reference) -> str | None:
+    """SHA-256 of the file the weights came from; None where a factory brought its own."""
+    file = Path(reference.text) if reference.checkpoint is not None else reference.weights
+    return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _published(config: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's configuration without where its images lay: the fingerprint says which they were."""
+    return config | {"data": {key: value for key, value in config["data"].items() if key != "data_root"}}
 
 
 def device_name(device: torch.device) -> str:

@@ -231,3 +231,10 @@ def test_dispersion_has_an_interval_that_covers_the_truth():
         covered += low <= truth <= high
     # The true value is the minimum, where the linearised interval is one-sided: it covers, and not always.
     assert 100 < covered <= 200
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_metric_asked_for_alone_is_measured(convolutional, image_set, metric):
+    result = measure_trajectory(convolutional, image_set, PGD(steps=3), frozenset({metric}))
+    measured = {row["metric"] for row in (*result.step_rows(IDENTITY), *result.summary_rows(IDENTITY))}
+    assert measured == {metric, "accuracy"} | ({"zero"} if metric == "sign" else set())

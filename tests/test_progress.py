@@ -1,0 +1,53 @@
+import io
+import sys
+
+import pytest
+
+from gradscope.progress import progress_bar
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def use(bar_of: int) -> None:
+    with progress_bar("attack sl", bar_of) as advance:
+        for _ in range(bar_of):
+            advance(1, "validation 91.0 %")
+
+
+def test_it_is_silent_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    use(3)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_terminal_sees_a_bar_on_stderr_that_goes_away(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    use(3)
+    shown = terminal.getvalue()
+    assert "attack sl" in shown
+    assert "3/3" in shown
+    assert "validation 91.0 %" in shown
+    assert shown.endswith("\x1b[2K"), "the line of the bar is cleared at the end"
+    assert capfd.readouterr().out == ""
+
+
+def test_the_bar_goes_away_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+
+    def fail() -> None:
+        with progress_bar("attack sl", 3):
+            raise ValueError("attack")
+
+    with pytest.raises(ValueError, match="attack"):
+        fail()
+    assert terminal.getvalue().endswith("\x1b[2K")
+    assert "\x1b[?25h" in terminal.getvalue(), "the cursor is shown again"
