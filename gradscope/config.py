@@ -230,7 +230,7 @@ OBJECTIVES: dict[str, str] = {
     "expected-reward": "1 - p_y, the policy gradient's expectation without exploration",
 }
 
-#: Radius and step where the command names only the norm: DESIGN's L2, and the field's usual L-infinity.
+#: Radius and step where the command names only the norm: the paper's L2, and the field's usual L-infinity.
 DEFAULT_RADII: dict[str, tuple[float, float]] = {"l2": (1.0, 0.1), "linf": (8 / 255, 2 / 255)}
 
 

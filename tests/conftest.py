@@ -1,5 +1,8 @@
 import hashlib
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,3 +81,14 @@ def random_images(count: int, channels: int = 3, side: int = 8, classes: int = 5
 @pytest.fixture
 def image_set() -> ImageSet:
     return random_images(40)
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20 real CIFAR-10 images of each class and split, as JPEGs in an ImageFolder tree."""
+    script = Path(__file__).parents[1] / ".." / "shared" / "data" / "unpack_cifar10.py"
+    if not script.is_file():
+        pytest.skip(f"no CIFAR-10 images: {script} is not there")
+    root = tmp_path_factory.mktemp("images") / "cifar10-jpeg"
+    subprocess.run([sys.executable, script, root, "--per-class", "20"], check=True, capture_output=True)
+    return root

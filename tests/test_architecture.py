@@ -1,4 +1,4 @@
-"""The house of DESIGN.md: imports only run downward, results and reports need no torch, only the CLI prints."""
+"""The floors of the house: imports only run downward, results and reports need no torch, only the CLI prints."""
 
 import ast
 import os

@@ -839,3 +839,19 @@ def test_an_interrupt_while_overwriting_keeps_the_old_results(
     with pytest.raises(StoppedError):
         main(["analyze", str(world / "rl.pt"), "--overwrite", "--out", str(tmp_path / "results")])
     assert content(tmp_path) == kept
+
+
+@pytest.mark.cifar10
+def test_real_photographs_from_training_to_figures(cifar10_folder: Path, tmp_path: Path) -> None:
+    source = ("--dataset", "folder", "--data-root", cifar10_folder)
+    checkpoint, results = tmp_path / "rl-adv.pt", tmp_path / "results"
+    assert str(checkpoint) in done("train", "--mode", "rl-adv", *source, "--epochs", 2, "--out", checkpoint)
+    assert checkpoints.load(checkpoint).spec.architecture == "cnn4"
+    asked = ("--attack", "pgd,pgd-paper", "--metrics", "cosine,norm,entropy", "--steps", 3, "--samples", 40)
+    done("analyze", checkpoint, *asked, "--out", results)
+    steps = rows(results, STEPS)
+    assert set(steps["dataset"]) == {"cifar10-jpeg"}
+    assert set(steps["attack"]) == {"pgd", "pgd-paper"}
+    assert set(steps["metric"]) == {"cosine", "norm", "entropy", "accuracy"}
+    assert (steps["n"] + steps["undefined"] == 40).all()
+    assert (results / "figures" / "steps-cosine.pdf").read_bytes().startswith(b"%PDF")

@@ -30,7 +30,7 @@ FASHION = Size("cnn4", 128, 8, 20, 1e-3, 5e-4, adversary_epsilon=0.05, horizonta
 NATURAL = Size("cnn4", 128, 30, 60, 1e-3, 5e-4, adversary_epsilon=0.01, horizontal_flip=True, shift=0.1)
 LARGE = Size("resnet18", 128, 60, 120, 1e-3, 5e-4, adversary_epsilon=0.01, horizontal_flip=True, shift=0.1)
 
-#: The paper's numbers (PAPER: 100 epochs of SL, 600 of RL, batch 256; five epochs of warm-up for SL).
+#: The paper's numbers (its scripts: 100 epochs of SL with five of warm-up, 600 of RL, batch 256).
 PAPER = Size(
     "cnn6",
     256,

@@ -1,7 +1,5 @@
-"""Image trees for the tests of this folder: small ones drawn here, and the real CIFAR-10 where it is at hand."""
+"""Small image trees for the tests of this folder."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -35,14 +33,3 @@ def make_tree(tmp_path: Path) -> MakeTree:
         return root
 
     return make
-
-
-@pytest.fixture(scope="session")
-def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 real CIFAR-10 images of each class and split, as JPEGs in an ImageFolder tree."""
-    script = Path(__file__).parents[2] / ".." / "shared" / "data" / "unpack_cifar10.py"
-    if not script.is_file():
-        pytest.skip(f"no CIFAR-10 images: {script} is not there")
-    root = tmp_path_factory.mktemp("images") / "cifar10-jpeg"
-    subprocess.run([sys.executable, script, root, "--per-class", "20"], check=True, capture_output=True)
-    return root
