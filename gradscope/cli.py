@@ -108,12 +108,14 @@ def train(
     )
     name = f"{splits.train.name}-{training.architecture}-{training.mode}-s{training.seed}.pt"
     path = out or Path("checkpoints") / name
-    trained = run_training(training, splits, path, Hardware(device, devices), resume=resume, overwrite=overwrite)
+    hardware = Hardware(device, devices)
+    trained = run_training(training, splits, path, hardware, resume=resume, overwrite=overwrite)
     low, high = trained.test_interval
-    print(
-        f"{trained.path}  clean accuracy {100 * trained.test_accuracy:.1f} % "
-        f"[{100 * low:.1f}, {100 * high:.1f}] on {trained.test_images} test images"
-    )
+    if hardware.is_first:
+        print(
+            f"{trained.path}  clean accuracy {100 * trained.test_accuracy:.1f} % "
+            f"[{100 * low:.1f}, {100 * high:.1f}] on {trained.test_images} test images"
+        )
 
 
 @app.command()

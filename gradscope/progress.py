@@ -12,10 +12,10 @@ Advance = Callable[[int, str], None]
 
 
 @contextmanager
-def progress_bar(description: str, total: int) -> Iterator[Advance]:
+def progress_bar(description: str, total: int, *, visible: bool = True) -> Iterator[Advance]:
     """A bar of ``total`` items with the time left; yields the function that moves it."""
     console = Console(stderr=True)
-    silent = not sys.stderr.isatty()
+    silent = not (visible and sys.stderr.isatty())
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),

@@ -51,13 +51,26 @@ class Hardware:
     device: str = "auto"
     devices: int = 1
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that speaks for all that ``torchrun`` has started."""
+        return os.environ.get("RANK", "0") == "0"
+
     def fabric(self, precision: str) -> Fabric:
         """The fabric: one device, or ``devices`` processes started here, or those ``torchrun`` has started."""
-        launched = "TORCHELASTIC_RUN_ID" in os.environ
-        strategy = "auto" if self.devices == 1 and not launched else "ddp" if launched else "ddp_spawn"
+        devices, nodes, strategy = self.devices, 1, "auto" if self.devices == 1 else "ddp_spawn"
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            devices = int(os.environ["LOCAL_WORLD_SIZE"])
+            nodes, strategy = int(os.environ["WORLD_SIZE"]) // devices, "ddp"
         names = {"32": "32-true", "bf16": "bf16-mixed"}
         try:
-            return Fabric(accelerator=self.device, devices=self.devices, strategy=strategy, precision=names[precision])  # type: ignore[arg-type]
+            return Fabric(
+                accelerator=self.device,
+                devices=devices,
+                num_nodes=nodes,
+                strategy=strategy,
+                precision=names[precision],  # type: ignore[arg-type]
+            )
         except (RuntimeError, ValueError) as error:
             raise GradscopeError(f"--device {self.device} --devices {self.devices}: {error}".splitlines()[0]) from None
 
@@ -109,7 +122,7 @@ def state_path(out: Path) -> Path:
 
 
 def _run(fabric: Fabric, training: Training, train_set: ImageSet, out: Path, resume: bool) -> None:
-    with progress_bar(f"train {training.mode}", training.epochs) as advance:
+    with progress_bar(f"train {training.mode}", training.epochs, visible=fabric.is_global_zero) as advance:
         run = Run(fabric, training, train_set, out, advance)
         if resume:
             run.resume()
