@@ -122,23 +122,27 @@ def state_path(out: Path) -> Path:
 
 
 def _run(fabric: Fabric, training: Training, train_set: ImageSet, out: Path, resume: bool) -> None:
-    with progress_bar(f"train {training.mode}", training.epochs, visible=fabric.is_global_zero) as advance:
-        run = Run(fabric, training, train_set, out, advance)
-        if resume:
-            run.resume()
-        run.complete()
+    run = Run(fabric, training, train_set, out)
+    if resume:
+        run.resume()
+    updates = training.epochs * run.updates
+    with progress_bar(f"train {training.mode}", updates, visible=fabric.is_global_zero) as advance:
+        advance(run.progress.epochs_done * run.updates, "")
+        run.complete(advance)
 
 
 class Run:
     """One training run: network, optimiser, data and what has been reached."""
 
-    def __init__(self, fabric: Fabric, training: Training, train_set: ImageSet, out: Path, advance: Advance) -> None:
+    def __init__(self, fabric: Fabric, training: Training, train_set: ImageSet, out: Path) -> None:
         self.fabric = fabric
         self.training = training
         self.out = out
-        self.advance = advance
+        self.advance: Advance = lambda done, note: None
         # Indices, not copies: a set larger than memory stays the memory map it is.
         self.trained, self.held_out = stratified_split(train_set.labels, training.validation_fraction, training.seed)
+        self.batch_size = min(training.batch_size, len(self.trained))
+        self.updates = len(self.trained) // self.batch_size
         self.images = train_set.on(fabric.device)
         mean, std = train_set.channel_statistics(self.trained)
         self.spec = ModelSpec(
@@ -175,10 +179,10 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(state["epochs_done"], state["best_accuracy"], state["history"])
         self.best = None if state["best"] is None else replace(self._checkpoint(), state_dict=state["best"])
-        self.advance(self.progress.epochs_done, "")
 
-    def complete(self) -> None:
-        """Train all epochs that are left and write the checkpoint."""
+    def complete(self, advance: Advance) -> None:
+        """Train all epochs that are left and write the checkpoint; ``advance`` is told of every few updates."""
+        self.advance = advance
         first = 0
         for number, phase in enumerate(self.training.phases):
             for epoch in range(max(first, self.progress.epochs_done), first + phase.epochs):
@@ -216,16 +220,14 @@ class Run:
             self.progress.best_accuracy = validation_accuracy
             self.best = self._checkpoint()
         self._store()
-        note = f"validation {100 * validation_accuracy:.1f} %  {row['images_per_second']:,.0f} images/s"
-        self.advance(1, note)
 
     def _train_epoch(self, phase: Phase, epoch: int, epoch_of_phase: int) -> "Totals":
         seed = self.training.seed
         order = self.trained[torch.randperm(len(self.trained), generator=generator(seed, "order", epoch))]
-        batch_size = min(self.training.batch_size, len(order))
-        batches = order[: len(order) // batch_size * batch_size].split(batch_size)
+        batches = order[: self.updates * self.batch_size].split(self.batch_size)
         stream = generator(seed, "augmentation and actions", epoch)
         totals = Totals(self.fabric.device)
+        started = time.perf_counter()
         self.model.train()
         with seeded(seed, "dropout", epoch, self.fabric.global_rank):
             for position, indices in enumerate(batches):
@@ -235,9 +237,17 @@ class Run:
                 self._update(phase, indices, stream, totals)
                 if (position + 1) % LOOK_EVERY == 0:
                     totals.require_finite(epoch + 1, self.out)
+                    self._show(LOOK_EVERY, epoch, totals, time.perf_counter() - started)
+        self._show(len(batches) % LOOK_EVERY, epoch, totals, time.perf_counter() - started)
         totals.sums = self._summed(totals.sums)
         totals.require_finite(epoch + 1, self.out)
         return totals
+
+    def _show(self, updates: int, epoch: int, totals: "Totals", seconds: float) -> None:
+        """Move the progress bar by ``updates``; accuracy and images are those of this process so far this epoch."""
+        speed = totals.images * self.fabric.world_size / seconds
+        note = f"epoch {epoch + 1}/{self.training.epochs} accuracy {100 * totals.accuracy:.1f} %"
+        self.advance(updates, f"{note} {speed:,.0f} images/s")
 
     def _update(self, phase: Phase, indices: Tensor, stream: torch.Generator, totals: "Totals") -> None:
         """One optimiser step on the global batch ``indices``, of which this process takes its share.

@@ -21,7 +21,6 @@ from gradscope.config import PGD, Data
 from gradscope.data.image_set import ImageSet
 from gradscope.models.architectures import ModelSpec, build
 from gradscope.probes.trajectory import measure_trajectory
-from gradscope.progress import progress_bar
 from gradscope.results.rows import METRICS
 from gradscope.training.loop import Hardware, Run, Totals
 from gradscope.training.phases import resolve
@@ -78,8 +77,7 @@ def tracked_pgd(device: str, rounds: int) -> list[Ratio]:
 def training_run(mode: str, device: str, settings: list[str], folder: Path, **options: object) -> Run:
     training = resolve(mode, Data(dataset="cifar10"), 32, epochs=2, settings=settings, options=options)
     hardware = Hardware("cpu" if device == "cpu" else "cuda")
-    with progress_bar("", 1) as advance:
-        return Run(hardware.fabric(training.precision), training, random_images(TRAINED), folder / "c.pt", advance)
+    return Run(hardware.fabric(training.precision), training, random_images(TRAINED), folder / "c.pt")
 
 
 def rl_adversarial_update(device: str, rounds: int, folder: Path) -> Ratio:
