@@ -32,7 +32,7 @@ def test_a_terminal_sees_a_bar_on_stderr_that_goes_away(
     use(3)
     shown = terminal.getvalue()
     assert "attack sl" in shown
-    assert "3/3" in shown
+    assert "100%" in shown
     assert "validation 91.0 %" in shown
     assert shown.endswith("\x1b[2K"), "the line of the bar is cleared at the end"
     assert capfd.readouterr().out == ""
