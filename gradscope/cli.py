@@ -6,6 +6,7 @@ torch is imported by the command that needs it, so ``--help`` answers at once.
 import logging
 import sys
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+#: Exit code after Ctrl-C, which typer turns into it.
+INTERRUPTED = 130
 
 CHECKPOINTS = "our .pt files, or foreign models: torchvision:NAME, timm:NAME, package.module:factory"
 
@@ -45,6 +49,16 @@ class Listing(StrEnum):
     modes = "modes"
 
 
+def _completing(source: str, table: str) -> Any:
+    """Completion by the names of a table; its module is imported when the shell asks."""
+
+    def names(incomplete: str) -> list[str]:
+        done, comma, last = incomplete.rpartition(",")
+        return [f"{done}{comma}{name}" for name in getattr(import_module(source), table) if name.startswith(last)]
+
+    return names
+
+
 def _version(asked: bool) -> None:
     if asked:
         print(f"gradscope {gradscope.__version__}")
@@ -64,14 +78,20 @@ def _gradscope(
 
 @app.command()
 def train(
-    mode: Annotated[str, typer.Option(help="sl, rl, sl-adv, rl-adv, sl-rl, rl-sl, or any label with --config phases")],
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="sl, rl, sl-adv, rl-adv, sl-rl, rl-sl, or any label with --config phases",
+            autocompletion=_completing("gradscope.training.phases", "MODES"),
+        ),
+    ],
     dataset: Annotated[str | None, typer.Option(help="see `gradscope list datasets`; digits where not given")] = None,
     data_root: DataRoot = None,
     image_size: ImageSize = None,
     download: Download = False,
     arch: Annotated[str | None, typer.Option(help="see `gradscope list architectures`; sized for the data")] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="epochs in all, shared by the phases as the mode has it")
+        int | None, typer.Option(min=1, help="epochs in all, shared by the phases, at least one each")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="images an update, over all devices")] = None,
     seed: Annotated[int | None, typer.Option(help="decides weights, order, augmentation and actions")] = None,
@@ -121,9 +141,19 @@ def train(
 @app.command()
 def analyze(
     checkpoints: Checkpoints,
-    metrics: Annotated[str, typer.Option(help="comma-separated, see `gradscope list metrics`; all of them")] = "all",
+    metrics: Annotated[
+        str,
+        typer.Option(
+            help="comma-separated, see `gradscope list metrics`; all of them",
+            autocompletion=_completing("gradscope.results.rows", "METRICS"),
+        ),
+    ] = "all",
     attack: Annotated[
-        str, typer.Option(help="comma-separated: pgd (exact), pgd-paper (the paper's, to the letter)")
+        str,
+        typer.Option(
+            help="comma-separated: pgd (exact), pgd-paper (the paper's, to the letter)",
+            autocompletion=_completing("gradscope.config", "ATTACKS"),
+        ),
     ] = "pgd",
     norm: Annotated[str, typer.Option(help="l2 or linf")] = "l2",
     epsilon: Annotated[
@@ -141,7 +171,9 @@ def analyze(
     norm_floor: Annotated[float | None, typer.Option(help="L2 gradient norm below which a step shrinks")] = None,
     precision: Annotated[str | None, typer.Option(help="float32 or float64")] = None,
     samples: Annotated[int | None, typer.Option(help="test images, drawn by --seed; 500 or all there are")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="images attacked at once")] = 128,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="images attacked at once; 128 where the attack averages over them")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="decides images and random starts")] = 0,
     dataset: Annotated[
         str | None, typer.Option(help="data to examine on; the checkpoint's own where not given")
@@ -155,6 +187,9 @@ def analyze(
     mean: Annotated[str | None, typer.Option(help="normalisation of a foreign model, such as 0.49,0.48,0.45")] = None,
     std: Annotated[str | None, typer.Option(help="see --mean")] = None,
     trust_code: Annotated[bool, typer.Option("--trust-code", help="run the code of package.module:factory")] = False,
+    ignore_class_names: Annotated[
+        bool, typer.Option("--ignore-class-names", help="take the checkpoint's classes for the data's, in order")
+    ] = False,
     device: Device = "auto",
     overwrite: Overwrite = False,
     out: Annotated[Path | None, typer.Option(help="directory of results; reports/FIRST-CKPT")] = None,
@@ -189,9 +224,12 @@ def analyze(
         download=download,
         overwrite=overwrite,
     )
-    foreign = Foreign(tuple(weights or ()), _numbers(mean, "--mean"), _numbers(std, "--std"), trust_code)
+    normalisation = _numbers(mean, "--mean"), _numbers(std, "--std")
+    foreign = Foreign(tuple(weights or ()), *normalisation, trust_code, ignore_class_names)
     first = Path(checkpoints[0].rpartition(":")[2]).stem
-    print(run_analysis(checkpoints, analysis, foreign, out or Path("reports") / first))
+    results = run_analysis(checkpoints, analysis, foreign, out or Path("reports") / first)
+    print(_accuracies(results))
+    print(results)
 
 
 @app.command()
@@ -234,6 +272,22 @@ def _listing(what: Listing) -> dict[str, str]:
     return {name: named.meaning for name, named in ATTACKS.items()} if what is Listing.attacks else dict(OBJECTIVES)
 
 
+def _accuracies(results: Path) -> str:
+    """A line for each checkpoint and attack: accuracy when clean and under attack, with its interval."""
+    from gradscope.results.rows import SUMMARY
+    from gradscope.results.tables import read_table
+
+    rows = read_table(results / SUMMARY.file, SUMMARY)
+    rows = rows[rows["metric"] == "accuracy"]
+    lines = []
+    for (checkpoint, attack), of_attack in rows.groupby(["checkpoint", "attack"], sort=False):
+        clean, worst = (of_attack[of_attack["subset"] == f"{point}/all"].iloc[0] for point in ("clean", "worst"))
+        interval = f"[{100 * worst.ci_low:.1f}, {100 * worst.ci_high:.1f}]"
+        accuracy = f"clean {100 * clean.value:5.1f} %  under attack {100 * worst.value:5.1f} % {interval}"
+        lines.append(f"{checkpoint:16} {attack:10} {accuracy}  n = {int(worst.n)}")
+    return "\n".join(lines)
+
+
 def _given(**options: Any) -> dict[str, Any]:
     """The options that the command line gave."""
     return {name: value for name, value in options.items() if value is not None}
@@ -272,11 +326,11 @@ def _usage(error: Any) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; a user's mistake is one line on stderr and exit code 2."""
     try:
-        sys.exit(app(arguments, prog_name="gradscope", standalone_mode=False))
+        code = app(arguments, prog_name="gradscope", standalone_mode=False)
     except (GradscopeError, UsageError) as error:
         message = str(error) if isinstance(error, GradscopeError) else _usage(error)
         print(f"gradscope: {message}", file=sys.stderr)
         sys.exit(2)
-    except (typer.Abort, KeyboardInterrupt):
-        print("gradscope: interrupted", file=sys.stderr)
-        sys.exit(130)
+    if code == INTERRUPTED:
+        print("gradscope: interrupted; what was written stays, `train --resume` continues", file=sys.stderr)
+    sys.exit(code)

@@ -27,7 +27,7 @@ from gradscope.errors import GradscopeError, lookup, unknown_name
 Objective = Literal["cross-entropy", "policy-gradient", "expected-reward"]
 AttackLoss = Literal["cross-entropy", "margin", "dlr"]
 Norm = Literal["linf", "l2"]
-Precision = Literal["32", "bf16"]
+Precision = Annotated[Literal["32", "bf16"], BeforeValidator(lambda value: str(value) if value == 32 else value)]
 
 
 def parse_radius(value: object) -> float:

@@ -91,5 +91,5 @@ def mean_pairwise_cosine(sum_of_units: Tensor, count: Tensor) -> Tensor:
     tensor([0.])
     """
     squared = sum_of_units.square().sum(dim=1)
-    value = (squared - count) / (count * (count - 1))
+    value = ((squared - count) / (count * (count - 1))).clamp(max=1)
     return value.where(count >= 2, math.nan)

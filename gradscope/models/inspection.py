@@ -50,8 +50,23 @@ def check_fits(
         raise GradscopeError(f"CKPT: {name} must return logits (N, classes), got {kind} for 2 images")
     if output.shape[1] != classes:
         raise GradscopeError(f"CKPT: {name} has {output.shape[1]} classes, the data has {classes}")
+    if not output.is_floating_point():
+        raise GradscopeError(f"CKPT: {name} must return floating-point logits, got {output.dtype}")
     if not output.isfinite().all():
         raise GradscopeError(f"CKPT: {name} must return finite logits, got NaN or infinity for a grey image")
+
+
+def check_differentiable(model: nn.Module, *, channels: int, image_size: int, name: str, device: torch.device) -> None:
+    """Raise :class:`GradscopeError` unless the logits of ``model`` depend on the image in a way autograd can follow.
+
+    A gradient that is zero passes: that is a finding, not a mistake.
+    """
+    grey = torch.full((2, channels, image_size, image_size), 0.5, device=device, requires_grad=True)
+    buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
+    with evaluating(model), torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        output = functional_call(model, buffers, (grey,))
+    if not output.requires_grad:
+        raise GradscopeError(f"CKPT: {name} has no gradient in the image: its logits are cut off from it (detached?)")
 
 
 def one_line(error: BaseException) -> str:

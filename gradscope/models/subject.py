@@ -14,7 +14,7 @@ from gradscope.errors import GradscopeError
 from gradscope.models import checkpoint as checkpoints
 from gradscope.models.checkpoint import Checkpoint
 from gradscope.models.foreign import is_foreign, load_foreign
-from gradscope.models.inspection import check_fits
+from gradscope.models.inspection import check_differentiable, check_fits
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Foreign:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     trust_code: bool = False
+    ignore_class_names: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ def load_subject(reference: Reference, images: ImageSet, foreign: Foreign, devic
                 f"CKPT: {reference.label} takes images of {ours.spec.channels} channel(s), "
                 f"{images.name} has {images.channels}"
             )
+        _require_classes(reference.label, ours.classes, images, foreign.ignore_class_names)
         model: nn.Module = ours.build()
         seed = ours.config.get("seed")
         subject = Subject(reference.label, model, ours.mode, ours.spec.architecture, seed)
@@ -132,4 +134,19 @@ def load_subject(reference: Reference, images: ImageSet, foreign: Foreign, devic
         name=reference.label,
         device=device,
     )
+    check_differentiable(
+        model, channels=images.channels, image_size=images.image_size, name=reference.label, device=device
+    )
     return subject
+
+
+def _require_classes(label: str, trained: tuple[str, ...], images: ImageSet, ignore_names: bool) -> None:
+    """Class names in the order of the logits: where they differ, every accuracy would be of other classes."""
+    if len(trained) != len(images.classes):
+        raise GradscopeError(f"CKPT: {label} has {len(trained)} classes, {images.name} has {len(images.classes)}")
+    for index, (ours, theirs) in enumerate(zip(trained, images.classes, strict=True)):
+        if ours != theirs and not ignore_names:
+            raise GradscopeError(
+                f"CKPT: class {index} of {label} is {ours!r}, of {images.name} {theirs!r}; "
+                "pass --ignore-class-names if they mean the same"
+            )

@@ -83,7 +83,7 @@ class Directions:
         norms = torch.stack([total, *(total - groups)]).norm(dim=1)
         n = sizes.sum() - torch.cat([torch.zeros(1, dtype=torch.float64), sizes])
         used = torch.cat([torch.ones(1, dtype=torch.bool), sizes > 0])
-        values: Array = torch.where((n > 0) & used, 1 - norms / n, torch.nan).numpy()
+        values: Array = torch.where((n > 0) & used, (1 - norms / n).clamp(min=0), torch.nan).numpy()
         return values
 
     def dispersion(self, step: int) -> tuple[float, Interval]:
@@ -97,4 +97,4 @@ class Directions:
 
 def _with_jackknife(estimates: Array) -> tuple[float, Interval]:
     value, left_out = float(estimates[0]), estimates[1:]
-    return value, jackknife_interval(value, left_out[~np.isnan(left_out)].tolist())
+    return value, jackknife_interval(value, left_out[~np.isnan(left_out)].tolist()).within(0, 1)

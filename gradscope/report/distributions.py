@@ -148,6 +148,15 @@ def _by_line(rows: pd.DataFrame) -> list[tuple[object, pd.Series]]:
     return list(rows.groupby(["checkpoint", "attack"], observed=True)["value"])
 
 
+def _right_counts(rows: pd.DataFrame, points: list[str]) -> str:
+    """How many images each line's panels of right predictions hold; the others are in those of wrong ones."""
+    right = rows[rows["right"] == 1].groupby(["checkpoint", "attack", "point"], observed=True).size()
+    return ", ".join(
+        f"{checkpoint} {attack} " + " / ".join(str(right.get((checkpoint, attack, point), 0)) for point in points)
+        for checkpoint, attack in dict.fromkeys(zip(rows["checkpoint"], rows["attack"], strict=True))
+    )
+
+
 def _caption(metric: str, unit: str, rows: pd.DataFrame, points: list[str], zeros: bool, split: bool) -> str:
     sizes = rows.groupby(["checkpoint", "attack", "point"], observed=True)["value"].agg(["size", "count"])
     images, fewest = int(sizes["size"].max()), int(sizes["count"].min())
@@ -157,6 +166,7 @@ def _caption(metric: str, unit: str, rows: pd.DataFrame, points: list[str], zero
             f"Empirical distribution functions of the {style.axis_label(metric, unit, ' ')} at the {where}",
             ", of right and of wrong predictions apart" if split else "",
             f", n = {images} images",
+            f" (right predictions: {_right_counts(rows, points)})" if split else "",
             f", {fewest} where it is defined for fewest" if fewest < images else "",
             ", zeros drawn at the left edge" if zeros else "",
             ", no band",

@@ -1,6 +1,7 @@
 """Every CSV schema: which columns a file has, in which order, what they mean and in what unit."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 
@@ -28,11 +29,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Metric:
-    """A quantity measured along an attack. ``per_sample`` is False where it is a property of the whole set."""
+    """A quantity measured along an attack; its values and intervals lie between ``low`` and ``high``.
+
+    ``per_sample`` is False where it is a property of the whole set.
+    """
 
     unit: str
     meaning: str
-    per_step: bool = True
+    low: float = -inf
+    high: float = inf
     per_sample: bool = True
 
 
@@ -110,19 +115,15 @@ HISTORY = Table(
 
 #: What `analyze --metrics` knows.
 METRICS: dict[str, Metric] = {
-    "cosine": Metric("-", "cosine of the gradients at consecutive iterates, <g_t, g_t-1> / (|g_t| |g_t-1|)"),
-    "sign": Metric(
-        "-", "share of coordinates with equal gradient sign at consecutive iterates, among those non-zero in both"
-    ),
-    "zero": Metric(
-        "-", "share of coordinates whose gradient is zero at one of two consecutive iterates; comes with sign"
-    ),
-    "norm": Metric("nats per unit pixel range", "L2 norm of the gradient of the sample's own loss in the image"),
-    "loss": Metric("nats", "cross-entropy"),
+    "cosine": Metric("-", "cosine of the gradients at consecutive iterates, <g_t, g_t-1> / (|g_t| |g_t-1|)", -1, 1),
+    "sign": Metric("-", "share of coordinates with equal sign in g_t and g_t-1, among those non-zero in both", 0, 1),
+    "zero": Metric("-", "share of coordinates where g_t or g_t-1 is zero; comes with sign", 0, 1),
+    "norm": Metric("nats per unit pixel range", "L2 norm of the gradient of the sample's own loss in the image", 0),
+    "loss": Metric("nats", "cross-entropy", 0),
     "margin": Metric("logits", "logit of the label minus the largest other"),
-    "entropy": Metric("bits", "entropy of the softmax"),
-    "accuracy": Metric("-", "share of images whose prediction is the label"),
-    "dispersion": Metric("-", "1 - norm of the mean over the set of the unit gradients", per_sample=False),
-    "path-variance": Metric("-", "1 - mean pairwise cosine of an image's gradients along the path", per_step=False),
-    "displacement": Metric("-", "|x_T - x_0| / sum of the step lengths", per_step=False),
+    "entropy": Metric("bits", "entropy of the softmax", 0),
+    "accuracy": Metric("-", "share of images whose prediction is the label", 0, 1),
+    "dispersion": Metric("-", "1 - norm of the mean over the set of the unit gradients", 0, 1, per_sample=False),
+    "path-variance": Metric("-", "1 - mean pairwise cosine of an image's gradients along the path", 0, 2),
+    "displacement": Metric("-", "|x_T - x_0| / sum of the step lengths", 0, 1),
 }

@@ -13,7 +13,7 @@ CONFIDENCE = 0.95
 METHODS = {
     "accuracy": "Wilson score interval over images, 95 %",
     "dispersion": "delete-a-group jackknife over 10 groups of images, Student t, 95 %",
-    "all others": "Student t interval of the mean over images, 95 %",
+    "all others": "Student t interval of the mean over images, 95 %; cut where the metric's range ends",
 }
 
 
@@ -22,6 +22,10 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+    def within(self, low: float, high: float) -> "Interval":
+        """The part of the interval where the quantity can be; NaN stays NaN."""
+        return Interval(float(np.clip(self.low, low, high)), float(np.clip(self.high, low, high)))
 
 
 UNDEFINED = Interval(math.nan, math.nan)

@@ -1,6 +1,7 @@
 """Atomic writing and checked reading of the result files."""
 
 import csv
+import hashlib
 import json
 import secrets
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from gradscope.errors import GradscopeError
 from gradscope.results.rows import Table
@@ -28,6 +30,21 @@ def atomic(path: Path) -> Iterator[Path]:
         raise GradscopeError(f"--out: {path} cannot be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Keep this machine's other processes from writing to ``path``; :class:`GradscopeError` where one is at it."""
+    name = hashlib.blake2b(str(path.resolve()).encode(), digest_size=16).hexdigest()
+    lock = FileLock(Path(tempfile.gettempdir()) / f"gradscope-{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise GradscopeError(f"--out: another gradscope is writing to {path}; wait for it or name another") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def ensure_writable(directory: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -18,13 +19,13 @@ from gradscope.models.architectures import ARCHITECTURES
 from gradscope.models.checkpoint import Checkpoint
 from gradscope.models.inspection import evaluating
 from gradscope.models.subject import Foreign, Reference, Subject, load_subject, read_references
-from gradscope.probes.trajectory import Trajectory, measure_trajectory
+from gradscope.probes.trajectory import Trajectory, measure_trajectory, usual_batch_size
 from gradscope.progress import progress_bar
 from gradscope.report import figures
 from gradscope.results.manifest import provenance
 from gradscope.results.rows import SAMPLES, STEPS, SUMMARY
 from gradscope.results.stats import METHODS, Interval, wilson_interval
-from gradscope.results.tables import ensure_writable, write_json, write_table
+from gradscope.results.tables import ensure_writable, exclusive, write_json, write_table
 from gradscope.seeding import generator
 from gradscope.training.loop import Hardware, state_path, train
 from gradscope.training.phases import MODES, resolve
@@ -88,7 +89,9 @@ def _data(data: Mapping[str, Any], table: Mapping[str, Any], settings: Sequence[
     if not isinstance(values["data"], Mapping):
         keys = ", ".join(Data.model_fields)
         raise GradscopeError(f"data: a table with {keys} is allowed, got {values['data']!r}")
-    return Data.parse(merge(values["data"], data))
+    parsed = Data.parse(merge(values["data"], data))
+    # Kept in the checkpoint, so it must hold in any working directory.
+    return parsed.model_copy(update={"data_root": parsed.data_root and parsed.data_root.resolve()})
 
 
 def run_training(
@@ -101,7 +104,8 @@ def run_training(
     if out.exists() and not (resume or overwrite):
         unfinished = "; it is unfinished: --resume continues it" if state_path(out).exists() else ""
         raise GradscopeError(f"--out: {out} exists; pass --overwrite to replace it or another name{unfinished}")
-    checkpoint = train(training, splits.train, out, hardware, resume=resume)
+    with exclusive(out) if hardware.is_first else nullcontext():
+        checkpoint = train(training, splits.train, out, hardware, resume=resume)
     right, total = count_right(checkpoint, splits.test, device), len(splits.test)
     return Trained(out, checkpoint, right / total, wilson_interval(right, total), total)
 
@@ -127,7 +131,7 @@ class Analysis:
     attacks: Mapping[str, PGD]
     metrics: frozenset[str]
     samples: int | None = None
-    batch_size: int = 128
+    batch_size: int | None = None
     seed: int = 0
     device: str = "auto"
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -143,25 +147,44 @@ def run_analysis(texts: Sequence[str], analysis: Analysis, foreign: Foreign, out
     """
     if any((out / name).exists() for name in FILES) and not analysis.overwrite:
         raise GradscopeError(f"--out: {out} holds results; pass --overwrite to replace them or another directory")
+    new = not out.exists()
     ensure_writable(out)
+    with exclusive(out):
+        try:
+            checked = _check(texts, analysis, foreign)
+        except GradscopeError:
+            if new:
+                out.rmdir()
+            raise
+        _measure_all(checked, analysis, foreign, out)
+        figures.draw(out)
+    return out
+
+
+def _check(texts: Sequence[str], analysis: Analysis, foreign: Foreign) -> list[tuple[Reference, "Chosen"]]:
+    """Every checkpoint with its images, each loaded once to see that it fits them."""
     device = resolve_device(analysis.device)
-    references = read_references(texts, foreign)
-    chosen_for: dict[str, Chosen] = {}
-    for reference in references:
+    checked = []
+    for reference in read_references(texts, foreign):
         chosen = choose(_test_images(reference, analysis), analysis.samples, analysis.seed)
         load_subject(reference, chosen.images, foreign, device)
-        chosen_for[reference.label] = chosen
+        checked.append((reference, chosen))
+    return checked
+
+
+def _measure_all(
+    checked: Sequence[tuple[Reference, "Chosen"]], analysis: Analysis, foreign: Foreign, out: Path
+) -> None:
+    device = resolve_device(analysis.device)
     report = AnalysisFiles(out, analysis, foreign, device)
-    for reference in references:
-        chosen = chosen_for[reference.label]
+    for reference, chosen in checked:
         subject = load_subject(reference, chosen.images, foreign, device)
         report.begin(reference, chosen)
         for name, settings in analysis.attacks.items():
             started = time.perf_counter()
             measured = _measure(subject, chosen, name, settings, analysis, device)
             report.add(subject.identity(chosen.images.name, name), measured, time.perf_counter() - started)
-    figures.draw(out)
-    return out
+    report.complete()
 
 
 def resolve_device(name: str) -> torch.device:
@@ -203,7 +226,14 @@ def _test_images(reference: Reference, analysis: Analysis) -> ImageSet:
     if own is None and "dataset" not in analysis.data:
         raise GradscopeError(f"--dataset: {reference.text} is a foreign model; name the data set it is examined on")
     known = own.model_dump() if own is not None and "dataset" not in analysis.data else {}
-    return sources.load(Data.parse(known | dict(analysis.data)), download=analysis.download).test
+    try:
+        return sources.load(Data.parse(known | dict(analysis.data)), download=analysis.download).test
+    except GradscopeError as error:
+        if known.get("data_root") is None or "data_root" in analysis.data:
+            raise
+        raise GradscopeError(
+            f"{error} ({reference.label} was trained from there; --data-root says where now)"
+        ) from None
 
 
 def _measure(
@@ -233,10 +263,14 @@ class AnalysisFiles:
             "kind": "analysis",
             "attacks": {name: settings.model_dump() for name, settings in analysis.attacks.items()},
             "metrics": sorted(analysis.metrics),
-            "batch_size": analysis.batch_size,
+            "batch_sizes": {
+                name: analysis.batch_size or usual_batch_size(settings, device)
+                for name, settings in analysis.attacks.items()
+            },
             "seed": analysis.seed,
             "intervals": METHODS,
             "foreign": {"mean": foreign.mean, "std": foreign.std},
+            "complete": False,
             "checkpoints": [],
             "provenance": provenance(device_name(device)),
         }
@@ -275,6 +309,11 @@ class AnalysisFiles:
         write_table(
             self.out / SUMMARY.file, SUMMARY, chain.from_iterable(one.summary_rows(who) for who, one in results)
         )
+        write_json(self.out / "manifest.json", self.manifest)
+
+    def complete(self) -> None:
+        """Say in the manifest that everything asked for has been measured."""
+        self.manifest["complete"] = True
         write_json(self.out / "manifest.json", self.manifest)
 
     def _remove_figures(self) -> None:

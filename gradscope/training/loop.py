@@ -141,6 +141,10 @@ class Run:
         self.advance: Advance = lambda done, note: None
         # Indices, not copies: a set larger than memory stays the memory map it is.
         self.trained, self.held_out = stratified_split(train_set.labels, training.validation_fraction, training.seed)
+        if len(self.held_out) == 0:
+            raise GradscopeError(
+                f"--dataset: {train_set.name} needs a class with at least 2 training images, one to validate on"
+            )
         self.batch_size = min(training.batch_size, len(self.trained))
         self.updates = len(self.trained) // self.batch_size
         self.images = train_set.on(fabric.device)

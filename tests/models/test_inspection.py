@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.errors import GradscopeError
-from gradscope.models.inspection import check_fits, evaluating, one_line
+from gradscope.models.inspection import check_differentiable, check_fits, evaluating, one_line
 
 CPU = torch.device("cpu")
 
@@ -131,3 +131,25 @@ def test_what_does_not_fit(model: nn.Module, message: str) -> None:
 def test_one_line() -> None:
     assert one_line(ValueError("first\nsecond")) == "ValueError: first"
     assert one_line(ValueError()) == "ValueError"
+
+
+class Cut(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.detach().flatten(1)[:, :3] * nn.Parameter(torch.ones(3)).detach()
+
+
+def test_logits_that_autograd_cannot_follow_are_refused() -> None:
+    cpu = torch.device("cpu")
+    with pytest.raises(GradscopeError, match="CKPT: cut has no gradient in the image"):
+        check_differentiable(Cut(), channels=1, image_size=4, name="cut", device=cpu)
+    quantised = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Threshold(1e9, 0.0))
+    check_differentiable(quantised, channels=1, image_size=4, name="zero gradient", device=cpu)
+
+
+def test_integer_logits_are_refused() -> None:
+    class Rounded(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1)[:, :3].long()
+
+    with pytest.raises(GradscopeError, match=r"floating-point logits, got torch\.int64"):
+        check_fits(Rounded(), channels=1, image_size=4, classes=3, name="m", device=torch.device("cpu"))

@@ -1,5 +1,6 @@
 """Naming the models of a command, and making sure that they fit the data."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def write(path: Path, *, channels: int = 3, classes: int = 5, seed: int = 7) -> 
         state_dict=build(spec).state_dict(),
         mode="rl-adv",
         dataset="random",
-        classes=tuple("abcdefghij"[:classes]),
+        classes=tuple("0123456789"[:classes]),
         data_fingerprint="0",
         config={"data": data, "seed": seed},
         history=[],
@@ -118,7 +119,7 @@ def test_our_checkpoint_becomes_a_model_with_its_names(tmp_path: Path, image_set
     ("options", "words"),
     [
         ({"channels": 1}, "CKPT: mine takes images of 1 channel(s), random has 3"),
-        ({"classes": 10}, "CKPT: mine has 10 classes, the data has 5"),
+        ({"classes": 10}, "CKPT: mine has 10 classes, random has 5"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(
@@ -155,3 +156,11 @@ def test_reading_and_loading_leave_the_random_state_alone(tmp_path: Path, image_
     assert torch.equal(torch.get_rng_state(), before)
     nn.init.zeros_(next(first.parameters()))
     assert not torch.equal(next(first.parameters()), next(second.parameters())), "two subjects share their weights"
+
+
+def test_class_names_in_another_order_are_refused(tmp_path: Path, image_set: ImageSet) -> None:
+    renamed = dataclasses.replace(image_set, classes=("0", "2", "1", "3", "4"))
+    reference = read_references([str(write(tmp_path / "mine.pt"))], Foreign())[0]
+    with pytest.raises(GradscopeError, match="class 1 of mine is '1', of random '2'; pass --ignore-class-names"):
+        load_subject(reference, renamed, Foreign(), torch.device("cpu"))
+    load_subject(reference, renamed, Foreign(ignore_class_names=True), torch.device("cpu"))

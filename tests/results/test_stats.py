@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from gradscope.results.stats import CONFIDENCE, METHODS, UNDEFINED, jackknife_interval, mean_interval, wilson_interval
+from gradscope.results.stats import (
+    CONFIDENCE,
+    METHODS,
+    UNDEFINED,
+    Interval,
+    jackknife_interval,
+    mean_interval,
+    wilson_interval,
+)
 
 few = settings(derandomize=True, max_examples=50, deadline=None)
 
@@ -89,3 +97,9 @@ def test_jackknife_covers_a_ratio():
         low, high = jackknife_interval(float(value), left_out)
         hits.append(low <= 0.5 <= high)
     assert np.mean(hits) == pytest.approx(0.95, abs=0.03)
+
+
+def test_an_interval_is_cut_where_the_quantity_ends() -> None:
+    assert Interval(-0.5, 1.5).within(0, 1) == (0, 1)
+    assert Interval(0.2, 0.3).within(0, 1) == (0.2, 0.3)
+    assert all(math.isnan(end) for end in UNDEFINED.within(0, 1))

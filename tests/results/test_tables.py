@@ -1,8 +1,11 @@
 import json
 import math
 import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 
 from gradscope.errors import GradscopeError
 from gradscope.results.rows import HISTORY, METRICS, SAMPLES, STEPS, SUMMARY, Column, Table
-from gradscope.results.tables import atomic, ensure_writable, read_table, write_json, write_table
+from gradscope.results.tables import atomic, ensure_writable, exclusive, read_table, write_json, write_table
 
 SMALL = Table("small.csv", (Column("name", "text", ""), Column("count", "integer", ""), Column("value", "number", "")))
 
@@ -206,3 +209,24 @@ def test_a_long_name_is_written_or_refused_in_one_line(tmp_path, length):
 def test_ensure_writable_makes_the_directory_and_leaves_nothing_in_it(tmp_path):
     ensure_writable(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_one_process_at_a_time_writes_to_a_path(tmp_path: Path) -> None:
+    script = (
+        "import sys, pathlib\n"
+        "from gradscope.errors import GradscopeError\n"
+        "from gradscope.results.tables import exclusive\n"
+        "try:\n"
+        "    with exclusive(pathlib.Path(sys.argv[1])):\n"
+        "        print('free')\n"
+        "except GradscopeError as error:\n"
+        "    print(error)\n"
+    )
+
+    def other(path: Path) -> str:
+        return subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True).stdout
+
+    with exclusive(tmp_path / "a"):
+        assert "--out: another gradscope is writing to" in other(tmp_path / "a")
+        assert other(tmp_path / "b") == "free\n"
+    assert other(tmp_path / "a") == "free\n"

@@ -212,7 +212,8 @@ def test_the_manifest_resolves_every_attack(trained: list[str], tmp_path: Path) 
     assert {name: PGD.parse(values) for name, values in manifest["attacks"].items()} == {
         name: attack_settings(name, {"steps": 2}) for name in ("pgd", "pgd-paper")
     }
-    assert (manifest["kind"], manifest["seed"], manifest["batch_size"]) == ("analysis", 6, 7)
+    assert (manifest["kind"], manifest["seed"], manifest["complete"]) == ("analysis", 6, True)
+    assert manifest["batch_sizes"] == {"pgd": 7, "pgd-paper": 7}
     assert manifest["metrics"] == ["loss", "norm"]
     assert [one["config"]["mode"] for one in manifest["checkpoints"]] == ["sl", "rl"]
     assert [one["trained"]["packages"]["torch"] for one in manifest["checkpoints"]] == [torch.__version__] * 2

@@ -227,3 +227,9 @@ def test_an_absent_device_is_named():
         pytest.skip("there is a CUDA device")
     with pytest.raises(GradscopeError, match="--device cuda --devices 1: "):
         Hardware("cuda").fabric("32")
+
+
+def test_a_class_with_two_images_is_needed_to_validate_on(tmp_path, digits):
+    firsts = torch.stack([(digits.labels == label).nonzero()[0, 0] for label in range(10)])
+    with pytest.raises(GradscopeError, match="needs a class with at least 2 training images"):
+        train(configure(), digits.subset(firsts), tmp_path / "c.pt", CPU)
