@@ -61,12 +61,12 @@ def load_foreign(
     library, _, name = reference.partition(":")
     if library not in LIBRARIES and not trust_code:
         raise GradscopeError(f"CKPT: {reference} runs the code of {library}; pass --trust-code if you trust it")
-    if library in LIBRARIES and weights is None:
-        raise GradscopeError(f"--weights: {reference} needs a file of weights; random weights measure nothing")
     state = None if weights is None else _read_state_dict(weights)
     with seeded(0, "foreign"):
         builder = LIBRARIES.get(library)
         model = builder(name, classes, channels, image_size) if builder else _from_factory(library, name)
+    if builder and weights is None:
+        raise GradscopeError(f"--weights: {reference} needs a file of weights; random weights measure nothing")
     if state is not None:
         own_keys = model.state_dict().keys()
         state, file_normalisation = _split_normalisation(state, own_keys)

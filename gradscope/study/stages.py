@@ -101,10 +101,10 @@ def run_training(
     device = resolve_device(hardware.device)
     if out.is_dir():
         raise GradscopeError(f"--out: a file is allowed, {out} is a directory")
-    if out.exists() and not (resume or overwrite):
-        unfinished = "; it is unfinished: --resume continues it" if state_path(out).exists() else ""
-        raise GradscopeError(f"--out: {out} exists; pass --overwrite to replace it or another name{unfinished}")
     with exclusive(out) if hardware.is_first else nullcontext():
+        if out.exists() and not (resume or overwrite):
+            unfinished = "; it is unfinished: --resume continues it" if state_path(out).exists() else ""
+            raise GradscopeError(f"--out: {out} exists; pass --overwrite to replace it or another name{unfinished}")
         checkpoint = train(training, splits.train, out, hardware, resume=resume)
     right, total = count_right(checkpoint, splits.test, device), len(splits.test)
     return Trained(out, checkpoint, right / total, wilson_interval(right, total), total)
@@ -145,11 +145,11 @@ def run_analysis(texts: Sequence[str], analysis: Analysis, foreign: Foreign, out
     Every checkpoint is loaded and checked before the first is attacked. The files are rewritten after each attack, so
     what has been measured is on disk.
     """
-    if any((out / name).exists() for name in FILES) and not analysis.overwrite:
-        raise GradscopeError(f"--out: {out} holds results; pass --overwrite to replace them or another directory")
     new = not out.exists()
-    ensure_writable(out)
     with exclusive(out):
+        if any((out / name).exists() for name in FILES) and not analysis.overwrite:
+            raise GradscopeError(f"--out: {out} holds results; pass --overwrite to replace them or another directory")
+        ensure_writable(out)
         try:
             checked = _check(texts, analysis, foreign)
         except GradscopeError:
