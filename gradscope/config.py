@@ -209,6 +209,13 @@ class PGD(Config):
         return self
 
 
+class Grid(Config):
+    """The points of a landscape: ``points`` a side over [-span, span], in multiples of epsilon."""
+
+    points: int = Field(default=51, ge=2)
+    span: float = Field(default=3.0, gt=0)
+
+
 class NamedAttack(NamedTuple):
     """What an attack changes of :class:`PGD`'s exact defaults, and in words."""
 

@@ -1,0 +1,178 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gradscope.attacks.pgd import prepared
+from gradscope.config import PGD, Grid
+from gradscope.errors import GradscopeError
+from gradscope.probes import input_landscape
+from gradscope.probes.input_landscape import (
+    Planes,
+    adversarial_planes,
+    coordinates,
+    correct_radius,
+    evaluate_planes,
+    roughness,
+)
+
+SETTINGS = PGD(epsilon=0.5, step_size=0.1, steps=8)
+GRID = Grid(points=9, span=2.0)
+
+
+def planes_of(model, image_set, numbers, settings=SETTINGS, seed=0):
+    images, labels = image_set.batch(numbers, "cpu")
+    with prepared(model, settings) as attacked:
+        return adversarial_planes(attacked, images, labels, settings, numbers=numbers, seed=seed), labels
+
+
+def test_directions_are_orthonormal_and_the_first_is_the_attacks(convolutional, image_set):
+    planes, _ = planes_of(convolutional, image_set, torch.arange(12))
+    torch.testing.assert_close(planes.first.norm(dim=1), torch.ones(12))
+    torch.testing.assert_close(planes.second.norm(dim=1), torch.ones(12))
+    assert (planes.first * planes.second).sum(dim=1).abs().max() < 1e-6
+    assert not planes.fallback.any()
+    # The last iterate lies on the first axis, inside the ball; the path has every iterate.
+    assert planes.path.shape == (12, 9, 2)
+    assert planes.path[:, -1, 1].abs().max() < 1e-5
+    assert (planes.path[:, -1, 0] > 0.5).all()
+    assert planes.path.norm(dim=2).max() <= 1 + 1e-5
+
+
+def test_a_plane_depends_on_its_image_and_the_seed_alone(convolutional, image_set):
+    whole, _ = planes_of(convolutional, image_set, torch.arange(10))
+    part, _ = planes_of(convolutional, image_set, torch.tensor([7, 3]))
+    torch.testing.assert_close(part.second, whole.second[[7, 3]], rtol=0, atol=1e-4)
+    other, _ = planes_of(convolutional, image_set, torch.arange(10), seed=1)
+    assert (other.second * whole.second).sum(dim=1).abs().max() < 0.5
+
+
+def test_every_point_equals_a_forward_pass_of_its_own(convolutional, image_set):
+    planes, labels = planes_of(convolutional, image_set, torch.arange(3))
+    values = evaluate_planes(convolutional, planes, labels, GRID)
+    model, axis = convolutional.eval(), coordinates(GRID)
+    for image in range(3):
+        for row, a in enumerate(axis.tolist()):
+            for column, b in enumerate(axis.tolist()):
+                step = 0.5 * (a * planes.first[image] + b * planes.second[image])
+                with torch.no_grad():
+                    logits = model((planes.origins[image].flatten() + step).reshape(1, 3, 8, 8))
+                expected = F.cross_entropy(logits, labels[image : image + 1])
+                torch.testing.assert_close(values.loss[image, row, column], expected, rtol=1e-4, atol=1e-5)
+                assert values.predicted[image, row, column] == logits.argmax()
+
+
+def test_the_centre_is_the_plain_loss_bit_for_bit(convolutional, image_set):
+    planes, labels = planes_of(convolutional, image_set, torch.arange(20))
+    values = evaluate_planes(convolutional, planes, labels, GRID)
+    model = convolutional.eval()
+    for image in range(20):
+        alone = planes.origins[image : image + 1].contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            loss = F.cross_entropy(model(alone), labels[image : image + 1], reduction="none")
+        assert torch.equal(values.loss[image, 4, 4], loss[0])
+
+
+def test_a_linear_models_plane_is_its_closed_form(linear):
+    """Two classes: the margin is affine in (a, b), constant along b, and the loss is softplus(-margin)."""
+    weight = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))
+    model, images, labels = linear(weight), torch.full((2, 3, 2, 2), 0.5), torch.tensor([0, 1])
+    settings = PGD(epsilon=0.5, step_size=0.1, steps=8, start="none", box=False)
+    planes = adversarial_planes(model, images, labels, settings, numbers=torch.arange(2))
+    difference = torch.stack([weight[int(label)] - weight[1 - int(label)] for label in labels])
+    torch.testing.assert_close(planes.first, -difference / difference.norm(dim=1, keepdim=True))
+    values = evaluate_planes(model, planes, labels, GRID)
+    axis = coordinates(GRID).float()
+    centre = (images.flatten(1) * difference).sum(dim=1)
+    expected = centre[:, None] - 0.5 * axis * difference.norm(dim=1, keepdim=True)
+    expected = expected[:, :, None].expand(2, 9, 9)
+    torch.testing.assert_close(values.margin, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(values.loss, F.softplus(-expected), rtol=1e-4, atol=1e-4)
+    assert torch.equal(values.predicted == labels[:, None, None], values.margin > 0)
+    assert roughness(values.margin, 0.5).max() < 1e-4
+
+
+def test_an_image_whose_gradient_is_zero_gets_a_named_fallback_and_no_nan(linear):
+    model = linear(torch.zeros(3, 12))
+    images, labels = torch.full((2, 3, 2, 2), 0.5), torch.tensor([0, 1])
+    still = PGD(epsilon=0.5, step_size=0.1, steps=3, start="none")
+    planes = adversarial_planes(model, images, labels, still, numbers=torch.arange(2))
+    assert planes.fallback.all()
+    torch.testing.assert_close(planes.first.norm(dim=1), torch.ones(2))
+    assert (planes.first * planes.second).sum(dim=1).abs().max() < 1e-6
+    values = evaluate_planes(model, planes, labels, GRID)
+    torch.testing.assert_close(values.loss, torch.full((2, 9, 9), math.log(3)))
+
+
+def test_no_trace_is_left(convolutional, image_set, digest):
+    before = digest(convolutional)
+    planes, labels = planes_of(convolutional, image_set, torch.arange(4))
+    evaluate_planes(convolutional, planes, labels, GRID)
+    assert digest(convolutional) == before
+
+
+def test_the_batch_is_halved_where_memory_runs_out_and_nothing_is_lost(convolutional, image_set, monkeypatch):
+    class Small(nn.Module):
+        """A device that holds at most 5 images."""
+
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, images):
+            if len(images) > 5:
+                raise torch.OutOfMemoryError
+            return self.model(images)
+
+    planes, labels = planes_of(convolutional, image_set, torch.arange(2))
+    told = []
+    small = evaluate_planes(
+        Small(convolutional), planes, labels, GRID, advanced=lambda points, note: told.append(points)
+    )
+    whole = evaluate_planes(convolutional, planes, labels, GRID)
+    torch.testing.assert_close(small.loss, whole.loss)
+    assert sum(told) == 2 * 81
+    monkeypatch.setitem(input_landscape.POINTS_AT_ONCE, "cpu", 1)
+    torch.testing.assert_close(evaluate_planes(convolutional, planes, labels, GRID).loss, whole.loss)
+
+
+@pytest.mark.parametrize("points", [2, 3, 50, 51, 300])
+def test_coordinates_are_symmetric(points):
+    axis = coordinates(Grid(points=points, span=3.0))
+    assert (axis[0], axis[-1], len(axis)) == (-3, 3, points)
+    assert torch.equal(axis, -axis.flip(0))
+    assert (points % 2 == 0) or axis[points // 2] == 0
+
+
+def test_bad_grids_and_threats_are_refused(convolutional, image_set):
+    for bad, message in (({"points": 1}, "points: .* got 1"), ({"span": 0}, "span: .* got 0")):
+        with pytest.raises(GradscopeError, match=message):
+            Grid.parse(bad)
+    with pytest.raises(GradscopeError, match="epsilon: a number above 0"):
+        planes_of(convolutional, image_set, torch.arange(2), PGD(epsilon=0, steps=1))
+
+
+def test_correct_radius_interpolates_the_first_crossing():
+    axis = torch.tensor([0.0, 1.0, 2.0])
+    margins = torch.tensor([[3.0, 1.0, -1.0], [-1.0, 5.0, 5.0], [2.0, 1.0, 0.5], [1.0, -3.0, 5.0]])
+    torch.testing.assert_close(correct_radius(margins, axis), torch.tensor([1.5, 0.0, 2.0, 0.25]))
+
+
+def test_roughness_of_a_bowl():
+    axis = coordinates(Grid(points=7, span=3.0)).float()
+    bowl = 1.5 * (axis[:, None] ** 2 + axis[None, :] ** 2)
+    torch.testing.assert_close(roughness(torch.stack([bowl, axis[:, None] + 2 * axis]), 1.0), torch.tensor([3.0, 0.0]))
+
+
+def test_planes_of_your_own_directions(linear):
+    """Directions may come from elsewhere, such as two models' attacks: a plane is only a value."""
+    origins = torch.full((1, 3, 2, 2), 0.5)
+    first, second = torch.eye(12)[:1], torch.eye(12)[1:2]
+    planes = Planes(origins, first, second, 0.1, torch.zeros(1, 1, 2), torch.tensor([False]))
+    weight = torch.zeros(2, 12)
+    weight[0, :2] = torch.tensor([1.0, 2.0])
+    values = evaluate_planes(linear(weight), planes, torch.tensor([0]), Grid(points=3, span=1.0))
+    expected = 1.5 + 0.1 * torch.tensor([[-3.0, -1.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 1.0, 3.0]])
+    torch.testing.assert_close(values.margin[0], expected)
