@@ -1,0 +1,146 @@
+"""Curvature of the loss: the Hessian eigenvalue of largest size, by power iteration on Hessian-vector products."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gradscope.functional import flatten, norm_and_unit
+from gradscope.losses import Loss, cross_entropy
+from gradscope.models.inspection import evaluating
+from gradscope.seeding import generator
+
+HessianProduct = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Eigenvalue:
+    """Eigenvalues of largest size ``(N,)``, the relative residual each reached ``(N,)``, and the iterations used.
+
+    The residual is ``|H v - value v| / |value|`` for the unit vector v reached; where H v is 0 the value is 0 and so
+    is the residual. ``vector`` ``(N, D)`` is v.
+    """
+
+    value: Tensor
+    residual: Tensor
+    iterations: int
+    vector: Tensor
+
+
+def power_iteration(product: HessianProduct, start: Tensor, *, tolerance: float, most: int) -> Eigenvalue:
+    """The eigenvalue of largest size of N symmetric matrices at once, from unit vectors ``start`` ``(N, D)``.
+
+    v <- H v / |H v|, with the Rayleigh quotient <v, H v> as the value, until every residual is below ``tolerance``
+    or ``most`` products have been taken. Two eigenvalues of nearly one size converge slowly: the residual tells.
+    """
+    vector = start
+    for iteration in range(1, most + 1):
+        image = product(vector)
+        value = (vector * image).sum(dim=1)
+        length, following = norm_and_unit(image)
+        off = (image - value[:, None] * vector).norm(dim=1)
+        residual = torch.where(length > 0, off / value.abs().clamp(min=torch.finfo(off.dtype).tiny), 0.0)
+        if bool((residual < tolerance).all()) or iteration == most:
+            break
+        vector = torch.where((length > 0)[:, None], following, vector)
+    return Eigenvalue(value, residual, iteration, vector)
+
+
+def input_curvature(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    numbers: Tensor,
+    seed: int = 0,
+    loss: Loss = cross_entropy,
+    tolerance: float = 1e-3,
+    most: int = 100,
+) -> Eigenvalue:
+    """Largest Hessian eigenvalue of each image's own loss in the image, in nats per squared unit pixel range.
+
+    ``images`` ``(N, C, H, W)``; ``numbers`` ``(N,)`` name them, for their random start. The model is left as found.
+    """
+    with evaluating(model), torch.enable_grad():
+        point = images.detach().requires_grad_(True)
+        (slope,) = torch.autograd.grad(loss(model(point), labels).sum(), point, create_graph=True)
+
+        def product(vectors: Tensor) -> Tensor:
+            return _product(slope, [point], vectors.reshape(images.shape))[0].flatten(1)
+
+        size = images[0].numel()
+        drawn = [torch.randn(size, generator=generator(seed, "curvature", number)) for number in numbers.tolist()]
+        start = norm_and_unit(torch.stack(drawn))[1].to(images)
+        return power_iteration(product, start, tolerance=tolerance, most=most)
+
+
+def weight_curvature(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    seed: int = 0,
+    loss: Loss = cross_entropy,
+    tolerance: float = 1e-3,
+    most: int = 100,
+) -> Eigenvalue:
+    """Largest Hessian eigenvalue of the mean loss over ``images`` in all parameters together; N is 1.
+
+    Batch norm uses its running statistics. The model is left as found: the graph is built on copies of its parameters.
+    """
+    copies = {name: parameter.detach().clone().requires_grad_(True) for name, parameter in model.named_parameters()}
+    with evaluating(model), torch.enable_grad():
+        logits = functional_call(model, copies, (images,))
+        slopes = torch.autograd.grad(loss(logits, labels).mean(), list(copies.values()), create_graph=True)
+        slope = torch.cat([part.flatten() for part in slopes])
+
+        def product(vectors: Tensor) -> Tensor:
+            parts = _product(slope, list(copies.values()), vectors[0])
+            return torch.cat([part.flatten() for part in parts])[None]
+
+        drawn = torch.randn(1, len(slope), generator=generator(seed, "weight curvature"))
+        return power_iteration(product, norm_and_unit(drawn)[1].to(slope), tolerance=tolerance, most=most)
+
+
+def _product(slope: Tensor, points: list[Tensor], vector: Tensor) -> list[Tensor]:
+    """``H v``: the gradient of ``<slope, v>``; zeros where the slope does not depend on a point (a linear loss)."""
+    if not slope.requires_grad:
+        return [torch.zeros_like(point) for point in points]
+    products = torch.autograd.grad(slope, points, vector, retain_graph=True, allow_unused=True)
+    pairs = zip(products, points, strict=True)
+    return [torch.zeros_like(point) if product is None else product for product, point in pairs]
+
+
+def local_nonlinearity(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    project: Callable[[Tensor, Tensor], Tensor],
+    steepest: Callable[[Tensor], Tensor],
+    start: Tensor,
+    *,
+    steps: int = 10,
+    loss: Loss = cross_entropy,
+) -> Tensor:
+    """``max over d of |loss(x + d) - loss(x) - <d, g>|`` in the ball, by a short ascent (Qin et al. 2019), ``(N,)``.
+
+    ``project`` brings points back into the ball around the images, ``steepest`` makes a step from a gradient, both
+    as :class:`gradscope.attacks.threat.ThreatModel` has them; ``start`` is where the ascent begins, for at the image
+    itself the gap is flat. The largest gap of all points seen is returned: a lower bound of the maximum.
+    """
+    with evaluating(model), torch.enable_grad():
+        centre = images.detach().requires_grad_(True)
+        plain = loss(model(centre), labels)
+        (slope,) = torch.autograd.grad(plain.sum(), centre)
+        plain, largest, current = plain.detach(), torch.zeros_like(plain.detach()), start
+        for step in range(steps + 1):
+            point = current.detach().requires_grad_(True)
+            linear = (flatten(point - images) * flatten(slope)).sum(dim=1)
+            gap = (loss(model(point), labels) - plain - linear).abs()
+            largest = torch.maximum(largest, gap.detach())
+            if step < steps:
+                (ascent,) = torch.autograd.grad(gap.sum(), point)
+                current = project(point.detach() + steepest(ascent), images)
+    return largest
