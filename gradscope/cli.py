@@ -111,7 +111,7 @@ def train(
     """Train a classifier: supervised, by policy gradient, adversarially, or in phases of these."""
     from gradscope.config import read_toml
     from gradscope.study.stages import configure_training, run_training
-    from gradscope.training.loop import Hardware
+    from gradscope.training.hardware import Hardware
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces devices and precision
     data = _given(dataset=dataset, data_root=data_root, image_size=image_size)
@@ -198,7 +198,8 @@ def analyze(
     from gradscope.config import ATTACKS, attack_settings
     from gradscope.models.subject import Foreign
     from gradscope.results.rows import METRICS
-    from gradscope.study.stages import Analysis, run_analysis
+    from gradscope.study.analysis import Analysis
+    from gradscope.study.stages import run_analysis
 
     changes = _given(
         norm=norm,

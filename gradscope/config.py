@@ -33,7 +33,7 @@ Precision = Annotated[Literal["32", "bf16"], BeforeValidator(lambda value: str(v
 def parse_radius(value: object) -> float:
     """A radius in pixel units ([0, 1] images) from ``0.03``, ``"0.03"`` or ``"8/255"``; never negative or NaN."""
     try:
-        radius = float(Fraction(value.strip())) if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+        radius = float(Fraction(value.strip())) if isinstance(value, str) else float(value)  # type: ignore[arg-type]  # TypeError is caught
     except (ValueError, TypeError, ArithmeticError):
         radius = float("nan")
     if not isfinite(radius) or radius < 0:

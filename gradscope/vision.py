@@ -38,6 +38,7 @@ if not _compiled_operators_load():
     for _schema in _SCHEMAS:
         _declared.define(_schema)
 
+# Only now: the schemas must be there first, hence not at the top.
 import torchvision  # noqa: E402
 import torchvision.datasets  # noqa: E402
 import torchvision.models  # noqa: E402

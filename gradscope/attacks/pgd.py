@@ -50,7 +50,8 @@ class Iterate:
     @cached_property
     def signs(self) -> Tensor:
         """Signs of the gradient ``(N, D)`` as int8: a quarter of the memory to read again at the next iterate."""
-        return self.unit.sign().to(torch.int8)
+        assert self.gradient is not None
+        return flatten(self.gradient).sign().to(torch.int8)
 
 
 Observer = Callable[[Iterate], None]

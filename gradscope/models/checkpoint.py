@@ -208,7 +208,7 @@ def _require_plain(value: object, place: str) -> None:
             _require_plain(key, f"a key of {place}")
             _require_plain(item, f"{place}[{key!r}]")
     elif type(value) in (list, tuple):
-        for index, item in enumerate(value):  # type: ignore[arg-type]
+        for index, item in enumerate(value):  # type: ignore[arg-type]  # type() does not narrow
             _require_plain(item, f"{place}[{index}]")
     elif type(value) not in _PLAIN:
         raise TypeError(f"{place}: None, bool, int, float, str, list, tuple and dict are allowed, got {type(value)}")

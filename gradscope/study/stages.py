@@ -1,11 +1,9 @@
 """The stages a study is made of. Each reads files, does one thing and writes files; each command runs one."""
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +17,19 @@ from gradscope.models.architectures import ARCHITECTURES
 from gradscope.models.checkpoint import Checkpoint
 from gradscope.models.inspection import evaluating
 from gradscope.models.subject import Foreign, Reference, Subject, load_subject, read_references
-from gradscope.probes.trajectory import Trajectory, measure_trajectory, usual_batch_size
+from gradscope.probes.trajectory import Trajectory, measure_trajectory
 from gradscope.progress import progress_bar
 from gradscope.report import figures
-from gradscope.results.manifest import provenance
-from gradscope.results.rows import SAMPLES, STEPS, SUMMARY
-from gradscope.results.stats import METHODS, Interval, wilson_interval
-from gradscope.results.tables import ensure_writable, exclusive, write_json, write_table
+from gradscope.results.stats import Interval, wilson_interval
+from gradscope.results.tables import ensure_writable, exclusive
 from gradscope.seeding import generator
-from gradscope.training.loop import Hardware, state_path, train
+from gradscope.study.analysis import FILES, Analysis, AnalysisFiles, Chosen
+from gradscope.training.hardware import Hardware
+from gradscope.training.loop import state_path, train
 from gradscope.training.phases import MODES, resolve
 
 #: Images analysed where the command does not say.
 DEFAULT_SAMPLES = 500
-#: What an analysis writes beside its figures.
-FILES = (STEPS.file, SAMPLES.file, SUMMARY.file, "manifest.json")
 
 
 @dataclass(frozen=True)
@@ -121,24 +117,6 @@ def count_right(checkpoint: Checkpoint, images: ImageSet, device: torch.device) 
     return right
 
 
-@dataclass(frozen=True)
-class Analysis:
-    """What ``analyze`` measures: which attacks and metrics, on how many test images.
-
-    ``data`` is what the command says of the data set; the rest is as the checkpoint has it.
-    """
-
-    attacks: Mapping[str, PGD]
-    metrics: frozenset[str]
-    samples: int | None = None
-    batch_size: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    data: Mapping[str, Any] = field(default_factory=dict)
-    download: bool = False
-    overwrite: bool = False
-
-
 def run_analysis(texts: Sequence[str], analysis: Analysis, foreign: Foreign, out: Path) -> Path:
     """Attack every checkpoint with every attack, measure along the way, write CSV, manifest and figures to ``out``.
 
@@ -161,20 +139,19 @@ def run_analysis(texts: Sequence[str], analysis: Analysis, foreign: Foreign, out
     return out
 
 
-def _check(texts: Sequence[str], analysis: Analysis, foreign: Foreign) -> list[tuple[Reference, "Chosen"]]:
+def _check(texts: Sequence[str], analysis: Analysis, foreign: Foreign) -> list[tuple[Reference, Chosen]]:
     """Every checkpoint with its images, each loaded once to see that it fits them."""
     device = resolve_device(analysis.device)
+    loaded: dict[Data, ImageSet] = {}
     checked = []
     for reference in read_references(texts, foreign):
-        chosen = choose(_test_images(reference, analysis), analysis.samples, analysis.seed)
+        chosen = choose(_test_images(reference, analysis, loaded), analysis.samples, analysis.seed)
         load_subject(reference, chosen.images, foreign, device)
         checked.append((reference, chosen))
     return checked
 
 
-def _measure_all(
-    checked: Sequence[tuple[Reference, "Chosen"]], analysis: Analysis, foreign: Foreign, out: Path
-) -> None:
+def _measure_all(checked: Sequence[tuple[Reference, Chosen]], analysis: Analysis, foreign: Foreign, out: Path) -> None:
     device = resolve_device(analysis.device)
     report = AnalysisFiles(out, analysis, foreign, device)
     for reference, chosen in checked:
@@ -198,15 +175,6 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """The images that are analysed and their indices in the test set."""
-
-    images: ImageSet
-    numbers: torch.Tensor
-    available: int
-
-
 def choose(test: ImageSet, samples: int | None, seed: int) -> Chosen:
     """``samples`` test images drawn by ``seed`` without replacement, in the set's order."""
     available = len(test)
@@ -220,14 +188,20 @@ def choose(test: ImageSet, samples: int | None, seed: int) -> Chosen:
     return Chosen(test.subset(numbers), numbers, available)
 
 
-def _test_images(reference: Reference, analysis: Analysis) -> ImageSet:
-    """The data set the command names, or the checkpoint's own, with what the command says of where it is."""
+def _test_images(reference: Reference, analysis: Analysis, loaded: dict[Data, ImageSet]) -> ImageSet:
+    """The data set the command names, or the checkpoint's own, with what the command says of where it is.
+
+    Sets that are in ``loaded`` are not read again; what is read is put there.
+    """
     own = reference.data
     if own is None and "dataset" not in analysis.data:
         raise GradscopeError(f"--dataset: {reference.text} is a foreign model; name the data set it is examined on")
     known = own.model_dump() if own is not None and "dataset" not in analysis.data else {}
+    data = Data.parse(known | dict(analysis.data))
     try:
-        return sources.load(Data.parse(known | dict(analysis.data)), download=analysis.download).test
+        if data not in loaded:
+            loaded[data] = sources.load(data, download=analysis.download).test
+        return loaded[data]
     except GradscopeError as error:
         if known.get("data_root") is None or "data_root" in analysis.data:
             raise
@@ -251,88 +225,3 @@ def _measure(
             device=device,
             advanced=advance,
         )
-
-
-class AnalysisFiles:
-    """The files of an analysis, rewritten whenever something has been measured."""
-
-    def __init__(self, out: Path, analysis: Analysis, foreign: Foreign, device: torch.device) -> None:
-        self.out = out
-        self.measured: list[tuple[dict[str, Any], Trajectory]] = []
-        self.manifest: dict[str, Any] = {
-            "kind": "analysis",
-            "attacks": {name: settings.model_dump() for name, settings in analysis.attacks.items()},
-            "metrics": sorted(analysis.metrics),
-            "batch_sizes": {
-                name: analysis.batch_size or usual_batch_size(settings, device)
-                for name, settings in analysis.attacks.items()
-            },
-            "seed": analysis.seed,
-            "intervals": METHODS,
-            "foreign": {"mean": foreign.mean, "std": foreign.std},
-            "complete": False,
-            "checkpoints": [],
-            "provenance": provenance(device_name(device)),
-        }
-
-    def begin(self, reference: Reference, chosen: Chosen) -> None:
-        """Name the next checkpoint and its images in the manifest."""
-        ours = reference.checkpoint
-        self.manifest["checkpoints"].append(
-            {
-                "label": reference.label,
-                "source": reference.text,
-                "weights": None if reference.weights is None else str(reference.weights),
-                "sha256": _digest(reference),
-                "config": None if ours is None else _published(ours.config),
-                "trained": None if ours is None else ours.provenance,
-                "data": {
-                    "name": chosen.images.name,
-                    "split": "test",
-                    "images": len(chosen.images),
-                    "of": chosen.available,
-                    "fingerprint": chosen.images.fingerprint,
-                },
-                "seconds": {},
-            }
-        )
-
-    def add(self, identity: dict[str, Any], measured: Trajectory, seconds: float) -> None:
-        """Add one attack's results on the checkpoint that was begun, and write everything."""
-        self.measured.append((identity, measured))
-        self.manifest["checkpoints"][-1]["seconds"][identity["attack"]] = seconds
-        results = self.measured
-        if len(results) == 1:
-            self._remove_figures()
-        write_table(self.out / STEPS.file, STEPS, chain.from_iterable(one.step_rows(who) for who, one in results))
-        write_table(self.out / SAMPLES.file, SAMPLES, chain.from_iterable(one.sample_rows(who) for who, one in results))
-        write_table(
-            self.out / SUMMARY.file, SUMMARY, chain.from_iterable(one.summary_rows(who) for who, one in results)
-        )
-        write_json(self.out / "manifest.json", self.manifest)
-
-    def complete(self) -> None:
-        """Say in the manifest that everything asked for has been measured."""
-        self.manifest["complete"] = True
-        write_json(self.out / "manifest.json", self.manifest)
-
-    def _remove_figures(self) -> None:
-        """Remove the figures of results that are about to be replaced: they show other numbers."""
-        for path in (self.out / "figures").glob("*-*.p[dn][fg]"):
-            path.unlink()
-
-
-def _digest(reference: Reference) -> str | None:
-    """SHA-256 of the file the weights came from; None where a factory brought its own."""
-    file = Path(reference.text) if reference.checkpoint is not None else reference.weights
-    return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _published(config: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's configuration without where its images lay: the fingerprint says which they were."""
-    return config | {"data": {key: value for key, value in config["data"].items() if key != "data_root"}}
-
-
-def device_name(device: torch.device) -> str:
-    """The device's product name where it has one."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

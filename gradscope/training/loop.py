@@ -5,10 +5,8 @@ run continues bit for bit, and processes that share a batch see the numbers one 
 alone has a stream for each process, and batch norm its own statistics on each CPU process.
 """
 
-import math
-import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from gradscope.results.manifest import provenance
 from gradscope.results.rows import HISTORY
 from gradscope.results.tables import atomic, ensure_writable, write_table
 from gradscope.seeding import generator, seeded
+from gradscope.training.hardware import Hardware
 from gradscope.training.objectives import (
     Draws,
     adversarial_example,
@@ -39,40 +38,10 @@ from gradscope.training.objectives import (
     phase_outcome,
     shares_the_clean_pass,
 )
+from gradscope.training.totals import Totals
 
 #: Updates between two looks at the loss: each look waits for the device.
 LOOK_EVERY = 20
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """Where training runs. Precision is part of :class:`Training`, for it decides the weights."""
-
-    device: str = "auto"
-    devices: int = 1
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process is the one that speaks for all that ``torchrun`` has started."""
-        return os.environ.get("RANK", "0") == "0"
-
-    def fabric(self, precision: str) -> Fabric:
-        """The fabric: one device, or ``devices`` processes started here, or those ``torchrun`` has started."""
-        devices, nodes, strategy = self.devices, 1, "auto" if self.devices == 1 else "ddp_spawn"
-        if "TORCHELASTIC_RUN_ID" in os.environ:
-            devices = int(os.environ["LOCAL_WORLD_SIZE"])
-            nodes, strategy = int(os.environ["WORLD_SIZE"]) // devices, "ddp"
-        names = {"32": "32-true", "bf16": "bf16-mixed"}
-        try:
-            return Fabric(
-                accelerator=self.device,
-                devices=devices,
-                num_nodes=nodes,
-                strategy=strategy,
-                precision=names[precision],  # type: ignore[arg-type]
-            )
-        except (RuntimeError, ValueError) as error:
-            raise GradscopeError(f"--device {self.device} --devices {self.devices}: {error}".splitlines()[0]) from None
 
 
 @dataclass
@@ -81,18 +50,11 @@ class Progress:
 
     epochs_done: int = 0
     best_accuracy: float = -1.0
-    history: list[dict[str, Any]] | None = None
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """History, one row an epoch."""
-        if self.history is None:
-            self.history = []
-        return self.history
+    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 def train(
-    training: Training, train_set: ImageSet, out: Path, hardware: Hardware = Hardware(), *, resume: bool = False
+    training: Training, train_set: ImageSet, out: Path, hardware: Hardware, *, resume: bool = False
 ) -> Checkpoint:
     """Train a classifier and write it to ``out``; the history goes beside it as CSV.
 
@@ -161,6 +123,7 @@ class Run:
             network = build(self.spec)
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        # The overload is there, torch's stubs lack it.
         self.network: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(self.network.parameters(), lr=training.phases[0].learning_rate)
         self.model: _FabricModule
@@ -194,7 +157,7 @@ class Run:
             first += phase.epochs
         kept = self.best or self._checkpoint()
         if self.fabric.is_global_zero:
-            save(self.out, replace(kept, history=self.progress.rows, provenance=self._provenance()))
+            save(self.out, replace(kept, history=self.progress.history, provenance=self._provenance()))
             state_path(self.out).unlink(missing_ok=True)
         self.fabric.barrier()
 
@@ -215,7 +178,7 @@ class Run:
             "images_per_second": trained.images / seconds,
             "seconds": time.perf_counter() - started,
         }
-        self.progress.rows.append(row)
+        self.progress.history.append(row)
         self.progress.epochs_done = epoch + 1
         if epoch_of_phase == 0:
             # An earlier phase's best is no checkpoint of this one: an "-adv" run that kept it would be none.
@@ -225,7 +188,7 @@ class Run:
             self.best = self._checkpoint()
         self._store()
 
-    def _train_epoch(self, phase: Phase, epoch: int, epoch_of_phase: int) -> "Totals":
+    def _train_epoch(self, phase: Phase, epoch: int, epoch_of_phase: int) -> Totals:
         seed = self.training.seed
         order = self.trained[torch.randperm(len(self.trained), generator=generator(seed, "order", epoch))]
         batches = order[: self.updates * self.batch_size].split(self.batch_size)
@@ -247,13 +210,13 @@ class Run:
         totals.require_finite(epoch + 1, self.out)
         return totals
 
-    def _show(self, updates: int, epoch: int, totals: "Totals", seconds: float) -> None:
+    def _show(self, updates: int, epoch: int, totals: Totals, seconds: float) -> None:
         """Move the progress bar by ``updates``; accuracy and images are those of this process so far this epoch."""
         speed = totals.images * self.fabric.world_size / seconds
         note = f"epoch {epoch + 1}/{self.training.epochs} accuracy {100 * totals.accuracy:.1f} %"
         self.advance(updates, f"{note} {speed:,.0f} images/s")
 
-    def _update(self, phase: Phase, indices: Tensor, stream: torch.Generator, totals: "Totals") -> None:
+    def _update(self, phase: Phase, indices: Tensor, stream: torch.Generator, totals: Totals) -> None:
         """One optimiser step on the global batch ``indices``, of which this process takes its share.
 
         FGSM on the phase's own loss takes its gradient from the clean pass, so an adversarial update costs two
@@ -314,7 +277,7 @@ class Run:
         return images, labels, (clean, adversarial), noise.to(device)
 
     def _summed(self, sums: Tensor) -> Tensor:
-        """The sums over all processes."""
+        """The sums over all processes; a tensor gives a tensor, which Fabric's signature does not say."""
         total: Tensor = self.fabric.all_reduce(sums, reduce_op="sum")  # type: ignore[assignment]
         return total
 
@@ -344,12 +307,12 @@ class Run:
             "best": self.best.state_dict,
             "epochs_done": self.progress.epochs_done,
             "best_accuracy": self.progress.best_accuracy,
-            "history": self.progress.rows,
+            "history": self.progress.history,
         }
-        save(self.out, replace(self.best, history=self.progress.rows))
+        save(self.out, replace(self.best, history=self.progress.history))
         with atomic(state_path(self.out)) as temporary:
             torch.save(state, temporary)
-        write_table(self.out.with_suffix(".history.csv"), HISTORY, self.progress.rows)
+        write_table(self.out.with_suffix(".history.csv"), HISTORY, self.progress.history)
 
     def _checkpoint(self) -> Checkpoint:
         weights = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
@@ -370,46 +333,3 @@ class Run:
 
     def _provenance(self) -> dict[str, Any]:
         return provenance(str(self.fabric.device)) | {"processes": self.fabric.world_size}
-
-
-class Totals:
-    """Sums over an epoch, kept on the device: loss, right predictions, rewards, images."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
-        self.rewarded = False
-
-    def add(self, losses: Tensor, right: Tensor, rewards: Tensor | None) -> None:
-        """Add one batch's per-sample values."""
-        self.rewarded = rewards is not None
-        reward = rewards.sum() if rewards is not None else torch.zeros((), device=losses.device)
-        count = torch.full((), float(len(losses)), device=losses.device)
-        self.sums += torch.stack([losses.sum(), right.sum(), reward, count])
-
-    def require_finite(self, epoch: int, out: Path) -> None:
-        """Stop a run whose loss is not finite."""
-        if not math.isfinite(float(self.sums[0])):
-            kept = f"the last good checkpoint is {out}" if out.exists() else "there is no checkpoint yet"
-            raise GradscopeError(
-                f"loss: it is not finite in epoch {epoch}; lower the learning rate or set clip_norm; {kept}"
-            )
-
-    @property
-    def images(self) -> int:
-        """Images trained on, by all processes."""
-        return int(self.sums[3])
-
-    @property
-    def loss(self) -> float:
-        """Mean loss."""
-        return float(self.sums[0] / self.sums[3])
-
-    @property
-    def accuracy(self) -> float:
-        """Share of right predictions."""
-        return float(self.sums[1] / self.sums[3])
-
-    @property
-    def reward(self) -> float | None:
-        """Mean reward; None where no actions were sampled."""
-        return float(self.sums[2] / self.sums[3]) if self.rewarded else None

@@ -22,8 +22,10 @@ from gradscope.data.image_set import ImageSet
 from gradscope.models.architectures import ModelSpec, build
 from gradscope.probes.trajectory import measure_trajectory
 from gradscope.results.rows import METRICS
-from gradscope.training.loop import Hardware, Run, Totals
+from gradscope.training.hardware import Hardware
+from gradscope.training.loop import Run
 from gradscope.training.phases import resolve
+from gradscope.training.totals import Totals
 from tests.benchmarks import paper
 from tests.benchmarks.measure import HEADER, Ratio, side_by_side
 

@@ -15,7 +15,7 @@ def images(count: int = 64, channels: int = 3, side: int = 9) -> Tensor:
 
 def drawn(count: int = 64, side: int = 9, *, seed: int = 0, **asked: object) -> Augmentation:
     settings = {"horizontal_flip": False, "vertical_flip": False, "shift": 0.0} | asked
-    return draw(count, side, **settings, generator=torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+    return draw(count, side, **settings, generator=torch.Generator().manual_seed(seed))
 
 
 def one_by_one(batch: Tensor, augmentation: Augmentation) -> Tensor:

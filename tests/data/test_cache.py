@@ -19,7 +19,7 @@ MakeTree = Callable[..., Path]
 
 
 def tree_of(root: Path, **options: object) -> Tree:
-    return Tree(root / "train", root / "test", **options)  # type: ignore[arg-type]
+    return Tree(root / "train", root / "test", **options)
 
 
 def load(root: Path, cache: Path, **options: object) -> Splits:

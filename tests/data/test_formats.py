@@ -22,7 +22,7 @@ def arrays(**changes: Any) -> Arrays:
 
 def load_saved(tmp_path: Path, content: Arrays) -> Splits:
     path = tmp_path / "blobs.v1.npz"
-    np.savez(path, **content)  # type: ignore[arg-type]
+    np.savez(path, **content)
     return load(Data(dataset="npz", data_root=path))
 
 

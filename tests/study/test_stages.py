@@ -19,8 +19,8 @@ from gradscope.report import figures
 from gradscope.results.rows import SAMPLES, STEPS, SUMMARY
 from gradscope.results.stats import wilson_interval
 from gradscope.results.tables import read_table
+from gradscope.study.analysis import Analysis
 from gradscope.study.stages import (
-    Analysis,
     choose,
     configure_training,
     count_right,
@@ -28,7 +28,7 @@ from gradscope.study.stages import (
     run_analysis,
     run_training,
 )
-from gradscope.training.loop import Hardware
+from gradscope.training.hardware import Hardware
 
 CPU = Hardware("cpu")
 

@@ -14,7 +14,8 @@ from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
 from gradscope.models import checkpoint as checkpoints
 from gradscope.training import loop
-from gradscope.training.loop import Hardware, state_path, train
+from gradscope.training.hardware import Hardware
+from gradscope.training.loop import state_path, train
 from gradscope.training.phases import MODES, resolve
 
 CPU = Hardware("cpu")
@@ -198,7 +199,8 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path, mode):
         from pathlib import Path
         from gradscope.config import Data
         from gradscope.data import sources
-        from gradscope.training.loop import Hardware, train
+        from gradscope.training.hardware import Hardware
+        from gradscope.training.loop import train
         from gradscope.training.phases import resolve
         import torch
 
