@@ -89,13 +89,13 @@ def look(
     """
     # Channels last: the convolutions of a CPU run about a fifth faster, whatever the layout of the parameters.
     point = images.detach().contiguous(memory_format=torch.channels_last).requires_grad_(gradient)
+    divisor = len(images) if settings.reduction == "mean" else 1
+    slope = None
     with torch.set_grad_enabled(gradient):
         logits = model(point)
         losses = (loss or LOSSES[settings.loss])(logits, labels)
-    divisor = len(images) if settings.reduction == "mean" else 1
-    slope = None
-    if gradient:
-        (slope,) = torch.autograd.grad(losses.mean() if divisor > 1 else losses.sum(), point)
+        if gradient:
+            (slope,) = torch.autograd.grad(losses.mean() if divisor > 1 else losses.sum(), point)
     return Iterate(step, point.detach(), logits.detach(), losses.detach(), slope, divisor)
 
 

@@ -73,3 +73,12 @@ def one_line(error: BaseException) -> str:
     """The kind of ``error`` and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device ran out of memory: a smaller batch may fit. CUDA's cache is emptied for it."""
+    if isinstance(error, torch.OutOfMemoryError):
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        return True
+    return "DefaultCPUAllocator" in str(error)

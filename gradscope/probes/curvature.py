@@ -1,6 +1,6 @@
 """Curvature of the loss: the Hessian eigenvalue of largest size, by power iteration on Hessian-vector products."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -78,30 +78,57 @@ def input_curvature(
 
 def weight_curvature(
     model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    batches: Sequence[tuple[Tensor, Tensor]],
     *,
     seed: int = 0,
     loss: Loss = cross_entropy,
     tolerance: float = 1e-3,
     most: int = 100,
+    advanced: Callable[[int, str], None] = lambda products, note: None,
 ) -> Eigenvalue:
-    """Largest Hessian eigenvalue of the mean loss over ``images`` in all parameters together; N is 1.
+    """Largest Hessian eigenvalue of the mean loss over the images in all parameters together; N is 1.
 
-    Batch norm uses its running statistics. The model is left as found: the graph is built on copies of its parameters.
+    ``batches`` are pairs of images ``(B, C, H, W)`` and labels ``(B,)``; one has its graph in memory at a time. Batch
+    norm uses its running statistics. The model is left as found.
     """
+    count = sum(len(labels) for _, labels in batches)
+
+    def product(vectors: Tensor) -> Tensor:
+        total = torch.zeros_like(vectors[0])
+        for images, labels in batches:
+            total += len(labels) / count * _weight_product(model, images, labels, vectors[0], loss)
+        advanced(1, "")
+        return total[None]
+
+    size = sum(parameter.numel() for parameter in model.parameters())
+    drawn = torch.randn(1, size, generator=generator(seed, "weight curvature"))
+    with evaluating(model):
+        return power_iteration(product, norm_and_unit(drawn)[1].to(batches[0][0]), tolerance=tolerance, most=most)
+
+
+def weight_curvature_along(
+    model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], vector: Tensor, *, loss: Loss = cross_entropy
+) -> Tensor:
+    """``v' H_b v`` of each batch's own mean loss, ``(batches,)``, along the unit ``vector`` ``(D,)``.
+
+    At the v of :func:`weight_curvature` their mean, weighted by the batches' sizes, is its eigenvalue; an eigenvalue
+    moves with the weight of a batch by them, to first order, so they give its jackknife.
+    """
+    with evaluating(model):
+        return torch.stack(
+            [torch.dot(vector, _weight_product(model, images, labels, vector, loss)) for images, labels in batches]
+        )
+
+
+def _weight_product(model: nn.Module, images: Tensor, labels: Tensor, vector: Tensor, loss: Loss) -> Tensor:
+    """``H v`` of the mean loss over a batch in all parameters, ``(D,)``; the graph is built on copies of them."""
     copies = {name: parameter.detach().clone().requires_grad_(True) for name, parameter in model.named_parameters()}
-    with evaluating(model), torch.enable_grad():
-        logits = functional_call(model, copies, (images,))
-        slopes = torch.autograd.grad(loss(logits, labels).mean(), list(copies.values()), create_graph=True)
+    points = list(copies.values())
+    with torch.enable_grad():
+        mean = loss(functional_call(model, copies, (images,)), labels).mean()
+        slopes = torch.autograd.grad(mean, points, create_graph=True, allow_unused=True, materialize_grads=True)
         slope = torch.cat([part.flatten() for part in slopes])
-
-        def product(vectors: Tensor) -> Tensor:
-            parts = _product(slope, list(copies.values()), vectors[0])
-            return torch.cat([part.flatten() for part in parts])[None]
-
-        drawn = torch.randn(1, len(slope), generator=generator(seed, "weight curvature"))
-        return power_iteration(product, norm_and_unit(drawn)[1].to(slope), tolerance=tolerance, most=most)
+        return torch.cat([part.flatten() for part in _product(slope, points, vector)])
 
 
 def _product(slope: Tensor, points: list[Tensor], vector: Tensor) -> list[Tensor]:

@@ -1,6 +1,6 @@
-"""The loss around images, on a plane each: the adversarial direction by a random one orthogonal to it.
+"""The loss around images, on a plane each, spanned by adversarial directions or by one and a random one.
 
-A plane's points are ``x + epsilon * (a * d1 + b * d2)``, d1 and d2 of unit length, so a and b are in multiples of the
+A plane's points are ``x + epsilon * (a * d1 + b * d2)``, d1 and d2 orthonormal, so a and b are in multiples of the
 threat model's radius and two models can be drawn on the same axes.
 """
 
@@ -15,64 +15,116 @@ from gradscope.config import PGD, Grid
 from gradscope.errors import GradscopeError
 from gradscope.functional import flatten, margin, norm_and_unit
 from gradscope.losses import cross_entropy
-from gradscope.models.inspection import evaluating
+from gradscope.models.affine import PlaneModel
+from gradscope.models.inspection import evaluating, is_out_of_memory
 from gradscope.seeding import generator
 
 #: Points evaluated at once where memory allows: on a CPU their activations stay in its caches.
-POINTS_AT_ONCE = {"cpu": 64, "cuda": 2048}
+POINTS_AT_ONCE = {"cpu": 32, "cuda": 2048}
+
+#: Cosine of two adversarial directions from which they count as parallel.
+_PARALLEL = 1 - 1e-6
 
 
 @dataclass(frozen=True)
 class Planes:
     """A plane for each of N images: origins ``(N, C, H, W)`` and two orthonormal directions ``(N, D)`` each.
 
-    ``path`` ``(N, T + 1, 2)`` holds the attack's iterates projected onto the plane, in multiples of ``epsilon``.
-    ``fallback`` ``(N,)`` is true where the attack did not move and the first direction is a random one instead.
+    ``paths`` ``(W, N, T + 1, 3)`` holds the iterates of W attacks as (a, b, distance from the plane), in multiples of
+    ``epsilon``. ``fallback`` ``(N, 2)`` is true where a direction was to be an attack's and is a random one instead:
+    the attack did not move, or ran parallel to the first.
     """
 
     origins: Tensor
     first: Tensor
     second: Tensor
     epsilon: float
-    path: Tensor
+    paths: Tensor
     fallback: Tensor
 
+    def __len__(self) -> int:
+        return len(self.origins)
 
-def adversarial_planes(
+    def __getitem__(self, part: slice) -> "Planes":
+        origins, first, second = (tensor[part] for tensor in (self.origins, self.first, self.second))
+        return Planes(origins, first, second, self.epsilon, self.paths[:, part], self.fallback[part])
+
+
+def attack_walk(
     model: nn.Module, images: Tensor, labels: Tensor, settings: PGD, *, numbers: Tensor, seed: int = 0
-) -> Planes:
-    """The planes spanned by each image's PGD direction, ``(x_T - x) / |x_T - x|``, and a random one orthogonal to it.
+) -> Tensor:
+    """The attack's iterates as displacements ``x_t - x``, ``(N, T + 1, D)``.
 
     ``model`` is one that :func:`gradscope.attacks.pgd.prepared` yields. ``numbers`` ``(N,)`` name the images, whose
-    random numbers depend on nothing else. Raises :class:`GradscopeError` where epsilon is 0 or an image has one pixel.
+    random numbers depend on nothing else. Raises :class:`GradscopeError` where epsilon is 0.
     """
     if settings.epsilon == 0:
         raise GradscopeError("epsilon: a number above 0 is needed, for a landscape's axes are in multiples of it")
-    if images[0].numel() < 2:
-        raise GradscopeError("images: at least 2 pixels are needed to span a plane, got 1")
+    images = images.double() if settings.precision == "float64" else images
     start = images
     if settings.start != "none":
         start = threat_model(settings).random_start(images, settings.start, seed, ("start", 0), numbers)
     displacements: list[Tensor] = []
 
     def observe(iterate: Iterate) -> None:
-        displacements.append(flatten(iterate.images - images))
+        displacements.append(flatten(iterate.images - images).float())
 
     pgd(model, images, labels, settings, start=start, observe=observe)
-    moved, adversarial = norm_and_unit(displacements[-1])
-    fallback = moved == 0
-    first = torch.where(fallback[:, None], _random_units(images, numbers, seed, "fallback direction"), adversarial)
+    return torch.stack(displacements, dim=1)
+
+
+def adversarial_planes(images: Tensor, walk: Tensor, epsilon: float, *, numbers: Tensor, seed: int = 0) -> Planes:
+    """The planes of each image's adversarial direction, ``(x_T - x) / |x_T - x|``, and a random one orthogonal to it.
+
+    ``walk`` ``(N, T + 1, D)`` is what :func:`attack_walk` gave. Raises :class:`GradscopeError` for images of one pixel.
+    """
+    first, still = _direction(walk, numbers, seed)
     second = _orthogonal(_random_units(images, numbers, seed, "second direction"), first)
-    axes = torch.stack([first, second], dim=2)
-    path = torch.stack(displacements, dim=1) @ axes / settings.epsilon
-    return Planes(images, first, second, settings.epsilon, path, fallback)
+    return _planes(images, first, second, epsilon, [walk], torch.stack([still, torch.zeros_like(still)], dim=1))
 
 
-def _random_units(images: Tensor, numbers: Tensor, seed: int, name: str) -> Tensor:
+def shared_planes(
+    images: Tensor, walks: tuple[Tensor, Tensor], epsilon: float, *, numbers: Tensor, seed: int = 0
+) -> Planes:
+    """The planes of two models' adversarial directions on the same images.
+
+    The first is the one model's; the second is what the other's has beside it, so that the tip of the other's lies at
+    its cosine along a. Where the two are parallel, or one attack did not move, a random direction takes its place.
+    """
+    first, still = _direction(walks[0], numbers, seed)
+    other, other_still = _direction(walks[1], numbers, seed)
+    lost = other_still | ((first * other).sum(dim=1).abs() > _PARALLEL)
+    random = _random_units(images, numbers, seed, "second direction")
+    second = _orthogonal(torch.where(lost[:, None], random, other), first)
+    return _planes(images, first, second, epsilon, list(walks), torch.stack([still, lost], dim=1))
+
+
+def _direction(walk: Tensor, numbers: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """The unit direction ``(N, D)`` to the last iterate, and where the attack did not move and it is a random one."""
+    moved, adversarial = norm_and_unit(walk[:, -1])
+    still = moved == 0
+    return torch.where(still[:, None], _random_units(walk[:, -1], numbers, seed, "fallback"), adversarial), still
+
+
+def _planes(
+    images: Tensor, first: Tensor, second: Tensor, epsilon: float, walks: list[Tensor], fallback: Tensor
+) -> Planes:
+    axes = torch.stack([first, second], dim=1)
+    paths = []
+    for walk in walks:
+        along = walk @ axes.transpose(1, 2)
+        off = torch.linalg.vector_norm(walk - along @ axes, dim=2, keepdim=True)
+        paths.append(torch.cat([along, off], dim=2) / epsilon)
+    return Planes(images, first, second, epsilon, torch.stack(paths), fallback)
+
+
+def _random_units(like: Tensor, numbers: Tensor, seed: int, *name: object) -> Tensor:
     """A uniformly random direction ``(D,)`` for each image, from the image's own stream."""
-    size = images[0].numel()
-    drawn = [torch.randn(size, generator=generator(seed, name, number)) for number in numbers.tolist()]
-    return norm_and_unit(torch.stack(drawn))[1].to(images)
+    size = like[0].numel()
+    if size < 2:
+        raise GradscopeError(f"images: at least 2 pixels are needed to span a plane, got {size}")
+    drawn = [torch.randn(size, generator=generator(seed, *name, number)) for number in numbers.tolist()]
+    return norm_and_unit(torch.stack(drawn))[1].to(like)
 
 
 def _orthogonal(vectors: Tensor, units: Tensor) -> Tensor:
@@ -85,9 +137,9 @@ def _orthogonal(vectors: Tensor, units: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PlaneValues:
-    """What a model does on N planes of P x P points, first axis a, second axis b.
+    """What a model does on N planes of A x B points, first axis a, second axis b.
 
-    ``loss`` cross-entropy in nats, ``margin`` in logits, ``predicted`` the class; each ``(N, P, P)``, on the CPU.
+    ``loss`` cross-entropy in nats, ``margin`` in logits, ``predicted`` the class; each ``(N, A, B)``, on the CPU.
     """
 
     loss: Tensor
@@ -107,78 +159,109 @@ def evaluate_planes(
     labels: Tensor,
     grid: Grid,
     *,
+    rows: range | None = None,
     advanced: Callable[[int, str], None] = lambda points, note: None,
 ) -> PlaneValues:
-    """Loss, margin and predicted class at every point of every plane; the model is left as found.
+    """Loss, margin and predicted class at every point of every plane, or of its ``rows``; the model is left as found.
 
     The centre of an odd grid is the image itself, evaluated alone, so it equals the plain loss bit for bit. Points
-    are evaluated in batches, halved where memory runs out. ``advanced`` is told how many points are done.
+    are evaluated in batches, halved where memory runs out; layers that are affine in the image are computed once.
+    ``advanced`` is told how many points are done.
     """
-    axis = coordinates(grid)
-    points = torch.cartesian_prod(axis, axis).to(planes.origins)
+    axis, rows = coordinates(grid), rows or range(grid.points)
+    points = torch.cartesian_prod(axis[rows.start : rows.stop], axis).to(planes.origins)
+    middle = (grid.points // 2 - rows.start) * grid.points + grid.points // 2
     found = []
     with evaluating(model), torch.no_grad():
+        plane_model = PlaneModel(model)
         for origin, first, second, label in zip(planes.origins, planes.first, planes.second, labels, strict=True):
             axes = torch.stack([first, second]) * planes.epsilon
-            logits = _logits(model, origin, points, axes, advanced)
-            if grid.points % 2:
-                logits[len(points) // 2] = model(_images(origin[None], origin))[0]
+            logits = _logits(plane_model, origin, points, axes, advanced)
+            if grid.points % 2 and 0 <= middle < len(points):
+                logits[middle] = model(origin[None].contiguous(memory_format=torch.channels_last))[0]
             right = label.expand(len(points))
             found.append((cross_entropy(logits, right), margin(logits, right), logits.argmax(dim=1)))
     losses, margins, predicted = (torch.stack(part).cpu() for part in zip(*found, strict=True))
-    shape = (len(labels), grid.points, grid.points)
+    shape = (len(labels), len(rows), grid.points)
     return PlaneValues(losses.reshape(shape), margins.reshape(shape), predicted.reshape(shape))
 
 
-def _logits(
-    model: nn.Module, origin: Tensor, points: Tensor, axes: Tensor, advanced: Callable[[int, str], None]
+def margins_along(
+    model: nn.Module, images: Tensor, labels: Tensor, rays: Tensor, distances: Tensor, epsilon: float
 ) -> Tensor:
-    """Logits ``(points, K)`` at ``origin + points @ axes``."""
+    """Margins ``(N, R, Q)`` at ``x + epsilon * distance * ray``: ``rays`` ``(N, R, D)`` of length 1 and ``(Q,)``."""
+    points = torch.zeros(rays.shape[1], len(distances), rays.shape[1]).to(images)
+    for number, ray in enumerate(points):
+        ray[:, number] = distances
+    points = points.flatten(0, 1)
+    found = []
+    with evaluating(model), torch.no_grad():
+        plane_model = PlaneModel(model)
+        for image, directions, label in zip(images, rays, labels, strict=True):
+            logits = _logits(plane_model, image, points, directions * epsilon)
+            found.append(margin(logits, label.expand(len(points))))
+    return torch.stack(found).reshape(len(images), rays.shape[1], len(distances)).cpu()
+
+
+def _logits(
+    model: PlaneModel,
+    origin: Tensor,
+    points: Tensor,
+    axes: Tensor,
+    advanced: Callable[[int, str], None] = lambda points, note: None,
+) -> Tensor:
+    """Logits ``(points, classes)`` at ``origin + points @ axes``."""
     size = POINTS_AT_ONCE.get(origin.device.type, 256)
+    base, span = model.span(origin, axes.reshape(-1, *origin.shape))
     parts: list[Tensor] = []
     done = 0
     while done < len(points):
         chosen = points[done : done + size]
         try:
-            parts.append(model(_images(torch.addmm(origin.reshape(1, -1), chosen, axes), origin)))
-        except torch.OutOfMemoryError:
-            if size == 1:
+            parts.append(model(base, span, chosen))
+        except RuntimeError as error:
+            if size == 1 or not is_out_of_memory(error):
                 raise
             size //= 2
-            torch.cuda.empty_cache()
             continue
         done += len(chosen)
         advanced(len(chosen), "")
     return torch.cat(parts)
 
 
-def _images(flat: Tensor, like: Tensor) -> Tensor:
-    return flat.reshape(-1, *like.shape).contiguous(memory_format=torch.channels_last)
+def correct_radius(margins: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
+    """How far along a ray the prediction stays right, in multiples of epsilon, and whether it does to its end.
 
-
-def correct_radius(margins: Tensor, axis: Tensor) -> Tensor:
-    """How far along a ray the prediction stays right, in multiples of epsilon, ``(N,)``.
-
-    ``margins`` ``(N, R)`` at the distances ``axis`` ``(R,)``, ascending from 0. The crossing is interpolated linearly
-    between the last right point and the first wrong one; 0 where the image itself is wrong, and the ray's length
-    where no point on it is.
+    ``margins`` ``(..., Q)`` at the distances ``axis`` ``(Q,)``, ascending from 0; both results ``(...)``. The crossing
+    is interpolated linearly between the last right point and the first wrong one; 0 where the image itself is wrong,
+    and the ray's length, which the radius exceeds, where no point on it is.
     """
-    wrong = margins <= 0
-    crossed = wrong.any(dim=1)
-    after = wrong.int().argmax(dim=1).clamp(min=1)
-    rows = torch.arange(len(margins))
-    inside, outside = margins[rows, after - 1], margins[rows, after]
-    share = inside / (inside - outside)
-    crossing = axis[after - 1] + share * (axis[after] - axis[after - 1])
-    return torch.where(wrong[:, 0], 0.0, torch.where(crossed, crossing.to(margins), float(axis[-1])))
+    wrong = ~(margins > 0)
+    crossed = wrong.any(dim=-1)
+    after = wrong.int().argmax(dim=-1, keepdim=True).clamp(min=1)
+    inside, outside = (margins.gather(-1, at).squeeze(-1) for at in (after - 1, after))
+    near, far = (axis.to(margins)[at.squeeze(-1)] for at in (after - 1, after))
+    crossing = near + (inside / (inside - outside)).nan_to_num() * (far - near)
+    radius = torch.where(wrong[..., 0], 0.0, torch.where(crossed, crossing, float(axis[-1])))
+    return radius, ~crossed
 
 
-def roughness(values: Tensor, step: float) -> Tensor:
-    """Mean absolute second difference over both axes of grids ``(N, P, P)``, per squared multiple of epsilon, ``(N,)``.
+def roughness(values: Tensor, axes: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean absolute second difference over both axes of grids ``(..., A, B)``, per squared unit of theirs, ``(...)``.
 
-    0 on every plane that is linear, 2c on ``c a^2 + c b^2``. Needs at least 3 points a side, else NaN.
+    0 on every plane that is linear, 2c on ``c a^2 + c b^2``. Axes of fewer than 3 points give none; NaN without any.
     """
-    along_a = values[:, 2:] - 2 * values[:, 1:-1] + values[:, :-2]
-    along_b = values[:, :, 2:] - 2 * values[:, :, 1:-1] + values[:, :, :-2]
-    both = torch.cat([along_a.flatten(1), along_b.flatten(1)], dim=1)
-    return both.abs().mean(dim=1) / step**2
+    differences = []
+    for dim, axis in ((-2, axes[0]), (-1, axes[1])):
+        if len(axis) > 2:
+            step = float(axis[-1] - axis[0]) / (len(axis) - 1)
+            differences.append(values.diff(n=2, dim=dim).abs().flatten(-2) / step**2)
+    return torch.cat(differences, dim=-1).mean(dim=-1) if differences else values.flatten(-2).mean(dim=-1) * torch.nan
+
+
+def sharpness(values: Tensor, centre: Tensor, axes: tuple[Tensor, Tensor]) -> Tensor:
+    """Largest value of grids ``(..., A, B)`` within 1 of the origin of their axes, minus ``centre`` ``(...)``."""
+    near = axes[0][:, None].square() + axes[1][None, :].square() <= 1 + 1e-9
+    inside = torch.where(near.to(values.device), values, -torch.inf).flatten(-2)
+    largest = torch.maximum(inside.amax(dim=-1), centre.to(inside))
+    return largest - centre

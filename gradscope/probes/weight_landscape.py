@@ -1,24 +1,33 @@
 """The loss around a network's weights: planes of filter-normalised or given directions, and what is measured there."""
 
 import copy
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gradscope.attacks.pgd import pgd, prepared, threat_model
+from gradscope.config import PGD
 from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
 from gradscope.losses import cross_entropy
-from gradscope.models.inspection import evaluating
+from gradscope.models.inspection import evaluating, one_line
 from gradscope.seeding import generator
 
 #: A step in weight space: a tensor for each parameter, by name.
 Direction = dict[str, Tensor]
 
 #: What is measured at a point, by name: it gets a network with the point's weights, in eval mode.
-Measure = Callable[[nn.Module], Mapping[str, float]]
+Measure = Callable[[nn.Module], Mapping[str, Tensor | float]]
+
+#: Groups of images whose sums are kept apart, for the jackknife.
+GROUPS = 10
+
+#: Images a forward pass takes at once: on a CPU their activations stay in its caches.
+IMAGES_AT_ONCE = {"cpu": 32, "cuda": 1024}
 
 
 def filter_normalised_direction(model: nn.Module, *, seed: int, name: str) -> Direction:
@@ -76,52 +85,199 @@ def _inner(first: Direction, second: Direction) -> float:
     return sum(float((part.double() * second[key].double()).sum()) for key, part in first.items())
 
 
+def principal_directions(
+    model: nn.Module, states: Sequence[Mapping[str, Tensor]]
+) -> tuple[tuple[Direction, Direction], NDArray[np.float64], tuple[float, float]]:
+    """The two principal directions of ``states`` around ``model``'s parameters, of unit length (Li et al. 2018).
+
+    Also the states projected onto them ``(E, 3)``: a, b and the distance from the plane; and the share of their
+    squared distances that each direction explains. Fewer than two states that differ from the model, or all on one
+    line, raise :class:`GradscopeError`.
+    """
+    steps = [direction_towards(model, state) for state in states]
+    gram = np.array([[_inner(one, other) for other in steps] for one in steps]).reshape(len(steps), -1)
+    values, vectors = np.linalg.eigh(gram) if len(steps) > 1 else (np.zeros(2), np.zeros((2, 2)))
+    largest = values[[-1, -2]]
+    if largest[1] <= 1e-10 * largest[0] or largest[0] == 0:
+        raise GradscopeError(f"--epochs: states that span a plane are needed, these {len(steps)} lie on one line")
+    weights = vectors[:, [-1, -2]] / np.sqrt(largest)
+    # An eigenvector's sign is arbitrary: the earliest state is on the positive side.
+    weights *= np.where((gram @ weights)[0] < 0, -1, 1)
+    first, second = ({key: _combined(steps, key, share) for key in steps[0]} for share in weights.T)
+    path = gram @ weights
+    off = np.sqrt(np.clip(np.diag(gram) - np.square(path).sum(axis=1), 0, None))
+    explained = tuple(float(share) for share in largest / np.trace(gram))
+    return (first, second), np.column_stack([path, off]), (explained[0], explained[1])
+
+
+def _combined(steps: Sequence[Direction], key: str, shares: NDArray[np.float64]) -> Tensor:
+    total = torch.zeros_like(steps[0][key], dtype=torch.float64)
+    for step, share in zip(steps, shares.tolist(), strict=True):
+        total += share * step[key]
+    return total.to(steps[0][key])
+
+
+def aligned_axis(low: float, high: float, points: int) -> Tensor:
+    """``points`` evenly spaced coordinates ``(P,)`` from ``low`` or below to ``high`` or above, one of them exactly 0.
+
+    ``low`` is at most 0 and ``high`` at least 0, ``low < high``.
+    """
+    below = min(max(round(-low / (high - low) * (points - 1)), int(low < 0)), points - 1 - int(high > 0))
+    step = max(
+        -low / below if below else 0.0,
+        high / (points - 1 - below) if below < points - 1 else 0.0,
+    )
+    return (torch.arange(points, dtype=torch.float64) - below) * step
+
+
+def line_axis(margin: float, points: int) -> Tensor:
+    """``points`` evenly spaced coordinates ``(P,)``, 0 and 1 exactly among them, and about ``margin`` beyond each."""
+    beyond = int(margin / (1 + 2 * margin) * (points - 1))
+    between = points - 1 - 2 * beyond
+    return (torch.arange(points, dtype=torch.float64) - beyond) / between
+
+
 def evaluate_plane(
     model: nn.Module,
     first: Direction,
-    second: Direction,
+    second: Direction | None,
     axes: tuple[Tensor, Tensor],
     measure: Measure,
     *,
     advanced: Callable[[int, str], None] = lambda points, note: None,
 ) -> dict[str, NDArray[np.float64]]:
-    """What ``measure`` gives at ``w + a * first + b * second``, ``(A, B)`` each, on the coordinates of ``axes``.
+    """What ``measure`` gives at ``w + a * first + b * second``, ``(A, B, ...)`` each, on the coordinates of ``axes``.
 
     Each point's weights are computed from w itself, so nothing drifts, and at a = b = 0 they are w to the bit. All is
-    done on a copy; batch-norm statistics stay as they are. A metric of loss_landscapes is measured by
-    ``lambda network: {"name": metric(wrap_model(network))}``.
+    done on a copy, whose buffers are as the model's at every point; ``second`` None is a line. ``measure`` is called
+    with gradients off.
     """
     moving = copy.deepcopy(model)
-    origin = dict(model.named_parameters())
+    origin = {key: parameter.detach() for key, parameter in model.named_parameters()}
+    buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
     values: dict[str, NDArray[np.float64]] = {}
     with evaluating(moving), torch.no_grad():
         for row, a in enumerate(axes[0].tolist()):
+            start = {key: torch.add(weight, first[key], alpha=a) for key, weight in origin.items()}
             for column, b in enumerate(axes[1].tolist()):
                 for key, parameter in moving.named_parameters():
-                    parameter.copy_(origin[key] + a * first[key] + b * second[key])
+                    if second is None:
+                        parameter.copy_(start[key])
+                    else:
+                        torch.add(start[key], second[key], alpha=b, out=parameter)
+                for key, buffer in moving.named_buffers():
+                    buffer.copy_(buffers[key])
                 for name, value in measure(moving).items():
-                    table = values.setdefault(name, np.full((len(axes[0]), len(axes[1])), np.nan))
-                    table[row, column] = value
+                    found = np.asarray(value, dtype=np.float64)
+                    shape = (len(axes[0]), len(axes[1]), *found.shape)
+                    values.setdefault(name, np.full(shape, np.nan))[row, column] = found
                 advanced(1, "")
     return values
 
 
-def mean_loss_and_accuracy(images: ImageSet, device: torch.device, batch_size: int = 256) -> Measure:
-    """The measure of ``loss``, mean cross-entropy in nats, and ``accuracy`` over ``images``.
+class Measures:
+    """What is measured at every point of a plane, over the same images.
 
-    The images are kept as float batches on the device, for every point of a plane needs them again.
+    Sums are kept for :data:`GROUPS` groups of images, image i in group i modulo their number, so that whatever the
+    plane is reduced to has its jackknife: :meth:`totals` has one of each.
     """
-    batches = [
-        (batch.contiguous(memory_format=torch.channels_last), labels)
-        for _, batch, labels in images.batches(batch_size, device)
-    ]
 
-    def measure(model: nn.Module) -> dict[str, float]:
-        loss, right = 0.0, 0
-        for batch, labels in batches:
-            logits = model(batch)
-            loss += float(cross_entropy(logits, labels).double().sum())
-            right += int((logits.argmax(dim=1) == labels).sum())
-        return {"loss": loss / len(images), "accuracy": right / len(images)}
+    def __init__(
+        self,
+        images: ImageSet,
+        numbers: Tensor,
+        device: torch.device,
+        *,
+        attack: PGD | None = None,
+        seed: int = 0,
+        reestimate: Sequence[Tensor] = (),
+        custom: "Custom | None" = None,
+        batch_size: int | None = None,
+    ) -> None:
+        """``attack``, where given, is made anew at every point, from starts that are the same at all of them.
 
-    return measure
+        ``reestimate`` are batches of images on which batch norm's statistics are taken anew at every point;
+        ``custom`` is measured beside the rest.
+        """
+        self.count = len(images)
+        self.groups = min(GROUPS, self.count)
+        self.attack, self.reestimate, self.custom = attack, reestimate, custom
+        size = batch_size or IMAGES_AT_ONCE.get(device.type, 256)
+        self.batches = []
+        for indices, batch, labels in images.batches(size, device):
+            batch = batch.contiguous(memory_format=torch.channels_last)
+            start = None
+            if attack is not None:
+                start = batch.double() if attack.precision == "float64" else batch
+                if attack.start != "none":
+                    threat = threat_model(attack)
+                    start = threat.random_start(start, attack.start, seed, ("start", 0), numbers[indices])
+            self.batches.append((batch, labels, start, (indices % self.groups).to(device)))
+        sizes = torch.arange(self.count) % self.groups
+        self.group_sizes = torch.bincount(sizes, minlength=self.groups).double()
+
+    def __call__(self, model: nn.Module) -> dict[str, Tensor | float]:
+        """``loss`` and ``right``, summed over each group, ``(G,)``; ``adversarial_...`` and ``custom`` where asked."""
+        if self.reestimate:
+            reestimate_batch_norm(model, self.reestimate)
+        sums: dict[str, Tensor] = {}
+        for batch, labels, _, groups in self.batches:
+            self._add(sums, "", model(batch), labels, groups)
+        if self.attack is not None:
+            with prepared(model, self.attack) as attacked:
+                for batch, labels, start, groups in self.batches:
+                    adversarial = pgd(attacked, batch.to(start), labels, self.attack, start=start)
+                    self._add(sums, "adversarial_", attacked(adversarial), labels, groups)
+        found: dict[str, Tensor | float] = {name: total.cpu() for name, total in sums.items()}
+        if self.custom is not None:
+            found["custom"] = self.custom(model)
+        return found
+
+    def _add(self, sums: dict[str, Tensor], prefix: str, logits: Tensor, labels: Tensor, groups: Tensor) -> None:
+        terms = {"loss": cross_entropy(logits, labels), "right": logits.argmax(dim=1) == labels}
+        for name, values in terms.items():
+            total = sums.setdefault(prefix + name, torch.zeros(self.groups, dtype=torch.float64, device=logits.device))
+            total.index_add_(0, groups, values.double())
+
+    def mean(self, sums: Tensor) -> Tensor:
+        """``(..., G)`` sums to the mean over all images ``(...)``."""
+        return sums.sum(dim=-1) / self.count
+
+    def leave_one_out(self, sums: Tensor) -> Tensor:
+        """``(..., G)`` sums to the means over all images but one group's, ``(G, ...)``."""
+        left = (sums.sum(dim=-1, keepdim=True) - sums) / (self.count - self.group_sizes)
+        return left.movedim(-1, 0)
+
+
+class Custom:
+    """A metric object of loss_landscapes as a measure; where it fails the value is NaN and the failure is kept."""
+
+    def __init__(self, metric: Callable[[object], object]) -> None:
+        self.metric = metric
+        self.failures: list[str] = []
+
+    def __call__(self, model: nn.Module) -> float:
+        """The metric's value, a number, for ``model``."""
+        from loss_landscapes.model_interface.model_wrapper import wrap_model
+
+        try:
+            with torch.enable_grad():
+                return float(self.metric(wrap_model(model)))  # type: ignore[arg-type]  # TypeError is kept
+        except Exception as error:
+            self.failures.append(one_line(error))
+            return math.nan
+
+
+def reestimate_batch_norm(model: nn.Module, batches: Sequence[Tensor]) -> None:
+    """Take the running statistics of every batch norm anew, as means over ``batches``; all else stays in eval mode."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    for batch in batches if norms else ():
+        model(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()

@@ -76,7 +76,8 @@ SAMPLES = Table(
         Column(
             "point",
             "text",
-            "clean: the image; final: x_T; worst: the strongest iterate of all starts; path: over x_0 .. x_T-1",
+            "clean: the image; final: x_T; worst: the strongest iterate of all starts; path: over x_0 .. x_T-1; "
+            "around: over the ball or the plane around the image",
         ),
         Column("unit", "text", "unit of value"),
         Column("value", "number", "the value; nan where undefined"),
@@ -113,6 +114,59 @@ HISTORY = Table(
     ),
 )
 
+_SPACE = Column("space", "text", "input: around an image; weights: around a network's weights")
+
+LANDSCAPE = Table(
+    "landscape.csv",
+    (
+        *IDENTITY,
+        _SPACE,
+        Column("index", "integer", "index of the image in the test set; empty in weight space"),
+        Column("label", "integer", "the image's class; empty in weight space"),
+        Column("a", "number", "coordinate along the first direction (manifest.json names both and their unit)"),
+        Column("b", "number", "coordinate along the second direction; 0 on a line"),
+        Column("loss", "number", "cross-entropy in nats, in weight space the mean over the images"),
+        Column("margin", "number", "logit of the label minus the largest other; empty in weight space"),
+        Column("predicted", "integer", "predicted class; empty in weight space"),
+        Column("accuracy", "number", "share of images whose prediction is right; empty in input space"),
+        Column("adversarial_loss", "number", "mean cross-entropy after an attack on the network of this point"),
+        Column("adversarial_accuracy", "number", "share of images that are right after that attack"),
+        Column("custom", "number", "what --metric gave at this point; nan where it failed"),
+    ),
+)
+
+PATH = Table(
+    "path.csv",
+    (
+        *IDENTITY,
+        _SPACE,
+        Column("index", "integer", "index of the image in the test set; empty in weight space"),
+        Column("walker", "text", "input: the checkpoint whose attack walked; weights: what was trained"),
+        Column("step", "integer", "input: iterate x_t of the attack; weights: epoch"),
+        Column("a", "number", "its projection onto the plane, see landscape.csv"),
+        Column("b", "number", "see a"),
+        Column("off", "number", "its distance from the plane, in the unit of a and b"),
+    ),
+)
+
+BANDS = Table(
+    "bands.csv",
+    (
+        *IDENTITY,
+        Column("a", "number", "see landscape.csv"),
+        Column("b", "number", "see landscape.csv"),
+        Column("metric", "text", "loss or margin"),
+        Column("unit", "text", "unit of the quantiles"),
+        Column("q05", "number", "5 % quantile over the images"),
+        Column("q25", "number", "25 % quantile"),
+        Column("median", "number", "50 % quantile"),
+        Column("q75", "number", "75 % quantile"),
+        Column("q95", "number", "95 % quantile"),
+        Column("right", "number", "share of the images whose prediction is right at this point"),
+        Column("n", "integer", "images"),
+    ),
+)
+
 #: What `analyze --metrics` knows.
 METRICS: dict[str, Metric] = {
     "cosine": Metric("-", "cosine of the gradients at consecutive iterates, <g_t, g_t-1> / (|g_t| |g_t-1|)", -1, 1),
@@ -126,4 +180,19 @@ METRICS: dict[str, Metric] = {
     "dispersion": Metric("-", "1 - norm of the mean over the set of the unit gradients", 0, 1, per_sample=False),
     "path-variance": Metric("-", "1 - mean pairwise cosine of an image's gradients along the path", 0, 2),
     "displacement": Metric("-", "|x_T - x_0| / sum of the step lengths", 0, 1),
+}
+
+#: What `landscape` reports beside the planes, for each image in input space and for the network in weight space.
+LANDSCAPE_METRICS: dict[str, Metric] = {
+    "radius-adversarial": Metric(
+        "multiples of epsilon", "distance along the adversarial direction at which the prediction turns wrong", 0
+    ),
+    "radius-random": Metric("multiples of epsilon", "the same along random directions, mean of 8", 0),
+    "beyond-adversarial": Metric("-", "share of those rays that are right to their end, where the radius is cut", 0, 1),
+    "beyond-random": Metric("-", "the same along random directions", 0, 1),
+    "roughness": Metric("nats per squared unit of the axes", "mean absolute second difference of the loss", 0),
+    "sharpness": Metric("nats", "largest loss on the plane within 1 of its centre, minus the loss at the centre", 0),
+    "curvature": Metric("nats per squared unit", "Hessian eigenvalue of largest size, of the loss"),
+    "curvature-residual": Metric("-", "|H v - value v| / |value| that the power iteration reached", 0),
+    "nonlinearity": Metric("nats", "max over the ball of |loss(x + d) - loss(x) - <d, g>|, by a short ascent", 0),
 }

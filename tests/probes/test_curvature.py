@@ -4,7 +4,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradscope.attacks.threat import ThreatModel
-from gradscope.probes.curvature import input_curvature, local_nonlinearity, power_iteration, weight_curvature
+from gradscope.probes.curvature import (
+    input_curvature,
+    local_nonlinearity,
+    power_iteration,
+    weight_curvature,
+    weight_curvature_along,
+)
 
 
 class Quadratic(nn.Module):
@@ -85,8 +91,11 @@ def test_weight_curvature_equals_the_full_hessian(image_set, digest):
     images, labels = image_set.batch(torch.arange(20), "cpu")
     images = images.double()
     before = digest(model)
-    found = weight_curvature(model, images, labels, tolerance=1e-7, most=3000)
+    batches = [(images[:7], labels[:7]), (images[7:], labels[7:])]
+    found = weight_curvature(model, batches, tolerance=1e-7, most=3000)
+    shares = weight_curvature_along(model, batches, found.vector[0])
     assert digest(model) == before
+    torch.testing.assert_close((7 * shares[0] + 13 * shares[1]) / 20, found.value[0])
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     flat = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
@@ -111,7 +120,7 @@ def test_no_trace_is_left(convolutional, image_set, digest):
     before = digest(convolutional)
     images, labels = image_set.batch(torch.arange(4), "cpu")
     input_curvature(convolutional, images, labels, numbers=torch.arange(4), most=5)
-    weight_curvature(convolutional, images, labels, most=5)
+    weight_curvature(convolutional, [(images, labels)], most=5)
     assert digest(convolutional) == before
     assert not images.requires_grad
 

@@ -12,20 +12,29 @@ from gradscope.probes import input_landscape
 from gradscope.probes.input_landscape import (
     Planes,
     adversarial_planes,
+    attack_walk,
     coordinates,
     correct_radius,
     evaluate_planes,
+    margins_along,
     roughness,
+    shared_planes,
+    sharpness,
 )
 
 SETTINGS = PGD(epsilon=0.5, step_size=0.1, steps=8)
 GRID = Grid(points=9, span=2.0)
 
 
-def planes_of(model, image_set, numbers, settings=SETTINGS, seed=0):
+def walk_of(model, image_set, numbers, settings=SETTINGS, seed=0):
     images, labels = image_set.batch(numbers, "cpu")
     with prepared(model, settings) as attacked:
-        return adversarial_planes(attacked, images, labels, settings, numbers=numbers, seed=seed), labels
+        return images, labels, attack_walk(attacked, images, labels, settings, numbers=numbers, seed=seed)
+
+
+def planes_of(model, image_set, numbers, settings=SETTINGS, seed=0):
+    images, labels, walk = walk_of(model, image_set, numbers, settings, seed)
+    return adversarial_planes(images, walk, settings.epsilon, numbers=numbers, seed=seed), labels
 
 
 def test_directions_are_orthonormal_and_the_first_is_the_attacks(convolutional, image_set):
@@ -35,10 +44,13 @@ def test_directions_are_orthonormal_and_the_first_is_the_attacks(convolutional, 
     assert (planes.first * planes.second).sum(dim=1).abs().max() < 1e-6
     assert not planes.fallback.any()
     # The last iterate lies on the first axis, inside the ball; the path has every iterate.
-    assert planes.path.shape == (12, 9, 2)
-    assert planes.path[:, -1, 1].abs().max() < 1e-5
-    assert (planes.path[:, -1, 0] > 0.5).all()
-    assert planes.path.norm(dim=2).max() <= 1 + 1e-5
+    assert planes.paths.shape == (1, 12, 9, 3)
+    assert planes.paths[0, :, -1, 1:].abs().max() < 1e-5
+    assert (planes.paths[0, :, -1, 0] > 0.5).all()
+    # On the plane and off it make up the iterate's whole displacement.
+    _, _, walk = walk_of(convolutional, image_set, torch.arange(12))
+    torch.testing.assert_close(planes.paths[0].norm(dim=2), walk.norm(dim=2) / 0.5)
+    assert planes.paths.norm(dim=3).max() <= 1 + 1e-5
 
 
 def test_a_plane_depends_on_its_image_and_the_seed_alone(convolutional, image_set):
@@ -80,7 +92,8 @@ def test_a_linear_models_plane_is_its_closed_form(linear):
     weight = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))
     model, images, labels = linear(weight), torch.full((2, 3, 2, 2), 0.5), torch.tensor([0, 1])
     settings = PGD(epsilon=0.5, step_size=0.1, steps=8, start="none", box=False)
-    planes = adversarial_planes(model, images, labels, settings, numbers=torch.arange(2))
+    walk = attack_walk(model, images, labels, settings, numbers=torch.arange(2))
+    planes = adversarial_planes(images, walk, 0.5, numbers=torch.arange(2))
     difference = torch.stack([weight[int(label)] - weight[1 - int(label)] for label in labels])
     torch.testing.assert_close(planes.first, -difference / difference.norm(dim=1, keepdim=True))
     values = evaluate_planes(model, planes, labels, GRID)
@@ -91,15 +104,24 @@ def test_a_linear_models_plane_is_its_closed_form(linear):
     torch.testing.assert_close(values.margin, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(values.loss, F.softplus(-expected), rtol=1e-4, atol=1e-4)
     assert torch.equal(values.predicted == labels[:, None, None], values.margin > 0)
-    assert roughness(values.margin, 0.5).max() < 1e-4
+    assert roughness(values.margin, (axis, axis)).max() < 1e-4
+    # The margin falls by epsilon * |w_y - w_other| an epsilon, so it is 0 at a known distance along the first ray.
+    distances = torch.linspace(0, 40, 2001)
+    rays = torch.stack([planes.first, planes.second], dim=1)
+    margins = margins_along(model, images, labels, rays, distances, 0.5)
+    radius, beyond = correct_radius(margins, distances)
+    where = (centre / (0.5 * difference.norm(dim=1))).clamp(min=0)
+    torch.testing.assert_close(radius[:, 0], where, rtol=1e-4, atol=1e-4)
+    assert torch.equal(beyond[:, 1], centre > 0), "along the second direction nothing changes"
 
 
 def test_an_image_whose_gradient_is_zero_gets_a_named_fallback_and_no_nan(linear):
     model = linear(torch.zeros(3, 12))
     images, labels = torch.full((2, 3, 2, 2), 0.5), torch.tensor([0, 1])
     still = PGD(epsilon=0.5, step_size=0.1, steps=3, start="none")
-    planes = adversarial_planes(model, images, labels, still, numbers=torch.arange(2))
-    assert planes.fallback.all()
+    walk = attack_walk(model, images, labels, still, numbers=torch.arange(2))
+    planes = adversarial_planes(images, walk, still.epsilon, numbers=torch.arange(2))
+    assert planes.fallback.tolist() == [[True, False]] * 2
     torch.testing.assert_close(planes.first.norm(dim=1), torch.ones(2))
     assert (planes.first * planes.second).sum(dim=1).abs().max() < 1e-6
     values = evaluate_planes(model, planes, labels, GRID)
@@ -157,22 +179,76 @@ def test_bad_grids_and_threats_are_refused(convolutional, image_set):
 def test_correct_radius_interpolates_the_first_crossing():
     axis = torch.tensor([0.0, 1.0, 2.0])
     margins = torch.tensor([[3.0, 1.0, -1.0], [-1.0, 5.0, 5.0], [2.0, 1.0, 0.5], [1.0, -3.0, 5.0]])
-    torch.testing.assert_close(correct_radius(margins, axis), torch.tensor([1.5, 0.0, 2.0, 0.25]))
+    radius, beyond = correct_radius(margins, axis)
+    torch.testing.assert_close(radius, torch.tensor([1.5, 0.0, 2.0, 0.25]))
+    assert beyond.tolist() == [False, False, True, False]
+    lost = torch.tensor([[2.0, 1.0, math.nan], [math.inf, -1.0, 0.0]])
+    torch.testing.assert_close(correct_radius(lost, axis)[0], torch.tensor([1.0, 0.0]))
 
 
 def test_roughness_of_a_bowl():
     axis = coordinates(Grid(points=7, span=3.0)).float()
     bowl = 1.5 * (axis[:, None] ** 2 + axis[None, :] ** 2)
-    torch.testing.assert_close(roughness(torch.stack([bowl, axis[:, None] + 2 * axis]), 1.0), torch.tensor([3.0, 0.0]))
+    plane = axis[:, None] + 2 * axis
+    torch.testing.assert_close(roughness(torch.stack([bowl, plane]), (axis, axis)), torch.tensor([3.0, 0.0]))
+    half = axis / 2
+    bowl = 1.5 * (half[:, None] ** 2 + axis[None, :] ** 2)
+    torch.testing.assert_close(roughness(bowl, (half, axis)), torch.tensor(3.0))
+    torch.testing.assert_close(roughness(bowl[:, 3:4], (half, torch.zeros(1))), torch.tensor(3.0))
+    assert roughness(bowl[:2, :2], (half[:2], axis[:2])).isnan()
+
+
+def test_sharpness_is_the_rise_within_distance_1():
+    axis = coordinates(Grid(points=7, span=3.0))
+    bowl = (axis[:, None] ** 2 + axis[None, :] ** 2).float()
+    torch.testing.assert_close(sharpness(bowl + 4, torch.tensor(4.0), (axis, axis)), torch.tensor(1.0))
+    assert sharpness(4 - bowl, torch.tensor(4.0), (axis, axis)) == 0
 
 
 def test_planes_of_your_own_directions(linear):
-    """Directions may come from elsewhere, such as two models' attacks: a plane is only a value."""
+    """Directions may come from elsewhere: a plane is only a value."""
     origins = torch.full((1, 3, 2, 2), 0.5)
     first, second = torch.eye(12)[:1], torch.eye(12)[1:2]
-    planes = Planes(origins, first, second, 0.1, torch.zeros(1, 1, 2), torch.tensor([False]))
+    planes = Planes(origins, first, second, 0.1, torch.zeros(1, 1, 1, 3), torch.zeros(1, 2, dtype=torch.bool))
     weight = torch.zeros(2, 12)
     weight[0, :2] = torch.tensor([1.0, 2.0])
     values = evaluate_planes(linear(weight), planes, torch.tensor([0]), Grid(points=3, span=1.0))
     expected = 1.5 + 0.1 * torch.tensor([[-3.0, -1.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 1.0, 3.0]])
     torch.testing.assert_close(values.margin[0], expected)
+
+
+def test_a_plane_shared_by_two_models_holds_both_attacks(convolutional, image_set, linear):
+    numbers = torch.arange(6)
+    images, _, walk = walk_of(convolutional, image_set, numbers)
+    other = linear(torch.randn(5, 192, generator=torch.Generator().manual_seed(1)))
+    _, _, others = walk_of(other, image_set, numbers)
+    planes = shared_planes(images, (walk, others), 0.5, numbers=numbers)
+    assert not planes.fallback.any()
+    # Both last iterates lie on the plane, the first model's on the first axis.
+    assert planes.paths[:, :, -1, 2].max() < 1e-5
+    assert planes.paths[0, :, -1, 1].abs().max() < 1e-5
+    cosine = F.cosine_similarity(walk[:, -1], others[:, -1], dim=1)
+    tip = planes.paths[1, :, -1]
+    torch.testing.assert_close(tip[:, 0] / tip.norm(dim=1), cosine, rtol=1e-4, atol=1e-5)
+    assert (tip[:, 1] > 0).all()
+
+
+def test_two_attacks_that_are_parallel_or_still_span_a_plane_with_a_named_fallback(convolutional, image_set):
+    numbers = torch.arange(4)
+    images, _, walk = walk_of(convolutional, image_set, numbers)
+    parallel = torch.cat([walk[:1], -walk[1:2], 0 * walk[2:3], walk[3:4].roll(1, dims=2)])
+    planes = shared_planes(images, (walk, parallel), 0.5, numbers=numbers)
+    assert planes.fallback.tolist() == [[False, True], [False, True], [False, True], [False, False]]
+    torch.testing.assert_close(planes.second.norm(dim=1), torch.ones(4))
+    assert (planes.first * planes.second).sum(dim=1).abs().max() < 1e-6
+
+
+def test_rows_are_the_same_whether_taken_alone_or_together(convolutional, image_set):
+    planes, labels = planes_of(convolutional, image_set, torch.arange(2))
+    whole = evaluate_planes(convolutional, planes, labels, GRID)
+    for rows in (range(3), range(3, 5), range(5, 9)):
+        part = evaluate_planes(convolutional, planes[0:2], labels, GRID, rows=rows)
+        torch.testing.assert_close(part.loss, whole.loss[:, rows.start : rows.stop], rtol=1e-5, atol=1e-6)
+    assert torch.equal(
+        evaluate_planes(convolutional, planes, labels, GRID, rows=range(4, 5)).loss[:, 0, 4], whole.loss[:, 4, 4]
+    )

@@ -1,0 +1,90 @@
+"""What lies around images in numbers to compare models by, one of each for every image."""
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.attacks.threat import ThreatModel
+from gradscope.config import PGD, Grid
+from gradscope.functional import norm_and_unit
+from gradscope.probes.curvature import input_curvature, local_nonlinearity
+from gradscope.probes.input_landscape import (
+    Planes,
+    PlaneValues,
+    coordinates,
+    correct_radius,
+    margins_along,
+    roughness,
+    sharpness,
+)
+from gradscope.seeding import generator
+
+#: Random directions along which the radius of the correct region is taken.
+RANDOM_RAYS = 8
+#: Points on each ray beyond the image.
+_RAY_POINTS = 64
+#: Where the power iteration stops: relative residual, and products at most.
+TOLERANCE, MOST_PRODUCTS = 1e-3, 100
+#: Steps of the ascent that looks for the largest deviation from linearity.
+ASCENT_STEPS = 10
+
+
+def compare_planes(planes: Planes, values: PlaneValues, centre: Tensor, grid: Grid) -> dict[str, Tensor]:
+    """``roughness`` and ``sharpness`` of the loss on each plane, ``(N,)``; ``centre`` ``(N,)`` the images' own loss."""
+    axis = coordinates(grid)
+    return {
+        "roughness": roughness(values.loss, (axis, axis)),
+        "sharpness": sharpness(values.loss, centre, (axis, axis)),
+    }
+
+
+def compare_surroundings(
+    model: nn.Module, planes: Planes, labels: Tensor, settings: PGD, grid: Grid, *, numbers: Tensor, seed: int = 0
+) -> dict[str, Tensor]:
+    """Radii, curvature and nonlinearity of each image's surroundings, ``(N,)``, by their name in LANDSCAPE_METRICS.
+
+    The rays reach as far as the plane does, the ball of the nonlinearity is the threat model's.
+    """
+    images = planes.origins
+    radii, ends = _radii(model, planes, labels, grid.span, numbers, seed)
+    eigenvalue = input_curvature(
+        model, images, labels, numbers=numbers, seed=seed, tolerance=TOLERANCE, most=MOST_PRODUCTS
+    )
+    return {
+        "radius-adversarial": radii[:, 0],
+        "beyond-adversarial": ends[:, 0].double(),
+        "radius-random": radii[:, 1:].mean(dim=1),
+        "beyond-random": ends[:, 1:].double().mean(dim=1),
+        "curvature": eigenvalue.value.cpu(),
+        "curvature-residual": eigenvalue.residual.cpu(),
+        "nonlinearity": _nonlinearity(model, images, labels, settings, numbers, seed).cpu(),
+    }
+
+
+def _radii(
+    model: nn.Module, planes: Planes, labels: Tensor, span: float, numbers: Tensor, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Radii and whether they are cut, ``(N, 1 + RANDOM_RAYS)``: the plane's first direction, then random ones."""
+    size = planes.first.shape[1]
+    drawn = [torch.randn(RANDOM_RAYS, size, generator=generator(seed, "rays", number)) for number in numbers.tolist()]
+    random = norm_and_unit(torch.cat(drawn))[1].reshape(len(drawn), RANDOM_RAYS, size).to(planes.first)
+    rays = torch.cat([planes.first[:, None], random], dim=1)
+    distances = torch.linspace(0, span, _RAY_POINTS + 1)
+    margins = margins_along(model, planes.origins, labels, rays, distances, planes.epsilon)
+    return correct_radius(margins, distances)
+
+
+def _nonlinearity(
+    model: nn.Module, images: Tensor, labels: Tensor, settings: PGD, numbers: Tensor, seed: int
+) -> Tensor:
+    threat = ThreatModel(settings.norm, settings.epsilon, settings.box)
+    step_size = 2.5 * settings.epsilon / ASCENT_STEPS
+    start = threat.random_start(images, "ball", seed, ("nonlinearity",), numbers)
+    return local_nonlinearity(
+        model,
+        images,
+        labels,
+        threat.project,
+        lambda gradient: threat.steepest_step(gradient, step_size),
+        start,
+        steps=ASCENT_STEPS,
+    )
