@@ -54,20 +54,30 @@ class Progress:
 
 
 def train(
-    training: Training, train_set: ImageSet, out: Path, hardware: Hardware, *, resume: bool = False
+    training: Training,
+    train_set: ImageSet,
+    out: Path,
+    hardware: Hardware,
+    *,
+    resume: bool = False,
+    keep_epochs: bool = False,
 ) -> Checkpoint:
     """Train a classifier and write it to ``out``; the history goes beside it as CSV.
 
     The checkpoint kept is the best on the validation images within the last phase (ties go to the later epoch), or
     the last, as ``training.selection`` says. The state after each epoch is kept in ``out`` + ``.resume`` until the run
-    is complete. A loss that is not finite raises :class:`GradscopeError`; the last good checkpoint stays.
+    is complete. A loss that is not finite raises :class:`GradscopeError`; the last good checkpoint stays. With
+    ``keep_epochs`` the weights before the first and after each epoch are kept too, as checkpoints in
+    :func:`epochs_folder`.
     """
     ensure_writable(out.parent)
     if resume and out.exists() and not state_path(out).exists():
         raise GradscopeError(f"--resume: {out} is complete; nothing is left to do")
     fabric = hardware.fabric(training.precision)
     try:
-        fabric.launch(partial(_run, training=training, train_set=train_set, out=out, resume=resume))
+        fabric.launch(
+            partial(_run, training=training, train_set=train_set, out=out, resume=resume, keep_epochs=keep_epochs)
+        )
     except ProcessRaisedException as error:
         # A process started for the run failed; of its report only our own one-line errors are for the user.
         last_line = str(error).strip().splitlines()[-1]
@@ -83,10 +93,17 @@ def state_path(out: Path) -> Path:
     return out.with_name(out.name + ".resume")
 
 
-def _run(fabric: Fabric, training: Training, train_set: ImageSet, out: Path, resume: bool) -> None:
-    run = Run(fabric, training, train_set, out)
+def epochs_folder(out: Path) -> Path:
+    """Where the weights after each epoch lie, if they are kept."""
+    return out.with_suffix(".epochs")
+
+
+def _run(fabric: Fabric, training: Training, train_set: ImageSet, out: Path, resume: bool, keep_epochs: bool) -> None:
+    run = Run(fabric, training, train_set, out, keep_epochs=keep_epochs)
     if resume:
         run.resume()
+    elif fabric.is_global_zero:
+        run.begin_epochs()
     updates = training.epochs * run.updates
     with progress_bar(f"train {training.mode}", updates, visible=fabric.is_global_zero) as advance:
         advance(run.progress.epochs_done * run.updates, "")
@@ -96,8 +113,11 @@ def _run(fabric: Fabric, training: Training, train_set: ImageSet, out: Path, res
 class Run:
     """One training run: network, optimiser, data and what has been reached."""
 
-    def __init__(self, fabric: Fabric, training: Training, train_set: ImageSet, out: Path) -> None:
+    def __init__(
+        self, fabric: Fabric, training: Training, train_set: ImageSet, out: Path, *, keep_epochs: bool = False
+    ) -> None:
         self.fabric = fabric
+        self.keep_epochs = keep_epochs
         self.training = training
         self.out = out
         self.advance: Advance = lambda done, note: None
@@ -146,6 +166,17 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(state["epochs_done"], state["best_accuracy"], state["history"])
         self.best = None if state["best"] is None else replace(self._checkpoint(), state_dict=state["best"])
+
+    def begin_epochs(self) -> None:
+        """Keep the weights as they are before the first epoch, if epochs are kept; those of an earlier run go."""
+        for stale in epochs_folder(self.out).glob("*.pt"):
+            stale.unlink()
+        self._keep_epoch()
+
+    def _keep_epoch(self) -> None:
+        if self.keep_epochs:
+            path = epochs_folder(self.out) / f"{self.progress.epochs_done:04}.pt"
+            save(path, replace(self._checkpoint(), history=self.progress.history))
 
     def complete(self, advance: Advance) -> None:
         """Train all epochs that are left and write the checkpoint; ``advance`` is told of every few updates."""
@@ -310,6 +341,7 @@ class Run:
             "history": self.progress.history,
         }
         save(self.out, replace(self.best, history=self.progress.history))
+        self._keep_epoch()
         with atomic(state_path(self.out)) as temporary:
             torch.save(state, temporary)
         write_table(self.out.with_suffix(".history.csv"), HISTORY, self.progress.history)
