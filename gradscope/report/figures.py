@@ -5,12 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from gradscope.errors import GradscopeError
 from gradscope.report import style
 from gradscope.report.curves import draw_steps
 from gradscope.report.distributions import draw_samples, read_samples
+from gradscope.report.landscapes import draw_landscapes
+from gradscope.report.planes import is_plane
 from gradscope.report.style import Drawing
-from gradscope.results.rows import SAMPLES, STEPS
+from gradscope.report.surfaces import write_surfaces
+from gradscope.results.rows import LANDSCAPE, PATH, SAMPLES, STEPS
 from gradscope.results.tables import read_table, write_json
 
 _BOXES = {True: "inside [0, 1]", False: "no box"}
@@ -33,37 +38,48 @@ _UNSAID = {"restarts": 1, "norm_floor": 0}
 def draw(directory: Path) -> list[Path]:
     """Draw what the CSV files in ``directory`` hold into ``directory/figures``; the paths of the figures.
 
-    ``figures/captions.json`` says of each, in a sentence, what it shows. Raises :class:`GradscopeError` where there
-    is nothing to draw from or a file is damaged.
+    ``figures/captions.json`` says of each, in a sentence, what it shows; ``figures/landscape-3d.html`` says it itself.
+    Raises :class:`GradscopeError` where there is nothing to draw from or a file is damaged.
     """
-    steps, samples = directory / STEPS.file, directory / SAMPLES.file
-    if not steps.exists() and not samples.exists():
+    steps, samples, landscape = (directory / table.file for table in (STEPS, SAMPLES, LANDSCAPE))
+    if not any(path.exists() for path in (steps, samples, landscape)):
         raise GradscopeError(
-            f"DIR: a directory with {STEPS.file} or {SAMPLES.file} is allowed (`gradscope analyze` makes them), "
-            f"got {directory}"
+            f"DIR: a directory with {STEPS.file} or {SAMPLES.file} (`gradscope analyze` makes them) or "
+            f"{LANDSCAPE.file} (`gradscope landscape`) is allowed, got {directory}"
         )
-    settings = _attack_settings(directory / "manifest.json")
+    attacks, settings = _settings(directory / "manifest.json")
+    figures, paths = directory / "figures", []
     with style.paper():
         drawings: list[Drawing] = []
         if steps.exists():
             drawings += draw_steps(read_table(steps, STEPS))
         if samples.exists():
             drawings += draw_samples(read_samples(samples))
-        figures = directory / "figures"
-        paths = [path for drawing in drawings for path in style.save(drawing.figure, figures, drawing.name)]
-    write_json(figures / "captions.json", {drawing.name: _caption(drawing, settings) for drawing in drawings})
+        if landscape.exists():
+            rows, path = read_table(landscape, LANDSCAPE), directory / PATH.file
+            drawings += draw_landscapes(rows, read_table(path, PATH) if path.exists() else pd.DataFrame(), settings)
+        paths += [path for drawing in drawings for path in style.save(drawing.figure, figures, drawing.name)]
+    if landscape.exists() and is_plane(rows):
+        paths.append(figures / "landscape-3d.html")
+        write_surfaces(rows, settings, paths[-1])
+    write_json(figures / "captions.json", {drawing.name: _caption(drawing, attacks) for drawing in drawings})
     return paths
 
 
-def _attack_settings(manifest: Path) -> dict[str, Any]:
-    """The table of attacks in ``manifest.json``; empty where there is no such file or table."""
+def _settings(manifest: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The table of attacks in ``manifest.json`` and what it says of a landscape; empty where they are not there.
+
+    The attack on the networks of a weight landscape is the one called adversarial.
+    """
     if not manifest.exists():
-        return {}
+        return {}, {}
     try:
-        attacks = json.loads(manifest.read_text()).get("attacks")
+        content = json.loads(manifest.read_text())
+        attacks, landscape = content.get("attacks"), content.get("landscape")
     except (OSError, ValueError, AttributeError) as error:
         raise GradscopeError(f"DIR: {manifest} is not a manifest: {error}") from None
-    return attacks if isinstance(attacks, dict) else {}
+    settings = landscape if isinstance(landscape, dict) else {}
+    return {"adversarial": settings.get("adversarial")} | (attacks if isinstance(attacks, dict) else {}), settings
 
 
 def _caption(drawing: Drawing, settings: Mapping[str, Any]) -> str:

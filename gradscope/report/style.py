@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import NullLocator
 
@@ -188,7 +189,7 @@ def add_legend(figure: Figure, drawn: Sequence[Look]) -> None:
         Line2D([], [], color=look.colour, linestyle=look.dash, marker=look.marker, label=look.label) for look in drawn
     ]
     columns, _ = _legend_shape(labels, figure.get_size_inches()[0])
-    figure.legend(
+    legend = figure.legend(
         handles=handles,
         loc="outside lower center",
         ncols=columns,
@@ -199,6 +200,13 @@ def add_legend(figure: Figure, drawn: Sequence[Look]) -> None:
         borderaxespad=0.3,
         borderpad=0.2,
     )
+    as_written(*legend.get_texts())
+
+
+def as_written(*texts: Text) -> None:
+    """Show names of the user's as they are: between two dollar signs matplotlib reads mathematics."""
+    for text in texts:
+        text.set_parse_math(False)
 
 
 def _legend_shape(labels: Sequence[str], width: float) -> tuple[int, int]:

@@ -20,7 +20,9 @@ PACKAGES = (
     "pandas",
     "matplotlib",
     "seaborn",
+    "plotly",
     "torchattacks",
+    "loss-landscapes",
 )
 
 

@@ -14,7 +14,7 @@ METHODS = {
     "accuracy": "Wilson score interval over images, 95 %",
     "beyond-adversarial": "Wilson score interval over images, 95 %",
     "dispersion": "delete-a-group jackknife over 10 groups of images, Student t, 95 %",
-    "weight space": "the same jackknife; Wilson for accuracy",
+    "weight space": "delete-a-group jackknife over 10 groups of images, Student t, Wilson for accuracy; 95 %",
     "all others": "Student t interval of the mean over images, 95 %; cut where the metric's range ends",
 }
 

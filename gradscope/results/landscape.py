@@ -1,0 +1,72 @@
+"""What many images' planes have in common: quantiles over the images at every point, from ``landscape.csv``."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from gradscope.results.rows import BANDS, IDENTITY, METRICS
+
+QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
+_METRICS = ("loss", "margin")
+
+
+def bands(landscape: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the table BANDS from those of LANDSCAPE in input space.
+
+    Checkpoints and attacks in order of appearance, then loss and margin, then a and b ascending. Quantiles are linear
+    between order statistics. Images where a metric is NaN are left out of its quantiles and its n, those of NaN margin
+    out of the share that is right. A missing seed is None, as :func:`gradscope.results.tables.write_table` wants it.
+    """
+    rows = landscape[landscape["space"] == "input"]
+    lines = [group for _, group in rows.groupby(["checkpoint", "attack"], sort=False, observed=True)]
+    if not lines:
+        return pd.DataFrame(columns=BANDS.names)
+    return pd.concat([table for line in lines for table in _tables(line)], ignore_index=True)[BANDS.names]
+
+
+def _tables(line: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of one checkpoint under one attack, a table a metric."""
+    column, a = pd.factorize(line["a"].to_numpy(), sort=True)
+    row, b = pd.factorize(line["b"].to_numpy(), sort=True)
+    image, images = pd.factorize(line["index"].to_numpy())
+    cell, point = np.unique(column * len(b) + row, return_inverse=True)
+    values = {metric: np.full((len(cell), len(images)), np.nan) for metric in _METRICS}
+    for metric, table in values.items():
+        table[point, image] = line[metric].to_numpy(dtype=np.float64)
+    named: dict[str, Any] = {name.name: line[name.name].iloc[0] for name in IDENTITY}
+    named["seed"] = None if pd.isna(named["seed"]) else int(named["seed"])
+    named |= {"a": a[cell // len(b)], "b": b[cell % len(b)], "right": _share_right(values["margin"])}
+    return [
+        pd.DataFrame(
+            named
+            | {"metric": metric, "unit": METRICS[metric].unit}
+            | dict(zip(QUANTILES, quantiles(table, list(QUANTILES.values())).T, strict=True))
+            | {"n": (~np.isnan(table)).sum(axis=1)}
+        )
+        for metric, table in values.items()
+    ]
+
+
+def _share_right(margins: NDArray[np.float64]) -> NDArray[np.float64]:
+    defined = (~np.isnan(margins)).sum(axis=1)
+    shares: NDArray[np.float64] = (margins > 0).sum(axis=1) / np.where(defined > 0, defined, np.nan)
+    return shares
+
+
+def quantiles(values: NDArray[np.float64], levels: list[float]) -> NDArray[np.float64]:
+    """Quantiles ``(P, Q)`` of each row of ``values`` ``(P, N)``, NaN left out; numpy's linear ones.
+
+    Infinite values are values like others: what lies between one and a finite number is infinite.
+    """
+    ordered = np.sort(values, axis=1)
+    last = (~np.isnan(ordered)).sum(axis=1, keepdims=True) - 1
+    at = np.maximum(last, 0) * np.asarray(levels)
+    below = np.floor(at).astype(np.intp)
+    low = np.take_along_axis(ordered, below, axis=1)
+    high = np.take_along_axis(ordered, np.minimum(below + 1, np.maximum(last, 0)), axis=1)
+    share = at - below
+    with np.errstate(invalid="ignore"):
+        between = low * (1 - share) + high * share
+    return np.where((share > 0) & (low != high), between, low)
