@@ -3,6 +3,7 @@
 torch is imported by the command that needs it, so ``--help`` answers at once.
 """
 
+import json
 import logging
 import sys
 from enum import StrEnum
@@ -36,6 +37,23 @@ ImageSize = Annotated[int | None, typer.Option(help="side in pixels to which 'fo
 Download = Annotated[bool, typer.Option("--download", help="allow downloading the data set")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what --out holds")]
+Norm = Annotated[str, typer.Option(help="l2 or linf")]
+Epsilon = Annotated[str | None, typer.Option(help="radius in pixel units, 0.5 or 8/255; 1.0 for l2, 8/255 for linf")]
+StepSize = Annotated[str | None, typer.Option(help="length of a step; 0.1 for l2, 2/255 for linf")]
+Loss = Annotated[str | None, typer.Option(help="what the attack climbs: cross-entropy, margin or dlr")]
+Start = Annotated[str | None, typer.Option(help="none, ball or cube; of the attack where not given")]
+Box = Annotated[bool | None, typer.Option("--box/--no-box", help="keep iterates in [0, 1]; of the attack")]
+Reduction = Annotated[str | None, typer.Option(help="of the attack's loss over the batch: sum or mean")]
+NormFloor = Annotated[float | None, typer.Option(help="L2 gradient norm below which a step shrinks")]
+Precision = Annotated[str | None, typer.Option(help="of the attack: float32 or float64")]
+Dataset = Annotated[str | None, typer.Option(help="data to examine on; the checkpoint's own where not given")]
+Weights = Annotated[list[Path] | None, typer.Option(help="weights of a foreign model; once for each, in order")]
+Mean = Annotated[str | None, typer.Option(help="normalisation of a foreign model, such as 0.49,0.48,0.45")]
+Std = Annotated[str | None, typer.Option(help="see --mean")]
+TrustCode = Annotated[bool, typer.Option("--trust-code", help="run the code of package.module:factory")]
+IgnoreClassNames = Annotated[
+    bool, typer.Option("--ignore-class-names", help="take the checkpoint's classes for the data's, in order")
+]
 
 
 class Listing(StrEnum):
@@ -47,6 +65,27 @@ class Listing(StrEnum):
     attacks = "attacks"
     objectives = "objectives"
     modes = "modes"
+
+
+class Space(StrEnum):
+    """Where a landscape is taken."""
+
+    input = "input"
+    weights = "weights"
+
+
+class Plane(StrEnum):
+    """Whose directions span the plane around an image."""
+
+    own = "own"
+    shared = "shared"
+
+
+class BatchNorm(StrEnum):
+    """What batch norm's statistics are where the weights are moved."""
+
+    as_is = "as-is"
+    re_estimated = "re-estimated"
 
 
 def _completing(source: str, table: str) -> Any:
@@ -105,6 +144,9 @@ def train(
     devices: Annotated[int, typer.Option(min=1, help="processes, one a device, that share each batch")] = 1,
     precision: Annotated[str | None, typer.Option(help="32, or bf16 autocast (training only)")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the unfinished run at --out")] = False,
+    keep_epochs: Annotated[
+        bool, typer.Option("--keep-epochs", help="keep the weights after every epoch, in NAME.epochs")
+    ] = False,
     overwrite: Overwrite = False,
     out: Annotated[Path | None, typer.Option(help="checkpoint file; checkpoints/DATA-ARCH-MODE-sSEED.pt")] = None,
 ) -> None:
@@ -129,7 +171,9 @@ def train(
     name = f"{splits.train.name}-{training.architecture}-{training.mode}-s{training.seed}.pt"
     path = out or Path("checkpoints") / name
     hardware = Hardware(device, devices)
-    trained = run_training(training, splits, path, hardware, resume=resume, overwrite=overwrite)
+    trained = run_training(
+        training, splits, path, hardware, resume=resume, overwrite=overwrite, keep_epochs=keep_epochs
+    )
     low, high = trained.test_interval
     if hardware.is_first:
         print(
@@ -155,48 +199,39 @@ def analyze(
             autocompletion=_completing("gradscope.config", "ATTACKS"),
         ),
     ] = "pgd",
-    norm: Annotated[str, typer.Option(help="l2 or linf")] = "l2",
-    epsilon: Annotated[
-        str | None, typer.Option(help="radius in pixel units, 0.5 or 8/255; 1.0 for l2, 8/255 for linf")
-    ] = None,
-    step_size: Annotated[str | None, typer.Option(help="length of a step; 0.1 for l2, 2/255 for linf")] = None,
+    norm: Norm = "l2",
+    epsilon: Epsilon = None,
+    step_size: StepSize = None,
     steps: Annotated[int | None, typer.Option(help="steps of the attack; 100")] = None,
-    loss: Annotated[str | None, typer.Option(help="what the attack climbs: cross-entropy, margin or dlr")] = None,
-    start: Annotated[str | None, typer.Option(help="none, ball or cube; of the attack where not given")] = None,
+    loss: Loss = None,
+    start: Start = None,
     restarts: Annotated[
         int | None, typer.Option(help="random starts; the first is measured, all count for 'worst'")
     ] = None,
-    box: Annotated[bool | None, typer.Option("--box/--no-box", help="keep iterates in [0, 1]; of the attack")] = None,
-    reduction: Annotated[str | None, typer.Option(help="of the attack's loss over the batch: sum or mean")] = None,
-    norm_floor: Annotated[float | None, typer.Option(help="L2 gradient norm below which a step shrinks")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32 or float64")] = None,
+    box: Box = None,
+    reduction: Reduction = None,
+    norm_floor: NormFloor = None,
+    precision: Precision = None,
     samples: Annotated[int | None, typer.Option(help="test images, drawn by --seed; 500 or all there are")] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="images attacked at once; 128 where the attack averages over them")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="decides images and random starts")] = 0,
-    dataset: Annotated[
-        str | None, typer.Option(help="data to examine on; the checkpoint's own where not given")
-    ] = None,
+    dataset: Dataset = None,
     data_root: DataRoot = None,
     image_size: ImageSize = None,
     download: Download = False,
-    weights: Annotated[
-        list[Path] | None, typer.Option(help="weights of a foreign model; once for each, in order")
-    ] = None,
-    mean: Annotated[str | None, typer.Option(help="normalisation of a foreign model, such as 0.49,0.48,0.45")] = None,
-    std: Annotated[str | None, typer.Option(help="see --mean")] = None,
-    trust_code: Annotated[bool, typer.Option("--trust-code", help="run the code of package.module:factory")] = False,
-    ignore_class_names: Annotated[
-        bool, typer.Option("--ignore-class-names", help="take the checkpoint's classes for the data's, in order")
-    ] = False,
+    weights: Weights = None,
+    mean: Mean = None,
+    std: Std = None,
+    trust_code: TrustCode = False,
+    ignore_class_names: IgnoreClassNames = False,
     device: Device = "auto",
     overwrite: Overwrite = False,
     out: Annotated[Path | None, typer.Option(help="directory of results; reports/FIRST-CKPT")] = None,
 ) -> None:
     """Measure gradients, loss, entropy and accuracy along PGD, for one checkpoint or many side by side."""
     from gradscope.config import ATTACKS, attack_settings
-    from gradscope.models.subject import Foreign
     from gradscope.results.rows import METRICS
     from gradscope.study.analysis import Analysis
     from gradscope.study.stages import run_analysis
@@ -225,11 +260,150 @@ def analyze(
         download=download,
         overwrite=overwrite,
     )
-    normalisation = _numbers(mean, "--mean"), _numbers(std, "--std")
-    foreign = Foreign(tuple(weights or ()), *normalisation, trust_code, ignore_class_names)
-    first = Path(checkpoints[0].rpartition(":")[2]).stem
-    results = run_analysis(checkpoints, analysis, foreign, out or Path("reports") / first)
+    foreign = _foreign(weights, mean, std, trust_code, ignore_class_names)
+    results = run_analysis(checkpoints, analysis, foreign, out or Path("reports") / _stem(checkpoints[0]))
     print(_accuracies(results))
+    print(results)
+
+
+@app.command()
+def landscape(
+    checkpoints: Checkpoints,
+    space: Annotated[Space, typer.Option(help="around images, or around the network's weights")] = Space.input,
+    points: Annotated[int, typer.Option(help="points a side; an odd number has the centre among them")] = 51,
+    span: Annotated[
+        float | None,
+        typer.Option(
+            help="input: 3 multiples of epsilon each way; weights: 1 multiple of the filters' norms, with --towards "
+            "0.5 beyond either end, with --epochs 0.2 of their extent around them"
+        ),
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(help="test images, drawn by --seed; 16 planes, or the mean over 256 in weight space")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="decides images, starts and random directions")] = 0,
+    index: Annotated[str | None, typer.Option(help="input: these test images instead, such as 3,17")] = None,
+    right: Annotated[bool, typer.Option("--right", help="input: images only that every CKPT is right about")] = False,
+    plane: Annotated[
+        Plane,
+        typer.Option(
+            help="input: own (a CKPT's adversarial direction, a random one) or shared (of the first two CKPT)"
+        ),
+    ] = Plane.own,
+    line: Annotated[bool, typer.Option("--line", help="weights: along the first direction only")] = False,
+    towards: Annotated[
+        str | None, typer.Option(metavar="CKPT", help="weights: the first direction leads to this checkpoint")
+    ] = None,
+    epochs: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="weights: principal directions of what `train --keep-epochs` kept"),
+    ] = None,
+    batch_norm: Annotated[
+        BatchNorm, typer.Option(help="weights: statistics as they are, or taken anew at every point")
+    ] = BatchNorm.as_is,
+    adversarial: Annotated[
+        bool, typer.Option("--adversarial", help="weights: also under the attack, made anew at every point, 5 steps")
+    ] = False,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FACTORY", help="weights: factory(images, labels) of a loss_landscapes metric; --trust-code"
+        ),
+    ] = None,
+    attack: Annotated[
+        str,
+        typer.Option(help="pgd (exact) or pgd-paper", autocompletion=_completing("gradscope.config", "ATTACKS")),
+    ] = "pgd",
+    norm: Norm = "l2",
+    epsilon: Epsilon = None,
+    step_size: StepSize = None,
+    steps: Annotated[int | None, typer.Option(help="steps of the attack; 100, in weight space 5")] = None,
+    loss: Loss = None,
+    start: Start = None,
+    box: Box = None,
+    reduction: Reduction = None,
+    norm_floor: NormFloor = None,
+    precision: Precision = None,
+    dataset: Dataset = None,
+    data_root: DataRoot = None,
+    image_size: ImageSize = None,
+    download: Download = False,
+    weights: Weights = None,
+    mean: Mean = None,
+    std: Std = None,
+    trust_code: TrustCode = False,
+    ignore_class_names: IgnoreClassNames = False,
+    device: Device = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="continue the unfinished landscape at --out")] = False,
+    overwrite: Overwrite = False,
+    out: Annotated[Path | None, typer.Option(help="directory of results; reports/FIRST-CKPT-SPACE-landscape")] = None,
+) -> None:
+    """Draw the loss on planes around images or around the weights, and what compares checkpoints there."""
+    from gradscope.config import ATTACKS, attack_settings, short_attack_settings
+    from gradscope.errors import lookup
+    from gradscope.study.input_landscapes import InputLandscape, run_input_landscape
+    from gradscope.study.weight_landscapes import WeightLandscape, run_weight_landscape
+
+    lookup(ATTACKS, attack, "--attack")
+    changes = _given(
+        norm=norm,
+        epsilon=epsilon,
+        step_size=step_size,
+        steps=steps,
+        loss=loss,
+        start=start,
+        box=box,
+        reduction=reduction,
+        norm_floor=norm_floor,
+        precision=precision,
+    )
+    shared: dict[str, Any] = {
+        "points": points,
+        "images": images,
+        "seed": seed,
+        "device": device,
+        "data": _given(dataset=dataset, data_root=data_root, image_size=image_size),
+        "download": download,
+        "resume": resume,
+        "overwrite": overwrite,
+    }
+    foreign = _foreign(weights, mean, std, trust_code, ignore_class_names)
+    folder = out or Path("reports") / f"{_stem(checkpoints[0])}-{space.value}-landscape"
+    if space is Space.input:
+        _require_unset(
+            *("input", "weights"),
+            line=line,
+            towards=towards,
+            epochs=epochs,
+            batch_norm=batch_norm is not BatchNorm.as_is,
+            adversarial=adversarial,
+            metric=metric,
+        )
+        around_images = InputLandscape(
+            **shared,
+            attack=attack,
+            settings=attack_settings(attack, changes),
+            span=3.0 if span is None else span,
+            indices=_indices(index),
+            right=right,
+            shared=plane is Plane.shared,
+        )
+        results = run_input_landscape(checkpoints, around_images, foreign, folder)
+    else:
+        _require_unset("weights", "input", index=index, right=right, plane=plane is not Plane.own)
+        around_weights = WeightLandscape(
+            **shared,
+            attack=attack if adversarial else "none",
+            settings=short_attack_settings(attack, changes) if adversarial else None,
+            span=span,
+            line=line,
+            towards=towards,
+            epochs=epochs,
+            reestimate=batch_norm is BatchNorm.re_estimated,
+            metric=metric,
+        )
+        results = run_weight_landscape(checkpoints, around_weights, foreign, folder)
+    print(_comparison(results))
     print(results)
 
 
@@ -289,6 +463,59 @@ def _accuracies(results: Path) -> str:
     return "\n".join(lines)
 
 
+def _comparison(results: Path) -> str:
+    """A line for each checkpoint and number of a landscape, with its interval, and what went wrong on the way."""
+    from gradscope.results.rows import SUMMARY
+    from gradscope.results.tables import read_table
+
+    rows = read_table(results / SUMMARY.file, SUMMARY)
+    rows = rows[rows["subset"].str.endswith("/all")]
+    lines = [
+        f"{row['checkpoint']:16} {row['subset'].removesuffix('/all') + ' ' + row['metric']:26} {row['value']:11.4g} "
+        f"[{row['ci_low']:.4g}, {row['ci_high']:.4g}]  n = {row['n']}  {row['unit'].strip('-')}".rstrip()
+        for row in rows.to_dict("records")
+    ]
+    for entry in json.loads((results / "manifest.json").read_text())["checkpoints"]:
+        for which, images in entry.get("random_instead_of_adversarial", {}).items():
+            if images:
+                lines.append(f"{entry['label']}: the attack gave no {which} direction for {len(images)} image(s)")
+        if entry.get("custom_failed"):
+            lines.append(
+                f"{entry['label']}: --metric failed at {entry['custom_failed']} points, {entry['custom_failure']}"
+            )
+    return "\n".join(lines)
+
+
+def _require_unset(space: str, other: str, **options: object) -> None:
+    """Options of the other space are refused: they would silently do nothing."""
+    for name, value in options.items():
+        if value not in (None, False):
+            argument = f"--{name.replace('_', '-')}"
+            raise GradscopeError(f"{argument}: it belongs to --space {other}, got --space {space}")
+
+
+def _foreign(
+    weights: list[Path] | None, mean: str | None, std: str | None, trust_code: bool, ignore_class_names: bool
+) -> Any:
+    from gradscope.models.subject import Foreign
+
+    normalisation = _numbers(mean, "--mean"), _numbers(std, "--std")
+    return Foreign(tuple(weights or ()), *normalisation, trust_code, ignore_class_names)
+
+
+def _stem(checkpoint: str) -> str:
+    return Path(checkpoint.rpartition(":")[2]).stem
+
+
+def _indices(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise GradscopeError(f"--index: whole numbers with commas between are allowed, got {text!r}") from None
+
+
 def _given(**options: Any) -> dict[str, Any]:
     """The options that the command line gave."""
     return {name: value for name, value in options.items() if value is not None}
@@ -333,5 +560,5 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"gradscope: {message}", file=sys.stderr)
         sys.exit(2)
     if code == INTERRUPTED:
-        print("gradscope: interrupted; what was written stays, `train --resume` continues", file=sys.stderr)
+        print("gradscope: interrupted; what was written stays, --resume continues", file=sys.stderr)
     sys.exit(code)

@@ -30,7 +30,7 @@ from gradscope.models.architectures import ARCHITECTURES
 from gradscope.results.rows import METRICS, SAMPLES, STEPS, SUMMARY
 from gradscope.results.stats import wilson_interval
 from gradscope.results.tables import read_table
-from gradscope.study import stages
+from gradscope.study import input_landscapes, stages, weight_landscapes
 from gradscope.training import loop
 from gradscope.training.phases import MODES
 from gradscope.vision import torchvision
@@ -545,7 +545,7 @@ def test_list_names_each_with_its_meaning(what: str, names: dict[str, object]) -
 def test_version_and_help() -> None:
     assert done("--version") == f"gradscope {gradscope.__version__}\n"
     overview = done("--help")
-    assert all(command in overview for command in ("train", "analyze", "figures", "list"))
+    assert all(command in overview for command in ("train", "analyze", "landscape", "figures", "list"))
     assert done() == overview
 
 
@@ -554,6 +554,7 @@ def test_version_and_help() -> None:
     [
         ("train", ["--mode", "--paper", "--set", "KEY=VALUE", "phases.0.exploration=0.3", "--resume", "--device"]),
         ("analyze", ["CKPT", "--metrics", "8/255", "pgd-paper", "--trust-code", "--weights", "reports/FIRST-CKPT"]),
+        ("landscape", ["CKPT", "input|weights", "--towards", "--epochs", "re-estimated", "shared", "--resume"]),
         ("figures", ["DIR", "CSV"]),
         ("list", ["datasets", "architectures", "metrics", "attacks", "objectives", "modes"]),
     ],
@@ -606,12 +607,47 @@ def test_our_own_fault_is_a_traceback_and_exit_code_1(world: Path, tmp_path: Pat
     assert ended.stdout == ""
 
 
+# --- landscape ---
+
+
+def test_a_landscape_around_images_is_drawn_and_redrawn(world: Path, tmp_path: Path) -> None:
+    quick = ("--points", 9, "--images", 2, "--steps", 4)
+    printed = done("landscape", world / "sl.pt", world / "rl.pt", *quick, "--out", tmp_path / "a")
+    *numbers, path = printed.splitlines()
+    assert path == str(tmp_path / "a")
+    assert [line.split()[:3] for line in numbers[::9]] == [[m, "around", "radius-adversarial"] for m in ("sl", "rl")]
+    drawn = content(tmp_path / "a" / "figures")
+    indices = manifest(tmp_path / "a")["landscape"]["indices"]
+    names = ["landscape-median", "landscape-slices", *(f"landscape-image-{index}" for index in indices)]
+    assert set(drawn) >= {f"{name}.{kind}" for name in names for kind in ("pdf", "png")} | {"landscape-3d.html"}
+    captions = json.loads(drawn["captions.json"])
+    assert all("seed 0" in captions[name] for name in names)
+    shutil.rmtree(tmp_path / "a" / "figures")
+    done("figures", tmp_path / "a")
+    assert content(tmp_path / "a" / "figures") == drawn
+
+
+def test_a_landscape_around_weights_is_drawn(world: Path, tmp_path: Path) -> None:
+    quick = ("--space", "weights", "--points", 5, "--images", 20)
+    done("landscape", world / "sl.pt", *quick, "--adversarial", "--steps", 2, "--out", tmp_path / "plane")
+    names = content(tmp_path / "plane" / "figures")
+    wanted = ("loss", "accuracy", "adversarial-loss", "adversarial-accuracy")
+    assert {f"weights-{name}.pdf" for name in wanted} <= set(names)
+    assert (
+        manifest(tmp_path / "plane")["attacks"]["pgd"] | {"steps": 2, "step_size": 1.25}
+        == (manifest(tmp_path / "plane")["attacks"]["pgd"])
+    )
+    done("landscape", world / "sl.pt", *quick, "--towards", world / "rl.pt", "--line", "--out", tmp_path / "line")
+    assert "weights-line-loss.pdf" in content(tmp_path / "line" / "figures")
+
+
 # --- bad input ---
 
 #: Command, and what its one line must say. Every command would replace what is there if it ran.
 TRAIN = "train --overwrite --out {world}/sl.pt --epochs 1 "
 ANALYZE = "analyze --overwrite --out {world}/results --steps 1 --metrics loss "
 ON = ANALYZE + "{world}/sl.pt "
+AROUND = "landscape --overwrite --out {world}/results --images 2 --steps 2 {world}/sl.pt "
 BAD = {
     "data set": (TRAIN + "--mode sl --dataset digit", ["--dataset", "did you mean 'digits'", "'digit'", "cifar10"]),
     "data set to analyse": (ON + "--dataset cifar1", ["--dataset", "did you mean 'cifar10'"]),
@@ -747,6 +783,28 @@ BAD = {
     "option": (TRAIN + "--mode sl --epoch 3", ["--epoch", "train --help"]),
     "command": ("analyse {world}/sl.pt", ["'analyse'", "--help"]),
     "listing": ("list metric", ["'metric'", "metrics", "architectures"]),
+    "space": (AROUND + "--space input-space", ["--space", "'input-space'", "weights"]),
+    "one point": (AROUND + "--points 1", ["points", "greater than or equal to 2", "got 1"]),
+    "no span": (AROUND + "--span 0", ["span", "greater than 0", "got 0"]),
+    "no radius": (AROUND + "--epsilon 0", ["--epsilon", "above 0", "got 0"]),
+    "index in words": ("landscape --overwrite --out {world}/results {world}/sl.pt --index a,b", ["--index", "'a,b'"]),
+    "index that is not there": (
+        "landscape --overwrite --out {world}/results {world}/sl.pt --index 3,359",
+        ["--index", "0 to 358", "got 359"],
+    ),
+    "index and images": (AROUND + "--index 3", ["--index", "--images"]),
+    "shared plane of one": (AROUND + "--plane shared", ["--plane", "two checkpoints", "got 1"]),
+    "two data sets": (AROUND + "{world}/grey.pt", ["CKPT", "one data set", "digits", "grey", "--dataset"]),
+    "weights' option around images": (AROUND + "--line", ["--line", "--space weights", "input"]),
+    "images' option around weights": (AROUND + "--space weights --right", ["--right", "--space input", "weights"]),
+    "towards itself": (AROUND + "--space weights --towards {world}/sl.pt", ["CKPT", "once"]),
+    "towards another shape": (
+        AROUND + "--space weights --dataset digits --ignore-class-names --towards {world}/large.pt",
+        ["CKPT", "the same parameters", "network.6.weight"],
+    ),
+    "no epochs": (AROUND + "--space weights --epochs {world}/tree", ["--epochs", "--keep-epochs", "{world}/tree"]),
+    "metric without trust": (AROUND + "--space weights --metric a.b:make", ["--metric", "a.b:make", "--trust-code"]),
+    "landscape attack": (AROUND + "--attack pgd-papr", ["--attack", "did you mean 'pgd-paper'"]),
     "no results to draw": ("figures {world}/tree", ["DIR", "steps.csv", "{world}/tree"]),
     "no directory to draw": ("figures {world}/no", ["DIR", "steps.csv", "{world}/no"]),
 }
@@ -757,6 +815,7 @@ def before(world: Path) -> dict[str, bytes]:
     """The world with a checkpoint for colour images, before anything is refused."""
     data = ("--dataset", "npz", "--data-root", world / "colour.npz")
     done("train", "--mode", "sl", "--epochs", 1, *data, "--out", world / "colour.pt")
+    done("train", "--mode", "sl", "--epochs", 1, "--arch", "cnn4", "--out", world / "large.pt")
     return content(world)
 
 
@@ -769,6 +828,8 @@ def test_bad_input_is_one_line_and_loses_nothing(
 
     monkeypatch.setattr(loop.Run, "_epoch", work)
     monkeypatch.setattr(stages, "measure_trajectory", work)
+    monkeypatch.setattr(input_landscapes, "attack_walk", work)
+    monkeypatch.setattr(weight_landscapes, "evaluate_plane", work)
     line, expected = BAD[case]
     ended = run(*line.format(world=world).split())
     assert ended.code == 2

@@ -119,18 +119,29 @@ def _unknown_model(library: str, name: str, known: list[str], listing: str) -> G
 
 
 def _from_factory(module_name: str, name: str) -> nn.Module:
-    """``factory()`` of a module, which may be in the working directory."""
     reference = f"{module_name}:{name}"
+    return _built(reference, lambda: call_factory(reference, "CKPT"))
+
+
+def call_factory(reference: str, argument: str, *values: object) -> object:
+    """``factory(*values)`` of ``package.module:factory``, a module that may be in the working directory.
+
+    What cannot be imported or called raises :class:`GradscopeError` with ``argument`` in front; the factory's own
+    errors pass.
+    """
+    module_name, _, name = reference.partition(":")
     with _working_directory_importable():
         try:
             module = importlib.import_module(module_name)
         except (Exception, SystemExit) as error:
-            raise GradscopeError(f"CKPT: {reference}: {module_name} cannot be imported: {one_line(error)}") from error
+            raise GradscopeError(
+                f"{argument}: {reference}: {module_name} cannot be imported: {one_line(error)}"
+            ) from error
         factory = getattr(module, name, None)
         if not callable(factory):
             problem = "has no" if factory is None else "cannot be called as it is no function:"
-            raise GradscopeError(f"CKPT: {reference}: {module_name} {problem} {name}")
-        return _built(reference, factory)
+            raise GradscopeError(f"{argument}: {reference}: {module_name} {problem} {name}")
+        return factory(*values)
 
 
 @contextmanager
@@ -150,6 +161,8 @@ def _built(reference: str, make: Callable[[], object]) -> nn.Module:
     """``make()``; an error, or what is no module, raises :class:`GradscopeError`."""
     try:
         model = make()
+    except GradscopeError:
+        raise
     except (Exception, SystemExit) as error:
         raise GradscopeError(f"CKPT: {reference} cannot be built: {one_line(error)}") from error
     if not isinstance(model, nn.Module):

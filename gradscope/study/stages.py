@@ -21,9 +21,10 @@ from gradscope.probes.trajectory import Trajectory, measure_trajectory
 from gradscope.progress import progress_bar
 from gradscope.report import figures
 from gradscope.results.stats import Interval, wilson_interval
-from gradscope.results.tables import ensure_writable, exclusive
-from gradscope.seeding import generator
-from gradscope.study.analysis import FILES, Analysis, AnalysisFiles, Chosen
+from gradscope.results.tables import exclusive
+from gradscope.study.analysis import Analysis, AnalysisFiles
+from gradscope.study.directory import results_directory
+from gradscope.study.inputs import Chosen, choose, read_data, resolve_device
 from gradscope.training.hardware import Hardware
 from gradscope.training.loop import state_path, train
 from gradscope.training.phases import MODES, resolve
@@ -91,7 +92,14 @@ def _data(data: Mapping[str, Any], table: Mapping[str, Any], settings: Sequence[
 
 
 def run_training(
-    training: Training, splits: Splits, out: Path, hardware: Hardware, *, resume: bool, overwrite: bool
+    training: Training,
+    splits: Splits,
+    out: Path,
+    hardware: Hardware,
+    *,
+    resume: bool,
+    overwrite: bool,
+    keep_epochs: bool = False,
 ) -> Trained:
     """Train a checkpoint and judge it on the test images."""
     device = resolve_device(hardware.device)
@@ -101,7 +109,7 @@ def run_training(
         if out.exists() and not (resume or overwrite):
             unfinished = "; it is unfinished: --resume continues it" if state_path(out).exists() else ""
             raise GradscopeError(f"--out: {out} exists; pass --overwrite to replace it or another name{unfinished}")
-        checkpoint = train(training, splits.train, out, hardware, resume=resume)
+        checkpoint = train(training, splits.train, out, hardware, resume=resume, keep_epochs=keep_epochs)
     right, total = count_right(checkpoint, splits.test, device), len(splits.test)
     return Trained(out, checkpoint, right / total, wilson_interval(right, total), total)
 
@@ -123,17 +131,8 @@ def run_analysis(texts: Sequence[str], analysis: Analysis, foreign: Foreign, out
     Every checkpoint is loaded and checked before the first is attacked. The files are rewritten after each attack, so
     what has been measured is on disk.
     """
-    new = not out.exists()
-    with exclusive(out):
-        if any((out / name).exists() for name in FILES) and not analysis.overwrite:
-            raise GradscopeError(f"--out: {out} holds results; pass --overwrite to replace them or another directory")
-        ensure_writable(out)
-        try:
-            checked = _check(texts, analysis, foreign)
-        except GradscopeError:
-            if new:
-                out.rmdir()
-            raise
+    with results_directory(out, overwrite=analysis.overwrite):
+        checked = _check(texts, analysis, foreign)
         _measure_all(checked, analysis, foreign, out)
         figures.draw(out)
     return out
@@ -142,10 +141,11 @@ def run_analysis(texts: Sequence[str], analysis: Analysis, foreign: Foreign, out
 def _check(texts: Sequence[str], analysis: Analysis, foreign: Foreign) -> list[tuple[Reference, Chosen]]:
     """Every checkpoint with its images, each loaded once to see that it fits them."""
     device = resolve_device(analysis.device)
-    loaded: dict[Data, ImageSet] = {}
+    loaded: dict[Data, Splits] = {}
     checked = []
     for reference in read_references(texts, foreign):
-        chosen = choose(_test_images(reference, analysis, loaded), analysis.samples, analysis.seed)
+        test = read_data(reference, analysis, loaded).test
+        chosen = choose(test, analysis.samples, DEFAULT_SAMPLES, analysis.seed, "--samples")
         load_subject(reference, chosen.images, foreign, device)
         checked.append((reference, chosen))
     return checked
@@ -162,52 +162,6 @@ def _measure_all(checked: Sequence[tuple[Reference, Chosen]], analysis: Analysis
             measured = _measure(subject, chosen, name, settings, analysis, device)
             report.add(subject.identity(chosen.images.name, name), measured, time.perf_counter() - started)
     report.complete()
-
-
-def resolve_device(name: str) -> torch.device:
-    """``auto`` (CUDA where there is one), ``cpu`` or ``cuda``."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise GradscopeError(f"--device: auto, cpu or cuda is allowed, got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise GradscopeError("--device: cuda was asked for, but torch sees no CUDA device here; use auto or cpu")
-    return torch.device(name)
-
-
-def choose(test: ImageSet, samples: int | None, seed: int) -> Chosen:
-    """``samples`` test images drawn by ``seed`` without replacement, in the set's order."""
-    available = len(test)
-    count = min(DEFAULT_SAMPLES, available) if samples is None else samples
-    if not 1 <= count <= available:
-        raise GradscopeError(
-            f"--samples: 1 to {available} is allowed, {test.name} has so many test images, got {count}"
-        )
-    drawn = torch.randperm(available, generator=generator(seed, "images"))[:count]
-    numbers = drawn.sort().values
-    return Chosen(test.subset(numbers), numbers, available)
-
-
-def _test_images(reference: Reference, analysis: Analysis, loaded: dict[Data, ImageSet]) -> ImageSet:
-    """The data set the command names, or the checkpoint's own, with what the command says of where it is.
-
-    Sets that are in ``loaded`` are not read again; what is read is put there.
-    """
-    own = reference.data
-    if own is None and "dataset" not in analysis.data:
-        raise GradscopeError(f"--dataset: {reference.text} is a foreign model; name the data set it is examined on")
-    known = own.model_dump() if own is not None and "dataset" not in analysis.data else {}
-    data = Data.parse(known | dict(analysis.data))
-    try:
-        if data not in loaded:
-            loaded[data] = sources.load(data, download=analysis.download).test
-        return loaded[data]
-    except GradscopeError as error:
-        if known.get("data_root") is None or "data_root" in analysis.data:
-            raise
-        raise GradscopeError(
-            f"{error} ({reference.label} was trained from there; --data-root says where now)"
-        ) from None
 
 
 def _measure(

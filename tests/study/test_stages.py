@@ -11,7 +11,6 @@ import torch
 from pandas.testing import assert_frame_equal
 
 from gradscope.config import PGD, Data, Training, attack_settings
-from gradscope.data import sources
 from gradscope.data.image_set import ImageSet, Splits
 from gradscope.errors import GradscopeError
 from gradscope.models.subject import Foreign
@@ -20,22 +19,16 @@ from gradscope.results.rows import SAMPLES, STEPS, SUMMARY
 from gradscope.results.stats import wilson_interval
 from gradscope.results.tables import read_table
 from gradscope.study.analysis import Analysis
+from gradscope.study.inputs import choose, resolve_device
 from gradscope.study.stages import (
-    choose,
     configure_training,
     count_right,
-    resolve_device,
     run_analysis,
     run_training,
 )
 from gradscope.training.hardware import Hardware
 
 CPU = Hardware("cpu")
-
-
-@pytest.fixture(scope="module")
-def digits() -> Splits:
-    return sources.load(Data())
 
 
 def configure(
@@ -60,18 +53,9 @@ def configure(
     )
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    root = tmp_path_factory.mktemp("checkpoints")
-    for mode, epochs in (("sl", 2), ("rl", 4)):
-        training, splits = configure(mode, epochs=epochs)
-        run_training(training, splits, root / f"{mode}.pt", CPU, resume=False, overwrite=False)
-    return [str(root / f"{mode}.pt") for mode in ("sl", "rl")]
-
-
 def analyse(texts: Sequence[str], out: Path, *attacks: str, metrics: str = "loss,norm", **options: Any) -> Path:
     settings = {name: attack_settings(name, {"steps": 2}) for name in attacks or ("pgd",)}
-    analysis = Analysis(settings, frozenset(metrics.split(",")), **{"samples": 12, **options})
+    analysis = Analysis(attacks=settings, metrics=frozenset(metrics.split(",")), **{"samples": 12, **options})
     return run_analysis(texts, analysis, Foreign(), out)
 
 
@@ -134,29 +118,29 @@ def test_a_trained_checkpoint_is_judged_on_the_test_images(tmp_path: Path, digit
 
 def test_images_are_drawn_by_the_seed_without_replacement(digits: Splits) -> None:
     test = digits.test
-    chosen = choose(test, 50, seed=4)
+    chosen = choose(test, 50, 500, 4, "--samples")
     numbers = chosen.numbers.tolist()
     assert numbers == sorted(set(numbers))
     assert (len(numbers), chosen.available) == (50, 359)
     assert numbers != list(range(50))
     assert torch.equal(chosen.images.images, test.images[chosen.numbers])
     assert torch.equal(chosen.images.labels, test.labels[chosen.numbers])
-    assert torch.equal(choose(test, 50, seed=4).numbers, chosen.numbers)
-    assert not torch.equal(choose(test, 50, seed=5).numbers, chosen.numbers)
-    more = set(choose(test, 80, seed=4).numbers.tolist())
+    assert torch.equal(choose(test, 50, 500, 4, "--samples").numbers, chosen.numbers)
+    assert not torch.equal(choose(test, 50, 500, 5, "--samples").numbers, chosen.numbers)
+    more = set(choose(test, 80, 500, 4, "--samples").numbers.tolist())
     assert set(numbers) < more, "more samples keep those that were there"
 
 
 def test_500_images_or_all_there_are(digits: Splits) -> None:
-    assert len(choose(digits.test, None, 0).numbers) == 359
-    assert len(choose(digits.train, None, 0).numbers) == 500
-    assert choose(digits.test, 359, 0).numbers.tolist() == list(range(359))
+    assert len(choose(digits.test, None, 500, 0, "--samples").numbers) == 359
+    assert len(choose(digits.train, None, 500, 0, "--samples").numbers) == 500
+    assert choose(digits.test, 359, 500, 0, "--samples").numbers.tolist() == list(range(359))
 
 
 @pytest.mark.parametrize("samples", [0, -1, 41])
 def test_samples_that_are_not_there(image_set: ImageSet, samples: int) -> None:
     with pytest.raises(GradscopeError, match=f"--samples: 1 to 40 is allowed.*got {samples}$"):
-        choose(image_set, samples, 0)
+        choose(image_set, samples, 500, 0, "--samples")
 
 
 def test_a_device_is_named() -> None:

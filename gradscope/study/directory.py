@@ -1,0 +1,38 @@
+"""The directory of results: one writer at a time, never a mixture of two runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gradscope.errors import GradscopeError
+from gradscope.results.rows import BANDS, LANDSCAPE, PATH, SAMPLES, STEPS, SUMMARY
+from gradscope.results.tables import ensure_writable, exclusive
+
+#: What a measuring stage writes beside its figures.
+FILES = (*(table.file for table in (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS)), "manifest.json")
+
+
+@contextmanager
+def results_directory(out: Path, *, overwrite: bool) -> Iterator[None]:
+    """Hold ``out`` for a stage that writes its results there.
+
+    Raises :class:`GradscopeError` where it holds results and ``overwrite`` is not set, or cannot be written. What the
+    stage refuses before it has written anything leaves no new directory behind.
+    """
+    new = not out.exists()
+    with exclusive(out):
+        if any((out / name).exists() for name in FILES) and not overwrite:
+            raise GradscopeError(f"--out: {out} holds results; pass --overwrite to replace them or another directory")
+        ensure_writable(out)
+        try:
+            yield
+        except GradscopeError:
+            if new and not any(out.iterdir()):
+                out.rmdir()
+            raise
+
+
+def clear(out: Path) -> None:
+    """Remove the results that are about to be replaced, figures among them: they show other numbers."""
+    for path in [*(out / name for name in FILES), *(out / "figures").glob("*-*.*")]:
+        path.unlink(missing_ok=True)

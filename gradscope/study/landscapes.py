@@ -1,0 +1,141 @@
+"""What the landscape stages of input and weight space share: the checkpoints, the images and the files."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradscope.config import PGD, Data
+from gradscope.data.image_set import Splits
+from gradscope.errors import GradscopeError
+from gradscope.models.subject import Foreign, Reference, Subject, load_subject, read_references
+from gradscope.results.landscape import bands
+from gradscope.results.manifest import provenance
+from gradscope.results.rows import BANDS, LANDSCAPE, LANDSCAPE_METRICS, METRICS, PATH, SAMPLES, SUMMARY
+from gradscope.results.stats import METHODS, UNDEFINED, Interval
+from gradscope.results.tables import read_table, write_json, write_table
+from gradscope.study.directory import clear, results_directory
+from gradscope.study.inputs import Chosen, Request, describe, device_name, read_data
+from gradscope.study.tiles import Tiles, unfinished
+
+Row = dict[str, Any]
+#: Rows of each table by its file, made anew whenever they are written: as rows they would not fit in memory.
+Rows = Mapping[str, Callable[[], Iterable[Row]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Landscape(Request):
+    """What every landscape is told: ``points`` a side, ``images`` how many, and whether to go on where one stopped."""
+
+    points: int
+    images: int | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Viewed:
+    """A checkpoint to be viewed: what the command calls it and the model, on its device."""
+
+    reference: Reference
+    subject: Subject
+
+
+@contextmanager
+def landscape_directory(out: Path, request: Landscape) -> Iterator[None]:
+    """Hold ``out`` for a landscape; one that was interrupted there needs ``--resume`` or ``--overwrite``."""
+    if unfinished(out) and not (request.resume or request.overwrite):
+        raise GradscopeError(f"--out: {out} holds an unfinished landscape; --resume continues it, --overwrite drops it")
+    with results_directory(out, overwrite=request.overwrite or (request.resume and unfinished(out))):
+        yield
+
+
+def read_all(
+    texts: Sequence[str], request: Request, foreign: Foreign, device: torch.device
+) -> tuple[list[Viewed], Splits]:
+    """Every checkpoint that is named, loaded, and the one data set that all of them are viewed on."""
+    references = read_references(texts, foreign)
+    loaded: dict[Data, Splits] = {}
+    first, *others = [read_data(reference, request, loaded) for reference in references]
+    for reference, splits in zip(references[1:], others, strict=True):
+        if splits.test.fingerprint != first.test.fingerprint:
+            raise GradscopeError(
+                f"CKPT: one data set is allowed in a landscape; {references[0].label} has {first.test.name}, "
+                f"{reference.label} {splits.test.name}; pass --dataset to view all on one"
+            )
+    return [Viewed(reference, load_subject(reference, first.test, foreign, device)) for reference in references], first
+
+
+def summary_row(identity: Row, metric: str, subset: str, value: float, interval: Interval | None, count: int) -> Row:
+    """A row of SUMMARY; ``interval`` None is undefined, and what is given is cut where the metric's range ends."""
+    known = LANDSCAPE_METRICS.get(metric) or METRICS[metric]
+    low, high = UNDEFINED if interval is None else interval.within(known.low, known.high)
+    columns = {"metric": metric, "subset": subset, "unit": known.unit, "value": value}
+    return identity | columns | {"ci_low": low, "ci_high": high, "n": count}
+
+
+class LandscapeFiles:
+    """The files of a landscape, rewritten whenever a checkpoint has been measured, and its unfinished pieces."""
+
+    def __init__(
+        self,
+        out: Path,
+        request: Landscape,
+        foreign: Foreign,
+        device: torch.device,
+        viewed: Sequence[Viewed],
+        chosen: Chosen,
+        landscape: Mapping[str, Any],
+        attacks: Mapping[str, PGD],
+        others: Mapping[str, Any] | None = None,
+    ) -> None:
+        """``landscape`` describes the planes; ``others`` is what else the values depend on, by name."""
+        self.out = out
+        self.measured: list[Rows] = []
+        self.manifest: Row = {
+            "kind": "landscape",
+            "landscape": {"seed": request.seed, "points": request.points, **landscape},
+            "attacks": {name: settings.model_dump() for name, settings in attacks.items()},
+            "intervals": METHODS,
+            "foreign": {"mean": foreign.mean, "std": foreign.std},
+            "complete": False,
+            "checkpoints": [describe(one.reference, chosen) for one in viewed],
+            "provenance": provenance(device_name(device)),
+        }
+        packages = self.manifest["provenance"]["packages"]
+        depends = {
+            **self.manifest["landscape"],
+            "attack": self.manifest["attacks"],
+            "checkpoint": [entry["sha256"] or entry["source"] for entry in self.manifest["checkpoints"]],
+            "image": chosen.images.fingerprint,
+            "normalisation": self.manifest["foreign"],
+            "device": device.type,
+            "torch": packages["torch"],
+            **(others or {}),
+        }
+        self.tiles = Tiles(out, depends, resume=request.resume)
+
+    def add(self, rows: Rows, seconds: float, facts: Mapping[str, Any]) -> None:
+        """Add the rows of the next checkpoint, and ``facts`` on it for the manifest, and write everything."""
+        if not self.measured:
+            clear(self.out)
+        self.manifest["checkpoints"][len(self.measured)] |= {"seconds": seconds, **facts}
+        self.measured.append(rows)
+        for table in (LANDSCAPE, PATH, SAMPLES, SUMMARY):
+            makers = [of_one[table.file] for of_one in self.measured if table.file in of_one]
+            if makers:
+                write_table(self.out / table.file, table, chain.from_iterable(make() for make in makers))
+        write_json(self.out / "manifest.json", self.manifest)
+
+    def complete(self) -> None:
+        """Write the quantiles over images, say that all is measured, and drop the pieces."""
+        if self.manifest["landscape"]["space"] == "input":
+            quantiles = bands(read_table(self.out / LANDSCAPE.file, LANDSCAPE))
+            rows = quantiles.itertuples(index=False, name=None)
+            write_table(self.out / BANDS.file, BANDS, (dict(zip(BANDS.names, row, strict=True)) for row in rows))
+        self.manifest["complete"] = True
+        write_json(self.out / "manifest.json", self.manifest)
+        self.tiles.remove()

@@ -1,0 +1,70 @@
+"""Finished pieces of a long measurement, kept on disk so that an interrupted one goes on where it stopped."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradscope.errors import GradscopeError
+from gradscope.models.checkpoint import load_weights_only
+from gradscope.results.tables import atomic, write_json
+
+#: Their folder in the directory of results; it is removed when the whole is written.
+FOLDER = "tiles"
+
+
+class Tiles:
+    """The pieces of one measurement, each a file; ``depends`` is everything that their values depend on.
+
+    Where ``resume`` is not set, earlier pieces are removed. Where it is, pieces of another measurement raise
+    :class:`GradscopeError` that names what differs; a piece that is damaged is made anew.
+    """
+
+    def __init__(self, out: Path, depends: Mapping[str, Any], *, resume: bool) -> None:
+        self.folder = out / FOLDER
+        self.named = self.folder / "depends.json"
+        wanted = json.loads(json.dumps(depends, default=str))
+        if resume:
+            found = self._found()
+            changed = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+            if found and changed:
+                raise GradscopeError(
+                    f"--resume: {out} was begun with another {', '.join(changed)}; pass the same, or --overwrite"
+                )
+        else:
+            self.remove()
+        write_json(self.named, wanted)
+
+    def _found(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self.named.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def get(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The piece called ``name``: from its file, or made and kept; its tensors are on the CPU."""
+        path = self.folder / f"{name}.pt"
+        if path.exists():
+            try:
+                kept: dict[str, Tensor] = load_weights_only(path, "--resume")
+                return kept
+            except GradscopeError:
+                path.unlink()
+        made = {key: value.cpu() for key, value in make().items()}
+        with atomic(path) as temporary:
+            torch.save(made, temporary)
+        return made
+
+    def remove(self) -> None:
+        """Remove all pieces."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def unfinished(out: Path) -> bool:
+    """Whether ``out`` holds pieces of a measurement that has not been completed."""
+    return (out / FOLDER).is_dir()
