@@ -17,17 +17,27 @@ import torch
 from torch.utils.data import DataLoader
 
 import gradscope.vision  # noqa: F401, before torchattacks, which imports torchvision
-from gradscope.config import PGD, Data
+from gradscope.attacks.pgd import prepared
+from gradscope.config import PGD, Data, Grid
 from gradscope.data.image_set import ImageSet
 from gradscope.models.architectures import ModelSpec, build
+from gradscope.probes.input_landscape import (
+    POINTS_AT_ONCE,
+    Planes,
+    adversarial_planes,
+    attack_walk,
+    coordinates,
+    evaluate_planes,
+)
 from gradscope.probes.trajectory import measure_trajectory
+from gradscope.probes.weight_landscape import Measures, evaluate_plane, filter_normalised_direction
 from gradscope.results.rows import METRICS
 from gradscope.training.hardware import Hardware
 from gradscope.training.loop import Run
 from gradscope.training.phases import resolve
 from gradscope.training.totals import Totals
 from tests.benchmarks import paper
-from tests.benchmarks.measure import HEADER, Ratio, side_by_side
+from tests.benchmarks.measure import HEADER, Ratio, seconds, side_by_side
 
 STEPS = 40
 ATTACKED = 128
@@ -74,6 +84,64 @@ def tracked_pgd(device: str, rounds: int) -> list[Ratio]:
         ),
         side_by_side(name, "the paper's tracked PGD", ours, the_papers, target=0.55, rounds=rounds),
     ]
+
+
+def input_plane(device: str, rounds: int) -> list[Ratio]:
+    model, planes, labels = plane_around_one(device)
+    grid, size = Grid(points=51), POINTS_AT_ONCE[device]
+    axis = coordinates(grid).tolist()
+    first, second = (direction.reshape(planes.origins.shape) for direction in (planes.first, planes.second))
+    ready = torch.rand(len(axis) ** 2, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+
+    def ours() -> object:
+        return evaluate_planes(model, planes, labels, grid)
+
+    def one_at_a_time() -> object:
+        return paper.input_plane(model, planes.origins, labels, first, second, axis)
+
+    def its_own() -> object:
+        with torch.no_grad():
+            return [model(part) for part in ready.split(size)]
+
+    name, much = "input landscape, 51 x 51, one image", 0.02 if device != "cpu" else 0.55
+    return [
+        side_by_side(name, "one forward pass a point", ours, one_at_a_time, target=much, rounds=rounds),
+        side_by_side(name, f"the model on ready batches of {size}", ours, its_own, target=1 / 0.9, rounds=rounds),
+    ]
+
+
+def large_plane(device: str) -> str:
+    model, planes, labels = plane_around_one(device)
+    took = seconds(lambda: evaluate_planes(model, planes, labels, Grid(points=300)))
+    return f"{'input landscape, 300 x 300, one image':38} {'-':42} {took:8.2f} {'-':>8} s"
+
+
+def plane_around_one(device: str) -> tuple[torch.nn.Module, Planes, torch.Tensor]:
+    model, numbers, settings = cnn4(device).eval(), torch.arange(1), PGD(steps=10)
+    images, labels = random_images(1).batch(numbers, device)
+    with prepared(model, settings) as attacked:
+        walk = attack_walk(attacked, images, labels, settings, numbers=numbers)
+    return model, adversarial_planes(images, walk, settings.epsilon, numbers=numbers), labels
+
+
+def weight_plane(device: str, rounds: int) -> Ratio:
+    import loss_landscapes
+    import loss_landscapes.metrics
+
+    model, images = cnn4(device).eval(), random_images(256)
+    batch, labels = images.batch(torch.arange(256), device)
+    metric = loss_landscapes.metrics.Loss(torch.nn.CrossEntropyLoss(), batch, labels)
+    measures = Measures(images, torch.arange(256), torch.device(device))
+    first, second = (filter_normalised_direction(model, seed=0, name=name) for name in ("first", "second"))
+    axis = coordinates(Grid(points=5, span=1.0))
+    return side_by_side(
+        "weight landscape, 5 x 5, 256 images",
+        "loss_landscapes.random_plane",
+        lambda: evaluate_plane(model, first, second, (axis, axis), measures),
+        lambda: loss_landscapes.random_plane(model, metric, 1, 5, normalization="filter", deepcopy_model=True),
+        target=0.5,
+        rounds=rounds,
+    )
 
 
 def training_run(mode: str, device: str, settings: list[str], folder: Path, **options: object) -> Run:
@@ -171,6 +239,10 @@ def main() -> None:
         folder = Path(temporary)
         for ratio in tracked_pgd(arguments.device, arguments.rounds):
             print(ratio.row(), flush=True)
+        for ratio in input_plane(arguments.device, arguments.rounds):
+            print(ratio.row(), flush=True)
+        print(large_plane(arguments.device), flush=True)
+        print(weight_plane(arguments.device, arguments.rounds).row(), flush=True)
         print(rl_adversarial_update(arguments.device, arguments.rounds, folder).row(), flush=True)
         print(supervised_epoch(arguments.device, max(2, arguments.rounds // 2), folder).row(), flush=True)
         print(memory(folder).row(), flush=True)

@@ -1,5 +1,7 @@
 """The forms that gradscope is measured against, written as the paper's code does them."""
 
+from itertools import product
+
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -39,6 +41,16 @@ def tracked_pgd(model: nn.Module, images: Tensor, labels: Tensor, steps: int) ->
 def _clip(eta: Tensor, epsilon: float) -> Tensor:
     norms = eta.square().sum(dim=(1, 2, 3), keepdim=True).clamp(min=1e-12).sqrt()
     return eta * (epsilon / norms).clamp(max=1)
+
+
+def input_plane(
+    model: nn.Module, image: Tensor, label: Tensor, first: Tensor, second: Tensor, axis: list[float]
+) -> list[float]:
+    """The loss on a plane, a forward pass and a number read at every point."""
+    with torch.no_grad():
+        return [
+            F.cross_entropy(model(image + a * first + b * second), label).item() for a, b in product(axis, repeat=2)
+        ]
 
 
 def _policy_loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
