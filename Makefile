@@ -13,7 +13,8 @@ quickstart: $(VENV)/installed
 		$(BIN)/gradscope train --mode $$mode --out checkpoints/quickstart/$$mode.pt --overwrite || exit; \
 	done
 	$(BIN)/gradscope analyze $(MODELS) --attack pgd,pgd-paper --out $(RESULTS) --overwrite
-	@echo "Figures: $(CURDIR)/$(RESULTS)/figures"
+	$(BIN)/gradscope landscape $(MODELS) --images 4 --points 31 --out $(RESULTS)-landscape --overwrite
+	@echo "Figures: $(CURDIR)/$(RESULTS)/figures and $(CURDIR)/$(RESULTS)-landscape/figures"
 
 test: $(VENV)/installed-dev
 	$(BIN)/pytest

@@ -148,9 +148,12 @@ class PlaneValues:
 
 
 def coordinates(grid: Grid) -> Tensor:
-    """The coordinates along an axis, ``(P,)`` float64, exactly symmetric: the centre of an odd number is exactly 0."""
+    """The coordinates along an axis, ``(P,)`` float64, exactly symmetric: the centre of an odd number is exactly 0.
+
+    To 12 decimals, so that they are short where they are written.
+    """
     half = torch.linspace(-grid.span, grid.span, grid.points, dtype=torch.float64)
-    return (half - half.flip(0)) / 2
+    return ((half - half.flip(0)) / 2).round(decimals=12)
 
 
 def evaluate_planes(

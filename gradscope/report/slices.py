@@ -142,11 +142,14 @@ def draw_weight_line(
     _scale([axes], is_share(quantity))
     axes.margins(x=_ROOM)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
-    axes.axvline(0, color="0.5", linewidth=0.7, linestyle=":", zorder=1)
+    other = settings.get("towards")
+    for end in (0, 1) if other else (0,):
+        axes.axvline(end, color="0.5", linewidth=0.7, linestyle=":", zorder=1)
     style.add_legend(figure, list(table.values()))
     caption = "; ".join(
         [
-            f"{weights_words(quantity, {**settings, 'line': True})}, dotted at 0, the checkpoint itself",
+            f"{weights_words(quantity, {**settings, 'line': True})}, dotted at 0, the checkpoint itself"
+            + (f", and at 1, {style.shorten(str(other))}" if other else ""),
             range_words(planes, "left out", "left out"),
             grid_words(planes[0], settings),
         ]

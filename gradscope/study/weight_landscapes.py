@@ -221,6 +221,7 @@ def _described(request: WeightLandscape, other: Viewed | None, images: int) -> R
         "span": request.grid.span,
         "axes": [{"name": name, "unit": unit} for name, unit in axes[: 1 if request.line else 2]],
         "line": request.line,
+        "towards": None if other is None else other.subject.label,
         "orthogonalised": request.kind != "random",
         "images": images,
         "batch_norm": "re-estimated" if request.reestimate else "as-is",

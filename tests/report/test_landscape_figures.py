@@ -265,6 +265,17 @@ def test_classes_are_named_in_the_legend_and_in_their_regions():
         assert (radius < 2) == (text.get_text() == "3")
 
 
+def test_classes_go_by_their_names_as_they_are_written():
+    names = [f"n{number}" for number in range(10)]
+    names[3], names[5], names[7] = "$cat$", "5", "<dog>"
+    drawing = drawn(around_images(), settings=SETTINGS | {"classes": names})["landscape-image-10"]
+    assert legend_of(drawing)[:3] == ["class 3, $cat$ (true)", "class 5", "class 7, <dog>"]
+    assert "Image 10 of class 3, $cat$:" in drawing.caption
+    laid_out(drawing)
+    (legend,) = drawing.figure.legends
+    assert not any(text.get_parse_math() for text in legend.get_texts())
+
+
 def test_a_true_class_that_is_predicted_nowhere_is_named():
     landscape = around_images()
     landscape["predicted"] = 0
@@ -449,6 +460,11 @@ def test_a_line_between_weights_is_a_line():
     caption = drawings["weights-line-loss"].caption
     assert "on a line through the weights" in caption
     assert "7 points along towards rl-0 (share of the way) from -1 to 1, seed 7" in caption
+    assert "dotted at 0, the checkpoint itself;" in caption
+    other = drawn(landscape, settings=WEIGHTS | {"towards": "rl-0"})["weights-line-loss"]
+    assert "dotted at 0, the checkpoint itself, and at 1, rl-0;" in other.caption
+    dotted = [line for line in other.figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert [line.get_xdata()[0] for line in dotted] == [0, 1]
 
 
 DAMAGE = {
