@@ -12,9 +12,9 @@ from gradscope.probes.input_landscape import (
     PlaneValues,
     coordinates,
     correct_radius,
+    losses_on_disc,
     margins_along,
     roughness,
-    sharpness,
 )
 from gradscope.seeding import generator
 
@@ -28,12 +28,15 @@ TOLERANCE, MOST_PRODUCTS = 1e-3, 100
 ASCENT_STEPS = 10
 
 
-def compare_planes(planes: Planes, values: PlaneValues, centre: Tensor, grid: Grid) -> dict[str, Tensor]:
-    """``roughness`` and ``sharpness`` of the loss on each plane, ``(N,)``; ``centre`` ``(N,)`` the images' own loss."""
+def compare_planes(
+    model: nn.Module, planes: Planes, labels: Tensor, values: PlaneValues, grid: Grid
+) -> dict[str, Tensor]:
+    """``roughness`` of the loss on each plane's grid and ``sharpness`` within one epsilon on the plane, ``(N,)``."""
     axis = coordinates(grid)
+    losses = losses_on_disc(model, planes, labels)
     return {
         "roughness": roughness(values.loss, (axis, axis)),
-        "sharpness": sharpness(values.loss, centre, (axis, axis)),
+        "sharpness": losses.amax(dim=1) - losses[:, 0],
     }
 
 

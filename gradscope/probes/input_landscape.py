@@ -26,6 +26,11 @@ POINTS_AT_ONCE = {"cpu": 32, "cuda": 2048}
 _PARALLEL = 1 - 1e-6
 
 
+#: Points ``(M, 2)`` of the unit disc: 16 directions, both axes among them, at 8 distances up to 1.
+DISC = torch.cartesian_prod(torch.arange(1, 9) / 8, torch.arange(16) * torch.pi / 8)
+DISC = torch.stack([DISC[:, 0] * DISC[:, 1].cos(), DISC[:, 0] * DISC[:, 1].sin()], dim=1)
+
+
 @dataclass(frozen=True)
 class Planes:
     """A plane for each of N images: origins ``(N, C, H, W)`` and two orthonormal directions ``(N, D)`` each.
@@ -189,6 +194,18 @@ def evaluate_planes(
     return PlaneValues(losses.reshape(shape), margins.reshape(shape), predicted.reshape(shape))
 
 
+def losses_on_disc(model: nn.Module, planes: Planes, labels: Tensor) -> Tensor:
+    """Losses ``(N, M)`` at the centre of each plane and on :data:`DISC`, whatever the grid is that it is drawn on."""
+    points = torch.cat([torch.zeros(1, 2), DISC]).to(planes.origins)
+    found = []
+    with evaluating(model), torch.no_grad():
+        plane_model = PlaneModel(model)
+        for origin, first, second, label in zip(planes.origins, planes.first, planes.second, labels, strict=True):
+            logits = _logits(plane_model, origin, points, torch.stack([first, second]) * planes.epsilon)
+            found.append(cross_entropy(logits, label.expand(len(points))))
+    return torch.stack(found).cpu()
+
+
 def margins_along(
     model: nn.Module, images: Tensor, labels: Tensor, rays: Tensor, distances: Tensor, epsilon: float
 ) -> Tensor:
@@ -260,11 +277,3 @@ def roughness(values: Tensor, axes: tuple[Tensor, Tensor]) -> Tensor:
             step = float(axis[-1] - axis[0]) / (len(axis) - 1)
             differences.append(values.diff(n=2, dim=dim).abs().flatten(-2) / step**2)
     return torch.cat(differences, dim=-1).mean(dim=-1) if differences else values.flatten(-2).mean(dim=-1) * torch.nan
-
-
-def sharpness(values: Tensor, centre: Tensor, axes: tuple[Tensor, Tensor]) -> Tensor:
-    """Largest value of grids ``(..., A, B)`` within 1 of the origin of their axes, minus ``centre`` ``(...)``."""
-    near = axes[0][:, None].square() + axes[1][None, :].square() <= 1 + 1e-9
-    inside = torch.where(near.to(values.device), values, -torch.inf).flatten(-2)
-    largest = torch.maximum(inside.amax(dim=-1), centre.to(inside))
-    return largest - centre

@@ -175,6 +175,14 @@ def evaluate_plane(
     return values
 
 
+def sharpness(values: Tensor, centre: Tensor, axes: tuple[Tensor, Tensor]) -> Tensor:
+    """Largest value of grids ``(..., A, B)`` within 1 of the origin of their axes, minus ``centre`` ``(...)``."""
+    near = axes[0][:, None].square() + axes[1][None, :].square() <= 1 + 1e-9
+    inside = torch.where(near.to(values.device), values, -torch.inf).flatten(-2)
+    largest = torch.maximum(inside.amax(dim=-1), centre.to(inside))
+    return largest - centre
+
+
 class Measures:
     """What is measured at every point of a plane, over the same images.
 

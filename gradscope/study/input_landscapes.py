@@ -14,7 +14,6 @@ from gradscope.config import PGD, Grid
 from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
 from gradscope.functional import margin
-from gradscope.losses import cross_entropy
 from gradscope.models.inspection import evaluating
 from gradscope.models.subject import Foreign
 from gradscope.probes.comparison import compare_planes, compare_surroundings
@@ -279,12 +278,12 @@ class _Stage:
             advance(0, f"{subject.label}: curvature")
             with evaluating(subject.model), torch.no_grad():
                 logits = subject.model(planes.origins.contiguous(memory_format=torch.channels_last))
-            centre = cross_entropy(logits, labels).cpu()
             around = compare_surroundings(
                 subject.model, own, labels, request.settings, request.grid, numbers=named, seed=request.seed
             )
             right = margin(logits, labels) > 0
-            return compare_planes(planes, values, centre, request.grid) | around | {"right": right}
+            on_plane = compare_planes(subject.model, planes, labels, values, request.grid)
+            return on_plane | around | {"right": right}
 
         return self.files.tiles.get(f"compared-{position}-{number}", make)
 

@@ -18,7 +18,7 @@ from gradscope.models.inspection import one_line
 from gradscope.models.subject import Foreign
 from gradscope.probes.comparison import MOST_PRODUCTS, TOLERANCE
 from gradscope.probes.curvature import weight_curvature, weight_curvature_along
-from gradscope.probes.input_landscape import coordinates, roughness, sharpness
+from gradscope.probes.input_landscape import coordinates, roughness
 from gradscope.probes.weight_landscape import (
     Custom,
     Direction,
@@ -30,6 +30,7 @@ from gradscope.probes.weight_landscape import (
     line_axis,
     orthogonal_to,
     principal_directions,
+    sharpness,
 )
 from gradscope.progress import Advance, progress_bar
 from gradscope.report import figures

@@ -10,16 +10,17 @@ from gradscope.config import PGD, Grid
 from gradscope.errors import GradscopeError
 from gradscope.probes import input_landscape
 from gradscope.probes.input_landscape import (
+    DISC,
     Planes,
     adversarial_planes,
     attack_walk,
     coordinates,
     correct_radius,
     evaluate_planes,
+    losses_on_disc,
     margins_along,
     roughness,
     shared_planes,
-    sharpness,
 )
 
 SETTINGS = PGD(epsilon=0.5, step_size=0.1, steps=8)
@@ -198,11 +199,19 @@ def test_roughness_of_a_bowl():
     assert roughness(bowl[:2, :2], (half[:2], axis[:2])).isnan()
 
 
-def test_sharpness_is_the_rise_within_distance_1():
-    axis = coordinates(Grid(points=7, span=3.0))
-    bowl = (axis[:, None] ** 2 + axis[None, :] ** 2).float()
-    torch.testing.assert_close(sharpness(bowl + 4, torch.tensor(4.0), (axis, axis)), torch.tensor(1.0))
-    assert sharpness(4 - bowl, torch.tensor(4.0), (axis, axis)) == 0
+def test_the_disc_reaches_exactly_one_along_both_axes(linear):
+    """On two classes the loss rises with a alone, so its largest value on the disc is at a = 1."""
+    assert DISC.norm(dim=1).max() <= 1 + 1e-6
+    assert len(DISC) == 128
+    images, labels, numbers = torch.full((1, 3, 2, 2), 0.5), torch.tensor([0]), torch.arange(1)
+    model = linear(torch.randn(2, 12, generator=torch.Generator().manual_seed(0)))
+    walk = attack_walk(model, images, labels, PGD(epsilon=0.5, steps=8, start="none", box=False), numbers=numbers)
+    planes = adversarial_planes(images, walk, 0.5, numbers=numbers)
+    losses = losses_on_disc(model, planes, labels)
+    difference = model.weight[0] - model.weight[1]
+    centre = (images.flatten(1) * difference).sum()
+    expected = [F.softplus(-centre), F.softplus(-centre + 0.5 * difference.norm())]
+    torch.testing.assert_close(torch.stack([losses[0, 0], losses.max()]), torch.stack(expected).detach())
 
 
 def test_planes_of_your_own_directions(linear):

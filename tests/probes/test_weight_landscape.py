@@ -22,6 +22,7 @@ from gradscope.probes.weight_landscape import (
     orthogonal_to,
     principal_directions,
     reestimate_batch_norm,
+    sharpness,
 )
 
 CPU = torch.device("cpu")
@@ -252,3 +253,10 @@ def test_a_metric_that_fails_at_one_point_is_nan_there_and_the_rest_is_kept(conv
     assert custom.failures == ["ZeroDivisionError: a bad point"]
     assert values["custom"][0] == pytest.approx(values["loss"][0].sum(axis=1) / 40, rel=1e-5)
     assert np.isnan(Custom(lambda wrapper: [1.0, 2.0])(convolutional))
+
+
+def test_sharpness_is_the_rise_within_distance_1():
+    axis = torch.linspace(-3, 3, 7, dtype=torch.float64)
+    bowl = (axis[:, None] ** 2 + axis[None, :] ** 2).float()
+    torch.testing.assert_close(sharpness(bowl + 4, torch.tensor(4.0), (axis, axis)), torch.tensor(1.0))
+    assert sharpness(4 - bowl, torch.tensor(4.0), (axis, axis)) == 0
