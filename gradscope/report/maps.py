@@ -73,18 +73,7 @@ def mosaic(looks: Sequence[Look], stacked: int, handles: Sequence[Artist], setti
         for axes in grid[(rows - 1) * stacked :, column]:
             axes.set_box_aspect(1)
             axes.set_visible(False)
-    shown = figure.legend(
-        handles=list(handles),
-        loc="outside lower center",
-        ncols=legend,
-        frameon=False,
-        handlelength=1.8,
-        columnspacing=1.2,
-        labelspacing=0.35,
-        borderaxespad=0.3,
-        borderpad=0.2,
-    )
-    style.as_written(*shown.get_texts())
+    style.place_legend(figure, handles, legend, handle_length=1.8)
     return Mosaic(figure, panels, [list(grid[row * stacked]) for row in range(rows)])
 
 

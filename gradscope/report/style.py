@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -189,12 +190,17 @@ def add_legend(figure: Figure, drawn: Sequence[Look]) -> None:
         Line2D([], [], color=look.colour, linestyle=look.dash, marker=look.marker, label=look.label) for look in drawn
     ]
     columns, _ = _legend_shape(labels, figure.get_size_inches()[0])
+    place_legend(figure, handles, columns)
+
+
+def place_legend(figure: Figure, handles: Sequence[Artist], columns: int, handle_length: float = 2.8) -> None:
+    """A legend of ``handles`` below all panels, in ``columns``; ``handle_length`` in multiples of its font."""
     legend = figure.legend(
-        handles=handles,
+        handles=list(handles),
         loc="outside lower center",
         ncols=columns,
         frameon=False,
-        handlelength=2.8,
+        handlelength=handle_length,
         columnspacing=1.2,
         labelspacing=0.35,
         borderaxespad=0.3,
