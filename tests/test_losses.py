@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from gradscope.config import AttackLoss
 from gradscope.errors import GradscopeError
-from gradscope.losses import LOSSES, cross_entropy, dlr, expected_accuracy, margin_loss
+from gradscope.losses import LOSSES, cross_entropy, dlr, expected_accuracy, margin_loss, rescaled_cross_entropy
 
 few = settings(derandomize=True, max_examples=40, deadline=None)
 
@@ -111,6 +111,40 @@ def test_dlr_of_two_classes_is_refused_in_one_line():
     with pytest.raises(GradscopeError, match="needs at least 3 classes, the model has 2; use 'margin'") as caught:
         dlr(torch.zeros(1, 2), torch.tensor([0]))
     assert "\n" not in str(caught.value)
+
+
+@few
+@given(st.integers(0, 1000))
+def test_rescaled_cross_entropy_and_its_gradient(seed):
+    logits, labels = batch(seed)
+    ordered = np.sort(logits.detach().numpy(), axis=1)
+    gap = torch.from_numpy(ordered[:, -1:] - ordered[:, -2:-1])
+    assert_close(rescaled_cross_entropy(logits, labels), cross_entropy(logits / gap, labels))
+    expected = (torch.softmax(logits.detach() / gap, 1) - one_hot(labels, 5)) / gap
+    assert_close(gradient(rescaled_cross_entropy, logits, labels), expected)
+
+
+@pytest.mark.parametrize("margin", [1e-3, 20.0, 1000.0, 1e6])
+def test_rescaled_cross_entropy_never_saturates(margin):
+    logits = torch.tensor([[margin, 0.0, -1.0]], requires_grad=True)
+    slope = gradient(rescaled_cross_entropy, logits, torch.tensor([0]))
+    assert slope.isfinite().all()
+    assert slope[0, 0] < 0 < slope[0, 1]
+    assert (margin < 105) or (gradient(cross_entropy, logits, torch.tensor([0])) == 0).all()
+
+
+@few
+@given(st.integers(0, 1000), st.floats(1e-4, 1e4), st.floats(-100, 100))
+def test_rescaled_cross_entropy_is_unchanged_by_shift_and_scale(seed, scale, shift):
+    logits, labels = batch(seed)
+    once, again = rescaled_cross_entropy(logits, labels), rescaled_cross_entropy(scale * logits + shift, labels)
+    assert_close(again, once, rtol=1e-6, atol=1e-6)
+
+
+def test_rescaled_cross_entropy_of_a_tie_is_finite():
+    logits = torch.tensor([[2.0, 2.0, 1.0]], requires_grad=True)
+    assert rescaled_cross_entropy(logits, torch.tensor([0])).item() == pytest.approx(np.log(2))
+    assert gradient(rescaled_cross_entropy, logits, torch.tensor([0])).isfinite().all()
 
 
 @few
