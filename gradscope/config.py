@@ -188,6 +188,8 @@ class PGD(Config):
     The defaults are exact: summed loss, the gradient's own norm, iterates inside [0, 1]. ``reduction`` "mean"
     divides each sample's gradient by the batch size; ``norm_floor`` shortens an L2 step whose gradient norm is
     below it; ``start`` "ball" is uniform in the ball, "cube" uniform in [-epsilon, epsilon]^D, then projected.
+    Each step follows the mean gradient of ``smoothing`` copies of the point, each with Gaussian noise of standard
+    deviation ``smoothing_radius`` in every coordinate (pixel units); one copy without noise is the plain gradient.
     """
 
     norm: Norm = "l2"
@@ -201,12 +203,36 @@ class PGD(Config):
     reduction: Literal["sum", "mean"] = "sum"
     norm_floor: float = Field(default=0.0, ge=0)
     precision: Literal["float32", "float64"] = "float32"
+    smoothing: int = Field(default=1, ge=1)
+    smoothing_radius: Radius = 0.0
+
+    @property
+    def smooths(self) -> bool:
+        """Whether the step's gradient is a mean over copies."""
+        return self.smoothing > 1 or self.smoothing_radius > 0
 
     @model_validator(mode="after")
     def _restarts_differ(self) -> Self:
         if self.restarts > 1 and self.start == "none":
             raise ValueError("restarts: more than one needs a random start; start 'none' came")
         return self
+
+
+class Budget(Config):
+    """How much work the attacks of the battery may take.
+
+    ``steps`` of every gradient attack, their ``step_size`` 2.5 epsilon / steps where None; ``restarts`` of
+    pgd-restarts; ``smoothing`` copies a step of pgd-smooth; ``targets``: how many wrong classes apgd-t and fab-t aim
+    at, likeliest first; ``queries`` of square; ``draws``: random points of noise.
+    """
+
+    steps: int = Field(default=100, ge=1)
+    step_size: Radius | None = None
+    restarts: int = Field(default=10, ge=1)
+    smoothing: int = Field(default=16, ge=1)
+    targets: int = Field(default=9, ge=1)
+    queries: int = Field(default=5000, ge=1)
+    draws: int = Field(default=1000, ge=1)
 
 
 class Grid(Config):

@@ -13,6 +13,7 @@ from gradscope.config import (
     OBJECTIVES,
     PGD,
     Adversary,
+    Budget,
     Data,
     Objective,
     Phase,
@@ -75,6 +76,9 @@ def test_configs_are_frozen():
         (PGD, {"norm": "L2"}, "norm: 'L2' is unknown; did you mean 'l2'? known: l2, linf"),
         (PGD, {"steps": 0}, "steps: Input should be greater than or equal to 1, got 0"),
         (PGD, {"norm_floor": nan}, "norm_floor: Input should be a finite number, got nan"),
+        (PGD, {"smoothing": 0}, "smoothing: Input should be greater than or equal to 1, got 0"),
+        (Budget, {"queries": 0}, "queries: Input should be greater than or equal to 1, got 0"),
+        (Budget, {"step_size": -1}, "step_size: a number not below 0 such as 0.03 or 8/255 is allowed, got -1"),
         (PGD, {"restarts": 2, "start": "none"}, "restarts: more than one needs a random start; start 'none' came"),
         (Phase, {**PHASE, "learning_rate": 0}, "learning_rate: Input should be greater than 0, got 0"),
         (Phase, {**PHASE, "exploration": 1.5}, "exploration: Input should be less than or equal to 1, got 1.5"),
@@ -183,6 +187,12 @@ def test_an_attack_gets_the_radius_of_its_norm_unless_told():
     for name, changes in (("pdg", {}), ("pgd", {"norm": "l3"}), ("pgd", {"stepz": 1})):
         with pytest.raises(GradscopeError, match="is unknown; did you mean"):
             attack_settings(name, changes)
+
+
+def test_a_gradient_is_smoothed_where_it_is_asked_for():
+    assert not PGD().smooths
+    assert PGD(smoothing=2).smooths
+    assert PGD.parse({"smoothing_radius": "1/255"}).smooths
 
 
 def test_every_objective_is_described():

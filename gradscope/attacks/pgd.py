@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -14,6 +14,7 @@ from gradscope.config import PGD
 from gradscope.functional import flatten, norm_and_unit
 from gradscope.losses import LOSSES, Loss
 from gradscope.models.inspection import evaluating
+from gradscope.seeding import derive
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Iterate:
 
     ``images`` ``(N, C, H, W)``, ``logits`` ``(N, K)``, ``loss`` ``(N,)`` the attack's loss, and ``gradient`` of the
     sum or mean of that loss; None where it was not asked for. ``samples_per_gradient`` is what a mean divided by.
+    A smoothed gradient is the mean over noisy copies of the point; logits and loss are always the point's own.
     """
 
     step: int
@@ -57,6 +59,27 @@ class Iterate:
 Observer = Callable[[Iterate], None]
 
 
+@dataclass(frozen=True)
+class Streams:
+    """Where the noise of smoothed gradients comes from: a stream for each step of each image.
+
+    ``numbers`` ``(N,)`` name the images, on the CPU; so the noise depends neither on the batch size nor on who shares
+    the batch.
+    """
+
+    seed: int
+    names: tuple[object, ...]
+    numbers: Tensor
+
+    def gaussian(self, like: Tensor, copies: int, step: int) -> Tensor:
+        """Standard Gaussian noise ``(copies, N, ...)`` for the images ``like`` ``(N, ...)`` at ``step``."""
+        noise = torch.empty(len(like), copies, *like.shape[1:])
+        stream = torch.Generator()
+        for row, number in zip(noise, self.numbers.tolist(), strict=True):
+            row.normal_(generator=stream.manual_seed(derive(self.seed, *self.names, step, number)))
+        return noise.transpose(0, 1).to(like)
+
+
 def threat_model(settings: PGD) -> ThreatModel:
     """The threat model of ``settings``."""
     return ThreatModel(settings.norm, settings.epsilon, settings.box)
@@ -82,11 +105,17 @@ def look(
     *,
     loss: Loss | None = None,
     gradient: bool = True,
+    noise: Streams | None = None,
 ) -> Iterate:
     """The facts at ``images``: one forward pass, and one backward pass where the gradient is wanted.
 
-    ``loss`` takes the place of the one that ``settings`` names.
+    A smoothed gradient takes a forward and a backward pass more for each of its copies. ``loss`` takes the place of
+    the one that ``settings`` names.
     """
+    if gradient and settings.smooths:
+        here = look(model, images, labels, settings, step, loss=loss, gradient=False)
+        smoothed = _smoothed_gradient(model, here.images, labels, settings, step, loss, noise)
+        return replace(here, gradient=smoothed, samples_per_gradient=len(images) if settings.reduction == "mean" else 1)
     # Channels last: the convolutions of a CPU run about a fifth faster, whatever the layout of the parameters.
     point = images.detach().contiguous(memory_format=torch.channels_last).requires_grad_(gradient)
     divisor = len(images) if settings.reduction == "mean" else 1
@@ -97,6 +126,30 @@ def look(
         if gradient:
             (slope,) = torch.autograd.grad(losses.mean() if divisor > 1 else losses.sum(), point)
     return Iterate(step, point.detach(), logits.detach(), losses.detach(), slope, divisor)
+
+
+def _smoothed_gradient(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    settings: PGD,
+    step: int,
+    loss: Loss | None,
+    noise: Streams | None,
+) -> Tensor:
+    """``mean over c of grad loss(x + radius n_c)``, n_c standard Gaussian.
+
+    For a random model the expectation over its randomness too (Athalye et al. 2018, EoT). The copies are not cut to
+    the box, so that their mean stays the point.
+    """
+    noise = noise or Streams(0, ("smoothing",), torch.arange(len(images)))
+    total = torch.zeros_like(images)
+    plain = settings.model_copy(update={"smoothing": 1, "smoothing_radius": 0.0})
+    for offset in noise.gaussian(images, settings.smoothing, step):
+        copy_ = look(model, images + settings.smoothing_radius * offset, labels, plain, step, loss=loss)
+        assert copy_.gradient is not None
+        total += copy_.gradient
+    return total / settings.smoothing
 
 
 def advance(iterate: Iterate, origin: Tensor, settings: PGD) -> Tensor:
@@ -121,20 +174,23 @@ def pgd(
     loss: Loss | None = None,
     observe: Observer | None = None,
     final_gradient: bool = False,
+    noise: Streams | None = None,
 ) -> Tensor:
     """Climb the loss from ``start`` (``images`` where None); return x_T, ``(N, C, H, W)``.
 
     x_{t+1} = project(x_t + steepest_step(g_t)), t = 0 .. T-1 (Madry et al. 2018). ``observe`` is called T + 1
     times, with x_0 .. x_T in order; the last carries a gradient only where ``final_gradient`` is set. ``loss`` takes
-    the place of the one that ``settings`` names.
+    the place of the one that ``settings`` names. ``noise`` is what smoothed gradients draw from; the images' places
+    in the batch name its streams where it is None.
     ``model`` is one that :func:`prepared` yields, ``images`` are in its precision.
     """
     current = images if start is None else start
     for step in range(settings.steps):
-        iterate = look(model, current, labels, settings, step, loss=loss)
+        iterate = look(model, current, labels, settings, step, loss=loss, noise=noise)
         if observe is not None:
             observe(iterate)
         current = advance(iterate, images, settings)
     if observe is not None:
-        observe(look(model, current, labels, settings, settings.steps, loss=loss, gradient=final_gradient))
+        last = look(model, current, labels, settings, settings.steps, loss=loss, gradient=final_gradient, noise=noise)
+        observe(last)
     return current

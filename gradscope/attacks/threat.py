@@ -12,6 +12,8 @@ from gradscope.config import Norm
 from gradscope.functional import flatten, norm_and_unit, per_sample
 from gradscope.seeding import derive
 
+Start = Literal["ball", "cube", "surface"]
+
 
 @dataclass(frozen=True)
 class ThreatModel:
@@ -51,14 +53,13 @@ class ThreatModel:
             return units * step_size
         return units * (step_size * (norms / norm_floor).clamp(max=1)).unsqueeze(1)
 
-    def random_start(
-        self, images: Tensor, shape: Literal["ball", "cube"], seed: int, names: Sequence[object], indices: Tensor
-    ) -> Tensor:
+    def random_start(self, images: Tensor, shape: Start, seed: int, names: Sequence[object], indices: Tensor) -> Tensor:
         """A random point of the ball around each image.
 
         ``shape`` "ball": uniform in the ball; "cube": uniform in [-epsilon, epsilon]^D and projected, which in
-        many dimensions lies on the sphere. Each image draws from its own stream ``(seed, names, index)``, so a
-        start depends neither on the batch size nor on who shares the batch.
+        many dimensions lies on the sphere; "surface": on the ball's surface, uniform on the sphere (L2) or in the
+        cube and then stretched to touch a face (L-infinity). Each image draws from its own stream
+        ``(seed, names, index)``, so a start depends neither on the batch size nor on who shares the batch.
         """
         noise = torch.empty(images.shape)
         stream = torch.Generator()
@@ -67,10 +68,17 @@ class ThreatModel:
             self._draw(row, shape, stream)
         return self.project(images + noise.to(images), images)
 
-    def _draw(self, out: Tensor, shape: Literal["ball", "cube"], stream: torch.Generator) -> None:
+    def distance(self, images: Tensor, origin: Tensor) -> Tensor:
+        """The norm of ``images - origin``, ``(N,)``, in pixel units."""
+        delta = flatten(images - origin)
+        return delta.abs().amax(dim=1) if self.norm == "linf" else torch.linalg.vector_norm(delta, dim=1)
+
+    def _draw(self, out: Tensor, shape: Start, stream: torch.Generator) -> None:
         if self.norm == "linf" or shape == "cube":
             out.uniform_(-self.epsilon, self.epsilon, generator=stream)
+            if shape == "surface":
+                out.mul_(self.epsilon / max(float(out.abs().max()), math.ulp(0.0)))
             return
         out.normal_(generator=stream)
-        radius = self.epsilon * float(torch.rand((), generator=stream)) ** (1 / out.numel())
-        out.mul_(radius / max(float(out.norm()), math.ulp(0.0)))
+        share = 1.0 if shape == "surface" else float(torch.rand((), generator=stream)) ** (1 / out.numel())
+        out.mul_(self.epsilon * share / max(float(out.norm()), math.ulp(0.0)))

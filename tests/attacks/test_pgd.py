@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradscope.vision  # noqa: F401, before torchattacks, which imports torchvision
-from gradscope.attacks.pgd import look, pgd, prepared
+from gradscope.attacks.pgd import Streams, look, pgd, prepared
 from gradscope.config import ATTACKS, PGD, attack_settings
 
 torchattacks = importlib.import_module("torchattacks")
@@ -160,3 +160,84 @@ def test_other_losses_climb_their_own_hill(convolutional, image_set, loss):
     pgd(model, images, labels, PGD(steps=10, loss=loss), observe=seen.append)
     assert (seen[-1].loss >= seen[0].loss - 1e-6).float().mean() > 0.9  # DLR is exactly 1 once the label ranks third
     assert seen[-1].logits.argmax(1).eq(labels).sum() < seen[0].logits.argmax(1).eq(labels).sum()
+
+
+class Quadratic(nn.Module):
+    """Two classes, ``z = (0, x' A x)``: the gradient of the margin is linear in x, so its mean is that at the mean."""
+
+    def __init__(self, dimension):
+        super().__init__()
+        root = torch.randn(dimension, dimension, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("matrix", root + root.T)
+
+    def forward(self, images):
+        flat = images.flatten(1)
+        square = ((flat @ self.matrix) * flat).sum(dim=1)
+        return torch.stack([torch.zeros_like(square), square], dim=1)
+
+
+def test_a_smoothed_gradient_is_the_mean_over_its_copies():
+    images = torch.rand(5, 1, 3, 3, generator=torch.Generator().manual_seed(1))
+    labels = torch.zeros(5, dtype=torch.int64)
+    noise = Streams(7, ("here",), torch.arange(5))
+    settings = PGD(loss="margin", smoothing=6, smoothing_radius=0.2)
+    model = Quadratic(9)
+    smoothed = look(model, images, labels, settings, 3, noise=noise)
+    drawn = noise.gaussian(images, 6, 3)
+    centre = images + 0.2 * drawn.mean(dim=0)
+    torch.testing.assert_close(smoothed.gradient.flatten(1), 2 * centre.flatten(1) @ model.matrix)
+    plain = look(model, images, labels, PGD(loss="margin"))
+    assert torch.equal(smoothed.logits, plain.logits)
+    assert torch.equal(smoothed.loss, plain.loss)
+    assert torch.equal(smoothed.images, plain.images)
+    mean = look(model, images, labels, settings.model_copy(update={"reduction": "mean"}), 3, noise=noise)
+    torch.testing.assert_close(mean.own_norm, smoothed.own_norm)
+
+
+def test_noise_depends_on_the_image_and_the_step_alone():
+    like = torch.zeros(40, 3, 8, 8)
+    numbers = torch.arange(100, 140)
+    whole = Streams(7, ("here",), numbers).gaussian(like, 3, 2)
+    assert whole.shape == (3, 40, 3, 8, 8)
+    assert abs(float(whole.mean())) < 0.02
+    assert float(whole.std()) == pytest.approx(1, abs=0.02)
+    for part in numbers.split(7):
+        rows = part - 100
+        assert torch.equal(Streams(7, ("here",), part).gaussian(like[rows], 3, 2), whole[:, rows])
+    for other in (Streams(8, ("here",), numbers), Streams(7, ("there",), numbers)):
+        assert not torch.equal(other.gaussian(like, 3, 2), whole)
+    assert not torch.equal(Streams(7, ("here",), numbers).gaussian(like, 3, 1), whole)
+
+
+def test_smoothed_pgd_records_what_belongs_together(convolutional, image_set):
+    model = convolutional.eval()
+    images, labels = image_set.batch(torch.arange(16), "cpu")
+    settings = PGD(steps=4, smoothing=3, smoothing_radius=0.05)
+    seen = []
+    final = pgd(model, images, labels, settings, observe=seen.append)
+    assert [iterate.step for iterate in seen] == [0, 1, 2, 3, 4]
+    assert torch.equal(seen[-1].images, final)
+    assert seen[-1].gradient is None
+    for iterate in seen:
+        torch.testing.assert_close(iterate.logits, model(iterate.images).detach())
+    assert torch.equal(pgd(model, images, labels, settings), final)
+
+
+class Shattered(nn.Module):
+    """Two classes, ``z = (0, b'x + a mean sin(w x))``: the ripple's slope hides the plane's."""
+
+    def forward(self, images):
+        flat = images.flatten(1)
+        height = flat.sum(dim=1) + 0.02 * torch.sin(400 * flat).sum(dim=1) - 0.55 * flat.shape[1]
+        return torch.stack([torch.zeros_like(height), height], dim=1)
+
+
+def test_smoothing_sees_through_a_shattered_gradient():
+    images = 0.45 + 0.1 * torch.rand(20, 1, 6, 6, generator=torch.Generator().manual_seed(2))
+    labels = torch.zeros(20, dtype=torch.int64)
+    model = Shattered()
+    plain = look(model, images, labels, PGD(loss="margin"))
+    smoothed = look(model, images, labels, PGD(loss="margin", smoothing=64, smoothing_radius=0.05))
+    wrong_way = [(iterate.gradient < 0).float().mean() for iterate in (plain, smoothed)]
+    assert wrong_way[0] > 0.4
+    assert wrong_way[1] < 0.15

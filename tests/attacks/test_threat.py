@@ -56,7 +56,7 @@ def test_linf_step_is_the_sign():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("shape", ["ball", "cube"])
+@pytest.mark.parametrize("shape", ["ball", "cube", "surface"])
 def test_a_start_depends_on_its_image_alone(norm, shape, origin):
     threat = ThreatModel(norm, 0.5)
     numbers = torch.arange(50)
@@ -83,3 +83,25 @@ def test_the_cube_start_lies_on_the_sphere_in_many_dimensions():
     threat = ThreatModel("l2", 1.0, box=False)
     points = threat.random_start(torch.zeros(20, 3, 32, 32), "cube", 0, ("start",), torch.arange(20))
     torch.testing.assert_close(points.flatten(1).norm(dim=1), torch.ones(20))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_surface_start_lies_on_the_surface(norm):
+    threat = ThreatModel(norm, 0.7, box=False)
+    origin = torch.zeros(30, 3, 4, 4)
+    points = threat.random_start(origin, "surface", 0, ("start",), torch.arange(30))
+    torch.testing.assert_close(threat.distance(points, origin), torch.full((30,), 0.7))
+    assert abs(float(points.mean())) < 0.05
+
+
+def test_distance_is_the_norm_of_the_difference():
+    origin = torch.ones(1, 1, 1, 2)
+    moved = origin + torch.tensor([[[[3.0, -4.0]]]])
+    assert ThreatModel("l2", 1.0).distance(moved, origin).tolist() == [5.0]
+    assert ThreatModel("linf", 1.0).distance(moved, origin).tolist() == [4.0]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("shape", ["ball", "cube", "surface"])
+def test_a_ball_of_radius_0_is_its_centre(norm, shape, origin):
+    assert torch.equal(ThreatModel(norm, 0.0).random_start(origin, shape, 0, ("start",), torch.arange(50)), origin)
