@@ -98,6 +98,27 @@ SUMMARY = Table(
     ),
 )
 
+ATTACKS = Table(
+    "attacks.csv",
+    (
+        *IDENTITY,
+        Column("norm", "text", "norm of the ball: linf or l2"),
+        Column("epsilon", "number", "its radius, pixel units"),
+        Column("metric", "text", "name, see ATTACK_METRICS"),
+        Column(
+            "subset",
+            "text",
+            "the denominator. all: every image, those wrong when clean or undefined too; attacked: those the attack "
+            "was run on, right when clean and, in a cascade, under every attack before it",
+        ),
+        Column("unit", "text", "unit of value and interval"),
+        Column("value", "number", "share or mean over the subset; seconds are the sum over it"),
+        Column("ci_low", "number", "lower end of the 95 % Wilson interval; empty for costs"),
+        Column("ci_high", "number", "upper end of the 95 % Wilson interval; empty for costs"),
+        Column("n", "integer", "images in the subset"),
+    ),
+)
+
 HISTORY = Table(
     "history.csv",
     (
@@ -195,4 +216,15 @@ LANDSCAPE_METRICS: dict[str, Metric] = {
     "curvature": Metric("nats per squared unit", "Hessian eigenvalue of largest size, of the loss"),
     "curvature-residual": Metric("-", "|H v - value v| / |value| that the power iteration reached", 0),
     "nonlinearity": Metric("nats", "max over the ball of |loss(x + d) - loss(x) - <d, g>|, by a short ascent", 0),
+}
+
+#: What `attack` reports for each attack, and for "none": the clean images.
+ATTACK_METRICS: dict[str, Metric] = {
+    "accuracy": Metric("-", "share of the subset that is right under this attack alone", 0, 1),
+    "robust-accuracy": Metric("-", "share of all images right when clean, under this attack and all before it", 0, 1),
+    "undefined": Metric("-", "share of all images whose clean logits are not finite; they count as wrong", 0, 1),
+    "distance": Metric("pixel units", "norm of the perturbation that fooled the model; nan where none did", 0),
+    "forward": Metric("passes per image", "forward passes of the model, the final judgement not counted", 0),
+    "backward": Metric("passes per image", "backward passes of the model", 0),
+    "seconds": Metric("s", "time the attack took, the final judgement not counted", 0),
 }

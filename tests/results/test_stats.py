@@ -11,7 +11,9 @@ from gradscope.results.stats import (
     METHODS,
     UNDEFINED,
     Interval,
+    holm,
     jackknife_interval,
+    mcnemar,
     mean_interval,
     wilson_interval,
 )
@@ -103,3 +105,38 @@ def test_an_interval_is_cut_where_the_quantity_ends() -> None:
     assert Interval(-0.5, 1.5).within(0, 1) == (0, 1)
     assert Interval(0.2, 0.3).within(0, 1) == (0.2, 0.3)
     assert all(math.isnan(end) for end in UNDEFINED.within(0, 1))
+
+
+def test_mcnemar_by_hand():
+    """1 against 9: twice the chance of at most one head in ten throws, 2 * (1 + 10) / 1024."""
+    assert mcnemar(1, 9) == pytest.approx(22 / 1024)
+    assert mcnemar(9, 1) == pytest.approx(22 / 1024)
+    assert mcnemar(5, 0) == pytest.approx(2 / 32)
+    assert mcnemar(4, 4) == mcnemar(0, 0) == mcnemar(1, 0) == 1.0
+
+
+def test_mcnemar_rejects_no_more_often_than_it_says():
+    """Exact: under equal rates the chance of p <= 0.05, given how many images differ."""
+    for differing in range(1, 60):
+        counts = [count for count in range(differing + 1) if mcnemar(count, differing - count) <= 0.05]
+        assert stats.binom.pmf(counts, differing, 0.5).sum() <= 0.05
+
+
+def test_holm_by_hand():
+    """m = 4: 0.005 * 4, 0.01 * 3, 0.03 * 2, 0.04 * 1 held up by the one before."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([0.2]) == [0.2]
+    assert holm([]) == []
+
+
+@few
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.floats(0.001, 0.2))
+def test_holm_is_the_step_down_procedure(p_values, alpha):
+    """Reject in order of size while p_(i) <= alpha / (m - i + 1); stop at the first that is not."""
+    rejected = set()
+    for position, index in enumerate(np.argsort(p_values, kind="stable")):
+        if p_values[index] * (len(p_values) - position) > alpha:
+            break
+        rejected.add(int(index))
+    assert {index for index, value in enumerate(holm(p_values)) if value <= alpha} == rejected

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gradscope.errors import GradscopeError
-from gradscope.results.rows import HISTORY, METRICS, SAMPLES, STEPS, SUMMARY, Column, Table
+from gradscope.results.rows import ATTACK_METRICS, ATTACKS, HISTORY, METRICS, SAMPLES, STEPS, SUMMARY, Column, Table
 from gradscope.results.tables import atomic, ensure_writable, exclusive, read_table, write_json, write_table
 
 SMALL = Table("small.csv", (Column("name", "text", ""), Column("count", "integer", ""), Column("value", "number", "")))
@@ -28,14 +28,14 @@ def one_line(caught) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("table", [STEPS, SAMPLES, SUMMARY, HISTORY])
+@pytest.mark.parametrize("table", [STEPS, SAMPLES, SUMMARY, ATTACKS, HISTORY])
 def test_schemas_are_sound(table):
     assert len(set(table.names)) == len(table.names)
     assert all(column.meaning for column in table.columns)
 
 
 def test_every_metric_has_unit_and_meaning():
-    assert all(metric.unit and metric.meaning for metric in METRICS.values())
+    assert all(metric.unit and metric.meaning for metric in [*METRICS.values(), *ATTACK_METRICS.values()])
 
 
 def test_a_table_comes_back(tmp_path):
