@@ -1,0 +1,183 @@
+"""Auto-PGD (Croce and Hein 2020): PGD with momentum that halves its own step where the loss has stopped rising.
+
+torchattacks has it too, but is not used: its targeted form takes the L2 step of the first image of a batch for all of
+them and fails with fewer than four classes; its L2 step shrinks where a gradient's norm is near 1e-12 and is zero
+where the norm's square underflows, so that a saturated cross-entropy looks robust; its starts are drawn for a batch, so
+that results depend on the batch size. From the same start, on gradients of ordinary size, the tests find the two
+equal.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from gradscope.attacks.pgd import look
+from gradscope.attacks.threat import ThreatModel
+from gradscope.attacks.victims import Victims, fooled, in_turn
+from gradscope.config import AttackLoss
+from gradscope.functional import per_sample
+from gradscope.losses import LOSSES
+
+#: Logits ``(N, K)``, labels ``(N,)`` and the classes aimed at ``(N,)`` to a loss ``(N,)``.
+TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+#: Share of the steps between two checkpoints below which rises of the loss halve the step.
+RISING_SHARE = 0.75
+#: How much of a step is the gradient's; the rest is the last step's.
+GRADIENT_SHARE = 0.75
+
+
+def apgd(victims: Victims, loss: AttackLoss) -> Tensor:
+    """Auto-PGD on ``loss`` from a random point of the ball's surface, one start."""
+
+    def untargeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+        return LOSSES[loss](logits, labels)
+
+    start = victims.start("surface", "apgd", loss)
+    return ascend(victims, untargeted, victims.labels, start)
+
+
+def apgd_targeted(victims: Victims) -> Tensor:
+    """Auto-PGD on :func:`targeted_dlr`, aimed at the likeliest wrong classes of the clean image, one after another."""
+
+    def aimed(rank: int, left: Victims) -> Tensor:
+        with torch.no_grad():
+            ranking = left.model(left.images).argsort(dim=1, descending=True)
+        targets = ranking[ranking != left.labels.unsqueeze(1)].reshape(len(left), -1)[:, rank]
+        return ascend(left, targeted_dlr, targets, left.start("surface", "apgd-t", rank))
+
+    return in_turn(victims, [partial(aimed, rank) for rank in range(min(victims.budget.targets, victims.classes - 1))])
+
+
+def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """``-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12)``; with fewer than four classes its numerator alone."""
+    rise = (logits.gather(1, targets.unsqueeze(1)) - logits.gather(1, labels.unsqueeze(1))).squeeze(1)
+    if logits.shape[1] < 4:
+        return rise
+    top = logits.topk(4, dim=1).values
+    return rise / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+def checkpoints(steps: int) -> dict[int, int]:
+    """After how many steps the step size is looked at, and over how many steps back.
+
+    The intervals take 22 % of the steps, then 3 % less each time, but at least 6 %.
+    """
+    interval, shortest, less = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
+    found = {}
+    at = interval
+    while at <= steps:
+        found[at] = interval
+        interval = max(interval - less, shortest)
+        at += interval
+    return found
+
+
+@dataclass
+class _Walk:
+    """Where the ascent of each image is, ``(N, ...)``; ``rows`` are their places among the victims."""
+
+    rows: Tensor
+    labels: Tensor
+    targets: Tensor
+    origin: Tensor
+    previous: Tensor
+    current: Tensor
+    gradient: Tensor
+    loss: Tensor
+    best: Tensor
+    best_gradient: Tensor
+    best_loss: Tensor
+    best_loss_then: Tensor
+    halved_then: Tensor
+    rises: Tensor
+    step_size: Tensor
+
+    def keep(self, stay: Tensor) -> None:
+        """Go on with the images at ``stay`` ``(M,)`` alone."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name)[stay])
+
+    def move(self, threat: ThreatModel, gradient_share: float) -> None:
+        """``z = P(x + step(g))``, ``x <- P(x + a (z - x) + (1 - a) (x - x_previous))``."""
+        step = threat.steepest_step(self.gradient, 1.0).mul_(per_sample(self.step_size, self.current))
+        towards = threat.project(self.current + step, self.origin) - self.current
+        momentum = self.current - self.previous
+        self.previous = self.current
+        moved = self.current + gradient_share * towards + (1 - gradient_share) * momentum
+        self.current = threat.project(moved, self.origin)
+
+    def compare(self, loss: Tensor, gradient: Tensor) -> None:
+        """Take in what was found at the current points."""
+        self.rises += loss > self.loss
+        self.loss, self.gradient = loss, gradient
+        better = loss > self.best_loss
+        self.best[better], self.best_gradient[better] = self.current[better], gradient[better]
+        self.best_loss[better] = loss[better]
+
+    def check(self, interval: int) -> None:
+        """Halve the step and go back to the best point where the loss rose in few of the last ``interval`` steps.
+
+        Also where the step was not halved at the last checkpoint and the best loss is still what it was there.
+        """
+        halve = (self.rises <= RISING_SHARE * interval) | (~self.halved_then & (self.best_loss_then >= self.best_loss))
+        self.step_size[halve] /= 2
+        self.current[halve], self.gradient[halve] = self.best[halve], self.best_gradient[halve]
+        self.halved_then, self.best_loss_then = halve, self.best_loss.clone()
+        self.rises.zero_()
+
+
+def ascend(victims: Victims, loss: TargetedLoss, targets: Tensor, start: Tensor) -> Tensor:
+    """The first iterate from ``start`` that fools the model, of each image; else the one of largest loss."""
+    steps, settings = victims.budget.steps, victims.settings()
+    intervals = checkpoints(steps)
+    points = start.clone()
+    walk = _beginning(victims, targets, start)
+
+    def aimed(logits: Tensor, labels: Tensor) -> Tensor:
+        return loss(logits, labels, walk.targets)
+
+    for step in range(steps + 1):
+        if step > 0:
+            walk.move(victims.threat, GRADIENT_SHARE if step > 1 else 1.0)
+        here = look(victims.model, walk.current, walk.labels, settings, loss=aimed, gradient=step < steps)
+        wrong = fooled(here.logits, walk.labels)
+        points[walk.rows[wrong]] = walk.current[wrong]
+        gradient = torch.zeros_like(walk.current) if here.gradient is None else here.gradient.nan_to_num(0.0)
+        walk.keep(~wrong)
+        if not len(walk.rows):
+            break
+        walk.compare(here.loss[~wrong], gradient[~wrong])
+        if step == 0:
+            walk.rises.zero_()
+            walk.best_loss_then = walk.best_loss.clone()
+        elif step in intervals:
+            walk.check(intervals[step])
+    points[walk.rows] = walk.best
+    return points
+
+
+def _beginning(victims: Victims, targets: Tensor, start: Tensor) -> _Walk:
+    count = len(victims)
+    lowest = torch.full((count,), -math.inf, device=start.device)
+    return _Walk(
+        rows=torch.arange(count, device=start.device),
+        labels=victims.labels,
+        targets=targets,
+        origin=victims.images,
+        previous=start,
+        current=start,
+        gradient=torch.zeros_like(start),
+        loss=lowest,
+        best=start.clone(),
+        best_gradient=torch.zeros_like(start),
+        best_loss=lowest.clone(),
+        best_loss_then=lowest.clone(),
+        halved_then=torch.ones_like(targets, dtype=torch.bool),
+        rises=torch.zeros_like(targets),
+        step_size=torch.full_like(lowest, 2 * victims.threat.epsilon),
+    )
