@@ -1,0 +1,64 @@
+import contextlib
+import importlib
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import gradscope.vision  # noqa: F401, before torchattacks, which imports torchvision
+from gradscope.attacks.threat import ThreatModel
+from gradscope.attacks.wrapped import fab
+
+torchattacks = importlib.import_module("torchattacks")
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_fab_finds_the_nearest_point_over_the_boundary(problem_and_norm, victims_of, targeted):
+    problem, norm = problem_and_norm
+    threat = ThreatModel(norm, 2 * float(problem.distance.max()))
+    victims = victims_of(problem.model, problem.image_set, threat, steps=30)
+    points = fab(victims, targeted=targeted)
+    assert victims.fooled_at(points).all()
+    torch.testing.assert_close(threat.distance(points, victims.images), problem.distance, rtol=0.01, atol=1e-6)
+
+
+def test_torchattacks_autoattack_is_not_the_published_one():
+    """Why ours: 100 steps, nine targets and Square's own schedule are the published ones."""
+    parts = torchattacks.AutoAttack(nn.Linear(1, 1), n_classes=100)._autoattack.attacks
+    assert [part.steps for part in parts[:3]] == [10, 10, 10]
+    assert [part.n_target_classes for part in parts[1:3]] == [99, 99]
+    assert parts[3].rescale_schedule
+
+
+class Parameterless(nn.Module):
+    """No parameter from which torchattacks could take the device; class 1 where the mean is above a half."""
+
+    def forward(self, images):
+        height = images.flatten(1).mean(dim=1)
+        return torch.stack([torch.full_like(height, 0.5), height], dim=1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_nothing_is_printed_and_the_model_stays_as_it_is(image_set, victims_of, norm, targeted):
+    victims = victims_of(Parameterless(), image_set, ThreatModel(norm, 3.0), 6, steps=10)
+    victims = replace(victims, labels=victims.model(victims.images).argmax(dim=1))
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        points = fab(victims, targeted=targeted)
+    assert printed.getvalue() == ""
+    assert not victims.model.training
+    assert victims.fooled_at(points).all()
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_a_dead_gradient_leaves_the_image(image_set, victims_of, targeted):
+    class Dead(nn.Module):
+        def forward(self, images):
+            return torch.tensor([1.0, 0.0, -1.0, -2.0, -3.0]) + 0 * images.flatten(1)[:, :5]
+
+    victims = victims_of(Dead(), image_set, ThreatModel("linf", 0.1), 6, steps=3)
+    victims = replace(victims, labels=torch.zeros(6, dtype=torch.int64))
+    torch.testing.assert_close(fab(victims, targeted=targeted), victims.images)
