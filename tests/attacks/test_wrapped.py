@@ -9,6 +9,7 @@ from torch import nn
 
 import gradscope.vision  # noqa: F401, before torchattacks, which imports torchvision
 from gradscope.attacks.threat import ThreatModel
+from gradscope.attacks.victims import Counted, Tally
 from gradscope.attacks.wrapped import fab
 
 torchattacks = importlib.import_module("torchattacks")
@@ -51,6 +52,16 @@ def test_nothing_is_printed_and_the_model_stays_as_it_is(image_set, victims_of, 
     assert printed.getvalue() == ""
     assert not victims.model.training
     assert victims.fooled_at(points).all()
+
+
+def test_the_passes_of_fab_are_counted(convolutional, image_set, victims_of):
+    """Two forward passes a step, one before the first and two at the end; a backward pass a class, or a step."""
+    for targeted, forward, backward in ((False, 3 + 2 * 4, 4 * 5), (True, 4 + 2 * 4, 4)):
+        tally = Tally()
+        victims = victims_of(convolutional, image_set, ThreatModel("linf", 1e-6), 8, steps=4, targets=1)
+        victims = replace(victims, labels=convolutional(victims.images).argmax(dim=1))
+        fab(replace(victims, model=Counted(victims.model, tally)), targeted=targeted)
+        assert (tally.forward, tally.backward) == (8 * forward, 8 * backward)
 
 
 @pytest.mark.parametrize("targeted", [False, True])
