@@ -56,10 +56,12 @@ def run_battery(
     right; a point of an attack with such logits fools the model. Attacks that the model rules out are skipped, with the
     reason.
 
-    Work is done in units, the clean images and then an attack on a batch of images each; ``get`` may keep them, under a
-    name that changes with the images in the batch. Results do not depend on the batch size, to rounding, where the
-    model's randomness does not: torch's global state is seeded for each unit by the images in it. ``advanced`` is told
-    how many images are done, of as many as there are images times attacks.
+    Work is done in units, an attack on a batch of images each, the clean images first; ``get`` may keep them, under a
+    name that changes with the attack, the seed and the images in the batch, and with nothing else. ``advanced`` is
+    told how many images are done, of as many as there are images times attacks.
+
+    Results do not depend on the batch size, to rounding. Those on a model that draws random numbers do: torch's global
+    state is seeded once for each unit, by the images in it, so the same batches give the same results.
     """
     device = torch.device(device)
     attacks = {name: lookup(BATTERY, name, "--attacks") for name in names}

@@ -111,6 +111,17 @@ def test_a_ball_of_radius_0_holds_nothing(problem_and_norm, name):
         torch.testing.assert_close(outcome.attacks[name].adversarial, images, rtol=0, atol=1e-6)
 
 
+def test_a_ball_that_covers_the_box_holds_a_fooling_point_for_every_image(problem_and_norm):
+    """The images mirrored in mid-grey have the other label."""
+    problem, norm = problem_and_norm
+    images, _ = problem.image_set.batch(torch.arange(24), "cpu")
+    names = [name for name in NAMES if name != "noise" and BATTERY[name].classes <= len(problem.image_set.classes)]
+    threat = ThreatModel(norm, 1.0 if norm == "linf" else images[0].numel() ** 0.5)
+    outcome = run_battery(problem.model, problem.image_set, names, threat, SMALL, examples=[1 - images], cascade=False)
+    for name in names:
+        assert outcome.fooled_by(name).all(), name
+
+
 class Saturated(nn.Module):
     """Logits times a factor: the boundaries stay, the gradient of cross-entropy does not."""
 
