@@ -22,6 +22,9 @@ from gradscope.results.stats import Interval, mean_interval, wilson_interval
 
 Row = dict[str, Any]
 
+#: Units of what an attack climbs.
+_LOSS_UNITS = {"cross-entropy": "nats", "rescaled-cross-entropy": "nats", "margin": "logits", "dlr": "1"}
+
 
 class Trajectory:
     """Everything measured along one attack on one model: streaming sums a step, a few numbers an image."""
@@ -50,7 +53,7 @@ class Trajectory:
         """Unit of ``metric`` under this attack: gradients are those of the attack's own loss."""
         if metric != "norm":
             return METRICS[metric].unit
-        of_loss = {"cross-entropy": "nats", "margin": "logits", "dlr": "1"}[self.settings.loss]
+        of_loss = _LOSS_UNITS[self.settings.loss]
         return f"{of_loss} per unit pixel range"
 
     def step_rows(self, identity: Row) -> Iterator[Row]:

@@ -1,4 +1,5 @@
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -7,9 +8,9 @@ from scipy import stats
 from torch.nn import functional as F
 
 from gradscope.attacks.pgd import pgd
-from gradscope.config import PGD, attack_settings
+from gradscope.config import PGD, AttackLoss, attack_settings
 from gradscope.data.image_set import ImageSet
-from gradscope.probes.trajectory import measure_trajectory
+from gradscope.probes.trajectory import Trajectory, measure_trajectory
 from gradscope.results.rows import METRICS, SAMPLES, STEPS, SUMMARY
 
 ALL = frozenset(METRICS)
@@ -238,3 +239,9 @@ def test_a_metric_asked_for_alone_is_measured(convolutional, image_set, metric):
     result = measure_trajectory(convolutional, image_set, PGD(steps=3), frozenset({metric}))
     measured = {row["metric"] for row in (*result.step_rows(IDENTITY), *result.summary_rows(IDENTITY))}
     assert measured == {metric, "accuracy"} | ({"zero"} if metric == "sign" else set())
+
+
+def test_the_gradient_of_every_loss_has_a_unit():
+    for loss in get_args(AttackLoss):
+        unit = Trajectory(PGD(loss=loss), frozenset({"norm"}), torch.zeros(1), torch.zeros(1)).unit("norm")
+        assert unit.endswith(" per unit pixel range")
