@@ -40,7 +40,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what --out
 Norm = Annotated[str, typer.Option(help="l2 or linf")]
 Epsilon = Annotated[str | None, typer.Option(help="radius in pixel units, 0.5 or 8/255; 1.0 for l2, 8/255 for linf")]
 StepSize = Annotated[str | None, typer.Option(help="length of a step; 0.1 for l2, 2/255 for linf")]
-Loss = Annotated[str | None, typer.Option(help="what the attack climbs: cross-entropy, rescaled-cross-entropy, margin or dlr")]
+Loss = Annotated[str | None, typer.Option(help="what it climbs: cross-entropy, rescaled-cross-entropy, margin, dlr")]
 Start = Annotated[str | None, typer.Option(help="none, ball or cube; of the attack where not given")]
 Box = Annotated[bool | None, typer.Option("--box/--no-box", help="keep iterates in [0, 1]; of the attack")]
 Reduction = Annotated[str | None, typer.Option(help="of the attack's loss over the batch: sum or mean")]
