@@ -391,6 +391,8 @@ def landscape(
         results = run_input_landscape(checkpoints, around_images, foreign, folder)
     else:
         _require_unset("weights", "input", index=index, right=right, plane=plane is not Plane.own)
+        for name in () if adversarial else changes.keys() - {"norm"}:
+            raise GradscopeError(f"--{name.replace('_', '-')}: in weight space it belongs to --adversarial")
         around_weights = WeightLandscape(
             **shared,
             attack=attack if adversarial else "none",
@@ -479,6 +481,11 @@ def _comparison(results: Path) -> str:
         for which, images in entry.get("random_instead_of_adversarial", {}).items():
             if images:
                 lines.append(f"{entry['label']}: the attack gave no {which} direction for {len(images)} image(s)")
+        if entry.get("keeps_batch_norm"):
+            lines.append(
+                f"{entry['label']}: batch norm's statistics stay its own, so the far end is not the other "
+                "checkpoint; --batch-norm re-estimated takes them anew"
+            )
         if entry.get("custom_failed"):
             lines.append(
                 f"{entry['label']}: --metric failed at {entry['custom_failed']} points, {entry['custom_failure']}"

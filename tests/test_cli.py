@@ -647,6 +647,7 @@ def test_a_landscape_around_weights_is_drawn(world: Path, tmp_path: Path) -> Non
 TRAIN = "train --overwrite --out {world}/sl.pt --epochs 1 "
 ANALYZE = "analyze --overwrite --out {world}/results --steps 1 --metrics loss "
 ON = ANALYZE + "{world}/sl.pt "
+WEIGHTS = "landscape --overwrite --out {world}/results --images 2 --space weights {world}/sl.pt "
 AROUND = "landscape --overwrite --out {world}/results --images 2 --steps 2 {world}/sl.pt "
 BAD = {
     "data set": (TRAIN + "--mode sl --dataset digit", ["--dataset", "did you mean 'digits'", "'digit'", "cifar10"]),
@@ -796,14 +797,19 @@ BAD = {
     "shared plane of one": (AROUND + "--plane shared", ["--plane", "two checkpoints", "got 1"]),
     "two data sets": (AROUND + "{world}/grey.pt", ["CKPT", "one data set", "digits", "grey", "--dataset"]),
     "weights' option around images": (AROUND + "--line", ["--line", "--space weights", "input"]),
-    "images' option around weights": (AROUND + "--space weights --right", ["--right", "--space input", "weights"]),
-    "towards itself": (AROUND + "--space weights --towards {world}/sl.pt", ["CKPT", "once"]),
+    "images' option around weights": (WEIGHTS + "--right", ["--right", "--space input", "weights"]),
+    "towards itself": (WEIGHTS + "--towards {world}/sl.pt", ["CKPT", "once"]),
     "towards another shape": (
-        AROUND + "--space weights --dataset digits --ignore-class-names --towards {world}/large.pt",
+        WEIGHTS + "--dataset digits --ignore-class-names --towards {world}/large.pt",
         ["CKPT", "the same parameters", "network.6.weight"],
     ),
-    "no epochs": (AROUND + "--space weights --epochs {world}/tree", ["--epochs", "--keep-epochs", "{world}/tree"]),
-    "metric without trust": (AROUND + "--space weights --metric a.b:make", ["--metric", "a.b:make", "--trust-code"]),
+    "attack that is not made": (WEIGHTS + "--epsilon 0.5", ["--epsilon", "--adversarial"]),
+    "metric without a factory": (
+        WEIGHTS + "--trust-code --metric make",
+        ["--metric", "package.module:factory", "'make'"],
+    ),
+    "no epochs": (WEIGHTS + "--epochs {world}/tree", ["--epochs", "--keep-epochs", "{world}/tree"]),
+    "metric without trust": (WEIGHTS + "--metric a.b:make", ["--metric", "a.b:make", "--trust-code"]),
     "landscape attack": (AROUND + "--attack pgd-papr", ["--attack", "did you mean 'pgd-paper'"]),
     "no results to draw": ("figures {world}/tree", ["DIR", "steps.csv", "{world}/tree"]),
     "no directory to draw": ("figures {world}/no", ["DIR", "steps.csv", "{world}/no"]),

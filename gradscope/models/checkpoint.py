@@ -94,7 +94,7 @@ def load(path: Path) -> Checkpoint:
     written = content.get("format")
     if isinstance(written, int) and written > FORMAT:
         raise GradscopeError(f"CKPT: {path} has format {written}, this gradscope reads up to {FORMAT}; use a newer one")
-    _require_checksums(path)
+    require_checksums(path, "CKPT")
     try:
         return Checkpoint(
             spec=ModelSpec.from_dict(content["spec"]),
@@ -119,15 +119,18 @@ def _tensors(state: object) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _require_checksums(path: Path) -> None:
-    """Torch reads past a wrong checksum, and a flipped bit in a weight would be measured as if it were trained."""
+def require_checksums(path: Path, argument: str) -> None:
+    """Raise :class:`GradscopeError`, with ``argument`` in front, where a file of ``torch.save`` is damaged.
+
+    Torch reads past a wrong checksum, and a flipped bit in a weight would be measured as if it were trained.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except zipfile.BadZipFile:
         damaged = "the archive"
     if damaged is not None:
-        raise GradscopeError(f"CKPT: {path} is damaged: {damaged} does not have the checksum it was written with")
+        raise GradscopeError(f"{argument}: {path} is damaged: {damaged} does not have the checksum it was written with")
 
 
 def load_weights_only(path: Path, argument: str) -> Any:

@@ -20,8 +20,8 @@ from gradscope.seeding import generator
 
 #: Random directions along which the radius of the correct region is taken.
 RANDOM_RAYS = 8
-#: Points on each ray beyond the image.
-_RAY_POINTS = 64
+#: Rays have so many points beyond the image, out to this distance in multiples of epsilon.
+_RAY_POINTS, RAY_REACH = 64, 3.0
 #: Where the power iteration stops: relative residual, and products at most.
 TOLERANCE, MOST_PRODUCTS = 1e-3, 100
 #: Steps of the ascent that looks for the largest deviation from linearity.
@@ -41,20 +41,22 @@ def compare_planes(
 
 
 def compare_surroundings(
-    model: nn.Module, planes: Planes, labels: Tensor, settings: PGD, grid: Grid, *, numbers: Tensor, seed: int = 0
+    model: nn.Module, planes: Planes, labels: Tensor, settings: PGD, *, numbers: Tensor, seed: int = 0
 ) -> dict[str, Tensor]:
     """Radii, curvature and nonlinearity of each image's surroundings, ``(N,)``, by their name in LANDSCAPE_METRICS.
 
-    The rays reach as far as the plane does, the ball of the nonlinearity is the threat model's.
+    The radius along an adversarial direction is NaN, undefined, where the attack did not move. The ball of the
+    nonlinearity is the threat model's.
     """
     images = planes.origins
-    radii, ends = _radii(model, planes, labels, grid.span, numbers, seed)
+    radii, ends = _radii(model, planes, labels, numbers, seed)
+    moved = ~planes.fallback[:, 0].cpu()
     eigenvalue = input_curvature(
         model, images, labels, numbers=numbers, seed=seed, tolerance=TOLERANCE, most=MOST_PRODUCTS
     )
     return {
-        "radius-adversarial": radii[:, 0],
-        "beyond-adversarial": ends[:, 0].double(),
+        "radius-adversarial": radii[:, 0].where(moved, torch.nan),
+        "beyond-adversarial": ends[:, 0].double().where(moved, torch.nan),
         "radius-random": radii[:, 1:].mean(dim=1),
         "beyond-random": ends[:, 1:].double().mean(dim=1),
         "curvature": eigenvalue.value.cpu(),
@@ -63,16 +65,14 @@ def compare_surroundings(
     }
 
 
-def _radii(
-    model: nn.Module, planes: Planes, labels: Tensor, span: float, numbers: Tensor, seed: int
-) -> tuple[Tensor, Tensor]:
+def _radii(model: nn.Module, planes: Planes, labels: Tensor, numbers: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Radii and whether they are cut, ``(N, 1 + RANDOM_RAYS)``: the plane's first direction, then random ones."""
     size = planes.first.shape[1]
     drawn = [torch.randn(RANDOM_RAYS, size, generator=generator(seed, "rays", number)) for number in numbers.tolist()]
     random = norm_and_unit(torch.cat(drawn))[1].reshape(len(drawn), RANDOM_RAYS, size).to(planes.first)
-    rays = torch.cat([planes.first[:, None], random], dim=1)
-    distances = torch.linspace(0, span, _RAY_POINTS + 1)
-    margins = margins_along(model, planes.origins, labels, rays, distances, planes.epsilon)
+    rays = torch.cat([planes.first[:, None], random], dim=1) * planes.unit[:, None, None]
+    distances = torch.linspace(0, RAY_REACH, _RAY_POINTS + 1)
+    margins = margins_along(model, planes.origins, labels, rays, distances)
     return correct_radius(margins, distances)
 
 

@@ -1,7 +1,8 @@
 """The loss around images, on a plane each, spanned by adversarial directions or by one and a random one.
 
-A plane's points are ``x + epsilon * (a * d1 + b * d2)``, d1 and d2 orthonormal, so a and b are in multiples of the
-threat model's radius and two models can be drawn on the same axes.
+A plane's points are ``x + u * (a * d1 + b * d2)``, d1 and d2 orthonormal and u the length at which d1 reaches the
+threat model's radius in its own norm: epsilon in L2, ``epsilon / max |d1|`` in L-infinity. So a is in multiples of the
+radius, b is as long, and two models can be drawn on the same axes.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.attacks.pgd import Iterate, pgd, threat_model
+from gradscope.attacks.threat import ThreatModel
 from gradscope.config import PGD, Grid
 from gradscope.errors import GradscopeError
 from gradscope.functional import flatten, margin, norm_and_unit
@@ -35,24 +37,29 @@ DISC = torch.stack([DISC[:, 0] * DISC[:, 1].cos(), DISC[:, 0] * DISC[:, 1].sin()
 class Planes:
     """A plane for each of N images: origins ``(N, C, H, W)`` and two orthonormal directions ``(N, D)`` each.
 
-    ``paths`` ``(W, N, T + 1, 3)`` holds the iterates of W attacks as (a, b, distance from the plane), in multiples of
-    ``epsilon``. ``fallback`` ``(N, 2)`` is true where a direction was to be an attack's and is a random one instead:
-    the attack did not move, or ran parallel to the first.
+    ``unit`` ``(N,)`` is the L2 length in pixel units of 1 on the axes. ``paths`` ``(W, N, T + 1, 3)`` holds the
+    iterates of W attacks as (a, b, distance from the plane), in that unit. ``fallback`` ``(N, 2)`` is true where a
+    direction was to be an attack's and is a random one instead: the attack did not move, or ran parallel to the first.
     """
 
     origins: Tensor
     first: Tensor
     second: Tensor
-    epsilon: float
+    unit: Tensor
     paths: Tensor
     fallback: Tensor
 
     def __len__(self) -> int:
         return len(self.origins)
 
+    @property
+    def axes(self) -> Tensor:
+        """What 1 along a and along b is in pixel units, ``(N, 2, D)``."""
+        return torch.stack([self.first, self.second], dim=1) * self.unit[:, None, None]
+
     def __getitem__(self, part: slice) -> "Planes":
-        origins, first, second = (tensor[part] for tensor in (self.origins, self.first, self.second))
-        return Planes(origins, first, second, self.epsilon, self.paths[:, part], self.fallback[part])
+        origins, first, second, unit = (one[part] for one in (self.origins, self.first, self.second, self.unit))
+        return Planes(origins, first, second, unit, self.paths[:, part], self.fallback[part])
 
 
 def attack_walk(
@@ -78,18 +85,18 @@ def attack_walk(
     return torch.stack(displacements, dim=1)
 
 
-def adversarial_planes(images: Tensor, walk: Tensor, epsilon: float, *, numbers: Tensor, seed: int = 0) -> Planes:
+def adversarial_planes(images: Tensor, walk: Tensor, threat: ThreatModel, *, numbers: Tensor, seed: int = 0) -> Planes:
     """The planes of each image's adversarial direction, ``(x_T - x) / |x_T - x|``, and a random one orthogonal to it.
 
     ``walk`` ``(N, T + 1, D)`` is what :func:`attack_walk` gave. Raises :class:`GradscopeError` for images of one pixel.
     """
     first, still = _direction(walk, numbers, seed)
     second = _orthogonal(_random_units(images, numbers, seed, "second direction"), first)
-    return _planes(images, first, second, epsilon, [walk], torch.stack([still, torch.zeros_like(still)], dim=1))
+    return _planes(images, first, second, threat, [walk], torch.stack([still, torch.zeros_like(still)], dim=1))
 
 
 def shared_planes(
-    images: Tensor, walks: tuple[Tensor, Tensor], epsilon: float, *, numbers: Tensor, seed: int = 0
+    images: Tensor, walks: tuple[Tensor, Tensor], threat: ThreatModel, *, numbers: Tensor, seed: int = 0
 ) -> Planes:
     """The planes of two models' adversarial directions on the same images.
 
@@ -101,7 +108,7 @@ def shared_planes(
     lost = other_still | ((first * other).sum(dim=1).abs() > _PARALLEL)
     random = _random_units(images, numbers, seed, "second direction")
     second = _orthogonal(torch.where(lost[:, None], random, other), first)
-    return _planes(images, first, second, epsilon, list(walks), torch.stack([still, lost], dim=1))
+    return _planes(images, first, second, threat, list(walks), torch.stack([still, lost], dim=1))
 
 
 def _direction(walk: Tensor, numbers: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -112,15 +119,17 @@ def _direction(walk: Tensor, numbers: Tensor, seed: int) -> tuple[Tensor, Tensor
 
 
 def _planes(
-    images: Tensor, first: Tensor, second: Tensor, epsilon: float, walks: list[Tensor], fallback: Tensor
+    images: Tensor, first: Tensor, second: Tensor, threat: ThreatModel, walks: list[Tensor], fallback: Tensor
 ) -> Planes:
     axes = torch.stack([first, second], dim=1)
+    reach = torch.ones_like(first[:, 0]) if threat.norm == "l2" else first.abs().amax(dim=1)
+    unit = threat.epsilon / reach
     paths = []
     for walk in walks:
         along = walk @ axes.transpose(1, 2)
         off = torch.linalg.vector_norm(walk - along @ axes, dim=2, keepdim=True)
-        paths.append(torch.cat([along, off], dim=2) / epsilon)
-    return Planes(images, first, second, epsilon, torch.stack(paths), fallback)
+        paths.append(torch.cat([along, off], dim=2) / unit[:, None, None])
+    return Planes(images, first, second, unit, torch.stack(paths), fallback)
 
 
 def _random_units(like: Tensor, numbers: Tensor, seed: int, *name: object) -> Tensor:
@@ -182,8 +191,7 @@ def evaluate_planes(
     found = []
     with evaluating(model), torch.no_grad():
         plane_model = PlaneModel(model)
-        for origin, first, second, label in zip(planes.origins, planes.first, planes.second, labels, strict=True):
-            axes = torch.stack([first, second]) * planes.epsilon
+        for origin, axes, label in zip(planes.origins, planes.axes, labels, strict=True):
             logits = _logits(plane_model, origin, points, axes, advanced)
             if grid.points % 2 and 0 <= middle < len(points):
                 logits[middle] = model(origin[None].contiguous(memory_format=torch.channels_last))[0]
@@ -200,16 +208,14 @@ def losses_on_disc(model: nn.Module, planes: Planes, labels: Tensor) -> Tensor:
     found = []
     with evaluating(model), torch.no_grad():
         plane_model = PlaneModel(model)
-        for origin, first, second, label in zip(planes.origins, planes.first, planes.second, labels, strict=True):
-            logits = _logits(plane_model, origin, points, torch.stack([first, second]) * planes.epsilon)
+        for origin, axes, label in zip(planes.origins, planes.axes, labels, strict=True):
+            logits = _logits(plane_model, origin, points, axes)
             found.append(cross_entropy(logits, label.expand(len(points))))
     return torch.stack(found).cpu()
 
 
-def margins_along(
-    model: nn.Module, images: Tensor, labels: Tensor, rays: Tensor, distances: Tensor, epsilon: float
-) -> Tensor:
-    """Margins ``(N, R, Q)`` at ``x + epsilon * distance * ray``: ``rays`` ``(N, R, D)`` of length 1 and ``(Q,)``."""
+def margins_along(model: nn.Module, images: Tensor, labels: Tensor, rays: Tensor, distances: Tensor) -> Tensor:
+    """Margins ``(N, R, Q)`` at ``x + distance * ray``; ``rays`` ``(N, R, D)``, ``distances`` ``(Q,)``."""
     points = torch.zeros(rays.shape[1], len(distances), rays.shape[1]).to(images)
     for number, ray in enumerate(points):
         ray[:, number] = distances
@@ -218,7 +224,7 @@ def margins_along(
     with evaluating(model), torch.no_grad():
         plane_model = PlaneModel(model)
         for image, directions, label in zip(images, rays, labels, strict=True):
-            logits = _logits(plane_model, image, points, directions * epsilon)
+            logits = _logits(plane_model, image, points, directions)
             found.append(margin(logits, label.expand(len(points))))
     return torch.stack(found).reshape(len(images), rays.shape[1], len(distances)).cpu()
 

@@ -15,7 +15,7 @@ from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
 from gradscope.losses import cross_entropy
 from gradscope.models.inspection import evaluating, one_line
-from gradscope.seeding import generator
+from gradscope.seeding import generator, seeded
 
 #: A step in weight space: a tensor for each parameter, by name.
 Direction = dict[str, Tensor]
@@ -176,8 +176,14 @@ def evaluate_plane(
 
 
 def sharpness(values: Tensor, centre: Tensor, axes: tuple[Tensor, Tensor]) -> Tensor:
-    """Largest value of grids ``(..., A, B)`` within 1 of the origin of their axes, minus ``centre`` ``(...)``."""
-    near = axes[0][:, None].square() + axes[1][None, :].square() <= 1 + 1e-9
+    """Largest value of grids ``(..., A, B)`` within 1 of the origin of their axes, minus ``centre`` ``(...)``.
+
+    NaN where no point of the grid but the origin is so near.
+    """
+    squares = axes[0][:, None].square() + axes[1][None, :].square()
+    near = squares <= 1 + 1e-9
+    if not bool((near & (squares > 0)).any()):
+        return centre * torch.nan
     inside = torch.where(near.to(values.device), values, -torch.inf).flatten(-2)
     largest = torch.maximum(inside.amax(dim=-1), centre.to(inside))
     return largest - centre
@@ -268,9 +274,13 @@ class Custom:
         """The metric's value, a number, for ``model``."""
         from loss_landscapes.model_interface.model_wrapper import wrap_model
 
+        # A metric may do what it likes: it gets a copy, and random numbers that are the same at every point.
+        copied = copy.deepcopy(model)
         try:
-            with torch.enable_grad():
-                return float(self.metric(wrap_model(model)))  # type: ignore[arg-type]  # TypeError is kept
+            with torch.enable_grad(), seeded(0, "metric"):
+                wrapped = wrap_model(copied)
+                copied.requires_grad_(True)
+                return float(self.metric(wrapped))  # type: ignore[arg-type]  # TypeError is kept
         except Exception as error:
             self.failures.append(one_line(error))
             return math.nan

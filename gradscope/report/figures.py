@@ -15,6 +15,7 @@ from gradscope.report.landscapes import draw_landscapes
 from gradscope.report.planes import is_plane
 from gradscope.report.style import Drawing
 from gradscope.report.surfaces import write_surfaces
+from gradscope.results.landscape import require_whole
 from gradscope.results.rows import LANDSCAPE, PATH, SAMPLES, STEPS
 from gradscope.results.tables import read_table, write_json
 
@@ -57,6 +58,7 @@ def draw(directory: Path) -> list[Path]:
             drawings += draw_samples(read_samples(samples))
         if landscape.exists():
             rows, path = read_table(landscape, LANDSCAPE), directory / PATH.file
+            require_whole(rows)
             drawings += draw_landscapes(rows, read_table(path, PATH) if path.exists() else pd.DataFrame(), settings)
         paths += [path for drawing in drawings for path in style.save(drawing.figure, figures, drawing.name)]
     if landscape.exists() and is_plane(rows):

@@ -45,6 +45,8 @@ def draw_regions(axes: Axes, predicted: Plane, colours: Mapping[int, str], aroun
     """
     fine, shares = _refined(predicted)
     codes = list(colours)
+    axes.set_xlim(predicted.a[0], predicted.a[-1])
+    axes.set_ylim(predicted.b[0], predicted.b[-1])
     axes.pcolormesh(
         fine.a,
         fine.b,

@@ -1,5 +1,6 @@
 """The look of every figure: colours by mode, lines by attack and repeat, sizes of a paper column, files as bytes."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -262,7 +263,9 @@ def save(figure: Figure, directory: Path, name: str) -> list[Path]:
     """Write ``name.pdf`` and ``name.png`` (200 dpi); the same figure gives the same bytes, at any time of day."""
     metadata: Mapping[str, Mapping[str, str | None]] = {"pdf": {"CreationDate": None}, "png": {}}
     written = []
-    with paper():
+    with paper(), warnings.catch_warnings():
+        # A user's names may be in letters that the font lacks: they are drawn as boxes, and that is seen.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         for kind, entries in metadata.items():
             path = directory / f"{name}.{kind}"
             with atomic(path) as temporary:

@@ -206,7 +206,9 @@ METRICS: dict[str, Metric] = {
 #: What `landscape` reports beside the planes, for each image in input space and for the network in weight space.
 LANDSCAPE_METRICS: dict[str, Metric] = {
     "radius-adversarial": Metric(
-        "multiples of epsilon", "distance along the adversarial direction at which the prediction turns wrong", 0
+        "multiples of epsilon",
+        "distance along the adversarial direction at which the prediction turns wrong, up to 3",
+        0,
     ),
     "radius-random": Metric("multiples of epsilon", "the same along random directions, mean of 8", 0),
     "beyond-adversarial": Metric("-", "share of those rays that are right to their end, where the radius is cut", 0, 1),

@@ -34,5 +34,6 @@ def results_directory(out: Path, *, overwrite: bool) -> Iterator[None]:
 
 def clear(out: Path) -> None:
     """Remove the results that are about to be replaced, figures among them: they show other numbers."""
-    for path in [*(out / name for name in FILES), *(out / "figures").glob("*-*.*")]:
+    drawn = (path for kind in ("pdf", "png", "html") for path in (out / "figures").glob(f"*-*.{kind}"))
+    for path in [*(out / name for name in FILES), *drawn]:
         path.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gradscope.attacks.pgd import prepared
+from gradscope.attacks.pgd import prepared, threat_model
 from gradscope.config import PGD, Grid
 from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
@@ -48,7 +48,7 @@ DEFAULT_IMAGES = 16
 #: Points of a plane that are kept at a time; rows stay whole.
 _TILE_POINTS = 8192
 #: Bytes that the iterates of a batch of attacks may take.
-_WALK_BYTES = 2**31
+_WALK_BYTES = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +94,7 @@ def run_input_landscape(texts: Sequence[str], request: InputLandscape, foreign: 
             stage.measure(advance)
         files.complete()
         figures.draw(out)
+        files.tiles.remove()
     return out
 
 
@@ -212,7 +213,8 @@ class _Stage:
     ) -> tuple[Planes, Planes]:
         """The planes that are evaluated, and those of the checkpoint's own direction."""
         settings, seed = self.request.settings, self.request.seed
-        fields = ("first", "second", "paths", "fallback")
+        threat = threat_model(settings)
+        fields = ("first", "second", "unit", "paths", "fallback")
 
         def make() -> dict[str, Tensor]:
             advance(0, "attacking")
@@ -220,17 +222,16 @@ class _Stage:
             for one in self.viewed:
                 with prepared(one.subject.model, settings) as model:
                     walks.append(attack_walk(model, images, labels, settings, numbers=named, seed=seed))
-            made = [adversarial_planes(images, walk, settings.epsilon, numbers=named, seed=seed) for walk in walks]
+            made = [adversarial_planes(images, walk, threat, numbers=named, seed=seed) for walk in walks]
             if self.request.shared:
                 both = (walks[0], walks[1])
-                made.append(shared_planes(images, both, settings.epsilon, numbers=named, seed=seed))
+                made.append(shared_planes(images, both, threat, numbers=named, seed=seed))
             return {f"{place}-{name}": getattr(planes, name) for place, planes in enumerate(made) for name in fields}
 
         kept = self.files.tiles.get(f"planes-{number}", make)
 
         def planes_at(place: int) -> Planes:
-            first, second, paths, fallback = (kept[f"{place}-{name}"].to(self.device) for name in fields)
-            return Planes(images, first, second, settings.epsilon, paths, fallback)
+            return Planes(images, *(kept[f"{place}-{name}"].to(self.device) for name in fields))
 
         own = planes_at(position)
         return (planes_at(len(self.viewed)) if self.request.shared else own), own
@@ -279,7 +280,7 @@ class _Stage:
             with evaluating(subject.model), torch.no_grad():
                 logits = subject.model(planes.origins.contiguous(memory_format=torch.channels_last))
             around = compare_surroundings(
-                subject.model, own, labels, request.settings, request.grid, numbers=named, seed=request.seed
+                subject.model, own, labels, request.settings, numbers=named, seed=request.seed
             )
             right = margin(logits, labels) > 0
             on_plane = compare_planes(subject.model, planes, labels, values, request.grid)
@@ -359,6 +360,6 @@ class _Result:
                 count = len(defined)
                 mean = float(defined.mean()) if count else math.nan
                 interval = mean_interval(mean, float(defined.std()), count) if count > 1 else None
-                if name == "beyond-adversarial":  # yes or no for each image
-                    interval = wilson_interval(int(defined.sum()), count)
+                if name.startswith("beyond"):  # shares: a mean of eight yes or no varies no more than one of them
+                    interval = wilson_interval(round(float(defined.sum())), count)
                 yield summary_row(self.identity, name, f"around/{subset}", mean, interval, count)

@@ -131,11 +131,10 @@ class LandscapeFiles:
         write_json(self.out / "manifest.json", self.manifest)
 
     def complete(self) -> None:
-        """Write the quantiles over images, say that all is measured, and drop the pieces."""
+        """Write the quantiles over images and say that all is measured. The pieces stay until it is drawn."""
         if self.manifest["landscape"]["space"] == "input":
             quantiles = bands(read_table(self.out / LANDSCAPE.file, LANDSCAPE))
             rows = quantiles.itertuples(index=False, name=None)
             write_table(self.out / BANDS.file, BANDS, (dict(zip(BANDS.names, row, strict=True)) for row in rows))
         self.manifest["complete"] = True
         write_json(self.out / "manifest.json", self.manifest)
-        self.tiles.remove()

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from gradscope.errors import GradscopeError
-from gradscope.models.checkpoint import load_weights_only
+from gradscope.models.checkpoint import load_weights_only, require_checksums
 from gradscope.results.tables import atomic, write_json
 
 #: Their folder in the directory of results; it is removed when the whole is written.
-FOLDER = "tiles"
+FOLDER = ".tiles"
 
 
 class Tiles:
@@ -51,6 +51,7 @@ class Tiles:
         path = self.folder / f"{name}.pt"
         if path.exists():
             try:
+                require_checksums(path, "--resume")
                 kept: dict[str, Tensor] = load_weights_only(path, "--resume")
                 return kept
             except GradscopeError:

@@ -1,5 +1,6 @@
 """The landscape stage of weight space: planes and lines around a network's weights."""
 
+import copy
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
 from gradscope.models import checkpoint as checkpoints
 from gradscope.models.foreign import call_factory
-from gradscope.models.inspection import one_line
+from gradscope.models.inspection import evaluating, one_line
 from gradscope.models.subject import Foreign
 from gradscope.probes.comparison import MOST_PRODUCTS, TOLERANCE
 from gradscope.probes.curvature import weight_curvature, weight_curvature_along
@@ -30,6 +31,7 @@ from gradscope.probes.weight_landscape import (
     line_axis,
     orthogonal_to,
     principal_directions,
+    reestimate_batch_norm,
     sharpness,
 )
 from gradscope.progress import Advance, progress_bar
@@ -57,8 +59,8 @@ DEFAULT_SPANS = {"random": 1.0, "towards": 0.5, "epochs": 0.2}
 _TILE_POINTS = 32
 #: Images whose graph of second derivatives is in memory at a time.
 _CURVATURE_BATCH = 64
-#: Images a batch on which batch norm's statistics are taken.
-_NORM_BATCH = 256
+#: Training images on which batch norm's statistics are taken anew, and about so many a batch.
+NORM_IMAGES, _NORM_BATCH = 1024, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +131,7 @@ def run_weight_landscape(texts: Sequence[str], request: WeightLandscape, foreign
                 stage.measure(position, one, plane, advance)
         files.complete()
         figures.draw(out)
+        files.tiles.remove()
     return out
 
 
@@ -188,6 +191,8 @@ def _principal_plane(model: nn.Module, folder: Path, grid: Grid) -> Plane:
 
 def _custom(reference: str, images: Chosen, viewed: Sequence[Viewed], device: torch.device) -> Custom:
     """The metric that ``factory(images, labels)`` returns, once it has given a number for every checkpoint."""
+    if ":" not in reference:
+        raise GradscopeError(f"--metric: package.module:factory is allowed, got {reference!r}")
     batch = images.images.batch(torch.arange(len(images.images)), device)
     try:
         metric = call_factory(reference, "--metric", *batch)
@@ -225,7 +230,7 @@ def _described(request: WeightLandscape, other: Viewed | None, images: int) -> R
         "towards": None if other is None else other.subject.label,
         "orthogonalised": request.kind != "random",
         "images": images,
-        "batch_norm": "re-estimated" if request.reestimate else "as-is",
+        "batch_norm": f"re-estimated on {NORM_IMAGES} training images or all" if request.reestimate else "as-is",
         "adversarial": None if request.settings is None else request.settings.model_dump(),
         "custom": request.metric,
     }
@@ -252,8 +257,14 @@ class _Stage:
         self.request, self.images, self.files, self.device = request, images, files, device
         norm_batches: list[Tensor] = []
         if request.reestimate:
-            drawn = torch.randperm(len(train), generator=generator(request.seed, "batch norm"))[: len(images.images)]
-            norm_batches = [train.batch(part, device)[0] for part in drawn.split(_NORM_BATCH)]
+            drawn = torch.randperm(len(train), generator=generator(request.seed, "batch norm"))[:NORM_IMAGES]
+            # Batches of one size, for each counts as much in the mean of their statistics.
+            size = len(drawn) // max(1, round(len(drawn) / _NORM_BATCH))
+            if size < 2:
+                raise GradscopeError(
+                    f"--batch-norm: at least 2 training images are needed, {train.name} has {len(train)}"
+                )
+            norm_batches = [train.batch(part, device)[0] for part in drawn.split(size) if len(part) == size]
         self.measures = Measures(
             *(images.images, images.numbers, device),
             attack=request.settings,
@@ -285,7 +296,9 @@ class _Stage:
         found = {name: torch.cat([tile[name] for tile in tiles]) for name in tiles[0]}
         compared = self.files.tiles.get(f"compared-{position}", lambda: self._compared(model, advance, label))
         identity = one.subject.identity(self.images.images.name, self.request.attack)
-        result = _Result(identity, plane, found, compared, self.measures)
+        normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+        keeps = normed and self.request.towards is not None and not self.request.reestimate
+        result = _Result(identity, plane, found, compared, self.measures, keeps)
         self.files.add(result.rows(), time.perf_counter() - started, result.facts())
 
     def _compared(self, model: nn.Module, advance: Advance, label: str) -> dict[str, Tensor]:
@@ -297,6 +310,10 @@ class _Stage:
         groups = self.measures.groups
         parts = [torch.arange(group, self.measures.count, groups).split(_CURVATURE_BATCH) for group in range(groups)]
         batches = [self.images.images.batch(indices, self.device) for group in parts for indices in group]
+        if self.measures.reestimate:
+            model = copy.deepcopy(model)
+            with evaluating(model), torch.no_grad():
+                reestimate_batch_norm(model, self.measures.reestimate)
         found = weight_curvature(model, batches, seed=self.request.seed, tolerance=TOLERANCE, most=MOST_PRODUCTS // 2)
         along = weight_curvature_along(model, batches, found.vector[0]).double().cpu()
         sizes = torch.tensor([len(labels) for _, labels in batches], dtype=torch.float64)
@@ -320,8 +337,11 @@ class _Result:
         found: Mapping[str, Tensor],
         compared: Mapping[str, Tensor],
         measures: Measures,
+        keeps_norms: bool,
     ) -> None:
+        """``keeps_norms``: the way leads to another checkpoint, but batch norm's statistics stay behind."""
         self.identity, self.plane, self.found, self.compared, self.measures = identity, plane, found, compared, measures
+        self.keeps_norms = keeps_norms
 
     def rows(self) -> Rows:
         """The rows of each table."""
@@ -332,8 +352,12 @@ class _Result:
         """What the manifest says of it: points at which the metric failed, and what the directions explain."""
         failed = int(self.found["custom"].isnan().sum()) if "custom" in self.found else None
         why = self.measures.custom.failures[:1] if self.measures.custom else []
-        custom = {} if failed is None else {"custom_failed": failed, "custom_failure": why[0] if why else None}
-        return custom if self.plane.explained is None else custom | {"explained": self.plane.explained}
+        facts: Row = {} if failed is None else {"custom_failed": failed, "custom_failure": why[0] if why else None}
+        if self.plane.explained is not None:
+            facts["explained"] = self.plane.explained
+        if self.keeps_norms:
+            facts["keeps_batch_norm"] = True
+        return facts
 
     def _landscape(self) -> Iterator[Row]:
         columns = {}

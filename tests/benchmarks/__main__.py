@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import gradscope.vision  # noqa: F401, before torchattacks, which imports torchvision
-from gradscope.attacks.pgd import prepared
+from gradscope.attacks.pgd import prepared, threat_model
 from gradscope.config import PGD, Data, Grid
 from gradscope.data.image_set import ImageSet
 from gradscope.models.architectures import ModelSpec, build
@@ -121,7 +121,7 @@ def plane_around_one(device: str) -> tuple[torch.nn.Module, Planes, torch.Tensor
     images, labels = random_images(1).batch(numbers, device)
     with prepared(model, settings) as attacked:
         walk = attack_walk(attacked, images, labels, settings, numbers=numbers)
-    return model, adversarial_planes(images, walk, settings.epsilon, numbers=numbers), labels
+    return model, adversarial_planes(images, walk, threat_model(settings), numbers=numbers), labels
 
 
 def weight_plane(device: str, rounds: int) -> Ratio:

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradscope.attacks.pgd import prepared
+from gradscope.attacks.pgd import prepared, threat_model
+from gradscope.attacks.threat import ThreatModel
 from gradscope.config import PGD, Grid
 from gradscope.errors import GradscopeError
 from gradscope.probes import input_landscape
@@ -25,6 +26,7 @@ from gradscope.probes.input_landscape import (
 
 SETTINGS = PGD(epsilon=0.5, step_size=0.1, steps=8)
 GRID = Grid(points=9, span=2.0)
+L2 = ThreatModel("l2", 0.5)
 
 
 def walk_of(model, image_set, numbers, settings=SETTINGS, seed=0):
@@ -35,7 +37,7 @@ def walk_of(model, image_set, numbers, settings=SETTINGS, seed=0):
 
 def planes_of(model, image_set, numbers, settings=SETTINGS, seed=0):
     images, labels, walk = walk_of(model, image_set, numbers, settings, seed)
-    return adversarial_planes(images, walk, settings.epsilon, numbers=numbers, seed=seed), labels
+    return adversarial_planes(images, walk, threat_model(settings), numbers=numbers, seed=seed), labels
 
 
 def test_directions_are_orthonormal_and_the_first_is_the_attacks(convolutional, image_set):
@@ -94,7 +96,7 @@ def test_a_linear_models_plane_is_its_closed_form(linear):
     model, images, labels = linear(weight), torch.full((2, 3, 2, 2), 0.5), torch.tensor([0, 1])
     settings = PGD(epsilon=0.5, step_size=0.1, steps=8, start="none", box=False)
     walk = attack_walk(model, images, labels, settings, numbers=torch.arange(2))
-    planes = adversarial_planes(images, walk, 0.5, numbers=torch.arange(2))
+    planes = adversarial_planes(images, walk, L2, numbers=torch.arange(2))
     difference = torch.stack([weight[int(label)] - weight[1 - int(label)] for label in labels])
     torch.testing.assert_close(planes.first, -difference / difference.norm(dim=1, keepdim=True))
     values = evaluate_planes(model, planes, labels, GRID)
@@ -108,8 +110,7 @@ def test_a_linear_models_plane_is_its_closed_form(linear):
     assert roughness(values.margin, (axis, axis)).max() < 1e-4
     # The margin falls by epsilon * |w_y - w_other| an epsilon, so it is 0 at a known distance along the first ray.
     distances = torch.linspace(0, 40, 2001)
-    rays = torch.stack([planes.first, planes.second], dim=1)
-    margins = margins_along(model, images, labels, rays, distances, 0.5)
+    margins = margins_along(model, images, labels, planes.axes, distances)
     radius, beyond = correct_radius(margins, distances)
     where = (centre / (0.5 * difference.norm(dim=1))).clamp(min=0)
     torch.testing.assert_close(radius[:, 0], where, rtol=1e-4, atol=1e-4)
@@ -121,7 +122,7 @@ def test_an_image_whose_gradient_is_zero_gets_a_named_fallback_and_no_nan(linear
     images, labels = torch.full((2, 3, 2, 2), 0.5), torch.tensor([0, 1])
     still = PGD(epsilon=0.5, step_size=0.1, steps=3, start="none")
     walk = attack_walk(model, images, labels, still, numbers=torch.arange(2))
-    planes = adversarial_planes(images, walk, still.epsilon, numbers=torch.arange(2))
+    planes = adversarial_planes(images, walk, threat_model(still), numbers=torch.arange(2))
     assert planes.fallback.tolist() == [[True, False]] * 2
     torch.testing.assert_close(planes.first.norm(dim=1), torch.ones(2))
     assert (planes.first * planes.second).sum(dim=1).abs().max() < 1e-6
@@ -206,7 +207,7 @@ def test_the_disc_reaches_exactly_one_along_both_axes(linear):
     images, labels, numbers = torch.full((1, 3, 2, 2), 0.5), torch.tensor([0]), torch.arange(1)
     model = linear(torch.randn(2, 12, generator=torch.Generator().manual_seed(0)))
     walk = attack_walk(model, images, labels, PGD(epsilon=0.5, steps=8, start="none", box=False), numbers=numbers)
-    planes = adversarial_planes(images, walk, 0.5, numbers=numbers)
+    planes = adversarial_planes(images, walk, L2, numbers=numbers)
     losses = losses_on_disc(model, planes, labels)
     difference = model.weight[0] - model.weight[1]
     centre = (images.flatten(1) * difference).sum()
@@ -218,7 +219,9 @@ def test_planes_of_your_own_directions(linear):
     """Directions may come from elsewhere: a plane is only a value."""
     origins = torch.full((1, 3, 2, 2), 0.5)
     first, second = torch.eye(12)[:1], torch.eye(12)[1:2]
-    planes = Planes(origins, first, second, 0.1, torch.zeros(1, 1, 1, 3), torch.zeros(1, 2, dtype=torch.bool))
+    planes = Planes(
+        origins, first, second, torch.tensor([0.1]), torch.zeros(1, 1, 1, 3), torch.zeros(1, 2, dtype=torch.bool)
+    )
     weight = torch.zeros(2, 12)
     weight[0, :2] = torch.tensor([1.0, 2.0])
     values = evaluate_planes(linear(weight), planes, torch.tensor([0]), Grid(points=3, span=1.0))
@@ -231,7 +234,7 @@ def test_a_plane_shared_by_two_models_holds_both_attacks(convolutional, image_se
     images, _, walk = walk_of(convolutional, image_set, numbers)
     other = linear(torch.randn(5, 192, generator=torch.Generator().manual_seed(1)))
     _, _, others = walk_of(other, image_set, numbers)
-    planes = shared_planes(images, (walk, others), 0.5, numbers=numbers)
+    planes = shared_planes(images, (walk, others), L2, numbers=numbers)
     assert not planes.fallback.any()
     # Both last iterates lie on the plane, the first model's on the first axis.
     assert planes.paths[:, :, -1, 2].max() < 1e-5
@@ -246,7 +249,7 @@ def test_two_attacks_that_are_parallel_or_still_span_a_plane_with_a_named_fallba
     numbers = torch.arange(4)
     images, _, walk = walk_of(convolutional, image_set, numbers)
     parallel = torch.cat([walk[:1], -walk[1:2], 0 * walk[2:3], walk[3:4].roll(1, dims=2)])
-    planes = shared_planes(images, (walk, parallel), 0.5, numbers=numbers)
+    planes = shared_planes(images, (walk, parallel), L2, numbers=numbers)
     assert planes.fallback.tolist() == [[False, True], [False, True], [False, True], [False, False]]
     torch.testing.assert_close(planes.second.norm(dim=1), torch.ones(4))
     assert (planes.first * planes.second).sum(dim=1).abs().max() < 1e-6
@@ -261,3 +264,19 @@ def test_rows_are_the_same_whether_taken_alone_or_together(convolutional, image_
     assert torch.equal(
         evaluate_planes(convolutional, planes, labels, GRID, rows=range(4, 5)).loss[:, 0, 4], whole.loss[:, 4, 4]
     )
+
+
+def test_in_l_infinity_the_axes_are_multiples_of_epsilon_in_that_norm(linear):
+    """A linear model's steepest point is at a = 1: the plane has the attack on it, however many pixels there are."""
+    weight = torch.randn(2, 192, generator=torch.Generator().manual_seed(0))
+    model, images, labels = linear(weight), torch.full((1, 3, 8, 8), 0.5), torch.tensor([0])
+    settings = PGD(norm="linf", epsilon=0.1, step_size=0.02, steps=20, start="none")
+    walk = attack_walk(model, images, labels, settings, numbers=torch.arange(1))
+    planes = adversarial_planes(images, walk, threat_model(settings), numbers=torch.arange(1))
+    torch.testing.assert_close(planes.paths[0, 0, -1], torch.tensor([1.0, 0.0, 0.0]), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(planes.axes[0, 0].abs().max(), torch.tensor(0.1))
+    torch.testing.assert_close(planes.axes[0].norm(dim=1), planes.unit.expand(2))
+    difference = weight[0] - weight[1]
+    expected = (images.flatten() @ difference - 0.1 * difference.abs().sum()).reshape(())
+    values = evaluate_planes(model, planes, labels, Grid(points=3, span=1.0))
+    torch.testing.assert_close(values.margin[0, 2, 1], expected, rtol=1e-4, atol=1e-3)

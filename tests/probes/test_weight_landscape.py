@@ -260,3 +260,4 @@ def test_sharpness_is_the_rise_within_distance_1():
     bowl = (axis[:, None] ** 2 + axis[None, :] ** 2).float()
     torch.testing.assert_close(sharpness(bowl + 4, torch.tensor(4.0), (axis, axis)), torch.tensor(1.0))
     assert sharpness(4 - bowl, torch.tensor(4.0), (axis, axis)) == 0
+    assert sharpness(bowl, torch.tensor(0.0), (2 * axis, 2 * axis)).isnan(), "no point is near enough"

@@ -9,6 +9,7 @@ from matplotlib.colors import to_hex, to_rgb, to_rgba
 from matplotlib.contour import QuadContourSet
 from numpy.testing import assert_allclose, assert_array_equal
 
+from gradscope.errors import GradscopeError
 from gradscope.report import style
 from gradscope.report.figures import draw
 from gradscope.report.landscapes import MOST_IMAGES, draw_landscapes
@@ -599,8 +600,10 @@ def test_a_line_has_no_surface(tmp_path):
     assert [path.suffix for path in paths] == [".pdf", ".png"] * 2
 
 
-def test_a_file_without_rows_draws_nothing(tmp_path):
-    assert draw(directory_of(tmp_path, pd.DataFrame(columns=LANDSCAPE.names), None, None)) == []
+def test_a_file_without_rows_or_cut_short_is_named(tmp_path):
+    for rows, message in ((around_images().iloc[:0], "holds no rows"), (around_images().iloc[:-1], "is incomplete")):
+        with pytest.raises(GradscopeError, match=message):
+            draw(directory_of(tmp_path, rows, None, None))
 
 
 def test_redrawing_gives_the_same_bytes(tmp_path):

@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from gradscope.results.landscape import QUANTILES, bands, quantiles
+from gradscope.errors import GradscopeError
+from gradscope.results.landscape import QUANTILES, bands, quantiles, require_whole
 from gradscope.results.rows import BANDS, LANDSCAPE
 from gradscope.results.tables import read_table, write_table
 
@@ -129,3 +130,16 @@ def test_bands_can_be_written_and_read(tmp_path):
     found = read_table(tmp_path / BANDS.file, BANDS)
     for name in (*QUANTILES, "right", "n"):
         assert_array_equal(found[name], table[name])
+
+
+def test_a_grid_that_was_cut_short_is_named():
+    whole = rows(np.zeros((4, 2)), np.ones((4, 2)), coordinates=[(0, 0), (0, 1), (1, 0), (1, 1)])
+    require_whole(whole)
+    weights = whole[whole["index"] == 3].assign(space="weights", index=np.nan)
+    require_whole(pd.concat([whole, weights]))
+    with pytest.raises(GradscopeError, match="incomplete: sl-0 around image 10 has 3 of 4 points"):
+        require_whole(whole.iloc[:-1])
+    with pytest.raises(GradscopeError, match="incomplete: sl-0 has 3 of 4 points"):
+        require_whole(weights.iloc[:-1])
+    with pytest.raises(GradscopeError, match="holds no rows"):
+        require_whole(whole.iloc[:0])

@@ -45,6 +45,20 @@ def flaky(images, labels):
 
 def broken(images, labels):
     return lambda network: "many"
+
+
+def rude(images, labels):
+    inner = loss(images, labels)
+
+    def metric(network):
+        value = inner(network)
+        for module in network.modules:
+            module.train()
+            for parameter in module.parameters():
+                parameter.data.mul_(0.5)
+        return value + float(torch.rand(()))
+
+    return metric
 """
 
 
@@ -94,7 +108,7 @@ def test_planes_of_two_checkpoints_around_the_same_images(trained: list[str], tm
     assert path[path["step"] == 4][["b", "off"]].abs().max().max() < 1e-4
     assert len(read_table(out / BANDS.file, BANDS)) == 2 * 2 * 25
     assert manifest(out)["complete"]
-    assert not (out / "tiles").exists()
+    assert not (out / ".tiles").exists()
 
 
 def test_the_numbers_are_means_over_the_images(trained: list[str], tmp_path: Path) -> None:
@@ -154,7 +168,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_files(
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         run(trained, out)
-    kept = len(list((out / "tiles").glob("*.pt")))
+    kept = len(list((out / ".tiles").glob("*.pt")))
     assert kept >= 4
     with pytest.raises(GradscopeError, match=r"--resume continues it, --overwrite drops it"):
         run(trained, out)
@@ -162,12 +176,15 @@ def test_an_interrupted_run_is_resumed_to_the_same_files(
         run(trained, out, resume=True, points=7)
     with pytest.raises(GradscopeError, match=r"--resume: .* was begun with another .*checkpoint"):
         run(trained[:1], out, resume=True)
-    damaged = sorted((out / "tiles").glob("*.pt"))[0]
-    damaged.write_bytes(damaged.read_bytes()[:100])
+    short, flipped = sorted((out / ".tiles").glob("*.pt"))[:2]
+    short.write_bytes(short.read_bytes()[:100])
+    content = flipped.read_bytes()
+    values = content.index(b"/data/0") + 200  # inside the first tensor
+    flipped.write_bytes(content[:values] + bytes([content[values] ^ 0x40]) + content[values + 1 :])
     told = len(calls)
     run(trained, out, resume=True)
     assert contents(out) == contents(whole)
-    assert not (out / "tiles").exists()
+    assert not (out / ".tiles").exists()
     fresh: list[int] = []
     monkeypatch.setattr(module, name, lambda *a, **o: fresh.append(1) or evaluate(*a, **o))
     run(trained, tmp_path / "counted")
@@ -286,3 +303,76 @@ def test_what_is_refused_around_weights(trained: list[str], tmp_path: Path) -> N
         with pytest.raises(GradscopeError, match=message):
             around_weights(trained[:1], tmp_path / "out", **options)
         assert not (tmp_path / "out").exists()
+
+
+def test_a_metric_cannot_change_what_is_measured(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rude_metric.py").write_text(METRIC)
+    plain = read_table(around_weights(trained[:1], tmp_path / "plain") / LANDSCAPE.file, LANDSCAPE)
+    state = torch.get_rng_state()
+    out = around_weights(trained[:1], tmp_path / "rude", Foreign(trust_code=True), metric="rude_metric:rude")
+    assert torch.equal(torch.get_rng_state(), state)
+    rude = read_table(out / LANDSCAPE.file, LANDSCAPE)
+    pd.testing.assert_series_equal(rude["loss"], plain["loss"])
+    drawn = rude["custom"] - rude["loss"]
+    assert drawn.max() - drawn.min() < 1e-5, "the same random numbers at every point"
+
+
+def test_results_are_whole_before_their_pieces_go(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(directory: Path) -> list[Path]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(figures, "draw", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        around_images(trained[:1], tmp_path / "out")
+    drawn: list[Path] = []
+    monkeypatch.setattr(figures, "draw", lambda directory: drawn.append(directory) or [])
+    around_images(trained[:1], tmp_path / "out", resume=True)
+    assert drawn == [tmp_path / "out"]
+    assert not (tmp_path / "out" / ".tiles").exists()
+
+
+def test_batch_norm_is_taken_anew_for_the_curvature_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every number is of the network whose loss is given."""
+    monkeypatch.chdir(tmp_path)
+    Path("normed_model.py").write_text(
+        "from torch import nn\n\n\ndef make():\n"
+        "    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10))\n"
+        "    model[1].running_var.fill_(0.01)\n    return model\n"
+    )
+    found = []
+    for reestimate in (False, True):
+        out = around_weights(
+            *(["normed_model:make"], tmp_path / str(reestimate), Foreign(trust_code=True)),
+            points=2,
+            line=True,
+            reestimate=reestimate,
+            data={"dataset": "digits"},
+        )
+        found.append(read_table(out / SUMMARY.file, SUMMARY).set_index("metric")["value"])
+    assert found[0]["loss"] > 1.1 * found[1]["loss"]
+    assert found[0]["curvature"] > 1.1 * found[1]["curvature"]
+
+
+def test_an_image_whose_attack_did_not_move_has_no_adversarial_radius(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("flat_model.py").write_text(
+        "import torch\n\n\nclass Flat(torch.nn.Module):\n    def forward(self, images):\n"
+        "        return 0 * images.flatten(1)[:, :10] + torch.eye(10)[0]\n\n\ndef make():\n    return Flat()\n"
+    )
+    request = InputLandscape(
+        attack="pgd", settings=PGD(steps=2, start="none"), points=3, span=1.0, images=4, data={"dataset": "digits"}
+    )
+    out = run_input_landscape(["flat_model:make"], request, Foreign(trust_code=True), tmp_path / "out")
+    summary = read_table(out / SUMMARY.file, SUMMARY).set_index(["metric", "subset"])
+    assert summary.loc[("radius-adversarial", "around/all"), "n"] == 0
+    assert summary.loc[("beyond-adversarial", "around/all"), "n"] == 0
+    assert summary.loc[("curvature", "around/all"), "value"] == 0
+    assert len(manifest(out)["checkpoints"][0]["random_instead_of_adversarial"]["first"]) == 4
+    assert not read_table(out / LANDSCAPE.file, LANDSCAPE)[["loss", "margin"]].isna().any().any()
