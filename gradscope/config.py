@@ -235,6 +235,26 @@ class Budget(Config):
     draws: int = Field(default=1000, ge=1)
 
 
+class Balls(Config):
+    """The threat models of a battery: a norm, and its radii; where none is given, the usual one of the norm."""
+
+    norm: Norm = "l2"
+    epsilon: Radius | None = None
+    epsilons: tuple[Radius, ...] = ()
+
+    @property
+    def radii(self) -> tuple[float, ...]:
+        """Every radius once, ascending."""
+        given = {*self.epsilons, *([] if self.epsilon is None else [self.epsilon])}
+        return tuple(sorted(given)) or (DEFAULT_RADII[self.norm][0],)
+
+    @model_validator(mode="after")
+    def _not_a_point(self) -> Self:
+        if 0 in self.radii:
+            raise ValueError("epsilon: a number above 0 is allowed in an attack, got 0")
+        return self
+
+
 class Grid(Config):
     """The points of a landscape: ``points`` a side over [-span, span], in multiples of epsilon."""
 

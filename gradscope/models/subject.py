@@ -100,8 +100,13 @@ def _labels(texts: Sequence[str], weights: Sequence[Path | None]) -> list[str]:
     return [whole if short.count(name) > 1 else name for name, whole in zip(short, full, strict=True)]
 
 
-def load_subject(reference: Reference, images: ImageSet, foreign: Foreign, device: torch.device) -> Subject:
-    """Build the model and make sure that it fits ``images``; every misfit raises :class:`GradscopeError`."""
+def load_subject(
+    reference: Reference, images: ImageSet, foreign: Foreign, device: torch.device, *, differentiable: bool = True
+) -> Subject:
+    """Build the model and make sure that it fits ``images``; every misfit raises :class:`GradscopeError`.
+
+    So does a model whose logits are cut off from the image, where it must be ``differentiable``.
+    """
     ours = reference.checkpoint
     if ours is not None:
         if ours.spec.channels != images.channels:
@@ -134,9 +139,10 @@ def load_subject(reference: Reference, images: ImageSet, foreign: Foreign, devic
         name=reference.label,
         device=device,
     )
-    check_differentiable(
-        model, channels=images.channels, image_size=images.image_size, name=reference.label, device=device
-    )
+    if differentiable:
+        check_differentiable(
+            model, channels=images.channels, image_size=images.image_size, name=reference.label, device=device
+        )
     return subject
 
 

@@ -119,6 +119,52 @@ ATTACKS = Table(
     ),
 )
 
+ATTACK_SAMPLES = Table(
+    SAMPLES.file,
+    (
+        *IDENTITY,
+        Column("norm", "text", "norm of the ball: linf or l2"),
+        Column("epsilon", "number", "its radius, pixel units"),
+        Column("index", "integer", "index of the image in the test set"),
+        Column("label", "integer", "its class"),
+        Column("metric", "text", "accuracy: 1 where the prediction is right; distance: see ATTACK_METRICS"),
+        Column("point", "text", "clean: the image, as attack 'none'; worst: where the attack led it"),
+        Column("unit", "text", "unit of value"),
+        Column("value", "number", "the value; nan where undefined. An image without a row was not attacked"),
+        Column("first", "integer", "1 where this attack is the first of those run that fooled the model on the image"),
+    ),
+)
+
+_SOURCE = Column("source", "text", "the checkpoint that the examples were made on; empty for the clean images")
+
+TRANSFER = Table(
+    "transfer.csv",
+    (
+        _SOURCE,
+        *IDENTITY,
+        Column("norm", "text", "norm of the ball: linf or l2"),
+        Column("epsilon", "number", "its radius, pixel units"),
+        Column("accuracy", "number", "share of all images whose example the checkpoint, as target, gets right"),
+        Column("ci_low", "number", "lower end of the 95 % Wilson interval"),
+        Column("ci_high", "number", "upper end of the 95 % Wilson interval"),
+        Column("n", "integer", "images, those wrong when clean too"),
+    ),
+)
+
+TRANSFER_SAMPLES = Table(
+    SAMPLES.file,
+    (
+        _SOURCE,
+        *IDENTITY,
+        Column("index", "integer", "index of the image in the test set"),
+        Column("label", "integer", "its class"),
+        Column("metric", "text", "accuracy: 1 where the checkpoint, as target, is right"),
+        Column("point", "text", "clean: the image; final: the source's example of it"),
+        Column("unit", "text", "unit of value"),
+        Column("value", "number", "the value"),
+    ),
+)
+
 HISTORY = Table(
     "history.csv",
     (

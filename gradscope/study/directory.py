@@ -5,11 +5,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gradscope.errors import GradscopeError
-from gradscope.results.rows import BANDS, LANDSCAPE, PATH, SAMPLES, STEPS, SUMMARY
+from gradscope.results.rows import ATTACKS, BANDS, LANDSCAPE, PATH, SAMPLES, STEPS, SUMMARY, TRANSFER
 from gradscope.results.tables import ensure_writable, exclusive
+from gradscope.study.tiles import unfinished
 
+#: Adversarial images that were asked for.
+IMAGES = "adversarial.npz"
+_TABLES = (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, TRANSFER)
 #: What a measuring stage writes beside its figures.
-FILES = (*(table.file for table in (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS)), "manifest.json")
+FILES = (*(table.file for table in _TABLES), IMAGES, "manifest.json")
 
 
 @contextmanager
@@ -30,6 +34,15 @@ def results_directory(out: Path, *, overwrite: bool) -> Iterator[None]:
             if new and not any(out.iterdir()):
                 out.rmdir()
             raise
+
+
+@contextmanager
+def resumable_directory(out: Path, what: str, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Hold ``out`` for a stage that keeps its pieces there; what was interrupted needs ``resume`` or ``overwrite``."""
+    if unfinished(out) and not (resume or overwrite):
+        raise GradscopeError(f"--out: {out} holds an unfinished {what}; --resume continues it, --overwrite drops it")
+    with results_directory(out, overwrite=overwrite or (resume and unfinished(out))):
+        yield
 
 
 def clear(out: Path) -> None:

@@ -31,15 +31,13 @@ from gradscope.progress import Advance, progress_bar
 from gradscope.report import figures
 from gradscope.results.rows import LANDSCAPE, LANDSCAPE_METRICS, PATH, SAMPLES, SUMMARY
 from gradscope.results.stats import mean_interval, wilson_interval
-from gradscope.study.inputs import Chosen, choose, order, resolve_device, take
+from gradscope.study.directory import resumable_directory
+from gradscope.study.inputs import Chosen, Viewed, choose, order, read_all, resolve_device, take
 from gradscope.study.landscapes import (
     Landscape,
     LandscapeFiles,
     Row,
     Rows,
-    Viewed,
-    landscape_directory,
-    read_all,
     summary_row,
 )
 
@@ -80,8 +78,8 @@ def run_input_landscape(texts: Sequence[str], request: InputLandscape, foreign: 
     """
     _check(request, len(texts))
     device = resolve_device(request.device)
-    with landscape_directory(out, request):
-        viewed, splits = read_all(texts, request, foreign, device)
+    with resumable_directory(out, "landscape", resume=request.resume, overwrite=request.overwrite):
+        viewed, splits = read_all(texts, request, foreign, device, "landscape")
         images = _choose(splits.test, viewed, request, device)
         size = _batch_size(request.settings, images.images, device, len(viewed))
         files = LandscapeFiles(

@@ -1,7 +1,7 @@
 """What a stage reads: the checkpoints that a command names, and the images they are examined on."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,11 @@ from gradscope.config import Data
 from gradscope.data import sources
 from gradscope.data.image_set import ImageSet, Splits
 from gradscope.errors import GradscopeError
-from gradscope.models.subject import Reference
+from gradscope.models.subject import Foreign, Reference, Subject, load_subject, read_references
 from gradscope.seeding import generator
+
+#: Images where a command that attacks them one by one does not say.
+DEFAULT_SAMPLES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,14 @@ class Chosen:
     images: ImageSet
     numbers: torch.Tensor
     available: int
+
+
+@dataclass(frozen=True)
+class Viewed:
+    """A checkpoint to be viewed: what the command calls it and the model, on its device."""
+
+    reference: Reference
+    subject: Subject
 
 
 def resolve_device(name: str) -> torch.device:
@@ -96,6 +107,25 @@ def read_data(reference: Reference, request: Request, loaded: dict[Data, Splits]
         raise GradscopeError(
             f"{error} ({reference.label} was trained from there; --data-root says where now)"
         ) from None
+
+
+def read_all(
+    texts: Sequence[str], request: Request, foreign: Foreign, device: torch.device, purpose: str
+) -> tuple[list[Viewed], Splits]:
+    """Every checkpoint that is named, loaded, and the one data set that all of them are viewed on.
+
+    ``purpose`` is what they are viewed in, for the message that refuses two data sets.
+    """
+    references = read_references(texts, foreign)
+    loaded: dict[Data, Splits] = {}
+    first, *others = [read_data(reference, request, loaded) for reference in references]
+    for reference, splits in zip(references[1:], others, strict=True):
+        if splits.test.fingerprint != first.test.fingerprint:
+            raise GradscopeError(
+                f"CKPT: one data set is allowed in a {purpose}; {references[0].label} has {first.test.name}, "
+                f"{reference.label} {splits.test.name}; pass --dataset to view all on one"
+            )
+    return [Viewed(reference, load_subject(reference, first.test, foreign, device)) for reference in references], first
 
 
 def describe(reference: Reference, images: Chosen) -> dict[str, Any]:

@@ -1,7 +1,6 @@
-"""What the landscape stages of input and weight space share: the checkpoints, the images and the files."""
+"""What the landscape stages of input and weight space share: what they are told, and the files."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -9,18 +8,16 @@ from typing import Any
 
 import torch
 
-from gradscope.config import PGD, Data
-from gradscope.data.image_set import Splits
-from gradscope.errors import GradscopeError
-from gradscope.models.subject import Foreign, Reference, Subject, load_subject, read_references
+from gradscope.config import PGD
+from gradscope.models.subject import Foreign
 from gradscope.results.landscape import bands
 from gradscope.results.manifest import provenance
 from gradscope.results.rows import BANDS, LANDSCAPE, LANDSCAPE_METRICS, METRICS, PATH, SAMPLES, SUMMARY
 from gradscope.results.stats import METHODS, UNDEFINED, Interval
 from gradscope.results.tables import read_table, write_json, write_table
-from gradscope.study.directory import clear, results_directory
-from gradscope.study.inputs import Chosen, Request, describe, device_name, read_data
-from gradscope.study.tiles import Tiles, unfinished
+from gradscope.study.directory import clear
+from gradscope.study.inputs import Chosen, Request, Viewed, describe, device_name
+from gradscope.study.tiles import Tiles
 
 Row = dict[str, Any]
 #: Rows of each table by its file, made anew whenever they are written: as rows they would not fit in memory.
@@ -34,39 +31,6 @@ class Landscape(Request):
     points: int
     images: int | None = None
     resume: bool = False
-
-
-@dataclass(frozen=True)
-class Viewed:
-    """A checkpoint to be viewed: what the command calls it and the model, on its device."""
-
-    reference: Reference
-    subject: Subject
-
-
-@contextmanager
-def landscape_directory(out: Path, request: Landscape) -> Iterator[None]:
-    """Hold ``out`` for a landscape; one that was interrupted there needs ``--resume`` or ``--overwrite``."""
-    if unfinished(out) and not (request.resume or request.overwrite):
-        raise GradscopeError(f"--out: {out} holds an unfinished landscape; --resume continues it, --overwrite drops it")
-    with results_directory(out, overwrite=request.overwrite or (request.resume and unfinished(out))):
-        yield
-
-
-def read_all(
-    texts: Sequence[str], request: Request, foreign: Foreign, device: torch.device
-) -> tuple[list[Viewed], Splits]:
-    """Every checkpoint that is named, loaded, and the one data set that all of them are viewed on."""
-    references = read_references(texts, foreign)
-    loaded: dict[Data, Splits] = {}
-    first, *others = [read_data(reference, request, loaded) for reference in references]
-    for reference, splits in zip(references[1:], others, strict=True):
-        if splits.test.fingerprint != first.test.fingerprint:
-            raise GradscopeError(
-                f"CKPT: one data set is allowed in a landscape; {references[0].label} has {first.test.name}, "
-                f"{reference.label} {splits.test.name}; pass --dataset to view all on one"
-            )
-    return [Viewed(reference, load_subject(reference, first.test, foreign, device)) for reference in references], first
 
 
 def summary_row(identity: Row, metric: str, subset: str, value: float, interval: Interval | None, count: int) -> Row:

@@ -24,13 +24,10 @@ from gradscope.results.stats import Interval, wilson_interval
 from gradscope.results.tables import exclusive
 from gradscope.study.analysis import Analysis, AnalysisFiles
 from gradscope.study.directory import results_directory
-from gradscope.study.inputs import Chosen, choose, read_data, resolve_device
+from gradscope.study.inputs import DEFAULT_SAMPLES, Chosen, choose, read_data, resolve_device
 from gradscope.training.hardware import Hardware
 from gradscope.training.loop import state_path, train
 from gradscope.training.phases import MODES, resolve
-
-#: Images analysed where the command does not say.
-DEFAULT_SAMPLES = 500
 
 
 @dataclass(frozen=True)

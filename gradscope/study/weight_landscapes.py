@@ -39,15 +39,13 @@ from gradscope.report import figures
 from gradscope.results.rows import LANDSCAPE, PATH, SUMMARY
 from gradscope.results.stats import Interval, jackknife_interval, wilson_interval
 from gradscope.seeding import generator
-from gradscope.study.inputs import Chosen, choose, resolve_device
+from gradscope.study.directory import resumable_directory
+from gradscope.study.inputs import Chosen, Viewed, choose, read_all, resolve_device
 from gradscope.study.landscapes import (
     Landscape,
     LandscapeFiles,
     Row,
     Rows,
-    Viewed,
-    landscape_directory,
-    read_all,
     summary_row,
 )
 
@@ -112,9 +110,9 @@ def run_weight_landscape(texts: Sequence[str], request: WeightLandscape, foreign
     """
     _check(request, len(texts), foreign)
     device = resolve_device(request.device)
-    with landscape_directory(out, request):
+    with resumable_directory(out, "landscape", resume=request.resume, overwrite=request.overwrite):
         named = texts if request.towards is None else [*texts, request.towards]
-        viewed, splits = read_all(named, request, foreign, device)
+        viewed, splits = read_all(named, request, foreign, device, "landscape")
         other = viewed.pop() if request.towards is not None else None
         planes = [_plane(one, other, request) for one in viewed]
         images = choose(splits.test, request.images, DEFAULT_IMAGES, request.seed, "--images")
