@@ -40,7 +40,11 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what --out
 Norm = Annotated[str, typer.Option(help="l2 or linf")]
 Epsilon = Annotated[str | None, typer.Option(help="radius in pixel units, 0.5 or 8/255; 1.0 for l2, 8/255 for linf")]
 StepSize = Annotated[str | None, typer.Option(help="length of a step; 0.1 for l2, 2/255 for linf")]
-Loss = Annotated[str | None, typer.Option(help="what it climbs: cross-entropy, rescaled-cross-entropy, margin, dlr")]
+Loss = Annotated[
+    str | None, typer.Option(help="what the attack climbs: cross-entropy, rescaled-cross-entropy, margin or dlr")
+]
+Samples = Annotated[int | None, typer.Option(help="test images, drawn by --seed; 500 or all there are")]
+Seed = Annotated[int, typer.Option(min=0, help="decides images and random starts")]
 Start = Annotated[str | None, typer.Option(help="none, ball or cube; of the attack where not given")]
 Box = Annotated[bool | None, typer.Option("--box/--no-box", help="keep iterates in [0, 1]; of the attack")]
 Reduction = Annotated[str | None, typer.Option(help="of the attack's loss over the batch: sum or mean")]
@@ -212,11 +216,11 @@ def analyze(
     reduction: Reduction = None,
     norm_floor: NormFloor = None,
     precision: Precision = None,
-    samples: Annotated[int | None, typer.Option(help="test images, drawn by --seed; 500 or all there are")] = None,
+    samples: Samples = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="images attacked at once; 128 where the attack averages over them")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="decides images and random starts")] = 0,
+    seed: Seed = 0,
     dataset: Dataset = None,
     data_root: DataRoot = None,
     image_size: ImageSize = None,
@@ -410,6 +414,165 @@ def landscape(
 
 
 @app.command()
+def attack(
+    checkpoints: Checkpoints,
+    attacks: Annotated[
+        str,
+        typer.Option(
+            help="comma-separated, in the order they are run; see `gradscope list attacks`",
+            autocompletion=_completing("gradscope.attacks.battery", "BATTERY"),
+        ),
+    ] = "pgd,apgd-ce,apgd-t,square",
+    norm: Norm = "l2",
+    epsilon: Epsilon = None,
+    epsilons: Annotated[str | None, typer.Option(help="radii of a curve, such as 0.25,0.5,1.0")] = None,
+    step_size: Annotated[
+        str | None, typer.Option(help="of the gradient attacks, pixel units; 2.5 epsilon / steps")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="of every gradient attack; 100")] = None,
+    restarts: Annotated[int | None, typer.Option(help="random starts of pgd-restarts; 10")] = None,
+    smoothing: Annotated[int | None, typer.Option(help="copies a step of pgd-smooth; 16")] = None,
+    targets: Annotated[int | None, typer.Option(help="wrong classes that apgd-t and fab-t aim at; 9")] = None,
+    queries: Annotated[int | None, typer.Option(help="forward passes of square; 5000")] = None,
+    draws: Annotated[int | None, typer.Option(help="random points of noise; 1000")] = None,
+    surrogate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CKPT", help="a model whose examples transfer and pgd-from use; repeatable"),
+    ] = None,
+    cascade: Annotated[
+        bool, typer.Option("--cascade/--no-cascade", help="each attack on what still stands, or on all that is right")
+    ] = True,
+    samples: Samples = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="images attacked at once")] = None,
+    seed: Seed = 0,
+    dataset: Dataset = None,
+    data_root: DataRoot = None,
+    image_size: ImageSize = None,
+    download: Download = False,
+    weights: Weights = None,
+    mean: Mean = None,
+    std: Std = None,
+    trust_code: TrustCode = False,
+    ignore_class_names: IgnoreClassNames = False,
+    device: Device = "auto",
+    save_images: Annotated[
+        bool,
+        typer.Option("--save-images", help="keep the adversarial images, in adversarial.npz, and judge them again"),
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the unfinished attack at --out")] = False,
+    overwrite: Overwrite = False,
+    out: Annotated[Path | None, typer.Option(help="directory of results; reports/FIRST-CKPT-attack")] = None,
+) -> None:
+    """Attack with many methods and find the lowest robust accuracy: right when clean and under every attack."""
+    from gradscope.attacks.battery import BATTERY
+    from gradscope.config import Balls, Budget
+    from gradscope.report.printed import attack_lines
+    from gradscope.study.attacks import Battery, run_attacks
+
+    budget = _given(
+        steps=steps,
+        step_size=step_size,
+        restarts=restarts,
+        smoothing=smoothing,
+        targets=targets,
+        queries=queries,
+        draws=draws,
+    )
+    radii = {"epsilons": epsilons.split(",")} if epsilons is not None else {}
+    battery = Battery(
+        attacks=tuple(_checked(_names(attacks), BATTERY, "--attacks")),
+        balls=Balls.parse(_given(norm=norm, epsilon=epsilon) | radii),
+        budget=Budget.parse(budget),
+        samples=samples,
+        batch_size=batch_size,
+        cascade=cascade,
+        surrogates=tuple(surrogate or ()),
+        save_images=save_images,
+        seed=seed,
+        device=device,
+        data=_given(dataset=dataset, data_root=data_root, image_size=image_size),
+        download=download,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    foreign = _foreign(weights, mean, std, trust_code, ignore_class_names)
+    results = run_attacks(checkpoints, battery, foreign, out or Path("reports") / f"{_stem(checkpoints[0])}-attack")
+    print(attack_lines(results))
+    print(results)
+
+
+@app.command()
+def transfer(
+    checkpoints: Checkpoints,
+    attack: Annotated[
+        str,
+        typer.Option(help="pgd (exact) or pgd-paper", autocompletion=_completing("gradscope.config", "ATTACKS")),
+    ] = "pgd",
+    norm: Norm = "l2",
+    epsilon: Epsilon = None,
+    step_size: StepSize = None,
+    steps: Annotated[int | None, typer.Option(help="steps of the attack; 100")] = None,
+    loss: Loss = None,
+    start: Start = None,
+    box: Box = None,
+    reduction: Reduction = None,
+    norm_floor: NormFloor = None,
+    precision: Precision = None,
+    samples: Samples = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="images attacked at once; 128 where the attack averages over them")
+    ] = None,
+    seed: Seed = 0,
+    dataset: Dataset = None,
+    data_root: DataRoot = None,
+    image_size: ImageSize = None,
+    download: Download = False,
+    weights: Weights = None,
+    mean: Mean = None,
+    std: Std = None,
+    trust_code: TrustCode = False,
+    ignore_class_names: IgnoreClassNames = False,
+    device: Device = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="continue the unfinished transfer at --out")] = False,
+    overwrite: Overwrite = False,
+    out: Annotated[Path | None, typer.Option(help="directory of results; reports/FIRST-CKPT-transfer")] = None,
+) -> None:
+    """Judge the adversarial examples made on each checkpoint on every other, and on itself."""
+    from gradscope.config import attack_settings
+    from gradscope.report.printed import transfer_lines
+    from gradscope.study.transfer import TransferMatrix, run_transfer
+
+    changes = _given(
+        norm=norm,
+        epsilon=epsilon,
+        step_size=step_size,
+        steps=steps,
+        loss=loss,
+        start=start,
+        box=box,
+        reduction=reduction,
+        norm_floor=norm_floor,
+        precision=precision,
+    )
+    matrix = TransferMatrix(
+        attack=attack,
+        settings=attack_settings(attack, changes),
+        samples=samples,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        data=_given(dataset=dataset, data_root=data_root, image_size=image_size),
+        download=download,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    foreign = _foreign(weights, mean, std, trust_code, ignore_class_names)
+    results = run_transfer(checkpoints, matrix, foreign, out or Path("reports") / f"{_stem(checkpoints[0])}-transfer")
+    print(transfer_lines(results))
+    print(results)
+
+
+@app.command()
 def figures(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="a directory of results")],
 ) -> None:
@@ -444,9 +607,17 @@ def _listing(what: Listing) -> dict[str, str]:
         from gradscope.training.phases import MODES
 
         return MODES
-    from gradscope.config import ATTACKS, OBJECTIVES
+    if what is Listing.attacks:
+        from gradscope.attacks.battery import BATTERY
 
-    return {name: named.meaning for name, named in ATTACKS.items()} if what is Listing.attacks else dict(OBJECTIVES)
+        return {
+            name: f"{one.meaning} [{', '.join(['logits', *sorted(one.needs)])}"
+            + (f"; {one.classes} classes or more]" if one.classes > 2 else "]")
+            for name, one in BATTERY.items()
+        }
+    from gradscope.config import OBJECTIVES
+
+    return dict(OBJECTIVES)
 
 
 def _accuracies(results: Path) -> str:

@@ -1,0 +1,64 @@
+"""What the commands print of a directory of results: lines of text from its CSV files and its manifest."""
+
+import json
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gradscope.results.rows import ATTACKS, TRANSFER
+from gradscope.results.tables import read_table
+
+
+def attack_lines(results: Path) -> str:
+    """For each checkpoint and radius: clean, each attack, and the lowest robust accuracy, with its interval.
+
+    Then what was skipped and why, and whether saved images still fool the model.
+    """
+    rows = read_table(results / ATTACKS.file, ATTACKS)
+    lines = []
+    for (checkpoint, norm, epsilon), ours in rows.groupby(["checkpoint", "norm", "epsilon"], sort=False):
+        ball = f"{norm} {epsilon:.4g}"
+        clean = _one(ours, "none", "accuracy", "all")
+        lines.append(f"{checkpoint:16} {ball:12} {'clean':16} {_share(clean)}")
+        names = [name for name in ours["attack"].unique() if name != "none"]
+        for name in names:
+            alone, standing = _one(ours, name, "accuracy", "attacked"), _one(ours, name, "robust-accuracy", "all")
+            left = f"{_percent(alone['value'])} of {int(alone['n'])} attacked stand"
+            lines.append(f"{checkpoint:16} {ball:12} {name:16} {left}, {_percent(standing['value'])} of all so far")
+        if names:
+            lowest = _one(ours, names[-1], "robust-accuracy", "all")
+            lines.append(f"{checkpoint:16} {ball:12} lowest robust accuracy, an upper bound: {_share(lowest)}")
+        else:
+            lines.append(f"{checkpoint:16} {ball:12} no attack could be run: nothing is known of its robustness")
+    for entry in json.loads((results / "manifest.json").read_text())["checkpoints"]:
+        lines += [f"{entry['label']}: {name} was skipped, it {why}" for name, why in entry["skipped"].items()]
+        if again := entry.get("rescored"):
+            judged = f"{again['disagreeing']} of {again['images']} saved images"
+            lines.append(f"{entry['label']}: {judged} do not fool it when loaded anew, in batches of another size")
+    return "\n".join(lines)
+
+
+def transfer_lines(results: Path) -> str:
+    """A line for each source and target: how many examples of the one the other gets right, with the interval."""
+    rows = read_table(results / TRANSFER.file, TRANSFER)
+    return "\n".join(
+        f"{'clean images' if not row['source'] else 'from ' + row['source']:22} on {row['checkpoint']:16} {_share(row)}"
+        + ("  white-box" if row["source"] == row["checkpoint"] else "")
+        for row in rows.rename(columns={"accuracy": "value"}).to_dict("records")
+    )
+
+
+def _one(rows: pd.DataFrame, attack: str, metric: str, subset: str) -> dict[Hashable, Any]:
+    found = rows[(rows["attack"] == attack) & (rows["metric"] == metric) & (rows["subset"] == subset)]
+    return found.iloc[0].to_dict()
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _share(row: Mapping[Hashable, Any]) -> str:
+    interval = f"[{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]"
+    return f"{100 * row['value']:5.1f} % {interval}  n = {int(row['n'])}"

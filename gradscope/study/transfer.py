@@ -1,0 +1,174 @@
+"""The transfer stage: examples made on each checkpoint, judged on every other and on itself."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradscope.attacks.pgd import threat_model
+from gradscope.attacks.transfer import Transfer, make_examples, transfer
+from gradscope.config import PGD
+from gradscope.errors import GradscopeError
+from gradscope.models.subject import Foreign
+from gradscope.probes.trajectory import usual_batch_size
+from gradscope.progress import Advance, progress_bar
+from gradscope.report import figures
+from gradscope.results.manifest import provenance
+from gradscope.results.rows import TRANSFER, TRANSFER_SAMPLES
+from gradscope.results.stats import METHODS, wilson_interval
+from gradscope.results.tables import write_json, write_table
+from gradscope.study.directory import clear, resumable_directory
+from gradscope.study.inputs import (
+    DEFAULT_SAMPLES,
+    Chosen,
+    Request,
+    Viewed,
+    choose,
+    describe,
+    device_name,
+    read_all,
+    resolve_device,
+)
+from gradscope.study.tiles import Tiles
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferMatrix(Request):
+    """What ``transfer`` measures: which attack makes the examples, on how many test images."""
+
+    attack: str
+    settings: PGD
+    samples: int | None = None
+    batch_size: int | None = None
+    resume: bool = False
+
+
+def run_transfer(texts: Sequence[str], request: TransferMatrix, foreign: Foreign, out: Path) -> Path:
+    """Make examples on every checkpoint, judge them on all, write CSV, manifest and figure to ``out``.
+
+    The examples of each checkpoint are kept until all are judged, so that an interrupted run can be resumed.
+    """
+    _check(texts, request)
+    device = resolve_device(request.device)
+    with resumable_directory(out, "transfer", resume=request.resume, overwrite=request.overwrite):
+        viewed, splits = read_all(texts, request, foreign, device, "transfer")
+        chosen = choose(splits.test, request.samples, DEFAULT_SAMPLES, request.seed, "--samples")
+        manifest = _manifest(request, foreign, device, viewed, chosen)
+        tiles = Tiles(out, _depends(manifest, chosen, device), resume=request.resume)
+        with progress_bar("transfer", 2 * len(viewed) * len(chosen.images)) as advance:
+            found = _judge(viewed, chosen, request, tiles, device, advance)
+        clear(out)
+        write_table(out / TRANSFER.file, TRANSFER, _rows(found, viewed, chosen, request))
+        write_table(out / TRANSFER_SAMPLES.file, TRANSFER_SAMPLES, _sample_rows(found, viewed, chosen, request))
+        write_json(out / "manifest.json", manifest | {"complete": True})
+        tiles.remove()
+        figures.draw(out)
+    return out
+
+
+def _check(texts: Sequence[str], request: TransferMatrix) -> None:
+    """What is asked for must be possible, before anything is loaded."""
+    if len(texts) < 2:
+        raise GradscopeError(f"CKPT: two or more are allowed in a transfer, got {len(texts)}")
+    if request.settings.epsilon == 0:
+        raise GradscopeError("--epsilon: a number above 0 is allowed in an attack, got 0")
+
+
+def _manifest(
+    request: TransferMatrix, foreign: Foreign, device: torch.device, viewed: Sequence[Viewed], chosen: Chosen
+) -> Row:
+    return {
+        "kind": "transfer",
+        "attacks": {request.attack: request.settings.model_dump()},
+        "batch_size": request.batch_size or usual_batch_size(request.settings, device),
+        "seed": request.seed,
+        "intervals": METHODS,
+        "foreign": {"mean": foreign.mean, "std": foreign.std},
+        "complete": False,
+        "checkpoints": [describe(one.reference, chosen) for one in viewed],
+        "provenance": provenance(device_name(device)),
+    }
+
+
+def _depends(manifest: Row, chosen: Chosen, device: torch.device) -> Row:
+    return {
+        "attack": manifest["attacks"],
+        "batch_size": manifest["batch_size"],
+        "seed": manifest["seed"],
+        "checkpoint": [entry["sha256"] or entry["source"] for entry in manifest["checkpoints"]],
+        "image": chosen.images.fingerprint,
+        "normalisation": manifest["foreign"],
+        "device": device.type,
+        "torch": manifest["provenance"]["packages"]["torch"],
+    }
+
+
+def _judge(
+    viewed: Sequence[Viewed],
+    chosen: Chosen,
+    request: TransferMatrix,
+    tiles: Tiles,
+    device: torch.device,
+    advance: Advance,
+) -> Transfer:
+    """The examples of each checkpoint, from their file or made, and what every checkpoint makes of them."""
+    size = request.batch_size or usual_batch_size(request.settings, device)
+    shared: Row = {"numbers": chosen.numbers, "seed": request.seed, "device": device, "batch_size": size}
+    examples = {}
+    for place, one in enumerate(viewed):
+        told = [0]
+
+        def advanced(done: int, note: str, one: Viewed = one, told: list[int] = told) -> None:
+            told[0] += done
+            advance(done, f"attacking {one.subject.label}")
+
+        def make(one: Viewed = one, advanced: Advance = advanced) -> dict[str, Tensor]:
+            made = make_examples(one.subject.model, chosen.images, request.settings, **shared, advanced=advanced)
+            return {"examples": made}
+
+        examples[one.subject.label] = tiles.get(f"examples-{place}", make)["examples"]
+        advance(len(chosen.images) - told[0], one.subject.label)
+    models = {one.subject.label: one.subject.model for one in viewed}
+    return transfer(
+        models,
+        chosen.images,
+        examples,
+        threat_model(request.settings),
+        **shared,
+        advanced=lambda done, target: advance(done, f"judging on {target}"),
+    )
+
+
+def _rows(found: Transfer, viewed: Sequence[Viewed], chosen: Chosen, request: TransferMatrix) -> Iterator[Row]:
+    """The clean images of every target first, then source by source."""
+    ball = {"norm": request.settings.norm, "epsilon": request.settings.epsilon}
+    for source, attack, target, right in _cells(found, viewed, request):
+        count, n = int(right.sum()), len(right)
+        low, high = wilson_interval(count, n)
+        share = {"accuracy": count / n, "ci_low": low, "ci_high": high, "n": n}
+        yield {"source": source, **target.subject.identity(chosen.images.name, attack), **ball, **share}
+
+
+def _sample_rows(found: Transfer, viewed: Sequence[Viewed], chosen: Chosen, request: TransferMatrix) -> Iterator[Row]:
+    for source, attack, target, right in _cells(found, viewed, request):
+        identity = {"source": source, **target.subject.identity(chosen.images.name, attack)}
+        of_point = {"metric": "accuracy", "point": "final" if source else "clean", "unit": "-"}
+        columns = found.numbers.tolist(), found.labels.tolist(), right.tolist()
+        for index, label, value in zip(*columns, strict=True):
+            yield identity | of_point | {"index": index, "label": label, "value": float(value)}
+
+
+def _cells(
+    found: Transfer, viewed: Sequence[Viewed], request: TransferMatrix
+) -> Iterator[tuple[str, str, Viewed, Tensor]]:
+    """Source, attack, target and which images the target gets right; the clean images have no source."""
+    for place, target in enumerate(viewed):
+        yield "", "none", target, found.clean[place]
+    for source in found.sources:
+        for target in viewed:
+            yield source, request.attack, target, found.of(source, target.subject.label)
