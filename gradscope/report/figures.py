@@ -9,14 +9,16 @@ import pandas as pd
 
 from gradscope.errors import GradscopeError
 from gradscope.report import style
+from gradscope.report.attacks import draw_attacks
 from gradscope.report.curves import draw_steps
 from gradscope.report.distributions import draw_samples, read_samples
 from gradscope.report.landscapes import draw_landscapes
 from gradscope.report.planes import is_plane
 from gradscope.report.style import Drawing
 from gradscope.report.surfaces import write_surfaces
+from gradscope.report.transfer import draw_transfer
 from gradscope.results.landscape import require_whole
-from gradscope.results.rows import LANDSCAPE, PATH, SAMPLES, STEPS
+from gradscope.results.rows import ATTACKS, LANDSCAPE, PATH, SAMPLES, STEPS, TRANSFER
 from gradscope.results.tables import read_table, write_json
 
 _BOXES = {True: "inside [0, 1]", False: "no box"}
@@ -31,9 +33,13 @@ _WORDS = {
     "loss": "loss {}",
     "norm_floor": "step's norm floored at {}",
     "precision": "{}",
+    "smoothing": "{} smoothing copies",
+    "targets": "{} target classes",
+    "queries": "{} queries",
+    "draws": "{} random points",
 }
 #: Values that go without saying.
-_UNSAID = {"restarts": 1, "norm_floor": 0}
+_UNSAID = {"restarts": 1, "norm_floor": 0, "smoothing": 1}
 
 
 def draw(directory: Path) -> list[Path]:
@@ -42,11 +48,13 @@ def draw(directory: Path) -> list[Path]:
     ``figures/captions.json`` says of each, in a sentence, what it shows; ``figures/landscape-3d.html`` says it itself.
     Raises :class:`GradscopeError` where there is nothing to draw from or a file is damaged.
     """
-    steps, samples, landscape = (directory / table.file for table in (STEPS, SAMPLES, LANDSCAPE))
-    if not any(path.exists() for path in (steps, samples, landscape)):
+    tables = (STEPS, SAMPLES, LANDSCAPE, ATTACKS, TRANSFER)
+    steps, samples, landscape, attacked, transferred = (directory / table.file for table in tables)
+    if not any(path.exists() for path in (steps, samples, landscape, attacked, transferred)):
         raise GradscopeError(
-            f"DIR: a directory with {STEPS.file} or {SAMPLES.file} (`gradscope analyze` makes them) or "
-            f"{LANDSCAPE.file} (`gradscope landscape`) is allowed, got {directory}"
+            f"DIR: a directory with {STEPS.file} or {SAMPLES.file} (`gradscope analyze` makes them), {LANDSCAPE.file} "
+            f"(`gradscope landscape`), {ATTACKS.file} (`gradscope attack`) or {TRANSFER.file} (`gradscope transfer`) "
+            f"is allowed, got {directory}"
         )
     attacks, settings = _settings(directory / "manifest.json")
     figures, paths = directory / "figures", []
@@ -60,6 +68,10 @@ def draw(directory: Path) -> list[Path]:
             rows, path = read_table(landscape, LANDSCAPE), directory / PATH.file
             require_whole(rows)
             drawings += draw_landscapes(rows, read_table(path, PATH) if path.exists() else pd.DataFrame(), settings)
+        if attacked.exists():
+            drawings += draw_attacks(read_table(attacked, ATTACKS))
+        if transferred.exists():
+            drawings += draw_transfer(read_table(transferred, TRANSFER))
         paths += [path for drawing in drawings for path in style.save(drawing.figure, figures, drawing.name)]
     if landscape.exists() and is_plane(rows):
         paths.append(figures / "landscape-3d.html")
@@ -71,7 +83,8 @@ def draw(directory: Path) -> list[Path]:
 def _settings(manifest: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The table of attacks in ``manifest.json`` and what it says of a landscape; empty where they are not there.
 
-    The attack on the networks of a weight landscape is the one called adversarial.
+    The attack on the networks of a weight landscape is the one called adversarial, what a battery may spend is its
+    budget.
     """
     if not manifest.exists():
         return {}, {}
@@ -81,7 +94,8 @@ def _settings(manifest: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except (OSError, ValueError, AttributeError) as error:
         raise GradscopeError(f"DIR: {manifest} is not a manifest: {error}") from None
     settings = landscape if isinstance(landscape, dict) else {}
-    return {"adversarial": settings.get("adversarial")} | (attacks if isinstance(attacks, dict) else {}), settings
+    others = {"adversarial": settings.get("adversarial"), "budget": content.get("budget")}
+    return others | (attacks if isinstance(attacks, dict) else {}), settings
 
 
 def _caption(drawing: Drawing, settings: Mapping[str, Any]) -> str:

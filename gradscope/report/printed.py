@@ -22,10 +22,12 @@ def attack_lines(results: Path) -> str:
         ball = f"{norm} {epsilon:.4g}"
         clean = _one(ours, "none", "accuracy", "all")
         lines.append(f"{checkpoint:16} {ball:12} {'clean':16} {_share(clean)}")
+        if undefined := _one(ours, "none", "undefined", "all")["value"]:
+            lines.append(f"{checkpoint:16} {ball:12} logits not finite on {_percent(undefined)}, which count as wrong")
         names = [name for name in ours["attack"].unique() if name != "none"]
         for name in names:
             alone, standing = _one(ours, name, "accuracy", "attacked"), _one(ours, name, "robust-accuracy", "all")
-            left = f"{_percent(alone['value'])} of {int(alone['n'])} attacked stand"
+            left = f"{_percent(alone['value'])} of {int(alone['n'])} attacked stand" if alone["n"] else "none left"
             lines.append(f"{checkpoint:16} {ball:12} {name:16} {left}, {_percent(standing['value'])} of all so far")
         if names:
             lowest = _one(ours, names[-1], "robust-accuracy", "all")
