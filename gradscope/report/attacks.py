@@ -18,7 +18,7 @@ _SPREAD = 0.8
 _MARGIN = 0.03
 #: Sizes in inches: a row without lanes, a lane, the axis labels and edges, a row of the legend.
 _ROW, _LANE, _AROUND, _LEGEND_ROW = 0.08, 0.14, 0.55, 0.16
-_WIDTH = 1.25 * style.COLUMN
+_WIDTH, _TALLEST = 1.25 * style.COLUMN, 9.0
 #: Names up to so many characters leave room for a second column of the legend.
 _SHORT = 22
 
@@ -66,7 +66,7 @@ def _draw_ball(name: str, ball: str, rows: pd.DataFrame, table: Mapping[str, Loo
     handles = _handles(shown, [f"right under this attack, {share}", "right under this and all above, of all images"])
     columns = 2 if len(shown) > 2 and max(len(look.label) for look in shown.values()) <= _SHORT else 1
     height = _AROUND + len(order) * (_ROW + _LANE * len(shown)) + _LEGEND_ROW * -(-len(handles) // columns)
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(_WIDTH, min(height, _TALLEST)), layout="constrained")
     axes = figure.subplots()
     for rank, (checkpoint, look) in enumerate(shown.items()):
         for marks, filled in ((alone, True), (so_far, False)):

@@ -1,5 +1,6 @@
 """The transfer matrix, from ``transfer.csv``: a heat map of sources by targets."""
 
+import re
 import textwrap
 from typing import Any
 
@@ -93,4 +94,6 @@ def _name(axes: Axes, sources: list[str], targets: list[str]) -> None:
 
 
 def _wrapped(name: str) -> str:
-    return "\n".join(textwrap.wrap(style.shorten(name), _LINE))
+    """In short lines, broken after a colon where there is one."""
+    parts = re.split("(?<=:)", style.shorten(name))
+    return "\n".join(line for part in parts for line in textwrap.wrap(part, _LINE))
