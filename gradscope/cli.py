@@ -419,7 +419,7 @@ def attack(
     attacks: Annotated[
         str,
         typer.Option(
-            help="comma-separated, in the order they are run; see `gradscope list attacks`",
+            help="comma-separated, in the order they are run, or all; see `gradscope list attacks`",
             autocompletion=_completing("gradscope.attacks.battery", "BATTERY"),
         ),
     ] = "pgd,apgd-ce,apgd-t,square",
@@ -480,7 +480,7 @@ def attack(
     )
     radii = {"epsilons": epsilons.split(",")} if epsilons is not None else {}
     battery = Battery(
-        attacks=tuple(_checked(_names(attacks), BATTERY, "--attacks")),
+        attacks=tuple(BATTERY if attacks == "all" else _checked(_names(attacks), BATTERY, "--attacks")),
         balls=Balls.parse(_given(norm=norm, epsilon=epsilon) | radii),
         budget=Budget.parse(budget),
         samples=samples,

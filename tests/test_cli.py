@@ -21,16 +21,17 @@ from PIL import Image
 from torch.nn import functional as F
 
 import gradscope
+from gradscope.attacks.battery import BATTERY
 from gradscope.cli import main
-from gradscope.config import ATTACKS, OBJECTIVES, Data
+from gradscope.config import OBJECTIVES, Data
 from gradscope.data import sources
 from gradscope.data.sources import DATASETS
 from gradscope.models import checkpoint as checkpoints
 from gradscope.models.architectures import ARCHITECTURES
-from gradscope.results.rows import METRICS, SAMPLES, STEPS, SUMMARY
+from gradscope.results.rows import ATTACK_SAMPLES, ATTACKS, METRICS, SAMPLES, STEPS, SUMMARY, TRANSFER
 from gradscope.results.stats import wilson_interval
 from gradscope.results.tables import read_table
-from gradscope.study import input_landscapes, stages, weight_landscapes
+from gradscope.study import attacks, input_landscapes, stages, transfer, weight_landscapes
 from gradscope.training import loop
 from gradscope.training.phases import MODES
 from gradscope.vision import torchvision
@@ -531,7 +532,7 @@ def test_overwriting_leaves_no_figure_of_the_old_results(world: Path, tmp_path: 
         ("datasets", DATASETS),
         ("architectures", ARCHITECTURES),
         ("metrics", METRICS),
-        ("attacks", ATTACKS),
+        ("attacks", BATTERY),
         ("objectives", OBJECTIVES),
         ("modes", MODES),
     ],
@@ -542,10 +543,19 @@ def test_list_names_each_with_its_meaning(what: str, names: dict[str, object]) -
     assert all(len(line.split()) > 1 for line in lines)
 
 
+def test_list_says_what_each_attack_needs() -> None:
+    lines = {line.split()[0]: line for line in done("list", "attacks").splitlines()}
+    assert lines["square"].endswith("[logits]")
+    assert lines["pgd-dlr"].endswith("[logits, gradient; 3 classes or more]")
+    assert lines["transfer"].endswith("[logits, examples]")
+
+
 def test_version_and_help() -> None:
     assert done("--version") == f"gradscope {gradscope.__version__}\n"
     overview = done("--help")
-    assert all(command in overview for command in ("train", "analyze", "landscape", "figures", "list"))
+    assert all(
+        command in overview for command in ("train", "analyze", "landscape", "attack", "transfer", "figures", "list")
+    )
     assert done() == overview
 
 
@@ -555,6 +565,8 @@ def test_version_and_help() -> None:
         ("train", ["--mode", "--paper", "--set", "KEY=VALUE", "phases.0.exploration=0.3", "--resume", "--device"]),
         ("analyze", ["CKPT", "--metrics", "8/255", "pgd-paper", "--trust-code", "--weights", "reports/FIRST-CKPT"]),
         ("landscape", ["CKPT", "input|weights", "--towards", "--epochs", "re-estimated", "shared", "--resume"]),
+        ("attack", ["CKPT", "--queries", "--epsilons", "--surrogate", "--no-cascade", "--save-images", "--resume"]),
+        ("transfer", ["CKPT", "pgd-paper", "8/255", "--samples", "--resume", "reports/FIRST-CKPT-transfer"]),
         ("figures", ["DIR", "CSV"]),
         ("list", ["datasets", "architectures", "metrics", "attacks", "objectives", "modes"]),
     ],
@@ -582,6 +594,13 @@ def test_the_shell_completes_commands_and_options() -> None:
         "-c", "from gradscope.cli import main; main()", **environment, COMP_WORDS="gradscope ana", COMP_CWORD="1"
     )
     assert ended.stdout.split() == ["analyze"]
+
+
+def test_the_shell_completes_the_names_of_attacks() -> None:
+    words = "gradscope attack --attacks pgd,apgd-"
+    environment = {"_GRADSCOPE_COMPLETE": "complete_bash", "_TYPER_COMPLETE_ARGS": words}
+    ended = shell("-c", "from gradscope.cli import main; main()", **environment, COMP_WORDS=words, COMP_CWORD="3")
+    assert ended.stdout.split() == ["pgd,apgd-ce", "pgd,apgd-dlr", "pgd,apgd-t"]
 
 
 def test_a_process_of_its_own(world: Path, tmp_path: Path) -> None:
@@ -641,6 +660,48 @@ def test_a_landscape_around_weights_is_drawn(world: Path, tmp_path: Path) -> Non
     assert "weights-line-loss.pdf" in content(tmp_path / "line" / "figures")
 
 
+# --- attack, transfer ---
+
+
+def test_an_attack_prints_the_lowest_robust_accuracy_and_is_drawn(world: Path, tmp_path: Path) -> None:
+    quick = ("--attacks", "pgd,square,transfer", "--steps", 3, "--queries", 10, "--samples", 30, "--save-images")
+    out = tmp_path / "a"
+    printed = done("attack", world / "sl.pt", world / "rl.pt", *quick, "--epsilons", "0.5,1", "--out", out).splitlines()
+    assert printed[-1] == str(out)
+    table = rows(out, ATTACKS)
+    lowest = [line for line in printed if "lowest robust accuracy, an upper bound" in line]
+    assert [line.split()[:3] for line in lowest] == [[m, "l2", e] for m in ("sl", "rl") for e in ("0.5", "1")]
+    values = table[(table["attack"] == "square") & (table["metric"] == "robust-accuracy")]
+    for line, row in zip(lowest, values.to_dict("records"), strict=True):
+        interval = f"[{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]"
+        assert f"{100 * row['value']:.1f} % {interval}  n = 30" in line
+    assert sum("transfer was skipped, it needs adversarial examples" in line for line in printed) == 2
+    assert sum("0 of" in line and "saved images do not fool it" in line for line in printed) == 2
+    assert len(rows(out, ATTACK_SAMPLES)) > 0
+    names = ("attacks-accuracy-l2-0.5", "attacks-accuracy-l2-1", "attacks-epsilon")
+    drawn = content(out / "figures")
+    assert set(drawn) == {f"{name}.{kind}" for name in names for kind in ("pdf", "png")} | {"captions.json"}
+    assert "3 steps" in json.loads(drawn["captions.json"])["attacks-epsilon"]
+    assert manifest(out)["budget"]["queries"] == 10
+    shutil.rmtree(out / "figures")
+    done("figures", out)
+    assert content(out / "figures") == drawn
+
+
+def test_a_transfer_prints_the_matrix_and_is_drawn(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "t"
+    printed = done("transfer", world / "sl.pt", world / "rl.pt", "--steps", 3, "--samples", 30, "--out", out)
+    *lines, path = printed.splitlines()
+    assert path == str(out)
+    assert len(lines) == len(rows(out, TRANSFER)) == 6
+    assert [line.endswith("white-box") for line in lines] == [False, False, True, False, False, True]
+    drawn = content(out / "figures")
+    assert set(drawn) == {"transfer-accuracy.pdf", "transfer-accuracy.png", "captions.json"}
+    shutil.rmtree(out / "figures")
+    done("figures", out)
+    assert content(out / "figures") == drawn
+
+
 # --- bad input ---
 
 #: Command, and what its one line must say. Every command would replace what is there if it ran.
@@ -648,6 +709,8 @@ TRAIN = "train --overwrite --out {world}/sl.pt --epochs 1 "
 ANALYZE = "analyze --overwrite --out {world}/results --steps 1 --metrics loss "
 ON = ANALYZE + "{world}/sl.pt "
 WEIGHTS = "landscape --overwrite --out {world}/results --images 2 --space weights {world}/sl.pt "
+BATTLE = "attack --overwrite --attacks pgd --out {world}/results {world}/sl.pt "
+SHOWN = "transfer --overwrite --out {world}/results {world}/sl.pt "
 AROUND = "landscape --overwrite --out {world}/results --images 2 --steps 2 {world}/sl.pt "
 BAD = {
     "data set": (TRAIN + "--mode sl --dataset digit", ["--dataset", "did you mean 'digits'", "'digit'", "cifar10"]),
@@ -811,6 +874,28 @@ BAD = {
     "no epochs": (WEIGHTS + "--epochs {world}/tree", ["--epochs", "--keep-epochs", "{world}/tree"]),
     "metric without trust": (WEIGHTS + "--metric a.b:make", ["--metric", "a.b:make", "--trust-code"]),
     "landscape attack": (AROUND + "--attack pgd-papr", ["--attack", "did you mean 'pgd-paper'"]),
+    "attack of the battery": (BATTLE + "--attacks pgd,sqare", ["--attacks", "did you mean 'square'", "'sqare'", "fab"]),
+    "no attack": (BATTLE + "--attacks ,", ["--attacks", "at least one", "square"]),
+    "norm of the battery": (BATTLE + "--norm l1", ["norm", "'l1'", "linf"]),
+    "radius of the battery": (BATTLE + "--epsilon x", ["epsilon", "8/255", "'x'"]),
+    "a ball that is a point": (BATTLE + "--epsilon 0", ["epsilon", "above 0", "got 0"]),
+    "radius of the curve": (BATTLE + "--epsilons 0.5,,1", ["epsilons.1", "8/255", "''"]),
+    "queries": (BATTLE + "--queries 0", ["queries", "1", "got 0"]),
+    "step of the battery": (BATTLE + "--step-size -1", ["step_size", "not below 0", "'-1'"]),
+    "samples of the battery": (BATTLE + "--samples 360", ["--samples", "1 to 359", "got 360"]),
+    "surrogate for nobody": (BATTLE + "--surrogate {world}/rl.pt", ["--surrogate", "pgd-from, transfer", "got pgd"]),
+    "surrogate with other channels": (
+        BATTLE + "--attacks transfer --surrogate {world}/colour.pt",
+        ["CKPT: colour", "3 channel", "digits has 1"],
+    ),
+    "transfer of one": (SHOWN, ["CKPT", "two or more", "got 1"]),
+    "transfer between data sets": (SHOWN + "{world}/grey.pt", ["CKPT", "one data set", "digits", "grey", "--dataset"]),
+    "transfer between shapes": (
+        SHOWN + "{world}/colour.pt --dataset digits",
+        ["CKPT: colour", "3 channel", "digits has 1"],
+    ),
+    "attack of the transfer": (SHOWN + "{world}/rl.pt --attack pdg", ["--attack", "did you mean 'pgd'", "'pdg'"]),
+    "existing results of an attack": ("attack {world}/rl.pt --out {world}/results", ["{world}/results", "--overwrite"]),
     "no results to draw": ("figures {world}/tree", ["DIR", "steps.csv", "{world}/tree"]),
     "no directory to draw": ("figures {world}/no", ["DIR", "steps.csv", "{world}/no"]),
 }
@@ -836,6 +921,8 @@ def test_bad_input_is_one_line_and_loses_nothing(
     monkeypatch.setattr(stages, "measure_trajectory", work)
     monkeypatch.setattr(input_landscapes, "attack_walk", work)
     monkeypatch.setattr(weight_landscapes, "evaluate_plane", work)
+    monkeypatch.setattr(attacks, "run_battery", work)
+    monkeypatch.setattr(transfer, "make_examples", work)
     line, expected = BAD[case]
     ended = run(*line.format(world=world).split())
     assert ended.code == 2

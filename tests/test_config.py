@@ -13,6 +13,7 @@ from gradscope.config import (
     OBJECTIVES,
     PGD,
     Adversary,
+    Balls,
     Budget,
     Data,
     Objective,
@@ -298,3 +299,13 @@ def test_a_misspelt_table_offers_the_closest():
 
 def test_data_root_is_a_path(tmp_path):
     assert Data.parse({"data_root": str(tmp_path)}).data_root == tmp_path
+
+
+def test_the_balls_of_a_battery():
+    assert Balls().radii == (1.0,)
+    assert Balls(norm="linf").radii == (8 / 255,)
+    several = Balls.parse({"norm": "linf", "epsilon": "2/255", "epsilons": ["8/255", "2/255", "0.001"]})
+    assert several.radii == (0.001, 2 / 255, 8 / 255)
+    for bad in ({"epsilon": "0"}, {"epsilons": ["0.5", "0/255"]}):
+        with pytest.raises(GradscopeError, match="epsilon: a number above 0 is allowed in an attack, got 0"):
+            Balls.parse(bad)

@@ -57,7 +57,7 @@ def _looks(rows: pd.DataFrame) -> dict[str, Look]:
 def _draw_ball(name: str, ball: str, rows: pd.DataFrame, table: Mapping[str, Look]) -> Drawing:
     """Attacks from above in the order they were run, the clean images first."""
     shown = {checkpoint: look for checkpoint, look in table.items() if (rows["checkpoint"] == checkpoint).any()}
-    order = [CLEAN, *(attack for attack in rows["attack"].unique() if attack != CLEAN)]
+    order = _order(rows)
     cascade = not ((rows["attack"] != CLEAN) & (rows["metric"] == "accuracy") & (rows["subset"] == "all")).any()
     alone = rows[rows["metric"] == "accuracy"]
     alone = alone[(alone["attack"] == CLEAN) | (alone["subset"] == ("attacked" if cascade else "all"))]
@@ -90,6 +90,20 @@ def _draw_ball(name: str, ball: str, rows: pd.DataFrame, table: Mapping[str, Loo
         "lines: Wilson score interval over images, 95 %",
     ]
     return Drawing(name, figure, "; ".join(parts), ("budget",))
+
+
+def _order(rows: pd.DataFrame) -> list[str]:
+    """The clean images, then every attack in the order run; some checkpoints may have skipped some."""
+    order = [CLEAN]
+    for _, ours in rows.groupby(["checkpoint", "epsilon"], sort=False):
+        place = 1
+        for name in ours["attack"].unique():
+            if name in order:
+                place = order.index(name) + 1
+            else:
+                order.insert(place, str(name))
+                place += 1
+    return order
 
 
 def _handles(shown: Mapping[str, Look], kinds: Sequence[str]) -> list[Line2D]:
@@ -139,7 +153,7 @@ def _draw_radii(norm: str, attacks: pd.DataFrame, table: Mapping[str, Look]) -> 
     axes.set_ylim(-_MARGIN, 1 + _MARGIN)
     axes.set_xlim(left=0)
     style.add_legend(figure, shown)
-    names = [str(name) for name in attacks["attack"].unique() if name != CLEAN]
+    names = _order(attacks)[1:]
     images = int(attacks[attacks["subset"] == "all"]["n"].max())
     caption = "; ".join(
         [

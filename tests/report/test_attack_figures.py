@@ -114,6 +114,14 @@ def test_several_radii_are_a_curve_from_the_clean_accuracy():
     assert "fgsm, pgd, apgd-ce, apgd-t, square" in drawings["attacks-epsilon"].caption
 
 
+def test_an_attack_that_the_first_checkpoint_skipped_keeps_its_place():
+    rows = attack_rows(MODES[:2])
+    rows = rows[(rows["checkpoint"] == "rl-0") | ~rows["attack"].isin(["fgsm", "apgd-ce"])]
+    (drawing,) = drawn(draw_attacks, rows).values()
+    (axes,) = drawing.figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["clean", *NAMES]
+
+
 def test_where_no_attack_was_run_nothing_is_drawn():
     assert drawn(draw_attacks, attack_rows(names=())) == {}
 

@@ -13,7 +13,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gradscope.errors import GradscopeError
-from gradscope.results.rows import ATTACK_METRICS, ATTACKS, HISTORY, METRICS, SAMPLES, STEPS, SUMMARY, Column, Table
+from gradscope.results.rows import (
+    ATTACK_METRICS,
+    ATTACK_SAMPLES,
+    ATTACKS,
+    HISTORY,
+    METRICS,
+    SAMPLES,
+    STEPS,
+    SUMMARY,
+    TRANSFER,
+    TRANSFER_SAMPLES,
+    Column,
+    Table,
+)
 from gradscope.results.tables import atomic, ensure_writable, exclusive, read_table, write_json, write_table
 
 SMALL = Table("small.csv", (Column("name", "text", ""), Column("count", "integer", ""), Column("value", "number", "")))
@@ -28,7 +41,9 @@ def one_line(caught) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("table", [STEPS, SAMPLES, SUMMARY, ATTACKS, HISTORY])
+@pytest.mark.parametrize(
+    "table", [STEPS, SAMPLES, SUMMARY, ATTACKS, ATTACK_SAMPLES, TRANSFER, TRANSFER_SAMPLES, HISTORY]
+)
 def test_schemas_are_sound(table):
     assert len(set(table.names)) == len(table.names)
     assert all(column.meaning for column in table.columns)
