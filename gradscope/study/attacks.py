@@ -89,6 +89,7 @@ def run_attacks(texts: Sequence[str], request: Battery, foreign: Foreign, out: P
                 files.note(position, {"rescored": rescored})
         files.complete()
         figures.draw(out)
+        files.tiles.remove()
     return out
 
 
@@ -272,10 +273,9 @@ class _Files:
         write_json(self.out / "manifest.json", self.manifest)
 
     def complete(self) -> None:
-        """Say that all is measured, and drop the pieces."""
+        """Say that all is measured. The pieces stay until it is drawn."""
         self.manifest["complete"] = True
         write_json(self.out / "manifest.json", self.manifest)
-        self.tiles.remove()
 
     def _rows(self, rows_of: Callable[[Outcome, Row], Iterator[Row]]) -> Iterator[Row]:
         return chain.from_iterable(

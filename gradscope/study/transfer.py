@@ -66,8 +66,8 @@ def run_transfer(texts: Sequence[str], request: TransferMatrix, foreign: Foreign
         write_table(out / TRANSFER.file, TRANSFER, _rows(found, viewed, chosen, request))
         write_table(out / TRANSFER_SAMPLES.file, TRANSFER_SAMPLES, _sample_rows(found, viewed, chosen, request))
         write_json(out / "manifest.json", manifest | {"complete": True})
-        tiles.remove()
         figures.draw(out)
+        tiles.remove()
     return out
 
 

@@ -85,7 +85,7 @@ def test_the_files_say_what_the_battery_found(
         assert (distance.dropna() <= 0.7 + 1e-5).all()
         _counted_anew(ours, images[images["metric"] == "accuracy"], cascade)
     assert manifest(out)["complete"]
-    assert not (out / "tiles").exists()
+    assert not (out / ".tiles").exists()
 
 
 def _counted_anew(rows: pd.DataFrame, images: pd.DataFrame, cascade: bool) -> None:
@@ -144,7 +144,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_files(
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         attacked(trained, out, **options)
-    assert len(list((out / "tiles").glob("*.pt"))) == 19
+    assert len(list((out / ".tiles").glob("*.pt"))) == 19
     with pytest.raises(GradscopeError, match=r"unfinished attack; --resume continues it, --overwrite drops it"):
         attacked(trained, out, **options)
     for change, what in (({"samples": 39}, "image"), ({"seed": 1}, "seed"), ({"attacks": NAMES[:2]}, "attack")):
@@ -158,7 +158,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_files(
     with np.load(out / "adversarial.npz") as ours, np.load(whole / "adversarial.npz") as theirs:
         assert ours.files == theirs.files
         assert all(np.array_equal(ours[key], theirs[key]) for key in ours.files)
-    assert not (out / "tiles").exists()
+    assert not (out / ".tiles").exists()
 
 
 def test_saved_images_fool_the_checkpoint_when_it_is_loaded_anew(

@@ -96,7 +96,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_files(
     assert len(calls) == 3
     for table in (TRANSFER, TRANSFER_SAMPLES):
         assert (out / table.file).read_bytes() == (whole / table.file).read_bytes()
-    assert not (out / "tiles").exists()
+    assert not (out / ".tiles").exists()
 
 
 def test_what_is_refused(trained: list[str], tmp_path: Path) -> None:
