@@ -119,6 +119,29 @@ ATTACKS = Table(
     ),
 )
 
+AUDIT = Table(
+    "audit.csv",
+    (
+        *IDENTITY,
+        Column("norm", "text", "norm of the ball: linf or l2"),
+        Column("epsilon", "number", "its radius, pixel units"),
+        Column("budget", "text", "what the audit could spend, see `gradscope audit --help`"),
+        Column("verdict", "text", "masking found, none found within this budget, inconclusive, or set-up invalid"),
+        Column("check", "text", "short name of the check: D1 to G1"),
+        Column("name", "text", "its name in words"),
+        Column("state", "text", "fired, passed or abstained"),
+        Column("accuses", "integer", "1 where it fired on an outcome: alone enough for the verdict; else 0"),
+        Column("value", "number", "what it measured; nan where it abstained"),
+        Column("threshold", "number", "above which it fires (G1: below which)"),
+        Column("ci_low", "number", "lower end of the 95 % Wilson interval of the share behind it; nan where none"),
+        Column("ci_high", "number", "upper end of that interval"),
+        Column("p_value", "number", "McNemar's exact, adjusted over the checks of the audit (Holm); empty where none"),
+        Column("images", "text", "indices in the test set of the images it rests on, with spaces between"),
+        Column("cause", "text", "what it saw or, where it abstained, why, in a sentence"),
+        Column("next_step", "text", "what to do next, in a sentence"),
+    ),
+)
+
 ATTACK_SAMPLES = Table(
     SAMPLES.file,
     (

@@ -1,0 +1,89 @@
+"""What a check found, and how checks that share an audit are corrected for their number."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from gradscope.results.stats import UNDEFINED, Interval, holm
+
+State = Literal["fired", "passed", "abstained"]
+Cause = Literal[
+    "saturation",
+    "shattering",
+    "randomness",
+    "missing gradient",
+    "false gradient",
+    "probabilities",
+    "weak attack",
+    "unexplained",
+]
+
+#: Family-wise chance of a paired test firing on a model where both attacks are equal.
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: ``value`` against ``threshold``, with its interval or p-value (adjusted), and whose ``images``.
+
+    ``accuses``: where it fires, an attack that ought to be weaker, or that differs in numerics only, did better: an
+    outcome, not only a cause. ``points_to`` are the causes that what it saw can have.
+    """
+
+    id: str
+    name: str
+    state: State
+    value: float
+    threshold: float
+    cause: str
+    next_step: str
+    interval: Interval = UNDEFINED
+    p_value: float | None = None
+    images: tuple[int, ...] = ()
+    accuses: bool = False
+    points_to: tuple[Cause, ...] = ()
+
+    @property
+    def fired(self) -> bool:
+        """Whether it found what it looks for."""
+        return self.state == "fired"
+
+    def row(self) -> dict[str, Any]:
+        """Its columns of ``audit.csv``."""
+        return {
+            "check": self.id,
+            "name": self.name,
+            "state": self.state,
+            "accuses": int(self.fired and self.accuses),
+            "value": self.value,
+            "threshold": self.threshold,
+            "ci_low": self.interval.low,
+            "ci_high": self.interval.high,
+            "p_value": self.p_value,
+            "images": " ".join(str(index) for index in self.images),
+            "cause": self.cause,
+            "next_step": self.next_step,
+        }
+
+
+def abstained(identifier: str, name: str, why: str, next_step: str, threshold: float = float("nan")) -> Check:
+    """A check that was not made, and why."""
+    return Check(identifier, name, "abstained", float("nan"), threshold, why, next_step)
+
+
+def adjusted(checks: Sequence[Check]) -> list[Check]:
+    """The checks with their p-values adjusted together (Holm); what is above :data:`ALPHA` then has passed."""
+    tested = [place for place, check in enumerate(checks) if check.p_value is not None and check.state != "abstained"]
+    found = list(checks)
+    for place, p_value in zip(tested, holm([checks[place].p_value or 0.0 for place in tested]), strict=True):
+        check = found[place]
+        state: State = "passed" if p_value > ALPHA else check.state
+        found[place] = replace(check, p_value=p_value, state=state)
+    return found
+
+
+def numbers_at(numbers: Tensor, chosen: Tensor) -> tuple[int, ...]:
+    """The images' indices in their set where ``chosen`` ``(N,)`` is True."""
+    return tuple(int(number) for number in numbers[chosen])

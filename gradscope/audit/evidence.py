@@ -1,0 +1,310 @@
+"""What an audit rests on: attacks on all images, without cascade, and a look at outputs and gradients."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.attacks.cascade import Get, run_battery
+from gradscope.attacks.outcome import Outcome
+from gradscope.attacks.threat import ThreatModel
+from gradscope.attacks.victims import fooled
+from gradscope.audit import gradients
+from gradscope.audit.budgets import AuditBudget
+from gradscope.audit.outputs import Averaged, LogProbabilities, look_at_outputs
+from gradscope.config import PGD, Budget
+from gradscope.data.image_set import ImageSet
+from gradscope.models.inspection import evaluating
+from gradscope.seeding import derive, seeded
+
+Advanced = Callable[[int, str], None]
+
+#: L2 distance of normalised logits above which two passes differ (AutoAttack's check_randomized).
+SAME_LOGITS = 1e-4
+#: How far from [0, 1] and from a sum of 1 probabilities may round (AutoAttack's check_range_output).
+PROBABILITY_ROUNDING = 1e-5
+#: PGD on the two losses that no scale of the logits makes blind in the same way.
+_PAIR = ("pgd", "pgd-margin")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A random model over many draws, on M of the images, at ``places``: right when clean, and under each attack.
+
+    ``plain`` is PGD on one draw a step, ``averaged`` PGD on the mean over the draws; all are judged by that mean.
+    """
+
+    places: Tensor
+    clean: Tensor
+    plain: Tensor
+    averaged: Tensor
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything the checks are made from; None where it was not gathered: no gradient, or a random output.
+
+    ``main`` has all attacks, none in a cascade; ``doubled`` twice the steps, ``smaller`` and ``larger`` half and twice
+    the radius, ``unbounded`` a ball that covers the box, ``repaired`` logarithms of the output. ``places`` ``(M,)``
+    are the images whose gradients were looked at.
+    """
+
+    threat: ThreatModel
+    budget: AuditBudget
+    numbers: Tensor
+    classes: int
+    outputs: dict[str, Tensor]
+    main: Outcome
+    places: Tensor
+    doubled: Outcome | None = None
+    smaller: Outcome | None = None
+    larger: Outcome | None = None
+    unbounded: Outcome | None = None
+    repaired: Outcome | None = None
+    expected: Expected | None = None
+    start: dict[str, Tensor] | None = None
+    precision: dict[str, Tensor] | None = None
+    slopes: dict[str, Tensor] | None = None
+    path: dict[str, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def random(self) -> bool:
+        """Whether two passes over the same images differ."""
+        return bool(self.outputs["flips"].any()) or float(self.outputs["wander"].max()) > SAME_LOGITS
+
+    @property
+    def probabilities(self) -> bool:
+        """Whether the outputs lie in [0, 1] and add up to 1."""
+        return are_probabilities(self.outputs)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether attacks that need a gradient could be run."""
+        return "pgd" in self.main.attacks
+
+    @property
+    def white_box(self) -> list[str]:
+        """The attacks of ``main`` that follow the model's gradient."""
+        return [name for name in self.main.attacks if name not in ("square", "noise", "transfer", "pgd-from")]
+
+    def standing(self) -> Tensor:
+        """Which images ``(N,)`` are right when clean and under everything tried within the radius.
+
+        For a random model on the mean of its draws, where it was taken: one draw judges nothing.
+        """
+        if self.expected is not None:
+            stands = self.main.right.clone()
+            stands[self.expected.places] = self.expected.clean & self.expected.plain & self.expected.averaged
+            return stands
+        stands = self.main.standing()
+        for outcome in (self.doubled, self.smaller, self.repaired):
+            stands = stands & outcome.standing() if outcome is not None else stands
+        return stands
+
+
+def are_probabilities(outputs: dict[str, Tensor]) -> bool:
+    """Whether all outputs, those that are finite, lie in [0, 1] and add up to 1."""
+    known = outputs["sum"].isfinite()
+    low, high, total = (outputs[key][known] for key in ("lowest", "highest", "sum"))
+    return bool(
+        known.any()
+        and (low > -PROBABILITY_ROUNDING).all()
+        and (high < 1 + PROBABILITY_ROUNDING).all()
+        and ((total - 1).abs() < PROBABILITY_ROUNDING).all()
+    )
+
+
+def stages(budget: AuditBudget, images: int) -> int:
+    """How many images ``advanced`` is told of, at most, in :func:`gather`."""
+    return images * (len(budget.names) + len(_PAIR) * 2 + 2 + 2)
+
+
+@dataclass(frozen=True)
+class _Gathering:
+    model: nn.Module
+    image_set: ImageSet
+    numbers: Tensor
+    threat: ThreatModel
+    budget: AuditBudget
+    examples: tuple[Tensor, ...]
+    seed: int
+    device: torch.device
+    get: Get
+    advanced: Advanced
+
+    @property
+    def usual(self) -> int:
+        """Images at once."""
+        return 32 if self.device.type == "cpu" else 512
+
+    def unit(self, stage: str, places: Tensor, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """A unit of work on the images at ``places``, kept or made."""
+        digest = derive(self.seed, stage, *self.numbers[places].tolist())
+        return self.get(f"{stage}-{digest:016x}", make)
+
+    def battery(
+        self,
+        stage: str,
+        names: Sequence[str],
+        *,
+        model: nn.Module | None = None,
+        threat: ThreatModel | None = None,
+        budget: Budget | None = None,
+        places: Tensor | None = None,
+        cascade: bool = True,
+        keep_images: bool = False,
+    ) -> Outcome:
+        """Attacks under a name of their own; what is not given is the audit's."""
+        image_set = self.image_set if places is None else self.image_set.subset(places)
+        examples = self.examples if places is None else [example[places] for example in self.examples]
+        return run_battery(
+            self.model if model is None else model,
+            image_set,
+            names,
+            threat or self.threat,
+            budget or self.budget.attacks,
+            numbers=self.numbers if places is None else self.numbers[places],
+            examples=examples,
+            cascade=cascade,
+            keep_images=keep_images,
+            seed=self.seed,
+            device=self.device,
+            get=lambda name, make: self.get(f"{stage}-{name}", make),
+            advanced=lambda images, note: self.advanced(images, f"{stage} {note}"),
+        )
+
+    def settings(self, names: Sequence[str]) -> PGD:
+        """The audit's PGD, in float64 where the model can."""
+        attacks, epsilon = self.budget.attacks, self.threat.epsilon
+        step_size = 2.5 * epsilon / attacks.steps if attacks.step_size is None else attacks.step_size
+        usual = {"norm": self.threat.norm, "epsilon": epsilon, "box": self.threat.box, "steps": attacks.steps}
+        precision = "float64" if "pgd-float64" in names else "float32"
+        return PGD.parse({**usual, "step_size": step_size, "precision": precision})
+
+    def over(
+        self,
+        stage: str,
+        places: Tensor,
+        look: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """``look`` at the images of ``places`` in batches, each a unit of work."""
+        found = []
+        for part in places.split(self.usual):
+            images, labels = self.image_set.batch(part, self.device)
+            found.append(self.unit(stage, part, partial(look, images, labels, self.numbers[part])))
+            self.advanced(0, stage)
+        return {key: torch.cat([unit[key] for unit in found]) for key in found[0]}
+
+    def expected(self, places: Tensor) -> Expected:
+        """PGD on one draw and on the mean of many, judged by the mean."""
+        averaged = Averaged(self.model, self.budget.draws)
+        plain = self.battery("one-draw", ["pgd"], places=places, keep_images=True)
+        meant = self.battery("mean-draw", ["pgd"], model=averaged, places=places, keep_images=True)
+
+        def judge(images: Tensor, labels: Tensor, numbers: Tensor) -> dict[str, Tensor]:
+            rows = torch.isin(self.numbers[places], numbers).nonzero().squeeze(1)
+            seen = {"clean": images, "plain": _points(plain, images, rows), "averaged": _points(meant, images, rows)}
+            with evaluating(averaged), torch.no_grad(), seeded(self.seed, "judge", *numbers.tolist()):
+                return {key: ~fooled(averaged(points), labels).cpu() for key, points in seen.items()}
+
+        return Expected(places, **self.over("judge", places, judge))
+
+
+def _points(outcome: Outcome, images: Tensor, rows: Tensor) -> Tensor:
+    """What PGD reached for the images at ``rows`` of ``outcome``; the image where it was not attacked."""
+    found = images.clone()
+    attack = outcome.attacks["pgd"]
+    if attack.adversarial is None:
+        return found
+    where = {place: position for position, place in enumerate(attack.attacked.tolist())}
+    for row, place in enumerate(rows.tolist()):
+        if place in where:
+            found[row] = attack.adversarial[where[place]].to(found)
+    return found
+
+
+def gather(
+    model: nn.Module,
+    image_set: ImageSet,
+    numbers: Tensor,
+    threat: ThreatModel,
+    budget: AuditBudget,
+    *,
+    examples: Sequence[Tensor],
+    seed: int,
+    device: torch.device,
+    get: Get,
+    advanced: Advanced,
+) -> Evidence:
+    """All that ``budget`` pays for; what the model rules out (no gradient, a random output) is left None.
+
+    Every unit of work has a name that changes with stage, attack, seed and images; ``get`` may keep it.
+    """
+    work = _Gathering(model, image_set, numbers, threat, budget, tuple(examples), seed, device, get, advanced)
+
+    def look(images: Tensor, labels: Tensor, who: Tensor) -> dict[str, Tensor]:
+        return look_at_outputs(model, images, labels, who, seed, work.usual)
+
+    outputs = work.over("outputs", torch.arange(min(len(image_set), budget.probed)), look)
+    main = work.battery("main", budget.names, cascade=False)
+    places = main.right.nonzero().squeeze(1)[: budget.probed]
+    evidence = Evidence(threat, budget, numbers, len(image_set.classes), outputs, main, places)
+    if not evidence.differentiable or not len(places):
+        return evidence
+    evidence = _with_gradients(evidence, work)
+    if evidence.probabilities and not evidence.random:
+        names = [name for name in (*_PAIR, "pgd-float64") if name in main.attacks]
+        evidence = replace(evidence, repaired=work.battery("logarithm", names, model=LogProbabilities(model)))
+    if evidence.random:
+        return replace(evidence, expected=work.expected(places))
+    return _with_other_radii(evidence, work)
+
+
+def _with_other_radii(evidence: Evidence, work: _Gathering) -> Evidence:
+    threat, attacks = work.threat, work.budget.attacks
+    size = work.image_set.images[0].numel()
+    whole = replace(threat, epsilon=1.0 if threat.norm == "linf" else size**0.5)
+    twice = {"steps": 2 * attacks.steps, "restarts": 2 * attacks.restarts}
+    step_size = None if attacks.step_size is None else attacks.step_size / 2
+    longer = attacks.model_copy(update={**twice, "step_size": step_size})
+    free = attacks.model_copy(update={"step_size": None})
+    return replace(
+        evidence,
+        doubled=work.battery("doubled", _PAIR, budget=longer),
+        smaller=work.battery("half-radius", ["pgd"], threat=replace(threat, epsilon=threat.epsilon / 2)),
+        larger=work.battery("twice-radius", ["pgd"], threat=replace(threat, epsilon=2 * threat.epsilon), budget=free),
+        unbounded=work.battery("unbounded", _PAIR, threat=whole, budget=free),
+    )
+
+
+def _with_gradients(evidence: Evidence, work: _Gathering) -> Evidence:
+    model, seed, directions = work.model, work.seed, work.budget.directions
+    finest = work.settings(list(evidence.main.attacks))
+    plain = finest.model_copy(update={"precision": "float32"})
+    places = evidence.places
+    precise = finest.precision == "float64" and not evidence.random
+
+    def start(images: Tensor, labels: Tensor, who: Tensor) -> dict[str, Tensor]:
+        return gradients.at_the_image(model, images, labels, who, plain, seed)
+
+    def precision(images: Tensor, labels: Tensor, who: Tensor) -> dict[str, Tensor]:
+        return gradients.in_float64(model, images, labels, who, plain, seed)
+
+    def slopes(images: Tensor, labels: Tensor, who: Tensor) -> dict[str, Tensor]:
+        return gradients.against_differences(model, images, labels, who, finest, directions, seed)
+
+    def path(images: Tensor, labels: Tensor, who: Tensor) -> dict[str, Tensor]:
+        return gradients.along_the_path(model, images, labels, who, plain, seed)
+
+    return replace(
+        evidence,
+        start=work.over("gradient", places, start),
+        precision=work.over("precision", places, precision) if precise else None,
+        slopes=work.over("slopes", places, slopes),
+        path=work.over("path", places, path),
+    )

@@ -1,0 +1,208 @@
+"""What the checks add up to: is it robust, or is the attack blind?"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.attacks.cascade import Get
+from gradscope.attacks.threat import ThreatModel
+from gradscope.audit.budgets import budget_of
+from gradscope.audit.causes import depends_on_the_batch, near_chance, slopes_of
+from gradscope.audit.check import Cause, Check
+from gradscope.audit.checks import check
+from gradscope.audit.evidence import Advanced, Evidence, gather
+from gradscope.data.image_set import ImageSet
+from gradscope.errors import GradscopeError
+from gradscope.results.stats import Interval, wilson_interval
+
+Row = dict[str, Any]
+Verdict = Literal["masking found", "none found within this budget", "inconclusive", "set-up invalid"]
+
+#: Version of :meth:`Audit.to_json`. It rises when a key changes its meaning or goes; new keys may come without.
+SCHEMA = 1
+#: Without these no audit ends in "none found": another loss, an attack by query, an unbounded ball.
+ESSENTIAL = ("N3", "X1", "M2")
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A verdict, its reasons and the lowest robust accuracy that was reached.
+
+    ``causes``: what blinds the attack, the likeliest first; of what was seen where nothing was found. ``left_out``:
+    attacks that were not run, and why. ``standing`` ``(N,)``: right when clean and under everything.
+    """
+
+    verdict: Verdict
+    causes: tuple[Cause, ...]
+    reason: str
+    checks: tuple[Check, ...]
+    left_out: Mapping[str, str]
+    standing: Tensor
+    evidence: Evidence
+    budget: str
+
+    @property
+    def cause(self) -> Cause | None:
+        """The likeliest."""
+        return self.causes[0] if self.causes else None
+
+    @property
+    def upper_bound(self) -> float:
+        """The lowest robust accuracy reached, over all images; the true one is not higher, to sampling."""
+        return float(self.standing.double().mean())
+
+    @property
+    def interval(self) -> Interval:
+        """Wilson interval of the upper bound."""
+        return wilson_interval(int(self.standing.sum()), len(self.standing))
+
+    def rows(self, identity: Row) -> Iterator[Row]:
+        """Rows of ``audit.csv``, one a check; ``identity`` says whose."""
+        threat = self.evidence.threat
+        whole = {"attack": "audit", "norm": threat.norm, "epsilon": threat.epsilon, "budget": self.budget}
+        for made in self.checks:
+            yield {**identity, **whole, "verdict": self.verdict, **made.row()}
+
+    def to_json(self) -> dict[str, Any]:
+        """``audit.json``, without NaN.
+
+        ``schema`` its version; ``verdict``, ``causes`` and ``reason``; ``robust_accuracy`` with ``upper_bound``,
+        ``ci_low``, ``ci_high`` and ``n``; ``clean_accuracy``; ``under`` each attack alone, share of all images;
+        ``threat`` with ``norm``, ``epsilon`` and ``box``; ``budget``; ``left_out`` attack to reason; ``checks`` in
+        order, with ``id`` and the columns of ``audit.csv``, ``images`` as a list.
+        """
+        main, threat = self.evidence.main, self.evidence.threat
+        clean = wilson_interval(int(main.right.sum()), len(main))
+        return {
+            "schema": SCHEMA,
+            "verdict": self.verdict,
+            "causes": list(self.causes),
+            "reason": self.reason,
+            "robust_accuracy": {
+                "upper_bound": self.upper_bound,
+                "ci_low": self.interval.low,
+                "ci_high": self.interval.high,
+                "n": len(self.standing),
+            },
+            "clean_accuracy": {"value": float(main.right.double().mean()), "ci_low": clean.low, "ci_high": clean.high},
+            "under": {name: float(main.standing(name).double().mean()) for name in main.attacks},
+            "threat": {"norm": threat.norm, "epsilon": threat.epsilon, "box": threat.box},
+            "budget": self.budget,
+            "left_out": dict(self.left_out),
+            "checks": [_plain(made) for made in self.checks],
+        }
+
+
+def _plain(made: Check) -> dict[str, Any]:
+    row = {
+        key: None if isinstance(value, float) and not isfinite(value) else value for key, value in made.row().items()
+    }
+    return {"id": row.pop("check"), **row, "accuses": bool(row["accuses"]), "images": list(made.images)}
+
+
+def examine(
+    model: nn.Module,
+    image_set: ImageSet,
+    numbers: Tensor | None,
+    threat: ThreatModel,
+    budget_name: str,
+    *,
+    surrogate_examples: Sequence[Tensor] = (),
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    get: Get = lambda name, make: make(),
+    advanced: Advanced = lambda images, note: None,
+) -> Audit:
+    """Attack ``model`` on ``image_set`` with what ``budget_name`` pays for, and tell masking from robustness.
+
+    ``numbers`` are the images' indices in the set they were taken from, 0 .. N-1 where None. ``surrogate_examples``
+    are adversarial images ``(N, C, H, W)`` of these made on other models, in this threat model. ``get`` may keep the
+    units of work, each under a name that changes with stage, attack, seed and images: an audit that was interrupted
+    goes on where it was. ``advanced`` is told of the images done.
+    Raises :class:`GradscopeError` for a budget it does not know, a radius of 0, and examples of another size.
+    """
+    if threat.epsilon <= 0:
+        raise GradscopeError(f"--epsilon: a radius above 0 is needed to audit, got {threat.epsilon:g}")
+    budget = budget_of(budget_name, with_examples=bool(surrogate_examples))
+    numbers = torch.arange(len(image_set)) if numbers is None else numbers
+    evidence = gather(
+        model,
+        image_set,
+        numbers,
+        threat,
+        budget,
+        examples=surrogate_examples,
+        seed=seed,
+        device=torch.device(device),
+        get=get,
+        advanced=advanced,
+    )
+    left_out = {**budget.left_out, **evidence.main.skipped}
+    if not surrogate_examples:
+        left_out["transfer"] = left_out["pgd-from"] = "no examples of another model were given"
+    checks = check(evidence)
+    verdict, causes, reason = judge(evidence, checks)
+    return Audit(verdict, causes, reason, tuple(checks), left_out, evidence.standing(), evidence, budget_name)
+
+
+def judge(evidence: Evidence, checks: Sequence[Check]) -> tuple[Verdict, tuple[Cause, ...], str]:
+    """The verdict, the causes and why.
+
+    Outcomes accuse, causes explain: saturated cross-entropy, say, is found on honest models too, where exact attacks
+    are not blinded by it.
+    """
+    fired = {made.id: made for made in checks if made.fired}
+    accusing = [identifier for identifier, made in fired.items() if made.accuses]
+    seen = _causes(evidence, fired)
+    if near_chance(evidence):
+        return "set-up invalid", (), "clean accuracy is not above chance: there is nothing to attack"
+    if depends_on_the_batch(evidence):
+        return "set-up invalid", (), "an image's output depends on the other images of its batch"
+    if accusing:
+        named = seen or ("unexplained",)
+        return "masking found", named, f"{', '.join(accusing)} fired; cause: {named[0]}"
+    if evidence.probabilities:
+        return "set-up invalid", seen, "outputs are probabilities in place of logits; the attacks here got through"
+    return _without_outcome(evidence, checks, fired, seen)
+
+
+def _without_outcome(
+    evidence: Evidence, checks: Sequence[Check], fired: Mapping[str, Check], seen: tuple[Cause, ...]
+) -> tuple[Verdict, tuple[Cause, ...], str]:
+    if not evidence.differentiable:
+        return "inconclusive", ("missing gradient",), "the model has no gradient: only attacks by query were run"
+    if evidence.random:
+        return "inconclusive", ("randomness",), "the output is random, and its mean falls no sooner than single draws"
+    weak = [identifier for identifier in ("C1", "C2") if identifier in fired]
+    if weak:
+        return "inconclusive", ("weak attack",), f"{', '.join(weak)} fired: the attack is too weak to tell"
+    if bool(evidence.main.undefined.any()):
+        return "inconclusive", seen, "the output is not finite on some images"
+    missing = [made.id for made in checks if made.id in ESSENTIAL and made.state == "abstained"]
+    if missing:
+        return "inconclusive", seen, f"{', '.join(missing)} could not be made"
+    return "none found within this budget", (), "no outcome speaks against the attack"
+
+
+def _causes(evidence: Evidence, fired: Mapping[str, Check]) -> tuple[Cause, ...]:
+    """What could blind the attack, the surest first.
+
+    The kind of output comes before its slopes, which it bends; slopes before saturation, which they imitate.
+    """
+    found: list[Cause] = []
+    if evidence.probabilities:
+        found.append("probabilities")
+    if evidence.random:
+        found.append("randomness")
+    if evidence.slopes is not None:
+        kind = slopes_of(evidence)[1]
+        found += [kind] if kind else []
+    if not found and fired.keys() & {"N1", "N2", "N3"}:
+        found.append("saturation")
+    if not found and "S1" in fired:
+        found.append("shattering")
+    return tuple(found)
