@@ -21,7 +21,7 @@ class AuditBudget:
     """What an audit gathers: attacks, and how closely the gradients and the output are looked at.
 
     ``probed`` images have their gradients taken apart, along ``directions`` random directions; a random output is
-    averaged over ``draws`` passes, on as many images.
+    averaged over ``draws`` passes, on twice as many images.
     """
 
     meaning: str

@@ -154,7 +154,7 @@ def convergence(evidence: Evidence) -> Check:
         "fired" if interval.low > MOVING_SHARE else "passed",
         count / len(moving),
         MOVING_SHARE,
-        "the lowest margin still falls in the last ten steps of PGD on images that it leaves standing",
+        "the lowest margin still falls in the last steps of PGD on images that it leaves standing",
         "audit with a larger budget: more steps" if interval.low > MOVING_SHARE else "nothing to do",
         interval,
         images=numbers_at(evidence.numbers[evidence.places[standing]], moving),

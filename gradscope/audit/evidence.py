@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gradscope.attacks.cascade import Get, run_battery
 from gradscope.attacks.outcome import Outcome
+from gradscope.attacks.pgd import pgd
 from gradscope.attacks.threat import ThreatModel
 from gradscope.attacks.victims import fooled
 from gradscope.audit import gradients
@@ -201,16 +202,22 @@ class _Gathering:
         return {key: torch.cat([unit[key] for unit in found]) for key in found[0]}
 
     def expected(self, places: Tensor) -> Expected:
-        """PGD on one draw and on the mean of many, judged by the mean."""
+        """PGD on one draw and on the mean of many, judged by the mean.
+
+        The first stops where a draw is fooled, as the battery's does and by luck; the second at its last iterate.
+        """
         averaged = Averaged(self.model, self.budget.draws)
+        settings = self.settings(())
         plain = self.battery("one-draw", ["pgd"], places=places, keep_images=True)
-        meant = self.battery("mean-draw", ["pgd"], model=averaged, places=places, keep_images=True)
 
         def judge(images: Tensor, labels: Tensor, numbers: Tensor) -> dict[str, Tensor]:
             rows = torch.isin(self.numbers[places], numbers).nonzero().squeeze(1)
-            seen = {"clean": images, "plain": _points(plain, images, rows), "averaged": _points(meant, images, rows)}
-            with evaluating(averaged), torch.no_grad(), seeded(self.seed, "judge", *numbers.tolist()):
-                return {key: ~fooled(averaged(points), labels).cpu() for key, points in seen.items()}
+            start = self.threat.random_start(images, "ball", self.seed, ("start", 0), numbers)
+            with evaluating(averaged), seeded(self.seed, "judge", *numbers.tolist()):
+                reached = pgd(averaged, images, labels, settings, start=start)
+                seen = {"clean": images, "plain": _points(plain, images, rows), "averaged": reached}
+                with torch.no_grad():
+                    return {key: ~fooled(averaged(points), labels).cpu() for key, points in seen.items()}
 
         return Expected(places, **self.over("judge", places, judge))
 
@@ -261,7 +268,7 @@ def gather(
         names = [name for name in (*_PAIR, "pgd-float64") if name in main.attacks]
         evidence = replace(evidence, repaired=work.battery("logarithm", names, model=LogProbabilities(model)))
     if evidence.random:
-        return replace(evidence, expected=work.expected(places))
+        return replace(evidence, expected=work.expected(main.right.nonzero().squeeze(1)[: 2 * budget.probed]))
     return _with_other_radii(evidence, work)
 
 

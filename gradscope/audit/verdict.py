@@ -191,7 +191,8 @@ def _without_outcome(
 def _causes(evidence: Evidence, fired: Mapping[str, Check]) -> tuple[Cause, ...]:
     """What could blind the attack, the surest first.
 
-    The kind of output comes before its slopes, which it bends; slopes before saturation, which they imitate.
+    The kind of output comes before its slopes, which it bends (a saturated softmax moves in steps); slopes before
+    saturation, which they imitate.
     """
     found: list[Cause] = []
     if evidence.probabilities:
@@ -200,7 +201,7 @@ def _causes(evidence: Evidence, fired: Mapping[str, Check]) -> tuple[Cause, ...]
         found.append("randomness")
     if evidence.slopes is not None:
         kind = slopes_of(evidence)[1]
-        found += [kind] if kind else []
+        found += [kind] if kind and not (evidence.probabilities and kind == "shattering") else []
     if not found and fired.keys() & {"N1", "N2", "N3"}:
         found.append("saturation")
     if not found and "S1" in fired:

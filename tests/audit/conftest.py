@@ -76,7 +76,7 @@ MASKS: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
     "backward noise": (lambda model: Behind(model, before=_Noisy.apply), "false gradient"),
     "probabilities": (lambda model: Behind(model, after=lambda logits: logits.softmax(dim=1)), "probabilities"),
     "sharp probabilities": (
-        lambda model: Behind(model, after=lambda logits: (10 * logits).softmax(dim=1)),
+        lambda model: Behind(model, after=lambda logits: (30 * logits).softmax(dim=1)),
         "probabilities",
     ),
 }
@@ -107,12 +107,15 @@ def fit(
 
 
 def overtrain(model: nn.Sequential, images: ImageSet, median: float) -> nn.Sequential:
-    """Go on with the last layer until the median margin is ``median`` nats; in float64, whose gradient lives on."""
+    """Go on with the last layer until the median margin is ``median`` nats.
+
+    In float64, whose gradient lives on, and with a short memory: else Adam's steps shrink with the gradient.
+    """
     pixels, labels = images.batch(torch.arange(len(images)), "cpu")
     with torch.no_grad():
         features = model[:-1](pixels).double()
     last = copy.deepcopy(model[-1]).double()
-    optimizer = torch.optim.Adam(last.parameters(), lr=0.3, eps=1e-300)
+    optimizer = torch.optim.Adam(last.parameters(), lr=0.1, betas=(0.5, 0.5), eps=1e-300)
     while float(margin(last(features), labels).detach().median()) < median:
         optimizer.zero_grad()
         F.cross_entropy(last(features), labels).backward()
