@@ -25,7 +25,9 @@ SMOOTH_GAIN = 0.02
 #: Share that survives a ball that covers the box: nobody should; the rest is a margin for a start in a far corner.
 SURVIVORS = 0.01
 
-_ANY: tuple[Cause, ...] = ("missing gradient", "false gradient", "shattering", "saturation", "randomness")
+#: What blinds every loss at once, as saturation does not: it leaves the margin and the rescaled loss their gradient.
+_ALL_LOSSES: tuple[Cause, ...] = ("missing gradient", "false gradient", "shattering", "randomness", "probabilities")
+_ANY: tuple[Cause, ...] = (*_ALL_LOSSES, "saturation")
 _WHY_RANDOM = "the output is random: one pass judges nothing, S1 compares means over many"
 
 
@@ -123,7 +125,7 @@ def _black_box(evidence: Evidence, identifier: str, name: str, attack: str, said
     missed = evidence.main.standing(*evidence.white_box)
     fooled = evidence.main.right & ~missed
     both = fooled | evidence.main.fooled_by(attack)
-    return _compared(evidence, (identifier, name, QUERY_GAIN), both, fooled, said, _ANY)
+    return _compared(evidence, (identifier, name, QUERY_GAIN), both, fooled, said, _ALL_LOSSES)
 
 
 def query(evidence: Evidence) -> Check:
@@ -193,7 +195,7 @@ def unbounded(evidence: Evidence) -> Check:
         interval,
         images=numbers_at(evidence.numbers, stands),
         accuses=True,
-        points_to=_ANY,
+        points_to=_ALL_LOSSES,
     )
 
 
@@ -262,4 +264,4 @@ def _averaged(evidence: Evidence) -> Check:
         "attack with gradients averaged over noise in the image",
     )
     smooth, plain = evidence.main.fooled_by("pgd-smooth"), evidence.main.fooled_by("pgd")
-    return _compared(evidence, what, smooth, plain, said, ("shattering",))
+    return _compared(evidence, what, smooth, plain, said, _ANY)

@@ -153,7 +153,7 @@ def judge(evidence: Evidence, checks: Sequence[Check]) -> tuple[Verdict, tuple[C
     """The verdict, the causes and why.
 
     Outcomes accuse, causes explain: saturated cross-entropy, say, is found on honest models too, where exact attacks
-    are not blinded by it.
+    are not blinded by it. An outcome that no cause explains counts only where more steps would not.
     """
     fired = {made.id: made for made in checks if made.fired}
     accusing = [identifier for identifier, made in fired.items() if made.accuses]
@@ -162,9 +162,11 @@ def judge(evidence: Evidence, checks: Sequence[Check]) -> tuple[Verdict, tuple[C
         return "set-up invalid", (), "clean accuracy is not above chance: there is nothing to attack"
     if depends_on_the_batch(evidence):
         return "set-up invalid", (), "an image's output depends on the other images of its batch"
-    if accusing:
-        named = seen or ("unexplained",)
-        return "masking found", named, f"{', '.join(accusing)} fired; cause: {named[0]}"
+    explained = [identifier for identifier in accusing if set(fired[identifier].points_to) & set(seen)]
+    if explained:
+        return "masking found", seen, f"{', '.join(explained)} fired; cause: {seen[0]}"
+    if accusing and not fired.keys() & {"C1", "C2"}:
+        return "masking found", ("unexplained", *seen), f"{', '.join(accusing)} fired, and no check says why"
     if evidence.probabilities:
         return "set-up invalid", seen, "outputs are probabilities in place of logits; the attacks here got through"
     return _without_outcome(evidence, checks, fired, seen)
@@ -202,7 +204,7 @@ def _causes(evidence: Evidence, fired: Mapping[str, Check]) -> tuple[Cause, ...]
     if evidence.slopes is not None:
         kind = slopes_of(evidence)[1]
         found += [kind] if kind and not (evidence.probabilities and kind == "shattering") else []
-    if not found and fired.keys() & {"N1", "N2", "N3"}:
+    if not found and fired.keys() & {"N1", "N2"}:
         found.append("saturation")
     if not found and "S1" in fired:
         found.append("shattering")
