@@ -78,8 +78,9 @@ def set_up(evidence: Evidence) -> Check:
 
 
 def near_chance(evidence: Evidence) -> bool:
-    """Whether the clean accuracy's interval reaches down to a guess among the classes."""
-    return bool(wilson_interval(int(evidence.main.right.sum()), len(evidence)).low <= 1 / evidence.classes)
+    """Whether the clean accuracy's interval reaches down to a guess; not known of few images."""
+    accuracy = wilson_interval(int(evidence.main.right.sum()), len(evidence))
+    return len(evidence) >= FEWEST_PROBED and accuracy.low <= 1 / evidence.classes
 
 
 def depends_on_the_batch(evidence: Evidence) -> bool:
@@ -121,12 +122,12 @@ def rounding(evidence: Evidence) -> Check:
 
 
 def slopes_of(evidence: Evidence) -> tuple[Tensor, Cause | None]:
-    """Which of the looked-at images have slopes that are not autograd's, and the commonest reason."""
+    """Which of the looked-at images have slopes that are not autograd's, and the commonest reason if they are many."""
     assert evidence.slopes is not None
     kinds = kinds_of_slope(evidence.slopes)
     names: dict[str, Cause] = {"stepped": "shattering", "missing": "missing gradient", "false": "false gradient"}
     wrong = torch.stack(list(kinds.values())).any(dim=0)
-    if float(wrong.double().mean()) <= FALSE_SHARE:
+    if len(wrong) < FEWEST_PROBED or float(wrong.double().mean()) <= FALSE_SHARE:
         return wrong, None
     return wrong, names[max(kinds, key=lambda kind: int(kinds[kind].sum()))]
 

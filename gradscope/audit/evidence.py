@@ -121,8 +121,11 @@ def are_probabilities(outputs: dict[str, Tensor]) -> bool:
 
 
 def stages(budget: AuditBudget, images: int) -> int:
-    """How many images ``advanced`` is told of, at most, in :func:`gather`."""
-    return images * (len(budget.names) + len(_PAIR) * 2 + 2 + 2)
+    """How many images ``advanced`` is told of in :func:`gather`, at most.
+
+    Beside the main attacks: two of twice the steps, two unbounded, two at other radii, three on logarithms.
+    """
+    return images * (len(budget.names) + 9)
 
 
 @dataclass(frozen=True)

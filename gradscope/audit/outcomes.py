@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gradscope.attacks.outcome import Outcome
-from gradscope.audit.causes import slopes_of
+from gradscope.audit.causes import FALSE_SHARE, slopes_of
 from gradscope.audit.check import ALPHA, Cause, Check, abstained, numbers_at
 from gradscope.audit.evidence import Evidence
 from gradscope.results.stats import mcnemar, wilson_interval
@@ -231,7 +231,7 @@ def shattering(evidence: Evidence) -> Check:
         "shattering",
         "fired",
         count / len(wrong),
-        0.05,
+        FALSE_SHARE,
         said,
         step,
         wilson_interval(count, len(wrong)),
