@@ -25,7 +25,7 @@ from pydantic_core import ErrorDetails
 from gradscope.errors import GradscopeError, lookup, unknown_name
 
 Objective = Literal["cross-entropy", "policy-gradient", "expected-reward"]
-AttackLoss = Literal["cross-entropy", "margin", "dlr", "rescaled-cross-entropy"]
+AttackLoss = Literal["cross-entropy", "log-odds", "margin", "dlr", "rescaled-cross-entropy"]
 Norm = Literal["linf", "l2"]
 Precision = Annotated[Literal["32", "bf16"], BeforeValidator(lambda value: str(value) if value == 32 else value)]
 

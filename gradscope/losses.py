@@ -17,6 +17,16 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none")
 
 
+def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """``log((1 - p_y) / p_y) = logsumexp over j != y of z_j, - z_y``, in nats: cross-entropy is its softplus.
+
+    In exact arithmetic its gradient has the direction of cross-entropy's, and an attack that normalises its steps
+    takes the same path. Here it is computed without the cancellation that blinds cross-entropy: it never saturates.
+    """
+    others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
+    return others.logsumexp(dim=1) - logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+
+
 def margin_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """``max over j != y of z_j - z_y``, in logits (Carlini and Wagner 2017, without the floor). Never saturates."""
     return -margin(logits, labels)
@@ -48,6 +58,7 @@ def rescaled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 LOSSES: dict[str, Loss] = {
     "cross-entropy": cross_entropy,
+    "log-odds": log_odds,
     "margin": margin_loss,
     "dlr": dlr,
     "rescaled-cross-entropy": rescaled_cross_entropy,

@@ -9,7 +9,15 @@ from torch.testing import assert_close
 
 from gradscope.config import AttackLoss
 from gradscope.errors import GradscopeError
-from gradscope.losses import LOSSES, cross_entropy, dlr, expected_accuracy, margin_loss, rescaled_cross_entropy
+from gradscope.losses import (
+    LOSSES,
+    cross_entropy,
+    dlr,
+    expected_accuracy,
+    log_odds,
+    margin_loss,
+    rescaled_cross_entropy,
+)
 
 few = settings(derandomize=True, max_examples=40, deadline=None)
 
@@ -111,6 +119,26 @@ def test_dlr_of_two_classes_is_refused_in_one_line():
     with pytest.raises(GradscopeError, match="needs at least 3 classes, the model has 2; use 'margin'") as caught:
         dlr(torch.zeros(1, 2), torch.tensor([0]))
     assert "\n" not in str(caught.value)
+
+
+@few
+@given(st.integers(0, 1000))
+def test_cross_entropy_is_the_softplus_of_the_log_odds(seed):
+    logits, labels = batch(seed)
+    odds = log_odds(logits, labels)
+    assert_close(torch.nn.functional.softplus(odds), cross_entropy(logits, labels))
+    share = torch.softmax(logits, 1).gather(1, labels.unsqueeze(1))
+    assert_close(odds, torch.log((1 - share) / share).squeeze(1))
+    slopes = (1 - share) * gradient(log_odds, logits, labels), gradient(cross_entropy, logits, labels)
+    assert_close(*(slope.detach() for slope in slopes))
+
+
+@pytest.mark.parametrize("margin", [1e-3, 20.0, 1000.0, 1e6])
+def test_log_odds_never_saturate(margin):
+    logits = torch.tensor([[margin, 0.0, -1.0]], requires_grad=True)
+    slope = gradient(log_odds, logits, torch.tensor([0]))
+    others = torch.softmax(torch.tensor([0.0, -1.0]), 0)
+    assert_close(slope[0], torch.tensor([-1.0, others[0], others[1]]))
 
 
 @few

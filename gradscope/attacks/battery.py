@@ -90,6 +90,7 @@ BATTERY: dict[str, Attack] = {
         _paper,
         batch_size=128,
     ),
+    "pgd-log-odds": Attack("PGD on the log-odds: cross-entropy's path, without its rounding", _pgd(loss="log-odds")),
     "pgd-margin": Attack("PGD on the margin of the logits", _pgd(loss="margin")),
     "pgd-dlr": Attack("PGD on the difference of logits ratio", _pgd(loss="dlr"), classes=3),
     "pgd-rescaled": Attack("PGD on cross-entropy of rescaled logits", _pgd(loss="rescaled-cross-entropy")),

@@ -7,7 +7,16 @@ from gradscope.config import Budget
 from gradscope.errors import lookup
 
 #: Attacks that take a gradient, in every budget; they run on all images that are right, as the paired tests need.
-_WHITE_BOX = ("fgsm", "pgd", "pgd-margin", "pgd-dlr", "pgd-rescaled", "pgd-float64", "pgd-smooth")
+_WHITE_BOX = (
+    "fgsm",
+    "pgd",
+    "pgd-log-odds",
+    "pgd-float64",
+    "pgd-margin",
+    "pgd-dlr",
+    "pgd-rescaled",
+    "pgd-smooth",
+)
 _STRONGER = ("pgd-restarts", "apgd-ce", "apgd-t")
 _STRONGEST = ("pgd-large-steps", "apgd-dlr", "fab", "fab-t")
 _BLACK_BOX = ("square", "noise")

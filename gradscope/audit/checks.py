@@ -6,7 +6,8 @@ from gradscope.audit import causes, outcomes
 from gradscope.audit.check import Check, adjusted
 from gradscope.audit.evidence import Evidence
 
-CHECKS: dict[str, Callable[[Evidence], Check]] = {
+#: A check may ask several questions, a test each; the one that speaks loudest is reported.
+CHECKS: dict[str, Callable[[Evidence], Check | list[Check]]] = {
     "D1": causes.set_up,
     "N1": causes.dead_gradients,
     "N2": causes.rounding,
@@ -25,5 +26,12 @@ CHECKS: dict[str, Callable[[Evidence], Check]] = {
 
 
 def check(evidence: Evidence) -> list[Check]:
-    """Every check of ``evidence``; p-values are adjusted for their number (Holm)."""
-    return adjusted([made(evidence) for made in CHECKS.values()])
+    """Every check of ``evidence``; p-values are adjusted for the number of tests in all of them (Holm)."""
+    found = [made(evidence) for made in CHECKS.values()]
+    asked = [one if isinstance(one, list) else [one] for one in found]
+    tested = iter(adjusted([question for questions in asked for question in questions]))
+    return [_loudest([next(tested) for _ in questions]) for questions in asked]
+
+
+def _loudest(questions: list[Check]) -> Check:
+    return max(questions, key=lambda check: (check.fired, check.value - check.threshold))

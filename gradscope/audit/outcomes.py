@@ -17,6 +17,13 @@ FEWEST = 30
 #: beats another by up to six points (here: 5.5 of the rescaled loss on a linear model).
 ROUNDING_GAIN = 0.005
 LOSS_GAIN = 0.10
+_RIVALS = {
+    "pgd-log-odds": ROUNDING_GAIN,
+    "pgd-float64": ROUNDING_GAIN,
+    "pgd-margin": LOSS_GAIN,
+    "pgd-dlr": LOSS_GAIN,
+    "pgd-rescaled": LOSS_GAIN,
+}
 #: AutoAttack's check_square_sr: 0.2 points. The paired test asks for more on few images: honest models lose up to
 #: five of 200 to Square alone where PGD has 20 steps.
 QUERY_GAIN = 0.002
@@ -53,16 +60,15 @@ def _compared(
     stronger: Tensor,
     said: tuple[str, str],
     points_to: tuple[Cause, ...],
-    tests: int = 1,
 ) -> Check:
     """A check that fires where ``weaker`` fools more of all images ``(N,)`` than ``stronger`` does.
 
-    ``value`` is the difference of the two rates, the p-value McNemar's, times ``tests`` where the pair was chosen.
+    ``value`` is the difference of the two rates, the p-value McNemar's.
     """
     identifier, name, threshold = what
     only, missed = weaker & ~stronger, stronger & ~weaker
     value = (int(only.sum()) - int(missed.sum())) / len(evidence)
-    p_value = min(1.0, tests * mcnemar(int(only.sum()), int(missed.sum())))
+    p_value = mcnemar(int(only.sum()), int(missed.sum()))
     fired = value > threshold and p_value <= ALPHA
     return Check(
         identifier,
@@ -80,22 +86,25 @@ def _compared(
     )
 
 
-def loss(evidence: Evidence) -> Check:
-    """N3: float64 or another loss fells what cross-entropy in float32 does not."""
+def loss(evidence: Evidence) -> list[Check]:
+    """N3: cross-entropy without its rounding, or another loss, fells what cross-entropy in float32 does not.
+
+    One test for each of them. Log-odds and float64 change the numerics only: what they gain, rounding had hidden.
+    """
     why = _hindrance(evidence, evidence.main, "pgd")
     if why:
-        return abstained("N3", "loss", why, "give more images, or see D1", ROUNDING_GAIN)
+        return [abstained("N3", "loss", why, "give more images, or see D1", ROUNDING_GAIN)]
     plain = evidence.main.fooled_by("pgd")
-    rivals = [("pgd-float64", evidence.main.fooled_by("pgd-float64"), ROUNDING_GAIN)] * (
-        "pgd-float64" in evidence.main.attacks
-    )
-    names = [name for name in ("pgd-margin", "pgd-dlr", "pgd-rescaled") if name in evidence.main.attacks]
-    rivals += [(name, evidence.main.fooled_by(name), LOSS_GAIN) for name in names]
+    rivals = [
+        (name, evidence.main.fooled_by(name), threshold)
+        for name, threshold in _RIVALS.items()
+        if name in evidence.main.attacks
+    ]
     if evidence.repaired is not None:
         together = evidence.main.right & ~evidence.repaired.standing()
         rivals.append(("PGD on the logarithm of the outputs", together, LOSS_GAIN))
     causes: tuple[Cause, ...] = ("probabilities", "saturation") if evidence.probabilities else ("saturation",)
-    found = [
+    return [
         _compared(
             evidence,
             ("N3", "loss", threshold),
@@ -106,11 +115,9 @@ def loss(evidence: Evidence) -> Check:
                 f"trust {name}, not cross-entropy in float32",
             ),
             causes,
-            len(rivals),
         )
         for name, fooled, threshold in rivals
     ]
-    return max(found, key=lambda check: (check.fired, check.value - check.threshold))
 
 
 def _black_box(evidence: Evidence, identifier: str, name: str, attack: str, said: tuple[str, str]) -> Check:
@@ -149,13 +156,13 @@ def random_points(evidence: Evidence) -> Check:
     return _black_box(evidence, "X3", "noise", "noise", said)
 
 
-def radius(evidence: Evidence) -> Check:
-    """M1: images that fall at half the radius stand at the radius, or those at twice."""
+def radius(evidence: Evidence) -> list[Check]:
+    """M1: images that fall at half the radius stand at the radius, or those at the radius at twice; a test each."""
     why = _hindrance(evidence, evidence.main, "pgd")
     if why or evidence.smaller is None or evidence.larger is None:
-        return abstained("M1", "radius", why or "other radii were not tried", "see D1", 0.0)
+        return [abstained("M1", "radius", why or "other radii were not tried", "see D1", 0.0)]
     falls = [outcome.fooled_by("pgd") for outcome in (evidence.smaller, evidence.main, evidence.larger)]
-    found = [
+    return [
         _compared(
             evidence,
             ("M1", "radius", 0.0),
@@ -166,11 +173,9 @@ def radius(evidence: Evidence) -> Check:
                 "the attack is broken at the wider radius: see the other checks",
             ),
             _ANY,
-            2,
         )
         for inner, outer in pairwise(falls)
     ]
-    return max(found, key=lambda check: (check.fired, check.value))
 
 
 def unbounded(evidence: Evidence) -> Check:

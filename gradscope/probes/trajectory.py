@@ -23,7 +23,13 @@ from gradscope.results.stats import Interval, mean_interval, wilson_interval
 Row = dict[str, Any]
 
 #: Units of what an attack climbs.
-_LOSS_UNITS = {"cross-entropy": "nats", "rescaled-cross-entropy": "nats", "margin": "logits", "dlr": "1"}
+_LOSS_UNITS = {
+    "cross-entropy": "nats",
+    "log-odds": "nats",
+    "rescaled-cross-entropy": "nats",
+    "margin": "logits",
+    "dlr": "1",
+}
 
 
 class Trajectory:

@@ -136,7 +136,7 @@ class Saturated(nn.Module):
 @pytest.mark.parametrize("factor", [1e-9, 1e4])
 def test_attacks_that_no_scale_of_the_logits_blinds(problem_and_norm, factor):
     problem, norm = problem_and_norm
-    names = ["pgd-margin", "pgd-rescaled", "apgd-t", "fab", "fab-t"]
+    names = ["pgd-log-odds", "pgd-margin", "pgd-rescaled", "apgd-t", "fab", "fab-t"]
     model = Saturated(problem.model, factor)
     threat = ThreatModel(norm, problem.epsilon)
     outcome = run_battery(model, problem.image_set, names, threat, SMALL, cascade=False)
@@ -150,10 +150,10 @@ def test_cross_entropy_is_blind_where_it_saturates(boundary):
     model = Saturated(problem.model, 2500.0)
     threat = ThreatModel("l2", 2 * float(problem.distance.max()))
     budget = Budget(steps=20)
-    names = ["fgsm", "pgd", "pgd-float64", "pgd-rescaled"]
+    names = ["fgsm", "pgd", "pgd-float64", "pgd-log-odds"]
     outcome = run_battery(model, problem.image_set, names, threat, budget, cascade=False)
     fooled = {name: int(outcome.fooled_by(name).sum()) for name in names}
-    assert fooled["fgsm"] < fooled["pgd-float64"] <= fooled["pgd-rescaled"] == 60
+    assert fooled["fgsm"] < fooled["pgd-float64"] <= fooled["pgd-log-odds"] == 60
     images, labels = problem.image_set.batch(torch.arange(60), "cpu")
     seen = margin(model(images), labels) < 104
     assert 10 < int(seen.sum()) < 50

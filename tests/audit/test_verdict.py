@@ -198,6 +198,24 @@ def test_wrong_arguments_are_said_in_one_line(plain, images):
         audit(plain, images, ThreatModel("linf", 0.0))
 
 
+def test_only_rounding_parts_the_log_odds_from_cross_entropy(zoo, images):
+    """On a model that float32 can hold both take the same path, and fool the same images."""
+    for name, model in zoo(0).honest.items():
+        main = audit(model, images).evidence.main
+        assert main.only("pgd-log-odds", "pgd") == (0, 0), name
+    main = audit(zoo(0).masked["logits x 100"][0], images).evidence.main
+    assert main.only("pgd-log-odds", "pgd")[0] > 10
+    assert main.only("pgd-log-odds", "pgd")[1] == 0
+
+
+def test_each_question_of_a_check_counts_as_a_test(zoo, images):
+    evidence = audit(zoo(0).honest["linear"], images).evidence
+    questions = [made for made in CHECKS.values() for made in [made(evidence)] if isinstance(made, list)]
+    assert [len(asked) for asked in questions] == [5, 2]
+    tested = [made for asked in questions for made in asked if made.p_value is not None]
+    assert len(tested) == 7
+
+
 def test_p_values_are_adjusted_together():
     one = Check("X1", "query", "fired", 1.0, 0.0, "", "", p_value=0.03)
     assert [(made.state, made.p_value) for made in adjusted([one, one])] == [("passed", 0.06), ("passed", 0.06)]
