@@ -122,17 +122,21 @@ class Outcome:
     def sample_rows(self, identity: Row) -> Iterator[Row]:
         """Rows of ``samples.csv``: whether each image is right clean and under each attack, and the distance."""
         clean = torch.where(self.undefined, torch.nan, self.right.double())
-        yield from self._samples({**identity, "attack": "none"}, "accuracy", "clean", torch.arange(len(self)), clean)
+        felled = self.felled_by()
+        yield from self._samples(identity, "none", "accuracy", torch.arange(len(self)), clean, felled)
         for name, attack in self.attacks.items():
-            row = {**identity, "attack": name}
-            yield from self._samples(row, "accuracy", "worst", attack.attacked, (~attack.fooled).double())
-            yield from self._samples(row, "distance", "worst", attack.attacked, attack.distance)
+            right = (~attack.fooled).double()
+            yield from self._samples(identity, name, "accuracy", attack.attacked, right, felled)
+            yield from self._samples(identity, name, "distance", attack.attacked, attack.distance, felled)
 
-    def _samples(self, row: Row, metric: str, point: str, places: Tensor, values: Tensor) -> Iterator[Row]:
-        of_metric = {**row, "metric": metric, "point": point, "unit": ATTACK_METRICS[metric].unit}
-        columns = (self.numbers[places].tolist(), self.labels[places].tolist(), values.tolist())
-        for number, label, value in zip(*columns, strict=True):
-            yield of_metric | {"index": number, "label": label, "value": value}
+    def _samples(
+        self, identity: Row, attack: str, metric: str, places: Tensor, values: Tensor, felled: list[str | None]
+    ) -> Iterator[Row]:
+        point = {"point": "clean" if attack == "none" else "worst", "unit": ATTACK_METRICS[metric].unit}
+        row = self._of(identity, attack) | {"metric": metric, **point}
+        for place, value in zip(places.tolist(), values.tolist(), strict=True):
+            image = {"index": int(self.numbers[place]), "label": int(self.labels[place])}
+            yield row | image | {"value": value, "first": int(felled[place] == attack)}
 
     def _of(self, identity: Row, name: str) -> Row:
         return {**identity, "attack": name, "norm": self.threat.norm, "epsilon": self.threat.epsilon}

@@ -5,7 +5,7 @@ import torch
 
 from gradscope.attacks.outcome import AttackOutcome, Outcome
 from gradscope.attacks.threat import ThreatModel
-from gradscope.results.rows import ATTACKS, SAMPLES
+from gradscope.results.rows import ATTACK_SAMPLES, ATTACKS
 from gradscope.results.stats import mcnemar, wilson_interval
 from gradscope.results.tables import read_table, write_table
 
@@ -91,8 +91,8 @@ def test_attack_rows_name_their_denominator(tmp_path, cascade):
 
 
 def test_sample_rows_say_which_attack_felled_which_image_at_what_distance(tmp_path):
-    write_table(tmp_path / "samples.csv", SAMPLES, outcome().sample_rows(IDENTITY))
-    rows = read_table(tmp_path / "samples.csv", SAMPLES).to_dict("records")
+    write_table(tmp_path / "samples.csv", ATTACK_SAMPLES, outcome().sample_rows(IDENTITY))
+    rows = read_table(tmp_path / "samples.csv", ATTACK_SAMPLES).to_dict("records")
     assert len(rows) == 10 + 2 * 8 + 2 * 6
     assert of(rows, attack="none", index=100)["value"] == 0
     assert math.isnan(of(rows, attack="none", index=101)["value"])
@@ -104,10 +104,15 @@ def test_sample_rows_say_which_attack_felled_which_image_at_what_distance(tmp_pa
     assert of(rows, attack="square", metric="accuracy", index=104) | {"value": 0} == {
         **IDENTITY,
         "attack": "square",
+        "norm": "l2",
+        "epsilon": 0.5,
         "index": 104,
         "label": 4,
         "metric": "accuracy",
         "point": "worst",
         "unit": "-",
         "value": 0,
+        "first": 1,
     }
+    assert of(rows, attack="pgd", metric="accuracy", index=104)["first"] == 0
+    assert of(rows, attack="pgd", metric="distance", index=103)["first"] == 1
