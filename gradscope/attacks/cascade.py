@@ -93,7 +93,8 @@ def run_battery(
                 advanced(len(part), name)
             found[name] = _together(units, attacked)
             stands[attacked] &= ~found[name].fooled
-    return Outcome(threat, numbers, image_set.labels.cpu(), right, undefined, cascade, found, skipped)
+    cascaded = frozenset(names if cascade else ())
+    return Outcome(threat, numbers, image_set.labels.cpu(), right, undefined, cascaded, found, skipped)
 
 
 @dataclass(frozen=True)

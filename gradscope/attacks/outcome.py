@@ -42,7 +42,7 @@ class Outcome:
     """A battery on N images: ``attacks`` in the order they were run, and why the ``skipped`` ones were not.
 
     ``right`` ``(N,)``: the model gives the label of the clean image. ``undefined`` ``(N,)``: its clean logits are not
-    finite; these are not right. ``cascade``: each attack had only what had stood so far.
+    finite; these are not right. The attacks in ``cascade`` had only what stood.
     """
 
     threat: ThreatModel
@@ -50,7 +50,7 @@ class Outcome:
     labels: Tensor
     right: Tensor
     undefined: Tensor
-    cascade: bool
+    cascade: frozenset[str]
     attacks: Mapping[str, AttackOutcome]
     skipped: Mapping[str, str]
 
@@ -112,7 +112,7 @@ class Outcome:
             row = self._of(identity, name)
             stands &= ~self.fooled_by(name)
             yield row | _share("accuracy", "attacked", ~attack.fooled)
-            if not self.cascade:
+            if name not in self.cascade:
                 yield row | _share("accuracy", "all", self.standing(name))
             yield row | _share("robust-accuracy", "all", stands)
             for metric in ("forward", "backward"):

@@ -98,10 +98,19 @@ def dead_gradients(evidence: Evidence) -> Check:
         evidence,
         ("N1", name, DEAD_SHARE),
         dead,
-        "the cross-entropy or its gradient is zero, or too small for the floors that attacks put under it",
+        "the cross-entropy or its gradient is zero, or too small for the floors that attacks put under it"
+        + _under_floors(evidence),
         ("attack a margin or rescaled loss, or in float64", "nothing to do"),
         ("saturation",),
     )
+
+
+def _under_floors(evidence: Evidence) -> str:
+    """What stands under PGD with such floors and without, where both were run."""
+    if not {"pgd", "pgd-paper"} <= evidence.main.attacks.keys():
+        return ""
+    floored, exact = (100 * float(evidence.main.standing(name).double().mean()) for name in ("pgd-paper", "pgd"))
+    return f"; {floored:.1f} % stand under PGD with floors (pgd-paper), {exact:.1f} % under exact PGD"
 
 
 def rounding(evidence: Evidence) -> Check:
@@ -198,6 +207,7 @@ def geometry(evidence: Evidence) -> Check:
         return abstained("G1", name, why, "see N1", ERRATIC)
     value = float(known.median())
     sign, norm = (float(evidence.path[key].nanmedian()) for key in ("sign", "norm"))
+    bends = "" if evidence.curvature is None else f", the median curvature {_median(evidence.curvature['curvature'])}"
     fired = value < ERRATIC
     return Check(
         "G1",
@@ -205,9 +215,14 @@ def geometry(evidence: Evidence) -> Check:
         "fired" if fired else "passed",
         value,
         ERRATIC,
-        f"median cosine of consecutive gradients; {sign:.2f} of the signs agree, the median norm is {norm:.2g}",
+        f"median cosine of consecutive gradients; {sign:.2f} of the signs agree, the median norm is {norm:.2g}{bends}",
         "look at S1 and at the landscape: this alone says nothing" if fired else "nothing to do",
     )
+
+
+def _median(values: Tensor) -> str:
+    known = values[values.isfinite()]
+    return f"{float(known.median()):.2g} nats per squared unit" if len(known) else "is not defined"
 
 
 def _share(

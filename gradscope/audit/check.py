@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from gradscope.attacks.threat import ThreatModel
 from gradscope.results.stats import UNDEFINED, Interval, holm
 
 State = Literal["fired", "passed", "abstained"]
@@ -29,7 +30,8 @@ class Check:
     """One check: ``value`` against ``threshold``, with its interval or p-value (adjusted), and whose ``images``.
 
     ``accuses``: where it fires, an attack that ought to be weaker, or that differs in numerics only, did better: an
-    outcome, not only a cause. ``points_to`` are the causes that what it saw can have.
+    outcome, not only a cause. ``points_to`` are the causes that what it saw can have. Its images are seen after
+    ``attack``, inside ``threat`` where that is not the audit's own; "" where no attack shows them.
     """
 
     id: str
@@ -44,6 +46,8 @@ class Check:
     images: tuple[int, ...] = ()
     accuses: bool = False
     points_to: tuple[Cause, ...] = ()
+    attack: str = ""
+    threat: ThreatModel | None = None
 
     @property
     def fired(self) -> bool:

@@ -1,4 +1,4 @@
-"""What an audit rests on: attacks on all images, without cascade, and a look at outputs and gradients."""
+"""What an audit rests on: attacks on all images, others on what those leave, a look at outputs and gradients."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.attacks.cascade import Get, run_battery
-from gradscope.attacks.outcome import Outcome
+from gradscope.attacks.outcome import AttackOutcome, Outcome
 from gradscope.attacks.pgd import pgd
 from gradscope.attacks.threat import ThreatModel
 from gradscope.attacks.victims import fooled
@@ -30,9 +30,14 @@ PROBABILITY_ROUNDING = 1e-5
 _PAIR = ("pgd", "pgd-margin")
 
 
+#: Attacks that have each only what those that follow the gradient from the image leave standing: what fools the model
+#: there, the gradient had hidden. The last starts where the first leads.
+LAST = ("transfer", "square", "noise", "pgd-from")
+
+
 @dataclass(frozen=True)
 class Expected:
-    """A random model over many draws, on M of the images, at ``places``: right when clean, and under each attack.
+    """A random model over many draws, at ``places`` ``(M,)``: right when clean, and under each attack.
 
     ``plain`` is PGD on one draw a step, ``averaged`` PGD on the mean over the draws; all are judged by that mean.
     """
@@ -47,9 +52,10 @@ class Expected:
 class Evidence:
     """Everything the checks are made from; None where it was not gathered: no gradient, or a random output.
 
-    ``main`` has all attacks, none in a cascade; ``doubled`` twice the steps, ``smaller`` and ``larger`` half and twice
-    the radius, ``unbounded`` a ball that covers the box, ``repaired`` logarithms of the output. ``places`` ``(M,)``
-    are the images whose gradients were looked at.
+    ``main`` has all attacks on all images that are right, but those of :data:`LAST`; ``doubled`` twice the steps,
+    ``smaller`` and ``larger`` half and twice the radius, ``unbounded`` a ball that covers the box, ``repaired``
+    logarithms of the output. ``places`` ``(M,)`` are the images whose gradients were looked at; of every fourth the
+    curvature.
     """
 
     threat: ThreatModel
@@ -69,6 +75,7 @@ class Evidence:
     precision: dict[str, Tensor] | None = None
     slopes: dict[str, Tensor] | None = None
     path: dict[str, Tensor] | None = None
+    curvature: dict[str, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -90,8 +97,8 @@ class Evidence:
 
     @property
     def white_box(self) -> list[str]:
-        """The attacks of ``main`` that follow the model's gradient."""
-        return [name for name in self.main.attacks if name not in ("square", "noise", "transfer", "pgd-from")]
+        """The attacks of ``main`` that follow the model's gradient from the image."""
+        return [name for name in self.main.attacks if name not in LAST]
 
     def standing(self) -> Tensor:
         """Which images ``(N,)`` are right when clean and under everything tried within the radius.
@@ -138,13 +145,9 @@ class _Gathering:
     examples: tuple[Tensor, ...]
     seed: int
     device: torch.device
+    batch_size: int
     get: Get
     advanced: Advanced
-
-    @property
-    def usual(self) -> int:
-        """Images at once."""
-        return 32 if self.device.type == "cpu" else 512
 
     def unit(self, stage: str, places: Tensor, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """A unit of work on the images at ``places``, kept or made."""
@@ -178,9 +181,25 @@ class _Gathering:
             keep_images=keep_images,
             seed=self.seed,
             device=self.device,
+            batch_size=self.batch_size,
             get=lambda name, make: self.get(f"{stage}-{name}", make),
             advanced=lambda images, note: self.advanced(images, f"{stage} {note}"),
         )
+
+    def then(self, first: Outcome, names: Sequence[str]) -> Outcome:
+        """``first`` with the attacks called ``names``, each on what stands after it."""
+        places = first.standing().nonzero().squeeze(1)
+        attacks, skipped = dict(first.attacks), dict(first.skipped)
+        for name in names:
+            if len(places):
+                last = self.battery("last", [name], places=places)
+                skipped |= last.skipped
+                if name in last.attacks:
+                    attacks[name] = _elsewhere(last.attacks[name], places)
+            else:
+                attacks[name] = AttackOutcome(places, places.bool(), places.double(), 0, 0, 0.0)
+            self.advanced(int((~first.standing()).sum()), name)
+        return replace(first, attacks=attacks, skipped=skipped, cascade=frozenset(names))
 
     def settings(self, names: Sequence[str]) -> PGD:
         """The audit's PGD, in float64 where the model can."""
@@ -198,7 +217,7 @@ class _Gathering:
     ) -> dict[str, Tensor]:
         """``look`` at the images of ``places`` in batches, each a unit of work."""
         found = []
-        for part in places.split(self.usual):
+        for part in places.split(self.batch_size):
             images, labels = self.image_set.batch(part, self.device)
             found.append(self.unit(stage, part, partial(look, images, labels, self.numbers[part])))
             self.advanced(0, stage)
@@ -225,6 +244,11 @@ class _Gathering:
         return Expected(places, **self.over("judge", places, judge))
 
 
+def _elsewhere(attack: AttackOutcome, places: Tensor) -> AttackOutcome:
+    """An attack on the images at ``places``, as one on all."""
+    return replace(attack, attacked=places[attack.attacked])
+
+
 def _points(outcome: Outcome, images: Tensor, rows: Tensor) -> Tensor:
     """What PGD reached for the images at ``rows`` of ``outcome``; the image where it was not attacked."""
     found = images.clone()
@@ -248,20 +272,24 @@ def gather(
     examples: Sequence[Tensor],
     seed: int,
     device: torch.device,
+    batch_size: int,
     get: Get,
     advanced: Advanced,
 ) -> Evidence:
     """All that ``budget`` pays for; what the model rules out (no gradient, a random output) is left None.
 
-    Every unit of work has a name that changes with stage, attack, seed and images; ``get`` may keep it.
+    Work is done on ``batch_size`` images at once. Every unit of it has a name that changes with stage, attack, seed and
+    images; ``get`` may keep it.
     """
-    work = _Gathering(model, image_set, numbers, threat, budget, tuple(examples), seed, device, get, advanced)
+    given = (model, image_set, numbers, threat, budget, tuple(examples), seed, device, batch_size, get, advanced)
+    work = _Gathering(*given)
 
     def look(images: Tensor, labels: Tensor, who: Tensor) -> dict[str, Tensor]:
-        return look_at_outputs(model, images, labels, who, seed, work.usual)
+        return look_at_outputs(model, images, labels, who, seed, work.batch_size)
 
     outputs = work.over("outputs", torch.arange(min(len(image_set), budget.probed)), look)
-    main = work.battery("main", budget.names, cascade=False)
+    main = work.battery("main", [name for name in budget.names if name not in LAST], cascade=False)
+    main = work.then(main, [name for name in LAST if name in budget.names])
     places = main.right.nonzero().squeeze(1)[: budget.probed]
     evidence = Evidence(threat, budget, numbers, len(image_set.classes), outputs, main, places)
     if not evidence.differentiable or not len(places):
@@ -271,7 +299,7 @@ def gather(
         names = [name for name in (*_PAIR, "pgd-float64") if name in main.attacks]
         evidence = replace(evidence, repaired=work.battery("logarithm", names, model=LogProbabilities(model)))
     if evidence.random:
-        return replace(evidence, expected=work.expected(main.right.nonzero().squeeze(1)[: 2 * budget.probed]))
+        return replace(evidence, expected=work.expected(main.right.nonzero().squeeze(1)))
     return _with_other_radii(evidence, work)
 
 
@@ -311,8 +339,12 @@ def _with_gradients(evidence: Evidence, work: _Gathering) -> Evidence:
     def path(images: Tensor, labels: Tensor, who: Tensor) -> dict[str, Tensor]:
         return gradients.along_the_path(model, images, labels, who, plain, seed)
 
+    def curvature(images: Tensor, labels: Tensor, who: Tensor) -> dict[str, Tensor]:
+        return gradients.curvature(model, images, labels, who, seed)
+
     return replace(
         evidence,
+        curvature=None if evidence.random else work.over("curvature", places[::4], curvature),
         start=work.over("gradient", places, start),
         precision=work.over("precision", places, precision) if precise else None,
         slopes=work.over("slopes", places, slopes),

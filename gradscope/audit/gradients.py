@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from gradscope.attacks.pgd import Iterate, look, pgd, prepared, threat_model
 from gradscope.config import PGD
 from gradscope.functional import cosine, flatten, margin, norm_and_unit, sign_agreement
+from gradscope.models.inspection import is_out_of_memory
+from gradscope.probes.curvature import input_curvature
 from gradscope.seeding import generator, seeded
 
 #: Length of the small finite difference, in pixel units: a float64 quotient is good to 1e-10 there, and a ReLU
@@ -18,6 +20,9 @@ SMALL = 1e-3
 LATE_STEPS = 10
 #: L2 norm of a gradient below which usual floors of a step's norm (foolbox, AutoAttack, secml: 1e-12) shorten it.
 NORM_FLOOR = 1e-12
+
+#: Power iterations of a curvature: it is read to an order of magnitude.
+CURVATURE_STEPS = 10
 
 
 def at_the_image(
@@ -147,6 +152,18 @@ def along_the_path(
         "sign": _mean(walk.signs).cpu(),
         "norm": _mean(walk.norms).cpu(),
     }
+
+
+def curvature(model: nn.Module, images: Tensor, labels: Tensor, numbers: Tensor, seed: int) -> dict[str, Tensor]:
+    """Largest Hessian eigenvalue of cross-entropy in the image ``(N,)``; NaN where there is no second derivative."""
+    try:
+        with seeded(seed, "curvature", *numbers.tolist()):
+            found = input_curvature(model, images, labels, numbers=numbers, seed=seed, most=CURVATURE_STEPS)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return {"curvature": torch.full((len(images),), math.nan, dtype=torch.float64)}
+    return {"curvature": found.value.double().cpu()}
 
 
 def _mean(steps: list[Tensor]) -> Tensor:

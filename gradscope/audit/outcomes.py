@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gradscope.attacks.outcome import Outcome
+from gradscope.attacks.threat import ThreatModel
 from gradscope.audit.causes import FALSE_SHARE, slopes_of
 from gradscope.audit.check import ALPHA, Cause, Check, abstained, numbers_at
 from gradscope.audit.evidence import Evidence
@@ -60,10 +61,12 @@ def _compared(
     stronger: Tensor,
     said: tuple[str, str],
     points_to: tuple[Cause, ...],
+    attack: str = "",
+    threat: ThreatModel | None = None,
 ) -> Check:
     """A check that fires where ``weaker`` fools more of all images ``(N,)`` than ``stronger`` does.
 
-    ``value`` is the difference of the two rates, the p-value McNemar's.
+    ``value`` is the difference of the two rates, the p-value McNemar's; ``attack`` is the weaker one.
     """
     identifier, name, threshold = what
     only, missed = weaker & ~stronger, stronger & ~weaker
@@ -83,6 +86,8 @@ def _compared(
         numbers_at(evidence.numbers, only),
         accuses=True,
         points_to=points_to,
+        attack=attack,
+        threat=threat,
     )
 
 
@@ -115,6 +120,7 @@ def loss(evidence: Evidence) -> list[Check]:
                 f"trust {name}, not cross-entropy in float32",
             ),
             causes,
+            name if name in _RIVALS else "",
         )
         for name, fooled, threshold in rivals
     ]
@@ -132,7 +138,7 @@ def _black_box(evidence: Evidence, identifier: str, name: str, attack: str, said
     missed = evidence.main.standing(*evidence.white_box)
     fooled = evidence.main.right & ~missed
     both = fooled | evidence.main.fooled_by(attack)
-    return _compared(evidence, (identifier, name, QUERY_GAIN), both, fooled, said, _ALL_LOSSES)
+    return _compared(evidence, (identifier, name, QUERY_GAIN), both, fooled, said, _ALL_LOSSES, attack)
 
 
 def query(evidence: Evidence) -> Check:
@@ -161,20 +167,22 @@ def radius(evidence: Evidence) -> list[Check]:
     why = _hindrance(evidence, evidence.main, "pgd")
     if why or evidence.smaller is None or evidence.larger is None:
         return [abstained("M1", "radius", why or "other radii were not tried", "see D1", 0.0)]
-    falls = [outcome.fooled_by("pgd") for outcome in (evidence.smaller, evidence.main, evidence.larger)]
+    radii = (evidence.smaller, evidence.main, evidence.larger)
     return [
         _compared(
             evidence,
             ("M1", "radius", 0.0),
-            inner,
-            outer,
+            inner.fooled_by("pgd"),
+            outer.fooled_by("pgd"),
             (
                 "images that fall in a ball and stand in one twice as wide, less the reverse",
                 "the attack is broken at the wider radius: see the other checks",
             ),
             _ANY,
+            "pgd",
+            outer.threat,
         )
-        for inner, outer in pairwise(falls)
+        for inner, outer in pairwise(radii)
     ]
 
 
@@ -201,6 +209,8 @@ def unbounded(evidence: Evidence) -> Check:
         images=numbers_at(evidence.numbers, stands),
         accuses=True,
         points_to=_ALL_LOSSES,
+        attack="pgd",
+        threat=evidence.unbounded.threat,
     )
 
 
@@ -211,7 +221,7 @@ def one_step(evidence: Evidence) -> Check:
         return abstained("M3", "one step", why, "see D1", 0.0)
     said = ("images that one step fools and PGD does not, less the reverse", "more starts, larger steps, other losses")
     first, many = evidence.main.fooled_by("fgsm"), evidence.main.fooled_by("pgd")
-    return _compared(evidence, ("M3", "one step", 0.0), first, many, said, _ANY)
+    return _compared(evidence, ("M3", "one step", 0.0), first, many, said, _ANY, "fgsm")
 
 
 def shattering(evidence: Evidence) -> Check:
@@ -269,4 +279,4 @@ def _averaged(evidence: Evidence) -> Check:
         "attack with gradients averaged over noise in the image",
     )
     smooth, plain = evidence.main.fooled_by("pgd-smooth"), evidence.main.fooled_by("pgd")
-    return _compared(evidence, what, smooth, plain, said, _ANY)
+    return _compared(evidence, what, smooth, plain, said, _ANY, "pgd-smooth")

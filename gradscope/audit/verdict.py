@@ -71,7 +71,7 @@ class Audit:
         """``audit.json``, without NaN.
 
         ``schema`` its version; ``verdict``, ``causes`` and ``reason``; ``robust_accuracy`` with ``upper_bound``,
-        ``ci_low``, ``ci_high`` and ``n``; ``clean_accuracy``; ``under`` each attack alone, share of all images;
+        ``ci_low``, ``ci_high`` and ``n``; ``clean_accuracy``; ``under`` each attack that was run on all images, alone;
         ``threat`` with ``norm``, ``epsilon`` and ``box``; ``budget``; ``left_out`` attack to reason; ``checks`` in
         order, with ``id`` and the columns of ``audit.csv``, ``images`` as a list.
         """
@@ -89,7 +89,9 @@ class Audit:
                 "n": len(self.standing),
             },
             "clean_accuracy": {"value": float(main.right.double().mean()), "ci_low": clean.low, "ci_high": clean.high},
-            "under": {name: float(main.standing(name).double().mean()) for name in main.attacks},
+            "under": {
+                name: float(main.standing(name).double().mean()) for name in main.attacks if name not in main.cascade
+            },
             "threat": {"norm": threat.norm, "epsilon": threat.epsilon, "box": threat.box},
             "budget": self.budget,
             "left_out": dict(self.left_out),
@@ -114,6 +116,7 @@ def examine(
     surrogate_examples: Sequence[Tensor] = (),
     seed: int = 0,
     device: torch.device | str = "cpu",
+    batch_size: int | None = None,
     get: Get = lambda name, make: make(),
     advanced: Advanced = lambda images, note: None,
 ) -> Audit:
@@ -127,6 +130,7 @@ def examine(
     """
     if threat.epsilon <= 0:
         raise GradscopeError(f"--epsilon: a radius above 0 is needed to audit, got {threat.epsilon:g}")
+    device = torch.device(device)
     budget = budget_of(budget_name, with_examples=bool(surrogate_examples))
     numbers = torch.arange(len(image_set)) if numbers is None else numbers
     evidence = gather(
@@ -137,7 +141,8 @@ def examine(
         budget,
         examples=surrogate_examples,
         seed=seed,
-        device=torch.device(device),
+        device=device,
+        batch_size=batch_size or (32 if device.type == "cpu" else 512),
         get=get,
         advanced=advanced,
     )
@@ -187,7 +192,11 @@ def _without_outcome(
     missing = [made.id for made in checks if made.id in ESSENTIAL and made.state == "abstained"]
     if missing:
         return "inconclusive", seen, f"{', '.join(missing)} could not be made"
-    return "none found within this budget", (), "no outcome speaks against the attack"
+    dead = [identifier for identifier in ("N1", "N2") if identifier in fired]
+    others = (
+        f"; {', '.join(dead)} fired: attacks with floors or in float32 may be blind, these were not" if dead else ""
+    )
+    return "none found within this budget", (), f"no outcome speaks against the attacks{others}"
 
 
 def _causes(evidence: Evidence, fired: Mapping[str, Check]) -> tuple[Cause, ...]:

@@ -58,11 +58,12 @@ def _draw_ball(name: str, ball: str, rows: pd.DataFrame, table: Mapping[str, Loo
     """Attacks from above in the order they were run, the clean images first."""
     shown = {checkpoint: look for checkpoint, look in table.items() if (rows["checkpoint"] == checkpoint).any()}
     order = _order(rows)
-    cascade = not ((rows["attack"] != CLEAN) & (rows["metric"] == "accuracy") & (rows["subset"] == "all")).any()
     alone = rows[rows["metric"] == "accuracy"]
-    alone = alone[(alone["attack"] == CLEAN) | (alone["subset"] == ("attacked" if cascade else "all"))]
+    on_all = set(alone[alone["subset"] == "all"]["attack"])
+    alone = alone[(alone["subset"] == "all") | ~alone["attack"].isin(on_all)]
+    later = [attack for attack in order if attack not in on_all]
     so_far = rows[rows["metric"] == "robust-accuracy"]
-    share = "of those it attacked" if cascade else "of all images"
+    share = "of all images" if not later else "of those it attacked"
     handles = _handles(shown, [f"right under this attack, {share}", "right under this and all above, of all images"])
     columns = 2 if len(shown) > 2 and max(len(look.label) for look in shown.values()) <= _SHORT else 1
     height = _AROUND + len(order) * (_ROW + _LANE * len(shown)) + _LEGEND_ROW * -(-len(handles) // columns)
@@ -81,7 +82,10 @@ def _draw_ball(name: str, ball: str, rows: pd.DataFrame, table: Mapping[str, Loo
     axes.set_xlabel(f"share of images ({ball})")
     style.place_legend(figure, handles, columns, handle_length=1.8)
     images = int(rows[rows["subset"] == "all"]["n"].max())
-    denominator = "those it was run on, which stood until then" if cascade else f"all n = {images} images"
+    denominator = f"all n = {images} images"
+    if later:
+        mixed = f" ({', '.join(later)}), else of {denominator}" if len(later) < len(order) - 1 else ""
+        denominator = f"those it was run on, which stood until then{mixed}"
     parts = [
         f"Accuracy under each attack in the order they were run, {ball}",
         f"filled: right under this attack, of {denominator}",

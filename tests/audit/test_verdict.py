@@ -1,12 +1,13 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from gradscope.attacks.threat import ThreatModel
-from gradscope.audit.budgets import BUDGETS, AuditBudget
+from gradscope.audit.budgets import BUDGETS
 from gradscope.audit.check import Check, adjusted
 from gradscope.audit.checks import CHECKS, check
 from gradscope.audit.evidence import gather
@@ -169,7 +170,7 @@ def test_an_interrupted_audit_goes_on_where_it_was(plain, images):
 
 def test_a_weak_attack_is_inconclusive(plain, images):
     quick = BUDGETS["quick"]
-    weak = AuditBudget("weak", WEAK, quick.names, quick.probed, quick.directions, quick.draws)
+    weak = replace(quick, attacks=WEAK)
     evidence = gather(
         plain,
         images,
@@ -179,6 +180,7 @@ def test_a_weak_attack_is_inconclusive(plain, images):
         examples=(),
         seed=0,
         device=torch.device("cpu"),
+        batch_size=32,
         get=lambda name, make: make(),
         advanced=lambda count, note: None,
     )
