@@ -3,7 +3,6 @@
 torch is imported by the command that needs it, so ``--help`` answers at once.
 """
 
-import json
 import logging
 import sys
 from enum import StrEnum
@@ -236,6 +235,7 @@ def analyze(
 ) -> None:
     """Measure gradients, loss, entropy and accuracy along PGD, for one checkpoint or many side by side."""
     from gradscope.config import ATTACKS, attack_settings
+    from gradscope.report.printed import analysis_lines
     from gradscope.results.rows import METRICS
     from gradscope.study.analysis import Analysis
     from gradscope.study.stages import run_analysis
@@ -266,7 +266,7 @@ def analyze(
     )
     foreign = _foreign(weights, mean, std, trust_code, ignore_class_names)
     results = run_analysis(checkpoints, analysis, foreign, out or Path("reports") / _stem(checkpoints[0]))
-    print(_accuracies(results))
+    print(analysis_lines(results))
     print(results)
 
 
@@ -345,6 +345,7 @@ def landscape(
     """Draw the loss on planes around images or around the weights, and what compares checkpoints there."""
     from gradscope.config import ATTACKS, attack_settings, short_attack_settings
     from gradscope.errors import lookup
+    from gradscope.report.printed import landscape_lines
     from gradscope.study.input_landscapes import InputLandscape, run_input_landscape
     from gradscope.study.weight_landscapes import WeightLandscape, run_weight_landscape
 
@@ -409,7 +410,7 @@ def landscape(
             metric=metric,
         )
         results = run_weight_landscape(checkpoints, around_weights, foreign, folder)
-    print(_comparison(results))
+    print(landscape_lines(results))
     print(results)
 
 
@@ -618,50 +619,6 @@ def _listing(what: Listing) -> dict[str, str]:
     from gradscope.config import OBJECTIVES
 
     return dict(OBJECTIVES)
-
-
-def _accuracies(results: Path) -> str:
-    """A line for each checkpoint and attack: accuracy when clean and under attack, with its interval."""
-    from gradscope.results.rows import SUMMARY
-    from gradscope.results.tables import read_table
-
-    rows = read_table(results / SUMMARY.file, SUMMARY)
-    rows = rows[rows["metric"] == "accuracy"]
-    lines = []
-    for (checkpoint, attack), of_attack in rows.groupby(["checkpoint", "attack"], sort=False):
-        clean, worst = (of_attack[of_attack["subset"] == f"{point}/all"].iloc[0] for point in ("clean", "worst"))
-        interval = f"[{100 * worst.ci_low:.1f}, {100 * worst.ci_high:.1f}]"
-        accuracy = f"clean {100 * clean.value:5.1f} %  under attack {100 * worst.value:5.1f} % {interval}"
-        lines.append(f"{checkpoint:16} {attack:10} {accuracy}  n = {int(worst.n)}")
-    return "\n".join(lines)
-
-
-def _comparison(results: Path) -> str:
-    """A line for each checkpoint and number of a landscape, with its interval, and what went wrong on the way."""
-    from gradscope.results.rows import SUMMARY
-    from gradscope.results.tables import read_table
-
-    rows = read_table(results / SUMMARY.file, SUMMARY)
-    rows = rows[rows["subset"].str.endswith("/all")]
-    lines = [
-        f"{row['checkpoint']:16} {row['subset'].removesuffix('/all') + ' ' + row['metric']:26} {row['value']:11.4g} "
-        f"[{row['ci_low']:.4g}, {row['ci_high']:.4g}]  n = {row['n']}  {row['unit'].strip('-')}".rstrip()
-        for row in rows.to_dict("records")
-    ]
-    for entry in json.loads((results / "manifest.json").read_text())["checkpoints"]:
-        for which, images in entry.get("random_instead_of_adversarial", {}).items():
-            if images:
-                lines.append(f"{entry['label']}: the attack gave no {which} direction for {len(images)} image(s)")
-        if entry.get("keeps_batch_norm"):
-            lines.append(
-                f"{entry['label']}: batch norm's statistics stay its own, so the far end is not the other "
-                "checkpoint; --batch-norm re-estimated takes them anew"
-            )
-        if entry.get("custom_failed"):
-            lines.append(
-                f"{entry['label']}: --metric failed at {entry['custom_failed']} points, {entry['custom_failure']}"
-            )
-    return "\n".join(lines)
 
 
 def _require_unset(space: str, other: str, **options: object) -> None:

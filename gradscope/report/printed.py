@@ -7,8 +7,45 @@ from typing import Any
 
 import pandas as pd
 
-from gradscope.results.rows import ATTACKS, TRANSFER
+from gradscope.results.rows import ATTACKS, SUMMARY, TRANSFER
 from gradscope.results.tables import read_table
+
+
+def analysis_lines(results: Path) -> str:
+    """A line for each checkpoint and attack: accuracy when clean and under attack, with its interval."""
+    rows = read_table(results / SUMMARY.file, SUMMARY)
+    rows = rows[rows["metric"] == "accuracy"]
+    lines = []
+    for (checkpoint, attack), ours in rows.groupby(["checkpoint", "attack"], sort=False):
+        clean, worst = (_one(ours, str(attack), "accuracy", f"{point}/all") for point in ("clean", "worst"))
+        accuracy = f"clean {100 * clean['value']:5.1f} %  under attack {_share(worst)}"
+        lines.append(f"{checkpoint:16} {attack:10} {accuracy}")
+    return "\n".join(lines)
+
+
+def landscape_lines(results: Path) -> str:
+    """A line for each checkpoint and number of a landscape, with its interval, and what went wrong on the way."""
+    rows = read_table(results / SUMMARY.file, SUMMARY)
+    rows = rows[rows["subset"].str.endswith("/all")]
+    lines = [
+        f"{row['checkpoint']:16} {row['subset'].removesuffix('/all') + ' ' + row['metric']:26} {row['value']:11.4g} "
+        f"[{row['ci_low']:.4g}, {row['ci_high']:.4g}]  n = {row['n']}  {row['unit'].strip('-')}".rstrip()
+        for row in rows.to_dict("records")
+    ]
+    for entry in json.loads((results / "manifest.json").read_text())["checkpoints"]:
+        for which, images in entry.get("random_instead_of_adversarial", {}).items():
+            if images:
+                lines.append(f"{entry['label']}: the attack gave no {which} direction for {len(images)} image(s)")
+        if entry.get("keeps_batch_norm"):
+            lines.append(
+                f"{entry['label']}: batch norm's statistics stay its own, so the far end is not the other "
+                "checkpoint; --batch-norm re-estimated takes them anew"
+            )
+        if entry.get("custom_failed"):
+            lines.append(
+                f"{entry['label']}: --metric failed at {entry['custom_failed']} points, {entry['custom_failure']}"
+            )
+    return "\n".join(lines)
 
 
 def attack_lines(results: Path) -> str:
