@@ -127,7 +127,7 @@ def test_torchvision_has_one_door(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_only_the_cli_prints(module):
-    if module != "gradscope.cli":
+    if room(module) != "cli":
         tree = ast.parse(MODULES[module].read_text())
         calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
         assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "print"]

@@ -1,0 +1,16 @@
+"""``gradscope figures``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def figures(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="a directory of results")],
+) -> None:
+    """Redraw the figures of a directory of results from its CSV files alone."""
+    from gradscope.report.figures import draw
+
+    for path in draw(directory):
+        print(path)

@@ -1,0 +1,53 @@
+"""``gradscope list``."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class Listing(StrEnum):
+    """What ``gradscope list`` knows."""
+
+    datasets = "datasets"
+    architectures = "architectures"
+    metrics = "metrics"
+    attacks = "attacks"
+    objectives = "objectives"
+    modes = "modes"
+
+
+def list_names(what: Annotated[Listing, typer.Argument(help="what to list", show_default=False)]) -> None:
+    """List the names that the other commands know."""
+    for name, meaning in _listing(what).items():
+        print(f"{name:18} {meaning}")
+
+
+def _listing(what: Listing) -> dict[str, str]:
+    if what is Listing.datasets:
+        from gradscope.data.sources import DATASETS
+
+        return {name: source.description for name, source in DATASETS.items()}
+    if what is Listing.architectures:
+        from gradscope.models.architectures import ARCHITECTURES
+
+        return {name: architecture.description for name, architecture in ARCHITECTURES.items()}
+    if what is Listing.metrics:
+        from gradscope.results.rows import METRICS
+
+        return {name: f"{metric.meaning} [{metric.unit}]" for name, metric in METRICS.items()}
+    if what is Listing.modes:
+        from gradscope.training.phases import MODES
+
+        return MODES
+    if what is Listing.attacks:
+        from gradscope.attacks.battery import BATTERY
+
+        return {
+            name: f"{one.meaning} [{', '.join(['logits', *sorted(one.needs)])}"
+            + (f"; {one.classes} classes or more]" if one.classes > 2 else "]")
+            for name, one in BATTERY.items()
+        }
+    from gradscope.config import OBJECTIVES
+
+    return dict(OBJECTIVES)
