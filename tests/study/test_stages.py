@@ -1,4 +1,4 @@
-"""The stages, called as the commands call them; what is refused at the command line is in ``tests/test_cli.py``."""
+"""The stages, called as the commands call them; what is refused there is in ``tests/cli/test_refusals.py``."""
 
 import json
 from collections.abc import Mapping, Sequence

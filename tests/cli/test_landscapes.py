@@ -1,0 +1,46 @@
+"""``gradscope landscape``, as a user types it: what it prints and what it draws."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+Done = Callable[..., str]
+Content = Callable[[Path], dict[str, bytes]]
+
+
+def manifest(directory: Path) -> dict:
+    return json.loads((directory / "manifest.json").read_text())
+
+
+def test_a_landscape_around_images_is_drawn_and_redrawn(
+    world: Path, tmp_path: Path, done: Done, content: Content
+) -> None:
+    quick = ("--points", 9, "--images", 2, "--steps", 4)
+    printed = done("landscape", world / "sl.pt", world / "rl.pt", *quick, "--out", tmp_path / "a")
+    *numbers, path = printed.splitlines()
+    assert path == str(tmp_path / "a")
+    assert [line.split()[:3] for line in numbers[::9]] == [[m, "around", "radius-adversarial"] for m in ("sl", "rl")]
+    drawn = content(tmp_path / "a" / "figures")
+    indices = manifest(tmp_path / "a")["landscape"]["indices"]
+    names = ["landscape-median", "landscape-slices", *(f"landscape-image-{index}" for index in indices)]
+    assert set(drawn) >= {f"{name}.{kind}" for name in names for kind in ("pdf", "png")} | {"landscape-3d.html"}
+    captions = json.loads(drawn["captions.json"])
+    assert all("seed 0" in captions[name] for name in names)
+    shutil.rmtree(tmp_path / "a" / "figures")
+    done("figures", tmp_path / "a")
+    assert content(tmp_path / "a" / "figures") == drawn
+
+
+def test_a_landscape_around_weights_is_drawn(world: Path, tmp_path: Path, done: Done, content: Content) -> None:
+    quick = ("--space", "weights", "--points", 5, "--images", 20)
+    done("landscape", world / "sl.pt", *quick, "--adversarial", "--steps", 2, "--out", tmp_path / "plane")
+    names = content(tmp_path / "plane" / "figures")
+    wanted = ("loss", "accuracy", "adversarial-loss", "adversarial-accuracy")
+    assert {f"weights-{name}.pdf" for name in wanted} <= set(names)
+    assert (
+        manifest(tmp_path / "plane")["attacks"]["pgd"] | {"steps": 2, "step_size": 1.25}
+        == (manifest(tmp_path / "plane")["attacks"]["pgd"])
+    )
+    done("landscape", world / "sl.pt", *quick, "--towards", world / "rl.pt", "--line", "--out", tmp_path / "line")
+    assert "weights-line-loss.pdf" in content(tmp_path / "line" / "figures")

@@ -1,0 +1,119 @@
+"""What holds for the whole command line: help, completion, processes of their own, from training to figures."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import gradscope
+from gradscope.models import checkpoint as checkpoints
+from gradscope.results.rows import STEPS
+from gradscope.results.tables import read_table
+
+Done = Callable[..., str]
+QUICK = ("--steps", 2, "--samples", 6, "--metrics", "loss")
+
+
+def shell(*arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=120,
+    )
+
+
+def test_version_and_help(done: Done) -> None:
+    assert done("--version") == f"gradscope {gradscope.__version__}\n"
+    overview = done("--help")
+    assert all(
+        command in overview for command in ("train", "analyze", "landscape", "attack", "transfer", "figures", "list")
+    )
+    assert done() == overview
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train", ["--mode", "--paper", "--set", "KEY=VALUE", "phases.0.exploration=0.3", "--resume", "--device"]),
+        ("analyze", ["CKPT", "--metrics", "8/255", "pgd-paper", "--trust-code", "--weights", "reports/FIRST-CKPT"]),
+        ("landscape", ["CKPT", "input|weights", "--towards", "--epochs", "re-estimated", "shared", "--resume"]),
+        ("attack", ["CKPT", "--queries", "--epsilons", "--surrogate", "--no-cascade", "--save-images", "--resume"]),
+        ("transfer", ["CKPT", "pgd-paper", "8/255", "--samples", "--resume", "reports/FIRST-CKPT-transfer"]),
+        ("figures", ["DIR", "CSV"]),
+        ("list", ["datasets", "architectures", "metrics", "attacks", "objectives", "modes"]),
+    ],
+)
+def test_each_command_explains_itself(command: str, words: list[str], done: Done) -> None:
+    text = done(command, "--help")
+    assert all(word in text for word in words)
+
+
+def test_help_imports_neither_torch_nor_the_drawing() -> None:
+    script = (
+        "import sys\nfrom gradscope.cli import main\n"
+        "for arguments in (['--help'], ['analyze', '--help'], ['--version'], ['list', 'metrics']):\n"
+        "    try:\n        main(arguments)\n    except SystemExit:\n        pass\n"
+        "print([name for name in ('torch', 'pandas', 'matplotlib', 'scipy', 'sklearn') if name in sys.modules])\n"
+    )
+    ended = shell("-c", script)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    environment = {"_GRADSCOPE_COMPLETE": "complete_bash", "_TYPER_COMPLETE_ARGS": "gradscope ana"}
+    ended = shell(
+        "-c", "from gradscope.cli import main; main()", **environment, COMP_WORDS="gradscope ana", COMP_CWORD="1"
+    )
+    assert ended.stdout.split() == ["analyze"]
+
+
+def test_the_shell_completes_the_names_of_attacks() -> None:
+    words = "gradscope attack --attacks pgd,apgd-"
+    environment = {"_GRADSCOPE_COMPLETE": "complete_bash", "_TYPER_COMPLETE_ARGS": words}
+    ended = shell("-c", "from gradscope.cli import main; main()", **environment, COMP_WORDS=words, COMP_CWORD="3")
+    assert ended.stdout.split() == ["pgd,apgd-ce", "pgd,apgd-dlr", "pgd,apgd-t"]
+
+
+def test_a_process_of_its_own(world: Path, tmp_path: Path) -> None:
+    """No word on stderr, no progress where there is no terminal, and the path at the end."""
+    ended = shell("-m", "gradscope", "analyze", world / "sl.pt", *QUICK, "--out", tmp_path / "a")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines()[-1] == str(tmp_path / "a")
+    ended = shell("-m", "gradscope", "train", "--mode", "sl", "--epochs", 0)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_our_own_fault_is_a_traceback_and_exit_code_1(world: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom gradscope.cli import main\nfrom gradscope.study import stages\n"
+        "def fail(*arguments):\n    raise RuntimeError('a fault of ours')\n"
+        "stages.choose = fail\nmain(sys.argv[1:])\n"
+    )
+    ended = shell("-c", script, "analyze", world / "sl.pt", *QUICK, "--out", tmp_path / "a")
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("Traceback")
+    assert ended.stderr.splitlines()[-1] == "RuntimeError: a fault of ours"
+    assert ended.stdout == ""
+
+
+@pytest.mark.cifar10
+def test_real_photographs_from_training_to_figures(cifar10_folder: Path, tmp_path: Path, done: Done) -> None:
+    source = ("--dataset", "folder", "--data-root", cifar10_folder)
+    checkpoint, results = tmp_path / "rl-adv.pt", tmp_path / "results"
+    assert str(checkpoint) in done("train", "--mode", "rl-adv", *source, "--epochs", 2, "--out", checkpoint)
+    assert checkpoints.load(checkpoint).spec.architecture == "cnn4"
+    asked = ("--attack", "pgd,pgd-paper", "--metrics", "cosine,norm,entropy", "--steps", 3, "--samples", 40)
+    done("analyze", checkpoint, *asked, "--out", results)
+    steps = read_table(results / STEPS.file, STEPS)
+    assert set(steps["dataset"]) == {"cifar10-jpeg"}
+    assert set(steps["attack"]) == {"pgd", "pgd-paper"}
+    assert set(steps["metric"]) == {"cosine", "norm", "entropy", "accuracy"}
+    assert (steps["n"] + steps["undefined"] == 40).all()
+    assert (results / "figures" / "steps-cosine.pdf").read_bytes().startswith(b"%PDF")

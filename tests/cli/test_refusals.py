@@ -1,0 +1,252 @@
+"""What the commands refuse: one line, exit code 2, and not a byte lost."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gradscope.study import attacks, input_landscapes, stages, transfer, weight_landscapes
+from gradscope.training import loop
+
+Run = Callable[..., Any]
+Content = Callable[[Path], dict[str, bytes]]
+
+#: Command, and what its one line must say. Every command would replace what is there if it ran.
+TRAIN = "train --overwrite --out {world}/sl.pt --epochs 1 "
+ANALYZE = "analyze --overwrite --out {world}/results --steps 1 --metrics loss "
+ON = ANALYZE + "{world}/sl.pt "
+WEIGHTS = "landscape --overwrite --out {world}/results --images 2 --space weights {world}/sl.pt "
+BATTLE = "attack --overwrite --attacks pgd --out {world}/results {world}/sl.pt "
+SHOWN = "transfer --overwrite --out {world}/results {world}/sl.pt "
+AROUND = "landscape --overwrite --out {world}/results --images 2 --steps 2 {world}/sl.pt "
+BAD = {
+    "data set": (TRAIN + "--mode sl --dataset digit", ["--dataset", "did you mean 'digits'", "'digit'", "cifar10"]),
+    "data set to analyse": (ON + "--dataset cifar1", ["--dataset", "did you mean 'cifar10'"]),
+    "architecture": (TRAIN + "--mode sl --arch resnet-18", ["--arch", "did you mean 'resnet18'", "'resnet-18'"]),
+    "mode": (TRAIN + "--mode rl-avd", ["--mode", "did you mean 'rl-adv'", "'rl-avd'", "sl-adv"]),
+    "metric": (ON + "--metrics cosin,norm", ["--metrics", "did you mean 'cosine'", "'cosin'", "entropy"]),
+    "no metric": (ON + "--metrics ,", ["--metrics", "at least one", "cosine"]),
+    "attack": (ON + "--attack pgd,pgd-papr", ["--attack", "did you mean 'pgd-paper'", "'pgd-papr'"]),
+    "loss": (ON + "--loss margins", ["loss", "did you mean 'margin'", "'margins'", "dlr"]),
+    "norm": (ON + "--norm linfty", ["norm", "did you mean 'linf'", "'linfty'", "l2"]),
+    "epsilon of words": (ON + "--epsilon abc", ["epsilon", "8/255", "'abc'"]),
+    "negative epsilon": (ON + "--epsilon -1", ["epsilon", "not below 0", "'-1'"]),
+    "negative epsilon, joined": (ON + "--epsilon=-8/255", ["epsilon", "not below 0", "'-8/255'"]),
+    "nan epsilon": (ON + "--epsilon nan", ["epsilon", "8/255", "'nan'"]),
+    "infinite epsilon": (ON + "--epsilon inf", ["epsilon", "8/255", "'inf'"]),
+    "epsilon over nothing": (ON + "--epsilon 8/0", ["epsilon", "8/255", "'8/0'"]),
+    "step size": (ON + "--step-size x", ["step_size", "8/255", "'x'"]),
+    "steps": (ON + "--steps 0", ["steps", "1", "got 0"]),
+    "start": (ON + "--start zero", ["start", "ball", "'zero'"]),
+    "restarts": (ON + "--restarts 0", ["restarts", "1", "got 0"]),
+    "restarts from one point": (ON + "--restarts 2 --start none", ["restarts", "random start", "'none'"]),
+    "reduction": (ON + "--reduction max", ["reduction", "sum", "'max'"]),
+    "precision": (ON + "--precision float16", ["precision", "did you mean 'float64'", "'float16'"]),
+    "precision of training": (TRAIN + "--mode sl --precision 16", ["precision", "did you mean 'bf16'", "'16'"]),
+    "classes": (
+        ON + "--dataset npz --data-root {world}/hundred.npz",
+        ["CKPT: sl", "10 classes", "hundred has 100"],
+    ),
+    "channels": (
+        ON + "--dataset npz --data-root {world}/colour.npz",
+        ["CKPT: sl", "1 channel", "colour has 3"],
+    ),
+    "folder missing": (TRAIN + "--mode sl --dataset folder --data-root {world}/none", ["--data-root", "{world}/none"]),
+    "folder empty": (TRAIN + "--mode sl --dataset folder --data-root {world}/empty", ["--data-root", "train/"]),
+    "folder hollow": (TRAIN + "--mode sl --dataset folder --data-root {world}/hollow", ["--data-root", "cat", ".png"]),
+    "class in test alone": (
+        TRAIN + "--mode sl --dataset folder --data-root {world}/lacking",
+        ["--data-root", "{world}/lacking/test", "zebra"],
+    ),
+    "corrupt image": (
+        TRAIN + "--mode sl --dataset folder --data-root {world}/corrupt",
+        ["--data-root", "{world}/corrupt/train/dog/7.png"],
+    ),
+    "no folder given": (TRAIN + "--mode sl --dataset folder", ["--data-root", "'folder' needs it"]),
+    "image size": (TRAIN + "--mode sl --image-size 16", ["--image-size", "8 pixels", "got 16"]),
+    "too many samples": (ON + "--samples 360", ["--samples", "1 to 359", "got 360"]),
+    "too many for the second": (
+        ON + "{world}/grey.pt --samples 41",
+        ["--samples", "1 to 40", "grey", "got 41"],
+    ),
+    "no samples": (ON + "--samples 0", ["--samples", "1 to 359", "got 0"]),
+    "fewer than no samples": (ON + "--samples -3", ["--samples", "1 to 359", "got -3"]),
+    "samples in words": (ON + "--samples ten", ["--samples", "integer"]),
+    "analysis below a file": (ON + "--out {world}/file/results", ["--out", "{world}/file/results", "not writable"]),
+    "analysis to a file": (ON + "--out {world}/file", ["--out", "{world}/file", "not writable"]),
+    "training below a file": (TRAIN + "--mode sl --out {world}/file/c.pt", ["--out", "{world}/file", "not writable"]),
+    "training to a directory": (TRAIN + "--mode sl --out {world}/other", ["--out", "{world}/other", "directory"]),
+    "key in the file": (
+        TRAIN + "--mode sl --config {world}/key.toml",
+        ["batchsize", "did you mean 'batch_size'", "seed"],
+    ),
+    "key of a phase in the file": (
+        TRAIN + "--mode sl --config {world}/below.toml",
+        ["phases.0.learning_rat", "did you mean 'learning_rate'"],
+    ),
+    "key set": (TRAIN + "--mode sl --set batchsize=3", ["batchsize", "did you mean 'batch_size'"]),
+    "key of a phase set": (TRAIN + "--mode sl --set phases.0.epoch=3", ["phases.0.epoch", "did you mean 'epochs'"]),
+    "phase that is not there": (TRAIN + "--mode sl --set phases.1.epochs=3", ["--set", "'1'", "0 to 0"]),
+    "table that is not there": (TRAIN + "--mode sl --set phase.0.epochs=3", ["--set", "did you mean 'phases'"]),
+    "key of the data set": (TRAIN + "--mode sl --set data.root=x", ["root", "data_root"]),
+    "no value": (TRAIN + "--mode sl --set seed", ["--set", "KEY=VALUE", "'seed'"]),
+    "data that are no table": (TRAIN + "--mode sl --config {world}/data.toml", ["data", "table", "dataset", "got 3"]),
+    "malformed file": (TRAIN + "--mode sl --config {world}/malformed.toml", ["--config", "malformed.toml", "line 1"]),
+    "missing file": (TRAIN + "--mode sl --config {world}/no.toml", ["--config", "{world}/no.toml", "No such file"]),
+    "existing checkpoint": ("train --mode sl --out {world}/sl.pt", ["--out", "{world}/sl.pt exists", "--overwrite"]),
+    "existing results": (
+        "analyze {world}/rl.pt --out {world}/results",
+        ["--out", "{world}/results", "--overwrite"],
+    ),
+    "nothing to resume": ("train --mode sl --resume --out {world}/no.pt", ["--resume", "{world}/no.pt"]),
+    "complete run": ("train --mode sl --resume --out {world}/sl.pt", ["--resume", "{world}/sl.pt", "complete"]),
+    "missing checkpoint": (ANALYZE + "{world}/no.pt", ["CKPT", "{world}/no.pt", "No such file"]),
+    "directory as checkpoint": (ANALYZE + "{world}/other", ["CKPT", "{world}/other", "directory"]),
+    "truncated checkpoint": (ANALYZE + "{world}/truncated.pt", ["CKPT", "truncated.pt", "is truncated"]),
+    "code in a checkpoint": (ANALYZE + "{world}/code.pt", ["CKPT", "code.pt", "refused", "never runs code"]),
+    "code in a bare pickle": (ANALYZE + "{world}/pickle.pt", ["CKPT", "pickle.pt", "no file of tensors"]),
+    "bare weights": (ANALYZE + "{world}/weights.pt", ["CKPT", "weights.pt", "torchvision:NAME", "--weights"]),
+    "checkpoint twice": (ON + "{world}/rl.pt {world}/sl.pt", ["CKPT", "once", "{world}/sl.pt"]),
+    "checkpoint twice, otherwise written": (ON + "{world}/other/../sl.pt", ["CKPT", "once", "other/../sl.pt"]),
+    "bad second checkpoint": (ON + "{world}/truncated.pt", ["CKPT", "truncated.pt"]),
+    "second checkpoint that does not fit": (
+        ON + "{world}/colour.pt --dataset digits",
+        ["CKPT: colour", "3 channel", "digits has 1"],
+    ),
+    "weights of no foreign model": (ON + "--weights {world}/weights.pt", ["--weights", "(0)", "got 1"]),
+    "too few weights": (
+        ANALYZE + "a:b torchvision:resnet18 --dataset digits --weights {world}/weights.pt",
+        ["--weights", "(2)", "got 1"],
+    ),
+    "foreign model without weights": (
+        ANALYZE + "torchvision:resnet18 --dataset digits",
+        ["--weights", "torchvision:resnet18"],
+    ),
+    "foreign model without data": (
+        ANALYZE + "torchvision:resnet18 --weights {world}/weights.pt",
+        ["--dataset", "torchvision:resnet18"],
+    ),
+    "foreign model that is unknown": (
+        ANALYZE + "torchvision:resnet19 --dataset digits --weights {world}/weights.pt",
+        ["CKPT", "'resnet19'", "did you mean 'resnet18'"],
+    ),
+    "weights of another model": (
+        ANALYZE + "torchvision:resnet18 --dataset digits --weights {world}/weights.pt",
+        ["--weights", "weights.pt does not fit torchvision:resnet18", "missing", "unexpected"],
+    ),
+    "mean in words": (ON + "--mean a,b", ["--mean", "numbers", "'a,b'"]),
+    "mean without std": (
+        ANALYZE + "torchvision:resnet18 --dataset digits --weights {world}/weights.pt --mean 0.5",
+        ["--mean", "--std", "both"],
+    ),
+    "mean for our own": (ON + "--mean 0.5 --std 0.5", ["--mean", "foreign"]),
+    "code without trust": (ANALYZE + "a.b:make --dataset digits", ["CKPT", "a.b:make", "--trust-code"]),
+    "batch size": (ON + "--batch-size 0", ["--batch-size", "1"]),
+    "batch size of training": (TRAIN + "--mode sl --batch-size 0", ["batch_size", "2", "got 0"]),
+    "epochs": (TRAIN + "--mode sl --epochs 0", ["--epochs", "1"]),
+    "fewer epochs than phases": (TRAIN + "--mode sl-adv", ["--epochs", "2", "got 1"]),
+    "device": (ON + "--device gpu", ["--device", "auto, cpu or cuda", "'gpu'"]),
+    "device of training": (TRAIN + "--mode sl --device gpu", ["--device", "auto, cpu or cuda", "'gpu'"]),
+    "seed": (ON + "--seed -1", ["--seed", "0"]),
+    "seed of training": (TRAIN + "--mode sl --seed -1", ["seed", "0", "got -1"]),
+    "no mode": (TRAIN, ["--mode"]),
+    "no checkpoint": (ANALYZE, ["CKPT"]),
+    "option": (TRAIN + "--mode sl --epoch 3", ["--epoch", "train --help"]),
+    "command": ("analyse {world}/sl.pt", ["'analyse'", "--help"]),
+    "listing": ("list metric", ["'metric'", "metrics", "architectures"]),
+    "space": (AROUND + "--space input-space", ["--space", "'input-space'", "weights"]),
+    "one point": (AROUND + "--points 1", ["points", "greater than or equal to 2", "got 1"]),
+    "no span": (AROUND + "--span 0", ["span", "greater than 0", "got 0"]),
+    "no radius": (AROUND + "--epsilon 0", ["--epsilon", "above 0", "got 0"]),
+    "index in words": ("landscape --overwrite --out {world}/results {world}/sl.pt --index a,b", ["--index", "'a,b'"]),
+    "index that is not there": (
+        "landscape --overwrite --out {world}/results {world}/sl.pt --index 3,359",
+        ["--index", "0 to 358", "got 359"],
+    ),
+    "index and images": (AROUND + "--index 3", ["--index", "--images"]),
+    "shared plane of one": (AROUND + "--plane shared", ["--plane", "two checkpoints", "got 1"]),
+    "two data sets": (AROUND + "{world}/grey.pt", ["CKPT", "one data set", "digits", "grey", "--dataset"]),
+    "weights' option around images": (AROUND + "--line", ["--line", "--space weights", "input"]),
+    "images' option around weights": (WEIGHTS + "--right", ["--right", "--space input", "weights"]),
+    "towards itself": (WEIGHTS + "--towards {world}/sl.pt", ["CKPT", "once"]),
+    "towards another shape": (
+        WEIGHTS + "--dataset digits --ignore-class-names --towards {world}/large.pt",
+        ["CKPT", "the same parameters", "network.6.weight"],
+    ),
+    "attack that is not made": (WEIGHTS + "--epsilon 0.5", ["--epsilon", "--adversarial"]),
+    "metric without a factory": (
+        WEIGHTS + "--trust-code --metric make",
+        ["--metric", "package.module:factory", "'make'"],
+    ),
+    "no epochs": (WEIGHTS + "--epochs {world}/tree", ["--epochs", "--keep-epochs", "{world}/tree"]),
+    "metric without trust": (WEIGHTS + "--metric a.b:make", ["--metric", "a.b:make", "--trust-code"]),
+    "landscape attack": (AROUND + "--attack pgd-papr", ["--attack", "did you mean 'pgd-paper'"]),
+    "attack of the battery": (BATTLE + "--attacks pgd,sqare", ["--attacks", "did you mean 'square'", "'sqare'", "fab"]),
+    "no attack": (BATTLE + "--attacks ,", ["--attacks", "at least one", "square"]),
+    "norm of the battery": (BATTLE + "--norm l1", ["norm", "'l1'", "linf"]),
+    "radius of the battery": (BATTLE + "--epsilon x", ["epsilon", "8/255", "'x'"]),
+    "a ball that is a point": (BATTLE + "--epsilon 0", ["epsilon", "above 0", "got 0"]),
+    "radius of the curve": (BATTLE + "--epsilons 0.5,,1", ["epsilons.1", "8/255", "''"]),
+    "queries": (BATTLE + "--queries 0", ["queries", "1", "got 0"]),
+    "step of the battery": (BATTLE + "--step-size -1", ["step_size", "not below 0", "'-1'"]),
+    "samples of the battery": (BATTLE + "--samples 360", ["--samples", "1 to 359", "got 360"]),
+    "surrogate for nobody": (BATTLE + "--surrogate {world}/rl.pt", ["--surrogate", "pgd-from, transfer", "got pgd"]),
+    "surrogate with other channels": (
+        BATTLE + "--attacks transfer --surrogate {world}/colour.pt",
+        ["CKPT: colour", "3 channel", "digits has 1"],
+    ),
+    "transfer of one": (SHOWN, ["CKPT", "two or more", "got 1"]),
+    "transfer between data sets": (SHOWN + "{world}/grey.pt", ["CKPT", "one data set", "digits", "grey", "--dataset"]),
+    "transfer between shapes": (
+        SHOWN + "{world}/colour.pt --dataset digits",
+        ["CKPT: colour", "3 channel", "digits has 1"],
+    ),
+    "attack of the transfer": (SHOWN + "{world}/rl.pt --attack pdg", ["--attack", "did you mean 'pgd'", "'pdg'"]),
+    "existing results of an attack": ("attack {world}/rl.pt --out {world}/results", ["{world}/results", "--overwrite"]),
+    "no results to draw": ("figures {world}/tree", ["DIR", "steps.csv", "{world}/tree"]),
+    "no directory to draw": ("figures {world}/no", ["DIR", "steps.csv", "{world}/no"]),
+}
+
+
+@pytest.fixture(scope="module")
+def before(world: Path, content: Content) -> dict[str, bytes]:
+    """The world before anything is refused."""
+    return content(world)
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_loses_nothing(
+    world: Path, before: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, case: str, run: Run, content: Content
+) -> None:
+    def work(*arguments: object, **options: object) -> None:
+        pytest.fail("the work began before the mistake was found")
+
+    monkeypatch.setattr(loop.Run, "_epoch", work)
+    monkeypatch.setattr(stages, "measure_trajectory", work)
+    monkeypatch.setattr(input_landscapes, "attack_walk", work)
+    monkeypatch.setattr(weight_landscapes, "evaluate_plane", work)
+    monkeypatch.setattr(attacks, "run_battery", work)
+    monkeypatch.setattr(transfer, "make_examples", work)
+    line, expected = BAD[case]
+    ended = run(*line.format(world=world).split())
+    assert ended.code == 2
+    assert ended.out == ""
+    assert ended.err.startswith("gradscope: ")
+    assert ended.err.endswith("\n")
+    assert len(ended.err.splitlines()) == 1
+    missing = [words for words in expected if words.format(world=world) not in ended.err]
+    assert not missing, ended.err
+    assert content(world) == before
+
+
+def test_an_absent_cuda_device_is_named(world: Path, before: dict[str, bytes], run: Run, content: Content) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    for line in (TRAIN + "--mode sl --device cuda", ON + "--device cuda"):
+        ended = run(*line.format(world=world).split())
+        assert ended.code == 2
+        assert "--device: cuda" in ended.err
+        assert len(ended.err.splitlines()) == 1
+    assert content(world) == before
