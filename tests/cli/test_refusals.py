@@ -195,7 +195,7 @@ BAD = {
     "surrogate for nobody": (BATTLE + "--surrogate {world}/rl.pt", ["--surrogate", "pgd-from, transfer", "got pgd"]),
     "surrogate with other channels": (
         BATTLE + "--attacks transfer --surrogate {world}/colour.pt",
-        ["CKPT: colour", "3 channel", "digits has 1"],
+        ["--surrogate: colour", "3 channel", "digits has 1"],
     ),
     "transfer of one": (SHOWN, ["CKPT", "two or more", "got 1"]),
     "transfer between data sets": (SHOWN + "{world}/grey.pt", ["CKPT", "one data set", "digits", "grey", "--dataset"]),
