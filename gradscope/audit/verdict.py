@@ -51,6 +51,11 @@ class Audit:
         return self.causes[0] if self.causes else None
 
     @property
+    def blocks(self) -> bool:
+        """Whether a gate must stay shut: masking was found, or the set-up is such that nothing else counts."""
+        return self.verdict in ("masking found", "set-up invalid")
+
+    @property
     def upper_bound(self) -> float:
         """The lowest robust accuracy reached, over all images; the true one is not higher, to sampling."""
         return float(self.standing.double().mean())
@@ -193,10 +198,8 @@ def _without_outcome(
     if missing:
         return "inconclusive", seen, f"{', '.join(missing)} could not be made"
     dead = [identifier for identifier in ("N1", "N2") if identifier in fired]
-    others = (
-        f"; {', '.join(dead)} fired: attacks with floors or in float32 may be blind, these were not" if dead else ""
-    )
-    return "none found within this budget", (), f"no outcome speaks against the attacks{others}"
+    aside = f"; {', '.join(dead)} fired: others, with floors or in float32, may be blind" if dead else ""
+    return "none found within this budget", (), f"no outcome speaks against these attacks{aside}"
 
 
 def _causes(evidence: Evidence, fired: Mapping[str, Check]) -> tuple[Cause, ...]:

@@ -11,6 +11,7 @@ import typer
 import gradscope
 from gradscope.cli.analysis import analyze
 from gradscope.cli.attacks import attack, transfer
+from gradscope.cli.audits import audit
 from gradscope.cli.drawing import figures
 from gradscope.cli.landscapes import landscape
 from gradscope.cli.names import list_names
@@ -54,6 +55,7 @@ app.command()(analyze)
 app.command()(landscape)
 app.command()(attack)
 app.command()(transfer)
+app.command()(audit)
 app.command()(figures)
 app.command(name="list")(list_names)
 

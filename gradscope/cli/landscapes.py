@@ -152,7 +152,7 @@ def landscape(
         results = run_input_landscape(checkpoints, around_images, foreign, folder)
     else:
         _require_unset("weights", "input", index=index, right=right, plane=plane is not Plane.own)
-        for name in () if adversarial else changes.keys() - {"norm"}:
+        for name in [] if adversarial else [name for name in changes if name != "norm"]:
             raise GradscopeError(f"--{name.replace('_', '-')}: in weight space it belongs to --adversarial")
         around_weights = WeightLandscape(
             **shared,
