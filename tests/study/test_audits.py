@@ -1,0 +1,201 @@
+"""The audit stage, called as the command calls it; its files against the audit itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from gradscope.attacks.threat import ThreatModel
+from gradscope.audit.verdict import examine
+from gradscope.config import Balls
+from gradscope.data.image_set import Splits
+from gradscope.errors import GradscopeError
+from gradscope.models import checkpoint as checkpoints
+from gradscope.models.subject import Foreign
+from gradscope.report import figures
+from gradscope.results.rows import ATTACK_SAMPLES, ATTACKS, AUDIT, AUDIT_JSON, EXHIBITS, EXHIBITS_ARRAYS
+from gradscope.results.tables import read_table
+from gradscope.study import audits
+from gradscope.study.audits import AuditRequest, run_audits
+
+MODELS = """
+import torch
+from gradscope.models import checkpoint
+from pathlib import Path
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = checkpoint.load(Path({text!r})).build()
+
+    def forward(self, images):
+        return 1000 * self.model(images)
+
+
+class Cut(Scaled):
+    def forward(self, images):
+        return self.model(images).detach()
+
+
+class Seven(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.line = torch.nn.Linear(64, 7)
+
+    def forward(self, images):
+        return self.line(images.flatten(1))
+"""
+FOREIGN, DIGITS = Foreign(trust_code=True), {"dataset": "digits"}
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than all else here, and is tested with the command."""
+    monkeypatch.setattr(figures, "draw", lambda directory: [])
+
+
+@pytest.fixture
+def outsiders(trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of foreign models around ``sl.pt``."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "outsiders.py").write_text(MODELS.format(text=trained[0]))
+    monkeypatch.delitem(__import__("sys").modules, "outsiders", raising=False)
+    return "outsiders"
+
+
+def audited(texts: list[str], out: Path, foreign: Foreign | None = None, **options: Any) -> Path:
+    values: dict[str, Any] = {"balls": Balls(norm="linf", epsilon=0.1), "budget": "quick", "samples": 40}
+    run_audits(texts, AuditRequest(**values | options), foreign or Foreign(), out)
+    return out
+
+
+def document(out: Path) -> list[dict[str, Any]]:
+    content = json.loads((out / AUDIT_JSON).read_text())
+    assert content["schema"] == 1
+    found: list[dict[str, Any]] = content["audits"]
+    return found
+
+
+def manifest(out: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((out / "manifest.json").read_text())
+    return content
+
+
+def test_the_files_say_what_the_audit_found(trained: list[str], tmp_path: Path, digits: Splits) -> None:
+    out = audited(trained, tmp_path / "out")
+    rows, attacks = read_table(out / AUDIT.file, AUDIT), read_table(out / ATTACKS.file, ATTACKS)
+    samples = read_table(out / ATTACK_SAMPLES.file, ATTACK_SAMPLES)
+    for text, entry in zip(trained, document(out), strict=True):
+        ours = samples[(samples["checkpoint"] == entry["checkpoint"]) & (samples["attack"] == "none")]
+        numbers = torch.tensor(ours["index"].tolist())
+        model = checkpoints.load(Path(text)).build()
+        found = examine(model, digits.test.subset(numbers), numbers, ThreatModel("linf", 0.1), "quick")
+        whose = ("checkpoint", "mode", "dataset", "arch", "seed")
+        assert {key: value for key, value in entry.items() if key not in whose} == found.to_json()
+        assert (entry["mode"], entry["dataset"], entry["arch"], entry["seed"]) == (Path(text).stem, "digits", "cnn2", 0)
+        checks = rows[rows["checkpoint"] == entry["checkpoint"]]
+        assert checks["check"].tolist() == [made["id"] for made in entry["checks"]]
+        assert set(checks["verdict"]) == {entry["verdict"]}
+        clean = attacks[(attacks["checkpoint"] == entry["checkpoint"]) & (attacks["attack"] == "none")]
+        assert clean["value"].iloc[0] == entry["clean_accuracy"]["value"]
+    assert manifest(out)["complete"]
+    assert not (out / ".tiles").exists()
+
+
+def test_the_pictures_are_of_the_images_that_fell(trained: list[str], outsiders: str, tmp_path: Path) -> None:
+    out = audited([f"{outsiders}:Scaled", trained[0]], tmp_path / "out", FOREIGN, data=DIGITS)
+    masked, honest = document(out)
+    assert (masked["verdict"], masked["causes"][0]) == ("masking found", "saturation")
+    assert honest["verdict"] == "none found within this budget"
+    images_of = {made["id"]: set(made["images"]) for made in masked["checks"] if made["accuses"]}
+    with np.load(out / EXHIBITS, allow_pickle=False) as kept:
+        shown = {key: kept[key] for key in kept.files}
+    assert set(shown) == set(EXHIBITS_ARRAYS)
+    model = checkpoints.load(Path(trained[0])).build()
+    with torch.no_grad():
+        before, after = (model(torch.from_numpy(shown[key])).argmax(dim=1) for key in ("clean", "adversarial"))
+    assert before.tolist() == shown["clean_predicted"].tolist() == shown["label"].tolist()
+    assert after.tolist() == shown["adversarial_predicted"].tolist()
+    assert np.abs(shown["adversarial"] - shown["clean"]).max() <= 0.1 + 1e-6
+    mine = shown["checkpoint"] == masked["checkpoint"]
+    assert mine.any()
+    assert all(index in images_of[check] for index, check in zip(shown["index"][mine], shown["check"][mine], strict=True))
+    assert (shown["label"] != shown["adversarial_predicted"])[mine].all()
+    assert set(shown["check"][~mine]) == {""}
+    assert shown["label_name"].tolist() == [str(label) for label in shown["label"]]
+
+
+def test_an_interrupted_audit_is_resumed_to_the_same_files(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"samples": 20, "surrogates": tuple(trained)}
+    whole = audited(trained, tmp_path / "whole", **options)
+    get, made = audits.Tiles.get, []
+
+    def interrupted(self: Any, name: str, make: Any) -> Any:
+        def counted() -> Any:
+            made.append(name)
+            if len(made) == 40:
+                raise KeyboardInterrupt
+            return make()
+
+        return get(self, name, counted)
+
+    monkeypatch.setattr(audits.Tiles, "get", interrupted)
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        audited(trained, out, **options)
+    with pytest.raises(GradscopeError, match=r"unfinished audit; --resume continues it, --overwrite drops it"):
+        audited(trained, out, **options)
+    for change, what in (({"samples": 19}, "image"), ({"seed": 1}, "seed"), ({"budget": "full"}, "budget")):
+        with pytest.raises(GradscopeError, match=rf"--resume: .* was begun with another .*{what}"):
+            audited(trained, out, resume=True, **options | change)
+    audited(trained, out, resume=True, **options)
+    assert len(made) == len(set(made)) + 1, "what was kept is not made again"
+    for name in (AUDIT.file, AUDIT_JSON, "samples.csv"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    ours, theirs = (read_table(folder / ATTACKS.file, ATTACKS) for folder in (out, whole))
+    pd.testing.assert_frame_equal(ours[ours["metric"] != "seconds"], theirs[theirs["metric"] != "seconds"])
+    with np.load(out / EXHIBITS) as ours, np.load(whole / EXHIBITS) as theirs:
+        assert all(np.array_equal(ours[key], theirs[key]) for key in EXHIBITS_ARRAYS)
+
+
+def test_surrogates_are_tried_on_every_model_but_themselves(trained: list[str], tmp_path: Path) -> None:
+    out = audited(trained, tmp_path / "out", surrogates=(trained[0],))
+    first, second = document(out)
+    states = [{made["id"]: made["state"] for made in entry["checks"]}["X2"] for entry in (first, second)]
+    assert states == ["abstained", "passed"]
+    assert "no examples of another model" in first["left_out"]["transfer"]
+    assert "transfer" not in second["left_out"]
+    assert [entry["label"] for entry in manifest(out)["surrogates"]] == ["sl"]
+
+
+def test_a_model_that_is_not_differentiable_is_attacked_by_query_alone(outsiders: str, tmp_path: Path) -> None:
+    (entry,) = document(audited([f"{outsiders}:Cut"], tmp_path / "out", FOREIGN, data=DIGITS))
+    assert entry["verdict"] == "inconclusive"
+    assert entry["causes"] == ["missing gradient"]
+    assert "only attacks by query" in entry["reason"]
+    attacks = read_table(tmp_path / "out" / ATTACKS.file, ATTACKS)
+    assert attacks["attack"].unique().tolist() == ["none", "square", "noise"]
+    assert entry["robust_accuracy"]["upper_bound"] < entry["clean_accuracy"]["value"]
+
+
+def test_what_cannot_be_is_refused_before_anything_is_attacked(
+    trained: list[str], outsiders: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audits, "_audit", None)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"budget": "quik"}, "--budget: 'quik' is unknown; did you mean 'quick'"),
+        ({"surrogates": (f"{outsiders}:Seven",)}, f"--surrogate: {outsiders}:Seven has 7 classes, the data has 10"),
+        ({"surrogates": (f"{outsiders}:Cut",)}, "--surrogate: .* has no gradient"),
+        ({"samples": 100_000}, "--samples: 1 to 360 is allowed"),
+    ]
+    for change, message in cases:
+        with pytest.raises(GradscopeError, match=message):
+            audited(trained[:1], tmp_path / "bad", FOREIGN, **change)
+        assert not (tmp_path / "bad").exists()
