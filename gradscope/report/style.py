@@ -1,7 +1,8 @@
 """The look of every figure: colours by mode, lines by attack and repeat, sizes of a paper column, files as bytes."""
 
+import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +165,46 @@ def shorten(name: str) -> str:
     return f"{name[:half]}…{name[-half:]}"
 
 
+def text_width(text: str, size: float, weight: str = "normal") -> float:
+    """Inches that ``text``, its widest line, takes in the figures' font at ``size`` points."""
+    font = FontProperties(family=_OVERRIDES["font.family"], size=size, weight=weight)
+    with _any_letters():
+        widths = [text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] for line in text.split("\n")]
+    return max(widths) / 72
+
+
+def wrapped(text: str, inches: float, size: float, weight: str = "normal") -> str:
+    """``text`` in lines of at most ``inches``: broken at spaces, in a longer word after a mark, else anywhere."""
+
+    def fits(line: str) -> bool:
+        return text_width(line, size, weight) <= inches
+
+    lines = [""]
+    for word in text.split():
+        for rank, piece in enumerate(_pieces(word, fits)):
+            longer = f"{lines[-1]} {piece}" if lines[-1] and not rank else lines[-1] + piece
+            if fits(longer) or not lines[-1]:
+                lines[-1] = longer
+            else:
+                lines.append(piece)
+    return "\n".join(lines)
+
+
+def _pieces(word: str, fits: Callable[[str], bool]) -> list[str]:
+    """The word in parts that fit a line each, a single letter at least."""
+    if fits(word):
+        return [word]
+    pieces = []
+    for part in re.findall(r"[^:/_.-]*[:/_.-]+|[^:/_.-]+", word):
+        rest = part
+        while len(rest) > 1 and not fits(rest):
+            end = max(1, sum(fits(rest[:length]) for length in range(1, len(rest))))
+            pieces.append(rest[:end])
+            rest = rest[end:]
+        pieces.append(rest)
+    return pieces
+
+
 def axis_label(metric: str, unit: str, separator: str = "\n") -> str:
     """Name of the metric, and its unit in parentheses unless it has none ("-")."""
     name = LABELS.get(metric, metric)
@@ -218,8 +259,7 @@ def as_written(*texts: Text) -> None:
 
 def _legend_shape(labels: Sequence[str], width: float) -> tuple[int, int]:
     """Columns and rows of the widest legend that fits into ``width`` inches, filled column by column."""
-    font = FontProperties(family=_OVERRIDES["font.family"], size=_LEGEND_FONT)
-    widths = [text_to_path.get_text_width_height_descent(label, font, ismath=False)[0] / 72 for label in labels]
+    widths = [text_width(label, _LEGEND_FONT) for label in labels]
     handle = 5.0 * _LEGEND_FONT / 72
     for rows in range(1, len(widths)):
         columns = -(-len(widths) // rows)
@@ -263,12 +303,18 @@ def save(figure: Figure, directory: Path, name: str) -> list[Path]:
     """Write ``name.pdf`` and ``name.png`` (200 dpi); the same figure gives the same bytes, at any time of day."""
     metadata: Mapping[str, Mapping[str, str | None]] = {"pdf": {"CreationDate": None}, "png": {}}
     written = []
-    with paper(), warnings.catch_warnings():
-        # A user's names may be in letters that the font lacks: they are drawn as boxes, and that is seen.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with paper(), _any_letters():
         for kind, entries in metadata.items():
             path = directory / f"{name}.{kind}"
             with atomic(path) as temporary:
                 figure.savefig(temporary, format=kind, metadata=dict(entries))
             written.append(path)
     return written
+
+
+@contextmanager
+def _any_letters() -> Iterator[None]:
+    """A user's names may be in letters that the font lacks: they are drawn as boxes, and that is seen."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield

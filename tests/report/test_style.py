@@ -79,6 +79,33 @@ def test_long_names_lose_their_middle():
     assert style.shorten("rl-0") == "rl-0"
 
 
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("none found within this budget", ["none found", "within this", "budget"]),
+        ("timm:vit_base.fcmae_ft_in22k", ["timm:vit_", "base.fcmae_", "ft_in22k"]),
+        ("a set-up", ["a set-up"]),
+        ("word set-up-invalid", ["word", "set-up-invalid"]),
+        ("m" * 20, ["m" * 7, "m" * 7, "m" * 6]),
+        ("日本", ["日本"]),
+        ("", [""]),
+    ],
+)
+def test_lines_are_broken_where_they_may_be_and_fit(text, lines):
+    assert style.wrapped(text, 0.7, 7).split("\n") == lines
+    assert all(style.text_width(line, 7) <= 0.7 for line in lines)
+
+
+def test_the_width_of_a_text_is_that_of_its_widest_line_as_it_is_drawn():
+    with style.paper():
+        figure, grid = style.panels((1, 1), style.PAGE, 2.0, [])
+        text = grid[0, 0].text(0, 0, "$widest$ line", fontsize=9, weight="bold", parse_math=False)
+        figure.draw_without_rendering()
+        drawn = text.get_window_extent().width / figure.dpi
+    assert style.text_width("$widest$ line\n\nother", 9, "bold") == pytest.approx(drawn, rel=0.05)
+    assert style.text_width("", 7) == 0
+
+
 @pytest.mark.parametrize(("count", "length"), [(1, 4), (4, 6), (8, 46), (16, 20), (40, 3)])
 @pytest.mark.parametrize("width", [style.COLUMN, style.PAGE])
 def test_legend_lies_inside_the_figure_and_off_the_panels(count, length, width):
