@@ -142,6 +142,12 @@ AUDIT = Table(
     ),
 )
 
+#: Checks that fire below their threshold, as AUDIT says.
+FIRES_BELOW = ("G1",)
+#: What an audit writes beside its tables, see :mod:`gradscope.results.audits`.
+AUDIT_JSON = "audit.json"
+EXHIBITS = "evidence.npz"
+
 ATTACK_SAMPLES = Table(
     SAMPLES.file,
     (

@@ -5,15 +5,27 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gradscope.errors import GradscopeError
-from gradscope.results.rows import ATTACKS, BANDS, LANDSCAPE, PATH, SAMPLES, STEPS, SUMMARY, TRANSFER
+from gradscope.results.rows import (
+    ATTACKS,
+    AUDIT,
+    AUDIT_JSON,
+    BANDS,
+    EXHIBITS,
+    LANDSCAPE,
+    PATH,
+    SAMPLES,
+    STEPS,
+    SUMMARY,
+    TRANSFER,
+)
 from gradscope.results.tables import ensure_writable, exclusive
 from gradscope.study.tiles import unfinished
 
 #: Adversarial images that were asked for.
 IMAGES = "adversarial.npz"
-_TABLES = (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, TRANSFER)
+_TABLES = (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, TRANSFER, AUDIT)
 #: What a measuring stage writes beside its figures.
-FILES = (*(table.file for table in _TABLES), IMAGES, "manifest.json")
+FILES = (*(table.file for table in _TABLES), IMAGES, AUDIT_JSON, EXHIBITS, "manifest.json")
 
 
 @contextmanager

@@ -1,0 +1,181 @@
+"""What an audit leaves beside its tables: ``audit.json`` as typed entries, and the pictures of ``evidence.npz``."""
+
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gradscope.errors import GradscopeError
+from gradscope.results.rows import AUDIT_JSON, EXHIBITS, FIRES_BELOW
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Exhibits = Mapping[str, NDArray[Any]]
+
+#: The arrays of EXHIBITS, K rows each.
+EXHIBIT_ARRAYS: dict[str, str] = {
+    "clean": "the image, (K, C, H, W) in [0, 1], C is 1 or 3",
+    "adversarial": "what an attack made of it, alike",
+    "index": "index of the image in the test set",
+    "label": "its class",
+    "clean_predicted": "class predicted for the image",
+    "adversarial_predicted": "class predicted for the adversarial image: the label where the model stands",
+    "label_name": "name of the class label",
+    "clean_predicted_name": "name of the class clean_predicted",
+    "adversarial_predicted_name": "name of the class adversarial_predicted",
+    "attack": "which attack made the adversarial image",
+    "check": "the check whose evidence it is, such as N3; empty for a mere example",
+    "checkpoint": "short name of the checkpoint",
+}
+
+
+class _Entry(BaseModel):
+    """A part of the document; keys that it does not know are left for later versions."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class Accuracy(_Entry):
+    """A share of all images, with its 95 % Wilson interval."""
+
+    value: Share
+    ci_low: Share
+    ci_high: Share
+
+
+class Bound(_Entry):
+    """The lowest robust accuracy that was reached, of ``n`` images."""
+
+    upper_bound: Share
+    ci_low: Share
+    ci_high: Share
+    n: Annotated[int, Field(gt=0)]
+
+
+class Ball(_Entry):
+    """What an attack may do to an image; pixel units."""
+
+    norm: str
+    epsilon: float
+
+
+class MadeCheck(_Entry):
+    """One check, as the table AUDIT has it; None where a number is undefined."""
+
+    id: str
+    name: str
+    state: Literal["fired", "passed", "abstained"]
+    accuses: bool
+    value: float | None
+    threshold: float | None
+    p_value: float | None = None
+    cause: str
+    next_step: str
+
+    @property
+    def sign(self) -> str:
+        """On which side of its threshold the check fires."""
+        return "<" if self.id in FIRES_BELOW else ">"
+
+
+class AuditOf(_Entry):
+    """The audit of one checkpoint. ``under`` each attack alone: share of all images; ``left_out``: attack to reason."""
+
+    checkpoint: str
+    verdict: Literal["masking found", "none found within this budget", "inconclusive", "set-up invalid"]
+    causes: tuple[str, ...]
+    reason: str
+    robust_accuracy: Bound
+    clean_accuracy: Accuracy
+    under: dict[str, Share]
+    threat: Ball
+    budget: str
+    left_out: dict[str, str]
+    checks: tuple[MadeCheck, ...]
+
+    @property
+    def verdict_and_cause(self) -> str:
+        """The verdict and, after a colon, the likeliest cause where there is one."""
+        return f"{self.verdict}: {self.causes[0]}" if self.causes else self.verdict
+
+    @property
+    def ball(self) -> str:
+        """The threat model in words."""
+        return f"{self.threat.norm}, epsilon {self.threat.epsilon:.4g}"
+
+
+class Audits(_Entry):
+    """``audit.json``: one entry a checkpoint."""
+
+    version: Annotated[Literal[1], Field(alias="schema")]
+    audits: tuple[AuditOf, ...]
+
+    @classmethod
+    def parse(cls, document: object) -> Self:
+        """The parsed JSON, checked; its first mistake is raised as a :class:`GradscopeError`."""
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            said = " ".join(f"{where}: {first['msg']}".split()).removeprefix(": ")
+            raise GradscopeError(f"DIR: {AUDIT_JSON} is damaged or of another version of gradscope: {said}") from None
+
+
+def balls(audits: Sequence[AuditOf]) -> str:
+    """The threat models of ``audits`` in words."""
+    return " and ".join(dict.fromkeys(one.ball for one in audits))
+
+
+def images(audits: Sequence[AuditOf]) -> str:
+    """On how many images each of them rests."""
+    counts = sorted({one.robust_accuracy.n for one in audits})
+    return f"n = {counts[0]} images" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]} images"
+
+
+def read_document(path: Path) -> Any:
+    """The JSON in ``path``; :class:`GradscopeError` where it cannot be read or is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GradscopeError(f"DIR: {path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise GradscopeError(f"DIR: {path} is not an {AUDIT_JSON}: {error}") from None
+
+
+def read_exhibits(path: Path) -> Exhibits:
+    """The arrays of ``path``, all of EXHIBIT_ARRAYS; :class:`GradscopeError` where it is damaged."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
+            found = {name: kept[name] for name in EXHIBIT_ARRAYS if name in kept.files}
+    except OSError as error:
+        raise GradscopeError(f"DIR: {path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise GradscopeError(f"DIR: {path} is not an {EXHIBITS}: {' '.join(str(error).split())}") from None
+    missing = [name for name in EXHIBIT_ARRAYS if name not in found]
+    if missing:
+        raise GradscopeError(f"DIR: {path} lacks {', '.join(missing)} of an {EXHIBITS}")
+    _require_alike(path, found)
+    return found
+
+
+def _require_alike(path: Path, found: Exhibits) -> None:
+    """As many rows in every array, numbers where they belong; images of one or three channels, alike in shape."""
+    rows = {len(values) if values.ndim else -1 for values in found.values()}
+    if len(rows) > 1 or -1 in rows:
+        raise GradscopeError(f"DIR: {path} is not an {EXHIBITS}: its arrays differ in their number of rows")
+    if rows == {0}:
+        return
+    clean, adversarial = found["clean"], found["adversarial"]
+    if clean.shape != adversarial.shape or clean.ndim != 4 or clean.shape[1] not in (1, 3):
+        shapes = f"{clean.shape} and {adversarial.shape}"
+        raise GradscopeError(f"DIR: {path}: images (K, C, H, W) of 1 or 3 channels are allowed, got {shapes}")
+    kinds = {"index": "iu", "label": "iu", "clean_predicted": "iu", "adversarial_predicted": "iu"}
+    for name, allowed in {**kinds, "clean": "f", "adversarial": "f"}.items():
+        if found[name].dtype.kind not in allowed:
+            raise GradscopeError(f"DIR: {path}: {name} holds {found[name].dtype}, numbers of another kind are needed")

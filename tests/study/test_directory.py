@@ -1,0 +1,24 @@
+"""What a stage holds and replaces in the directory of its results."""
+
+import pytest
+
+from gradscope.errors import GradscopeError
+from gradscope.results.rows import AUDIT, AUDIT_JSON, EXHIBITS
+from gradscope.study.directory import clear, results_directory
+
+
+@pytest.mark.parametrize("name", [AUDIT.file, AUDIT_JSON, EXHIBITS])
+def test_an_audit_is_a_result_that_is_not_overwritten_unasked(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(GradscopeError, match="holds results"), results_directory(tmp_path, overwrite=False):
+        pass
+
+
+def test_an_audit_and_its_figures_are_cleared_and_nothing_else(tmp_path):
+    (tmp_path / "figures").mkdir()
+    old = [AUDIT.file, AUDIT_JSON, EXHIBITS, "figures/audit-checks.pdf", "figures/audit-evidence-sl-0.png"]
+    for name in (*old, "notes.txt"):
+        (tmp_path / name).touch()
+    clear(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"figures", "notes.txt"}
+    assert not any((tmp_path / "figures").iterdir())
