@@ -1,4 +1,4 @@
-"""Redraw every figure of a directory of results from its CSV files, with captions."""
+"""Redraw every figure of a directory of results from its files, with captions."""
 
 import json
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ import pandas as pd
 from gradscope.errors import GradscopeError
 from gradscope.report import style
 from gradscope.report.attacks import draw_attacks
+from gradscope.report.audit import draw_audit
 from gradscope.report.curves import draw_steps
 from gradscope.report.distributions import draw_samples, read_samples
 from gradscope.report.landscapes import draw_landscapes
@@ -17,8 +18,9 @@ from gradscope.report.planes import is_plane
 from gradscope.report.style import Drawing
 from gradscope.report.surfaces import write_surfaces
 from gradscope.report.transfer import draw_transfer
+from gradscope.results.audits import read_document, read_exhibits
 from gradscope.results.landscape import require_whole
-from gradscope.results.rows import ATTACKS, LANDSCAPE, PATH, SAMPLES, STEPS, TRANSFER
+from gradscope.results.rows import ATTACKS, AUDIT, AUDIT_JSON, EXHIBITS, LANDSCAPE, PATH, SAMPLES, STEPS, TRANSFER
 from gradscope.results.tables import read_table, write_json
 
 _BOXES = {True: "inside [0, 1]", False: "no box"}
@@ -43,18 +45,19 @@ _UNSAID = {"restarts": 1, "norm_floor": 0, "smoothing": 1}
 
 
 def draw(directory: Path) -> list[Path]:
-    """Draw what the CSV files in ``directory`` hold into ``directory/figures``; the paths of the figures.
+    """Draw what the files in ``directory`` hold into ``directory/figures``; the paths of the figures.
 
     ``figures/captions.json`` says of each, in a sentence, what it shows; ``figures/landscape-3d.html`` says it itself.
     Raises :class:`GradscopeError` where there is nothing to draw from or a file is damaged.
     """
     tables = (STEPS, SAMPLES, LANDSCAPE, ATTACKS, TRANSFER)
     steps, samples, landscape, attacked, transferred = (directory / table.file for table in tables)
-    if not any(path.exists() for path in (steps, samples, landscape, attacked, transferred)):
+    audited = all((directory / file).exists() for file in (AUDIT.file, AUDIT_JSON))
+    if not (audited or any(path.exists() for path in (steps, samples, landscape, attacked, transferred))):
         raise GradscopeError(
             f"DIR: a directory with {STEPS.file} or {SAMPLES.file} (`gradscope analyze` makes them), {LANDSCAPE.file} "
-            f"(`gradscope landscape`), {ATTACKS.file} (`gradscope attack`) or {TRANSFER.file} (`gradscope transfer`) "
-            f"is allowed, got {directory}"
+            f"(`gradscope landscape`), {ATTACKS.file} (`gradscope attack`), {TRANSFER.file} (`gradscope transfer`) or "
+            f"{AUDIT.file} and {AUDIT_JSON} (`gradscope audit`) is allowed, got {directory}"
         )
     attacks, settings = _settings(directory / "manifest.json")
     figures, paths = directory / "figures", []
@@ -68,6 +71,8 @@ def draw(directory: Path) -> list[Path]:
             rows, path = read_table(landscape, LANDSCAPE), directory / PATH.file
             require_whole(rows)
             drawings += draw_landscapes(rows, read_table(path, PATH) if path.exists() else pd.DataFrame(), settings)
+        if audited:
+            drawings += _draw_audit(directory)
         if attacked.exists():
             drawings += draw_attacks(read_table(attacked, ATTACKS))
         if transferred.exists():
@@ -78,6 +83,15 @@ def draw(directory: Path) -> list[Path]:
         write_surfaces(rows, settings, paths[-1])
     write_json(figures / "captions.json", {drawing.name: _caption(drawing, attacks) for drawing in drawings})
     return paths
+
+
+def _draw_audit(directory: Path) -> list[Drawing]:
+    exhibits = directory / EXHIBITS
+    return draw_audit(
+        read_table(directory / AUDIT.file, AUDIT),
+        read_document(directory / AUDIT_JSON),
+        read_exhibits(exhibits) if exhibits.exists() else None,
+    )
 
 
 def _settings(manifest: Path) -> tuple[dict[str, Any], dict[str, Any]]:

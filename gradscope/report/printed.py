@@ -1,13 +1,15 @@
-"""What the commands print of a directory of results: lines of text from its CSV files and its manifest."""
+"""What the commands print of a directory of results: lines of text from its CSV and JSON files."""
 
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from gradscope.results.rows import ATTACKS, SUMMARY, TRANSFER
+from gradscope.results.audits import NO_PROOF, NONE_FOUND, AuditOf, Audits, read_document
+from gradscope.results.rows import ATTACKS, AUDIT_JSON, SUMMARY, TRANSFER
+from gradscope.results.stats import wilson_interval
 from gradscope.results.tables import read_table
 
 
@@ -89,6 +91,57 @@ def transfer_lines(results: Path) -> str:
     )
 
 
+def audit_lines(results: Path) -> str:
+    """For each checkpoint the verdict, accuracies, the checks that fired and those that could not be made, in ASCII.
+
+    From ``audit.json`` alone; what the budget left out comes last.
+    """
+    document = Audits.parse(read_document(results / AUDIT_JSON))
+    return "\n\n".join("\n".join(_audit(one)) for one in document.audits)
+
+
+def _audit(one: AuditOf) -> Iterator[str]:
+    cause = f", cause: {one.causes[0]}" if one.causes else ""
+    yield f"{one.checkpoint}: {one.verdict.upper()}{cause}"
+    yield f"  {one.reason}"
+    if one.verdict == NONE_FOUND:
+        yield f"  {NO_PROOF}"
+    yield from _accuracies(one)
+    for made in sorted((made for made in one.checks if made.state == "fired"), key=lambda made: not made.accuses):
+        value = f"{_number(made.value)} {made.sign} {_number(made.threshold)}"
+        p_value = "" if made.p_value is None else f"p = {made.p_value:.2g}"
+        weight = "accuses" if made.accuses else "does not accuse"
+        yield f"  {made.id}  {made.name:16} {value:16} {p_value:12} {weight}"
+        yield f"      {made.cause}"
+        yield f"      next: {made.next_step}"
+    for made in one.checks:
+        if made.state == "abstained":
+            yield f"  {made.id}  {made.name:16} abstained: {made.cause}"
+    if one.left_out:
+        reasons = dict.fromkeys(one.left_out.values())
+        left = [f"{', '.join(name for name, its in one.left_out.items() if its == why)} ({why})" for why in reasons]
+        yield f"  not run: {'; '.join(left)}"
+
+
+def _accuracies(one: AuditOf) -> Iterator[str]:
+    """The clean accuracy, that under PGD alone, and the lowest."""
+    n = one.robust_accuracy.n
+    clean = {"n": n, **one.clean_accuracy.model_dump()}
+    lowest = {"value": one.robust_accuracy.upper_bound, **one.robust_accuracy.model_dump()}
+    yield f"  {'clean accuracy':24} {_share(clean)}"
+    if "pgd" in one.under:
+        low, high = wilson_interval(round(one.under["pgd"] * n), n)
+        alone = {"value": one.under["pgd"], "ci_low": low, "ci_high": high, "n": n}
+        yield f"  {'under PGD alone':24} {_share(alone)}"
+    else:
+        yield f"  {'under PGD alone':24} not run"
+    yield f"  {'lowest robust accuracy':24} {_share(lowest)}  an upper bound, {one.ball}, budget {one.budget}"
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3g}"
+
+
 def _one(rows: pd.DataFrame, attack: str, metric: str, subset: str) -> dict[Hashable, Any]:
     found = rows[(rows["attack"] == attack) & (rows["metric"] == metric) & (rows["subset"] == subset)]
     return found.iloc[0].to_dict()
@@ -98,6 +151,6 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _share(row: Mapping[Hashable, Any]) -> str:
+def _share(row: Mapping[Any, Any]) -> str:
     interval = f"[{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]"
     return f"{100 * row['value']:5.1f} % {interval}  n = {int(row['n'])}"

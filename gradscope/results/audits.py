@@ -34,6 +34,11 @@ EXHIBIT_ARRAYS: dict[str, str] = {
 }
 
 
+#: What this verdict is not, wherever it stands.
+NONE_FOUND = "none found within this budget"
+NO_PROOF = "this is no proof of robustness: another attack, or more of the same, may still get through"
+
+
 class _Entry(BaseModel):
     """A part of the document; keys that it does not know are left for later versions."""
 
@@ -136,6 +141,11 @@ def images(audits: Sequence[AuditOf]) -> str:
     """On how many images each of them rests."""
     counts = sorted({one.robust_accuracy.n for one in audits})
     return f"n = {counts[0]} images" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]} images"
+
+
+def warnings(audits: Sequence[AuditOf]) -> list[str]:
+    """What a caption has to say of the verdicts of ``audits``, a sentence part each."""
+    return [f"{NONE_FOUND}: {NO_PROOF}"] if any(one.verdict == NONE_FOUND for one in audits) else []
 
 
 def read_document(path: Path) -> Any:
