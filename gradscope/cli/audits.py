@@ -16,7 +16,7 @@ def audit(
     budget: Annotated[
         str,
         typer.Option(
-            help="quick (a minute for a small model and 200 images), standard, or full (every attack at its usual size)",
+            help="quick (a minute for a small model and 200 images), standard, or full (attacks at their usual size)",
             autocompletion=options.completing("gradscope.audit.budgets", "BUDGETS"),
         ),
     ] = "standard",

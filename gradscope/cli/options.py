@@ -38,7 +38,8 @@ Epsilon = Annotated[str | None, typer.Option(help="radius in pixel units, 0.5 or
 StepSize = Annotated[str | None, typer.Option(help="length of a step; 0.1 for l2, 2/255 for linf")]
 Steps = Annotated[int | None, typer.Option(help="steps of the attack; 100")]
 Loss = Annotated[
-    str | None, typer.Option(help="what the attack climbs: cross-entropy, log-odds, rescaled-cross-entropy, margin or dlr")
+    str | None,
+    typer.Option(help="what the attack climbs: cross-entropy, log-odds, rescaled-cross-entropy, margin or dlr"),
 ]
 Samples = Annotated[int | None, typer.Option(help="test images, drawn by --seed; 500 or all there are")]
 BatchSize = Annotated[
