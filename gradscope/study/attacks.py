@@ -29,6 +29,7 @@ from gradscope.study.examined import (
     Examined,
     describe_surrogates,
     read_examined,
+    require_one_shape,
     sources,
     surrogate_examples,
     with_surrogates,
@@ -68,7 +69,8 @@ def run_attacks(texts: Sequence[str], request: Battery, foreign: Foreign, out: P
     device = resolve_device(request.device)
     with resumable_directory(out, "attack", resume=request.resume, overwrite=request.overwrite):
         examined = read_examined(texts, request.surrogates, request, request.samples, DEFAULT_SAMPLES, foreign, device)
-        _require_one_shape(examined, request)
+        if request.save_images:
+            require_one_shape(examined, "--save-images")
         files = _Files(out, request, foreign, device, examined)
         stage = _Stage(request, foreign, device, files)
         for position, one in enumerate(examined):
@@ -89,12 +91,6 @@ def _check(request: Battery) -> None:
     if request.surrogates and not any(name in takers for name in request.attacks):
         named = f"one of {', '.join(takers)}"
         raise GradscopeError(f"--surrogate: {named} among --attacks takes it, got {', '.join(request.attacks)}")
-
-
-def _require_one_shape(examined: Sequence[Examined], request: Battery) -> None:
-    shapes = {tuple(one.chosen.images.images.shape[1:]) for one in examined}
-    if request.save_images and len(shapes) > 1:
-        raise GradscopeError(f"--save-images: images of one shape are allowed, got {', '.join(map(str, shapes))}")
 
 
 class _Stage:

@@ -28,7 +28,14 @@ from gradscope.results.rows import ATTACK_SAMPLES, ATTACKS, AUDIT, AUDIT_JSON, E
 from gradscope.results.stats import METHODS
 from gradscope.results.tables import atomic, write_json, write_table
 from gradscope.study.directory import clear, resumable_directory
-from gradscope.study.examined import Examined, describe_surrogates, read_examined, sources, surrogate_examples
+from gradscope.study.examined import (
+    Examined,
+    describe_surrogates,
+    read_examined,
+    require_one_shape,
+    sources,
+    surrogate_examples,
+)
 from gradscope.study.inputs import Request, describe, device_name, resolve_device
 from gradscope.study.tiles import Tiles
 
@@ -67,6 +74,7 @@ def run_audits(texts: Sequence[str], request: AuditRequest, foreign: Foreign, ou
     with resumable_directory(out, "audit", resume=request.resume, overwrite=request.overwrite):
         images = BUDGETS[request.budget].images
         examined = read_examined(texts, request.surrogates, request, request.samples, images, foreign, device)
+        require_one_shape(examined, "CKPT")
         files = _Files(out, request, foreign, device, examined)
         audits = [_audit(one, request, foreign, device, files) for one in examined]
         files.complete()

@@ -61,6 +61,13 @@ def read_examined(
     return examined
 
 
+def require_one_shape(examined: Sequence[Examined], argument: str) -> None:
+    """Images that go into one file must be alike in shape; else a :class:`GradscopeError` that names ``argument``."""
+    shapes = {tuple(one.chosen.images.images.shape[1:]) for one in examined}
+    if len(shapes) > 1:
+        raise GradscopeError(f"{argument}: images of one shape are allowed, got {', '.join(map(str, sorted(shapes)))}")
+
+
 def with_surrogates(texts: Sequence[str], surrogates: Sequence[str]) -> list[str]:
     """The checkpoints, then the surrogates that are none of them."""
     return [*texts, *(text for text in dict.fromkeys(surrogates) if text not in texts)]
