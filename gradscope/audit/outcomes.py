@@ -50,7 +50,8 @@ def _hindrance(evidence: Evidence, outcome: Outcome | None, *names: str) -> str:
         return "it was not gathered: the model has no gradient"
     for name in names:
         if name not in outcome.attacks:
-            return f"{name} was not run: {outcome.skipped.get(name, 'this budget leaves it out')}"
+            usual = "no examples of another model were given" if name == "transfer" else "this budget leaves it out"
+            return f"{name} was not run: {outcome.skipped.get(name, usual)}"
     return ""
 
 
