@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from gradscope.study import attacks, input_landscapes, stages, transfer, weight_landscapes
+from gradscope.study import attacks, audits, examined, input_landscapes, stages, transfer, weight_landscapes
 from gradscope.training import loop
 
 Run = Callable[..., Any]
@@ -19,6 +19,7 @@ ANALYZE = "analyze --overwrite --out {world}/results --steps 1 --metrics loss "
 ON = ANALYZE + "{world}/sl.pt "
 WEIGHTS = "landscape --overwrite --out {world}/results --images 2 --space weights {world}/sl.pt "
 BATTLE = "attack --overwrite --attacks pgd --out {world}/results {world}/sl.pt "
+AUDIT = "audit --overwrite --budget quick --out {world}/results {world}/sl.pt "
 SHOWN = "transfer --overwrite --out {world}/results {world}/sl.pt "
 AROUND = "landscape --overwrite --out {world}/results --images 2 --steps 2 {world}/sl.pt "
 BAD = {
@@ -197,6 +198,15 @@ BAD = {
         BATTLE + "--attacks transfer --surrogate {world}/colour.pt",
         ["--surrogate: colour", "3 channel", "digits has 1"],
     ),
+    "budget of an audit": (AUDIT + "--budget quik", ["--budget", "did you mean 'quick'", "standard", "full"]),
+    "norm of an audit": (AUDIT + "--norm l1", ["norm", "'l1'", "linf"]),
+    "radius of an audit": (AUDIT + "--epsilon 0", ["epsilon", "above 0", "got 0"]),
+    "samples of an audit": (AUDIT + "--samples 0", ["--samples", "1 to 359", "got 0"]),
+    "surrogate of an audit": (AUDIT + "--surrogate {world}/colour.pt", ["--surrogate: colour", "3 channel", "has 1"]),
+    "surrogate that is not there": (AUDIT + "--surrogate {world}/no.pt", ["{world}/no.pt", "cannot be read"]),
+    "audit of one model twice": (AUDIT + "{world}/sl.pt", ["CKPT", "once", "sl.pt"]),
+    "audit of two shapes": (AUDIT + "{world}/colour.pt", ["CKPT", "one shape", "(1, 8, 8)", "(3, "]),
+    "existing results of an audit": ("audit {world}/rl.pt --out {world}/results", ["{world}/results", "--overwrite"]),
     "transfer of one": (SHOWN, ["CKPT", "two or more", "got 1"]),
     "transfer between data sets": (SHOWN + "{world}/grey.pt", ["CKPT", "one data set", "digits", "grey", "--dataset"]),
     "transfer between shapes": (
@@ -229,6 +239,8 @@ def test_bad_input_is_one_line_and_loses_nothing(
     monkeypatch.setattr(weight_landscapes, "evaluate_plane", work)
     monkeypatch.setattr(attacks, "run_battery", work)
     monkeypatch.setattr(transfer, "make_examples", work)
+    monkeypatch.setattr(examined, "make_examples", work)
+    monkeypatch.setattr(audits, "examine", work)
     line, expected = BAD[case]
     ended = run(*line.format(world=world).split())
     assert ended.code == 2
