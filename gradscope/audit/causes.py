@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from gradscope.audit.check import Cause, Check, State, abstained, numbers_at
+from gradscope.audit.check import ALPHA, Cause, Check, State, abstained, numbers_at
 from gradscope.audit.evidence import SAME_LOGITS, Evidence
 from gradscope.audit.gradients import is_dead, kinds_of_slope
-from gradscope.results.stats import Interval, wilson_interval
+from gradscope.results.stats import Interval, mcnemar, wilson_interval
 
 #: Fewer images than this say nothing about a share of 1 to 5 %.
 FEWEST_PROBED = 20
@@ -101,18 +101,21 @@ def dead_gradients(evidence: Evidence) -> Check:
         ("N1", name, DEAD_SHARE),
         dead,
         "the cross-entropy or its gradient is zero, or too small for the floors that attacks put under it"
-        + _under_floors(evidence),
+        + (f"; {missed}" if (missed := blind_with_floors(evidence)) else ""),
         ("attack a margin or rescaled loss, or in float64", "nothing to do"),
         ("saturation",),
     )
 
 
-def _under_floors(evidence: Evidence) -> str:
-    """What stands under PGD with such floors and without, where both were run."""
-    if not {"pgd", "pgd-paper"} <= evidence.main.attacks.keys():
+def blind_with_floors(evidence: Evidence) -> str:
+    """What stands under PGD with such floors and under exact PGD, in words; empty unless a paired test parts them."""
+    attacks = evidence.main.attacks.keys()
+    if not {"pgd", "pgd-paper"} <= attacks or mcnemar(*evidence.main.only("pgd", "pgd-paper")) > ALPHA:
         return ""
     floored, exact = (100 * float(evidence.main.standing(name).double().mean()) for name in ("pgd-paper", "pgd"))
-    return f"; {floored:.1f} % stand under PGD with floors (pgd-paper), {exact:.1f} % under exact PGD"
+    if floored < exact:
+        return ""
+    return f"{floored:.1f} % stand under PGD with floors (pgd-paper), {exact:.1f} % under exact PGD"
 
 
 def rounding(evidence: Evidence) -> Check:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gradscope.attacks.cascade import Get
 from gradscope.attacks.threat import ThreatModel
 from gradscope.audit.budgets import budget_of
-from gradscope.audit.causes import depends_on_the_batch, near_chance, slopes_of
+from gradscope.audit.causes import blind_with_floors, depends_on_the_batch, near_chance, slopes_of
 from gradscope.audit.check import Cause, Check
 from gradscope.audit.checks import check
 from gradscope.audit.evidence import Advanced, Evidence, gather
@@ -198,7 +198,8 @@ def _without_outcome(
     if missing:
         return "inconclusive", seen, f"{', '.join(missing)} could not be made"
     dead = [identifier for identifier in ("N1", "N2") if identifier in fired]
-    aside = f"; {', '.join(dead)} fired: others, with floors or in float32, may be blind" if dead else ""
+    blind = blind_with_floors(evidence) or "others, with floors or in float32, may be blind"
+    aside = f"; {', '.join(dead)} fired: {blind}" if dead else ""
     return "none found within this budget", (), f"no outcome speaks against these attacks{aside}"
 
 
