@@ -194,6 +194,30 @@ TRANSFER_SAMPLES = Table(
     ),
 )
 
+CLAIMS = Table(
+    "claims.csv",
+    (
+        Column("claim", "text", "short name of the claim: C1 to C9 of the paper, H1 and on of the hypothesis about it"),
+        Column("statement", "text", "the claim, in a sentence"),
+        Column("dataset", "text", "data set it was tested on; empty where not tested"),
+        Column("arch", "text", "architecture it was tested on; empty where not tested"),
+        Column("statistic", "text", "what was measured, in words: the difference or share that value holds"),
+        Column("direction", "text", "what the claim predicts of value: above 0, below 0, or above or below a number"),
+        Column("unit", "text", "unit of value and interval"),
+        Column("value", "number", "the effect as measured; nan where not tested"),
+        Column("ci_low", "number", "lower end of its 95 % interval over images"),
+        Column("ci_high", "number", "upper end of that interval"),
+        Column("seeds_low", "number", "lower end of the 95 % interval over seeds; nan with fewer than two"),
+        Column("seeds_high", "number", "upper end of that interval"),
+        Column("p_value", "number", "of the paired test where there is one, adjusted over the claims (Holm); else empty"),
+        Column("n", "integer", "images"),
+        Column("seeds", "integer", "training seeds of each mode"),
+        Column("paper", "text", "the paper's figure; empty where it gives none"),
+        Column("verdict", "text", "supported, not supported or not tested"),
+        Column("why", "text", "why that verdict, in a sentence"),
+    ),
+)
+
 HISTORY = Table(
     "history.csv",
     (
