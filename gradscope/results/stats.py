@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 CONFIDENCE = 0.95
 
@@ -84,3 +84,80 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(values)
     adjusted[order] = np.maximum.accumulate(np.minimum(scaled, 1.0))
     return [float(value) for value in adjusted]
+
+
+def paired_rates_interval(only_first: int, only_second: int, n: int) -> Interval:
+    """Score interval of ``p_first - p_second``, two rates over the same ``n`` images (Tango 1998).
+
+    ``only_first`` and ``only_second`` count the images that one alone has. The interval holds every difference that
+    :func:`paired_rates_score` does not reject at 5 %.
+    """
+    if n == 0:
+        return UNDEFINED
+    difference = (only_first - only_second) / n
+    quantile = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+
+    def end(side: float) -> float:
+        def distance(assumed: float) -> float:
+            distance, error = _score_parts(only_first, only_second, n, assumed)
+            return distance + side * quantile * error
+
+        if side * distance(side) >= 0:
+            return side
+        inside = difference + side * 1e-12  # at 0 and 1 the score has no error, and so no sign
+        return float(optimize.brentq(distance, inside, side))
+
+    return Interval(end(-1.0), end(1.0))
+
+
+def paired_rates_score(only_first: int, only_second: int, n: int, assumed: float) -> float:
+    """Two-sided p-value that ``p_first - p_second`` is ``assumed`` (Tango 1998, score test); 0 is McNemar's of 1947."""
+    distance, error = _score_parts(only_first, only_second, n, assumed)
+    if error == 0:
+        return 1.0 if distance == 0 else 0.0
+    return float(2 * stats.norm.sf(abs(distance) / error))
+
+
+def _score_parts(only_first: int, only_second: int, n: int, assumed: float) -> tuple[float, float]:
+    """Score and its standard error under the ``assumed`` difference; the rate of ``only_second`` is its likeliest."""
+    a = 2 * n
+    b = -only_first - only_second + (2 * n - only_first + only_second) * assumed
+    c = -only_second * assumed * (1 - assumed)
+    likeliest = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
+    variance = n * (2 * likeliest + assumed * (1 - assumed))
+    return only_first - only_second - n * assumed, math.sqrt(max(0.0, variance))
+
+
+def newcombe_interval(first: int, of_first: int, second: int, of_second: int) -> Interval:
+    """Interval of the difference of two rates over different images, from their Wilson ones (Newcombe 1998, 10)."""
+    if of_first == 0 or of_second == 0:
+        return UNDEFINED
+    one, other = first / of_first, second / of_second
+    around, beside = wilson_interval(first, of_first), wilson_interval(second, of_second)
+    below = math.hypot(one - around.low, beside.high - other)
+    above = math.hypot(around.high - one, other - beside.low)
+    return Interval(one - other - below, one - other + above)
+
+
+def mean_test(mean: float, std: float, n: int, assumed: float = 0.0) -> float:
+    """Two-sided p-value that the mean of ``n`` values is ``assumed`` (Student 1908); NaN with fewer than two."""
+    if n < 2:
+        return math.nan
+    if std == 0:
+        return 1.0 if mean == assumed else 0.0
+    return float(2 * stats.t.sf(abs(mean - assumed) / (std / math.sqrt(n)), n - 1))
+
+
+def median_interval(values: Sequence[float]) -> Interval:
+    """Interval of the median between two order statistics (Conover 1999, 3.2), at least 95 %; infinite values may be.
+
+    With x_(1) <= ... <= x_(n) it is [x_(k), x_(n+1-k)] for the largest k with P(Bin(n, 1/2) < k) <= 2.5 %; undefined
+    with fewer than six values.
+    """
+    n = len(values)
+    k = int(stats.binom.ppf((1 - CONFIDENCE) / 2, n, 0.5)) if n else 0
+    k += int(stats.binom.cdf(k, n, 0.5) <= (1 - CONFIDENCE) / 2)
+    if k == 0:
+        return UNDEFINED
+    ordered = np.sort(np.asarray(values, dtype=float))
+    return Interval(float(ordered[k - 1]), float(ordered[n - k]))
