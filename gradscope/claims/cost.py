@@ -1,0 +1,86 @@
+"""C9: what training took, from the configurations and histories of the checkpoints. Nothing of it is sampled."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from gradscope.claims.effects import Effect
+from gradscope.claims.group import Group, Question
+from gradscope.claims.measured import Course
+from gradscope.claims.verdicts import Direction, Tested
+from gradscope.results.stats import UNDEFINED
+
+_MODES = ("rl", "sl")
+_MORE = Direction("above", 1.0)
+Cost = Callable[[Course], float]
+
+
+def c9(group: Group) -> Iterator[Tested]:
+    """Epochs, images and seconds, RL's divided by SL's at each seed; and whether RL ever validated as SL did."""
+    absent = group.absent(*_MODES)
+    unknown = "the manifests have no training configuration of both; they must be checkpoints of `gradscope train`"
+    asked = Question("C9", "epochs of training, rl / sl", _MORE, unit="times", paper="600 against 100 in their scripts")
+    yield _ratio(group, asked, lambda course: course.epochs, absent or unknown, "epochs", "as the configurations ask")
+    asked = Question("C9", "training images seen, adversarial copies among them, rl / sl", _MORE, unit="times")
+    yield _ratio(group, asked, _seen, absent or unknown, "training sets", "as the configurations ask")
+    unknown = "no NAME.history.csv of both among the directories; `gradscope train` writes it beside the checkpoint"
+    asked = Question("C9", "seconds of training, rl / sl", _MORE, unit="times")
+    if absent or _one_machine(group):
+        yield _ratio(group, asked, _seconds, absent or unknown, "s", "wall time, whatever else the machine did")
+    else:
+        yield group.untested(asked, "rl and sl were trained on different machines; train both on one")
+    asked = Question("C9", "epochs until rl's validation accuracy is sl's best, divided by those sl took", _MORE, unit="times")
+    yield _catching_up(group, asked, absent or unknown)
+
+
+def _ratio(group: Group, asked: Question, cost: Cost, lacking: str, unit: str, remark: str) -> Tested:
+    found = {mode: {seed: cost(one) for seed, one in group.courses(mode).items()} for mode in _MODES}
+    one, other = (
+        {seed: value for seed, value in found[mode].items() if math.isfinite(value) and value > 0} for mode in _MODES
+    )
+    seeds = sorted(one.keys() & other.keys())
+    if not seeds:
+        return group.untested(asked, lacking)
+    ratios = tuple(one[seed] / other[seed] for seed in seeds)
+    effect = Effect(sum(ratios) / len(ratios), UNDEFINED, ratios, None, 0)
+    means = [sum(of[seed] for seed in seeds) / len(seeds) for of in (one, other)]
+    said = f"rl {means[0]:.6g}, sl {means[1]:.6g} {unit} ({remark})"
+    return _counted(group, asked, effect, said)
+
+
+def _counted(group: Group, asked: Question, effect: Effect, said: str) -> Tested:
+    return replace(group.judged(asked, effect, said, _MODES), exact=True)
+
+
+def _seen(course: Course) -> float:
+    """In sizes of the training set before validation images are taken from it."""
+    return (course.epochs + course.adversarial) * course.share
+
+
+def _seconds(course: Course) -> float:
+    return math.nan if course.history is None else float(course.history["seconds"].sum())
+
+
+def _one_machine(group: Group) -> bool:
+    return len({one.machine for mode in _MODES for one in group.courses(mode).values()}) <= 1
+
+
+def _catching_up(group: Group, asked: Question, lacking: str) -> Tested:
+    """At each seed the first epoch at which RL validates at least as well as SL ever did, over SL's own."""
+    ratios, said = [], []
+    for seed in sorted(group.courses("rl").keys() & group.courses("sl").keys()):
+        one, other = (group.courses(mode)[seed].history for mode in _MODES)
+        if one is None or other is None or one.empty or other.empty:
+            continue
+        best = float(other["validation_accuracy"].max())
+        took = int(other["epoch"][other["validation_accuracy"] >= best].iloc[0])
+        reached = one["epoch"][one["validation_accuracy"] >= best]
+        if reached.empty:
+            said.append(f"sl {100 * best:.1f} % after {took}, rl never in {len(one)} epochs")
+        else:
+            said.append(f"sl {100 * best:.1f} % after {took}, rl after {int(reached.iloc[0])}")
+        ratios.append(math.inf if reached.empty else int(reached.iloc[0]) / took)
+    if not ratios:
+        return group.untested(asked, lacking)
+    effect = Effect(sum(ratios) / len(ratios), UNDEFINED, tuple(ratios), None, 0)
+    return _counted(group, asked, effect, "; ".join(said))

@@ -1,0 +1,181 @@
+"""Effects over images and over seeds: how one model differs from another on the same images."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from gradscope.claims.measured import KINDS, Measured, Values
+from gradscope.results.stats import (
+    UNDEFINED,
+    Interval,
+    jackknife_interval,
+    mcnemar,
+    mean_interval,
+    mean_test,
+    median_interval,
+    newcombe_interval,
+    paired_rates_interval,
+    paired_rates_score,
+)
+
+Array = NDArray[np.float64]
+#: rate: shares of images. mean: means over images. median: the median over images of the difference.
+Scale = Literal["rate", "mean", "median"]
+Pair = tuple[Values, Values]
+_GROUPS = 10
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A difference as measured. ``levels``: the two it is the difference of. ``seeds``: the effect at each seed.
+
+    ``p_value`` is None where no test belongs to it. ``undefined`` images were left out of the ``n``, which the
+    difference is undefined for.
+    """
+
+    value: float
+    interval: Interval
+    seeds: tuple[float, ...]
+    p_value: float | None
+    n: int
+    undefined: int = 0
+    levels: tuple[float, float] | None = None
+
+    @property
+    def over_seeds(self) -> Interval:
+        """Student t interval of the mean effect over seeds; undefined with fewer than two."""
+        if len(self.seeds) < 2 or not np.isfinite(self.seeds).all():
+            return UNDEFINED
+        return mean_interval(float(np.mean(self.seeds)), float(np.std(self.seeds, ddof=1)), len(self.seeds))
+
+
+def matched(
+    ones: Mapping[int, Sequence[Measured]], others: Mapping[int, Sequence[Measured]]
+) -> dict[int, tuple[Measured, Measured]]:
+    """For each seed one measurement of either model, made in the same way on the same images.
+
+    Of several ways the one is taken that most seeds have, then the one closest to the paper's, then that of most
+    images. Empty where there is none.
+    """
+    ways: dict[tuple[object, ...], dict[int, tuple[Measured, Measured]]] = {}
+    for seed in sorted(ones.keys() & others.keys()):
+        for one in ones[seed]:
+            for other in others[seed]:
+                way = (one.kind, one.attack, one.ball, one.settings)
+                if way == (other.kind, other.attack, other.ball, other.settings) and len(shared([one, other])):
+                    ways.setdefault(way, {}).setdefault(seed, (one, other))
+
+    def rank(way: tuple[object, ...]) -> tuple[int, int, int]:
+        pairs = ways[way].values()
+        return -len(pairs), KINDS.index(str(way[0])), -min(len(shared(pair)) for pair in pairs)
+
+    return ways[min(ways, key=rank)] if ways else {}
+
+
+def shared(measured: Sequence[Measured]) -> "pd.Index[int]":
+    """The images that all of ``measured`` are of; none where they disagree on a label: the test sets differ."""
+    index = measured[0].values.index
+    for one in measured[1:]:
+        index = index.intersection(one.values.index)
+    first = measured[0].labels.reindex(index)
+    agree = all((one.labels.reindex(index) == first).all() for one in measured[1:])
+    return index.sort_values() if agree else index[:0]
+
+
+def paired(pairs: Sequence[tuple[Measured, Measured]]) -> list[Pair]:
+    """The values of each seed's pair on the images that all seeds have."""
+    index = shared([one for pair in pairs for one in pair])
+    return [(one.values.reindex(index), other.values.reindex(index)) for one, other in pairs]
+
+
+def difference(pairs: Sequence[Pair], scale: Scale, bound: float = 0.0) -> Effect:
+    """The first of each pair minus the second, a pair a seed, paired by image; tested against ``bound``.
+
+    Rates of one seed: Tango's interval, and McNemar's exact test at 0, elsewhere Tango's. Means, and rates of several
+    seeds: Student's t of each image's mean over the seeds, so that images stay the independent units. Medians: of each
+    image's mean over the seeds, between order statistics, with the sign test. An image whose difference is undefined
+    at any seed is left out.
+    """
+    differences = np.stack([_minus(one, other) for one, other in pairs])
+    with np.errstate(invalid="ignore"):
+        over_seeds = differences.mean(axis=0)
+    defined = ~np.isnan(over_seeds) if scale == "median" else np.isfinite(over_seeds)
+    kept = differences[:, defined]
+    n = kept.shape[1]
+    one, other = (_level([pair[side].to_numpy(dtype=float)[defined] for pair in pairs], scale) for side in (0, 1))
+    if n == 0:
+        return Effect(math.nan, UNDEFINED, (), None, 0, len(defined))
+    centre = np.median if scale == "median" else np.mean
+    image = kept.mean(axis=0)
+    seeds = tuple(float(centre(row)) for row in kept)
+    if scale == "rate" and len(pairs) == 1:
+        first, second = int((kept[0] > 0).sum()), int((kept[0] < 0).sum())
+        interval = paired_rates_interval(first, second, n)
+        p = mcnemar(first, second) if bound == 0 else paired_rates_score(first, second, n, bound)
+    elif scale == "median":
+        interval = median_interval(image.tolist())
+        p = mcnemar(int((image > bound).sum()), int((image < bound).sum()))
+    else:
+        mean, std = float(image.mean()), float(image.std(ddof=1)) if n > 1 else math.nan
+        interval = mean_interval(mean, std, n)
+        interval = interval.within(-1, 1) if scale == "rate" else interval
+        p = mean_test(mean, std, n, bound)
+    undefined = int((~defined).sum())
+    return Effect(float(centre(image)), interval, seeds, None if math.isnan(p) else p, n, undefined, (one, other))
+
+
+def _minus(one: Values, other: Values) -> Array:
+    """One minus the other; NaN where both are infinite alike."""
+    with np.errstate(invalid="ignore"):
+        result: Array = one.to_numpy(dtype=float) - other.to_numpy(dtype=float)
+    return result
+
+
+def _level(values: Sequence[Array], scale: Scale) -> float:
+    together = np.concatenate(values)
+    if not len(together):
+        return math.nan
+    return float(np.median(together) if scale == "median" else np.mean(together))
+
+
+def between_groups(seeds: Sequence[tuple[Array, Array]]) -> Effect:
+    """Share of images with ``holds`` among those in a group, minus that among the others.
+
+    ``seeds`` has a pair ``(holds, member)`` of 0/1 arrays for each, alike in their images; NaN in ``member`` is in
+    neither group. There is no test beside the interval. One seed: Newcombe's interval; several, whose images are the
+    same: the shares pooled, a delete-a-group jackknife over ten groups of images.
+    """
+    holds = np.stack([one for one, _ in seeds])
+    member = np.stack([two for _, two in seeds])
+    n = int((~np.isnan(member)).any(axis=0).sum())
+    shares = _group_shares(holds, member)
+    value = shares[0] - shares[1]
+    each = tuple(_apart(_group_shares(holds[[at]], member[[at]])) for at in range(len(seeds)))
+    if math.isnan(value):
+        return Effect(math.nan, UNDEFINED, (), None, n, levels=shares)
+    if len(seeds) == 1:
+        inside, outside = holds[member == 1], holds[member == 0]
+        interval = newcombe_interval(int(inside.sum()), len(inside), int(outside.sum()), len(outside))
+    else:
+        images = np.arange(holds.shape[1])
+        left_out = [
+            _apart(_group_shares(holds[:, images % _GROUPS != group], member[:, images % _GROUPS != group]))
+            for group in range(_GROUPS)
+        ]
+        interval = UNDEFINED if np.isnan(left_out).any() else jackknife_interval(value, left_out).within(-1, 1)
+    return Effect(value, interval, tuple(one for one in each if not math.isnan(one)), None, n, levels=shares)
+
+
+def _group_shares(holds: Array, member: Array) -> tuple[float, float]:
+    groups = [holds[member == which] for which in (1, 0)]
+    inside, outside = (float(group.mean()) if len(group) else math.nan for group in groups)
+    return inside, outside
+
+
+def _apart(shares: tuple[float, float]) -> float:
+    return shares[0] - shares[1]

@@ -1,0 +1,85 @@
+"""C3 to C6: gradients at the image and along the attack, entropy, and the landscape around an image."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from gradscope.claims.group import Group, Pick, Question
+from gradscope.claims.measured import Measured, Model
+from gradscope.claims.verdicts import ABOVE, BELOW, EITHER, Tested
+from gradscope.results.rows import LANDSCAPE_METRICS, METRICS
+
+_MODES = ("rl", "sl")
+_PATHS = ("pgd-paper", "pgd")
+_ANALYZE = "`gradscope analyze CKPT... --attack pgd,pgd-paper --metrics"
+_NORM_UNIT = METRICS["norm"].unit
+
+
+def logarithm(pick: Pick) -> Pick:
+    """The natural logarithm of what ``pick`` finds; of 0 it is -inf."""
+
+    def logged(model: Model) -> Sequence[Measured]:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return [replace(one, values=one.values.map(np.log)) for one in pick(model)]
+
+    return logged
+
+
+def c3(group: Group) -> Iterator[Tested]:
+    """The median of log(norm RL / norm SL), robust to heavy tails and to norms of 0; and the mean, as the paper has it."""
+    norm = group.at_image("norm")
+    statistic = "L2 norm of the gradient at the clean image, median of log(rl / sl)"
+    asked = Question("C3", statistic, BELOW, scale="median", unit="nats of ratio")
+    picks = (logarithm(norm), logarithm(norm))
+    names = ("median log norm rl", "sl")
+    yield group.compare(asked, _MODES, picks, _unmeasured("norm"), names)
+    asked = Question("C3", "the same, difference of the means, rl - sl", BELOW, scale="mean", unit=_NORM_UNIT)
+    yield group.compare(asked, _MODES, (norm, norm), _unmeasured("norm"), ("mean rl", "sl"))
+    for attack in _PATHS:
+        pick = logarithm(group.along(attack, "norm", "path"))
+        statistic = f"mean norm along {attack}, median of log(rl / sl) ({group.ball})"
+        asked = Question("C3", statistic, BELOW, scale="median", unit="nats of ratio")
+        yield group.compare(asked, _MODES, (pick, pick), _unmeasured("norm"), names)
+
+
+def c4(group: Group) -> Iterator[Tested]:
+    """Cosine and sign consistency of consecutive gradients, each image's mean over the path."""
+    words = {"cosine": "cosine of consecutive gradients", "sign": "share of coordinates that keep their sign"}
+    for metric, of in words.items():
+        for attack in _PATHS:
+            asked = Question("C4", f"{of} along {attack}, rl - sl ({group.ball})", BELOW, "mean", METRICS[metric].unit)
+            pick = group.along(attack, metric, "path")
+            # A cosine is no share, though its unit is "-": it is shown as it is.
+            asked = replace(asked, unit="of 1")
+            yield group.compare(asked, _MODES, (pick, pick), _unmeasured(metric))
+
+
+def c5(group: Group) -> Iterator[Tested]:
+    """Entropy of the softmax at the clean image and at the attack's last iterate."""
+    unit = METRICS["entropy"].unit
+    pick = group.at_image("entropy")
+    asked = Question("C5", "entropy at the clean image, rl - sl", EITHER, "mean", unit)
+    yield group.compare(asked, _MODES, (pick, pick), _unmeasured("entropy"))
+    for attack in _PATHS:
+        pick = group.along(attack, "entropy", "final")
+        asked = Question("C5", f"entropy at the end of {attack}, rl - sl ({group.ball})", EITHER, "mean", unit)
+        yield group.compare(asked, _MODES, (pick, pick), _unmeasured("entropy"))
+
+
+def c6(group: Group) -> Iterator[Tested]:
+    """Roughness, sharpness and radius around images, of the two models' own planes."""
+    for metric in ("roughness", "sharpness", "radius-adversarial"):
+
+        def pick(model: Model, metric: str = metric) -> list[Measured]:
+            return [one for one in group.of(model) if (one.kind, one.metric) == ("landscape", metric)]
+
+        known = LANDSCAPE_METRICS[metric]
+        statistic = f"{metric}, rl - sl: {known.meaning}"
+        asked = Question("C6", statistic, EITHER, "mean", known.unit, paper="pictures only")
+        lacking = "no landscapes around the same images; `gradscope landscape CKPT... --right --images 100 --points 11`"
+        yield group.compare(asked, _MODES, (pick, pick), lacking)
+
+
+def _unmeasured(metric: str) -> str:
+    return f"{metric} was not measured on the same images of both; {_ANALYZE} {metric}`"

@@ -1,0 +1,242 @@
+"""The models of one data set and architecture, what was measured of them, and how two modes are compared."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import pandas as pd
+
+from gradscope.claims.effects import Effect, Pair, Scale, difference, matched, paired, shared
+from gradscope.claims.measured import Ball, Course, Measured, Model, Study
+from gradscope.claims.verdicts import Direction, Tested, levels
+
+#: The paper's threat model.
+PAPER_BALL = Ball("l2", 1.0)
+CLEAN = "none"
+Pick = Callable[[Model], Sequence[Measured]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a test asks: which claim, what is measured in words, what is predicted, and how the answer is scaled."""
+
+    claim: str
+    statistic: str
+    direction: Direction
+    scale: Scale = "rate"
+    unit: str = "-"
+    paper: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """A study's part of one data set and architecture."""
+
+    study: Study
+    dataset: str
+    arch: str
+
+    @cached_property
+    def models(self) -> dict[str, dict[int, Model]]:
+        """Mode to seed to model; of several alike the first."""
+        found: dict[str, dict[int, Model]] = {}
+        for model in self._mine:
+            if model.seed is not None:
+                found.setdefault(model.mode, {}).setdefault(model.seed, model)
+        return found
+
+    @cached_property
+    def ball(self) -> Ball:
+        """The threat model that attacks are compared in: the paper's where it was measured, else the commonest."""
+        balls = [one.ball for one in self._attacked]
+        if not balls or PAPER_BALL in balls:
+            return PAPER_BALL
+        return max(sorted(set(balls)), key=balls.count)
+
+    @property
+    def _mine(self) -> list[Model]:
+        return [one for one in self.study.models if (one.dataset, one.arch) == (self.dataset, self.arch)]
+
+    @cached_property
+    def _attacked(self) -> list[Measured]:
+        mine = set(self._mine)
+        attacks = [one for one in self.study.measured if one.metric == "accuracy" and one.point != "clean"]
+        return [one for one in attacks if one.model in mine]
+
+    @cached_property
+    def _by_model(self) -> dict[Model, list[Measured]]:
+        found: dict[Model, list[Measured]] = {}
+        for one in self.study.measured:
+            found.setdefault(one.model, []).append(one)
+        return found
+
+    def of(self, model: Model) -> list[Measured]:
+        """Everything that was measured of a model."""
+        return self._by_model.get(model, [])
+
+    def courses(self, mode: str) -> dict[int, Course]:
+        """How each seed of a mode was trained, where that is known."""
+        known = self.study.courses
+        return {seed: known[model] for seed, model in self.models.get(mode, {}).items() if model in known}
+
+    # What is picked of a model
+
+    def at_image(self, metric: str) -> Pick:
+        """``metric`` at the clean image: no attack has a part in it, so whichever it was measured beside."""
+
+        def pick(model: Model) -> list[Measured]:
+            found = [one for one in self.of(model) if (one.metric, one.point) == (metric, "clean")]
+            names = ("pgd", "pgd-paper")
+            usual = sorted(found, key=lambda one: (one.attack not in names, -len(one.values)))
+            return [replace(one, attack=CLEAN, ball=Ball("", 0.0), settings="") for one in usual]
+
+        return pick
+
+    def along(self, attack: str, metric: str, point: str) -> Pick:
+        """``metric`` of an analysis at ``point`` of the attack's path."""
+
+        def pick(model: Model) -> list[Measured]:
+            return [
+                one
+                for one in self.of(model)
+                if one.kind == "analysis"
+                and (one.attack, one.ball, one.metric, one.point) == (attack, self.ball, metric, point)
+            ]
+
+        return pick
+
+    def under(self, attack: str) -> Pick:
+        """Whether each image is right under an attack on the model itself: of an analysis the last iterate."""
+
+        def pick(model: Model) -> list[Measured]:
+            return [one for one in self.white_box(model) if one.attack == attack and one.whole]
+
+        return pick
+
+    def white_box(self, model: Model) -> list[Measured]:
+        """Every attack on the model itself in the group's ball, of an analysis or a battery."""
+        return [
+            one
+            for one in self.of(model)
+            if one.kind in ("analysis", "battery")
+            and (one.metric, one.point, one.ball) == ("accuracy", "final", self.ball)
+        ]
+
+    def along_paper(self, model: Model) -> list[Measured]:
+        """The paper's attack on a model, as an analysis or a transfer ran it: they know its floor."""
+        return [one for one in self.of(model) if one.attack == "pgd-paper" and one.floor > 0]
+
+    def examples_of(self, attack: str, source: Mapping[int, Model]) -> Pick:
+        """Whether a model is right on the examples that ``attack`` made on ``source``, by the model's own seed."""
+
+        def pick(model: Model) -> list[Measured]:
+            made_on = source.get(-1 if model.seed is None else model.seed)
+            return [
+                one
+                for one in self.of(model)
+                if one.kind == "transfer"
+                and (one.attack, one.ball, one.point) == (attack, self.ball, "final")
+                and one.source == made_on
+                and made_on is not None
+            ]
+
+        return pick
+
+    # How two are compared
+
+    def compare(
+        self, question: Question, modes: tuple[str, str], picks: tuple[Pick, Pick], lacking: str, names: Sequence[str] = ()
+    ) -> Tested:
+        """The first mode's value minus the second's, paired by image and seed; ``lacking`` says what to measure."""
+        one, other = modes
+        absent = self.absent(*modes)
+        if absent:
+            return self.untested(question, absent)
+        pairs = matched(*(self.picked(mode, pick) for mode, pick in zip(modes, picks, strict=True)))
+        values = paired(list(pairs.values())) if pairs else []
+        if not values or values[0][0].empty:
+            return self.untested(question, lacking)
+        return self.tested(question, values, names or (one, other), modes)
+
+    def picked(self, mode: str, pick: Pick) -> dict[int, Sequence[Measured]]:
+        """What ``pick`` finds of each seed of a mode."""
+        return {seed: pick(model) for seed, model in self.models.get(mode, {}).items()}
+
+    def tested(self, question: Question, values: Sequence[Pair], names: Sequence[str], modes: Iterable[str]) -> Tested:
+        """The test of ``question`` on the ``values`` of each seed."""
+        effect = difference(values, question.scale, question.direction.bound)
+        return self.judged(question, effect, levels(effect, names, question.unit), modes)
+
+    def judged(self, question: Question, effect: Effect, said: str, modes: Iterable[str]) -> Tested:
+        """The test of ``question`` whose effect is known."""
+        return replace(self.untested(question, ""), effect=effect, said=said, remarks=tuple(self.remarks(modes)))
+
+    def untested(self, question: Question, lacking: str) -> Tested:
+        """A test that was not made; why, and what else was left out of the study."""
+        asked = (question.claim, question.statistic, question.direction, question.unit)
+        remarks = tuple(self.study.notes) if lacking else ()
+        return Tested(*asked, lacking=lacking, paper=question.paper, remarks=remarks)
+
+    def absent(self, *modes: str) -> str:
+        """Why two modes cannot be compared at all; empty where they can."""
+        without = [mode for mode in dict.fromkeys(modes) if mode not in self.models]
+        if without:
+            trained = " and ".join(f"`gradscope train --mode {mode}`" for mode in without)
+            return f"no {' and no '.join(without)} checkpoint in the study; train one with {trained}"
+        if not set.intersection(*(set(self.models[mode]) for mode in modes)):
+            return f"{' and '.join(modes)} have no training seed in common; train both with the same --seed"
+        return ""
+
+    def remarks(self, modes: Iterable[str]) -> list[str]:
+        """Which checkpoints were passed over because another has their mode and seed."""
+        said = []
+        for mode in dict.fromkeys(modes):
+            kept = set(self.models.get(mode, {}).values())
+            passed = [one.name for one in self._mine if one.mode == mode and one not in kept and one.seed is not None]
+            if passed:
+                taken = ", ".join(one.name for one in kept)
+                said.append(f"of several {mode} checkpoints {taken} was taken, not {', '.join(passed)}")
+        return said
+
+    def everything(self, *models: Model) -> tuple[list[Measured], list[str]]:
+        """For each of ``models`` whether an image stands clean and under every attack measured on all of them alike.
+
+        The attacks stay in the box and in the group's ball: those of analyses at the last iterate and at the worst, of
+        batteries (also those in a cascade), and examples made on other models. The images are the largest set that
+        one attack was tried on; the attacks those that were tried on all of it. The second list names them.
+        """
+        tried = [self._tried(model) for model in models]
+        alike = [key for key in tried[0] if all(key in one for one in tried)]
+        images = {key: shared([one[key] for one in tried]) for key in alike}
+        base = max((images[key] for key in alike if key[0] != "transfer" and key[1] != CLEAN), key=len, default=())
+        alike = [key for key in alike if len(base) and images[key].isin(base).sum() == len(base)]
+        names = list(dict.fromkeys(key[1] for key in alike if key[1] != CLEAN))
+        standing = []
+        for one in tried if names else []:
+            together = pd.concat([one[key].values.reindex(base) for key in alike], axis=1)
+            stands = (together.fillna(1.0) == 1).all(axis=1).astype(float)
+            known = replace(one[alike[0]], kind="battery", attack="everything", point="final", settings="; ".join(names))
+            standing.append(replace(known, ball=self.ball, values=stands))
+        return standing, names
+
+    def _tried(self, model: Model) -> dict[tuple[str, str, str], Measured]:
+        """By kind, attack and settings what was tried on a model; CLEAN is the clean images."""
+        found: dict[tuple[str, str, str], Measured] = {}
+        transfers: dict[str, list[Measured]] = {}
+        for one in self.of(model):
+            if one.metric != "accuracy" or not one.boxed:
+                continue
+            if one.point == "clean":
+                found.setdefault((one.kind, CLEAN, ""), one)
+            elif one.ball != self.ball:
+                continue
+            elif one.kind == "transfer" and one.source != model:
+                transfers.setdefault(one.settings, []).append(one)
+            else:
+                found.setdefault((one.kind, one.attack, one.settings + one.point), one)
+        for settings, made in transfers.items():
+            images = shared(made)
+            right = pd.concat([one.values.reindex(images) for one in made], axis=1).min(axis=1)
+            name = f"examples of {len(made)} other models"
+            found["transfer", name, settings] = replace(made[0], values=right, labels=made[0].labels.reindex(images))
+        return found

@@ -1,0 +1,180 @@
+"""C1, C2, C7, C8: accuracy clean, under attack and on other models' examples."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+
+import pandas as pd
+
+from gradscope.claims.effects import matched, paired, shared
+from gradscope.claims.group import Group, Question
+from gradscope.claims.measured import Measured, Model
+from gradscope.claims.verdicts import ABOVE, BELOW, Direction, Tested
+
+#: The paper's figures of C1, by how a data set's name begins.
+_C1 = {"cifar100": "2 % -> 25 % (cnn6)", "cifar10": "about 5 % -> 55 % (cnn6)", "imagenet100": "5 % -> 18 % (cnn6)"}
+_EVERYWHERE = "CIFAR-10 about 5 % -> 55 %, CIFAR-100 2 % -> 25 %, ImageNet-100 5 % -> 18 % (cnn6)"
+#: What the paper attacked with: a row each, whether measured or not.
+_ASKED = {
+    "pgd-paper": "`gradscope analyze CKPT... --attack pgd,pgd-paper`",
+    "pgd": "`gradscope analyze CKPT... --attack pgd,pgd-paper`",
+    "autoattack": "`gradscope attack CKPT... --attacks autoattack`",
+    "square": "`gradscope attack CKPT... --attacks square`",
+}
+_WORDS = {"pgd-paper": "the paper's attack (pgd-paper)", "pgd": "exact PGD (pgd)"}
+_TRANSFER = "`gradscope transfer CKPT..."
+_ALL = "`gradscope audit CKPT...`"
+
+
+def named(attack: str) -> str:
+    """An attack in words."""
+    return _WORDS.get(attack, attack)
+
+
+def c1(group: Group) -> Iterator[Tested]:
+    """RL against SL under the paper's attack, the exact one, and every attack measured on both."""
+    paper = next((figure for name, figure in _C1.items() if group.dataset.startswith(name)), _EVERYWHERE)
+    for attack in ("pgd-paper", "pgd"):
+        yield _under(group, "C1", ("rl", "sl"), attack, paper)
+    yield under_everything(group, "C1", ("rl", "sl"), paper)
+
+
+def c2(group: Group) -> Iterator[Tested]:
+    """Clean accuracy, RL minus SL: not more than five points lost."""
+    asked = Question("C2", "clean accuracy, rl - sl", Direction("above", -0.05), paper="3 to 5 points below SL")
+    pick = group.at_image("accuracy")
+    lacking = "clean accuracy was not measured on the same images; `gradscope analyze CKPT...`"
+    yield group.compare(asked, ("rl", "sl"), (pick, pick), lacking)
+
+
+def c7(group: Group) -> Iterator[Tested]:
+    """Transfer both ways, over all images and over those both models have right, and the other's against the own."""
+    for attack in ("pgd-paper", "pgd"):
+        yield from _both_ways(group, attack)
+        yield _on_own(group, attack)
+
+
+def c8(group: Group) -> Iterator[Tested]:
+    """RL-adv against SL-adv under each attack measured, what the paper attacked with first."""
+    modes = ("rl-adv", "sl-adv")
+    others = dict.fromkeys(
+        one.attack for mode in modes for model in group.models.get(mode, {}).values() for one in group.white_box(model)
+    )
+    for attack in _ASKED:
+        yield _under(group, "C8", modes, attack, "")
+    for attack in others:
+        test = _under(group, "C8", modes, attack, "")
+        if attack not in _ASKED and test.effect is not None:
+            yield test
+    for attack in ("pgd-paper", "pgd"):
+        yield _on_examples(group, modes, attack)
+    yield under_everything(group, "C8", modes, "")
+
+
+def _under(group: Group, claim: str, modes: tuple[str, str], attack: str, paper: str) -> Tested:
+    """The two modes' accuracy under an attack on each itself."""
+    one, other = modes
+    statistic = f"accuracy under {named(attack)}, {one} - {other} ({group.ball})"
+    pick = group.under(attack)
+    lacking = f"{attack} was not run on all images of both; {_ASKED.get(attack, _ALL)}"
+    return group.compare(Question(claim, statistic, ABOVE, paper=paper), modes, (pick, pick), lacking)
+
+
+def under_everything(group: Group, claim: str, modes: tuple[str, str], paper: str) -> Tested:
+    """The two modes' share of images that stand clean and under every attack measured on both."""
+    one, other = modes
+    statistic = f"accuracy under every attack measured on both, {one} - {other} ({group.ball})"
+    asked = Question(claim, statistic, ABOVE, paper=paper)
+    absent = group.absent(*modes)
+    if absent:
+        return group.untested(asked, absent)
+    standing: tuple[dict[int, list[Measured]], dict[int, list[Measured]]] = ({}, {})
+    for seed in set(group.models[one]) & set(group.models[other]):
+        found, _ = group.everything(group.models[one][seed], group.models[other][seed])
+        for side, measured in zip(standing, found, strict=False):
+            side[seed] = [measured]
+    pairs = matched(*standing)
+    if not pairs:
+        return group.untested(asked, f"no attack that stays in the box was run on both; {_ALL}")
+    attacks = next(iter(pairs.values()))[0].settings.split("; ")
+    test = group.tested(asked, paired(list(pairs.values())), modes, modes)
+    remarks = [f"{len(attacks)} attack{'s' * (len(attacks) > 1)}: {', '.join(attacks)}", *_audits(group, modes)]
+    return replace(test, remarks=(*remarks, *test.remarks))
+
+
+def _audits(group: Group, modes: Sequence[str]) -> Iterator[str]:
+    for mode in modes:
+        known = group.study.verdicts
+        said = dict.fromkeys(known[model] for model in group.models[mode].values() if model in known)
+        if said:
+            yield f"the audit of {mode} says: {', '.join(said)}"
+
+
+def _both_ways(group: Group, attack: str) -> Iterator[Tested]:
+    """SL on RL's examples minus RL on SL's: of all images, and of those that both have right when clean."""
+    modes, names = ("sl", "rl"), ("sl on rl's examples", "rl on sl's")
+    picks = (
+        group.examples_of(attack, group.models.get("rl", {})),
+        group.examples_of(attack, group.models.get("sl", {})),
+    )
+    statistic = f"accuracy on the other's examples by {named(attack)}, sl on rl's - rl on sl's ({group.ball})"
+    paper = "sl about 43 % on RL's examples, rl about 8 % on SL's"
+    asked = Question("C7", statistic, ABOVE, paper=paper)
+    yield group.compare(asked, modes, picks, _not_transferred(attack), names)
+    asked = replace(asked, statistic=f"the same, of images both have right when clean, by {named(attack)}")
+    absent = group.absent(*modes)
+    pairs = matched(*(group.picked(mode, pick) for mode, pick in zip(modes, picks, strict=True)))
+    if absent or not pairs:
+        yield group.untested(asked, absent or _not_transferred(attack))
+        return
+    clean = [group.at_image("accuracy")(one.model) for pair in pairs.values() for one in pair]
+    right = None if not all(clean) else _all_right([found[0] for found in clean])
+    values = [(one[one.index.isin(right)], other[other.index.isin(right)]) for one, other in paired(list(pairs.values()))]
+    if right is None or values[0][0].empty:
+        yield group.untested(asked, "no image is known that both have right when clean; `gradscope analyze CKPT...`")
+        return
+    yield group.tested(asked, values, names, modes)
+
+
+def _all_right(clean: Sequence[Measured]) -> "pd.Index[int]":
+    """The images that every one of ``clean`` is right about."""
+    index = shared(clean)
+    together = pd.concat([one.values.reindex(index) for one in clean], axis=1)
+    return index[(together == 1).all(axis=1)]
+
+
+def _on_own(group: Group, attack: str) -> Tested:
+    """RL on SL's examples minus RL on its own: in the paper others' break it and its own do not."""
+    own = group.examples_of(attack, group.models.get("rl", {}))
+    others = group.examples_of(attack, group.models.get("sl", {}))
+    statistic = f"accuracy of rl on examples by {named(attack)}, on sl's - on its own ({group.ball})"
+    asked = Question("C7", statistic, BELOW, paper="rl about 8 % on SL's examples, about 43 % on its own")
+    names = ("on sl's", "on its own")
+    absent = group.absent("rl", "sl")
+    if absent:
+        return group.untested(asked, absent)
+    return group.compare(asked, ("rl", "rl"), (others, own), _not_transferred(attack), names)
+
+
+def _not_transferred(attack: str) -> str:
+    return f"no examples of {attack} were tried on the other model; {_TRANSFER} --attack {attack}`"
+
+
+def _on_examples(group: Group, modes: tuple[str, str], attack: str) -> Tested:
+    """The two modes' accuracy on the examples made on SL and on RL, those that fool it with either left out."""
+
+    def pick(model: Model) -> list[Measured]:
+        made = [group.examples_of(attack, group.models.get(mode, {}))(model) for mode in ("sl", "rl")]
+        found = []
+        for one, other in product(*made):
+            images = shared([one, other])
+            if one.settings == other.settings and len(images):
+                values = pd.concat([one.values.reindex(images), other.values.reindex(images)], axis=1).min(axis=1)
+                found.append(replace(one, values=values, labels=one.labels.reindex(images), source=None))
+        return found
+
+    one, other = modes
+    statistic = f"accuracy on sl's and on rl's examples by {named(attack)}, {one} - {other} ({group.ball})"
+    asked = Question("C8", statistic, ABOVE, paper="rl-adv about 30 % against transfer")
+    lacking = f"no examples made on sl and on rl by {attack} were tried on both; {_TRANSFER} --attack {attack}`"
+    return group.compare(asked, modes, (pick, pick), lacking)

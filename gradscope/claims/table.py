@@ -1,0 +1,54 @@
+"""``claims.csv``: every claim of the paper as tests on what a study measured, whatever data it ran on."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gradscope.claims import cost, gradients, hypothesis, robustness
+from gradscope.claims.group import Group
+from gradscope.claims.measured import Study, read_study
+from gradscope.claims.verdicts import Tested, rows
+from gradscope.results.rows import CLAIMS
+from gradscope.results.tables import write_table
+
+TESTS: tuple[Callable[[Group], Iterator[Tested]], ...] = (
+    robustness.c1,
+    robustness.c2,
+    gradients.c3,
+    gradients.c4,
+    gradients.c5,
+    gradients.c6,
+    robustness.c7,
+    robustness.c8,
+    cost.c9,
+    hypothesis.h1,
+    hypothesis.h2,
+    hypothesis.h3,
+    hypothesis.h4,
+    hypothesis.h5,
+    hypothesis.h6,
+)
+
+
+def write_claims(directories: Sequence[Path], out: Path) -> Path:
+    """Judge the claims on the ``directories`` of results of a study and write the table CLAIMS to ``out``.
+
+    A directory may also hold training histories alone (``NAME.history.csv``), which tell the cost. ``out`` is the CSV
+    file, or a directory that gets it by its usual name; its path is returned. Missing files, models and metrics leave
+    claims untested, and the row says what to measure; a damaged file raises :class:`GradscopeError`.
+    """
+    path = out / CLAIMS.file if out.is_dir() else out
+    write_table(path, CLAIMS, claim_rows(directories))
+    return path
+
+
+def claim_rows(directories: Sequence[Path]) -> list[dict[str, Any]]:
+    """Rows of the table CLAIMS, for each data set and architecture in order of appearance all claims."""
+    study = read_study(directories)
+    groups = dict.fromkeys((model.dataset, model.arch) for model in study.models)
+    return [row for dataset, arch in groups or {("", ""): None} for row in _of(study, dataset, arch)]
+
+
+def _of(study: Study, dataset: str, arch: str) -> list[dict[str, Any]]:
+    group = Group(study, dataset, arch)
+    return rows((test for tests in TESTS for test in tests(group)), dataset, arch)

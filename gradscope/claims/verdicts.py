@@ -1,0 +1,178 @@
+"""From an effect and what a claim predicts of it to a row of the table CLAIMS: the verdict, and why."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from gradscope.claims.effects import Effect
+from gradscope.results.stats import CONFIDENCE, UNDEFINED, Interval, holm
+
+ALPHA = 1 - CONFIDENCE
+#: From so many seeds on the interval over seeds has to bear the claim out, too. With two, Student's t takes 12.7
+#: standard errors, which says nothing; with fewer the row says that it is about these models alone.
+ENOUGH_SEEDS = 3
+SUPPORTED, NOT_SUPPORTED, NOT_TESTED = "supported", "not supported", "not tested"
+
+STATEMENTS = {
+    "C1": "classifiers trained by reinforcement resist white-box gradient attacks far better than supervised ones",
+    "C2": "their clean accuracy falls little, 3 to 5 points",
+    "C3": "reinforcement gives smaller input-gradient norms",
+    "C4": "reinforcement gives unstable gradient directions along PGD: low cosine, low sign consistency",
+    "C5": "reinforcement changes predictive entropy, clean and under attack",
+    "C6": "reinforcement changes the input-space loss landscape around a test image",
+    "C7": "transfer is asymmetric: examples made on the reinforced model transfer poorly, those made on the supervised "
+    "one break both",
+    "C8": "reinforcement with adversarial training is the most robust, ahead of supervised adversarial training",
+    "C9": "reinforcement costs more training than supervision",
+    "H1": "reinforcement inflates logit margins until float32 rounds p_y to 1 (16.6 nats)",
+    "H2": "its input gradients are then so small that the floor of the paper's attack shortens the steps",
+    "H3": "the images that survive the paper's attack are those with inflated margins and tiny gradients",
+    "H4": "an attack without that rounding and that floor takes what survived the paper's",
+    "H5": "what the paper's attack shows of reinforcement's advantage is gone under the exact one",
+    "H6": "a change of scale of the logits that alters no decision reproduces the headline figure",
+}
+
+
+class Direction(NamedTuple):
+    """What a claim predicts of a value."""
+
+    side: Literal["above", "below", "not"]
+    bound: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.side} {self.bound:g}"
+
+    def bears_out(self, interval: Interval) -> bool:
+        """Whether the whole interval is where the claim has it; not where an end is undefined."""
+        above, below = interval.low > self.bound, interval.high < self.bound
+        return above if self.side == "above" else below if self.side == "below" else above or below
+
+    def opposed_by(self, interval: Interval) -> bool:
+        """Whether the whole interval is on the other side."""
+        above, below = interval.low > self.bound, interval.high < self.bound
+        return (below and self.side == "above") or (above and self.side == "below")
+
+
+ABOVE, BELOW, EITHER = Direction("above"), Direction("below"), Direction("not")
+
+
+@dataclass(frozen=True)
+class Tested:
+    """One test of a claim. Without an ``effect`` it was not made, and ``lacking`` says why and what to do.
+
+    ``said``: the two levels in words. ``exact``: a count, so that no interval is needed. ``paper``: its figure.
+    ``remarks`` are added to why.
+    """
+
+    claim: str
+    statistic: str
+    direction: Direction
+    unit: str = "-"
+    effect: Effect | None = None
+    lacking: str = ""
+    said: str = ""
+    paper: str = ""
+    exact: bool = False
+    remarks: tuple[str, ...] = ()
+
+
+def rows(tests: Iterable[Tested], dataset: str, arch: str) -> list[dict[str, Any]]:
+    """Rows of the table CLAIMS for the tests of one data set and architecture, p-values adjusted over them (Holm)."""
+    tests = [_complete(test) for test in tests]
+    made = [at for at, test in enumerate(tests) if test.effect is not None and test.effect.p_value is not None]
+    raw = [effect.p_value for effect in (tests[at].effect for at in made) if effect and effect.p_value is not None]
+    adjusted = dict(zip(made, holm(raw), strict=True))
+    return [_row(test, dataset, arch, adjusted.get(at)) for at, test in enumerate(tests)]
+
+
+def _complete(test: Tested) -> Tested:
+    """A test whose value or interval the data do not define was not made."""
+    effect = test.effect
+    if effect is None or (not math.isnan(effect.value) and (test.exact or not math.isnan(effect.interval.low))):
+        return test
+    left_out = f", for {effect.undefined} more it is undefined" if effect.undefined else ""
+    images = "image" if effect.n == 1 else "images"
+    return replace(test, effect=None, lacking=f"{effect.n} {images} left no interval{left_out}; measure more")
+
+
+def _row(test: Tested, dataset: str, arch: str, p: float | None) -> dict[str, Any]:
+    named = {
+        "claim": test.claim,
+        "statement": STATEMENTS[test.claim],
+        "dataset": dataset,
+        "arch": arch,
+        "statistic": test.statistic,
+        "direction": str(test.direction),
+        "unit": test.unit,
+        "paper": test.paper,
+    }
+    effect = test.effect
+    if effect is None:
+        empty = dict.fromkeys(("value", "ci_low", "ci_high", "seeds_low", "seeds_high"), math.nan)
+        why = "; ".join([test.lacking, *test.remarks])
+        return named | empty | {"p_value": None, "n": 0, "seeds": 0, "verdict": NOT_TESTED, "why": why}
+    verdict, reason = _verdict(test, effect, p)
+    return named | {
+        "value": effect.value,
+        "ci_low": effect.interval.low,
+        "ci_high": effect.interval.high,
+        "seeds_low": effect.over_seeds.low,
+        "seeds_high": effect.over_seeds.high,
+        "p_value": p,
+        "n": effect.n,
+        "seeds": len(effect.seeds),
+        "verdict": verdict,
+        "why": _why(test, effect, reason),
+    }
+
+
+def _verdict(test: Tested, effect: Effect, p: float | None) -> tuple[str, str]:
+    direction, bound = test.direction, f"{test.direction.bound:g}"
+    many = len(effect.seeds) >= ENOUGH_SEEDS
+    interval = (Interval(min(effect.seeds), max(effect.seeds)) if effect.seeds else UNDEFINED) if test.exact else None
+    interval = interval or effect.interval
+    if direction.opposed_by(interval):
+        return NOT_SUPPORTED, f"it is on the other side of {bound}"
+    if not direction.bears_out(interval):
+        return NOT_SUPPORTED, f"the interval reaches {bound}" if not test.exact else f"not {direction} at every seed"
+    if p is not None and p > ALPHA:
+        return NOT_SUPPORTED, f"the p-value adjusted over all tests is {p:.2g}"
+    if many and not test.exact and not direction.bears_out(effect.over_seeds):
+        return NOT_SUPPORTED, f"the interval over {len(effect.seeds)} seeds reaches {bound}"
+    return SUPPORTED, ""
+
+
+def _why(test: Tested, effect: Effect, reason: str) -> str:
+    """The numbers first, then what decided, then what to be wary of."""
+    numbers = shown(effect.value, test.unit, signed=test.direction.bound == 0 or effect.value < 0)
+    if not test.exact:
+        low, high = (shown(end, test.unit, signed=False, with_unit=False) for end in effect.interval)
+        numbers += f" [{low}, {high}] over {effect.n} images"
+    parts = [f"{test.said}: {numbers}" if test.said else numbers]
+    if effect.undefined:
+        parts.append(f"{effect.undefined} images, for which it is undefined, are left out")
+    if reason:
+        parts.append(reason)
+    if len(effect.seeds) < ENOUGH_SEEDS:
+        parts.append("one seed: of this pair of models" if len(effect.seeds) == 1 else "of two seeds only")
+    if test.paper:
+        parts.append(f"the paper: {test.paper}")
+    return "; ".join([*parts, *test.remarks])
+
+
+def shown(value: float, unit: str, *, signed: bool = True, with_unit: bool = True) -> str:
+    """A number for people; of shares (unit "-") points of a hundred."""
+    sign = "+" if signed else ""
+    if unit == "-":
+        return f"{100 * value:{sign}.1f}" + (" points" if with_unit else "")
+    text = f"{value:{sign}.3g}"
+    return f"{text} {unit}" if with_unit else text
+
+
+def levels(effect: Effect | None, names: Sequence[str], unit: str) -> str:
+    """The two levels an effect is the difference of: ``rl 13.4 %, sl 0.0 %``."""
+    if effect is None or effect.levels is None:
+        return ""
+    texts = [f"{100 * value:.1f} %" if unit == "-" else f"{value:.3g}" for value in effect.levels]
+    return ", ".join(f"{name} {text}" for name, text in zip(names, texts, strict=True))
