@@ -13,7 +13,9 @@ import gradscope
 PACKAGE = Path(gradscope.__file__).parent
 GROUND, ROOF = 0, 7
 FLOORS = {
-    **dict.fromkeys(["errors", "config", "seeding", "functional", "losses", "vision", "progress", "results"], GROUND),
+    **dict.fromkeys(
+        ["errors", "config", "seeding", "functional", "losses", "vision", "progress", "results", "claims"], GROUND
+    ),
     "data": 1,
     "models": 1,
     "attacks": 2,
@@ -29,6 +31,7 @@ FLOORS = {
 NARROW = {
     "errors": set(),
     "results": {"errors", "config"},
+    "claims": {"results", "config", "errors"},
     "config": {"errors"},
     "report": {"results", "config", "errors"},
 }
@@ -134,7 +137,7 @@ def test_only_the_cli_prints(module):
 
 
 def test_results_and_reports_do_not_load_torch():
-    light = [module for module in MODULES if room(module) in ("errors", "config", "results", "report")]
+    light = [module for module in MODULES if room(module) in ("errors", "config", "results", "claims", "report")]
     assert "gradscope.report.figures" in light
     program = f"import sys, {', '.join(light)}; sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}

@@ -29,7 +29,9 @@ def c9(group: Group) -> Iterator[Tested]:
         yield _ratio(group, asked, _seconds, absent or unknown, "s", "wall time, whatever else the machine did")
     else:
         yield group.untested(asked, "rl and sl were trained on different machines; train both on one")
-    asked = Question("C9", "epochs until rl's validation accuracy is sl's best, divided by those sl took", _MORE, unit="times")
+    asked = Question(
+        "C9", "epochs until rl's validation accuracy is sl's best, divided by those sl took", _MORE, unit="times"
+    )
     yield _catching_up(group, asked, absent or unknown)
 
 

@@ -79,9 +79,9 @@ def matched(
 
 def shared(measured: Sequence[Measured]) -> "pd.Index[int]":
     """The images that all of ``measured`` are of; none where they disagree on a label: the test sets differ."""
-    index = measured[0].values.index
+    index = measured[0].of_images.index
     for one in measured[1:]:
-        index = index.intersection(one.values.index)
+        index = index.intersection(one.of_images.index)
     first = measured[0].labels.reindex(index)
     agree = all((one.labels.reindex(index) == first).all() for one in measured[1:])
     return index.sort_values() if agree else index[:0]
@@ -90,7 +90,7 @@ def shared(measured: Sequence[Measured]) -> "pd.Index[int]":
 def paired(pairs: Sequence[tuple[Measured, Measured]]) -> list[Pair]:
     """The values of each seed's pair on the images that all seeds have."""
     index = shared([one for pair in pairs for one in pair])
-    return [(one.values.reindex(index), other.values.reindex(index)) for one, other in pairs]
+    return [(one.of_images.reindex(index), other.of_images.reindex(index)) for one, other in pairs]
 
 
 def difference(pairs: Sequence[Pair], scale: Scale, bound: float = 0.0) -> Effect:

@@ -7,12 +7,11 @@ from functools import cached_property
 import pandas as pd
 
 from gradscope.claims.effects import Effect, Pair, Scale, difference, matched, paired, shared
-from gradscope.claims.measured import Ball, Course, Measured, Model, Study
+from gradscope.claims.measured import CLEAN, Ball, Course, Measured, Model, Study
 from gradscope.claims.verdicts import Direction, Tested, levels
 
 #: The paper's threat model.
 PAPER_BALL = Ball("l2", 1.0)
-CLEAN = "none"
 Pick = Callable[[Model], Sequence[Measured]]
 
 
@@ -87,7 +86,7 @@ class Group:
         def pick(model: Model) -> list[Measured]:
             found = [one for one in self.of(model) if (one.metric, one.point) == (metric, "clean")]
             names = ("pgd", "pgd-paper")
-            usual = sorted(found, key=lambda one: (one.attack not in names, -len(one.values)))
+            usual = sorted(found, key=lambda one: (one.attack not in names, -len(one.of_images)))
             return [replace(one, attack=CLEAN, ball=Ball("", 0.0), settings="") for one in usual]
 
         return pick
@@ -142,10 +141,24 @@ class Group:
 
         return pick
 
+    def zeros(self, pick: Pick, modes: Iterable[str]) -> list[str]:
+        """On how many images a value is exactly 0, where it is on any."""
+        counts = {
+            mode: sum(int((found[0].of_images == 0).sum()) for found in self.picked(mode, pick).values() if found)
+            for mode in modes
+        }
+        said = " and ".join(f"{count} images of {mode}" for mode, count in counts.items() if count)
+        return [f"exactly 0 on {said}"] if said else []
+
     # How two are compared
 
     def compare(
-        self, question: Question, modes: tuple[str, str], picks: tuple[Pick, Pick], lacking: str, names: Sequence[str] = ()
+        self,
+        question: Question,
+        modes: tuple[str, str],
+        picks: tuple[Pick, Pick],
+        lacking: str,
+        names: Sequence[str] = (),
     ) -> Tested:
         """The first mode's value minus the second's, paired by image and seed; ``lacking`` says what to measure."""
         one, other = modes
@@ -156,20 +169,30 @@ class Group:
         values = paired(list(pairs.values())) if pairs else []
         if not values or values[0][0].empty:
             return self.untested(question, lacking)
-        return self.tested(question, values, names or (one, other), modes)
+        return self.tested(question, values, names or (one, other), modes, how(pairs.values()))
 
     def picked(self, mode: str, pick: Pick) -> dict[int, Sequence[Measured]]:
         """What ``pick`` finds of each seed of a mode."""
         return {seed: pick(model) for seed, model in self.models.get(mode, {}).items()}
 
-    def tested(self, question: Question, values: Sequence[Pair], names: Sequence[str], modes: Iterable[str]) -> Tested:
+    def tested(
+        self,
+        question: Question,
+        values: Sequence[Pair],
+        names: Sequence[str],
+        modes: Iterable[str],
+        remarks: Iterable[str] = (),
+    ) -> Tested:
         """The test of ``question`` on the ``values`` of each seed."""
         effect = difference(values, question.scale, question.direction.bound)
-        return self.judged(question, effect, levels(effect, names, question.unit), modes)
+        return self.judged(question, effect, levels(effect, names, question.unit), modes, remarks)
 
-    def judged(self, question: Question, effect: Effect, said: str, modes: Iterable[str]) -> Tested:
+    def judged(
+        self, question: Question, effect: Effect, said: str, modes: Iterable[str], remarks: Iterable[str] = ()
+    ) -> Tested:
         """The test of ``question`` whose effect is known."""
-        return replace(self.untested(question, ""), effect=effect, said=said, remarks=tuple(self.remarks(modes)))
+        said_beside = (*remarks, *self.remarks(modes))
+        return replace(self.untested(question, ""), effect=effect, said=said, remarks=said_beside)
 
     def untested(self, question: Question, lacking: str) -> Tested:
         """A test that was not made; why, and what else was left out of the study."""
@@ -213,10 +236,12 @@ class Group:
         names = list(dict.fromkeys(key[1] for key in alike if key[1] != CLEAN))
         standing = []
         for one in tried if names else []:
-            together = pd.concat([one[key].values.reindex(base) for key in alike], axis=1)
+            together = pd.concat([one[key].of_images.reindex(base) for key in alike], axis=1)
             stands = (together.fillna(1.0) == 1).all(axis=1).astype(float)
-            known = replace(one[alike[0]], kind="battery", attack="everything", point="final", settings="; ".join(names))
-            standing.append(replace(known, ball=self.ball, values=stands))
+            known = replace(
+                one[alike[0]], kind="battery", attack="everything", point="final", settings="; ".join(names)
+            )
+            standing.append(replace(known, ball=self.ball, of_images=stands))
         return standing, names
 
     def _tried(self, model: Model) -> dict[tuple[str, str, str], Measured]:
@@ -236,7 +261,13 @@ class Group:
                 found.setdefault((one.kind, one.attack, one.settings + one.point), one)
         for settings, made in transfers.items():
             images = shared(made)
-            right = pd.concat([one.values.reindex(images) for one in made], axis=1).min(axis=1)
+            right = pd.concat([one.of_images.reindex(images) for one in made], axis=1).min(axis=1)
             name = f"examples of {len(made)} other models"
-            found["transfer", name, settings] = replace(made[0], values=right, labels=made[0].labels.reindex(images))
+            found["transfer", name, settings] = replace(made[0], of_images=right, labels=made[0].labels.reindex(images))
         return found
+
+
+def how(pairs: Iterable[Sequence[Measured]]) -> list[str]:
+    """How the compared values came about, where an attack made them."""
+    ways = dict.fromkeys(one.how for pair in pairs for one in pair if one.attack != CLEAN and one.how)
+    return [f"of {' and '.join(ways)}"] if ways else []

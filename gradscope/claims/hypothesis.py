@@ -4,14 +4,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 
-from gradscope.claims.effects import Pair, between_groups, matched, paired, shared
-from gradscope.claims.group import Group, Pick, Question
+from gradscope.claims.effects import Array, between_groups, matched, paired, shared
+from gradscope.claims.group import Group, Pick, Question, how
 from gradscope.claims.measured import Measured, Model
 from gradscope.claims.robustness import named
-from gradscope.claims.verdicts import ABOVE, Tested, levels
+from gradscope.claims.verdicts import ABOVE, BELOW, Tested, levels
 
 #: Logit margin past which p_y is 1 in float32: log(2^24), half the distance to the next number below 1.
 SATURATED = 24 * math.log(2)
@@ -29,7 +28,9 @@ def shares(pick: Pick, holds: Below) -> Pick:
 
     def marked(model: Model) -> list[Measured]:
         found = pick(model)
-        return [replace(one, values=holds(one.values).astype(float).where(one.values.notna())) for one in found]
+        return [
+            replace(one, of_images=holds(one.of_images).astype(float).where(one.of_images.notna())) for one in found
+        ]
 
     return marked
 
@@ -44,7 +45,7 @@ def h1(group: Group) -> Iterator[Tested]:
     asked = Question("H1", "logit margin at the clean image, absolute value, rl - sl", ABOVE, "mean", "logits")
 
     def size(model: Model) -> list[Measured]:
-        return [replace(one, values=one.values.abs()) for one in margin(model)]
+        return [replace(one, of_images=one.of_images.abs()) for one in margin(model)]
 
     yield group.compare(asked, _MODES, (size, size), lacking, ("mean rl", "sl"))
 
@@ -86,14 +87,16 @@ def h3(group: Group) -> Iterator[Tested]:
             continue
         effect = between_groups(seeds)
         if math.isnan(effect.value):
-            yield group.untested(asked, "none of rl's images survived pgd-paper, or none fell: there is nothing to compare")
+            yield group.untested(
+                asked, "none of rl's images survived pgd-paper, or none fell: there is nothing to compare"
+            )
             continue
         survivors = int(sum((member == 1).sum() for _, member in seeds))
         said = f"{survivors} survivors, {levels(effect, ('of them', 'of the fallen'), '-')}"
         yield group.judged(asked, effect, said, ("rl",))
 
 
-def _survivors(group: Group, holds: Pick) -> list[tuple["np.ndarray", "np.ndarray"]]:  # type: ignore[type-arg]
+def _survivors(group: Group, holds: Pick) -> list[tuple[Array, Array]]:
     """For each RL seed whether ``holds``, and who survived: 1 or 0, NaN where wrong when clean; on shared images."""
     found: list[tuple[Measured, Measured, Measured]] = []
     for model in group.models["rl"].values():
@@ -104,13 +107,13 @@ def _survivors(group: Group, holds: Pick) -> list[tuple["np.ndarray", "np.ndarra
     if not found:
         return []
     images = shared([one for part in found for one in part])
-    undefined = pd.concat([held.values.reindex(images) for _, _, held in found], axis=1).isna().any(axis=1)
+    undefined = pd.concat([held.of_images.reindex(images) for _, _, held in found], axis=1).isna().any(axis=1)
     images = images[~undefined.to_numpy()]
     made = []
     for survived, clean, held in found:
-        right = clean.values.reindex(images) == 1
-        member = survived.values.reindex(images).where(right)
-        made.append((held.values.reindex(images).to_numpy(dtype=float), member.to_numpy(dtype=float)))
+        right = clean.of_images.reindex(images) == 1
+        member = survived.of_images.reindex(images).where(right)
+        made.append((held.of_images.reindex(images).to_numpy(dtype=float), member.to_numpy(dtype=float)))
     return made if len(images) else []
 
 
@@ -121,7 +124,9 @@ def h4(group: Group) -> Iterator[Tested]:
     for attack in _WITHOUT:
         asked = Question("H4", f"accuracy of rl, under pgd-paper - under {named(attack)} ({group.ball})", ABOVE)
         other = group.picked("rl", group.under(attack))
-        yield _less(group, asked, paper, other, absent or f"pgd-paper and {attack} were not both run on rl; {_AUDIT}", attack)
+        yield _less(
+            group, asked, paper, other, absent or f"pgd-paper and {attack} were not both run on rl; {_AUDIT}", attack
+        )
     asked = Question("H4", f"accuracy of rl, under pgd-paper - under every attack measured ({group.ball})", ABOVE)
     standing: dict[int, Sequence[Measured]] = {}
     for seed, model in group.models.get("rl", {}).items():
@@ -139,21 +144,15 @@ def _less(
     attack: str,
 ) -> Tested:
     """The paper's attack against another on the same model; however each was run."""
-    values = _on_same_images(paper, other)
-    if not values:
-        return group.untested(asked, lacking)
-    return group.tested(asked, values, ("under pgd-paper", f"under {attack}"), ("rl",))
-
-
-def _on_same_images(ones: dict[int, Sequence[Measured]], others: dict[int, Sequence[Measured]]) -> list[Pair]:
-    """At each seed the first measurement of each, preferably of one kind; on the images that all have."""
     pairs = []
-    for seed in sorted(ones.keys() & others.keys()):
-        both = [(one, other) for one in ones[seed] for other in others[seed] if len(shared([one, other]))]
+    for seed in sorted(paper.keys() & other.keys()):
+        both = [(one, another) for one in paper[seed] for another in other[seed] if len(shared([one, another]))]
         if both:
             pairs.append(min(both, key=lambda pair: (pair[0].kind != pair[1].kind, pair[0].kind != "analysis")))
     values = paired(pairs) if pairs else []
-    return values if values and not values[0][0].empty else []
+    if not values or values[0][0].empty:
+        return group.untested(asked, lacking)
+    return group.tested(asked, values, ("under pgd-paper", f"under {attack}"), ("rl",), how(pairs))
 
 
 def h5(group: Group) -> Iterator[Tested]:
@@ -162,7 +161,8 @@ def h5(group: Group) -> Iterator[Tested]:
     asked = Question("H5", statistic, ABOVE, "mean", "-")
     absent = group.absent(*_MODES)
     picked = {
-        attack: matched(*(group.picked(mode, group.under(attack)) for mode in _MODES)) for attack in ("pgd-paper", "pgd")
+        attack: matched(*(group.picked(mode, group.under(attack)) for mode in _MODES))
+        for attack in ("pgd-paper", "pgd")
     }
     seeds = sorted(picked["pgd-paper"].keys() & picked["pgd"].keys())
     if absent or not seeds:
@@ -172,7 +172,7 @@ def h5(group: Group) -> Iterator[Tested]:
     values = []
     for seed in seeds:
         advantage = [
-            one.values.reindex(images) - other.values.reindex(images)
+            one.of_images.reindex(images) - other.of_images.reindex(images)
             for one, other in (picked["pgd-paper"][seed], picked["pgd"][seed])
         ]
         values.append((advantage[0], advantage[1]))
@@ -183,6 +183,25 @@ def h5(group: Group) -> Iterator[Tested]:
 
 
 def h6(group: Group) -> Iterator[Tested]:
-    """Not of these files: a checkpoint's logits are rescaled by none of the stages whose rows are read here."""
-    asked = Question("H6", "accuracy under pgd-paper, sl with its logits times 10 - sl", ABOVE, paper="")
-    yield group.untested(asked, "no sl checkpoint with rescaled logits in the study; add one and analyse it with pgd-paper")
+    """Copies with larger logits against SL itself, with smaller ones against RL itself, under the paper's attack."""
+    copies = {mode: list(group.courses(mode).values()) for mode in group.models}
+    found = False
+    for mode, courses in copies.items():
+        of = {course.mode for course in courses}
+        larger = all(course.logit_factor > 1 for course in courses)
+        smaller = all(course.logit_factor < 1 for course in courses)
+        if not courses or not ((of == {"sl"} and larger) or (of == {"rl"} and smaller)):
+            continue
+        found = True
+        original, side = ("sl", ABOVE) if larger else ("rl", BELOW)
+        factors = ", ".join(dict.fromkeys(f"{course.logit_factor:.4g}" for course in courses))
+        statistic = f"accuracy under pgd-paper, {original} with its logits times {factors} - {original} ({group.ball})"
+        pick = group.under("pgd-paper")
+        lacking = f"pgd-paper was not run on both; {_ANALYZE}"
+        yield group.compare(Question("H6", statistic, side), (mode, original), (pick, pick), lacking)
+    if not found:
+        asked = Question("H6", f"accuracy under pgd-paper, sl with its logits multiplied - sl ({group.ball})", ABOVE)
+        lacking = (
+            "no copy of sl with larger logits, or of rl with smaller ones, in the study; a recipe's `scale` makes them"
+        )
+        yield group.untested(asked, group.absent("sl") or lacking)

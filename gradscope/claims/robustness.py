@@ -1,13 +1,13 @@
 """C1, C2, C7, C8: accuracy clean, under attack and on other models' examples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
 import pandas as pd
 
 from gradscope.claims.effects import matched, paired, shared
-from gradscope.claims.group import Group, Question
+from gradscope.claims.group import Group, Pick, Question, how
 from gradscope.claims.measured import Measured, Model
 from gradscope.claims.verdicts import ABOVE, BELOW, Direction, Tested
 
@@ -21,7 +21,9 @@ _ASKED = {
     "autoattack": "`gradscope attack CKPT... --attacks autoattack`",
     "square": "`gradscope attack CKPT... --attacks square`",
 }
-_WORDS = {"pgd-paper": "the paper's attack (pgd-paper)", "pgd": "exact PGD (pgd)"}
+#: Right on the examples of every attack that made any.
+ANY = "every attack"
+_WORDS = {"pgd-paper": "the paper's attack (pgd-paper)", "pgd": "exact PGD (pgd)", ANY: "every attack that made any"}
 _TRANSFER = "`gradscope transfer CKPT..."
 _ALL = "`gradscope audit CKPT...`"
 
@@ -49,7 +51,7 @@ def c2(group: Group) -> Iterator[Tested]:
 
 def c7(group: Group) -> Iterator[Tested]:
     """Transfer both ways, over all images and over those both models have right, and the other's against the own."""
-    for attack in ("pgd-paper", "pgd"):
+    for attack in ("pgd-paper", "pgd", ANY):
         yield from _both_ways(group, attack)
         yield _on_own(group, attack)
 
@@ -66,7 +68,7 @@ def c8(group: Group) -> Iterator[Tested]:
         test = _under(group, "C8", modes, attack, "")
         if attack not in _ASKED and test.effect is not None:
             yield test
-    for attack in ("pgd-paper", "pgd"):
+    for attack in ("pgd-paper", "pgd", ANY):
         yield _on_examples(group, modes, attack)
     yield under_everything(group, "C8", modes, "")
 
@@ -110,12 +112,36 @@ def _audits(group: Group, modes: Sequence[str]) -> Iterator[str]:
             yield f"the audit of {mode} says: {', '.join(said)}"
 
 
+def examples_of(group: Group, attack: str, source: Mapping[int, Model]) -> Pick:
+    """Whether a model is right on the examples that ``attack``, or each of them, made on ``source``."""
+    if attack != ANY:
+        return group.examples_of(attack, source)
+
+    def pick(model: Model) -> list[Measured]:
+        attacks = sorted({one.attack for one in group.of(model) if one.kind == "transfer" and one.point == "final"})
+        made = [found[0] for found in (group.examples_of(attack, source)(model) for attack in attacks) if found]
+        return [worst(made, ANY)] if made else []
+
+    return pick
+
+
+def worst(made: Sequence[Measured], attack: str) -> Measured:
+    """Whether each image that all of ``made`` are of is right in every one of them."""
+    images = shared(made)
+    values = pd.concat([one.of_images.reindex(images) for one in made], axis=1).min(axis=1)
+    labels = made[0].labels.reindex(images)
+    settings = "; ".join(one.settings for one in made)
+    ways = ", ".join(dict.fromkeys(one.how for one in made))
+    made_by = f"{ways} of {' and '.join(dict.fromkeys(one.attack for one in made))}"
+    return replace(made[0], attack=attack, of_images=values, labels=labels, source=None, how=made_by, settings=settings)
+
+
 def _both_ways(group: Group, attack: str) -> Iterator[Tested]:
     """SL on RL's examples minus RL on SL's: of all images, and of those that both have right when clean."""
     modes, names = ("sl", "rl"), ("sl on rl's examples", "rl on sl's")
     picks = (
-        group.examples_of(attack, group.models.get("rl", {})),
-        group.examples_of(attack, group.models.get("sl", {})),
+        examples_of(group, attack, group.models.get("rl", {})),
+        examples_of(group, attack, group.models.get("sl", {})),
     )
     statistic = f"accuracy on the other's examples by {named(attack)}, sl on rl's - rl on sl's ({group.ball})"
     paper = "sl about 43 % on RL's examples, rl about 8 % on SL's"
@@ -128,25 +154,27 @@ def _both_ways(group: Group, attack: str) -> Iterator[Tested]:
         yield group.untested(asked, absent or _not_transferred(attack))
         return
     clean = [group.at_image("accuracy")(one.model) for pair in pairs.values() for one in pair]
-    right = None if not all(clean) else _all_right([found[0] for found in clean])
-    values = [(one[one.index.isin(right)], other[other.index.isin(right)]) for one, other in paired(list(pairs.values()))]
-    if right is None or values[0][0].empty:
+    right = _all_right([found[0] for found in clean]) if all(clean) else pd.Index([])
+    values = [
+        tuple(one.reindex(one.index.intersection(right)) for one in pair) for pair in paired(list(pairs.values()))
+    ]
+    if values[0][0].empty:
         yield group.untested(asked, "no image is known that both have right when clean; `gradscope analyze CKPT...`")
         return
-    yield group.tested(asked, values, names, modes)
+    yield group.tested(asked, [(one, other) for one, other in values], names, modes, how(pairs.values()))
 
 
 def _all_right(clean: Sequence[Measured]) -> "pd.Index[int]":
     """The images that every one of ``clean`` is right about."""
     index = shared(clean)
-    together = pd.concat([one.values.reindex(index) for one in clean], axis=1)
+    together = pd.concat([one.of_images.reindex(index) for one in clean], axis=1)
     return index[(together == 1).all(axis=1)]
 
 
 def _on_own(group: Group, attack: str) -> Tested:
     """RL on SL's examples minus RL on its own: in the paper others' break it and its own do not."""
-    own = group.examples_of(attack, group.models.get("rl", {}))
-    others = group.examples_of(attack, group.models.get("sl", {}))
+    own = examples_of(group, attack, group.models.get("rl", {}))
+    others = examples_of(group, attack, group.models.get("sl", {}))
     statistic = f"accuracy of rl on examples by {named(attack)}, on sl's - on its own ({group.ball})"
     asked = Question("C7", statistic, BELOW, paper="rl about 8 % on SL's examples, about 43 % on its own")
     names = ("on sl's", "on its own")
@@ -157,6 +185,8 @@ def _on_own(group: Group, attack: str) -> Tested:
 
 
 def _not_transferred(attack: str) -> str:
+    if attack == ANY:
+        return f"no examples were tried on the other model; {_TRANSFER}`"
     return f"no examples of {attack} were tried on the other model; {_TRANSFER} --attack {attack}`"
 
 
@@ -164,17 +194,11 @@ def _on_examples(group: Group, modes: tuple[str, str], attack: str) -> Tested:
     """The two modes' accuracy on the examples made on SL and on RL, those that fool it with either left out."""
 
     def pick(model: Model) -> list[Measured]:
-        made = [group.examples_of(attack, group.models.get(mode, {}))(model) for mode in ("sl", "rl")]
-        found = []
-        for one, other in product(*made):
-            images = shared([one, other])
-            if one.settings == other.settings and len(images):
-                values = pd.concat([one.values.reindex(images), other.values.reindex(images)], axis=1).min(axis=1)
-                found.append(replace(one, values=values, labels=one.labels.reindex(images), source=None))
-        return found
+        made = [examples_of(group, attack, group.models.get(mode, {}))(model) for mode in ("sl", "rl")]
+        alike = [pair for pair in product(*made) if pair[0].settings == pair[1].settings and len(shared(pair))]
+        return [worst(pair, attack) for pair in alike]
 
     one, other = modes
     statistic = f"accuracy on sl's and on rl's examples by {named(attack)}, {one} - {other} ({group.ball})"
     asked = Question("C8", statistic, ABOVE, paper="rl-adv about 30 % against transfer")
-    lacking = f"no examples made on sl and on rl by {attack} were tried on both; {_TRANSFER} --attack {attack}`"
-    return group.compare(asked, modes, (pick, pick), lacking)
+    return group.compare(asked, modes, (pick, pick), _not_transferred(attack).replace("the other model", "both"))

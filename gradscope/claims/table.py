@@ -6,7 +6,8 @@ from typing import Any
 
 from gradscope.claims import cost, gradients, hypothesis, robustness
 from gradscope.claims.group import Group
-from gradscope.claims.measured import Study, read_study
+from gradscope.claims.measured import Study
+from gradscope.claims.reading import read_study
 from gradscope.claims.verdicts import Tested, rows
 from gradscope.results.rows import CLAIMS
 from gradscope.results.tables import write_table

@@ -1,0 +1,317 @@
+"""Reading a study: from the directories of results to values by image."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from gradscope.claims.measured import CLEAN, Ball, Course, Measured, Model, Study, Values
+from gradscope.errors import GradscopeError
+from gradscope.results.audits import Audits, read_document
+from gradscope.results.rows import ATTACK_SAMPLES, AUDIT_JSON, HISTORY, SAMPLES, TRANSFER_SAMPLES, Table
+from gradscope.results.tables import read_table
+
+_TABLES = {
+    "analysis": ("analysis", SAMPLES),
+    "landscape": ("landscape", SAMPLES),
+    "attack": ("battery", ATTACK_SAMPLES),
+    "audit": ("battery", ATTACK_SAMPLES),
+    "transfer": ("transfer", TRANSFER_SAMPLES),
+}
+#: What an attack of `analyze` and `transfer` is, from its settings: those of PGD where it departs from the exact one.
+_EXACT = {
+    "loss": "cross-entropy",
+    "box": True,
+    "reduction": "sum",
+    "norm_floor": 0.0,
+    "precision": "float32",
+    "smoothing": 1,
+    "smoothing_radius": 0.0,
+}
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "pgd": {},
+    "pgd-paper": {"box": False, "reduction": "mean", "norm_floor": 1e-6},
+    "pgd-log-odds": {"loss": "log-odds"},
+    "pgd-margin": {"loss": "margin"},
+    "pgd-dlr": {"loss": "dlr"},
+    "pgd-rescaled": {"loss": "rescaled-cross-entropy"},
+    "pgd-float64": {"precision": "float64"},
+}
+
+
+class _Entry(BaseModel):
+    """A part of a manifest; keys that it does not know are left alone."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class _Phase(_Entry):
+    epochs: int
+    adversary: dict[str, Any] | None = None
+
+
+class _Config(_Entry):
+    phases: tuple[_Phase, ...] = ()
+    mode: str = ""
+    logit_factor: float = 1.0
+    validation_fraction: float = 0.1
+
+
+class _Trained(_Entry):
+    processor: str = ""
+    device: str = ""
+    processes: int = 1
+
+
+def _or_empty(value: object) -> object:
+    return {} if value is None else value
+
+
+class _Checkpoint(_Entry):
+    label: str
+    sha256: str | None = None
+    config: Annotated[_Config, BeforeValidator(_or_empty)] = _Config()
+    trained: Annotated[_Trained, BeforeValidator(_or_empty)] = _Trained()
+
+
+class _Manifest(_Entry):
+    kind: str = ""
+    attacks: dict[str, dict[str, Any]] = {}
+    batch_sizes: dict[str, int] = {}
+    batch_size: int = 0
+    budget: dict[str, Any] = {}
+    landscape: dict[str, Any] = {}
+    checkpoints: tuple[_Checkpoint, ...] = ()
+
+
+def read_study(directories: Sequence[Path]) -> Study:
+    """What the ``directories`` of results hold of each image, and the training histories among them.
+
+    A directory without manifest, or without the images' rows where its stage writes them, is left out and noted; a
+    damaged file raises :class:`GradscopeError`.
+    """
+    study = Study()
+    histories = _histories(directories)
+    for directory in directories:
+        if (directory / "manifest.json").exists():
+            _Reader(study, directory, histories).read()
+        elif not any(directory.glob("*.history.csv")):
+            study.notes.append(f"{directory.name} has no manifest.json and was left out")
+    return study
+
+
+def _histories(directories: Sequence[Path]) -> dict[str, pd.DataFrame]:
+    """The first training history of each checkpoint's name."""
+    found: dict[str, pd.DataFrame] = {}
+    for directory in directories:
+        for path in sorted(directory.glob("*.history.csv")):
+            found.setdefault(path.name.removesuffix(".history.csv"), read_table(path, HISTORY))
+    return found
+
+
+class _Reader:
+    """One directory of results, on its way into a study."""
+
+    def __init__(self, study: Study, directory: Path, histories: Mapping[str, pd.DataFrame]) -> None:
+        self.study, self.directory, self.histories = study, directory, histories
+        path = directory / "manifest.json"
+        try:
+            self.manifest = _Manifest.model_validate(read_json(path))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            said = " ".join(f"{where}: {first['msg']}".split()).removeprefix(": ")
+            raise GradscopeError(f"DIR: {path} is damaged or of another version of gradscope: {said}") from None
+        self.entries = {entry.label: entry for entry in self.manifest.checkpoints}
+        self.models: dict[str, Model] = {}
+
+    def read(self) -> None:
+        """Add what the directory holds to the study."""
+        if self.manifest.kind not in _TABLES or self.manifest.landscape.get("space", "input") != "input":
+            return
+        kind, table = _TABLES[self.manifest.kind]
+        path = self.directory / table.file
+        if not path.exists():
+            self.study.notes.append(f"{self.directory.name} has no {table.file} and was left out")
+            return
+        rows = self._rows(path, table)
+        makers = {"battery": self._battery, "transfer": self._transfer}
+        for (checkpoint,), of_model in rows.groupby(["checkpoint"], sort=False):
+            self._model(str(checkpoint), of_model)
+        self.study.measured += list(makers.get(kind, self._plain)(rows, kind))
+        if (self.directory / AUDIT_JSON).exists():
+            for audit in Audits.parse(read_document(self.directory / AUDIT_JSON)).audits:
+                if audit.checkpoint in self.models:
+                    self.study.verdicts.setdefault(self.models[audit.checkpoint], audit.verdict_and_cause)
+
+    def _rows(self, path: Path, table: Table) -> pd.DataFrame:
+        rows = read_table(path, table)
+        keys = [name for name in table.names if name not in ("unit", "value", "label", "first")]
+        again = rows.duplicated(keys)
+        if again.any():
+            first = rows[again].iloc[0]
+            where = f"{first['checkpoint']}, {first['metric']}, image {first['index']}"
+            raise GradscopeError(f"DIR: {path} holds the same value twice: {where}")
+        wrong = rows[(rows["metric"] == "accuracy") & ~(rows["value"].isin([0, 1]) | rows["value"].isna())]
+        if not wrong.empty:
+            raise GradscopeError(f"DIR: {path}: accuracy of an image is 0 or 1, got {wrong.iloc[0]['value']}")
+        return rows
+
+    def _model(self, label: str, rows: pd.DataFrame) -> None:
+        first = rows.iloc[0]
+        entry = self.entries.get(label, _Checkpoint(label=label))
+        seed = None if pd.isna(first["seed"]) else int(first["seed"])
+        whose = (str(first["dataset"]), str(first["arch"]), str(first["mode"]), seed)
+        model = Model(*whose, label, entry.sha256 or label)
+        known = [one for one in self.study.models if _alike(one) == _alike(model)]
+        self.models[label] = known[0] if known else model
+        if not known:
+            self.study.models.append(model)
+        if entry.config.phases:
+            course = _course(entry, self.histories.get(label))
+            kept = self.study.courses.get(self.models[label])
+            if kept is None or kept.history is None:
+                self.study.courses[self.models[label]] = course
+
+    def _plain(self, rows: pd.DataFrame, kind: str) -> Iterator[Measured]:
+        grid = {"landscape": self.manifest.landscape} if kind == "landscape" else {}
+        for (checkpoint, attack, metric, point), cell in rows.groupby(
+            ["checkpoint", "attack", "metric", "point"], sort=False
+        ):
+            yield self._of_settings(str(checkpoint), kind, str(attack), str(metric), str(point), cell, grid)
+
+    def _transfer(self, rows: pd.DataFrame, kind: str) -> Iterator[Measured]:
+        rows = rows.assign(source=rows["source"].fillna(""))
+        for (source, checkpoint, attack, point), cell in rows.groupby(
+            ["source", "checkpoint", "attack", "point"], sort=False
+        ):
+            if source and source not in self.models:
+                continue
+            made_on = self.models.get(str(source))
+            yield self._of_settings(
+                str(checkpoint), kind, str(attack), "accuracy", str(point), cell, {}, made_on, known=source == ""
+            )
+
+    def _of_settings(
+        self,
+        checkpoint: str,
+        kind: str,
+        attack: str,
+        metric: str,
+        point: str,
+        cell: pd.DataFrame,
+        grid: Mapping[str, Any],
+        source: Model | None = None,
+        *,
+        known: bool = False,
+    ) -> Measured:
+        """Values under an attack whose settings the manifest has; ``known``: they are of the clean images."""
+        settings = self.manifest.attacks.get(attack, {})
+        batch = self.manifest.batch_sizes.get(attack, self.manifest.batch_size)
+        mean = settings.get("reduction") == "mean"
+        same = {**(_EXACT | settings), **grid, **({"batch": batch} if mean else {})}
+        same = {key: value for key, value in same.items() if key not in ("indices", "classes", "batch_size", "chosen")}
+        floor = float(settings.get("norm_floor", 0.0)) * (batch if mean else 1)
+        values, labels = _by_image(cell)
+        if metric == "accuracy":
+            values = values.fillna(0.0)
+        return Measured(
+            self.models[checkpoint],
+            kind,
+            attack if known else _named(attack, settings),
+            Ball(str(settings.get("norm", "")), float(settings.get("epsilon", 0.0))),
+            metric,
+            point,
+            json.dumps(same, sort_keys=True, default=str),
+            values,
+            labels,
+            source,
+            boxed=bool(settings.get("box", True)),
+            floor=floor,
+            how=_how(kind, settings),
+        )
+
+    def _battery(self, rows: pd.DataFrame, kind: str) -> Iterator[Measured]:
+        """Whether each image is right under each attack; those wrong when clean are not."""
+        settings = json.dumps({"battery": self.manifest.budget}, sort_keys=True, default=str)
+        rows = rows[rows["metric"] == "accuracy"]
+        for (checkpoint, norm, epsilon), of_model in rows.groupby(["checkpoint", "norm", "epsilon"], sort=False):
+            clean, labels = _by_image(of_model[of_model["attack"] == CLEAN])
+            under = {CLEAN: clean.fillna(0.0)}
+            for (attack,), cell in of_model[of_model["attack"] != CLEAN].groupby(["attack"], sort=False):
+                values, _ = _by_image(cell)
+                under[str(attack)] = values.reindex(clean.index).where(clean == 1, 0.0)
+            if not pd.concat(under, axis=1).fillna(1.0).all(axis=1).any():
+                # Nothing stood: in a cascade the attacks that follow have no rows, and would have changed nothing.
+                nothing = under[CLEAN].where(under[CLEAN] == 0)
+                under = dict.fromkeys(self.manifest.attacks, nothing) | under
+            for attack, values in under.items():
+                yield Measured(
+                    self.models[str(checkpoint)],
+                    kind,
+                    attack,
+                    Ball(str(norm), float(str(epsilon))),
+                    "accuracy",
+                    "clean" if attack == CLEAN else "final",
+                    settings,
+                    values,
+                    labels,
+                    whole=not values.isna().any(),
+                    how=_how(self.manifest.kind, self.manifest.budget),
+                )
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in ``path``; :class:`GradscopeError` where it cannot be read or is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GradscopeError(f"DIR: {path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise GradscopeError(f"DIR: {path} is not JSON: {error}") from None
+
+
+def _alike(model: Model) -> tuple[object, ...]:
+    return (model.dataset, model.arch, model.mode, model.seed, model.file)
+
+
+def _course(entry: _Checkpoint, history: pd.DataFrame | None) -> Course:
+    phases = entry.config.phases
+    trained = entry.trained
+    epochs = sum(phase.epochs for phase in phases)
+    if history is not None and len(history) != epochs:
+        history = None  # another run's, or of one that was interrupted
+    return Course(
+        epochs,
+        sum(phase.epochs for phase in phases if phase.adversary is not None),
+        f"{trained.processes} x {trained.device} ({trained.processor})",
+        1 - entry.config.validation_fraction,
+        history,
+        entry.config.mode,
+        entry.config.logit_factor,
+    )
+
+
+def _how(kind: str, settings: Mapping[str, Any]) -> str:
+    return f"{kind}, {settings['steps']} steps" if "steps" in settings else kind
+
+
+def _by_image(cell: pd.DataFrame) -> tuple[Values, Values]:
+    """Values and labels of one group of rows, by image."""
+    index = pd.Index(cell["index"].to_numpy(), name="index")
+    values = pd.Series(cell["value"].to_numpy(dtype=float), index)
+    return values, pd.Series(cell["label"].to_numpy(), index)
+
+
+def _named(attack: str, settings: Mapping[str, Any]) -> str:
+    """The battery's name of a PGD with these ``settings``; one that is none of them keeps ``attack`` and a mark."""
+    if not settings:
+        return attack
+    found = {key: settings.get(key, usual) for key, usual in _EXACT.items()}
+    for name, changes in _VARIANTS.items():
+        if found == _EXACT | changes:
+            return name
+    return f"{attack} (changed)"
