@@ -49,10 +49,9 @@ def c4(group: Group) -> Iterator[Tested]:
     words = {"cosine": "cosine of consecutive gradients", "sign": "share of coordinates that keep their sign"}
     for metric, of in words.items():
         for attack in _PATHS:
-            asked = Question("C4", f"{of} along {attack}, rl - sl ({group.ball})", BELOW, "mean", METRICS[metric].unit)
+            statistic = f"{of} along {attack}, rl - sl ({group.ball})"
+            asked = Question("C4", statistic, BELOW, "mean", METRICS[metric].unit, points=False)
             pick = group.along(attack, metric, "path")
-            # A cosine is no share, though its unit is "-": it is shown as it is.
-            asked = replace(asked, unit="of 1")
             yield group.compare(asked, _MODES, (pick, pick), _unmeasured(metric))
 
 

@@ -25,6 +25,7 @@ class Question:
     scale: Scale = "rate"
     unit: str = "-"
     paper: str = ""
+    points: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +186,9 @@ class Group:
     ) -> Tested:
         """The test of ``question`` on the ``values`` of each seed."""
         effect = difference(values, question.scale, question.direction.bound)
-        return self.judged(question, effect, levels(effect, names, question.unit), modes, remarks)
+        return self.judged(
+            question, effect, levels(effect, names, question.unit if question.points else ""), modes, remarks
+        )
 
     def judged(
         self, question: Question, effect: Effect, said: str, modes: Iterable[str], remarks: Iterable[str] = ()
@@ -196,7 +199,7 @@ class Group:
 
     def untested(self, question: Question, lacking: str) -> Tested:
         """A test that was not made; why, and what else was left out of the study."""
-        asked = (question.claim, question.statistic, question.direction, question.unit)
+        asked = (question.claim, question.statistic, question.direction, question.unit, question.points)
         remarks = tuple(self.study.notes) if lacking else ()
         return Tested(*asked, lacking=lacking, paper=question.paper, remarks=remarks)
 

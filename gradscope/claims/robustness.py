@@ -132,7 +132,8 @@ def worst(made: Sequence[Measured], attack: str) -> Measured:
     labels = made[0].labels.reindex(images)
     settings = "; ".join(one.settings for one in made)
     ways = ", ".join(dict.fromkeys(one.how for one in made))
-    made_by = f"{ways} of {' and '.join(dict.fromkeys(one.attack for one in made))}"
+    attacks = dict.fromkeys(one.attack for one in made)
+    made_by = ways if attack in attacks else f"{ways} of {' and '.join(attacks)}"
     return replace(made[0], attack=attack, of_images=values, labels=labels, source=None, how=made_by, settings=settings)
 
 

@@ -61,7 +61,7 @@ ABOVE, BELOW, EITHER = Direction("above"), Direction("below"), Direction("not")
 class Tested:
     """One test of a claim. Without an ``effect`` it was not made, and ``lacking`` says why and what to do.
 
-    ``said``: the two levels in words. ``exact``: a count, so that no interval is needed. ``paper``: its figure.
+    ``points``: values of unit "-" are said in points of a hundred. ``said``: the two levels in words. ``exact``: a count, so that no interval is needed. ``paper``: its figure.
     ``remarks`` are added to why.
     """
 
@@ -69,6 +69,7 @@ class Tested:
     statistic: str
     direction: Direction
     unit: str = "-"
+    points: bool = True
     effect: Effect | None = None
     lacking: str = ""
     said: str = ""
@@ -145,9 +146,10 @@ def _verdict(test: Tested, effect: Effect, p: float | None) -> tuple[str, str]:
 
 def _why(test: Tested, effect: Effect, reason: str) -> str:
     """The numbers first, then what decided, then what to be wary of."""
-    numbers = shown(effect.value, test.unit, signed=test.direction.bound == 0 or effect.value < 0)
+    unit = test.unit if test.points or test.unit != "-" else ""
+    numbers = shown(effect.value, unit, signed=test.direction.bound == 0 or effect.value < 0)
     if not test.exact:
-        low, high = (shown(end, test.unit, signed=False, with_unit=False) for end in effect.interval)
+        low, high = (shown(end, unit, signed=False, with_unit=False) for end in effect.interval)
         numbers += f" [{low}, {high}] over {effect.n} images"
     parts = [f"{test.said}: {numbers}" if test.said else numbers]
     if effect.undefined:
@@ -155,19 +157,21 @@ def _why(test: Tested, effect: Effect, reason: str) -> str:
     if reason:
         parts.append(reason)
     if len(effect.seeds) < ENOUGH_SEEDS:
-        parts.append("one seed: of this pair of models" if len(effect.seeds) == 1 else "of two seeds only")
+        parts.append(
+            "one seed: of these models alone" if len(effect.seeds) == 1 else "two seeds: of these models alone"
+        )
     if test.paper:
         parts.append(f"the paper: {test.paper}")
     return "; ".join([*parts, *test.remarks])
 
 
 def shown(value: float, unit: str, *, signed: bool = True, with_unit: bool = True) -> str:
-    """A number for people; of shares (unit "-") points of a hundred."""
+    """A number for people; of unit "-" it is a share, shown in points of a hundred, of unit "" a bare number."""
     sign = "+" if signed else ""
     if unit == "-":
         return f"{100 * value:{sign}.1f}" + (" points" if with_unit else "")
     text = f"{value:{sign}.3g}"
-    return f"{text} {unit}" if with_unit else text
+    return f"{text} {unit}" if with_unit and unit else text
 
 
 def levels(effect: Effect | None, names: Sequence[str], unit: str) -> str:

@@ -212,7 +212,7 @@ CLAIMS = Table(
         Column(
             "p_value",
             "number",
-            "of the paired test where there is one, adjusted over all of its data set and architecture (Holm); else empty",
+            "of the paired test where there is one, adjusted over all of one data set and arch (Holm); else empty",
         ),
         Column("n", "integer", "images"),
         Column("seeds", "integer", "training seeds of each mode"),
