@@ -114,11 +114,11 @@ class Group:
         return pick
 
     def white_box(self, model: Model) -> list[Measured]:
-        """Every attack on the model itself in the group's ball, of an analysis or a battery."""
+        """Every attack on the model itself in the group's ball; a transfer has it as examples tried on their source."""
         return [
             one
             for one in self.of(model)
-            if one.kind in ("analysis", "battery")
+            if (one.kind in ("analysis", "battery") or one.source == model)
             and (one.metric, one.point, one.ball) == ("accuracy", "final", self.ball)
         ]
 
@@ -234,7 +234,7 @@ class Group:
         tried = [self._tried(model) for model in models]
         alike = [key for key in tried[0] if all(key in one for one in tried)]
         images = {key: shared([one[key] for one in tried]) for key in alike}
-        base = max((images[key] for key in alike if key[0] != "transfer" and key[1] != CLEAN), key=len, default=())
+        base = max((images[key] for key in alike if key[0] != "examples" and key[1] != CLEAN), key=len, default=())
         alike = [key for key in alike if len(base) and images[key].isin(base).sum() == len(base)]
         names = list(dict.fromkeys(key[1] for key in alike if key[1] != CLEAN))
         standing = []
@@ -266,7 +266,7 @@ class Group:
             images = shared(made)
             right = pd.concat([one.of_images.reindex(images) for one in made], axis=1).min(axis=1)
             name = f"examples of {len(made)} other models"
-            found["transfer", name, settings] = replace(made[0], of_images=right, labels=made[0].labels.reindex(images))
+            found["examples", name, settings] = replace(made[0], of_images=right, labels=made[0].labels.reindex(images))
         return found
 
 

@@ -61,7 +61,8 @@ ABOVE, BELOW, EITHER = Direction("above"), Direction("below"), Direction("not")
 class Tested:
     """One test of a claim. Without an ``effect`` it was not made, and ``lacking`` says why and what to do.
 
-    ``points``: values of unit "-" are said in points of a hundred. ``said``: the two levels in words. ``exact``: a count, so that no interval is needed. ``paper``: its figure.
+    ``points``: values of unit "-" are said in points of a hundred. ``said``: the two levels in words. ``exact``: a
+    count, so that no interval is needed. ``paper``: its figure.
     ``remarks`` are added to why.
     """
 
