@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 
 from gradscope.results.stats import (
     CONFIDENCE,
@@ -15,6 +15,11 @@ from gradscope.results.stats import (
     jackknife_interval,
     mcnemar,
     mean_interval,
+    mean_test,
+    median_interval,
+    newcombe_interval,
+    paired_rates_interval,
+    paired_rates_score,
     wilson_interval,
 )
 
@@ -140,3 +145,106 @@ def test_holm_is_the_step_down_procedure(p_values, alpha):
             break
         rejected.add(int(index))
     assert {index for index, value in enumerate(holm(p_values)) if value <= alpha} == rejected
+
+
+def tango_by_likelihood(first: int, second: int, n: int, assumed: float) -> float:
+    """The score statistic with the nuisance rate found by maximising the multinomial likelihood numerically."""
+
+    def minus_likelihood(rate):
+        cells = [rate + assumed, rate, 1 - 2 * rate - assumed]
+        counts = [first, second, n - first - second]
+        if min(cells) < 0:
+            return np.inf
+        return -sum(count * np.log(max(cell, 1e-300)) for count, cell in zip(counts, cells, strict=True))
+
+    low, high = max(0.0, -assumed), (1 - assumed) / 2
+    rate = optimize.minimize_scalar(minus_likelihood, bounds=(low, high), method="bounded", options={"xatol": 1e-12}).x
+    return (first - second - n * assumed) / math.sqrt(n * (2 * rate + assumed * (1 - assumed)))
+
+
+@pytest.mark.parametrize(("first", "second", "n"), [(12, 2, 50), (67, 5, 500), (3, 9, 30), (1, 1, 40), (20, 15, 36)])
+def test_the_paired_interval_inverts_the_score_test(first, second, n):
+    low, high = paired_rates_interval(first, second, n)
+    assert low < (first - second) / n < high
+    assert tango_by_likelihood(first, second, n, low) == pytest.approx(1.959964, abs=1e-3)
+    assert tango_by_likelihood(first, second, n, high) == pytest.approx(-1.959964, abs=1e-3)
+    for assumed in (-0.3, -0.05, 0.1, 0.4):
+        expected = 2 * stats.norm.sf(abs(tango_by_likelihood(first, second, n, assumed)))
+        assert paired_rates_score(first, second, n, assumed) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_paired_interval_at_its_edges():
+    """Nothing differs: the ends are Wilson's of no success. Everything does: one end is 1."""
+    for n in (1, 20, 500):
+        low, high = paired_rates_interval(0, 0, n)
+        assert high == pytest.approx(wilson_interval(0, n).high)
+        assert low == pytest.approx(-high)
+        low, high = paired_rates_interval(n, 0, n)
+        assert high == 1
+        assert low < 1
+    assert paired_rates_interval(0, 0, 0) is UNDEFINED
+
+
+@few
+@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.integers(0, n), st.just(n))))
+def test_the_paired_interval_agrees_with_mcnemars_score(case):
+    """It leaves 0 out where (b - c)^2 / (b + c) is above the square of 1.96; and turned around it changes signs."""
+    first, second, n = min(case[0], case[2] - case[1]), case[1], case[2]
+    if first < 0:
+        return
+    low, high = paired_rates_interval(first, second, n)
+    assert -1 <= low <= (first - second) / n <= high <= 1
+    assert paired_rates_interval(second, first, n) == pytest.approx((-high, -low), abs=1e-9)
+    if first + second:
+        statistic = (first - second) ** 2 / (first + second)
+        if abs(statistic - 3.841459) > 1e-6:
+            assert (low > 0 or high < 0) == (statistic > 3.841459)
+        assert paired_rates_score(first, second, n, 0) == pytest.approx(stats.chi2.sf(statistic, 1))
+
+
+def test_the_paired_interval_covers_the_truth_as_often_as_it_says():
+    random = np.random.default_rng(5)
+    hits = []
+    for _ in range(1500):
+        first, second, _ = random.multinomial(80, [0.2, 0.05, 0.75])
+        low, high = paired_rates_interval(int(first), int(second), 80)
+        hits.append(low <= 0.15 <= high)
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.02)
+
+
+def test_a_score_without_error_is_sure():
+    assert paired_rates_score(5, 0, 5, 1.0) == 1.0
+    assert paired_rates_score(0, 0, 5, 1.0) == 0.0
+
+
+def test_newcombe_as_published():
+    """Newcombe 1998, table II: 56/70 against 48/80, 9/10 against 3/10, 10/10 against 0/10, method 10."""
+    assert newcombe_interval(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert newcombe_interval(9, 10, 3, 10) == pytest.approx((0.1705, 0.8090), abs=5e-5)
+    assert newcombe_interval(10, 10, 0, 10) == pytest.approx((0.6075, 1.0), abs=5e-5)
+    assert newcombe_interval(0, 0, 1, 2) is newcombe_interval(1, 2, 0, 0) is UNDEFINED
+
+
+@few
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=30).filter(lambda values: np.std(values) > 1e-3))
+def test_mean_test_against_scipy(values):
+    p = mean_test(float(np.mean(values)), float(np.std(values, ddof=1)), len(values), 0.5)
+    assert p == pytest.approx(stats.ttest_1samp(values, 0.5).pvalue, rel=1e-6)
+
+
+def test_mean_test_without_spread():
+    assert mean_test(1.0, 0.0, 5, 1.0) == 1.0
+    assert mean_test(1.0, 0.0, 5) == 0.0
+    assert math.isnan(mean_test(1.0, math.nan, 1))
+
+
+@pytest.mark.parametrize("n", [6, 7, 20, 25, 101, 500])
+def test_median_interval_against_scipy(n):
+    values = np.random.default_rng(n).normal(size=n)
+    expected = stats.quantile_test(values, p=0.5).confidence_interval(0.95)
+    assert median_interval(values.tolist()) == pytest.approx(tuple(expected))
+
+
+def test_median_interval_with_few_or_infinite_values():
+    assert median_interval([]) is median_interval([1.0] * 5) is UNDEFINED
+    assert median_interval([-math.inf] * 4 + [1.0, 2.0, 3.0]) == (-math.inf, 3.0)
