@@ -7,7 +7,7 @@ from dataclasses import replace
 from gradscope.claims.effects import Effect
 from gradscope.claims.group import Group, Question
 from gradscope.claims.measured import Course
-from gradscope.claims.verdicts import Direction, Tested
+from gradscope.claims.verdicts import Direction, Finding
 from gradscope.results.stats import UNDEFINED
 
 _MODES = ("rl", "sl")
@@ -15,7 +15,7 @@ _MORE = Direction("above", 1.0)
 Cost = Callable[[Course], float]
 
 
-def c9(group: Group) -> Iterator[Tested]:
+def c9(group: Group) -> Iterator[Finding]:
     """Epochs, images and seconds, RL's divided by SL's at each seed; and whether RL ever validated as SL did."""
     absent = group.absent(*_MODES)
     unknown = "the manifests have no training configuration of both; they must be checkpoints of `gradscope train`"
@@ -35,7 +35,7 @@ def c9(group: Group) -> Iterator[Tested]:
     yield _catching_up(group, asked, absent or unknown)
 
 
-def _ratio(group: Group, asked: Question, cost: Cost, lacking: str, unit: str, remark: str) -> Tested:
+def _ratio(group: Group, asked: Question, cost: Cost, lacking: str, unit: str, remark: str) -> Finding:
     found = {mode: {seed: cost(one) for seed, one in group.courses(mode).items()} for mode in _MODES}
     one, other = (
         {seed: value for seed, value in found[mode].items() if math.isfinite(value) and value > 0} for mode in _MODES
@@ -50,7 +50,7 @@ def _ratio(group: Group, asked: Question, cost: Cost, lacking: str, unit: str, r
     return _counted(group, asked, effect, said)
 
 
-def _counted(group: Group, asked: Question, effect: Effect, said: str) -> Tested:
+def _counted(group: Group, asked: Question, effect: Effect, said: str) -> Finding:
     return replace(group.judged(asked, effect, said, _MODES), exact=True)
 
 
@@ -67,7 +67,7 @@ def _one_machine(group: Group) -> bool:
     return len({one.machine for mode in _MODES for one in group.courses(mode).values()}) <= 1
 
 
-def _catching_up(group: Group, asked: Question, lacking: str) -> Tested:
+def _catching_up(group: Group, asked: Question, lacking: str) -> Finding:
     """At each seed the first epoch at which RL validates at least as well as SL ever did, over SL's own."""
     ratios, said = [], []
     for seed in sorted(group.courses("rl").keys() & group.courses("sl").keys()):

@@ -7,7 +7,7 @@ import numpy as np
 
 from gradscope.claims.group import Group, Pick, Question
 from gradscope.claims.measured import Measured, Model
-from gradscope.claims.verdicts import BELOW, EITHER, Tested
+from gradscope.claims.verdicts import BELOW, EITHER, Finding
 from gradscope.results.rows import LANDSCAPE_METRICS, METRICS
 
 _MODES = ("rl", "sl")
@@ -26,7 +26,7 @@ def logarithm(pick: Pick) -> Pick:
     return logged
 
 
-def c3(group: Group) -> Iterator[Tested]:
+def c3(group: Group) -> Iterator[Finding]:
     """The median of log(norm RL / norm SL), which heavy tails and norms of 0 do not move; and the mean, the paper's."""
     norm = group.at_image("norm")
     statistic = "L2 norm of the gradient at the clean image, median of log(rl / sl)"
@@ -44,7 +44,7 @@ def c3(group: Group) -> Iterator[Tested]:
         yield group.compare(asked, _MODES, (pick, pick), _unmeasured("norm"), names)
 
 
-def c4(group: Group) -> Iterator[Tested]:
+def c4(group: Group) -> Iterator[Finding]:
     """Cosine and sign consistency of consecutive gradients, each image's mean over the path."""
     words = {"cosine": "cosine of consecutive gradients", "sign": "share of coordinates that keep their sign"}
     for metric, of in words.items():
@@ -55,7 +55,7 @@ def c4(group: Group) -> Iterator[Tested]:
             yield group.compare(asked, _MODES, (pick, pick), _unmeasured(metric))
 
 
-def c5(group: Group) -> Iterator[Tested]:
+def c5(group: Group) -> Iterator[Finding]:
     """Entropy of the softmax at the clean image and at the attack's last iterate."""
     unit = METRICS["entropy"].unit
     pick = group.at_image("entropy")
@@ -67,7 +67,7 @@ def c5(group: Group) -> Iterator[Tested]:
         yield group.compare(asked, _MODES, (pick, pick), _unmeasured("entropy"))
 
 
-def c6(group: Group) -> Iterator[Tested]:
+def c6(group: Group) -> Iterator[Finding]:
     """Roughness, sharpness and radius around images, of the two models' own planes."""
     for metric in ("roughness", "sharpness", "radius-adversarial"):
 

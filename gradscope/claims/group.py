@@ -8,7 +8,7 @@ import pandas as pd
 
 from gradscope.claims.effects import Effect, Pair, Scale, difference, matched, paired, shared
 from gradscope.claims.measured import CLEAN, Ball, Course, Measured, Model, Study
-from gradscope.claims.verdicts import Direction, Tested, levels
+from gradscope.claims.verdicts import Direction, Finding, levels
 
 #: The paper's threat model.
 PAPER_BALL = Ball("l2", 1.0)
@@ -160,7 +160,7 @@ class Group:
         picks: tuple[Pick, Pick],
         lacking: str,
         names: Sequence[str] = (),
-    ) -> Tested:
+    ) -> Finding:
         """The first mode's value minus the second's, paired by image and seed; ``lacking`` says what to measure."""
         one, other = modes
         absent = self.absent(*modes)
@@ -183,7 +183,7 @@ class Group:
         names: Sequence[str],
         modes: Iterable[str],
         remarks: Iterable[str] = (),
-    ) -> Tested:
+    ) -> Finding:
         """The test of ``question`` on the ``values`` of each seed."""
         effect = difference(values, question.scale, question.direction.bound)
         return self.judged(
@@ -192,16 +192,16 @@ class Group:
 
     def judged(
         self, question: Question, effect: Effect, said: str, modes: Iterable[str], remarks: Iterable[str] = ()
-    ) -> Tested:
+    ) -> Finding:
         """The test of ``question`` whose effect is known."""
         said_beside = (*remarks, *self.remarks(modes))
         return replace(self.untested(question, ""), effect=effect, said=said, remarks=said_beside)
 
-    def untested(self, question: Question, lacking: str) -> Tested:
+    def untested(self, question: Question, lacking: str) -> Finding:
         """A test that was not made; why, and what else was left out of the study."""
         asked = (question.claim, question.statistic, question.direction, question.unit, question.points)
         remarks = tuple(self.study.notes) if lacking else ()
-        return Tested(*asked, lacking=lacking, paper=question.paper, remarks=remarks)
+        return Finding(*asked, lacking=lacking, paper=question.paper, remarks=remarks)
 
     def absent(self, *modes: str) -> str:
         """Why two modes cannot be compared at all; empty where they can."""

@@ -10,7 +10,7 @@ from gradscope.claims.effects import Array, between_groups, matched, paired, sha
 from gradscope.claims.group import Group, Pick, Question, how
 from gradscope.claims.measured import Measured, Model
 from gradscope.claims.robustness import named
-from gradscope.claims.verdicts import ABOVE, BELOW, Tested, levels
+from gradscope.claims.verdicts import ABOVE, BELOW, Finding, levels
 
 #: Logit margin past which p_y is 1 in float32: log(2^24), half the distance to the next number below 1.
 SATURATED = 24 * math.log(2)
@@ -35,7 +35,7 @@ def shares(pick: Pick, holds: Below) -> Pick:
     return marked
 
 
-def h1(group: Group) -> Iterator[Tested]:
+def h1(group: Group) -> Iterator[Finding]:
     """RL against SL: share of saturated images, and the margin itself."""
     margin = group.at_image("margin")
     lacking = f"margin was not measured on the same images of both; {_ANALYZE}"
@@ -50,7 +50,7 @@ def h1(group: Group) -> Iterator[Tested]:
     yield group.compare(asked, _MODES, (size, size), lacking, ("mean rl", "sl"))
 
 
-def h2(group: Group) -> Iterator[Tested]:
+def h2(group: Group) -> Iterator[Finding]:
     """RL against SL: share of images whose gradient is below the floor itself, and below what the batch makes of it."""
     norm = group.at_image("norm")
     lacking = f"norm was not measured on the same images of both; {_ANALYZE}"
@@ -70,7 +70,7 @@ def shrinking(group: Group) -> float:
     return max((one.floor for one in attacks), default=FLOOR) or FLOOR
 
 
-def h3(group: Group) -> Iterator[Tested]:
+def h3(group: Group) -> Iterator[Finding]:
     """Of RL's images that are right when clean: survivors of the paper's attack against the fallen."""
     floor = shrinking(group)
     conditions: dict[str, tuple[str, Below, str]] = {
@@ -117,7 +117,7 @@ def _survivors(group: Group, holds: Pick) -> list[tuple[Array, Array]]:
     return made if len(images) else []
 
 
-def h4(group: Group) -> Iterator[Tested]:
+def h4(group: Group) -> Iterator[Finding]:
     """What stands of RL under the paper's attack, minus what stands under each that lacks its arithmetic."""
     absent = group.absent("rl")
     paper = group.picked("rl", group.under("pgd-paper"))
@@ -142,7 +142,7 @@ def _less(
     other: dict[int, Sequence[Measured]],
     lacking: str,
     attack: str,
-) -> Tested:
+) -> Finding:
     """The paper's attack against another on the same model; however each was run."""
     pairs = []
     for seed in sorted(paper.keys() & other.keys()):
@@ -155,7 +155,7 @@ def _less(
     return group.tested(asked, values, ("under pgd-paper", f"under {attack}"), ("rl",), how(pairs))
 
 
-def h5(group: Group) -> Iterator[Tested]:
+def h5(group: Group) -> Iterator[Finding]:
     """How much of RL - SL under the paper's attack is missing from RL - SL under exact PGD, image by image."""
     statistic = f"accuracy, (rl - sl under pgd-paper) - (rl - sl under exact PGD) ({group.ball})"
     asked = Question("H5", statistic, ABOVE, "mean", "-")
@@ -182,7 +182,7 @@ def h5(group: Group) -> Iterator[Tested]:
     yield group.tested(asked, values, ("rl - sl under pgd-paper", "under pgd"), _MODES)
 
 
-def h6(group: Group) -> Iterator[Tested]:
+def h6(group: Group) -> Iterator[Finding]:
     """Copies with larger logits against SL itself, with smaller ones against RL itself, under the paper's attack."""
     copies = {mode: list(group.courses(mode).values()) for mode in group.models}
     found = False

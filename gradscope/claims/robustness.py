@@ -9,7 +9,7 @@ import pandas as pd
 from gradscope.claims.effects import matched, paired, shared
 from gradscope.claims.group import Group, Pick, Question, how
 from gradscope.claims.measured import Measured, Model
-from gradscope.claims.verdicts import ABOVE, BELOW, Direction, Tested
+from gradscope.claims.verdicts import ABOVE, BELOW, Direction, Finding
 
 #: The paper's figures of C1, by how a data set's name begins.
 _C1 = {"cifar100": "2 % -> 25 % (cnn6)", "cifar10": "about 5 % -> 55 % (cnn6)", "imagenet100": "5 % -> 18 % (cnn6)"}
@@ -33,7 +33,7 @@ def named(attack: str) -> str:
     return _WORDS.get(attack, attack)
 
 
-def c1(group: Group) -> Iterator[Tested]:
+def c1(group: Group) -> Iterator[Finding]:
     """RL against SL under the paper's attack, the exact one, and every attack measured on both."""
     paper = next((figure for name, figure in _C1.items() if group.dataset.startswith(name)), _EVERYWHERE)
     for attack in ("pgd-paper", "pgd"):
@@ -41,7 +41,7 @@ def c1(group: Group) -> Iterator[Tested]:
     yield under_everything(group, "C1", ("rl", "sl"), paper)
 
 
-def c2(group: Group) -> Iterator[Tested]:
+def c2(group: Group) -> Iterator[Finding]:
     """Clean accuracy, RL minus SL: not more than five points lost."""
     asked = Question("C2", "clean accuracy, rl - sl", Direction("above", -0.05), paper="3 to 5 points below SL")
     pick = group.at_image("accuracy")
@@ -49,14 +49,14 @@ def c2(group: Group) -> Iterator[Tested]:
     yield group.compare(asked, ("rl", "sl"), (pick, pick), lacking)
 
 
-def c7(group: Group) -> Iterator[Tested]:
+def c7(group: Group) -> Iterator[Finding]:
     """Transfer both ways, over all images and over those both models have right, and the other's against the own."""
     for attack in ("pgd-paper", "pgd", ANY):
         yield from _both_ways(group, attack)
         yield _on_own(group, attack)
 
 
-def c8(group: Group) -> Iterator[Tested]:
+def c8(group: Group) -> Iterator[Finding]:
     """RL-adv against SL-adv under each attack measured, what the paper attacked with first."""
     modes = ("rl-adv", "sl-adv")
     others = dict.fromkeys(
@@ -73,7 +73,7 @@ def c8(group: Group) -> Iterator[Tested]:
     yield under_everything(group, "C8", modes, "")
 
 
-def _under(group: Group, claim: str, modes: tuple[str, str], attack: str, paper: str) -> Tested:
+def _under(group: Group, claim: str, modes: tuple[str, str], attack: str, paper: str) -> Finding:
     """The two modes' accuracy under an attack on each itself."""
     one, other = modes
     statistic = f"accuracy under {named(attack)}, {one} - {other} ({group.ball})"
@@ -82,7 +82,7 @@ def _under(group: Group, claim: str, modes: tuple[str, str], attack: str, paper:
     return group.compare(Question(claim, statistic, ABOVE, paper=paper), modes, (pick, pick), lacking)
 
 
-def under_everything(group: Group, claim: str, modes: tuple[str, str], paper: str) -> Tested:
+def under_everything(group: Group, claim: str, modes: tuple[str, str], paper: str) -> Finding:
     """The two modes' share of images that stand clean and under every attack measured on both."""
     one, other = modes
     statistic = f"accuracy under every attack measured on both, {one} - {other} ({group.ball})"
@@ -137,7 +137,7 @@ def worst(made: Sequence[Measured], attack: str) -> Measured:
     return replace(made[0], attack=attack, of_images=values, labels=labels, source=None, how=made_by, settings=settings)
 
 
-def _both_ways(group: Group, attack: str) -> Iterator[Tested]:
+def _both_ways(group: Group, attack: str) -> Iterator[Finding]:
     """SL on RL's examples minus RL on SL's: of all images, and of those that both have right when clean."""
     modes, names = ("sl", "rl"), ("sl on rl's examples", "rl on sl's")
     picks = (
@@ -172,7 +172,7 @@ def _all_right(clean: Sequence[Measured]) -> "pd.Index[int]":
     return index[(together == 1).all(axis=1)]
 
 
-def _on_own(group: Group, attack: str) -> Tested:
+def _on_own(group: Group, attack: str) -> Finding:
     """RL on SL's examples minus RL on its own: in the paper others' break it and its own do not."""
     own = examples_of(group, attack, group.models.get("rl", {}))
     others = examples_of(group, attack, group.models.get("sl", {}))
@@ -191,7 +191,7 @@ def _not_transferred(attack: str) -> str:
     return f"no examples of {attack} were tried on the other model; {_TRANSFER} --attack {attack}`"
 
 
-def _on_examples(group: Group, modes: tuple[str, str], attack: str) -> Tested:
+def _on_examples(group: Group, modes: tuple[str, str], attack: str) -> Finding:
     """The two modes' accuracy on the examples made on SL and on RL, those that fool it with either left out."""
 
     def pick(model: Model) -> list[Measured]:

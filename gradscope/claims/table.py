@@ -8,11 +8,11 @@ from gradscope.claims import cost, gradients, hypothesis, robustness
 from gradscope.claims.group import Group
 from gradscope.claims.measured import Study
 from gradscope.claims.reading import read_study
-from gradscope.claims.verdicts import Tested, rows
+from gradscope.claims.verdicts import Finding, rows
 from gradscope.results.rows import CLAIMS
 from gradscope.results.tables import write_table
 
-TESTS: tuple[Callable[[Group], Iterator[Tested]], ...] = (
+TESTS: tuple[Callable[[Group], Iterator[Finding]], ...] = (
     robustness.c1,
     robustness.c2,
     gradients.c3,

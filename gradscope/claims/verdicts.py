@@ -58,7 +58,7 @@ ABOVE, BELOW, EITHER = Direction("above"), Direction("below"), Direction("not")
 
 
 @dataclass(frozen=True)
-class Tested:
+class Finding:
     """One test of a claim. Without an ``effect`` it was not made, and ``lacking`` says why and what to do.
 
     ``points``: values of unit "-" are said in points of a hundred. ``said``: the two levels in words. ``exact``: a
@@ -79,7 +79,7 @@ class Tested:
     remarks: tuple[str, ...] = ()
 
 
-def rows(tests: Iterable[Tested], dataset: str, arch: str) -> list[dict[str, Any]]:
+def rows(tests: Iterable[Finding], dataset: str, arch: str) -> list[dict[str, Any]]:
     """Rows of the table CLAIMS for the tests of one data set and architecture, p-values adjusted over them (Holm)."""
     tests = [_complete(test) for test in tests]
     made = [at for at, test in enumerate(tests) if test.effect is not None and test.effect.p_value is not None]
@@ -88,7 +88,7 @@ def rows(tests: Iterable[Tested], dataset: str, arch: str) -> list[dict[str, Any
     return [_row(test, dataset, arch, adjusted.get(at)) for at, test in enumerate(tests)]
 
 
-def _complete(test: Tested) -> Tested:
+def _complete(test: Finding) -> Finding:
     """A test whose value or interval the data do not define was not made."""
     effect = test.effect
     if effect is None or (not math.isnan(effect.value) and (test.exact or not math.isnan(effect.interval.low))):
@@ -98,7 +98,7 @@ def _complete(test: Tested) -> Tested:
     return replace(test, effect=None, lacking=f"{effect.n} {images} left no interval{left_out}; measure more")
 
 
-def _row(test: Tested, dataset: str, arch: str, p: float | None) -> dict[str, Any]:
+def _row(test: Finding, dataset: str, arch: str, p: float | None) -> dict[str, Any]:
     named = {
         "claim": test.claim,
         "statement": STATEMENTS[test.claim],
@@ -129,7 +129,7 @@ def _row(test: Tested, dataset: str, arch: str, p: float | None) -> dict[str, An
     }
 
 
-def _verdict(test: Tested, effect: Effect, p: float | None) -> tuple[str, str]:
+def _verdict(test: Finding, effect: Effect, p: float | None) -> tuple[str, str]:
     direction, bound = test.direction, f"{test.direction.bound:g}"
     many = len(effect.seeds) >= ENOUGH_SEEDS
     interval = (Interval(min(effect.seeds), max(effect.seeds)) if effect.seeds else UNDEFINED) if test.exact else None
@@ -145,7 +145,7 @@ def _verdict(test: Tested, effect: Effect, p: float | None) -> tuple[str, str]:
     return SUPPORTED, ""
 
 
-def _why(test: Tested, effect: Effect, reason: str) -> str:
+def _why(test: Finding, effect: Effect, reason: str) -> str:
     """The numbers first, then what decided, then what to be wary of."""
     unit = test.unit if test.points or test.unit != "-" else ""
     numbers = shown(effect.value, unit, signed=test.direction.bound == 0 or effect.value < 0)

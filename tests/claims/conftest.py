@@ -123,3 +123,14 @@ def directories(tmp_path: Path) -> Callable[..., Directories]:
         return Directories(tmp_path, models or {"sl": ("sl", 0), "rl": ("rl", 0)})
 
     return make
+
+
+@pytest.fixture
+def one() -> Callable[..., dict[str, Any]]:
+    """The one row of a claim whose statistic holds all the words."""
+
+    def find(rows: Sequence[dict[str, Any]], claim: str, *words: str) -> dict[str, Any]:
+        (row,) = [row for row in rows if row["claim"] == claim and all(word in str(row["statistic"]) for word in words)]
+        return row
+
+    return find
