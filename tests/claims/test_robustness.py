@@ -224,7 +224,6 @@ def test_models_measured_in_different_directories_are_paired(directories, one):
 
 def test_audits_say_what_they_found(directories, one):
 
-
     made = directories()
     path = made.battery(
         {("sl", "none"): flags(80), ("sl", "pgd"): flags(5), ("rl", "none"): flags(80), ("rl", "pgd"): flags(30)},

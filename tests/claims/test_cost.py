@@ -1,0 +1,90 @@
+import json
+import math
+
+import pytest
+
+from gradscope.claims.table import claim_rows
+
+
+def phases(*epochs, adversary=None):
+    return [{"epochs": count, "adversary": None} for count in epochs[:-1]] + [
+        {"epochs": epochs[-1], "adversary": adversary}
+    ]
+
+
+@pytest.fixture
+def made(directories):
+    """SL of two epochs and RL of four, the last with an adversary."""
+    study = directories()
+    study.configs = {
+        "sl": {"mode": "sl", "phases": phases(2), "validation_fraction": 0.1},
+        "rl": {"mode": "rl", "phases": phases(3, 1, adversary={"method": "fgsm"}), "validation_fraction": 0.1},
+    }
+    study.analysis({("sl", "pgd", "accuracy", "clean"): [1.0], ("rl", "pgd", "accuracy", "clean"): [1.0]})
+    return study
+
+
+def test_epochs_and_images(made, one):
+    rows = claim_rows(made.all)
+    epochs, images = one(rows, "C9", "epochs of training"), one(rows, "C9", "images seen")
+    assert (epochs["value"], epochs["verdict"], epochs["paper"]) == (
+        2.0,
+        "supported",
+        "600 against 100 in their scripts",
+    )
+    assert images["value"] == pytest.approx(5 / 2)
+    assert (epochs["p_value"], epochs["direction"], epochs["unit"]) == (None, "above 1", "times")
+    assert math.isnan(epochs["ci_low"])
+    assert "rl 4, sl 2 epochs (as the configurations ask): 2 times; one seed" in epochs["why"]
+
+
+def test_seconds_and_what_it_took_to_catch_up(made, one):
+    without = claim_rows(made.all)
+    assert one(without, "C9", "seconds")["verdict"] == one(without, "C9", "epochs until")["verdict"] == "not tested"
+    assert ".history.csv" in one(without, "C9", "seconds")["why"]
+    made.history("sl", [0.5, 0.7], seconds=3.0)
+    made.history("rl", [0.2, 0.4, 0.7, 0.8], seconds=2.0)
+    rows = claim_rows(made.all)
+    assert one(rows, "C9", "seconds")["value"] == pytest.approx(8 / 6)
+    caught_up = one(rows, "C9", "epochs until")
+    assert caught_up["value"] == pytest.approx(3 / 2)
+    assert "sl 70.0 % after 2, rl after 3" in caught_up["why"]
+
+
+def test_what_was_never_reached_is_infinite(made, one):
+    made.history("sl", [0.5, 0.9])
+    made.history("rl", [0.2, 0.4, 0.5, 0.6])
+    row = one(claim_rows(made.all), "C9", "epochs until")
+    assert (row["value"], row["verdict"]) == (math.inf, "supported")
+    assert "rl never in 4 epochs" in row["why"]
+
+
+def test_seconds_of_different_machines_are_not_compared(directories, one, made):
+
+    path = made.all[0] / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["checkpoints"][0]["trained"] = {"device": "cuda", "processor": "one", "processes": 2}
+    path.write_text(json.dumps(manifest))
+    made.history("sl", [0.5, 0.9])
+    made.history("rl", [0.2, 0.4, 0.5, 0.6])
+    row = one(claim_rows(made.all), "C9", "seconds")
+    assert (row["verdict"], row["why"]) == (
+        "not tested",
+        "rl and sl were trained on different machines; train both on one",
+    )
+
+
+def test_foreign_models_have_no_cost(directories, one):
+    study = directories()
+    study.analysis({("sl", "pgd", "accuracy", "clean"): [1.0], ("rl", "pgd", "accuracy", "clean"): [1.0]})
+    assert one(claim_rows(study.all), "C9", "epochs of training")["verdict"] == "not tested"
+
+
+def test_several_seeds(directories, one):
+    study = directories(**{f"{mode}{seed}": (mode, seed) for mode in ("sl", "rl") for seed in range(2)})
+    study.configs = {"sl0": {"phases": phases(2)}, "sl1": {"phases": phases(4)}}
+    study.configs |= {"rl0": {"phases": phases(6)}, "rl1": {"phases": phases(4)}}
+    study.analysis({(label, "pgd", "accuracy", "clean"): [1.0] for label in study.models})
+    row = one(claim_rows(study.all), "C9", "epochs of training")
+    assert (row["value"], row["seeds"], row["verdict"]) == (2.0, 2, "not supported")
+    assert "not above 1 at every seed" in row["why"]
