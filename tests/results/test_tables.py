@@ -17,6 +17,7 @@ from gradscope.results.rows import (
     ATTACK_METRICS,
     ATTACK_SAMPLES,
     ATTACKS,
+    CLAIMS,
     HISTORY,
     METRICS,
     SAMPLES,
@@ -42,7 +43,7 @@ def one_line(caught) -> str:
 
 
 @pytest.mark.parametrize(
-    "table", [STEPS, SAMPLES, SUMMARY, ATTACKS, ATTACK_SAMPLES, TRANSFER, TRANSFER_SAMPLES, HISTORY]
+    "table", [STEPS, SAMPLES, SUMMARY, ATTACKS, ATTACK_SAMPLES, TRANSFER, TRANSFER_SAMPLES, HISTORY, CLAIMS]
 )
 def test_schemas_are_sound(table):
     assert len(set(table.names)) == len(table.names)
