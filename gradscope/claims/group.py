@@ -7,7 +7,7 @@ from functools import cached_property
 import pandas as pd
 
 from gradscope.claims.effects import Effect, Pair, Scale, difference, matched, paired, shared
-from gradscope.claims.measured import CLEAN, Ball, Course, Measured, Model, Study
+from gradscope.claims.measured import CLEAN, KINDS, Ball, Course, Measured, Model, Study
 from gradscope.claims.verdicts import Direction, Finding, levels
 
 #: The paper's threat model.
@@ -82,13 +82,17 @@ class Group:
     # What is picked of a model
 
     def at_image(self, metric: str) -> Pick:
-        """``metric`` at the clean image: no attack has a part in it, so whichever it was measured beside."""
+        """``metric`` at the clean image: no attack has a part in it, so whichever it was measured beside.
+
+        But for the gradient's norm: that is of the attack's own loss, so only where it is cross-entropy in float32.
+        """
 
         def pick(model: Model) -> list[Measured]:
             found = [one for one in self.of(model) if (one.metric, one.point) == (metric, "clean")]
-            names = ("pgd", "pgd-paper")
-            usual = sorted(found, key=lambda one: (one.attack not in names, -len(one.of_images)))
-            return [replace(one, attack=CLEAN, ball=Ball("", 0.0), settings="") for one in usual]
+            if metric == "norm":
+                found = [one for one in found if one.attack in ("pgd", "pgd-paper")]
+            found = sorted(found, key=lambda one: -len(one.of_images))
+            return [replace(one, attack=CLEAN, ball=Ball("", 0.0), settings="") for one in found]
 
         return pick
 
@@ -114,13 +118,17 @@ class Group:
         return pick
 
     def white_box(self, model: Model) -> list[Measured]:
-        """Every attack on the model itself in the group's ball; a transfer has it as examples tried on their source."""
-        return [
+        """Every attack on the model itself in the group's ball, those of analyses first.
+
+        Also a transfer has some: its examples, tried on their own source.
+        """
+        found = [
             one
             for one in self.of(model)
             if (one.kind in ("analysis", "battery") or one.source == model)
             and (one.metric, one.point, one.ball) == ("accuracy", "final", self.ball)
         ]
+        return sorted(found, key=lambda one: KINDS.index(one.kind))
 
     def along_paper(self, model: Model) -> list[Measured]:
         """The paper's attack on a model, as an analysis or a transfer ran it: they know its floor."""

@@ -97,3 +97,14 @@ def test_landscapes_of_one_grid_are_compared(directories, one):
     row = one(claim_rows(apart.all), "C6", "roughness")
     assert row["verdict"] == "not tested"
     assert "`gradscope landscape" in row["why"]
+
+
+def test_norms_of_another_loss_are_no_norms_of_cross_entropy(directories, one):
+    """`analyze --loss margin` measures the margin's gradient; entropy does not care."""
+    made = directories()
+    entropy = RANDOM.uniform(0, 1, 60)
+    settings = {"pgd": {"norm": "l2", "epsilon": 1.0, "loss": "margin"}}
+    made.analysis(both("norm", SL, RL) | both("entropy", entropy, entropy + SL), settings=settings)
+    rows = claim_rows(made.all)
+    assert one(rows, "C3", "clean image", "median")["verdict"] == "not tested"
+    assert one(rows, "C5", "clean image")["value"] == pytest.approx(SL.mean())

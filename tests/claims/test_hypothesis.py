@@ -142,3 +142,12 @@ def test_several_seeds(directories, one):
     assert (norm["seeds"], norm["n"], norm["verdict"]) == (3, 200, "supported")
     assert norm["ci_low"] < norm["value"] <= norm["ci_high"] <= 1
     assert (exact["seeds"], exact["verdict"]) == (3, "supported")
+
+
+def test_analyses_come_before_batteries(made, one):
+    """The battery cuts the paper's examples to the box; whichever directory comes first."""
+    made.battery({("rl", "none"): CLEAN, ("rl", "pgd-paper"): [*[1.0] * 8, *[0.0] * 8, *[None] * 4]})
+    for directories in (made.all, made.all[::-1]):
+        rows = claim_rows(directories)
+        assert "4 survivors" in one(rows, "H3", "norm")["why"]
+        assert "of analysis, 100 steps" in one(rows, "H4", "exact PGD")["why"]
