@@ -103,9 +103,15 @@ def transfer(
     numbers = torch.arange(len(image_set)) if numbers is None else numbers
     for source, example in examples.items():
         _check_examples(source, example, image_set, threat)
-    shape = {"channels": image_set.channels, "image_size": image_set.image_size, "classes": len(image_set.classes)}
     for target, model in models.items():
-        check_fits(model, **shape, name=target, device=device)
+        check_fits(
+            model,
+            channels=image_set.channels,
+            image_size=image_set.image_size,
+            classes=len(image_set.classes),
+            name=target,
+            device=device,
+        )
     clean, right = [], []
     for target, model in models.items():
         own, others = [], []

@@ -1,12 +1,14 @@
 """Checks of what can blind an attack: the set-up, dead, rounded or false gradients, too little work. None accuses."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from gradscope.audit.check import ALPHA, Cause, Check, State, abstained, numbers_at
 from gradscope.audit.evidence import SAME_LOGITS, Evidence
 from gradscope.audit.gradients import is_dead, kinds_of_slope
-from gradscope.results.stats import Interval, mcnemar, wilson_interval
+from gradscope.results.stats import Interval, mcnemar, paired_rates_interval, wilson_interval
 
 #: Fewer images than this say nothing about a share of 1 to 5 %.
 FEWEST_PROBED = 20
@@ -24,6 +26,8 @@ STILL_MOVING = 0.05
 MOVING_SHARE = 0.5
 #: Fewer images that stand at the end of PGD say nothing about convergence.
 FEWEST_STANDING = 10
+#: Steps that are shorter together, in multiples of epsilon, cannot cross their ball.
+ACROSS = 2.0
 #: Median cosine of consecutive gradients below which they are called erratic: honest classifiers of digits have 0.97
 #: to 1, a backward pass of noise -0.01.
 ERRATIC = 0.1
@@ -31,7 +35,7 @@ ERRATIC = 0.1
 
 def set_up(evidence: Evidence) -> Check:
     """D1: what makes every number after it mean something else; ``value`` counts what was found."""
-    outputs, right = evidence.outputs, evidence.main.right
+    outputs = evidence.outputs
     found: list[str] = []
     causes: list[Cause] = []
     images = torch.zeros(len(evidence), dtype=torch.bool)
@@ -54,7 +58,6 @@ def set_up(evidence: Evidence) -> Check:
     if bool(evidence.main.undefined.any()):
         found.append("the output is not finite on some images")
         images |= evidence.main.undefined
-    accuracy = wilson_interval(int(right.sum()), len(evidence))
     if near_chance(evidence):
         found.append("clean accuracy is not above chance")
     if not evidence.differentiable:
@@ -64,6 +67,8 @@ def set_up(evidence: Evidence) -> Check:
     step = "mend the set-up first, then audit again" if found else "nothing to do"
     if causes == ["randomness"] and len(found) == 1:
         step = "judge the mean over many draws: see S1"
+    if causes == ["missing gradient"] and len(found) == 1:
+        step = "replace the backward pass (BPDA), or try examples of other models (--surrogate)"
     state: State = "fired" if found else "passed"
     return Check(
         "D1",
@@ -73,7 +78,7 @@ def set_up(evidence: Evidence) -> Check:
         0,
         said,
         step,
-        accuracy,
+        n=looked,
         images=numbers_at(evidence.numbers, images),
         points_to=tuple(causes),
     )
@@ -103,18 +108,25 @@ def dead_gradients(evidence: Evidence) -> Check:
         "the cross-entropy or its gradient is zero, or too small for the floors that attacks put under it"
         + (f"; {missed}" if (missed := blind_with_floors(evidence)) else ""),
         ("attack a margin or rescaled loss, or in float64", "nothing to do"),
-        ("saturation",),
+        (_kind_of_death(evidence),),
     )
+
+
+def _kind_of_death(evidence: Evidence) -> Cause:
+    """Saturated where the loss is next to nothing; where it is that of a guess, the gradient was scaled away."""
+    assert evidence.start is not None
+    dead = is_dead(evidence.start["loss"], evidence.start["norm"])
+    losses = evidence.start["loss"][dead]
+    scaled_away = len(losses) > 0 and float(losses.median()) > math.log(evidence.classes) / 2
+    return "missing gradient" if scaled_away else "saturation"
 
 
 def blind_with_floors(evidence: Evidence) -> str:
     """What stands under PGD with such floors and under exact PGD, in words; empty unless a paired test parts them."""
     attacks = evidence.main.attacks.keys()
-    if not {"pgd", "pgd-paper"} <= attacks or mcnemar(*evidence.main.only("pgd", "pgd-paper")) > ALPHA:
+    if not {"pgd", "pgd-paper"} <= attacks or mcnemar(*evidence.main.only("pgd", "pgd-paper"), greater=True) > ALPHA:
         return ""
     floored, exact = (100 * float(evidence.main.standing(name).double().mean()) for name in ("pgd-paper", "pgd"))
-    if floored < exact:
-        return ""
     return f"{floored:.1f} % stand under PGD with floors (pgd-paper), {exact:.1f} % under exact PGD"
 
 
@@ -146,15 +158,20 @@ def slopes_of(evidence: Evidence) -> tuple[Tensor, Cause | None]:
     return wrong, names[max(kinds, key=lambda kind: int(kinds[kind].sum()))]
 
 
+def step_length(evidence: Evidence) -> float:
+    """How far all steps of PGD lead together, in multiples of epsilon."""
+    attacks = evidence.budget.attacks
+    return 2.5 if attacks.step_size is None else attacks.steps * attacks.step_size / evidence.threat.epsilon
+
+
 def convergence(evidence: Evidence) -> Check:
     """C2: PGD was stopped while its margin still fell, or could not cross its ball; on images that stand."""
     name = "convergence"
     if evidence.path is None:
         return abstained("C2", name, "no gradient was taken", "see D1", MOVING_SHARE)
-    attacks = evidence.budget.attacks
-    length = 2.5 if attacks.step_size is None else attacks.steps * attacks.step_size / evidence.threat.epsilon
-    if length < 2:
-        cause = f"{attacks.steps} steps reach {length:g} epsilon, the ball is 2 epsilon wide"
+    length = step_length(evidence)
+    if length < ACROSS:
+        cause = f"{evidence.budget.attacks.steps} steps reach {length:g} epsilon, the ball is 2 epsilon wide"
         return Check("C2", name, "fired", 1.0, MOVING_SHARE, cause, "longer or more steps", points_to=("weak attack",))
     standing = evidence.path["standing"]
     if int(standing.sum()) < FEWEST_STANDING:
@@ -172,6 +189,7 @@ def convergence(evidence: Evidence) -> Check:
         "the lowest margin still falls in the last steps of PGD on images that it leaves standing",
         "audit with a larger budget: more steps" if interval.low > MOVING_SHARE else "nothing to do",
         interval,
+        len(moving),
         images=numbers_at(evidence.numbers[evidence.places[standing]], moving),
         points_to=("weak attack",),
     )
@@ -195,7 +213,8 @@ def budget(evidence: Evidence) -> Check:
         STILL_FALLING,
         "robust accuracy that twice the steps of PGD take away",
         "audit with a larger budget: these attacks are too weak to tell" if fired else "nothing to do",
-        wilson_interval(int(new.sum()), len(new)),
+        paired_rates_interval(int(new.sum()), int((twice & ~once).sum()), len(new)),
+        len(new),
         images=numbers_at(evidence.numbers, new),
         points_to=("weak attack",),
     )
@@ -222,6 +241,7 @@ def geometry(evidence: Evidence) -> Check:
         ERRATIC,
         f"median cosine of consecutive gradients; {sign:.2f} of the signs agree, the median norm is {norm:.2g}{bends}",
         "look at S1 and at the landscape: this alone says nothing" if fired else "nothing to do",
+        n=len(known),
     )
 
 
@@ -255,6 +275,7 @@ def _share(
         cause,
         steps[0] if fired else steps[1],
         interval,
+        n,
         images=numbers_at(evidence.numbers[evidence.places], holds),
         points_to=points_to,
     )

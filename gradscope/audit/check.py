@@ -27,7 +27,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Check:
-    """One check: ``value`` against ``threshold``, with its interval or p-value (adjusted), and whose ``images``.
+    """One check: ``value`` of ``n`` images against ``threshold``, interval, p-value (adjusted) and whose ``images``.
 
     ``accuses``: where it fires, an attack that ought to be weaker, or that differs in numerics only, did better: an
     outcome, not only a cause. ``points_to`` are the causes that what it saw can have. Its images are seen after
@@ -42,6 +42,7 @@ class Check:
     cause: str
     next_step: str
     interval: Interval = UNDEFINED
+    n: int | None = None
     p_value: float | None = None
     images: tuple[int, ...] = ()
     accuses: bool = False
@@ -65,6 +66,7 @@ class Check:
             "threshold": self.threshold,
             "ci_low": self.interval.low,
             "ci_high": self.interval.high,
+            "n": self.n,
             "p_value": self.p_value,
             "images": " ".join(str(index) for index in self.images),
             "cause": self.cause,

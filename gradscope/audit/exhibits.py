@@ -46,6 +46,8 @@ def exhibits(
 ) -> list[Exhibit]:
     """A few images of every check that accuses; where none does, those that fell last, or that stand.
 
+    None of a random model: a single pass over an image shows nothing.
+
     The attacks are made anew on these images alone, with the streams of ``audit``: they lead where they led, to
     rounding and to what the model itself draws. The other arguments are those of
     :func:`gradscope.audit.verdict.examine`.
@@ -81,6 +83,8 @@ def exhibits(
 def _chosen(audit: Audit) -> list[tuple[str, str, ThreatModel, Tensor]]:
     """Check, attack, ball and places ``(M,)`` of the images to show."""
     evidence, main = audit.evidence, audit.evidence.main
+    if evidence.random:
+        return []
     place_of = {number: place for place, number in enumerate(evidence.numbers.tolist())}
     accusing = [made for made in audit.checks if made.fired and made.accuses and made.attack and made.images]
     run = list(main.attacks)

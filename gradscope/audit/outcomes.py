@@ -10,7 +10,7 @@ from gradscope.attacks.threat import ThreatModel
 from gradscope.audit.causes import FALSE_SHARE, slopes_of
 from gradscope.audit.check import ALPHA, Cause, Check, abstained, numbers_at
 from gradscope.audit.evidence import Evidence
-from gradscope.results.stats import mcnemar, wilson_interval
+from gradscope.results.stats import mcnemar, paired_rates_interval, wilson_interval
 
 #: Of fewer images that are right, eight or nine may not differ: what a paired test of several needs to reject.
 FEWEST = 30
@@ -43,6 +43,8 @@ def _hindrance(evidence: Evidence, outcome: Outcome | None, *names: str) -> str:
     """Why the attacks cannot be compared; empty where they can."""
     if evidence.random:
         return _WHY_RANDOM
+    if not evidence.differentiable:
+        return "the model has no gradient, so there is no attack along it to compare with"
     right = int(evidence.main.right.sum())
     if right < FEWEST:
         return f"{right} images are right when clean, {FEWEST} are needed"
@@ -67,12 +69,13 @@ def _compared(
 ) -> Check:
     """A check that fires where ``weaker`` fools more of all images ``(N,)`` than ``stronger`` does.
 
-    ``value`` is the difference of the two rates, the p-value McNemar's; ``attack`` is the weaker one.
+    ``value`` is the difference of the two rates with Tango's interval, the p-value McNemar's, one-sided: the other
+    direction accuses nobody. ``attack`` is the weaker one.
     """
     identifier, name, threshold = what
     only, missed = weaker & ~stronger, stronger & ~weaker
     value = (int(only.sum()) - int(missed.sum())) / len(evidence)
-    p_value = mcnemar(int(only.sum()), int(missed.sum()))
+    p_value = mcnemar(int(only.sum()), int(missed.sum()), greater=True)
     fired = value > threshold and p_value <= ALPHA
     return Check(
         identifier,
@@ -82,7 +85,8 @@ def _compared(
         threshold,
         said[0],
         said[1] if fired else "nothing to do",
-        wilson_interval(int(only.sum()), len(only)),
+        paired_rates_interval(int(only.sum()), int(missed.sum()), len(only)),
+        len(only),
         p_value,
         numbers_at(evidence.numbers, only),
         accuses=True,
@@ -207,6 +211,7 @@ def unbounded(evidence: Evidence) -> Check:
         if fired
         else "nothing to do",
         interval,
+        right,
         images=numbers_at(evidence.numbers, stands),
         accuses=True,
         points_to=_ALL_LOSSES,
@@ -251,6 +256,7 @@ def shattering(evidence: Evidence) -> Check:
         said,
         step,
         wilson_interval(count, len(wrong)),
+        len(wrong),
         images=numbers_at(evidence.numbers[evidence.places], wrong),
         points_to=(kind,),
     )

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from gradscope.attacks.cascade import Get
 from gradscope.attacks.threat import ThreatModel
 from gradscope.audit.budgets import budget_of
-from gradscope.audit.causes import blind_with_floors, depends_on_the_batch, near_chance, slopes_of
+from gradscope.audit.causes import (
+    ACROSS,
+    blind_with_floors,
+    depends_on_the_batch,
+    near_chance,
+    slopes_of,
+    step_length,
+)
 from gradscope.audit.check import Cause, Check
 from gradscope.audit.checks import check
 from gradscope.audit.evidence import Advanced, Evidence, gather
@@ -22,7 +29,8 @@ from gradscope.results.stats import Interval, wilson_interval
 Row = dict[str, Any]
 Verdict = Literal["masking found", "none found within this budget", "inconclusive", "set-up invalid"]
 
-#: Version of :meth:`Audit.to_json`. It rises when a key changes its meaning or goes; new keys may come without.
+#: Version of ``audit.json``, whose entries are :meth:`Audit.to_json`. It rises when a key changes its meaning or goes;
+#: new keys may come without.
 SCHEMA = 1
 #: Without these no audit ends in "none found": another loss, an attack by query, an unbounded ball.
 ESSENTIAL = ("N3", "X1", "M2")
@@ -73,9 +81,9 @@ class Audit:
             yield {**identity, **whole, "verdict": self.verdict, **made.row()}
 
     def to_json(self) -> dict[str, Any]:
-        """``audit.json``, without NaN.
+        """An entry of ``audit.json``, by version :data:`SCHEMA`, without NaN.
 
-        ``schema`` its version; ``verdict``, ``causes`` and ``reason``; ``robust_accuracy`` with ``upper_bound``,
+        ``verdict``, ``causes`` and ``reason``; ``robust_accuracy`` with ``upper_bound``,
         ``ci_low``, ``ci_high`` and ``n``; ``clean_accuracy``; ``under`` each attack that was run on all images, alone;
         ``threat`` with ``norm``, ``epsilon`` and ``box``; ``budget``; ``left_out`` attack to reason; ``checks`` in
         order, with ``id`` and the columns of ``audit.csv``, ``images`` as a list.
@@ -83,7 +91,6 @@ class Audit:
         main, threat = self.evidence.main, self.evidence.threat
         clean = wilson_interval(int(main.right.sum()), len(main))
         return {
-            "schema": SCHEMA,
             "verdict": self.verdict,
             "causes": list(self.causes),
             "reason": self.reason,
@@ -163,11 +170,14 @@ def judge(evidence: Evidence, checks: Sequence[Check]) -> tuple[Verdict, tuple[C
     """The verdict, the causes and why.
 
     Outcomes accuse, causes explain: saturated cross-entropy, say, is found on honest models too, where exact attacks
-    are not blinded by it. An outcome that no cause explains counts only where more steps would not.
+    are not blinded by it. An outcome that no cause explains counts where more steps do not explain it either.
     """
     fired = {made.id: made for made in checks if made.fired}
     accusing = [identifier for identifier, made in fired.items() if made.accuses]
     seen = _causes(evidence, fired)
+    undefined = float(evidence.main.undefined.double().mean())
+    if undefined > 0.5:
+        return "set-up invalid", (), f"the output is not finite on {100 * undefined:.0f} % of the images"
     if near_chance(evidence):
         return "set-up invalid", (), "clean accuracy is not above chance: there is nothing to attack"
     if depends_on_the_batch(evidence):
@@ -175,22 +185,34 @@ def judge(evidence: Evidence, checks: Sequence[Check]) -> tuple[Verdict, tuple[C
     explained = [identifier for identifier in accusing if set(fired[identifier].points_to) & set(seen)]
     if explained:
         return "masking found", seen, f"{', '.join(explained)} fired; cause: {seen[0]}"
-    if accusing and not fired.keys() & {"C1", "C2"}:
-        return "masking found", ("unexplained", *seen), f"{', '.join(accusing)} fired, and no check says why"
+    beyond = _beyond_effort(evidence, checks)
+    if beyond:
+        return "masking found", ("unexplained", *seen), f"{', '.join(beyond)} fired, and no check says why"
     if evidence.probabilities:
         return "set-up invalid", seen, "outputs are probabilities in place of logits; the attacks here got through"
     return _without_outcome(evidence, checks, fired, seen)
+
+
+def _beyond_effort(evidence: Evidence, checks: Sequence[Check]) -> list[str]:
+    """The checks that accuse of over twice what twice the steps took away; none where steps cannot cross a ball."""
+    made = {one.id: one for one in checks}
+    if step_length(evidence) < ACROSS:
+        return []
+    gained = made["C1"].value if made["C1"].state != "abstained" else 0.0
+    return [one.id for one in checks if one.fired and one.accuses and one.value > 2 * gained]
 
 
 def _without_outcome(
     evidence: Evidence, checks: Sequence[Check], fired: Mapping[str, Check], seen: tuple[Cause, ...]
 ) -> tuple[Verdict, tuple[Cause, ...], str]:
     if not evidence.differentiable:
-        return "inconclusive", ("missing gradient",), "the model has no gradient: only attacks by query were run"
+        stands = 100 * float(evidence.standing().double().mean())
+        reason = f"the model has no gradient: only attacks by query were run, and {stands:.1f} % stand"
+        return "inconclusive", ("missing gradient",), reason
     if evidence.random:
         return "inconclusive", ("randomness",), "the output is random, and its mean falls no sooner than single draws"
     weak = [identifier for identifier in ("C1", "C2") if identifier in fired]
-    if weak:
+    if weak and float(evidence.standing().double().mean()) > 1 / evidence.classes:
         return "inconclusive", ("weak attack",), f"{', '.join(weak)} fired: the attack is too weak to tell"
     if bool(evidence.main.undefined.any()):
         return "inconclusive", seen, "the output is not finite on some images"
@@ -207,7 +229,7 @@ def _causes(evidence: Evidence, fired: Mapping[str, Check]) -> tuple[Cause, ...]
     """What could blind the attack, the surest first.
 
     The kind of output comes before its slopes, which it bends (a saturated softmax moves in steps); slopes before
-    saturation, which they imitate.
+    saturation, which they imitate. Gradients that turn at every step are those of a surface in ripples.
     """
     found: list[Cause] = []
     if evidence.probabilities:
@@ -218,7 +240,7 @@ def _causes(evidence: Evidence, fired: Mapping[str, Check]) -> tuple[Cause, ...]
         kind = slopes_of(evidence)[1]
         found += [kind] if kind and not (evidence.probabilities and kind == "shattering") else []
     if not found and fired.keys() & {"N1", "N2"}:
-        found.append("saturation")
-    if not found and "S1" in fired:
+        found += fired["N1"].points_to if "N1" in fired else ["saturation"]
+    if not found and fired.keys() & {"S1", "G1"}:
         found.append("shattering")
     return tuple(found)

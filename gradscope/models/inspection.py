@@ -30,10 +30,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def check_fits(
-    model: nn.Module, *, channels: int, image_size: int, classes: int, name: str, device: torch.device
+    model: nn.Module,
+    *,
+    channels: int,
+    image_size: int,
+    classes: int,
+    name: str,
+    device: torch.device,
+    finite: bool = True,
 ) -> None:
-    """Raise :class:`GradscopeError` unless ``model`` gives finite logits ``(2, classes)`` for two grey images.
+    """Raise :class:`GradscopeError` unless ``model`` gives logits ``(2, classes)`` for two grey images.
 
+    They must be finite too, unless ``finite`` is False: some can judge a model that is defined on some images only.
     ``name`` is the checkpoint's, for the message. Random states and buffers stay as they were, even where the model
     draws noise or counts its calls.
     """
@@ -52,7 +60,7 @@ def check_fits(
         raise GradscopeError(f"CKPT: {name} has {output.shape[1]} classes, the data has {classes}")
     if not output.is_floating_point():
         raise GradscopeError(f"CKPT: {name} must return floating-point logits, got {output.dtype}")
-    if not output.isfinite().all():
+    if finite and not output.isfinite().all():
         raise GradscopeError(f"CKPT: {name} must return finite logits, got NaN or infinity for a grey image")
 
 

@@ -105,7 +105,7 @@ def load_subject(
 ) -> Subject:
     """Build the model and make sure that it fits ``images``; every misfit raises :class:`GradscopeError`.
 
-    So does a model whose logits are cut off from the image, where it must be ``differentiable``.
+    So does a model whose logits are cut off from the image or not finite, where it must be ``differentiable``.
     """
     ours = reference.checkpoint
     if ours is not None:
@@ -138,6 +138,7 @@ def load_subject(
         classes=len(images.classes),
         name=reference.label,
         device=device,
+        finite=differentiable,
     )
     if differentiable:
         check_differentiable(

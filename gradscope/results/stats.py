@@ -62,14 +62,18 @@ def jackknife_interval(value: float, leave_one_out: Sequence[float]) -> Interval
     return Interval(value - half, value + half)
 
 
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided p-value that two rates over the same images are equal (McNemar 1947, exact).
+def mcnemar(only_first: int, only_second: int, *, greater: bool = False) -> float:
+    """P-value that two rates over the same images are equal (McNemar 1947, exact); two-sided.
 
     Of the images on which the two differ, ``only_first`` and ``only_second`` count those of one kind each: under
-    equal rates each is binomial with probability 1/2. 1 where they differ on none.
+    equal rates each is binomial with probability 1/2. 1 where they differ on none. ``greater``: one-sided, that the
+    first is not greater than the second, for a question whose direction was fixed beforehand.
     """
     differing = only_first + only_second
-    return float(stats.binomtest(only_first, differing, 0.5).pvalue) if differing else 1.0
+    if not differing:
+        return 1.0
+    found = stats.binomtest(only_first, differing, 0.5, alternative="greater" if greater else "two-sided")
+    return float(found.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

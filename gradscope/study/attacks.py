@@ -88,6 +88,9 @@ def run_attacks(texts: Sequence[str], request: Battery, foreign: Foreign, out: P
 def _check(request: Battery) -> None:
     """What is asked for must be possible, before anything is loaded."""
     takers = [name for name, attack in BATTERY.items() if "examples" in attack.needs]
+    if not request.surrogates and all(name in takers for name in request.attacks):
+        named = ", ".join(request.attacks)
+        raise GradscopeError(f"--attacks: {named} needs another model's examples; give --surrogate")
     if request.surrogates and not any(name in takers for name in request.attacks):
         named = f"one of {', '.join(takers)}"
         raise GradscopeError(f"--surrogate: {named} among --attacks takes it, got {', '.join(request.attacks)}")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,9 @@ def _audit(one: Examined, request: AuditRequest, foreign: Foreign, device: torch
         shown = exhibits(
             found, subject.model, images, surrogate_examples=examples, seed=request.seed, device=device, get=get
         )
+    if request.surrogates and not one.surrogates:
+        itself = dict.fromkeys(("transfer", "pgd-from"), "the surrogate given is this model itself")
+        found = replace(found, left_out={**found.left_out, **itself})
     files.add(subject, one, found, shown, time.perf_counter() - started)
     return found
 

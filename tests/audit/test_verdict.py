@@ -68,7 +68,6 @@ def test_rows_and_json_say_the_same_and_keep_to_their_schemas(plain, images):
     identity = dict.fromkeys(["checkpoint", "mode", "dataset", "arch", "seed"], "x")
     rows = list(found.rows(identity))
     document = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert document["schema"] == 1
     assert all(list(row) == AUDIT.names for row in rows)
     assert [row["check"] for row in rows] == [made["id"] for made in document["checks"]]
     assert document["robust_accuracy"]["upper_bound"] == found.upper_bound
@@ -82,6 +81,44 @@ def test_the_model_and_the_random_state_are_left_as_they_were(plain, images, dig
     before = digest(plain)
     audit(plain, images)
     assert digest(plain) == before
+
+
+def test_a_mask_that_more_steps_do_not_explain_is_found_though_they_gain(zoo, images):
+    """Ripples on the input: gradients are exact, and lead nowhere; Square walks over them."""
+
+    class Rippled(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixels):
+            return self.model(pixels + 0.03 * torch.sin(400 * pixels))
+
+    found = audit(Rippled(zoo(0).honest["SL"]), images)
+    assert checks_of(found)["C1"].fired
+    assert checks_of(found)["X1"].value > 0.2
+    assert (found.verdict, found.cause) == ("masking found", "shattering")
+
+
+def test_a_gradient_that_was_scaled_away_is_missing_and_not_saturated(zoo, images):
+    found = audit(Changed(zoo(0).honest["SL"], lambda pixels, logits: 1e-30 * logits), images)
+    assert found.cause != "saturation"
+    assert checks_of(found)["N1"].points_to == ("missing gradient",)
+
+
+def test_a_direction_that_accuses_nobody_has_no_small_p_value(zoo, images):
+    radius = checks_of(audit(zoo(0).honest["SL"], images))["M1"]
+    assert radius.value < -0.05
+    assert radius.p_value == 1
+    assert radius.interval.low <= radius.value <= radius.interval.high
+
+
+def test_a_model_that_is_hardly_defined_is_named_so(plain, images):
+    def broken(pixels, logits):
+        return torch.where(pixels.mean(dim=(1, 2, 3)).unsqueeze(1) < 0.9, math.nan, logits)
+
+    found = audit(Changed(plain, broken), images)
+    assert (found.verdict, found.reason) == ("set-up invalid", "the output is not finite on 100 % of the images")
 
 
 def test_few_images_make_checks_abstain_and_the_verdict_inconclusive(plain, digits):

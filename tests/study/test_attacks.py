@@ -217,7 +217,7 @@ def test_examples_of_a_surrogate_reach_the_attack(trained: list[str], tmp_path: 
     rows = tables(out)[0].set_index(["attack", "metric"])
     assert rows.loc[("transfer", "robust-accuracy"), "value"].item() < rows.loc[("none", "accuracy"), "value"].item()
     assert rows.loc[("transfer", "forward"), "value"].item() >= 1
-    out = attacked(trained[1:], tmp_path / "none", attacks=("transfer",), samples=5)
+    out = attacked(trained[1:], tmp_path / "none", attacks=("noise", "transfer"), samples=5)
     assert "made on another model" in manifest(out)["checkpoints"][0]["skipped"]["transfer"]
     with pytest.raises(
         GradscopeError, match=r"--surrogate: one of pgd-from, transfer among --attacks takes it, got fgsm"
@@ -226,4 +226,6 @@ def test_examples_of_a_surrogate_reach_the_attack(trained: list[str], tmp_path: 
     out = attacked(trained, tmp_path / "both", attacks=("transfer",), surrogates=(trained[0],), samples=5)
     skipped = [entry["skipped"] for entry in manifest(out)["checkpoints"]]
     assert [list(names) for names in skipped] == [["transfer"], []], "no model is its own surrogate"
+    with pytest.raises(GradscopeError, match="--attacks: transfer needs another model's examples; give --surrogate"):
+        attacked(trained[1:], tmp_path / "bad", attacks=("transfer",))
     assert not (tmp_path / "bad").exists()

@@ -43,6 +43,12 @@ class Cut(Scaled):
         return self.model(images).detach()
 
 
+class Holes(Scaled):
+    def forward(self, images):
+        logits = self.model(images)
+        return torch.where(images.mean(dim=(1, 2, 3)).unsqueeze(1) > 0.3, torch.nan, logits)
+
+
 class Seven(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -173,7 +179,7 @@ def test_surrogates_are_tried_on_every_model_but_themselves(trained: list[str], 
     first, second = document(out)
     states = [{made["id"]: made["state"] for made in entry["checks"]}["X2"] for entry in (first, second)]
     assert states == ["abstained", "passed"]
-    assert "no examples of another model" in first["left_out"]["transfer"]
+    assert first["left_out"]["transfer"] == "the surrogate given is this model itself"
     assert "transfer" not in second["left_out"]
     assert [entry["label"] for entry in manifest(out)["surrogates"]] == ["sl"]
 
@@ -186,6 +192,13 @@ def test_a_model_that_is_not_differentiable_is_attacked_by_query_alone(outsiders
     attacks = read_table(tmp_path / "out" / ATTACKS.file, ATTACKS)
     assert attacks["attack"].unique().tolist() == ["none", "square", "noise"]
     assert entry["robust_accuracy"]["upper_bound"] < entry["clean_accuracy"]["value"]
+
+
+def test_a_model_that_is_not_defined_on_some_images_is_audited_on_the_others(outsiders: str, tmp_path: Path) -> None:
+    (entry,) = document(audited([f"{outsiders}:Holes"], tmp_path / "out", FOREIGN, data=DIGITS))
+    assert "not finite on some images" in entry["checks"][0]["cause"]
+    assert 0 < entry["clean_accuracy"]["value"] < 0.9
+    assert entry["verdict"] != "none found within this budget"
 
 
 def test_what_cannot_be_is_refused_before_anything_is_attacked(
