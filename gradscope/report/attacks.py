@@ -62,8 +62,11 @@ def _draw_ball(name: str, ball: str, rows: pd.DataFrame, table: Mapping[str, Loo
     on_all = set(alone[alone["subset"] == "all"]["attack"])
     alone = alone[(alone["subset"] == "all") | ~alone["attack"].isin(on_all)]
     later = [attack for attack in order if attack not in on_all]
+    cascade = len(later) == len(order) - 1
+    if not cascade:  # shares of what few others left would be read as shares of all
+        alone = alone[alone["attack"].isin(on_all)]
     so_far = rows[rows["metric"] == "robust-accuracy"]
-    share = "of all images" if not later else "of those it attacked"
+    share = "of those it attacked" if cascade else "of all images"
     handles = _handles(shown, [f"right under this attack, {share}", "right under this and all above, of all images"])
     columns = 2 if len(shown) > 2 and max(len(look.label) for look in shown.values()) <= _SHORT else 1
     height = _AROUND + len(order) * (_ROW + _LANE * len(shown)) + _LEGEND_ROW * -(-len(handles) // columns)
@@ -82,13 +85,11 @@ def _draw_ball(name: str, ball: str, rows: pd.DataFrame, table: Mapping[str, Loo
     axes.set_xlabel(f"share of images ({ball})")
     style.place_legend(figure, handles, columns, handle_length=1.8)
     images = int(rows[rows["subset"] == "all"]["n"].max())
-    denominator = f"all n = {images} images"
-    if later:
-        mixed = f" ({', '.join(later)}), else of {denominator}" if len(later) < len(order) - 1 else ""
-        denominator = f"those it was run on, which stood until then{mixed}"
+    denominator = "those it was run on, which stood until then" if cascade else f"all n = {images} images"
+    left = f"; {', '.join(later)}: run on what the others left alone, no mark" if later and not cascade else ""
     parts = [
         f"Accuracy under each attack in the order they were run, {ball}",
-        f"filled: right under this attack, of {denominator}",
+        f"filled: right under this attack, of {denominator}{left}",
         f"open: right when clean, under this attack and all above it, of all n = {images} images, an upper bound of "
         "the robust accuracy",
         "lines: Wilson score interval over images, 95 %",

@@ -94,6 +94,17 @@ def test_without_a_cascade_every_mark_is_of_all_images():
     assert "right under this attack, of all n = 200 images" in drawing.caption
 
 
+def test_attacks_on_what_others_left_have_no_mark_among_shares_of_all():
+    rows = attack_rows(MODES[:1], cascade=False)
+    last = str(rows["attack"].iloc[-1])
+    rows = rows[~((rows["attack"] == last) & (rows["metric"] == "accuracy") & (rows["subset"] == "all"))]
+    (drawing,) = drawn(draw_attacks, rows).values()
+    filled, opened = (found for _, found in marks(drawing))
+    assert len(opened) == rows[rows["metric"] == "robust-accuracy"]["attack"].nunique()
+    assert len(filled) == len(opened)  # the clean images, and every attack but the last
+    assert f"{last}: run on what the others left alone, no mark" in drawing.caption
+
+
 def test_checkpoints_of_one_mode_have_one_colour_and_marks_of_their_own():
     (drawing,) = drawn(draw_attacks, attack_rows()).values()
     legend = drawing.figure.legends[0]
