@@ -44,7 +44,8 @@ def test_version_and_help(done: Done) -> None:
         ("landscape", ["CKPT", "input|weights", "--towards", "--epochs", "re-estimated", "shared", "--resume"]),
         ("attack", ["CKPT", "--queries", "--epsilons", "--surrogate", "--no-cascade", "--save-images", "--resume"]),
         ("transfer", ["CKPT", "pgd-paper", "8/255", "--samples", "--resume", "reports/FIRST-CKPT-transfer"]),
-        ("figures", ["DIR", "CSV"]),
+        ("audit", ["CKPT", "quick", "--surrogate", "--fail-on-masking", "--resume", "reports/FIRST-CKPT-audit"]),
+        ("figures", ["DIR", "files"]),
         ("list", ["datasets", "architectures", "metrics", "attacks", "objectives", "modes"]),
     ],
 )
