@@ -165,7 +165,8 @@ def _caption(audits: Sequence[AuditOf]) -> str:
             f"Checks (rows) of each checkpoint (columns), {balls(audits)}, budget "
             f"{' and '.join(dict.fromkeys(one.budget for one in audits))}, {images(audits)}, and the verdict above",
             "in each cell the value and, smaller, the threshold, > above or < below which the check fires; values "
-            "are shares of images or differences of two (column n of audit.csv: of how many), D1 counts what is wrong with the set-up, G1 is a cosine",
+            "are shares of images or differences of two (column n of audit.csv: of how many), D1 counts what is wrong "
+            "with the set-up, G1 is a cosine",
             f"{ACCUSES.symbol} fired on an outcome, an attack that ought to be weaker or differs in numerics only did "
             "better: alone enough for the verdict",
             f"{FIRED.symbol} fired on what can blind an attack or on too little work, which does not accuse by itself",
