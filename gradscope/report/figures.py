@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -44,44 +44,79 @@ _WORDS = {
 _UNSAID = {"restarts": 1, "norm_floor": 0, "smoothing": 1}
 
 
+class Composed(NamedTuple):
+    """The figures of a directory of results, and what its interactive page is made of.
+
+    ``landscape``: rows of LANDSCAPE that span a plane, None where there are none; ``settings``: what the manifest says
+    of them.
+    """
+
+    drawings: tuple[Drawing, ...]
+    captions: dict[str, str]
+    landscape: pd.DataFrame | None
+    settings: dict[str, Any]
+
+
+def holds_results(directory: Path) -> bool:
+    """Whether there are files in ``directory`` from which figures are drawn."""
+    tables = (STEPS, SAMPLES, LANDSCAPE, ATTACKS, TRANSFER)
+    return any((directory / table.file).exists() for table in tables) or _is_audited(directory)
+
+
+def _is_audited(directory: Path) -> bool:
+    return all((directory / file).exists() for file in (AUDIT.file, AUDIT_JSON))
+
+
 def draw(directory: Path) -> list[Path]:
     """Draw what the files in ``directory`` hold into ``directory/figures``; the paths of the figures.
 
     ``figures/captions.json`` says of each, in a sentence, what it shows; ``figures/landscape-3d.html`` says it itself.
     Raises :class:`GradscopeError` where there is nothing to draw from or a file is damaged.
     """
-    tables = (STEPS, SAMPLES, LANDSCAPE, ATTACKS, TRANSFER)
-    steps, samples, landscape, attacked, transferred = (directory / table.file for table in tables)
-    audited = all((directory / file).exists() for file in (AUDIT.file, AUDIT_JSON))
-    if not (audited or any(path.exists() for path in (steps, samples, landscape, attacked, transferred))):
+    if not holds_results(directory):
         raise GradscopeError(
             f"DIR: a directory with {STEPS.file} or {SAMPLES.file} (`gradscope analyze` makes them), {LANDSCAPE.file} "
             f"(`gradscope landscape`), {ATTACKS.file} (`gradscope attack`), {TRANSFER.file} (`gradscope transfer`) or "
             f"{AUDIT.file} and {AUDIT_JSON} (`gradscope audit`) is allowed, got {directory}"
         )
-    attacks, settings = _settings(directory / "manifest.json")
-    figures, paths = directory / "figures", []
     with style.paper():
-        drawings: list[Drawing] = []
-        if steps.exists():
-            drawings += draw_steps(read_table(steps, STEPS))
-        if samples.exists():
-            drawings += draw_samples(read_samples(samples))
-        if landscape.exists():
-            rows, path = read_table(landscape, LANDSCAPE), directory / PATH.file
-            require_whole(rows)
-            drawings += draw_landscapes(rows, read_table(path, PATH) if path.exists() else pd.DataFrame(), settings)
-        if audited:
-            drawings += _draw_audit(directory)
-        if attacked.exists():
-            drawings += draw_attacks(read_table(attacked, ATTACKS))
-        if transferred.exists():
-            drawings += draw_transfer(read_table(transferred, TRANSFER))
-        paths += [path for drawing in drawings for path in style.save(drawing.figure, figures, drawing.name)]
-    if landscape.exists() and is_plane(rows):
+        return save(compose(directory), directory)
+
+
+def compose(directory: Path) -> Composed:
+    """The figures of ``directory``, not yet saved. Call it inside :func:`gradscope.report.style.paper`."""
+    attacks, settings = _settings(directory / "manifest.json")
+    steps, samples, landscape, path, attacked, transferred = (
+        directory / table.file for table in (STEPS, SAMPLES, LANDSCAPE, PATH, ATTACKS, TRANSFER)
+    )
+    drawings: list[Drawing] = []
+    rows = None
+    if steps.exists():
+        drawings += draw_steps(read_table(steps, STEPS))
+    if samples.exists():
+        drawings += draw_samples(read_samples(samples))
+    if landscape.exists():
+        rows = read_table(landscape, LANDSCAPE)
+        require_whole(rows)
+        drawings += draw_landscapes(rows, read_table(path, PATH) if path.exists() else pd.DataFrame(), settings)
+    if _is_audited(directory):
+        drawings += _draw_audit(directory)
+    if attacked.exists():
+        drawings += draw_attacks(read_table(attacked, ATTACKS))
+    if transferred.exists():
+        drawings += draw_transfer(read_table(transferred, TRANSFER))
+    captions = {drawing.name: _caption(drawing, attacks) for drawing in drawings}
+    return Composed(tuple(drawings), captions, rows if rows is not None and is_plane(rows) else None, settings)
+
+
+def save(composed: Composed, directory: Path) -> list[Path]:
+    """Write the figures and their captions into ``directory/figures``; the paths of the figures."""
+    figures = directory / "figures"
+    paths = [path for drawing in composed.drawings for path in style.save(drawing.figure, figures, drawing.name)]
+    if composed.landscape is not None:
         paths.append(figures / "landscape-3d.html")
-        write_surfaces(rows, settings, paths[-1])
-    write_json(figures / "captions.json", {drawing.name: _caption(drawing, attacks) for drawing in drawings})
+        write_surfaces(composed.landscape, composed.settings, paths[-1])
+    write_json(figures / "captions.json", composed.captions)
     return paths
 
 

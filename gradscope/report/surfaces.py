@@ -2,14 +2,13 @@
 
 import base64
 import html
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from gradscope.report.planes import (
     scale_of,
     weights_words,
 )
+from gradscope.report.rendering import render, script_json, source
 from gradscope.report.style import Series
 from gradscope.results.landscape import bands
 from gradscope.results.tables import atomic
@@ -51,13 +51,31 @@ class View(NamedTuple):
 
 
 def write_surfaces(landscape: pd.DataFrame, settings: Mapping[str, Any], path: Path) -> None:
-    """Write rows of the table LANDSCAPE, which span a plane, as an interactive page.
+    """Write rows of the table LANDSCAPE, which span a plane, as an interactive page; see :func:`surfaces`."""
+    from plotly.offline import get_plotlyjs
+
+    page = render(
+        "surfaces.html",
+        title=title(landscape),
+        plotly=Markup(get_plotlyjs()),
+        payload=script_json(surfaces(landscape, settings)),
+        script=source("surfaces.js"),
+    )
+    with atomic(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def title(landscape: pd.DataFrame) -> str:
+    """What the surfaces of these rows are of."""
+    return f"Loss landscape around {'images' if (landscape['space'] == 'input').any() else 'weights'}"
+
+
+def surfaces(landscape: pd.DataFrame, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``templates/surfaces.js`` draws of rows of the table LANDSCAPE, which span a plane.
 
     In input space it shows the median over the images or one of the first images, in weight space one quantity;
     where there are both, input space. ``settings`` is the manifest's mapping landscape.
     """
-    from plotly.offline import get_plotlyjs
-
     images = landscape[landscape["space"] == "input"]
     rows = images if len(images) else landscape[landscape["space"] == "weights"]
     table = style.looks(rows)
@@ -66,21 +84,13 @@ def write_surfaces(landscape: pd.DataFrame, settings: Mapping[str, Any], path: P
     values = sum(one.grid.size for view in views for one in view.planes.values())
     kept = min(1.0, (MOST_VALUES / max(1, values)) ** 0.5)
     left_out = f"; the first {len(shown)} of {len(table)} checkpoints are shown" if len(shown) < len(table) else ""
-    payload = {
+    return {
         "trace": _trace(),
         "layout": _layout([_scene_text(words) for words in axis_words(settings, "\n")]),
         "config": {"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage", "resetCameraLastSave3d"]]},
         "scenes": [look.label for look in shown.values()],
         "views": [_packed(view, list(shown), settings, kept, left_out) for view in views],
     }
-    page = Template(_PAGE).substitute(
-        title=f"Loss landscape around {'images' if len(images) else 'weights'}",
-        plotly=get_plotlyjs(),
-        payload=json.dumps(payload, allow_nan=False).replace("<", "\\u003c"),
-        script=_SCRIPT,
-    )
-    with atomic(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
 
 
 def _input_views(images: pd.DataFrame, shown: Sequence[Series], settings: Mapping[str, Any]) -> list[View]:
@@ -201,130 +211,3 @@ def _scene_text(text: str) -> str:
     """``text`` for the axes of a scene, which know tags but nothing that stands for ``<``: another angle does."""
     lines = (style.shorten(line) for line in text.replace("<", "\u2039").replace(">", "\u203a").split("\n"))
     return "<br>".join(lines)
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; \
-style-src 'unsafe-inline'; img-src data: blob:; font-src data:">
-<title>$title</title>
-<style>
-body { margin: 0 auto; max-width: 110rem; padding: 1rem; color: #222; background: #fff;
-  font: 15px/1.5 "DejaVu Sans", Verdana, sans-serif; }
-h1 { font-size: 1.3rem; margin: 0 0 .6rem; }
-select { font: inherit; padding: .2rem .4rem; }
-#scenes { display: grid; gap: .5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
-figure { margin: 0; min-width: 0; }
-figcaption { font-weight: bold; text-align: center; overflow-wrap: anywhere; margin-top: .6rem; }
-.plot { box-sizing: border-box; height: 27rem; }
-.none { text-align: center; padding-top: 10rem; }
-#sentence { max-width: 75ch; }
-</style>
-</head>
-<body>
-<h1>$title</h1>
-<p><label for="view">Show </label><select id="view"></select></p>
-<noscript><p>This page draws with JavaScript, which is switched off.</p></noscript>
-<main id="scenes"></main>
-<p id="sentence" aria-live="polite"></p>
-<p>Drag to turn all surfaces together, scroll to come closer.</p>
-<script>$plotly</script>
-<script type="application/json" id="landscape">$payload</script>
-<script>$script</script>
-</body>
-</html>
-"""
-
-_SCRIPT = """
-"use strict";
-const landscape = JSON.parse(document.getElementById("landscape").textContent);
-const select = document.getElementById("view");
-let camera = landscape.layout.scene.camera;
-const plots = landscape.scenes.map((name) => {
-  const figure = document.createElement("figure");
-  const caption = document.createElement("figcaption");
-  const plot = document.createElement("div");
-  caption.textContent = name;
-  plot.className = "plot";
-  figure.append(caption, plot);
-  document.getElementById("scenes").append(figure);
-  return plot;
-});
-
-function values(plane) {
-  const bytes = Uint8Array.from(atob(plane.values), (letter) => letter.charCodeAt(0));
-  const numbers = new DataView(bytes.buffer);
-  const width = plane.a.length;
-  return plane.b.map((_, row) => plane.a.map((_, column) => numbers.getFloat32(4 * (row * width + column), true)));
-}
-
-function height(value, threshold) {
-  if (Number.isNaN(value)) return null;
-  if (threshold === null) return value;
-  const size = Math.abs(value) / threshold;
-  return Math.sign(value) * (size <= 1 ? size : 1 + Math.log10(size));
-}
-
-function draw(plot, plane, view) {
-  if (plane === null) {
-    Plotly.purge(plot);
-    plot.textContent = "not measured here";
-    plot.classList.add("none");
-    return;
-  }
-  if (plot.classList.contains("none")) plot.textContent = "";
-  plot.classList.remove("none");
-  const grid = values(plane);
-  const ends = view.ends.map((value) => height(value, view.threshold));
-  const marks = {
-    tickmode: "array",
-    tickvals: view.ticks.map((value) => height(value, view.threshold)),
-    ticktext: view.ticks.map((value) => String(Number(value.toPrecision(6)))),
-  };
-  const trace = {
-    ...landscape.trace,
-    x: plane.a,
-    y: plane.b,
-    z: grid.map((row) => row.map((value) => height(value, view.threshold))),
-    text: grid.map((row) => row.map((value) => value.toPrecision(4))),
-    cmin: ends[0],
-    cmax: ends[1],
-    hovertemplate: "a %{x:.3g}<br>b %{y:.3g}<br>" + view.words + " %{text}<extra></extra>",
-    colorbar: { ...landscape.trace.colorbar, ...marks, title: { ...landscape.trace.colorbar.title, text: view.words } },
-  };
-  const scene = landscape.layout.scene;
-  const range = [ends[0] - 0.04 * (ends[1] - ends[0]), ends[1]];
-  const zaxis = { ...scene.zaxis, ...marks, range, title: { ...scene.zaxis.title, text: view.title } };
-  const layout = { ...landscape.layout, scene: { ...structuredClone(scene), zaxis, camera: structuredClone(camera) } };
-  return Plotly.react(plot, [trace], layout, landscape.config);
-}
-
-let turning = false;
-function turnTogether(plot) {
-  plot.on("plotly_relayout", async () => {
-    if (turning) return;
-    turning = true;
-    camera = structuredClone(plot.layout.scene.camera);
-    const others = plots.filter((other) => other !== plot && other.layout);
-    await Promise.all(others.map((other) => Plotly.relayout(other, { "scene.camera": structuredClone(camera) })));
-    turning = false;
-  });
-}
-
-async function show() {
-  const view = landscape.views[select.selectedIndex];
-  document.getElementById("sentence").textContent = view.sentence;
-  for (const [index, plot] of plots.entries()) {
-    const isNew = !plot.layout;
-    await draw(plot, view.planes[index], view);
-    if (isNew && plot.layout) turnTogether(plot);
-  }
-}
-
-for (const view of landscape.views) select.add(new Option(view.name));
-select.addEventListener("change", show);
-show();
-"""
