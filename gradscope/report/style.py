@@ -168,7 +168,7 @@ def shorten(name: str) -> str:
 def text_width(text: str, size: float, weight: str = "normal") -> float:
     """Inches that ``text``, its widest line, takes in the figures' font at ``size`` points."""
     font = FontProperties(family=_OVERRIDES["font.family"], size=size, weight=weight)
-    with _any_letters():
+    with drawing_any_letters():
         widths = [text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] for line in text.split("\n")]
     return max(widths) / 72
 
@@ -303,7 +303,7 @@ def save(figure: Figure, directory: Path, name: str) -> list[Path]:
     """Write ``name.pdf`` and ``name.png`` (200 dpi); the same figure gives the same bytes, at any time of day."""
     metadata: Mapping[str, Mapping[str, str | None]] = {"pdf": {"CreationDate": None}, "png": {}}
     written = []
-    with paper(), _any_letters():
+    with paper(), drawing_any_letters():
         for kind, entries in metadata.items():
             path = directory / f"{name}.{kind}"
             with atomic(path) as temporary:
@@ -313,7 +313,7 @@ def save(figure: Figure, directory: Path, name: str) -> list[Path]:
 
 
 @contextmanager
-def _any_letters() -> Iterator[None]:
+def drawing_any_letters() -> Iterator[None]:
     """A user's names may be in letters that the font lacks: they are drawn as boxes, and that is seen."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")

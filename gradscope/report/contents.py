@@ -1,0 +1,160 @@
+"""What a report is made from: the files of a directory of results, or of a study's sub-directories, checked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gradscope.errors import GradscopeError
+from gradscope.report import figures, style
+from gradscope.report.figures import Composed
+from gradscope.results.audits import AuditOf, Audits, read_document
+from gradscope.results.manifests import MANIFEST, Manifest, read_manifest, read_object
+from gradscope.results.rows import ATTACKS, AUDIT, AUDIT_JSON, CLAIMS, SAMPLES, SUMMARY, TRANSFER, Table
+from gradscope.results.tables import read_table
+
+#: Sub-directories of a study in the order in which they are shown; others follow by name.
+_ORDER = ("analysis", "landscape", "attack", "transfer", "audit")
+_NUMBERS = (SUMMARY, ATTACKS, TRANSFER, AUDIT)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The results of one command. ``name``: its sub-directory, empty for the directory itself."""
+
+    name: str
+    directory: Path
+    composed: Composed
+    tables: Mapping[str, pd.DataFrame]
+    audits: tuple[AuditOf, ...]
+    manifest: Manifest
+    raw_manifest: Mapping[str, Any]
+
+    def table(self, table: Table) -> pd.DataFrame:
+        """The rows of one of its tables; none where the file is not there."""
+        return self.tables.get(table.file, pd.DataFrame(columns=table.names))
+
+    @property
+    def title(self) -> str:
+        """What it is called on the page."""
+        return self.name or self.manifest.kind or "results"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything that is in a directory. ``remarks``: what is missing or incomplete, a sentence each."""
+
+    directory: Path
+    parts: tuple[Part, ...]
+    claims: pd.DataFrame | None
+    study: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The directory's own name."""
+        return self.directory.resolve().name or str(self.directory.resolve())
+
+    @property
+    def audits(self) -> list[tuple[Part, AuditOf]]:
+        """Every audit with the part it is of."""
+        return [(part, one) for part in self.parts for one in part.audits]
+
+
+def read_contents(directory: Path) -> Contents:
+    """Read what lies in ``directory``; missing figures are drawn.
+
+    Raises :class:`GradscopeError` where there are no results in it or in a sub-directory, or where a file is damaged.
+    """
+    if not directory.is_dir():
+        raise GradscopeError(f"DIR: a directory with results is allowed, got {directory}, which is none")
+    below = _below(directory)
+    parts = [_read_part("", directory)] if _holds_numbers(directory) else []
+    parts += [_read_part(folder.name, folder) for folder in below if _holds_numbers(folder)]
+    claims = directory / CLAIMS.file
+    if not parts and not claims.exists():
+        raise GradscopeError(
+            f"DIR: a directory of results, or one whose sub-directories are, is allowed, got {directory}, which holds "
+            "no steps.csv, samples.csv, summary.csv, landscape.csv, attacks.csv, transfer.csv, audit.csv with "
+            f"{AUDIT_JSON}, or claims.csv"
+        )
+    manifest = directory / MANIFEST
+    study = read_object(manifest) if manifest.exists() and not (parts and not parts[0].name) else {}
+    unfinished = [folder.name for folder in below if (folder / MANIFEST).exists() and not _holds_numbers(folder)]
+    remarks = [
+        *([f"The study is incomplete: its {MANIFEST} says so."] if study.get("complete") is False else []),
+        *(f"{name} holds a {MANIFEST} but no results yet." for name in unfinished),
+        *(remark for part in parts for remark in _remarks(part)),
+    ]
+    return Contents(directory, tuple(parts), _read_claims(claims), study, tuple(remarks))
+
+
+def _below(directory: Path) -> list[Path]:
+    """The sub-directories in the order in which they are shown."""
+    try:
+        folders = sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise GradscopeError(f"DIR: {directory} cannot be read: {error.strerror}") from None
+    ranks = {name: rank for rank, name in enumerate(_ORDER)}
+    return sorted(folders, key=lambda folder: ranks.get(folder.name.partition("-")[0], len(_ORDER)))
+
+
+def _holds_numbers(directory: Path) -> bool:
+    return figures.holds_results(directory) or (directory / SUMMARY.file).exists()
+
+
+def _read_claims(path: Path) -> pd.DataFrame | None:
+    return read_table(path, CLAIMS) if path.exists() else None
+
+
+def _read_part(name: str, directory: Path) -> Part:
+    path = directory / MANIFEST
+    manifest, raw = read_manifest(path) if path.exists() else (Manifest(), {})
+    present = {table.file: directory / table.file for table in _NUMBERS}
+    found = {table.file: read_table(present[table.file], table) for table in _NUMBERS if present[table.file].exists()}
+    document = directory / AUDIT_JSON
+    audits = Audits.parse(read_document(document)).audits if document.exists() else ()
+    with style.paper():
+        composed = figures.compose(directory)
+        if composed.drawings and not _are_drawn(composed, directory):
+            figures.save(composed, directory)
+    return Part(name, directory, _with_saved_captions(composed, directory), found, audits, manifest, raw)
+
+
+def _are_drawn(composed: Composed, directory: Path) -> bool:
+    names = [f"{drawing.name}.{kind}" for drawing in composed.drawings for kind in ("pdf", "png")]
+    return all((directory / "figures" / name).exists() for name in ("captions.json", *names))
+
+
+def _with_saved_captions(composed: Composed, directory: Path) -> Composed:
+    """The captions of ``figures/captions.json``, for what it has."""
+    path = directory / "figures" / "captions.json"
+    saved = read_object(path) if path.exists() else {}
+    captions = {name: str(saved.get(name, caption)) for name, caption in composed.captions.items()}
+    return composed._replace(captions=captions)
+
+
+def _remarks(part: Part) -> list[str]:
+    """What is missing or incomplete in a part."""
+    where = part.name or "This directory"
+    remarks = []
+    if not part.raw_manifest:
+        remarks.append(f"{where} has no {MANIFEST}: how it was made is not known.")
+    if part.manifest.complete is False:
+        remarks.append(f"{where} is incomplete: the run was interrupted, or is not over. What it has so far is shown.")
+    measured = _measured(part)
+    remarks += [
+        f"{where} has no results of {entry.label}, which its {MANIFEST} names."
+        for entry in part.manifest.checkpoints
+        if measured and entry.label not in measured
+    ]
+    if not part.composed.drawings and not (part.directory / SAMPLES.file).exists():
+        remarks.append(f"{where} holds nothing that a figure is drawn from.")
+    return remarks
+
+
+def _measured(part: Part) -> set[str]:
+    """The checkpoints that any of its tables names."""
+    return {str(name) for rows in part.tables.values() for name in rows["checkpoint"].unique()}

@@ -1,0 +1,154 @@
+"""How the results of a report were made: runs, data, checkpoints, versions, from their manifests."""
+
+import json
+from collections.abc import Iterator, Mapping
+
+from gradscope.report.contents import Contents, Part
+from gradscope.report.figures import describe_attack
+from gradscope.report.grids import Cell, Grid, Heading, count, number, words
+from gradscope.report.sections import Block
+from gradscope.results.rows import ATTACKS
+
+
+def making(contents: Contents) -> Block:
+    """What the manifests say, as tables."""
+    parts = [part for part in contents.parts if part.raw_manifest]
+    if not parts:
+        return Block(words=[])
+    return Block(grids=[_runs(parts), _data(parts), _checkpoints(parts), _versions(parts)])
+
+
+def manifests(contents: Contents) -> list[tuple[str, str]]:
+    """Every manifest as it is, indented, with whose it is."""
+    found = [(part.title, part.raw_manifest) for part in contents.parts if part.raw_manifest]
+    if contents.study:
+        found.insert(0, ("study", contents.study))
+    return [(name, json.dumps(content, indent=2, ensure_ascii=False)) for name, content in found]
+
+
+def _runs(parts: list[Part]) -> Grid:
+    headings = (
+        Heading("Run"),
+        Heading("Command", "long"),
+        Heading("Attacks", "long"),
+        Heading("Seed", "number"),
+        Heading("State"),
+        Heading("Seconds", "number"),
+        Heading("Passes", "number", "forward, backward"),
+        Heading("When"),
+        Heading("Machine", "long"),
+    )
+    rows = []
+    for part in parts:
+        made, provenance = part.manifest, part.manifest.provenance
+        seconds = [entry.total_seconds for entry in made.checkpoints if entry.total_seconds is not None]
+        machine = [provenance.device, provenance.processor, provenance.platform] if provenance else []
+        rows.append(
+            (
+                words(part.title),
+                words(" ".join(provenance.command) if provenance else ""),
+                words("; ".join(_attacks(made.attacks))),
+                count(made.seed),
+                Cell({True: "complete", False: "incomplete", None: "not said"}[made.complete]),
+                number(sum(seconds) if seconds else None),
+                _passes(part),
+                words((provenance.time or "").replace("T", " ").removesuffix("+00:00") if provenance else ""),
+                words(", ".join(dict.fromkeys(piece for piece in machine if piece))),
+            )
+        )
+    caption = (
+        "The runs, what they cost, and the machine; seconds are those of all models together, passes are those of the "
+        "attacks that count them, over all images; times are UTC"
+    )
+    return Grid("runs", caption, headings, tuple(rows))
+
+
+def _attacks(attacks: Mapping[str, object]) -> Iterator[str]:
+    for name, settings in attacks.items():
+        described = describe_attack(settings)
+        meaning = str(settings.get("meaning", "")) if isinstance(settings, Mapping) else ""
+        yield f"{name}: {described or meaning}" if described or meaning else name
+
+
+def _passes(part: Part) -> Cell:
+    rows = part.table(ATTACKS)
+    totals = []
+    for metric in ("forward", "backward"):
+        mine = rows[rows["metric"] == metric]
+        totals.append(int((mine["value"].fillna(0) * mine["n"]).sum()) if len(mine) else 0)
+    if not any(totals):
+        return words("")
+    return Cell(f"{totals[0]:,}, {totals[1]:,}", key=float(totals[0]))
+
+
+def _data(parts: list[Part]) -> Grid:
+    headings = (
+        Heading("Run"),
+        Heading("Data"),
+        Heading("Split"),
+        Heading("Images", "number"),
+        Heading("Of", "number"),
+        Heading("Fingerprint"),
+    )
+    rows = {
+        (part.title, entry.data): None
+        for part in parts
+        for entry in part.manifest.checkpoints
+        if entry.data is not None
+    }
+    cells = tuple(
+        (words(run), words(one.name), words(one.split), count(one.images), count(one.of), words(one.fingerprint))
+        for run, one in rows
+    )
+    return Grid("data", "The images that were examined; the fingerprint is of their content", headings, cells)
+
+
+def _checkpoints(parts: list[Part]) -> Grid:
+    headings = (
+        Heading("Model"),
+        Heading("File"),
+        Heading("SHA-256", "long"),
+        Heading("Trained by", "long"),
+        Heading("On"),
+        Heading("Runs"),
+    )
+    runs: dict[tuple[str, str, str], list[str]] = {}
+    trained = {}
+    for part in parts:
+        for entry in part.manifest.checkpoints:
+            key = (entry.label, entry.source or "", entry.sha256 or "")
+            runs.setdefault(key, []).append(part.title)
+            trained[key] = entry.trained or trained.get(key)
+    rows = []
+    for key, names in runs.items():
+        made = trained[key]
+        rows.append(
+            (
+                *(words(value) for value in key),
+                words(" ".join(made.command) if made else ""),
+                words(", ".join(piece for piece in (made.device, made.time) if piece) if made else ""),
+                words(", ".join(names)),
+            )
+        )
+    caption = "The checkpoints: which file, the digest of its bytes, and the command that trained it"
+    return Grid("checkpoints", caption, headings, tuple(rows))
+
+
+def _versions(parts: list[Part]) -> Grid:
+    versions: dict[str, dict[str, str]] = {}
+    for part in parts:
+        provenance = part.manifest.provenance
+        if provenance is None:
+            continue
+        own = {"gradscope": provenance.gradscope, "commit": provenance.commit, "Python": provenance.python}
+        for name, version in {**own, **provenance.packages}.items():
+            if version:
+                versions.setdefault(name, {})[part.title] = version
+    runs = [part.title for part in parts if part.manifest.provenance]
+    alike = all(len(set(found.values())) == 1 for found in versions.values())
+    columns = ["all runs"] if alike and len(runs) > 1 else runs
+    rows = tuple(
+        (words(name), *(words(next(iter(found.values())) if alike else found.get(run)) for run in columns))
+        for name, found in versions.items()
+    )
+    return Grid("versions", "Versions", (Heading("Package"), *(Heading(run) for run in columns)), rows)

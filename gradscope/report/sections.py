@@ -1,0 +1,166 @@
+"""What stands on the page, in order: sections of words, tables, pictures and landscapes."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from gradscope.report import style
+from gradscope.report.contents import Contents, Part
+from gradscope.report.grids import Grid, attacks_grid, checks_grid, claims_grid, numbers_grid, transfer_grid
+from gradscope.report.models import models, models_grid
+from gradscope.report.pictures import Picture, picture
+from gradscope.report.surfaces import surfaces, title
+from gradscope.results.rows import ATTACKS, LANDSCAPE_METRICS, SUMMARY, TRANSFER
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A landscape to turn: what it is of, and what ``templates/surfaces.js`` draws."""
+
+    title: str
+    payload: dict[str, Any]
+
+
+@dataclass
+class Block:
+    """What one part has to say in a section. ``folded``: a table that is opened on demand."""
+
+    title: str = ""
+    words: list[str] = field(default_factory=list)
+    grids: list[Grid] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    surface: Surface | None = None
+    folded: list[Grid] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing in it."""
+        return not (self.words or self.grids or self.pictures or self.surface or self.folded)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A chapter of the page."""
+
+    name: str
+    title: str
+    blocks: list[Block]
+
+
+def sections(contents: Contents) -> list[Section]:
+    """The sections for which there are data: claims, models, trajectories to audit."""
+    found = []
+    if contents.claims is not None:
+        found.append(Section("claims", "Claims", [Block(grids=[claims_grid(contents.claims)])]))
+    if known := models(contents):
+        found.append(Section("models", "Models", [Block(grids=[models_grid(known)])]))
+    pictures = {part.name: _pictures(part) for part in contents.parts}
+    for name, heading, make in _CHAPTERS:
+        blocks = [(part, make(part, pictures[part.name])) for part in contents.parts]
+        filled = [(part, block) for part, block in blocks if not block.is_empty]
+        if len(filled) > 1:
+            for part, block in filled:
+                block.title = part.title
+        if filled:
+            found.append(Section(name, heading, [block for _, block in filled]))
+    return found
+
+
+def _pictures(part: Part) -> list[Picture]:
+    figures = part.directory / "figures"
+    with style.paper():
+        return [
+            picture(
+                drawing,
+                part.composed.captions[drawing.name],
+                figures / f"{drawing.name}.png",
+                address(part, f"figures/{drawing.name}.pdf"),
+            )
+            for drawing in part.composed.drawings
+        ]
+
+
+def address(part: Part, file: str) -> str:
+    """A file of the part as a link from the page beside it."""
+    return "./" + quote("/".join(piece for piece in (part.name, file) if piece))
+
+
+def _chosen(pictures: Iterable[Picture], *prefixes: str) -> list[Picture]:
+    return [one for prefix in prefixes for one in pictures if one.name.startswith(prefix)]
+
+
+def _trajectories(part: Part, pictures: Sequence[Picture]) -> Block:
+    order = ("steps-accuracy", "steps-loss", "steps-cosine", "steps-norm", "steps-margin", "steps-", "distribution-")
+    chosen = [one for one in dict.fromkeys(_chosen(pictures, *order)) if "entropy" not in one.name]
+    summary = part.table(SUMMARY)
+    rows = summary[~summary["metric"].isin([*LANDSCAPE_METRICS, "entropy"])] if _is_trajectory(part) else summary[:0]
+    caption = (
+        "Every number along the attack, with its 95 % interval; of the images that are right or wrong at that point"
+    )
+    return Block(pictures=chosen, folded=[numbers_grid(rows, "numbers", caption)] if len(rows) else [])
+
+
+def _is_trajectory(part: Part) -> bool:
+    return bool((part.table(SUMMARY)["subset"].astype(str) == "worst/all").any()) or part.manifest.kind == "analysis"
+
+
+def _entropy(part: Part, pictures: Sequence[Picture]) -> Block:
+    summary = part.table(SUMMARY)
+    rows = summary[summary["metric"] == "entropy"]
+    caption = (
+        "Entropy of the softmax in bits, mean over the images that are right or wrong at that point, 95 % interval"
+    )
+    grids = [numbers_grid(rows, "entropy", caption)] if len(rows) else []
+    return Block(pictures=_chosen(pictures, "steps-entropy", "distribution-entropy"), folded=grids)
+
+
+def _landscapes(part: Part, pictures: Sequence[Picture]) -> Block:
+    landscape, summary = part.composed.landscape, part.table(SUMMARY)
+    rows = summary if part.manifest.kind == "landscape" else summary[summary["metric"].isin(LANDSCAPE_METRICS)]
+    grids = [numbers_grid(rows, "landscape", "Every number of the landscape, with its 95 % interval")]
+    return Block(
+        pictures=_chosen(pictures, "landscape-median", "landscape-slices", "landscape-image", "weights-"),
+        surface=None if landscape is None else Surface(title(landscape), surfaces(landscape, part.composed.settings)),
+        folded=grids if len(rows) else [],
+    )
+
+
+def _attacks(part: Part, pictures: Sequence[Picture]) -> Block:
+    rows = part.table(ATTACKS)
+    return Block(
+        words=list(_left_out(part)) if not part.audits else [],
+        grids=[attacks_grid(rows)] if len(rows) and not part.audits else [],
+        pictures=_chosen(pictures, "attacks-"),
+        folded=[attacks_grid(rows)] if len(rows) and part.audits else [],
+    )
+
+
+def _left_out(part: Part) -> Iterator[str]:
+    """Which attacks were not run, and why."""
+    for entry in part.manifest.checkpoints:
+        for why in dict.fromkeys(entry.skipped.values()):
+            names = ", ".join(name for name, its in entry.skipped.items() if its == why)
+            yield f"{entry.label}: not run: {names} ({why})."
+
+
+def _transfer(part: Part, pictures: Sequence[Picture]) -> Block:
+    rows = part.table(TRANSFER)
+    return Block(grids=[transfer_grid(rows)] if len(rows) else [], pictures=_chosen(pictures, "transfer-"))
+
+
+def _audit(part: Part, pictures: Sequence[Picture]) -> Block:
+    chosen = _chosen(pictures, "audit-robustness", "audit-checks", "audit-evidence")
+    if not part.audits:
+        return Block(pictures=chosen)
+    return Block(words=list(_left_out(part)), pictures=chosen, grids=[checks_grid(part.audits)])
+
+
+_CHAPTERS: tuple[tuple[str, str, Callable[[Part, Sequence[Picture]], Block]], ...] = (
+    ("trajectories", "Along the attack", _trajectories),
+    ("entropy", "Predictive entropy", _entropy),
+    ("landscapes", "Loss landscapes", _landscapes),
+    ("attacks", "Attacks", _attacks),
+    ("transfer", "Transfer", _transfer),
+    ("audit", "Audit", _audit),
+)
