@@ -76,7 +76,7 @@ def _verdict(one: AuditOf) -> Verdict:
         share(bound.upper_bound, bound.ci_low, bound.ci_high, f"n = {bound.n:,}"),
         share(clean.value, clean.ci_low, clean.ci_high),
         f"{one.ball}, budget {one.budget}",
-        one.reason[:1].upper() + one.reason[1:],
+        f"{one.reason[:1].upper()}{one.reason[1:]}".removesuffix("."),
         f"{NO_PROOF[:1].upper()}{NO_PROOF[1:]}." if one.verdict == NONE_FOUND else "",
     )
 

@@ -7,6 +7,7 @@ from gradscope.report.contents import Contents, Part
 from gradscope.report.figures import describe_attack
 from gradscope.report.grids import Cell, Grid, Heading, count, number, words
 from gradscope.report.sections import Block
+from gradscope.results.manifests import Provenance
 from gradscope.results.rows import ATTACKS
 
 
@@ -113,7 +114,7 @@ def _checkpoints(parts: list[Part]) -> Grid:
         Heading("Runs"),
     )
     runs: dict[tuple[str, str, str], list[str]] = {}
-    trained = {}
+    trained: dict[tuple[str, str, str], Provenance | None] = {}
     for part in parts:
         for entry in part.manifest.checkpoints:
             key = (entry.label, entry.source or "", entry.sha256 or "")

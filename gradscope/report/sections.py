@@ -96,7 +96,7 @@ def _trajectories(part: Part, pictures: Sequence[Picture]) -> Block:
     summary = part.table(SUMMARY)
     rows = summary[~summary["metric"].isin([*LANDSCAPE_METRICS, "entropy"])] if _is_trajectory(part) else summary[:0]
     caption = (
-        "Every number along the attack, with its 95 % interval; of the images that are right or wrong at that point"
+        "Every number along the attack, of the images that are right or wrong at that point, with its 95 % interval"
     )
     return Block(pictures=chosen, folded=[numbers_grid(rows, "numbers", caption)] if len(rows) else [])
 
@@ -109,7 +109,7 @@ def _entropy(part: Part, pictures: Sequence[Picture]) -> Block:
     summary = part.table(SUMMARY)
     rows = summary[summary["metric"] == "entropy"]
     caption = (
-        "Entropy of the softmax in bits, mean over the images that are right or wrong at that point, 95 % interval"
+        "Entropy of the softmax in bits: mean over images that are right or wrong at that point, with its 95 % interval"
     )
     grids = [numbers_grid(rows, "entropy", caption)] if len(rows) else []
     return Block(pictures=_chosen(pictures, "steps-entropy", "distribution-entropy"), folded=grids)

@@ -60,8 +60,9 @@ class Examined(_Entry):
         phases = (self.config or {}).get("phases")
         if not isinstance(phases, list) or not phases:
             return None
-        epochs = [phase.get("epochs") if isinstance(phase, Mapping) else None for phase in phases]
-        return sum(epochs) if all(isinstance(count, int) for count in epochs) else None
+        epochs = [phase.get("epochs") for phase in phases if isinstance(phase, Mapping)]
+        counts = [count for count in epochs if isinstance(count, int)]
+        return sum(counts) if len(counts) == len(phases) else None
 
     @property
     def total_seconds(self) -> float | None:

@@ -1,0 +1,108 @@
+"""``report.html``: one page of everything in a directory of results, which needs nothing from outside itself."""
+
+import base64
+import gzip
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from markupsafe import Markup
+
+import gradscope
+from gradscope.errors import GradscopeError
+from gradscope.report.contents import Contents, read_contents
+from gradscope.report.headline import headline
+from gradscope.report.making import making, manifests
+from gradscope.report.rendering import render, script_json, source
+from gradscope.report.sections import Section, sections
+from gradscope.results.manifests import MANIFEST
+from gradscope.results.rows import AUDIT_JSON, CLAIMS
+from gradscope.results.tables import atomic, ensure_writable
+
+PAGE = "report.html"
+#: Files up to so many bytes are in the page, larger ones are named.
+LARGEST = 1_000_000
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A file of the results. ``content``: compressed, in base64; empty where it is only named."""
+
+    path: str
+    address: str
+    size: int
+    content: str
+
+
+def write_report(directory: Path) -> Path:
+    """Write ``report.html`` into ``directory`` and the set for a paper into ``directory/paper``; the page's path.
+
+    Raises :class:`GradscopeError` where there are no results, a file is damaged, or ``directory`` is not writable.
+    """
+    from gradscope.report.paper import write_paper
+
+    if directory.is_dir():
+        try:
+            ensure_writable(directory)
+        except GradscopeError as error:
+            raise GradscopeError(str(error).replace("--out:", "DIR:", 1)) from None
+    contents = read_contents(directory)
+    chapters = sections(contents)
+    text = page(contents, chapters)
+    path = directory / PAGE
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    #write_paper
+    return path
+
+
+def page(contents: Contents, chapters: list[Section]) -> str:
+    """The page of ``contents``; the same contents give the same bytes."""
+    surfaces = [block.surface for chapter in chapters for block in chapter.blocks if block.surface]
+    script = source("page.js")
+    if surfaces:
+        script = Markup(source("surfaces.js") + script)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return render(
+        "page.html",
+        # Drawing surfaces makes functions from text, which the browser allows only where it is told so.
+        allowed=Markup(f"'sha256-{digest}'" + (" 'unsafe-eval'" if surfaces else "")),
+        contents=contents,
+        headline=headline(contents),
+        chapters=chapters,
+        making=making(contents),
+        manifests=manifests(contents),
+        files=list(_files(contents)),
+        style=source("page.css"),
+        script=script,
+        plotly=_plotly() if surfaces else "",
+        script_json=script_json,
+        version=gradscope.__version__,
+    )
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return _packed(get_plotlyjs().encode())
+
+
+def _packed(content: bytes) -> str:
+    """Compressed, in base64; always the same for the same content."""
+    return base64.b64encode(gzip.compress(content, mtime=0)).decode()
+
+
+def _files(contents: Contents) -> Iterator[Attached]:
+    """The tables and what programs read, part by part."""
+    folders = [("", contents.directory), *((part.name, part.directory) for part in contents.parts if part.name)]
+    own = any(not part.name for part in contents.parts)
+    for name, folder in folders:
+        tables = sorted(folder.glob("*.csv")) if name or own else [folder / CLAIMS.file]
+        for path in [*tables, folder / AUDIT_JSON, folder / MANIFEST]:
+            if path.is_file():
+                size = path.stat().st_size
+                shown = "/".join(piece for piece in (name, path.name) if piece)
+                content = _packed(path.read_bytes()) if size <= LARGEST else ""
+                yield Attached(shown, f"./{quote(shown)}", size, content)
