@@ -1,4 +1,4 @@
-"""``gradscope figures``."""
+"""``gradscope figures`` and ``gradscope report``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,3 +14,14 @@ def figures(
 
     for path in draw(directory):
         print(path)
+
+
+def report(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="a directory of results, or one whose sub-directories are")
+    ],
+) -> None:
+    """Write one self-contained report.html, and the figures and LaTeX tables for a paper."""
+    from gradscope.report.page import write_report
+
+    print(write_report(directory))

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from gradscope.report.contents import Contents
 from gradscope.report.grids import Cell, share
 from gradscope.report.models import Model, models
-from gradscope.report.verdicts import VERDICTS
 from gradscope.results.audits import NO_PROOF, NONE_FOUND, AuditOf
 
 _MOST_NAMES = 8
 _TONES = {"masking found": "accuses", "set-up invalid": "fired", NONE_FOUND: "passed", "inconclusive": "abstained"}
+#: What stands alone on the page needs its subject.
+_WORDS = {NONE_FOUND: f"no masking found{NONE_FOUND.removeprefix('none found')}"}
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,6 @@ class Verdict:
 
     checkpoint: str
     tone: str
-    symbol: str
     verdict: str
     causes: str
     bound: Cell
@@ -70,8 +70,7 @@ def _verdict(one: AuditOf) -> Verdict:
     return Verdict(
         one.checkpoint,
         _TONES[one.verdict],
-        VERDICTS[one.verdict].symbol,
-        one.verdict,
+        _WORDS.get(one.verdict, one.verdict),
         " or ".join(one.causes),
         share(bound.upper_bound, bound.ci_low, bound.ci_high, f"n = {bound.n:,}"),
         share(clean.value, clean.ci_low, clean.ci_high),

@@ -1,7 +1,7 @@
 """How the results of a report were made: runs, data, checkpoints, versions, from their manifests."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from gradscope.report.contents import Contents, Part
 from gradscope.report.figures import describe_attack
@@ -16,7 +16,7 @@ def making(contents: Contents) -> Block:
     parts = [part for part in contents.parts if part.raw_manifest]
     if not parts:
         return Block(words=[])
-    return Block(grids=[_runs(parts), _data(parts), _checkpoints(parts), _versions(parts)])
+    return Block(grids=[_runs(parts), _settings(parts), _data(parts), _checkpoints(parts), _versions(parts)])
 
 
 def manifests(contents: Contents) -> list[tuple[str, str]]:
@@ -31,7 +31,6 @@ def _runs(parts: list[Part]) -> Grid:
     headings = (
         Heading("Run"),
         Heading("Command", "long"),
-        Heading("Attacks", "long"),
         Heading("Seed", "number"),
         Heading("State"),
         Heading("Seconds", "number"),
@@ -48,12 +47,11 @@ def _runs(parts: list[Part]) -> Grid:
             (
                 words(part.title),
                 words(" ".join(provenance.command) if provenance else ""),
-                words("; ".join(_attacks(made.attacks))),
                 count(made.seed),
                 Cell({True: "complete", False: "incomplete", None: "not said"}[made.complete]),
                 number(sum(seconds) if seconds else None),
                 _passes(part),
-                words((provenance.time or "").replace("T", " ").removesuffix("+00:00") if provenance else ""),
+                words(_time(provenance)),
                 words(", ".join(dict.fromkeys(piece for piece in machine if piece))),
             )
         )
@@ -64,11 +62,24 @@ def _runs(parts: list[Part]) -> Grid:
     return Grid("runs", caption, headings, tuple(rows))
 
 
-def _attacks(attacks: Mapping[str, object]) -> Iterator[str]:
-    for name, settings in attacks.items():
-        described = describe_attack(settings)
-        meaning = str(settings.get("meaning", "")) if isinstance(settings, Mapping) else ""
-        yield f"{name}: {described or meaning}" if described or meaning else name
+def _settings(parts: list[Part]) -> Grid:
+    """Every attack of every run with its settings."""
+    rows = []
+    for part in parts:
+        for name, settings in part.manifest.attacks.items():
+            meaning = str(settings.get("meaning", "")) if isinstance(settings, Mapping) else ""
+            rows.append((words(part.title), words(name), words(describe_attack(settings) or meaning)))
+        if described := describe_attack(part.raw_manifest.get("budget")):
+            rows.append((words(part.title), words("budget"), words(f"{described}, for every attack that needs it")))
+    return Grid("settings", "The attacks as they were set", _SETTINGS, tuple(rows))
+
+
+_SETTINGS = (Heading("Run"), Heading("Attack"), Heading("Settings", "long"))
+
+
+def _time(provenance: Provenance | None) -> str:
+    """When it was made, to the second."""
+    return (provenance.time or "").replace("T", " ").removesuffix("+00:00") if provenance else ""
 
 
 def _passes(part: Part) -> Cell:
@@ -89,7 +100,7 @@ def _data(parts: list[Part]) -> Grid:
         Heading("Split"),
         Heading("Images", "number"),
         Heading("Of", "number"),
-        Heading("Fingerprint"),
+        Heading("Fingerprint", "long"),
     )
     rows = {
         (part.title, entry.data): None
@@ -127,7 +138,7 @@ def _checkpoints(parts: list[Part]) -> Grid:
             (
                 *(words(value) for value in key),
                 words(" ".join(made.command) if made else ""),
-                words(", ".join(piece for piece in (made.device, made.time) if piece) if made else ""),
+                words(", ".join(piece for piece in (made.device, _time(made)) if piece) if made else ""),
                 words(", ".join(names)),
             )
         )

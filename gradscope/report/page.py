@@ -15,6 +15,7 @@ from gradscope.errors import GradscopeError
 from gradscope.report.contents import Contents, read_contents
 from gradscope.report.headline import headline
 from gradscope.report.making import making, manifests
+from gradscope.report.paper import write_paper
 from gradscope.report.rendering import render, script_json, source
 from gradscope.report.sections import Section, sections
 from gradscope.results.manifests import MANIFEST
@@ -41,8 +42,6 @@ def write_report(directory: Path) -> Path:
 
     Raises :class:`GradscopeError` where there are no results, a file is damaged, or ``directory`` is not writable.
     """
-    from gradscope.report.paper import write_paper
-
     if directory.is_dir():
         try:
             ensure_writable(directory)
@@ -54,7 +53,7 @@ def write_report(directory: Path) -> Path:
     path = directory / PAGE
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    #write_paper
+    write_paper(contents)
     return path
 
 

@@ -24,19 +24,20 @@ class Surface:
 
 @dataclass
 class Block:
-    """What one part has to say in a section. ``folded``: a table that is opened on demand."""
+    """What one part has to say in a section. ``after``: tables below the pictures; ``folded``: opened on demand."""
 
     title: str = ""
     words: list[str] = field(default_factory=list)
     grids: list[Grid] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     surface: Surface | None = None
+    after: list[Grid] = field(default_factory=list)
     folded: list[Grid] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing in it."""
-        return not (self.words or self.grids or self.pictures or self.surface or self.folded)
+        return not (self.words or self.grids or self.pictures or self.surface or self.after or self.folded)
 
 
 @dataclass(frozen=True)
@@ -137,11 +138,15 @@ def _attacks(part: Part, pictures: Sequence[Picture]) -> Block:
 
 
 def _left_out(part: Part) -> Iterator[str]:
-    """Which attacks were not run, and why."""
+    """Which attacks were not run, on which models, and why."""
+    found: dict[tuple[str, str], list[str]] = {}
     for entry in part.manifest.checkpoints:
         for why in dict.fromkeys(entry.skipped.values()):
             names = ", ".join(name for name, its in entry.skipped.items() if its == why)
-            yield f"{entry.label}: not run: {names} ({why})."
+            found.setdefault((names, why), []).append(entry.label)
+    for (names, why), labels in found.items():
+        on = "" if len(labels) == len(part.manifest.checkpoints) else f" on {', '.join(labels)}"
+        yield f"Not run{on}: {names} ({why})."
 
 
 def _transfer(part: Part, pictures: Sequence[Picture]) -> Block:
@@ -153,7 +158,7 @@ def _audit(part: Part, pictures: Sequence[Picture]) -> Block:
     chosen = _chosen(pictures, "audit-robustness", "audit-checks", "audit-evidence")
     if not part.audits:
         return Block(pictures=chosen)
-    return Block(words=list(_left_out(part)), pictures=chosen, grids=[checks_grid(part.audits)])
+    return Block(words=list(_left_out(part)), pictures=chosen, after=[checks_grid(part.audits)])
 
 
 _CHAPTERS: tuple[tuple[str, str, Callable[[Part, Sequence[Picture]], Block]], ...] = (

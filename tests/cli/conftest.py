@@ -125,6 +125,9 @@ def make_world(root: Path) -> None:
     output_of("train", "--mode", "sl", "--epochs", 1, *npz, root / "colour.npz", "--out", root / "colour.pt")
     output_of("train", "--mode", "sl", "--epochs", 1, "--arch", "cnn4", "--out", root / "large.pt")
     output_of("analyze", root / "sl.pt", *QUICK, "--out", root / "results")
+    for name, file, content in (("cut", "steps.csv", "checkpoint,mode\n"), ("unsaid", "manifest.json", "{")):
+        shutil.copytree(root / "results", root / name)
+        (root / name / file).write_text(content)
 
 
 @pytest.fixture(scope="session")

@@ -217,6 +217,11 @@ BAD = {
     "existing results of an attack": ("attack {world}/rl.pt --out {world}/results", ["{world}/results", "--overwrite"]),
     "no results to draw": ("figures {world}/tree", ["DIR", "steps.csv", "{world}/tree"]),
     "no directory to draw": ("figures {world}/no", ["DIR", "steps.csv", "{world}/no"]),
+    "no results to report": ("report {world}/empty", ["DIR", "steps.csv", "{world}/empty", "sub-directories"]),
+    "no directory to report": ("report {world}/no", ["DIR", "{world}/no", "directory"]),
+    "file to report": ("report {world}/file", ["DIR", "{world}/file", "directory"]),
+    "results cut short to report": ("report {world}/cut", ["DIR", "{world}/cut/steps.csv", "lacks the columns"]),
+    "manifest that is none to report": ("report {world}/unsaid", ["DIR", "{world}/unsaid/manifest.json", "not JSON"]),
 }
 
 

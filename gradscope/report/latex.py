@@ -1,0 +1,109 @@
+"""Tables in LaTeX: booktabs, every letter of the user's escaped, intervals beside the numbers."""
+
+import unicodedata
+from collections.abc import Iterator
+
+from gradscope.report.grids import Cell, Grid, Heading
+
+_LETTERS = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "'": r"\textquotesingle{}",
+    "`": r"\textasciigrave{}",
+    "\N{MINUS SIGN}": "$-$",
+    "\N{EN DASH}": "--",
+    "\N{EM DASH}": "---",
+    "\N{HORIZONTAL ELLIPSIS}": r"\dots{}",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
+    "\N{PLUS-MINUS SIGN}": r"$\pm$",
+    "\N{LESS-THAN OR EQUAL TO}": r"$\leq$",
+    "\N{GREATER-THAN OR EQUAL TO}": r"$\geq$",
+    "\N{RIGHTWARDS ARROW}": r"$\rightarrow$",
+    "\N{NO-BREAK SPACE}": "~",
+    "\N{CHECK MARK}": r"$\surd$",
+    "\N{BALLOT X}": r"$\times$",
+}
+#: Of a line's width: a column of sentences, where there is one, and where there are more.
+_WIDTHS = {1: 0.4, 2: 0.27, 3: 0.2}
+#: Tables of more columns have their intervals below the numbers.
+_WIDE = 7
+_PREAMBLE = r"% Needs \usepackage[T1]{fontenc}, \usepackage{textcomp} and \usepackage{booktabs}."
+
+
+def escape(text: str) -> str:
+    """``text`` as LaTeX prints it; letters beyond Latin are named by their number."""
+    return "".join(_letter(letter) for letter in " ".join(text.split()))
+
+
+def _letter(letter: str) -> str:
+    if letter in _LETTERS:
+        return _LETTERS[letter]
+    if letter.isprintable() and (letter.isascii() or (letter.isalpha() and ord(letter) < 0x180)):
+        return letter
+    plain = unicodedata.normalize("NFKD", letter)
+    if plain != letter and plain.isascii() and plain.isprintable():
+        return escape(plain)
+    return f"[U+{ord(letter):04X}]"
+
+
+def latex(grid: Grid) -> str:
+    """A ``table`` of ``grid``, for a document to take in as it is; the label is ``tab:NAME``."""
+    return "\n".join(_lines(grid)) + "\n"
+
+
+def _lines(grid: Grid) -> Iterator[str]:
+    wide = len(grid.headings) > _WIDE
+    yield _PREAMBLE
+    yield r"\begin{table}[tbp]"
+    yield r"\centering"
+    yield r"\footnotesize"
+    yield r"\setlength{\tabcolsep}{4pt}"
+    yield rf"\caption{{{escape(grid.caption)}.}}"
+    yield rf"\label{{tab:{grid.name}}}"
+    yield rf"\begin{{tabular}}{{@{{}}{_columns(grid)}@{{}}}}"
+    yield r"\toprule"
+    yield " & ".join(_heading(heading, wide) for heading in grid.headings) + r" \\"
+    yield r"\midrule"
+    for row in grid.rows:
+        yield " & ".join(_cell(*pair, wide) for pair in zip(row, grid.headings, strict=True)) + r" \\"
+    yield r"\bottomrule"
+    yield r"\end{tabular}"
+    yield r"\end{table}"
+
+
+def _columns(grid: Grid) -> str:
+    sentences = sum(heading.kind == "long" for heading in grid.headings)
+    width = _WIDTHS.get(sentences, 0.15)
+    kinds = {"text": "l", "number": "r", "long": rf"p{{{width}\linewidth}}"}
+    return "".join(kinds[heading.kind] for heading in grid.headings)
+
+
+def _heading(heading: Heading, wide: bool) -> str:
+    if not heading.aside:
+        return escape(heading.text)
+    if wide and heading.kind == "number":
+        return _stacked(heading.text, heading.aside)
+    return f"{escape(heading.text)} ({escape(heading.aside)})"
+
+
+def _cell(cell: Cell, heading: Heading, wide: bool) -> str:
+    if wide and cell.aside and heading.kind == "number":
+        return _stacked(cell.text, cell.aside)
+    # Braces keep a bracket at the start of a row from being read as the space above it.
+    return "{" + " ".join(escape(piece) for piece in (cell.text, cell.aside) if piece) + "}"
+
+
+def _stacked(above: str, below: str) -> str:
+    return rf"\shortstack[r]{{{escape(above)}\\{{{escape(below)}}}}}"
