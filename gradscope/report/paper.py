@@ -15,8 +15,8 @@ PAPER = "paper"
 def write_paper(contents: Contents) -> list[Path]:
     """Write what a paper would include of ``contents`` into ``paper/``; the paths, figures first.
 
-    A figure is named as in ``figures/``, behind the name of its part where that does not say the same. A table that has no data is
-    not written; what else lies in ``paper/`` stays.
+    A figure is named as in ``figures/``, behind the name of its part where that does not say the same. A table that
+    has no data is not written; what else lies in ``paper/`` stays.
     """
     folder = contents.directory / PAPER
     written: list[Path] = []

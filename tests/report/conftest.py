@@ -7,7 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradscope.results.rows import METRICS, SAMPLES, STEPS
+from gradscope.results.rows import (
+    ATTACKS as ATTACK_ROWS,
+)
+from gradscope.results.rows import (
+    AUDIT,
+    AUDIT_JSON,
+    CLAIMS,
+    LANDSCAPE,
+    METRICS,
+    SAMPLES,
+    STEPS,
+    SUMMARY,
+    TRANSFER,
+)
 from gradscope.results.tables import write_json, write_table
 
 FOUR_MODES = (("sl-0", "sl"), ("rl-0", "rl"), ("sl-adv-0", "sl-adv"), ("rl-adv-0", "rl-adv"))
@@ -140,3 +153,139 @@ def make_results(tmp_path: Path) -> MakeResults:
         return directory
 
     return make
+
+
+#: Names as a user, or somebody who hands a user a checkpoint, may choose them.
+HOSTILE = ("</script><img src=x onerror=alert(1)>", "\"&'<!--{{ 7 * 7 }}")
+SHARE = {"ci_low": 0.3, "ci_high": 0.7}
+
+
+def named(checkpoint: str, attack: str) -> dict[str, Any]:
+    return identity(checkpoint, "rl", attack) | {"dataset": HOSTILE[1]}
+
+
+def manifest(kind: str, names: Sequence[str], **others: Any) -> dict[str, Any]:
+    """How it was made, as the commands write it."""
+    data = {"name": HOSTILE[1], "split": "test", "images": 40, "of": 359, "fingerprint": "3b59"}
+    config = {"phases": [{"epochs": 2}, {"epochs": 3}]}
+    entries = [
+        {"label": name, "source": "a.pt", "sha256": f"{rank}8319e5414557ab6", "config": config, "data": data}
+        | {"seconds": {"pgd": 1.25, "pgd-paper": 0.75}, "trained": {"command": ["gradscope", "train"]}}
+        for rank, name in enumerate(names)
+    ]
+    made = {"gradscope": "0.1.0", "packages": {"torch": "2.13.0"}, "device": "cpu", "command": ["gradscope", kind]}
+    settings = {name: ATTACKS[name] for name in ("pgd", "pgd-paper")}
+    content = {"kind": kind, "attacks": settings, "complete": True, "checkpoints": entries, "provenance": made}
+    return {**content, "seed": 0, **others}
+
+
+def write_analysis(folder: Path, names: Sequence[str]) -> None:
+    rows = step_rows([(name, "rl") for name in names], ("pgd", "pgd-paper"), ("accuracy", "entropy"), 3, 40, 0)
+    write_table(folder / STEPS.file, STEPS, [row | named(row["checkpoint"], row["attack"]) for row in rows])
+    accuracies = {("clean/all", "pgd"): 0.9, ("worst/all", "pgd"): 0.02, ("clean/all", "pgd-paper"): 0.9}
+    accuracies[("worst/all", "pgd-paper")] = 0.4
+    summary = [
+        named(name, attack)
+        | {"metric": "accuracy", "subset": subset, "unit": "-", "value": value, "n": 40}
+        | {"ci_low": value - 0.02, "ci_high": value + 0.02}
+        for name in names
+        for (subset, attack), value in accuracies.items()
+    ]
+    entropy = named(names[0], "pgd") | {"metric": "entropy", "subset": "clean/all", "unit": "bits", "n": 40, **SHARE}
+    write_table(folder / SUMMARY.file, SUMMARY, [*summary, entropy | {"value": 0.5}])
+    write_json(folder / "manifest.json", manifest("analysis", names))
+
+
+def write_landscape(folder: Path, names: Sequence[str]) -> None:
+    rows = [
+        named(name, "pgd")
+        | {"space": "input", "index": 7, "label": 1, "a": a, "b": b, "loss": a * a + b, "margin": 1 - a, "predicted": 1}
+        for name in names
+        for a in (-1.0, 0.0, 1.0)
+        for b in (-1.0, 0.0, 1.0)
+    ]
+    write_table(folder / LANDSCAPE.file, LANDSCAPE, rows)
+    settings = {"seed": 0, "epsilon": 1.0, "axes": [{"name": HOSTILE[0]}], "classes": ["zero", HOSTILE[0]]}
+    write_json(folder / "manifest.json", manifest("landscape", names, landscape=settings))
+
+
+def attack_rows_of(name: str) -> list[dict[str, Any]]:
+    ball = named(name, "none") | {"norm": "linf", "epsilon": 0.1}
+    all_of = {"subset": "all", "unit": "-", "n": 40, **SHARE}
+    costs = {"subset": "attacked", "n": 36, "ci_low": None, "ci_high": None}
+    return [
+        ball | {"metric": "accuracy", "value": 0.9} | all_of,
+        ball | {"attack": "pgd", "metric": "accuracy", "value": 0.55} | all_of | {"subset": "attacked", "n": 36},
+        ball | {"attack": "pgd", "metric": "robust-accuracy", "value": 0.5} | all_of,
+        ball | {"attack": "pgd", "metric": "forward", "unit": "passes per image", "value": 10.0} | costs,
+        ball | {"attack": "pgd", "metric": "backward", "unit": "passes per image", "value": 9.0} | costs,
+    ]
+
+
+def write_audit(folder: Path, names: Sequence[str]) -> None:
+    check = {"id": "N3", "name": "loss", "state": "fired", "accuses": True, "value": 0.3, "threshold": 0.005}
+    check |= {"p_value": 1e-5, "cause": HOSTILE[0], "next_step": "believe the lower", "images": [3]}
+    threat = {"norm": "linf", "epsilon": 0.1, "box": True}
+    audits = [
+        {"checkpoint": name, "mode": "rl", "dataset": "digits", "arch": "small-cnn", "seed": 0, "threat": threat}
+        | {"verdict": "masking found", "causes": ["saturation"], "reason": "N3 fired", "checks": [check]}
+        | {"robust_accuracy": {"upper_bound": 0.1, "ci_low": 0.05, "ci_high": 0.2, "n": 40}, "under": {"pgd": 0.4}}
+        | {"clean_accuracy": {"value": 0.9, "ci_low": 0.8, "ci_high": 0.95}, "budget": "quick", "left_out": {}}
+        for name in names
+    ]
+    write_json(folder / AUDIT_JSON, {"schema": 1, "audits": audits})
+    rows = [
+        named(name, "")
+        | {"norm": "linf", "epsilon": 0.1, "budget": "quick", "verdict": "masking found", "check": "N3", "images": "3"}
+        | {"name": "loss", "state": "fired", "accuses": 1, "value": 0.3, "threshold": 0.005, "p_value": 1e-5}
+        | {"ci_low": None, "ci_high": None, "cause": HOSTILE[0], "next_step": "believe the lower"}
+        for name in names
+    ]
+    write_table(folder / AUDIT.file, AUDIT, rows)
+    skipped = manifest("audit", names)
+    for entry in skipped["checkpoints"]:
+        entry["skipped"] = {"fab": "costs more than this budget allows"}
+    write_json(folder / "manifest.json", skipped)
+
+
+def write_study(root: Path, names: Sequence[str] = HOSTILE) -> Path:
+    """A study of all commands whose every name is hostile, without figures."""
+    write_analysis(root / "analysis", names)
+    write_landscape(root / "landscape", names)
+    write_table(
+        root / "attack" / ATTACK_ROWS.file, ATTACK_ROWS, [row for name in names for row in attack_rows_of(name)]
+    )
+    write_json(root / "attack" / "manifest.json", manifest("attack", names, complete=False))
+    transfers = [
+        {"source": source}
+        | named(target, "pgd" if source else "none")
+        | {"norm": "l2", "epsilon": 1.0, "accuracy": 0.5, "n": 40, **SHARE}
+        for source in ("", *names)
+        for target in names
+    ]
+    write_table(root / "transfer" / TRANSFER.file, TRANSFER, transfers)
+    write_json(root / "transfer" / "manifest.json", manifest("transfer", names))
+    write_audit(root / "audit", names)
+    claim = {"claim": "C1", "statement": HOSTILE[0], "dataset": "digits", "arch": "cnn2", "statistic": "RL minus SL"}
+    claim |= {"direction": "above 0", "unit": "points", "value": -2.5, "ci_low": -4.0, "ci_high": -1.0, "n": 40}
+    claim |= {"seeds_low": -3.0, "seeds_high": -2.0, "p_value": 0.01, "seeds": 3, "paper": "+38.5", "why": "lower"}
+    untested = dict.fromkeys(CLAIMS.names) | {"claim": "C2", "statement": "else", "verdict": "not tested", "why": "x"}
+    write_table(root / CLAIMS.file, CLAIMS, [claim | {"verdict": "not supported"}, untested])
+    write_json(root / "manifest.json", {"name": HOSTILE[0], "complete": True})
+    return root
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with its report, to be left as it is."""
+    from gradscope.report.page import write_report
+
+    root = write_study(tmp_path_factory.mktemp("reports") / "a & b's <study>")
+    write_report(root)
+    return root
+
+
+@pytest.fixture
+def make_study(tmp_path: Path) -> Callable[..., Path]:
+    """Write a study without figures below ``tmp_path``."""
+    return lambda **options: write_study(tmp_path / "study", **options)

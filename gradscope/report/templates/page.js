@@ -105,8 +105,3 @@ for (const root of document.querySelectorAll("details.surfaces")) {
     }
   });
 }
-
-/* Tables that are folded are printed, too. */
-addEventListener("beforeprint", () => {
-  for (const folded of document.querySelectorAll("details.folded")) folded.open = true;
-});
