@@ -120,6 +120,8 @@ def _read_part(name: str, directory: Path) -> Part:
         composed = figures.compose(directory)
         if composed.drawings and not _are_drawn(composed, directory):
             figures.save(composed, directory)
+            # A figure that was saved is laid out anew each time it is saved again, ever so slightly otherwise.
+            composed = figures.compose(directory)
     return Part(name, directory, _with_saved_captions(composed, directory), found, audits, manifest, raw)
 
 

@@ -248,30 +248,42 @@ def write_audit(folder: Path, names: Sequence[str]) -> None:
     write_json(folder / "manifest.json", skipped)
 
 
-def write_study(root: Path, names: Sequence[str] = HOSTILE) -> Path:
-    """A study of all commands whose every name is hostile, without figures."""
-    write_analysis(root / "analysis", names)
-    write_landscape(root / "landscape", names)
-    write_table(
-        root / "attack" / ATTACK_ROWS.file, ATTACK_ROWS, [row for name in names for row in attack_rows_of(name)]
-    )
-    write_json(root / "attack" / "manifest.json", manifest("attack", names, complete=False))
-    transfers = [
-        {"source": source}
-        | named(target, "pgd" if source else "none")
-        | {"norm": "l2", "epsilon": 1.0, "accuracy": 0.5, "n": 40, **SHARE}
-        for source in ("", *names)
-        for target in names
-    ]
-    write_table(root / "transfer" / TRANSFER.file, TRANSFER, transfers)
-    write_json(root / "transfer" / "manifest.json", manifest("transfer", names))
-    write_audit(root / "audit", names)
+def write_attack(folder: Path, names: Sequence[str]) -> None:
+    write_table(folder / ATTACK_ROWS.file, ATTACK_ROWS, [row for name in names for row in attack_rows_of(name)])
+    write_json(folder / "manifest.json", manifest("attack", names, complete=False))
+
+
+def write_transfer(folder: Path, names: Sequence[str]) -> None:
+    values = {"norm": "l2", "epsilon": 1.0, "accuracy": 0.5, "n": 40, **SHARE}
+    sources = ("", *names)
+    rows = [{"source": one, **named(name, "pgd" if one else "none"), **values} for one in sources for name in names]
+    write_table(folder / TRANSFER.file, TRANSFER, rows)
+    write_json(folder / "manifest.json", manifest("transfer", names))
+
+
+def write_claims(root: Path) -> None:
     claim = {"claim": "C1", "statement": HOSTILE[0], "dataset": "digits", "arch": "cnn2", "statistic": "RL minus SL"}
     claim |= {"direction": "above 0", "unit": "points", "value": -2.5, "ci_low": -4.0, "ci_high": -1.0, "n": 40}
     claim |= {"seeds_low": -3.0, "seeds_high": -2.0, "p_value": 0.01, "seeds": 3, "paper": "+38.5", "why": "lower"}
     untested = dict.fromkeys(CLAIMS.names) | {"claim": "C2", "statement": "else", "verdict": "not tested", "why": "x"}
     write_table(root / CLAIMS.file, CLAIMS, [claim | {"verdict": "not supported"}, untested])
     write_json(root / "manifest.json", {"name": HOSTILE[0], "complete": True})
+
+
+PARTS = {
+    "analysis": write_analysis,
+    "landscape": write_landscape,
+    "attack": write_attack,
+    "transfer": write_transfer,
+    "audit": write_audit,
+}
+
+
+def write_study(root: Path, *parts: str) -> Path:
+    """A study of these parts, or of all, whose every name is hostile, without figures."""
+    for name in parts or PARTS:
+        PARTS[name](root / name, HOSTILE)
+    write_claims(root)
     return root
 
 
@@ -288,4 +300,4 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def make_study(tmp_path: Path) -> Callable[..., Path]:
     """Write a study without figures below ``tmp_path``."""
-    return lambda **options: write_study(tmp_path / "study", **options)
+    return lambda *parts: write_study(tmp_path / "study", *parts)

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import json
 import re
 import shutil
@@ -35,7 +36,7 @@ def ask(page: Path, work: Path, script: str, *, is_allowed: bool = True) -> tupl
         timeout=300,
     )
     found = re.search(r'<body[^>]* data-answer="([^"]*)"', done.stdout)
-    answer = json.loads(found[1].replace("&quot;", '"').replace("&amp;", "&")) if found else {}
+    answer = json.loads(html.unescape(found[1])) if found else {}
     complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line and "willReadFrequently" not in line]
     return answer, "\n".join(complaints)
 

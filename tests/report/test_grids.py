@@ -1,0 +1,94 @@
+"""Tables for reading: what stands in their cells, and what the cells sort by."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from gradscope.report.contents import read_contents
+from gradscope.report.grids import attacks_grid, claims_grid, count, number, share, transfer_grid, words
+from gradscope.report.models import models, models_grid
+from gradscope.results.rows import ATTACKS, CLAIMS, TRANSFER
+from gradscope.results.tables import read_table
+
+
+def texts(grid):
+    return [[f"{cell.text} {cell.aside}".strip() for cell in row] for row in grid.rows]
+
+
+@pytest.mark.parametrize(
+    ("cell", "text", "aside", "key"),
+    [
+        (share(0.134, 0.107, 0.167), "13.4 %", "[10.7, 16.7]", "0.134"),
+        (share(0.5, math.nan, math.nan, "n = 40"), "50.0 %", "n = 40", "0.5"),
+        (share(None), "–", "", ""),
+        (share(math.nan), "–", "", ""),
+        (number(-0.00123456, "nats", -0.002, 0.0), "−0.00123 nats", "[−0.002, 0]", "-0.00123456"),
+        (number(1234.5, "-"), "1.23e+03", "", "1234.5"),
+        (number(math.inf), "inf", "", ""),
+        (count(12345), "12,345", "", "12345.0"),
+        (words(pd.NA), "–", "", ""),
+        (words(""), "–", "", ""),
+        (words("<b>"), "<b>", "", ""),
+    ],
+)
+def test_a_cell_says_what_it_holds(cell, text, aside, key):
+    assert (cell.text, cell.aside, cell.sorts_by) == (text, aside, key)
+
+
+def test_the_papers_figure_stands_beside_ours(study):
+    grid = claims_grid(read_table(study / CLAIMS.file, CLAIMS))
+    names = [heading.text for heading in grid.headings]
+    tested, untested = (dict(zip(names, row, strict=True)) for row in texts(grid))
+    assert tested["Effect"] == "−2.5 points [−4, −1]"
+    assert tested["Over seeds"] == "[−3, −2]"
+    assert tested["Paper"] == "+38.5"
+    assert tested["n"] == "40 × 3"
+    assert tested["Statement"].endswith("RL minus SL; predicted above 0; digits, cnn2")
+    assert {untested[name] for name in ("Effect", "Over seeds", "Paper", "p", "n")} == {"–"}
+    assert untested["Verdict"] == "not tested"
+
+
+def test_an_attack_has_its_accuracy_alone_so_far_and_its_cost(study):
+    grid = attacks_grid(read_table(study / "attack" / ATTACKS.file, ATTACKS))
+    clean, pgd, *_ = texts(grid)
+    assert clean[2:] == ["clean", "90.0 % [30.0, 70.0], of all", *["–"] * 5]
+    assert pgd[1:] == ["linf 0.1", "pgd", "55.0 % [30.0, 70.0]", "50.0 % [30.0, 70.0]", "36", "10", "9", "–"]
+
+
+def test_transfer_is_a_matrix(study):
+    grid = transfer_grid(read_table(study / "transfer" / TRANSFER.file, TRANSFER))
+    assert [row[0].text for row in grid.rows] == ["clean images", *(heading.text for heading in grid.headings[1:])]
+    assert grid.rows[1][2].text == "50.0 %"
+
+
+def test_a_model_is_one_row_whatever_parts_it_is_in(study):
+    found = models(read_contents(study))
+    assert len(found) == 2
+    grid = models_grid(found)
+    names = [f"{heading.text} {heading.aside}".strip() for heading in grid.headings]
+    assert names[6:] == [
+        "Clean accuracy",
+        "pgd l2 1",
+        "pgd-paper l2 1",
+        "all attacks linf 0.1",
+        "audit linf 0.1",
+        "SHA-256",
+    ]
+    row = dict(zip(names, texts(grid)[0], strict=True))
+    assert row["Epochs"] == "5"
+    assert row["SHA-256"] == "08319e54"
+    assert row["Clean accuracy"] == "90.0 % [88.0, 92.0]"
+    assert row["pgd-paper l2 1"] == "40.0 % [38.0, 42.0]"
+    assert row["all attacks linf 0.1"] == "50.0 % [30.0, 70.0]"
+    assert row["audit linf 0.1"] == "10.0 % [5.0, 20.0]"
+
+
+def test_one_label_with_two_files_is_two_models(make_study):
+    root = make_study("attack", "transfer")
+    path = root / "transfer" / "manifest.json"
+    path.write_text(path.read_text().replace("08319e5414557ab6", "feedfacefeedface"))
+    found = models(read_contents(root))
+    assert [model.sha256[:4] for model in found] == ["0831", "1831", "feed"]
+    path.unlink()
+    assert len(models(read_contents(root))) == 2
