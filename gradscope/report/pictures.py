@@ -16,8 +16,7 @@ SMALL = 150_000
 #: CSS pixels of an inch of paper: text of 8 points is then as large as that around it.
 PIXELS = 132
 
-_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-_METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
+_UNSHOWN = re.compile(r"<!--.*?-->|<!DOCTYPE[^>]*>|<metadata>.*?</metadata>", re.DOTALL)
 _PATH = re.compile(r'(?<= d=")[^"]*')
 _DECIMALS = re.compile(r"(\.\d\d)\d+")
 _SPACE = re.compile(r"\s+")
@@ -49,5 +48,5 @@ def as_svg(drawing: Drawing) -> bytes:
     written = io.StringIO()
     with style.drawing_any_letters(), matplotlib.rc_context({"svg.hashsalt": "gradscope", "svg.fonttype": "path"}):
         drawing.figure.savefig(written, format="svg", metadata={"Date": None})
-    text = _METADATA.sub("", _COMMENT.sub("", written.getvalue()))
+    text = _UNSHOWN.sub("", written.getvalue())
     return _PATH.sub(lambda path: _SPACE.sub(" ", _DECIMALS.sub(r"\1", path[0])).strip(), text).encode()

@@ -21,14 +21,19 @@ def texts(grid):
     [
         (share(0.134, 0.107, 0.167), "13.4 %", "[10.7, 16.7]", "0.134"),
         (share(0.5, math.nan, math.nan, "n = 40"), "50.0 %", "n = 40", "0.5"),
-        (share(None), "–", "", ""),
-        (share(math.nan), "–", "", ""),
-        (number(-0.00123456, "nats", -0.002, 0.0), "−0.00123 nats", "[−0.002, 0]", "-0.00123456"),
+        (share(None), "\N{EN DASH}", "", ""),
+        (share(math.nan), "\N{EN DASH}", "", ""),
+        (
+            number(-0.00123456, "nats", -0.002, 0.0),
+            "\N{MINUS SIGN}0.00123 nats",
+            "[\N{MINUS SIGN}0.002, 0]",
+            "-0.00123456",
+        ),
         (number(1234.5, "-"), "1.23e+03", "", "1234.5"),
         (number(math.inf), "inf", "", ""),
         (count(12345), "12,345", "", "12345.0"),
-        (words(pd.NA), "–", "", ""),
-        (words(""), "–", "", ""),
+        (words(pd.NA), "\N{EN DASH}", "", ""),
+        (words(""), "\N{EN DASH}", "", ""),
         (words("<b>"), "<b>", "", ""),
     ],
 )
@@ -40,20 +45,20 @@ def test_the_papers_figure_stands_beside_ours(study):
     grid = claims_grid(read_table(study / CLAIMS.file, CLAIMS))
     names = [heading.text for heading in grid.headings]
     tested, untested = (dict(zip(names, row, strict=True)) for row in texts(grid))
-    assert tested["Effect"] == "−2.5 points [−4, −1]"
-    assert tested["Over seeds"] == "[−3, −2]"
+    assert tested["Effect"] == "\N{MINUS SIGN}2.5 points [\N{MINUS SIGN}4, \N{MINUS SIGN}1]"
+    assert tested["Over seeds"] == "[\N{MINUS SIGN}3, \N{MINUS SIGN}2]"
     assert tested["Paper"] == "+38.5"
-    assert tested["n"] == "40 × 3"
+    assert tested["n"] == "40 \N{MULTIPLICATION SIGN} 3"
     assert tested["Statement"].endswith("RL minus SL; predicted above 0; digits, cnn2")
-    assert {untested[name] for name in ("Effect", "Over seeds", "Paper", "p", "n")} == {"–"}
+    assert {untested[name] for name in ("Effect", "Over seeds", "Paper", "p", "n")} == {"\N{EN DASH}"}
     assert untested["Verdict"] == "not tested"
 
 
 def test_an_attack_has_its_accuracy_alone_so_far_and_its_cost(study):
     grid = attacks_grid(read_table(study / "attack" / ATTACKS.file, ATTACKS))
     clean, pgd, *_ = texts(grid)
-    assert clean[2:] == ["clean", "90.0 % [30.0, 70.0], of all", *["–"] * 5]
-    assert pgd[1:] == ["linf 0.1", "pgd", "55.0 % [30.0, 70.0]", "50.0 % [30.0, 70.0]", "36", "10", "9", "–"]
+    assert clean[2:] == ["clean", "90.0 % [30.0, 70.0], of all", *["\N{EN DASH}"] * 5]
+    assert pgd[1:] == ["linf 0.1", "pgd", "55.0 % [30.0, 70.0]", "50.0 % [30.0, 70.0]", "36", "10", "9", "\N{EN DASH}"]
 
 
 def test_transfer_is_a_matrix(study):

@@ -16,7 +16,8 @@ NAME = "</svg><script>alert(1)</script>"
 def drawing(points: int) -> Drawing:
     figure = Figure(figsize=(3.4, 2))
     axes = figure.subplots()
-    axes.plot(np.random.default_rng(0).normal(size=points).cumsum())
+    random = np.random.default_rng(0)
+    axes.scatter(*random.normal(size=(2, points)), s=random.random(points))
     axes.set_title(NAME)
     return Drawing("name", figure, "caption", ())
 
@@ -29,14 +30,14 @@ def test_a_small_figure_is_a_vector_that_is_sharp_and_silent(tmp_path):
     assert kind == "data:image/svg+xml"
     text = base64.b64decode(content).decode()
     assert "script" not in text
-    assert "metadata" not in text
+    assert not [word for word in ("metadata", "DOCTYPE", "<!--") if word in text]
     assert ElementTree.fromstring(text).tag.endswith("svg")
     assert len(text) < SMALL
 
 
 def test_a_large_figure_is_the_smaller_of_both(tmp_path):
     with style.paper():
-        large = drawing(100_000)
+        large = drawing(5000)
         style.save(large.figure, tmp_path, "name")
         path = tmp_path / "name.png"
         assert len(as_svg(large)) > SMALL
