@@ -101,7 +101,7 @@ def claims_grid(claims: pd.DataFrame) -> Grid:
         Heading("Over seeds", "number"),
         Heading("Paper"),
         Heading("p", "number", "adjusted"),
-        Heading("n", "number", "images \N{MULTIPLICATION SIGN} seeds"),
+        Heading("Images", "number", "\N{MULTIPLICATION SIGN} seeds"),
         Heading("Why", "long"),
     )
     return Grid("claims", _CLAIMS, headings, tuple(_claim(row) for row in claims.to_dict("records")))
@@ -116,13 +116,13 @@ _CLAIMS = (
 def _claim(row: Mapping[Any, Any]) -> tuple[Cell, ...]:
     where = ", ".join(str(row[key]) for key in ("dataset", "arch") if row[key])
     effect = number(row["value"], str(row["unit"]), row["ci_low"], row["ci_high"])
-    predicted = f"{row['statistic']}; predicted {row['direction']}".strip("; ")
+    predicted = f"predicted {row['direction']}" if row["direction"] else ""
     seeds = _interval(_digits, row["seeds_low"], row["seeds_high"])
     tone = {"supported": "passed", "not supported": "accuses"}.get(str(row["verdict"]), "abstained")
     images = "" if _is_missing(row["n"]) else f"{int(row['n']):,} \N{MULTIPLICATION SIGN} {_whole(row['seeds'])}"
     return (
         words(row["claim"]),
-        Cell(str(row["statement"]), "; ".join(part for part in (predicted, where) if part)),
+        Cell(str(row["statement"]), "; ".join(str(part) for part in (row["statistic"], predicted, where) if part)),
         Cell(str(row["verdict"]), tone=tone),
         effect,
         Cell(seeds or NOTHING, key=float(row["seeds_low"]) if seeds else nan),

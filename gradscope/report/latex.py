@@ -101,8 +101,9 @@ def _heading(heading: Heading, wide: bool) -> str:
 def _cell(cell: Cell, heading: Heading, wide: bool) -> str:
     if wide and cell.aside and heading.kind == "number":
         return _stacked(cell.text, cell.aside)
+    aside = cell.aside if heading.kind == "number" or not cell.aside else f"({cell.aside})"
     # Braces keep a bracket at the start of a row from being read as the space above it.
-    return "{" + " ".join(escape(piece) for piece in (cell.text, cell.aside) if piece) + "}"
+    return "{" + " ".join(escape(piece) for piece in (cell.text, aside) if piece) + "}"
 
 
 def _stacked(above: str, below: str) -> str:

@@ -48,10 +48,10 @@ def test_the_papers_figure_stands_beside_ours(study):
     assert tested["Effect"] == "\N{MINUS SIGN}2.5 points [\N{MINUS SIGN}4, \N{MINUS SIGN}1]"
     assert tested["Over seeds"] == "[\N{MINUS SIGN}3, \N{MINUS SIGN}2]"
     assert tested["Paper"] == "+38.5"
-    assert tested["n"] == "40 \N{MULTIPLICATION SIGN} 3"
+    assert tested["Images"] == "40 \N{MULTIPLICATION SIGN} 3"
     assert tested["Statement"].endswith("RL minus SL; predicted above 0; digits, cnn2")
-    assert {untested[name] for name in ("Effect", "Over seeds", "Paper", "p", "n")} == {"\N{EN DASH}"}
-    assert untested["Verdict"] == "not tested"
+    assert {untested[name] for name in ("Effect", "Over seeds", "Paper", "p", "Images")} == {"\N{EN DASH}"}
+    assert (untested["Verdict"], untested["Statement"]) == ("not tested", "else")
 
 
 def test_an_attack_has_its_accuracy_alone_so_far_and_its_cost(study):
