@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gradscope.errors import GradscopeError
+from gradscope.report.page import PAGE
+from gradscope.report.paper import PAPER
 from gradscope.results.rows import (
     ATTACKS,
     AUDIT,
@@ -58,7 +60,8 @@ def resumable_directory(out: Path, what: str, *, resume: bool, overwrite: bool) 
 
 
 def clear(out: Path) -> None:
-    """Remove the results that are about to be replaced, figures among them: they show other numbers."""
-    drawn = (path for kind in ("pdf", "png", "html") for path in (out / "figures").glob(f"*-*.{kind}"))
-    for path in [*(out / name for name in FILES), *drawn]:
+    """Remove the results that are about to be replaced, figures and report among them: they show other numbers."""
+    drawn = [path for kind in ("pdf", "png", "html") for path in (out / "figures").glob(f"*-*.{kind}")]
+    written = [path for kind in ("pdf", "tex") for path in (out / PAPER).glob(f"*.{kind}")]
+    for path in [*(out / name for name in FILES), out / PAGE, *drawn, *written]:
         path.unlink(missing_ok=True)

@@ -14,11 +14,13 @@ def test_an_audit_is_a_result_that_is_not_overwritten_unasked(tmp_path, name):
         pass
 
 
-def test_an_audit_and_its_figures_are_cleared_and_nothing_else(tmp_path):
+def test_an_audit_its_figures_and_its_report_are_cleared_and_nothing_else(tmp_path):
     (tmp_path / "figures").mkdir()
-    old = [AUDIT.file, AUDIT_JSON, EXHIBITS, "figures/audit-checks.pdf", "figures/audit-evidence-sl-0.png"]
-    for name in (*old, "notes.txt"):
+    (tmp_path / "paper").mkdir()
+    drawn = ["figures/audit-checks.pdf", "figures/audit-evidence-sl-0.png", "paper/audit.tex", "paper/audit.pdf"]
+    for name in (AUDIT.file, AUDIT_JSON, EXHIBITS, "report.html", *drawn, "notes.txt", "paper/notes.txt"):
         (tmp_path / name).touch()
     clear(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"figures", "notes.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"figures", "paper", "notes.txt"}
     assert not any((tmp_path / "figures").iterdir())
+    assert [path.name for path in (tmp_path / "paper").iterdir()] == ["notes.txt"]
