@@ -78,7 +78,7 @@ def _fields_at(config: type[Config], location: tuple[int | str, ...]) -> list[st
         field = config.model_fields.get(str(part))
         if field is not None:
             config = next(kind for kind in _nested(field.annotation) if issubclass(kind, Config))
-    return list(config.model_fields)
+    return [field.alias or name for name, field in config.model_fields.items()]
 
 
 def _nested(annotation: Any) -> list[type]:
