@@ -161,7 +161,10 @@ class Data(Config):
 
 
 class Training(Config):
-    """Everything that decides a checkpoint, resolved. ``mode`` is a label: the phases say what is done."""
+    """Everything that decides a checkpoint, resolved. ``mode`` is a label: the phases say what is done.
+
+    ``initial`` is the SHA-256 of the checkpoint whose weights the run begins with; None: fresh ones, by the seed.
+    """
 
     mode: str
     data: Data = Data()
@@ -175,6 +178,7 @@ class Training(Config):
     selection: Literal["best", "last"] = "best"
     seed: int = Field(default=0, ge=0)
     precision: Precision = "32"
+    initial: str | None = None
 
     @property
     def epochs(self) -> int:

@@ -97,8 +97,9 @@ def run_training(
     resume: bool,
     overwrite: bool,
     keep_epochs: bool = False,
+    initial: Path | None = None,
 ) -> Trained:
-    """Train a checkpoint and judge it on the test images."""
+    """Train a checkpoint, from the weights of ``initial`` where it is given, and judge it on the test images."""
     device = resolve_device(hardware.device)
     if out.is_dir():
         raise GradscopeError(f"--out: a file is allowed, {out} is a directory")
@@ -106,7 +107,9 @@ def run_training(
         if out.exists() and not (resume or overwrite):
             unfinished = "; it is unfinished: --resume continues it" if state_path(out).exists() else ""
             raise GradscopeError(f"--out: {out} exists; pass --overwrite to replace it or another name{unfinished}")
-        checkpoint = train(training, splits.train, out, hardware, resume=resume, keep_epochs=keep_epochs)
+        checkpoint = train(
+            training, splits.train, out, hardware, resume=resume, keep_epochs=keep_epochs, initial=initial
+        )
     right, total = count_right(checkpoint, splits.test, device), len(splits.test)
     return Trained(out, checkpoint, right / total, wilson_interval(right, total), total)
 

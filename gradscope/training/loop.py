@@ -5,6 +5,7 @@ run continues bit for bit, and processes that share a batch see the numbers one 
 alone has a stream for each process, and batch norm its own statistics on each CPU process.
 """
 
+import hashlib
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,7 +24,7 @@ from gradscope.data.image_set import ImageSet, stratified_split
 from gradscope.errors import GradscopeError
 from gradscope.losses import cross_entropy
 from gradscope.models.architectures import ModelSpec, build
-from gradscope.models.checkpoint import Checkpoint, load, load_weights_only, save
+from gradscope.models.checkpoint import Checkpoint, load, load_strictly, load_weights_only, save
 from gradscope.models.inspection import evaluating
 from gradscope.progress import Advance, progress_bar
 from gradscope.results.manifest import provenance
@@ -61,6 +62,7 @@ def train(
     *,
     resume: bool = False,
     keep_epochs: bool = False,
+    initial: Path | None = None,
 ) -> Checkpoint:
     """Train a classifier and write it to ``out``; the history goes beside it as CSV.
 
@@ -68,15 +70,27 @@ def train(
     the last, as ``training.selection`` says. The state after each epoch is kept in ``out`` + ``.resume`` until the run
     is complete. A loss that is not finite raises :class:`GradscopeError`; the last good checkpoint stays. With
     ``keep_epochs`` the weights before the first and after each epoch are kept too, as checkpoints in
-    :func:`epochs_folder`.
+    :func:`epochs_folder`. The run begins with the weights of the checkpoint ``initial``, where it is given.
     """
     ensure_writable(out.parent)
     if resume and out.exists() and not state_path(out).exists():
         raise GradscopeError(f"--resume: {out} is complete; nothing is left to do")
     fabric = hardware.fabric(training.precision)
+    begin: Checkpoint | None = None
+    if initial is not None:
+        begin = load(initial)
+        training = training.model_copy(update={"initial": hashlib.sha256(initial.read_bytes()).hexdigest()})
     try:
         fabric.launch(
-            partial(_run, training=training, train_set=train_set, out=out, resume=resume, keep_epochs=keep_epochs)
+            partial(
+                _run,
+                training=training,
+                train_set=train_set,
+                out=out,
+                resume=resume,
+                keep_epochs=keep_epochs,
+                initial=begin,
+            )
         )
     except ProcessRaisedException as error:
         # A process started for the run failed; of its report only our own one-line errors are for the user.
@@ -98,8 +112,16 @@ def epochs_folder(out: Path) -> Path:
     return out.with_suffix(".epochs")
 
 
-def _run(fabric: Fabric, training: Training, train_set: ImageSet, out: Path, resume: bool, keep_epochs: bool) -> None:
-    run = Run(fabric, training, train_set, out, keep_epochs=keep_epochs)
+def _run(
+    fabric: Fabric,
+    training: Training,
+    train_set: ImageSet,
+    out: Path,
+    resume: bool,
+    keep_epochs: bool,
+    initial: Checkpoint | None,
+) -> None:
+    run = Run(fabric, training, train_set, out, keep_epochs=keep_epochs, initial=initial)
     if resume:
         run.resume()
     elif fabric.is_global_zero:
@@ -114,7 +136,14 @@ class Run:
     """One training run: network, optimiser, data and what has been reached."""
 
     def __init__(
-        self, fabric: Fabric, training: Training, train_set: ImageSet, out: Path, *, keep_epochs: bool = False
+        self,
+        fabric: Fabric,
+        training: Training,
+        train_set: ImageSet,
+        out: Path,
+        *,
+        keep_epochs: bool = False,
+        initial: Checkpoint | None = None,
     ) -> None:
         self.fabric = fabric
         self.keep_epochs = keep_epochs
@@ -141,6 +170,8 @@ class Run:
         )
         with seeded(training.seed, "weights"):
             network = build(self.spec)
+        if initial is not None:
+            load_strictly(network, initial.state_dict, f"from: the weights of {initial.mode!r} do not fit this model")
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         # The overload is there, torch's stubs lack it.

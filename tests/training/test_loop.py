@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import re
 import subprocess
 import sys
@@ -48,6 +49,33 @@ def interrupt_after(monkeypatch, epochs):
             raise InterruptedRunError
 
     monkeypatch.setattr(loop.Run, "_store", stop)
+
+
+def test_a_run_begins_with_the_weights_of_another(tmp_path, digits, monkeypatch):
+    few = digits.subset(torch.arange(200))
+    first = train(configure("sl", 2), few, tmp_path / "first.pt", CPU)
+    begun = configure("rl", 2, ["phases.0.learning_rate=1e-12", "phases.0.weight_decay=0"])
+    continued = train(begun, few, tmp_path / "second.pt", CPU, initial=tmp_path / "first.pt")
+    fresh = train(begun, few, tmp_path / "fresh.pt", CPU)
+    for name, value in first.state_dict.items():
+        torch.testing.assert_close(continued.state_dict[name], value)
+    assert not torch.allclose(fresh.state_dict["network.0.weight"], first.state_dict["network.0.weight"], atol=1e-3)
+    assert continued.config["initial"] == hashlib.sha256((tmp_path / "first.pt").read_bytes()).hexdigest()
+    interrupt_after(monkeypatch, 1)
+    with pytest.raises(InterruptedRunError):
+        train(begun, few, tmp_path / "third.pt", CPU, initial=tmp_path / "first.pt")
+    monkeypatch.undo()
+    with pytest.raises(GradscopeError, match="it differs in initial"):
+        train(begun, few, tmp_path / "third.pt", CPU, resume=True, initial=tmp_path / "second.pt")
+    resumed = train(begun, few, tmp_path / "third.pt", CPU, resume=True, initial=tmp_path / "first.pt")
+    assert same_weights(resumed, continued)
+
+
+def test_weights_of_another_shape_are_no_beginning(tmp_path, digits):
+    few = digits.subset(torch.arange(200))
+    train(configure("sl", 1), few, tmp_path / "first.pt", CPU)
+    with pytest.raises(GradscopeError, match="from: the weights of 'sl' do not fit this model"):
+        train(configure("sl", 1, architecture="cnn4"), few, tmp_path / "b.pt", CPU, initial=tmp_path / "first.pt")
 
 
 @pytest.mark.parametrize("mode", ["sl", "rl-adv"])
