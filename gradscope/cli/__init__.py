@@ -15,6 +15,7 @@ from gradscope.cli.audits import audit
 from gradscope.cli.drawing import figures, report
 from gradscope.cli.landscapes import landscape
 from gradscope.cli.names import list_names
+from gradscope.cli.studies import study
 from gradscope.cli.training import train
 from gradscope.errors import GradscopeError
 
@@ -56,6 +57,7 @@ app.command()(landscape)
 app.command()(attack)
 app.command()(transfer)
 app.command()(audit)
+app.command()(study)
 app.command()(figures)
 app.command()(report)
 app.command(name="list")(list_names)
@@ -77,5 +79,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"gradscope: {message}", file=sys.stderr)
         sys.exit(2)
     if code == INTERRUPTED:
-        print("gradscope: interrupted; what was written stays, --resume continues", file=sys.stderr)
+        print(
+            "gradscope: interrupted; what was written stays, --resume continues (a study: the same command)",
+            file=sys.stderr,
+        )
     sys.exit(code)

@@ -1,0 +1,292 @@
+"""A plan is carried out: stage after stage, or many at once, whatever has been interrupted before.
+
+Before a stage writes anything its record says so, with its name; so files that lie there are known to be of an
+unfinished run of the same stage, which goes on, or of another one, whose files are removed first.
+"""
+
+import logging
+import os
+import platform
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from gradscope.errors import GradscopeError
+from gradscope.progress import Advance, overall_progress
+from gradscope.results.tables import ensure_writable, exclusive
+from gradscope.study.inputs import device_name, resolve_device
+from gradscope.study.kinds import KINDS, Job
+from gradscope.study.plan import Plan, Stage
+from gradscope.study.records import Places, Record, is_disk_full
+
+Log = logging.getLogger("gradscope.study")
+
+
+class Engine(Protocol):
+    """Where stages run. Every job that is submitted ends once, in whatever order."""
+
+    name: str
+
+    def submit(self, job: Job) -> None:
+        """Take a job whose needs are done."""
+
+    def wait(self) -> Record:
+        """The record of a job that has ended."""
+
+    def close(self) -> None:
+        """Let go of what the engine holds."""
+
+
+class LocalEngine:
+    """One stage after the other, in this process."""
+
+    name = "local"
+
+    def __init__(self) -> None:
+        self._waiting: deque[Job] = deque()
+
+    def submit(self, job: Job) -> None:
+        """Take a job whose needs are done."""
+        self._waiting.append(job)
+
+    def wait(self) -> Record:
+        """Run the job that has waited longest."""
+        return perform(self._waiting.popleft())
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass
+class Ended:
+    """How a study ended: the record of each stage that is done, failed or was done before, and what was not begun."""
+
+    records: dict[str, Record] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+    blocked: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> list[Record]:
+        """The stages that failed."""
+        return [record for record in self.records.values() if record.state == "failed"]
+
+
+#: Told of each stage as it ends: its record, and whether it was done before.
+Told = Callable[[Record, bool], None]
+
+
+def run_plan(
+    plan: Plan,
+    places: Places,
+    engine: Engine,
+    *,
+    work: Mapping[str, dict[str, float]],
+    device: str = "auto",
+    told: Told = lambda record, kept: None,
+    ended: Ended | None = None,
+) -> Ended:
+    """Carry out ``plan``; what a failed stage is needed for is left, everything else is done.
+
+    ``work`` is how many passes each stage is thought to take; ``ended`` is filled as it goes. Raises
+    :class:`GradscopeError` where the disk is full, and where another process is at this study.
+    """
+    ensure_writable(places.records)
+    ensure_writable(places.checkpoints)
+    with exclusive(places.records):
+        places.sweep()
+        run = _Run(plan, places, engine, work, device, told, Ended() if ended is None else ended)
+        with overall_progress(plan.study.name, len(plan.stages)) as advance:
+            run.complete(advance)
+        places.sweep()
+    return run.ended
+
+
+class _Run:
+    """One run of a plan: which stages are settled, and which are under way."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        places: Places,
+        engine: Engine,
+        work: Mapping[str, dict[str, float]],
+        device: str,
+        told: Told,
+        ended: Ended,
+    ) -> None:
+        self.plan, self.places, self.engine, self.work = plan, places, engine, work
+        self.device, self.told, self.ended = device, told, ended
+        self.under_way: set[str] = set()
+
+    def complete(self, advance: Advance) -> None:
+        """Settle every stage."""
+        waiting = {stage.label: stage for stage in self.plan.stages}
+        while waiting or self.under_way:
+            for stage in list(waiting.values()):
+                if all(self._is_settled(need) for need in stage.needs):
+                    del waiting[stage.label]
+                    self._begin(stage)
+                    if stage.label not in self.under_way:
+                        advance(1, "")
+            if self.under_way:
+                self._settle(self.engine.wait())
+                advance(1, "")
+
+    def _is_settled(self, label: str) -> bool:
+        return label in self.ended.records or label in self.ended.blocked
+
+    def _begin(self, stage: Stage) -> None:
+        """Keep a stage that is done, leave one whose needs are not, and submit any other."""
+        missing = [need for need in stage.needs if not self._is_done(need)]
+        if missing:
+            self.ended.blocked[stage.label] = missing
+            return
+        inputs: dict[str, str] = {}
+        for need in stage.needs:
+            inputs |= self.ended.records[need].files
+        record = self.places.read(stage.label)
+        if self.places.is_intact(stage, record, inputs):
+            assert record is not None
+            self.ended.records[stage.label] = record
+            self.ended.kept.append(stage.label)
+            self.told(record, True)
+            return
+        self.under_way.add(stage.label)
+        work = self.work.get(stage.label, {})
+        self.engine.submit(Job(stage, self.places, inputs, work, self.device, stage.resources.cpus))
+
+    def _is_done(self, label: str) -> bool:
+        return label in self.ended.records and self.ended.records[label].state == "done"
+
+    def _settle(self, record: Record) -> None:
+        self.under_way.discard(record.label)
+        self.ended.records[record.label] = record
+        if record.disk_full:
+            raise GradscopeError(
+                f"--out: the disk of {self.places.results} or {self.places.checkpoints} is full: {record.error}; "
+                "what was done stays; free some space and run the same command again"
+            )
+        self.told(record, False)
+
+
+def perform(job: Job) -> Record:
+    """Run a stage, or go on with it, and leave its record. An error of its own is in the record, not raised."""
+    stage, places = job.stage, job.places
+    try:
+        resume = _prepare(job)
+        started = time.perf_counter()
+        with _logged(places.log(stage.label), stage), _threads(job.threads):
+            printed = KINDS[stage.kind].run(job, resume)
+            Log.info("%s", printed)
+        seconds = time.perf_counter() - started
+        record = _record(job, "done", seconds).model_copy(
+            update={"files": places.digests(KINDS[stage.kind].files(job.out))}
+        )
+        places.write(record)
+    except Exception as error:
+        return _failed(job, error)
+    return record
+
+
+def _prepare(job: Job) -> bool:
+    """Make the stage's place its own; whether an unfinished run of the very same stage lies there."""
+    stage, places, kind = job.stage, job.places, KINDS[job.stage.kind]
+    found = places.read(stage.label)
+    ensure_writable(places.records)
+    if found is None and any(True for _ in kind.files(job.out)) and not kind.adopt(job):
+        raise GradscopeError(
+            f"--out: {job.out} is there, and not of this study; remove it, or name another --out and --checkpoints"
+        )
+    same = found is not None and found.name == stage.name and found.inputs == job.inputs
+    resume = found is None or (same and found.state in ("begun", "failed"))
+    if not resume:
+        places.write(_record(job, "clearing"))
+        kind.remove(job.out)
+    places.write(_record(job, "begun"))
+    return resume
+
+
+def _record(job: Job, state: str, seconds: float | None = None) -> Record:
+    stage = job.stage
+    return Record.parse(
+        {
+            "label": stage.label,
+            "kind": stage.kind,
+            "name": stage.name,
+            "state": state,
+            "inputs": job.inputs,
+            "seconds": seconds,
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+            "where": {"host": platform.node(), "device": _device(job), "threads": _thread_count(job)},
+            "work": job.work,
+            "log": str(job.places.log(stage.label).relative_to(job.places.results)),
+        }
+    )
+
+
+def _device(job: Job) -> str:
+    try:
+        return device_name(resolve_device(job.device))
+    except GradscopeError:
+        return job.device
+
+
+def _thread_count(job: Job) -> int:
+    return job.threads or torch.get_num_threads()
+
+
+def _failed(job: Job, error: Exception) -> Record:
+    """The record of a stage that failed; where even that cannot be written, it is only returned."""
+    message = str(error) if isinstance(error, GradscopeError) else f"{type(error).__name__}: {error}"
+    full = is_disk_full(error)
+    record = _record(job, "failed").model_copy(update={"error": " ".join(message.split()), "disk_full": full})
+    try:
+        begun = job.places.read(job.stage.label)
+        if begun is not None and begun.state == "begun":
+            job.places.write(record)
+    except GradscopeError as second:
+        return record.model_copy(update={"disk_full": full or is_disk_full(second)})
+    return record
+
+
+@contextmanager
+def _logged(path: Path, stage: Stage) -> Iterator[None]:
+    """What the stage logs and warns of, and the traceback of its error, go to ``path``."""
+    handler = logging.FileHandler(path, delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    level = Log.level
+    root.addHandler(handler)
+    logging.captureWarnings(True)
+    Log.setLevel(logging.INFO)
+    try:
+        Log.info("%s (%s), process %d on %s", stage.label, stage.name, os.getpid(), platform.node())
+        yield
+    except Exception:
+        Log.info("failed\n%s", traceback.format_exc())
+        raise
+    finally:
+        logging.captureWarnings(False)
+        Log.setLevel(level)
+        root.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Torch with ``count`` threads, for sums over more of them round otherwise; None leaves it as it is."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

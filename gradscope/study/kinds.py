@@ -1,0 +1,201 @@
+"""The kinds of stages a study is made of: what each runs, which files are its own, and how they are removed."""
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gradscope.data import sources
+from gradscope.data.image_set import Splits, stratified_split
+from gradscope.errors import GradscopeError
+from gradscope.models.checkpoint import Checkpoint, load, save
+from gradscope.models.rescaling import calibrating_factor, rescaled
+from gradscope.results.rows import HISTORY
+from gradscope.results.tables import ensure_writable, write_table
+from gradscope.study.commands import Circumstances
+from gradscope.study.directory import FILES
+from gradscope.study.inputs import resolve_device
+from gradscope.study.plan import CHECKPOINTS, MeasureTask, ScaleTask, Stage, TrainTask
+from gradscope.study.recipe import CALIBRATED
+from gradscope.study.records import Places
+from gradscope.study.stages import run_training
+from gradscope.study.tiles import FOLDER as TILES
+from gradscope.training.hardware import Hardware
+from gradscope.training.loop import epochs_folder, state_path
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage with everything that a worker, here or elsewhere, needs to run it.
+
+    ``inputs`` are the digests of the files of the stages it needs. ``threads`` None leaves torch's own number.
+    """
+
+    stage: Stage
+    places: Places
+    inputs: dict[str, str]
+    work: dict[str, float]
+    device: str = "auto"
+    threads: int | None = None
+
+    @property
+    def out(self) -> Path:
+        """The file or directory that the stage writes."""
+        return self.places.path(self.stage.place)
+
+    def checkpoint(self, model: str) -> Path:
+        """The file of a model of the study."""
+        return self.places.path(f"{CHECKPOINTS}/{model}.pt")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is done for a stage: ``run(job, resume)`` gives the lines it prints; ``files(path)`` are those it has there.
+
+    ``adopt(job)`` says whether complete files that no record knows are the very ones that the stage would make.
+    """
+
+    run: Callable[[Job, bool], str]
+    files: Callable[[Path], Iterable[Path]]
+    remove: Callable[[Path], None]
+    adopt: Callable[[Job], bool] = lambda job: False
+
+
+def _images(job: Job) -> Splits:
+    splits = sources.load(job.stage.images.source)
+    if (splits.train.name, len(splits.train)) != (job.stage.images.name, job.stage.images.train):
+        raise GradscopeError(f"--data-root: {job.stage.images.name} is not what it was when the study was planned")
+    return splits
+
+
+# --- a model is trained ---
+
+
+def _train(job: Job, resume: bool) -> str:
+    task = job.stage.task
+    assert isinstance(task, TrainTask)
+    if not _is_complete(job):
+        splits = _images(job)
+        initial = None if task.start is None else job.checkpoint(task.start)
+
+        def run(go_on: bool) -> None:
+            run_training(
+                *(task.training, splits, job.out, Hardware(job.device)),
+                resume=go_on,
+                overwrite=True,
+                keep_epochs=task.keep_epochs,
+                initial=initial,
+            )
+
+        try:
+            run(resume and state_path(job.out).exists())
+        except GradscopeError as error:
+            # The state of an unfinished run that cannot be gone on with is no loss but of time.
+            if not str(error).startswith("--resume"):
+                raise
+            _remove_model(job.out)
+            run(False)
+    history = load(job.out).history
+    write_table(job.out.with_suffix(".history.csv"), HISTORY, history)
+    last = history[-1]
+    return f"{last['epoch']} epochs, validation accuracy {100 * last['validation_accuracy']:.1f} %"
+
+
+def _is_complete(job: Job) -> bool:
+    """Whether the checkpoint is there, whole, and of this very configuration: a run that was killed just after it."""
+    task = job.stage.task
+    assert isinstance(task, TrainTask)
+    if not job.out.exists() or state_path(job.out).exists() or not job.out.with_suffix(".history.csv").exists():
+        return False
+    try:
+        found = load(job.out)
+    except GradscopeError:
+        return False
+    training = task.training
+    if task.start is not None:
+        training = training.model_copy(
+            update={"initial": job.inputs[job.places.place(job.checkpoint(task.start))]},
+        )
+    wanted = training.model_dump(mode="json")
+    return found.config == wanted and len(found.history) == training.epochs and _same_images(found, job)
+
+
+def _same_images(found: Checkpoint, job: Job) -> bool:
+    return found.data_fingerprint == _images(job).train.fingerprint
+
+
+def _model_files(out: Path) -> Iterator[Path]:
+    yield from (path for path in (out, out.with_suffix(".history.csv")) if path.exists())
+    if epochs_folder(out).is_dir():
+        yield from sorted(epochs_folder(out).glob("*.pt"))
+
+
+def _remove_model(out: Path) -> None:
+    for path in (state_path(out), *_model_files(out)):
+        path.unlink(missing_ok=True)
+    if epochs_folder(out).is_dir():
+        shutil.rmtree(epochs_folder(out))
+
+
+# --- a model's logits are multiplied ---
+
+
+def _scale(job: Job, resume: bool) -> str:
+    task = job.stage.task
+    assert isinstance(task, ScaleTask)
+    source = load(job.checkpoint(task.source))
+    factor = task.factor
+    if factor == CALIBRATED:
+        train = _images(job).train
+        config = source.config
+        _, held_out = stratified_split(train.labels, config["validation_fraction"], config["seed"])
+        factor = calibrating_factor(source, train.subset(held_out), resolve_device(job.device))
+    ensure_writable(job.out.parent)
+    save(job.out, rescaled(source, float(factor), task.name))
+    return f"logits of {task.source} times {float(factor):.4g}"
+
+
+# --- models are measured ---
+
+
+def _measure(job: Job, resume: bool) -> str:
+    task = job.stage.task
+    assert isinstance(task, MeasureTask)
+    source = job.stage.images.source
+    data = {key: value for key, value in source.model_dump().items() if value is not None}
+    others = {role: [str(job.checkpoint(model)) for model in models] for role, models in task.others.items()}
+    texts = [str(job.checkpoint(model)) for model in task.models]
+
+    def run(go_on: bool) -> str:
+        return task.options.run(texts, Circumstances(data, job.device, go_on, others), job.out)
+
+    try:
+        return run(resume)
+    except GradscopeError as error:
+        if not str(error).startswith("--resume"):
+            raise
+        return run(False)
+
+
+def _result_files(out: Path) -> Iterator[Path]:
+    for path in sorted(out.rglob("*")) if out.is_dir() else []:
+        if path.is_file() and TILES not in path.relative_to(out).parts:
+            yield path
+
+
+def _remove_results(out: Path) -> None:
+    """Remove what a measurement writes; whatever else lies in the directory stays."""
+    for name in (*FILES, "figures", TILES):
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+#: Every kind of stage by name. What comes after the measurements (claims, the report) takes its place here.
+KINDS: dict[str, Kind] = {
+    "train": Kind(_train, _model_files, _remove_model, _is_complete),
+    "scale": Kind(_scale, _model_files, _remove_model),
+    "measure": Kind(_measure, _result_files, _remove_results),
+}

@@ -1,0 +1,71 @@
+"""The manifest of a study: the recipe as it was resolved, the plan, and what came of every stage."""
+
+from typing import Any
+
+from gradscope.results.manifest import provenance
+from gradscope.results.tables import write_json
+from gradscope.study.commands import plain
+from gradscope.study.execution import Ended
+from gradscope.study.inputs import device_name, resolve_device
+from gradscope.study.plan import Plan, versions
+from gradscope.study.records import Places
+
+#: Its file in the study's directory of results.
+FILE = "manifest.json"
+
+
+def write_manifest(plan: Plan, places: Places, ended: Ended, *, engine: str, device: str) -> None:
+    """Write what is planned and what has become of it; ``complete`` where nothing is missing."""
+    stages = []
+    for stage in plan.stages:
+        record = ended.records.get(stage.label)
+        facts: dict[str, Any] = {"state": "blocked" if stage.label in ended.blocked else "to do"}
+        if record is not None:
+            facts = record.model_dump(
+                mode="json", include={"state", "seconds", "when", "where", "files", "log", "error"}
+            )
+        stages.append(
+            {
+                "label": stage.label,
+                "kind": stage.kind,
+                "name": stage.name,
+                "needs": list(stage.needs),
+                "place": stage.place,
+                "settings": stage.settings,
+                "blocked_by": ended.blocked.get(stage.label, []),
+                **facts,
+            }
+        )
+    done = all(stage["state"] == "done" for stage in stages)
+    recipe = plan.study.recipe.model_dump(mode="json", by_alias=True)
+    for data in recipe["data"].values():
+        data.pop("data_root")
+    write_json(
+        places.results / FILE,
+        {
+            "kind": "study",
+            "study": plan.study.name,
+            "complete": done and not plan.absent,
+            "recipe": recipe,
+            "data": {
+                name: plain(vars(facts) | {"source": facts.source.dataset}) for name, facts in plan.images.items()
+            },
+            "absent": {"data": dict(plan.absent), "stages": list(plan.left_out)},
+            "models": [
+                {
+                    "label": model.label,
+                    "name": model.name,
+                    "data": model.data,
+                    "seed": model.seed,
+                    "of": model.of,
+                    "factor": model.factor,
+                }
+                for model in plan.study.models
+            ],
+            "stages": stages,
+            "seconds": sum(stage.get("seconds") or 0.0 for stage in stages),
+            "versions": versions(),
+            "engine": engine,
+            "provenance": provenance(device_name(resolve_device(device))),
+        },
+    )

@@ -1,0 +1,243 @@
+"""The plan of a study: every stage, named by the content of what it depends on.
+
+A stage's name is a digest of its resolved configuration, the images it is made from, the names of the stages it
+needs, and the versions that decide its numbers. Equal names stand for equal results, wherever and whenever they are
+made; what changes in a recipe changes the names of what depends on it, and of nothing else.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import gradscope
+from gradscope.config import Data, Training
+from gradscope.data import sources
+from gradscope.data.image_set import Splits
+from gradscope.errors import GradscopeError, lookup
+from gradscope.models.architectures import ARCHITECTURES, ModelSpec
+from gradscope.study.commands import Options, plain
+from gradscope.study.recipe import Measurement, Model, Resources, Study
+from gradscope.training.phases import resolve
+
+#: Roots of what stages write: a file's place is one of these and the path below it.
+CHECKPOINTS, RESULTS = "checkpoints", "results"
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What a plan knows of a data set whose images are there."""
+
+    source: Data
+    name: str
+    fingerprint: str
+    train: int
+    test: int
+    channels: int
+    image_size: int
+    classes: int
+
+    @classmethod
+    def of(cls, source: Data, splits: Splits) -> "ImageFacts":
+        """The facts of the images that ``source`` names."""
+        digest = hashlib.sha256(f"{splits.train.fingerprint} {splits.test.fingerprint}".encode())
+        train = splits.train
+        return cls(
+            *(source, train.name, digest.hexdigest(), len(train), len(splits.test)),
+            *(train.channels, train.image_size, len(train.classes)),
+        )
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """A model to be trained, as it is resolved; from the weights of the model ``start`` where it is given."""
+
+    training: Training
+    start: str | None
+    keep_epochs: bool
+
+
+@dataclass(frozen=True)
+class ScaleTask:
+    """A model whose logits are multiplied; ``name`` is what it is called."""
+
+    name: str
+    source: str
+    factor: float | str
+
+
+@dataclass(frozen=True)
+class MeasureTask:
+    """A command over models; ``others`` are those it names in other roles."""
+
+    command: str
+    options: Options
+    models: tuple[str, ...]
+    others: Mapping[str, tuple[str, ...]]
+
+
+Task = TrainTask | ScaleTask | MeasureTask
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One piece of a study. ``kind`` is a key of the table of stage kinds; ``needs`` are labels of other stages.
+
+    ``settings`` is what the ``name`` is made of, beside the needs. The stage writes below ``place``, a file or a
+    directory under one of the two roots.
+    """
+
+    kind: str
+    label: str
+    name: str
+    place: str
+    needs: tuple[str, ...]
+    settings: Mapping[str, Any]
+    task: Task
+    images: ImageFacts
+    resources: Resources
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages, each after those it needs; ``absent``: why images are missing, and what is left out for that."""
+
+    study: Study
+    stages: tuple[Stage, ...]
+    images: Mapping[str, ImageFacts]
+    absent: Mapping[str, str]
+    left_out: tuple[str, ...]
+
+
+def train_label(model: str) -> str:
+    """The stage that makes a model."""
+    return f"model-{model}"
+
+
+def make_plan(study: Study, *, download: bool = False) -> Plan:
+    """Resolve every model on its images. Images that are missing leave out what needs them, unless all are.
+
+    What no run could do raises :class:`GradscopeError`.
+    """
+    images, absent = _look_for_images(study, download)
+    stages: dict[str, Stage] = {}
+    for model in study.models:
+        if model.data in images:
+            stage = _model_stage(model, images[model.data], study.recipe.resources, stages)
+            stages[stage.label] = stage
+    for measurement in study.measurements:
+        if measurement.data in images:
+            stage = _measure_stage(measurement, images[measurement.data], study.recipe.resources, stages)
+            stages[stage.label] = stage
+    left_out = [train_label(model.label) for model in study.models if model.data in absent]
+    left_out += [f"measure-{one.name}" for one in study.measurements if one.data in absent]
+    return Plan(study, tuple(stages.values()), images, absent, tuple(left_out))
+
+
+def _look_for_images(study: Study, download: bool) -> tuple[dict[str, ImageFacts], dict[str, str]]:
+    """What is known of each data set that a model is trained on, and why the others are missing."""
+    images: dict[str, ImageFacts] = {}
+    absent: dict[str, str] = {}
+    for name in dict.fromkeys(model.data for model in study.models):
+        source = study.source(name)
+        # Kept in checkpoints and sent to other machines, so it must hold in any working directory.
+        source = source.model_copy(update={"data_root": source.data_root and source.data_root.expanduser().resolve()})
+        try:
+            images[name] = ImageFacts.of(source, sources.load(source, download=download))
+        except GradscopeError as error:
+            absent[name] = str(error)
+    if not images:
+        raise GradscopeError("; ".join(absent.values()))
+    return images, absent
+
+
+def _model_stage(model: Model, images: ImageFacts, resources: Resources, stages: Mapping[str, Stage]) -> Stage:
+    needs = () if model.of is None else (train_label(model.of),)
+    settings: dict[str, Any]
+    task: Task
+    if model.factor is not None:
+        assert model.of is not None
+        kind, task = "scale", ScaleTask(model.name, model.of, model.factor)
+        settings = {"factor": model.factor, "name": model.name}
+    else:
+        training = _resolve(model, images)
+        kind, task = "train", TrainTask(training, model.of, bool(model.options.keep_epochs))
+        decisive = training.model_dump(mode="json")
+        del decisive["data"]["data_root"]
+        settings = {"training": decisive, "images": images.fingerprint, "keep_epochs": task.keep_epochs}
+    place = f"{CHECKPOINTS}/{model.label}.pt"
+    return _stage(kind, train_label(model.label), place, needs, settings, task, images, resources, stages)
+
+
+def _resolve(model: Model, images: ImageFacts) -> Training:
+    """The whole configuration of a model's training; its mode is called what the model is called."""
+    options = model.options
+    given = {
+        "architecture": model.architecture,
+        "batch_size": options.batch_size,
+        "precision": options.precision,
+        "seed": model.seed,
+        "data": images.source.model_dump(),
+    }
+    try:
+        training = resolve(
+            model.mode,
+            images.source,
+            images.image_size,
+            paper=bool(options.paper),
+            table={} if options.phases is None else {"phases": list(options.phases)},
+            settings=options.set,
+            epochs=options.epochs,
+            options={key: value for key, value in given.items() if value is not None},
+        )
+        lookup(ARCHITECTURES, training.architecture, "architecture")
+        ModelSpec(training.architecture, images.classes, images.channels, images.image_size, (0.5,), (0.5,))
+    except GradscopeError as error:
+        raise GradscopeError(f"model {model.label}: {error}") from None
+    return training.model_copy(update={"mode": model.name})
+
+
+def _measure_stage(
+    measurement: Measurement, images: ImageFacts, resources: Resources, stages: Mapping[str, Stage]
+) -> Stage:
+    everyone = [*measurement.models, *(label for labels in measurement.others.values() for label in labels)]
+    needs = tuple(train_label(label) for label in dict.fromkeys(everyone))
+    task = MeasureTask(measurement.command, measurement.options, measurement.models, measurement.others)
+    settings = {
+        "command": measurement.command,
+        "options": measurement.options.resolved(),
+        "models": list(measurement.models),
+        "others": plain(measurement.others),
+        "images": images.fingerprint,
+    }
+    label, place = f"measure-{measurement.name}", f"{RESULTS}/{measurement.name}"
+    return _stage("measure", label, place, needs, settings, task, images, resources, stages)
+
+
+def _stage(
+    kind: str,
+    label: str,
+    place: str,
+    needs: tuple[str, ...],
+    settings: Mapping[str, Any],
+    task: Task,
+    images: ImageFacts,
+    resources: Resources,
+    stages: Mapping[str, Stage],
+) -> Stage:
+    content = {
+        "kind": kind,
+        "settings": settings,
+        "needs": [stages[need].name for need in needs],
+        "versions": versions(),
+    }
+    name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
+    return Stage(kind, label, name, place, needs, settings, task, images, resources)
+
+
+def versions() -> dict[str, str]:
+    """What decides numbers beside the configuration: gradscope's version, and torch's without its build."""
+    return {"gradscope": gradscope.__version__, "torch": torch.__version__.partition("+")[0]}

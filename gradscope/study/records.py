@@ -1,0 +1,129 @@
+"""What a stage of a study leaves behind: its record, so that what is done and intact is never done again."""
+
+import errno
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from gradscope.config import Config
+from gradscope.results.tables import write_json
+from gradscope.study.plan import CHECKPOINTS, RESULTS, Stage
+
+#: The folder of records and logs in a study's directory of results.
+FOLDER = ".stages"
+#: What an interrupted atomic write leaves.
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}(\.\w+)?")
+_CHUNK = 2**20
+
+
+class Record(Config):
+    """One stage's record.
+
+    ``state``: files of another name are being removed; begun; done; failed, with the ``error``. ``files`` and
+    ``inputs`` are the SHA-256 of what was written, and of the files of the stages it needed, by place. ``work`` is
+    how many passes it was thought to take, from which later estimates are made.
+    """
+
+    label: str
+    kind: str
+    name: str
+    state: Literal["clearing", "begun", "done", "failed"]
+    inputs: dict[str, str] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
+    seconds: float | None = None
+    when: str | None = None
+    where: dict[str, str | int | None] = Field(default_factory=dict)
+    work: dict[str, float] = Field(default_factory=dict)
+    log: str | None = None
+    error: str | None = None
+    disk_full: bool = False
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a study writes: checkpoints, and results with the records among them. Both absolute."""
+
+    checkpoints: Path
+    results: Path
+
+    def path(self, place: str) -> Path:
+        """The file or directory that a place stands for."""
+        root, _, below = place.partition("/")
+        return {CHECKPOINTS: self.checkpoints, RESULTS: self.results}[root] / below
+
+    def place(self, path: Path) -> str:
+        """The place of a file under one of the roots."""
+        for root, folder in ((RESULTS, self.results), (CHECKPOINTS, self.checkpoints)):
+            if path.is_relative_to(folder):
+                return f"{root}/{path.relative_to(folder).as_posix()}"
+        raise AssertionError(f"{path} is below neither root")
+
+    @property
+    def records(self) -> Path:
+        """The folder of records and logs."""
+        return self.results / FOLDER
+
+    def log(self, label: str) -> Path:
+        """The log of a stage."""
+        return self.records / f"{label}.log"
+
+    def read(self, label: str) -> Record | None:
+        """The record of a stage, if there is one; of one that is damaged, that there was one."""
+        path = self.records / f"{label}.json"
+        try:
+            return Record.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            return Record(label=label, kind="", name="", state="clearing")
+
+    def write(self, record: Record) -> None:
+        """Write a record in one step."""
+        write_json(self.records / f"{record.label}.json", record.model_dump(mode="json"))
+
+    def digests(self, paths: Iterable[Path]) -> dict[str, str]:
+        """SHA-256 of files, by place."""
+        return {self.place(path): digest(path) for path in sorted(paths)}
+
+    def is_intact(self, stage: Stage, record: Record | None, inputs: Mapping[str, str]) -> bool:
+        """Whether ``record`` says that ``stage`` is done, from the same ``inputs``, and its files are as they were."""
+        if record is None or record.state != "done" or record.name != stage.name or record.inputs != dict(inputs):
+            return False
+        try:
+            return all(digest(self.path(place)) == known for place, known in record.files.items())
+        except OSError:
+            return False
+
+    def sweep(self) -> None:
+        """Remove the temporary files that killed processes left."""
+        for root in (self.checkpoints, self.results):
+            for folder, _, names in os.walk(root):
+                for name in names:
+                    if _TEMPORARY.fullmatch(name):
+                        Path(folder, name).unlink(missing_ok=True)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(_CHUNK):
+            found.update(part)
+    return found.hexdigest()
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether ``error``, or one that it came from, is the disk's: full, over a quota, or a file too large for it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
