@@ -65,7 +65,7 @@ def run_attacks(texts: Sequence[str], request: Battery, foreign: Foreign, out: P
     Every checkpoint is loaded and checked before the first is attacked. Finished batches of each attack are kept until
     all is done, so that an interrupted run can be resumed, to the same files but for the seconds.
     """
-    _check(request)
+    check_battery(request)
     device = resolve_device(request.device)
     with resumable_directory(out, "attack", resume=request.resume, overwrite=request.overwrite):
         examined = read_examined(texts, request.surrogates, request, request.samples, DEFAULT_SAMPLES, foreign, device)
@@ -85,7 +85,7 @@ def run_attacks(texts: Sequence[str], request: Battery, foreign: Foreign, out: P
     return out
 
 
-def _check(request: Battery) -> None:
+def check_battery(request: Battery) -> None:
     """What is asked for must be possible, before anything is loaded."""
     takers = [name for name, attack in BATTERY.items() if "examples" in attack.needs]
     if not request.surrogates and all(name in takers for name in request.attacks):

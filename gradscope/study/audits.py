@@ -69,7 +69,7 @@ def run_audits(texts: Sequence[str], request: AuditRequest, foreign: Foreign, ou
     Every checkpoint is loaded and checked before the first is attacked. The pieces of the work are kept until all is
     done, so that an interrupted run can be resumed, to the same files but for the seconds.
     """
-    _check(request)
+    check_audit(request)
     device = resolve_device(request.device)
     with resumable_directory(out, "audit", resume=request.resume, overwrite=request.overwrite):
         images = BUDGETS[request.budget].images
@@ -83,7 +83,7 @@ def run_audits(texts: Sequence[str], request: AuditRequest, foreign: Foreign, ou
     return audits
 
 
-def _check(request: AuditRequest) -> None:
+def check_audit(request: AuditRequest) -> None:
     """What is asked for must be known, before anything is loaded."""
     budget_of(request.budget, with_examples=bool(request.surrogates))
     if len(request.balls.radii) != 1:

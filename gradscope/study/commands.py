@@ -16,13 +16,13 @@ from gradscope.models.subject import Foreign
 from gradscope.report.printed import analysis_lines, attack_lines, audit_lines, landscape_lines, transfer_lines
 from gradscope.results.rows import METRICS
 from gradscope.study.analysis import Analysis
-from gradscope.study.attacks import Battery, run_attacks
-from gradscope.study.audits import AuditRequest, run_audits
-from gradscope.study.input_landscapes import InputLandscape, run_input_landscape
+from gradscope.study.attacks import Battery, check_battery, run_attacks
+from gradscope.study.audits import AuditRequest, check_audit, run_audits
+from gradscope.study.input_landscapes import InputLandscape, check_input_landscape, run_input_landscape
 from gradscope.study.inputs import Request
 from gradscope.study.stages import run_analysis
-from gradscope.study.transfer import TransferMatrix, run_transfer
-from gradscope.study.weight_landscapes import WeightLandscape, run_weight_landscape
+from gradscope.study.transfer import TransferMatrix, check_transfer, run_transfer
+from gradscope.study.weight_landscapes import WeightLandscape, check_weight_landscape, run_weight_landscape
 
 
 def _split(value: object) -> object:
@@ -76,13 +76,18 @@ class Options(Config):
     def run(self, texts: Sequence[str], circumstances: Circumstances, out: Path) -> str:
         """Measure the checkpoints ``texts`` into ``out``; the lines that the command prints."""
 
-    def check(self) -> None:
-        """Refuse what can be refused before there are models."""
-        self.request(Circumstances(others=dict.fromkeys(self.others, ("other",))))
+    @property
+    def placeholder(self) -> Circumstances:
+        """Circumstances before there are models."""
+        return Circumstances(others=dict.fromkeys(self.others, ("other",)))
+
+    def check(self, models: int) -> None:
+        """Refuse what can be refused before there are models, of which there will be so many."""
+        self.request(self.placeholder)
 
     def resolved(self) -> dict[str, Any]:
         """Everything that decides the results, as plain JSON values, defaults filled in."""
-        request = self.request(Circumstances(others=dict.fromkeys(self.others, ("other",))))
+        request = self.request(self.placeholder)
         return {
             one.name: plain(getattr(request, one.name)) for one in fields(request) if one.name not in _CIRCUMSTANCES
         }
@@ -180,7 +185,7 @@ class LandscapeOptions(_Gradient):
             raise GradscopeError("batch_size: a landscape takes none; its batches fit the memory")
         if self.space == "input":
             self._refuse("weights", "line", "towards", "epochs", "batch_norm", "adversarial")
-            around_images = InputLandscape(
+            return InputLandscape(
                 **shared,
                 attack=self.attack,
                 settings=attack_settings(self.attack, self.changes()),
@@ -189,13 +194,11 @@ class LandscapeOptions(_Gradient):
                 right=self.right,
                 shared=self.plane == "shared",
             )
-            _ = around_images.grid
-            return around_images
         self._refuse("input", "index", "right", "plane")
         if not self.adversarial:
             for name in [name for name in self.changes() if name != "norm"]:
                 raise GradscopeError(f"{name}: in weight space it belongs to adversarial = true")
-        around_weights = WeightLandscape(
+        return WeightLandscape(
             **shared,
             attack=self.attack if self.adversarial else "none",
             settings=short_attack_settings(self.attack, self.changes()) if self.adversarial else None,
@@ -205,8 +208,14 @@ class LandscapeOptions(_Gradient):
             epochs=next((Path(text).with_suffix(".epochs") for text in circumstances.others.get("epochs", ())), None),
             reestimate=self.batch_norm == "re-estimated",
         )
-        _ = around_weights.grid
-        return around_weights
+
+    def check(self, models: int) -> None:
+        """Refuse planes that so many models do not have."""
+        request = self.request(self.placeholder)
+        if isinstance(request, InputLandscape):
+            check_input_landscape(request, models)
+        else:
+            check_weight_landscape(request, models, Foreign())
 
     def _refuse(self, other: str, *names: str) -> None:
         for name in names:
@@ -260,6 +269,10 @@ class AttackOptions(Options):
             resume=circumstances.resume,
         )
 
+    def check(self, models: int) -> None:
+        """Refuse surrogates that no attack takes."""
+        check_battery(self.request(self.placeholder))
+
     def run(self, texts: Sequence[str], circumstances: Circumstances, out: Path) -> str:
         """Run the battery."""
         return attack_lines(run_attacks(texts, self.request(circumstances), Foreign(), out))
@@ -282,6 +295,10 @@ class TransferOptions(_Gradient):
             seed=self.seed,
             resume=circumstances.resume,
         )
+
+    def check(self, models: int) -> None:
+        """Refuse one model alone."""
+        check_transfer(models, self.request(self.placeholder))
 
     def run(self, texts: Sequence[str], circumstances: Circumstances, out: Path) -> str:
         """Judge every model's examples on every model."""
@@ -313,6 +330,10 @@ class AuditOptions(Options):
             seed=self.seed,
             resume=circumstances.resume,
         )
+
+    def check(self, models: int) -> None:
+        """Refuse more than one radius."""
+        check_audit(self.request(self.placeholder))
 
     def run(self, texts: Sequence[str], circumstances: Circumstances, out: Path) -> str:
         """Audit every model."""

@@ -76,7 +76,7 @@ def run_input_landscape(texts: Sequence[str], request: InputLandscape, foreign: 
 
     Finished tiles are kept until all is done, so that an interrupted run can be resumed, to the same files.
     """
-    _check(request, len(texts))
+    check_input_landscape(request, len(texts))
     device = resolve_device(request.device)
     with resumable_directory(out, "landscape", resume=request.resume, overwrite=request.overwrite):
         viewed, splits = read_all(texts, request, foreign, device, "landscape")
@@ -96,7 +96,7 @@ def run_input_landscape(texts: Sequence[str], request: InputLandscape, foreign: 
     return out
 
 
-def _check(request: InputLandscape, checkpoints: int) -> None:
+def check_input_landscape(request: InputLandscape, checkpoints: int) -> None:
     """What is asked for must be possible, before anything is loaded."""
     _ = request.grid
     if request.settings.epsilon == 0:

@@ -203,6 +203,7 @@ def _resolve(model: Model, images: ImageFacts) -> Training:
 def _measure_stage(
     measurement: Measurement, images: ImageFacts, resources: Resources, stages: Mapping[str, Stage]
 ) -> Stage:
+    _require_images(measurement, images)
     everyone = [*measurement.models, *(label for labels in measurement.others.values() for label in labels)]
     needs = tuple(train_label(label) for label in dict.fromkeys(everyone))
     task = MeasureTask(measurement.command, measurement.options, measurement.models, measurement.others)
@@ -215,6 +216,17 @@ def _measure_stage(
     }
     label, place = f"measure-{measurement.name}", f"{RESULTS}/{measurement.name}"
     return _stage("measure", label, place, needs, settings, task, images, resources, stages)
+
+
+def _require_images(measurement: Measurement, images: ImageFacts) -> None:
+    """As many test images as are asked for; to find that out after days of training would be late."""
+    for name in ("samples", "images"):
+        count = getattr(measurement.options, name, None)
+        if count is not None and not 1 <= count <= images.test:
+            raise GradscopeError(
+                f"measure {measurement.name}: {name}: 1 to {images.test} is allowed, {images.name} has so many test "
+                f"images, got {count}"
+            )
 
 
 def _stage(

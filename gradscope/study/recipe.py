@@ -375,7 +375,6 @@ def _measurements(recipe: Recipe, models: Sequence[Model]) -> Iterator[Measureme
         _require_known_keys(key, table, options_type)
         try:
             options = options_type.parse({one: value for one, value in table.items() if one not in _MEASURE_KEYS})
-            options.check()
         except GradscopeError as error:
             raise GradscopeError(f"{key}: {error}") from None
         yield from _one_for_each_data_set(name, command, heading.models, options, models)
@@ -410,5 +409,9 @@ def _one_for_each_data_set(
             if len(others.get(role, "1")) != 1:
                 raise GradscopeError(f"measure {name}: {role}: one model is allowed, got {', '.join(others[role])}")
         labels = tuple(model.label for model in chosen if model.data == data)
+        try:
+            options.check(len(labels))
+        except GradscopeError as error:
+            raise GradscopeError(f"measure {name}: {error}") from None
         folder = f"{name}-{data}" if len(data_sets) > 1 else name
         yield Measurement(folder, command, data, labels, others, options)

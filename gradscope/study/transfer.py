@@ -53,7 +53,7 @@ def run_transfer(texts: Sequence[str], request: TransferMatrix, foreign: Foreign
 
     The examples of each checkpoint are kept until all are judged, so that an interrupted run can be resumed.
     """
-    _check(texts, request)
+    check_transfer(len(texts), request)
     device = resolve_device(request.device)
     with resumable_directory(out, "transfer", resume=request.resume, overwrite=request.overwrite):
         viewed, splits = read_all(texts, request, foreign, device, "transfer")
@@ -71,10 +71,10 @@ def run_transfer(texts: Sequence[str], request: TransferMatrix, foreign: Foreign
     return out
 
 
-def _check(texts: Sequence[str], request: TransferMatrix) -> None:
+def check_transfer(models: int, request: TransferMatrix) -> None:
     """What is asked for must be possible, before anything is loaded."""
-    if len(texts) < 2:
-        raise GradscopeError(f"CKPT: two or more are allowed in a transfer, got {len(texts)}")
+    if models < 2:
+        raise GradscopeError(f"CKPT: two or more are allowed in a transfer, got {models}")
     if request.settings.epsilon == 0:
         raise GradscopeError("--epsilon: a number above 0 is allowed in an attack, got 0")
 

@@ -108,7 +108,7 @@ def run_weight_landscape(texts: Sequence[str], request: WeightLandscape, foreign
 
     Finished tiles are kept until all is done, so that an interrupted run can be resumed, to the same files.
     """
-    _check(request, len(texts), foreign)
+    check_weight_landscape(request, len(texts), foreign)
     device = resolve_device(request.device)
     with resumable_directory(out, "landscape", resume=request.resume, overwrite=request.overwrite):
         named = texts if request.towards is None else [*texts, request.towards]
@@ -133,7 +133,7 @@ def run_weight_landscape(texts: Sequence[str], request: WeightLandscape, foreign
     return out
 
 
-def _check(request: WeightLandscape, checkpoints: int, foreign: Foreign) -> None:
+def check_weight_landscape(request: WeightLandscape, checkpoints: int, foreign: Foreign) -> None:
     """What is asked for must be possible, before anything is loaded."""
     _ = request.grid
     if request.towards is not None and request.epochs is not None:

@@ -174,6 +174,12 @@ def test_settings_and_data_root_of_the_command_line(tmp_path: Path) -> None:
             GRID + '[[measure]]\ncommand = "landscape"\nspace = "weights"\ntowards = "sl"\n',
             "measure landscape: towards: one model is allowed, got sl-s0, sl-s1",
         ),
+        (
+            GRID + '[[measure]]\ncommand = "attack"\nattacks = "pgd"\nsurrogate = "sl"\n',
+            "measure attack: --surrogate: one of .*transfer among --attacks takes it",
+        ),
+        (GRID + '[[measure]]\ncommand = "transfer"\nmodels = "sl-s0"\n', "measure transfer: .*two or more .*got 1"),
+        (GRID + '[[measure]]\ncommand = "landscape"\npoints = 1\n', "measure landscape: points: .*got 1"),
         ("[grid\n", "is not TOML"),
         (GRID + "[data]\ndigits = 3\n", "data.digits: .*, got 3"),
         (GRID + '[[measure]]\nname = "../x"\ncommand = "analyze"\n', r"measure: letters.*'../x'"),

@@ -1,0 +1,346 @@
+"""A study carried out: what is done stays, what is not is done, whatever happens in between."""
+
+import csv
+import hashlib
+import io
+import json
+import multiprocessing
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gradscope.errors import GradscopeError
+from gradscope.models import checkpoint as checkpoints
+from gradscope.report import figures
+from gradscope.results.rows import TRANSFER
+from gradscope.results.tables import exclusive
+from gradscope.study import kinds
+from gradscope.study.execution import Ended
+from gradscope.study.records import Places, is_disk_full
+from gradscope.study.studies import StudyRequest, plan_study, run_study
+
+RECIPE = """
+[grid]
+modes = ["sl", "rl-adv"]
+[training]
+epochs = 2
+[models.longer]
+mode = "sl"
+from = "sl"
+[[scale]]
+models = "sl"
+factors = [10]
+[[measure]]
+command = "attack"
+attacks = "pgd,transfer,square"
+models = "sl*"
+surrogate = "rl-adv"
+steps = 2
+queries = 5
+samples = 10
+[[measure]]
+command = "transfer"
+steps = 2
+samples = 10
+[[measure]]
+command = "landscape"
+models = "rl-adv"
+images = 2
+points = 5
+steps = 2
+[[measure]]
+command = "analyze"
+models = "longer"
+steps = 2
+samples = 10
+"""
+MODELS = ("model-sl-s0", "model-rl-adv-s0", "model-longer-s0", "model-sl-x10-s0")
+MEASURES = ("measure-attack", "measure-transfer", "measure-landscape", "measure-analyze")
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than all else here, and is tested with the command."""
+    monkeypatch.setattr(figures, "draw", lambda directory: [])
+
+
+def request_in(folder: Path, text: str = RECIPE, **changes: Any) -> StudyRequest:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tiny.toml").write_text(text)
+    places = {"out": folder / "results", "checkpoints": folder / "checkpoints"}
+    return StudyRequest(recipe=folder / "tiny.toml", device="cpu", **places | changes)
+
+
+def run(request: StudyRequest) -> Ended:
+    return run_study(plan_study(request), request)
+
+
+def redone(ended: Ended) -> set[str]:
+    return set(ended.records) - set(ended.kept)
+
+
+def weights(path: Path) -> str:
+    """A checkpoint without when it was made and how long that took."""
+    found = checkpoints.load(path)
+    digest = hashlib.sha256(repr((found.spec, found.mode, found.classes, found.data_fingerprint)).encode())
+    config = {key: value for key, value in found.config.items() if key != "initial"}
+    rows = [{key: row[key] for key in row if key not in ("seconds", "images_per_second")} for row in found.history]
+    digest.update(json.dumps([config, rows]).encode())
+    for name, value in found.state_dict.items():
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def table(path: Path) -> str:
+    """A CSV without seconds."""
+    rows = list(csv.DictReader(io.StringIO(path.read_text())))
+    kept = [
+        {key: value for key, value in row.items() if key not in ("seconds", "images_per_second")}
+        for row in rows
+        if row.get("metric") != "seconds"
+    ]
+    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+
+
+def manifest(path: Path) -> str:
+    """A manifest without times, and digests of checkpoints, which hold times."""
+
+    def timeless(value: Any) -> Any:
+        if isinstance(value, dict):
+            skipped = ("seconds", "provenance", "trained", "sha256", "source", "initial")
+            return {key: timeless(one) for key, one in value.items() if key not in skipped}
+        return [timeless(one) for one in value] if isinstance(value, list) else value
+
+    return hashlib.sha256(json.dumps(timeless(json.loads(path.read_text()))).encode()).hexdigest()
+
+
+def content(folder: Path) -> dict[str, str]:
+    """Every file that a study leaves, but for its own books, and a digest of what does not depend on the clock."""
+    kinds: dict[str, Callable[[Path], str]] = {".pt": weights, ".csv": table, ".json": manifest}
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and ".stages" not in name and name not in ("tiny.toml", "results/manifest.json"):
+            found[name] = kinds[path.suffix](path)
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A study that nothing happened to, and its seconds."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw", lambda directory: [])
+        started = time.perf_counter()
+        ended = run(request_in(folder))
+    assert {record.state for record in ended.records.values()} == {"done"}
+    return folder, time.perf_counter() - started
+
+
+@pytest.fixture
+def done(undisturbed: tuple[Path, float], tmp_path: Path) -> StudyRequest:
+    """A copy of the undisturbed study, to be disturbed."""
+    for path in undisturbed[0].rglob("*"):
+        if path.is_file():
+            copy = tmp_path / path.relative_to(undisturbed[0])
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(path.read_bytes())
+    return request_in(tmp_path)
+
+
+def test_what_is_done_and_intact_is_never_done_again(done: StudyRequest, tmp_path: Path) -> None:
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
+    ended = run(done)
+    assert set(ended.kept) == {*MODELS, *MEASURES} == set(ended.records)
+    books = {tmp_path / "results" / "manifest.json"}
+    after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path: after[path] for path in after.keys() - books} == {
+        path: before[path] for path in before.keys() - books
+    }
+
+
+def test_every_stage_leaves_a_record(done: StudyRequest, tmp_path: Path) -> None:
+    places = Places(tmp_path / "checkpoints", tmp_path / "results")
+    record = places.read("measure-transfer")
+    assert record is not None
+    assert (record.state, record.kind, record.error) == ("done", "measure", None)
+    path = tmp_path / "results" / "transfer" / TRANSFER.file
+    assert record.files["results/transfer/transfer.csv"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    sl = hashlib.sha256((tmp_path / "checkpoints" / "sl-s0.pt").read_bytes()).hexdigest()
+    assert record.inputs["checkpoints/sl-s0.pt"] == sl
+    assert record.seconds is not None
+    assert record.seconds > 0
+    assert record.where["device"] == "cpu"
+    log = tmp_path / "results" / str(record.log)
+    assert "measure-transfer" in log.read_text()
+
+
+def test_the_manifest_names_every_stage(done: StudyRequest, tmp_path: Path) -> None:
+    run(done)
+    found = json.loads((tmp_path / "results" / "manifest.json").read_text())
+    assert (found["kind"], found["study"], found["complete"]) == ("study", "tiny", True)
+    assert {stage["label"]: stage["state"] for stage in found["stages"]} == dict.fromkeys((*MODELS, *MEASURES), "done")
+    assert found["recipe"]["models"]["longer"]["from"] == "sl"
+    assert all(stage["seconds"] > 0 and stage["where"] and stage["files"] for stage in found["stages"])
+    assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+@pytest.mark.parametrize("how", ["damaged", "missing"])
+def test_a_lost_file_is_made_again_with_what_depends_on_it(done: StudyRequest, tmp_path: Path, how: str) -> None:
+    whole = content(tmp_path)
+    path = tmp_path / "checkpoints" / "longer-s0.pt"
+    if how == "missing":
+        path.unlink()
+    else:
+        raw = bytearray(path.read_bytes())
+        raw[len(raw) // 2] ^= 1
+        path.write_bytes(raw)
+    assert redone(run(done)) == {"model-longer-s0", "measure-transfer", "measure-analyze"}
+    assert content(tmp_path) == whole
+    assert redone(run(done)) == set()
+
+
+def test_a_changed_result_is_made_again_alone(done: StudyRequest, tmp_path: Path) -> None:
+    whole = content(tmp_path)
+    path = tmp_path / "results" / "transfer" / TRANSFER.file
+    path.write_text(path.read_text().replace("rl-adv", "RL-ADV"))
+    assert redone(run(done)) == {"measure-transfer"}
+    assert content(tmp_path) == whole
+
+
+def test_a_changed_recipe_redoes_what_it_changes(done: StudyRequest, tmp_path: Path) -> None:
+    ended = run(request_in(tmp_path, RECIPE + "epsilon = 0.5\n"))
+    assert redone(ended) == {"measure-analyze"}
+    ended = run(request_in(tmp_path, RECIPE.replace('from = "sl"', 'from = "sl"\nepochs = 3')))
+    assert redone(ended) == {"model-longer-s0", "measure-transfer", "measure-analyze"}
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_files(undisturbed: tuple[Path, float], tmp_path: Path) -> None:
+    """SIGKILL; a fork, so that what is killed is at work and does not still import torch."""
+    folder, seconds = undisturbed
+    moments = random.Random(time.time_ns())
+    request = request_in(tmp_path)
+    fork = multiprocessing.get_context("fork")
+    killed = 0
+    while killed < 3:
+        process = fork.Process(target=run, args=(request,))
+        process.start()
+        process.join(moments.uniform(0.02, 0.5) * seconds)
+        if process.exitcode is not None:
+            assert process.exitcode == 0
+            break
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        killed += 1
+    assert killed
+    ended = run(request)
+    assert not ended.failed
+    assert content(tmp_path) == content(folder)
+    assert not [path for path in tmp_path.rglob(".*") if path.name != ".stages"]
+
+
+def test_a_stage_that_was_killed_just_after_its_last_write_is_adopted(done: StudyRequest, tmp_path: Path) -> None:
+    """Its record says begun; what it wrote is complete, and is not trained again."""
+    record = tmp_path / "results" / ".stages" / "model-sl-s0.json"
+    found = json.loads(record.read_text())
+    record.write_text(json.dumps(found | {"state": "begun", "files": {}}))
+    path = tmp_path / "checkpoints" / "sl-s0.pt"
+    before = path.read_bytes()
+    assert redone(run(done)) == {"model-sl-s0"}
+    assert path.read_bytes() == before
+
+
+def test_checkpoints_whose_records_are_lost_are_adopted_only_where_they_are_the_same(
+    done: StudyRequest, tmp_path: Path
+) -> None:
+    for path in (tmp_path / "results" / ".stages").glob("model-sl-s0.*"):
+        path.unlink()
+    assert redone(run(done)) == {"model-sl-s0"}
+    for path in (tmp_path / "results" / ".stages").glob("model-sl-s0.*"):
+        path.unlink()
+    before = (tmp_path / "checkpoints" / "sl-s0.pt").read_bytes()
+    ended = run(request_in(tmp_path, RECIPE + "[modes.sl]\nepochs = 3\n"))
+    assert [(one.label, one.state) for one in ended.failed] == [("model-sl-s0", "failed")]
+    assert "is there, and not of this study; remove it" in str(ended.failed[0].error)
+    assert (tmp_path / "checkpoints" / "sl-s0.pt").read_bytes() == before
+
+
+def test_after_a_failure_the_rest_goes_on_and_it_alone_is_retried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = kinds.run_training
+    trained = []
+
+    def fail(training: Any, *arguments: Any, **options: Any) -> Any:
+        trained.append(training.mode)
+        if training.mode == "rl-adv":
+            raise RuntimeError("no luck\ntoday")
+        return train(training, *arguments, **options)
+
+    monkeypatch.setattr(kinds, "run_training", fail)
+    request = request_in(tmp_path)
+    ended = run(request)
+    assert [(one.label, one.error) for one in ended.failed] == [("model-rl-adv-s0", "RuntimeError: no luck today")]
+    assert set(ended.blocked) == {"measure-attack", "measure-transfer", "measure-landscape"}
+    log = (tmp_path / "results" / str(ended.failed[0].log)).read_text()
+    assert "Traceback" in log
+    assert "no luck" in log
+    found = json.loads((tmp_path / "results" / "manifest.json").read_text())
+    assert found["complete"] is False
+    states = {stage["label"]: stage["state"] for stage in found["stages"]}
+    assert states["model-rl-adv-s0"] == "failed"
+    assert states["measure-attack"] == "blocked"
+    assert states["measure-analyze"] == "done"
+    monkeypatch.setattr(kinds, "run_training", train)
+    trained.clear()
+    again = run(request)
+    assert redone(again) == {"model-rl-adv-s0", "measure-attack", "measure-transfer", "measure-landscape"}
+    assert not again.failed
+    assert not again.blocked
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_damaged(
+    done: StudyRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = content(tmp_path)
+    (tmp_path / "checkpoints" / "longer-s0.pt").unlink()
+    run_training = kinds.run_training
+
+    def full(*arguments: Any, **options: Any) -> Any:
+        raise GradscopeError("--out: c.pt cannot be written: No space left on device") from OSError(28, "No space left")
+
+    monkeypatch.setattr(kinds, "run_training", full)
+    with pytest.raises(GradscopeError, match=r"the disk of .* is full: .*run the same command again$") as raised:
+        run(done)
+    assert "\n" not in str(raised.value)
+    monkeypatch.setattr(kinds, "run_training", run_training)
+    run(done)
+    assert content(tmp_path) == whole
+
+
+def test_the_disks_errors_are_known_wherever_they_come_from() -> None:
+    assert is_disk_full(OSError(28, "No space left on device"))
+    wrapped = RuntimeError("write failed")
+    wrapped.__context__ = OSError(122, "Disk quota exceeded")
+    assert is_disk_full(wrapped)
+    assert not is_disk_full(OSError(13, "Permission denied"))
+
+
+def test_two_at_one_study(done: StudyRequest, tmp_path: Path) -> None:
+    with (
+        exclusive(tmp_path / "results" / ".stages"),
+        pytest.raises(GradscopeError, match="another gradscope is writing"),
+    ):
+        run(done)
+
+
+def test_another_version_redoes_everything(done: StudyRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradscope.study.plan.versions", lambda: {"gradscope": "9.9.9"})
+    assert redone(run(done)) == {*MODELS, *MEASURES}
