@@ -1,5 +1,6 @@
 """``gradscope study``."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ from gradscope.errors import GradscopeError
 
 if TYPE_CHECKING:
     from gradscope.study.records import Record
+    from gradscope.study.studies import Foreseen
 
 #: Exit code of a study that did not come to its end: stages failed, or images are missing.
 INCOMPLETE = 1
@@ -36,7 +38,7 @@ def study(
     out: Annotated[Path | None, typer.Option(help="directory of results; reports/RECIPE")] = None,
 ) -> None:
     """Train, measure and audit everything a recipe asks for; what is done and intact is never done again."""
-    from gradscope.study.studies import StudyRequest, plan_study, run_study
+    from gradscope.study.studies import StudyRequest, foresee, plan_study, run_study
 
     request = StudyRequest(
         recipe=recipe,
@@ -52,6 +54,7 @@ def study(
     )
     plan = plan_study(request)
     if dry_run:
+        print("\n".join(foreseen_lines(foresee(plan, request), plan.absent, plan.left_out)))
         return
     ended = run_study(plan, request, _tell)
     for label, needs in ended.blocked.items():
@@ -61,6 +64,42 @@ def study(
     print(request.places.results)
     if ended.failed or ended.blocked or plan.absent:
         raise typer.Exit(INCOMPLETE)
+
+
+#: What an estimate is taken from, in words.
+_SOURCES = {
+    "record": "it took so long before",
+    "records": "by stages like it on this machine",
+    "probe": "by a few timed passes of the network",
+}
+
+
+def foreseen_lines(foreseen: "Sequence[Foreseen]", absent: Mapping[str, str], left_out: Sequence[str]) -> Iterator[str]:
+    """The plan: each stage with what it needs, whether it is done, and about how long it takes."""
+    width = max(len(one.stage.label) for one in foreseen)
+    for one in foreseen:
+        needs = ", ".join(need.removeprefix("model-") for need in one.stage.needs)
+        state = "done" if one.estimate is None else f"{duration(one.estimate.seconds)}, {_SOURCES[one.estimate.source]}"
+        yield f"{one.stage.label:{width}}  {state}" + (f"  (needs {needs})" if needs else "")
+    for name, reason in absent.items():
+        yield f"{name} is absent: {reason}"
+    for label in left_out:
+        yield f"{label}: left out"
+    left = [one.estimate.seconds for one in foreseen if one.estimate is not None]
+    yield (
+        f"{len(foreseen)} stages, {len(foreseen) - len(left)} done; the rest takes about {duration(sum(left))} one "
+        "after the other"
+        if left
+        else f"{len(foreseen)} stages, all done"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit they are read in."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _tell(record: "Record", kept: bool) -> None:

@@ -220,6 +220,7 @@ def _record(job: Job, state: str, seconds: float | None = None) -> Record:
         {
             "label": stage.label,
             "kind": stage.kind,
+            "command": stage.settings.get("command"),
             "name": stage.name,
             "state": state,
             "inputs": job.inputs,

@@ -32,6 +32,7 @@ class Record(Config):
 
     label: str
     kind: str
+    command: str | None = None
     name: str
     state: Literal["clearing", "begun", "done", "failed"]
     inputs: dict[str, str] = Field(default_factory=dict)

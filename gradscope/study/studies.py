@@ -6,10 +6,11 @@ from pathlib import Path
 
 from gradscope.errors import GradscopeError
 from gradscope.results.tables import ensure_writable
+from gradscope.study.costs import Estimate, estimate, work_of
 from gradscope.study.execution import Ended, Engine, LocalEngine, run_plan
 from gradscope.study.inputs import resolve_device
 from gradscope.study.manifest import write_manifest
-from gradscope.study.plan import Plan, make_plan
+from gradscope.study.plan import Plan, Stage, make_plan
 from gradscope.study.recipe import read_recipe
 from gradscope.study.records import Places, Record
 
@@ -44,6 +45,30 @@ def plan_study(request: StudyRequest) -> Plan:
     return make_plan(study, download=request.download)
 
 
+@dataclass(frozen=True)
+class Foreseen:
+    """One stage before a run: done and intact, or with how long it is thought to take."""
+
+    stage: Stage
+    done: bool
+    estimate: Estimate | None
+
+
+def foresee(plan: Plan, request: StudyRequest) -> list[Foreseen]:
+    """What is done already, and about how long the rest takes; nothing is written."""
+    places = request.places
+    files: dict[str, dict[str, str]] = {}
+    for stage in plan.stages:
+        record = places.read(stage.label)
+        if all(need in files for need in stage.needs):
+            inputs = {place: known for need in stage.needs for place, known in files[need].items()}
+            if record is not None and places.is_intact(stage, record, inputs):
+                files[stage.label] = record.files
+    left = [stage for stage in plan.stages if stage.label not in files]
+    found = estimate(left, work_of(plan), places.results.parent, request.device)
+    return [Foreseen(stage, stage.label in files, found.get(stage.label)) for stage in plan.stages]
+
+
 def run_study(
     plan: Plan, request: StudyRequest, told: Callable[[Record, bool], None] = lambda record, kept: None
 ) -> Ended:
@@ -58,7 +83,7 @@ def run_study(
 
     try:
         note()
-        run_plan(plan, places, engine, work={}, device=request.device, told=told, ended=ended)
+        run_plan(plan, places, engine, work=work_of(plan), device=request.device, told=told, ended=ended)
     finally:
         engine.close()
     note()

@@ -1,0 +1,275 @@
+"""How long the stages of a plan will take: from records of earlier ones on this machine, or from a timed probe.
+
+Work is counted in passes of one image through the network: forward, and forward with backward. The counts follow
+from the configuration; of what they leave out (figures, loading, what a cascade spares) they are blind, so the same
+stage's record, and after it records of the same kind on the same network, come first.
+"""
+
+import platform
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from gradscope.audit.budgets import budget_of
+from gradscope.config import PGD, Training
+from gradscope.errors import GradscopeError
+from gradscope.losses import cross_entropy
+from gradscope.models.architectures import ModelSpec, build
+from gradscope.seeding import seeded
+from gradscope.study.analysis import Analysis
+from gradscope.study.attacks import Battery
+from gradscope.study.audits import AuditRequest
+from gradscope.study.input_landscapes import DEFAULT_IMAGES, InputLandscape
+from gradscope.study.inputs import DEFAULT_SAMPLES, Request, resolve_device
+from gradscope.study.plan import ImageFacts, MeasureTask, Plan, Stage, TrainTask
+from gradscope.study.records import FOLDER, Record
+from gradscope.study.transfer import TransferMatrix
+from gradscope.study.weight_landscapes import DEFAULT_IMAGES as WEIGHT_IMAGES
+from gradscope.study.weight_landscapes import WeightLandscape
+
+Source = Literal["record", "records", "probe"]
+
+#: What a measurement takes before and after its passes: reading models and images, drawing figures.
+_FIXED_SECONDS = {"train": 1.0, "scale": 0.5, "measure": 8.0}
+#: Images a pass and repetitions of the probe.
+_PROBE_BATCH, _PROBE_SECONDS = 32, 0.3
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Passes of one image: ``forward`` alone, and ``gradient`` (forward and backward)."""
+
+    forward: float = 0.0
+    gradient: float = 0.0
+
+    def __add__(self, other: "Passes") -> "Passes":
+        return Passes(self.forward + other.forward, self.gradient + other.gradient)
+
+    def __mul__(self, count: float) -> "Passes":
+        return Passes(self.forward * count, self.gradient * count)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds a stage is thought to take, and what they are taken from."""
+
+    seconds: float
+    source: Source
+
+
+def work_of(plan: Plan) -> dict[str, dict[str, float]]:
+    """The passes of every stage, by network: what its record keeps for later estimates."""
+    networks = _networks(plan)
+    return {stage.label: _stage_work(stage, networks) for stage in plan.stages}
+
+
+def _networks(plan: Plan) -> dict[str, str]:
+    """Architecture and images of each model, by the label of its stage."""
+    found: dict[str, str] = {}
+    for stage in plan.stages:
+        if isinstance(stage.task, TrainTask):
+            found[stage.label] = network_name(stage.task.training.architecture, stage.images)
+        elif stage.kind == "scale":
+            found[stage.label] = found[stage.needs[0]]
+    return found
+
+
+def network_name(architecture: str, images: ImageFacts) -> str:
+    """What the time of a pass depends on: ``cnn4 3x32x32 10``."""
+    return f"{architecture} {images.channels}x{images.image_size}x{images.image_size} {images.classes}"
+
+
+def _stage_work(stage: Stage, networks: Mapping[str, str]) -> dict[str, float]:
+    work: dict[str, float] = {}
+
+    def add(network: str, passes: Passes) -> None:
+        for key, count in (("forward", passes.forward), ("gradient", passes.gradient)):
+            if count:
+                work[f"{network} {key}"] = work.get(f"{network} {key}", 0.0) + count
+
+    if isinstance(stage.task, TrainTask):
+        add(networks[stage.label], training_passes(stage.task.training, stage.images))
+    elif isinstance(stage.task, MeasureTask):
+        task = stage.task
+        request = task.options.request(task.options.placeholder)
+        models = len(task.models)
+        for label in task.models:
+            add(networks[f"model-{label}"], measuring_passes(request, stage.images, models))
+        if isinstance(request, Battery | AuditRequest):
+            examples = Passes(gradient=_images(request, stage.images) * _steps(request)) * models
+            for label in task.others.get("surrogate", ()):
+                add(networks[f"model-{label}"], examples)
+    return work
+
+
+def training_passes(training: Training, images: ImageFacts) -> Passes:
+    """Each epoch's updates, those on adversarial images with the making of these, and its validation."""
+    held_out = images.train * training.validation_fraction
+    passes = Passes(forward=float(images.test))
+    for phase in training.phases:
+        gradients = 1.0
+        if phase.adversary is not None:
+            shared = phase.adversary.method == "fgsm" and phase.adversary.objective == "own"
+            gradients += 1.0 + (0 if shared else 1 if phase.adversary.method == "fgsm" else phase.adversary.steps)
+        passes += Passes(held_out, gradients * (images.train - held_out)) * phase.epochs
+    return passes
+
+
+def measuring_passes(request: Request, images: ImageFacts, models: int) -> Passes:
+    """One model's share of a measurement of ``models``; attacks as if every image stood to the end."""
+    if isinstance(request, Analysis):
+        count = _images(request, images)
+        return _sum(_pgd(settings) for settings in request.attacks.values()) * count
+    if isinstance(request, TransferMatrix):
+        return (_pgd(request.settings) + Passes(forward=models)) * _images(request, images)
+    if isinstance(request, InputLandscape):
+        planes = len(request.indices) or request.images or DEFAULT_IMAGES
+        # Beside the plane: nine rays of 64 points, 128 points of the sharpness, 8 ascents, some Hessian products.
+        return (Passes(request.points**2 + 9 * 64 + 128, 150) + _pgd(request.settings)) * planes
+    if isinstance(request, WeightLandscape):
+        points = request.points ** (1 if request.line else 2)
+        attack = Passes() if request.settings is None else _pgd(request.settings)
+        return ((Passes(forward=1) + attack) * points + Passes(gradient=60)) * (request.images or WEIGHT_IMAGES)
+    if isinstance(request, Battery):
+        attacks = _sum(_attack(name, request) for name in request.attacks)
+        return (attacks + Passes(forward=1)) * (_images(request, images) * len(request.balls.radii))
+    assert isinstance(request, AuditRequest)
+    budget = budget_of(request.budget, with_examples=bool(request.surrogates))
+    battery = Battery(attacks=budget.names, balls=request.balls, budget=budget.attacks)
+    probed = Passes(2 * budget.directions, 8) * budget.probed
+    # The checks of radius, unbounded ball and budget attack again.
+    attacks = _sum(_attack(name, battery) for name in budget.names) + Passes(gradient=6 * budget.attacks.steps)
+    return attacks * _images(request, images) + probed
+
+
+def _images(request: Analysis | TransferMatrix | Battery | AuditRequest, images: ImageFacts) -> int:
+    default = DEFAULT_SAMPLES
+    if isinstance(request, AuditRequest):
+        default = budget_of(request.budget, with_examples=False).images
+    return min(default if request.samples is None else request.samples, images.test)
+
+
+def _steps(request: Battery | AuditRequest) -> int:
+    if isinstance(request, Battery):
+        return request.budget.steps
+    return budget_of(request.budget, with_examples=False).attacks.steps
+
+
+def _pgd(settings: PGD) -> Passes:
+    return Passes(gradient=(settings.steps + 1) * settings.restarts * settings.smoothing)
+
+
+def _attack(name: str, request: Battery) -> Passes:
+    """One attack of the battery on an image that stands to its end."""
+    budget = request.budget
+    if name == "autoattack":
+        return _sum(_attack(part, request) for part in ("apgd-ce", "apgd-t", "fab-t", "square"))
+    if name == "square":
+        return Passes(forward=budget.queries)
+    if name == "noise":
+        return Passes(forward=budget.draws)
+    if name in ("fgsm", "transfer"):
+        return Passes(1, 1)
+    times = {
+        "pgd-smooth": budget.smoothing,
+        "pgd-restarts": budget.restarts,
+        "apgd-t": budget.targets,
+        "fab-t": 2 * budget.targets,
+        "fab": 9,
+        "pgd-float64": 2,
+    }
+    return Passes(gradient=budget.steps * times.get(name, 1))
+
+
+def _sum(parts: Iterable[Passes]) -> Passes:
+    return sum(parts, Passes())
+
+
+def estimate(
+    stages: Sequence[Stage], work: Mapping[str, Mapping[str, float]], reports: Path, device: str
+) -> dict[str, Estimate]:
+    """About how long each of ``stages`` takes here; records are looked for in the studies below ``reports``."""
+    known = [record for record in read_records(reports) if record.where.get("host") == platform.node()]
+    kind_of_device = resolve_device(device).type
+    known = [record for record in known if (record.where.get("device") == "cpu") == (kind_of_device == "cpu")]
+    same = {record.name: record.seconds for record in known if record.seconds is not None}
+    probe = _Probe(device)
+    found = {}
+    for stage in stages:
+        mine = work[stage.label]
+        if (seconds := same.get(stage.name)) is not None:
+            found[stage.label] = Estimate(seconds, "record")
+            continue
+        alike = [one for one in known if one.kind == stage.kind and one.seconds and _alike(stage, one, mine)]
+        unit = sum(probe.seconds(one.work) for one in alike) if alike else 0.0
+        if unit:
+            spent = sum(one.seconds or 0.0 for one in alike)
+            found[stage.label] = Estimate(probe.seconds(mine) * spent / unit, "records")
+        else:
+            found[stage.label] = Estimate(_FIXED_SECONDS.get(stage.kind, 1.0) + probe.seconds(mine), "probe")
+    return found
+
+
+def _alike(stage: Stage, record: Record, work: Mapping[str, float]) -> bool:
+    """Whether a record is of the same kind of work on the same networks, a measurement by the same command."""
+    return record.work.keys() == work.keys() and record.command == stage.settings.get("command")
+
+
+def read_records(reports: Path) -> list[Record]:
+    """The records of finished stages of every study in a folder ``reports``."""
+    found = []
+    for path in sorted(chain(reports.glob(f"*/{FOLDER}/*.json"), reports.glob(f"{FOLDER}/*.json"))):
+        try:
+            record = Record.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            continue
+        if record.state == "done":
+            found.append(record)
+    return found
+
+
+class _Probe:
+    """Seconds of passes, each kind timed once, when it is first asked for."""
+
+    def __init__(self, device: str) -> None:
+        self.device = resolve_device(device)
+        self._timed: dict[str, float] = {}
+
+    def seconds(self, work: Mapping[str, float]) -> float:
+        return sum(count * self._pass(key) for key, count in work.items())
+
+    def _pass(self, key: str) -> float:
+        if key not in self._timed:
+            network, _, kind = key.rpartition(" ")
+            self._timed[key] = self._time(network, gradient=kind == "gradient")
+        return self._timed[key]
+
+    def _time(self, network: str, *, gradient: bool) -> float:
+        """Seconds an image of one pass in batches of 32, the median of a few after one to warm up."""
+        architecture, shape, classes = network.split(" ")
+        channels, size, _ = (int(part) for part in shape.split("x"))
+        with seeded(0, "probe"):
+            model = build(ModelSpec(architecture, int(classes), channels, size, (0.5,), (0.5,))).to(self.device).eval()
+            images = torch.rand(_PROBE_BATCH, channels, size, size, device=self.device)
+        labels = torch.zeros(_PROBE_BATCH, dtype=torch.int64, device=self.device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        times: list[float] = []
+        try:
+            while sum(times) < _PROBE_SECONDS or len(times) < 3:
+                started = time.perf_counter()
+                with torch.set_grad_enabled(gradient):
+                    loss = cross_entropy(model(images.requires_grad_(gradient)), labels).sum()
+                if gradient:
+                    torch.autograd.grad(loss, [images, *model.parameters()])
+                loss.item()
+                times.append(time.perf_counter() - started)
+        except RuntimeError as error:
+            raise GradscopeError(
+                f"--device: {self.device} does not run {architecture}: {error}".splitlines()[0]
+            ) from None
+        return sorted(times[1:])[len(times[1:]) // 2] / _PROBE_BATCH
