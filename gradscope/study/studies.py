@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradscope.errors import GradscopeError
+from gradscope.errors import GradscopeError, lookup
 from gradscope.results.tables import ensure_writable
 from gradscope.study.costs import Estimate, estimate, work_of
 from gradscope.study.execution import Ended, Engine, LocalEngine, run_plan
@@ -74,7 +74,6 @@ def run_study(
 ) -> Ended:
     """Carry out ``plan``; the manifest is written before the first stage and after the last, however it ends."""
     places = request.places
-    ensure_writable(places.results)
     engine = _engine(request)
     ended = Ended()
 
@@ -82,6 +81,7 @@ def run_study(
         write_manifest(plan, places, ended, engine=engine.name, device=request.device)
 
     try:
+        ensure_writable(places.results)
         note()
         run_plan(plan, places, engine, work=work_of(plan), device=request.device, told=told, ended=ended)
     finally:
@@ -91,8 +91,15 @@ def run_study(
 
 
 def _engine(request: StudyRequest) -> Engine:
-    if request.engine == "local":
-        if request.address is not None:
-            raise GradscopeError("--address: it belongs to --engine ray, got --engine local")
-        return LocalEngine()
-    raise GradscopeError(f"--engine: local is allowed, got {request.engine!r}")
+    """The engine that is asked for; what it refuses raises :class:`GradscopeError` before anything is written."""
+    return lookup(ENGINES, request.engine, "--engine")(request)
+
+
+def _local(request: StudyRequest) -> Engine:
+    if request.address is not None:
+        raise GradscopeError("--address: it belongs to --engine ray, got --engine local")
+    return LocalEngine()
+
+
+#: The engines by name.
+ENGINES: dict[str, Callable[[StudyRequest], Engine]] = {"local": _local}

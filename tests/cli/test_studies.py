@@ -1,0 +1,124 @@
+"""``gradscope study``, as a user types it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Done = Callable[..., str]
+Run = Callable[..., tuple[int, str, str]]
+Content = Callable[[Path], dict[str, bytes]]
+RECIPE = """
+[grid]
+modes = ["sl"]
+[training]
+epochs = 1
+[[measure]]
+command = "analyze"
+metrics = "accuracy"
+steps = 2
+samples = 6
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> tuple[object, ...]:
+    return ("--out", tmp_path / "results", "--checkpoints", tmp_path / "checkpoints", "--device", "cpu")
+
+
+def test_a_study_is_run_told_and_kept(
+    recipe: Path, places: tuple[object, ...], tmp_path: Path, done: Done, content: Content
+) -> None:
+    before = content(tmp_path)
+    foreseen = done("study", recipe, *places, "--dry-run").splitlines()
+    assert content(tmp_path) == before, "a dry run touches nothing"
+    assert [line.split()[0] for line in foreseen[:-1]] == ["model-sl-s0", "measure-analyze"]
+    assert "by a few timed passes" in foreseen[0]
+    assert foreseen[1].endswith("(needs sl-s0)")
+    assert foreseen[-1].startswith("2 stages, 0 done; the rest takes about ")
+
+    told = done("study", recipe, *places).splitlines()
+    assert [line.split(": ")[0] for line in told[:-1]] == ["model-sl-s0", "measure-analyze"]
+    assert all(": done in " in line for line in told[:-1])
+    assert told[-1] == str(tmp_path / "results")
+    results = content(tmp_path / "results")
+    assert {"analyze/summary.csv", "analyze/figures/steps-accuracy.pdf", "manifest.json"} <= set(results)
+
+    assert done("study", recipe, *places, "--dry-run").splitlines()[-1] == "2 stages, all done"
+    assert content(tmp_path / "results") == results
+    assert done("study", recipe, *places).splitlines()[:-1] == [
+        "model-sl-s0: done before",
+        "measure-analyze: done before",
+    ]
+    more = done("study", recipe, *places, "--seeds", "0,1", "--dry-run").splitlines()
+    assert [line.split()[:2] for line in more[:2]] == [["model-sl-s0", "done"], ["model-sl-s1", more[1].split()[1]]]
+    assert "by stages like it on this machine" in more[1]
+
+
+def test_a_study_is_found_by_its_name(
+    recipe: Path, tmp_path: Path, done: Done, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = recipe.read_text().partition("[[measure]]")[0]
+    recipe.write_text(text)
+    assert done("study", recipe).splitlines()[-1] == str(tmp_path / "reports" / "tiny")
+    assert (tmp_path / "checkpoints" / "tiny" / "sl-s0.pt").exists()
+
+
+def test_missing_images_and_failures_end_with_1(
+    recipe: Path, places: tuple[object, ...], tmp_path: Path, run: Run
+) -> None:
+    recipe.write_text(
+        '[grid]\ndata = ["digits", "npz"]\nmodes = ["sl"]\n[training]\nepochs = 1\n'
+        '[models.blown]\nmode = "sl"\nset = ["phases.0.learning_rate=1e38", "phases.0.warmup_epochs=0"]\n'
+        '[[measure]]\ncommand = "transfer"\nsteps = 2\nsamples = 6\n'
+    )
+    code, out, err = run("study", recipe, *places)
+    assert (code, err) == (1, "")
+    lines = out.splitlines()
+    assert any(line.startswith("model-digits-sl-s0: done in") for line in lines)
+    failed = next(line for line in lines if line.startswith("model-digits-blown-s0: failed, see "))
+    assert (tmp_path / "results" / failed.split("see ")[1].split(":")[0]).exists()
+    assert "measure-transfer-digits: not begun, for it needs model-digits-blown-s0" in lines
+    assert any(line.startswith("npz is absent, and 3 stages with it: --data-root:") for line in lines)
+    manifest = json.loads((tmp_path / "results" / "manifest.json").read_text())
+    assert manifest["absent"]["stages"] == ["model-npz-sl-s0", "model-npz-blown-s0", "measure-transfer-npz"]
+    code, out, _ = run("study", recipe, *places)
+    assert code == 1
+    assert "model-digits-sl-s0: done before" in out
+    assert "model-digits-blown-s0: failed" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "0,x"], "--seeds: whole numbers with commas between are allowed, got '0,x'"),
+        (["--seeds", "0,0"], "grid.seeds: 0 is there twice"),
+        (["--set", "training.epoch=1"], "'epoch' is unknown; did you mean 'epochs'?"),
+        (["--engine", "lokal"], "--engine: 'lokal' is unknown; did you mean 'local'?"),
+        (["--address", "auto"], "--address: it belongs to --engine ray"),
+        (["--device", "tpu"], "--device: auto, cpu or cuda is allowed, got 'tpu'"),
+    ],
+)
+def test_what_is_refused_leaves_nothing(
+    recipe: Path, tmp_path: Path, run: Run, arguments: list[str], message: str
+) -> None:
+    code, out, err = run("study", recipe, "--out", tmp_path / "r", "--checkpoints", tmp_path / "c", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.toml"]
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path, run: Run) -> None:
+    code, _, err = run("study", tmp_path / "none.toml")
+    assert code == 2
+    assert "RECIPE: " in err
