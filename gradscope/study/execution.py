@@ -192,7 +192,7 @@ def perform(job: Job) -> Record:
         )
         places.write(record)
     except Exception as error:
-        return _failed(job, error)
+        return failed(job, error)
     return record
 
 
@@ -244,7 +244,7 @@ def _thread_count(job: Job) -> int:
     return job.threads or torch.get_num_threads()
 
 
-def _failed(job: Job, error: Exception) -> Record:
+def failed(job: Job, error: Exception) -> Record:
     """The record of a stage that failed; where even that cannot be written, it is only returned."""
     message = str(error) if isinstance(error, GradscopeError) else f"{type(error).__name__}: {error}"
     full = is_disk_full(error)

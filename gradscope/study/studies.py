@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gradscope.errors import GradscopeError, lookup
 from gradscope.results.tables import ensure_writable
+from gradscope.study.cluster import RayEngine
 from gradscope.study.costs import Estimate, estimate, work_of
 from gradscope.study.execution import Ended, Engine, LocalEngine, run_plan
 from gradscope.study.inputs import resolve_device
@@ -101,5 +102,9 @@ def _local(request: StudyRequest) -> Engine:
     return LocalEngine()
 
 
+def _ray(request: StudyRequest) -> Engine:
+    return RayEngine(request.address, request.device)
+
+
 #: The engines by name.
-ENGINES: dict[str, Callable[[StudyRequest], Engine]] = {"local": _local}
+ENGINES: dict[str, Callable[[StudyRequest], Engine]] = {"local": _local, "ray": _ray}
