@@ -10,6 +10,7 @@ from gradscope.cli import options
 from gradscope.errors import GradscopeError
 
 if TYPE_CHECKING:
+    from gradscope.study.costs import Estimate
     from gradscope.study.records import Record
     from gradscope.study.studies import Foreseen
 
@@ -79,7 +80,7 @@ def foreseen_lines(foreseen: "Sequence[Foreseen]", absent: Mapping[str, str], le
     width = max(len(one.stage.label) for one in foreseen)
     for one in foreseen:
         needs = ", ".join(need.removeprefix("model-") for need in one.stage.needs)
-        state = "done" if one.estimate is None else f"{duration(one.estimate.seconds)}, {_SOURCES[one.estimate.source]}"
+        state = "done" if one.estimate is None else _expected(one.stage.settings.get("command"), one.estimate)
         yield f"{one.stage.label:{width}}  {state}" + (f"  (needs {needs})" if needs else "")
     for name, reason in absent.items():
         yield f"{name} is absent: {reason}"
@@ -92,6 +93,12 @@ def foreseen_lines(foreseen: "Sequence[Foreseen]", absent: Mapping[str, str], le
         if left
         else f"{len(foreseen)} stages, all done"
     )
+
+
+def _expected(command: str | None, estimate: "Estimate") -> str:
+    """How long, and from what; what is counted of attacks is what they take of images that stand to the end."""
+    bound = "at most " if estimate.source == "probe" and command in ("attack", "audit") else ""
+    return f"{bound}{duration(estimate.seconds)}, {_SOURCES[estimate.source]}"
 
 
 def duration(seconds: float) -> str:

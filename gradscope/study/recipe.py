@@ -345,13 +345,13 @@ def _in_order(models: Sequence[Model]) -> list[Model]:
 def choose_models(models: Sequence[Model], patterns: Sequence[str], key: str) -> list[Model]:
     """The models whose name or label one of ``patterns`` matches, ``!pattern`` taking some out again.
 
-    Each pattern has to match one; else :class:`GradscopeError` says which names there are.
+    Each pattern that puts some in has to match one; else :class:`GradscopeError` says which names there are.
     """
     chosen: dict[str, Model] = {}
     for pattern in patterns:
         plain = pattern.removeprefix("!")
         found = [one for one in models if fnmatchcase(one.name, plain) or fnmatchcase(one.label, plain)]
-        if not found:
+        if not found and plain == pattern:
             raise unknown_name(key, pattern, dict.fromkeys(one.name for one in models))
         for one in found:
             if pattern.startswith("!"):
