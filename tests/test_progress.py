@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from gradscope.progress import progress_bar
+from gradscope.progress import overall_progress, progress_bar
 
 
 class Terminal(io.StringIO):
@@ -51,3 +51,23 @@ def test_the_bar_goes_away_with_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
         fail()
     assert terminal.getvalue().endswith("\x1b[2K")
     assert "\x1b[?25h" in terminal.getvalue(), "the cursor is shown again"
+
+
+def test_one_display_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with overall_progress("quickstart", 2) as advance:
+        use(3)
+        advance(1, "")
+        with pytest.raises(ValueError, match="stage"), progress_bar("transfer", 3):
+            raise ValueError("stage")
+        use(3)
+        advance(1, "")
+    shown = terminal.getvalue()
+    assert "quickstart" in shown
+    assert shown.count("\x1b[?25l") == 1, "the cursor is hidden once, by one display"
+    assert shown.endswith("\x1b[2K")
+    use(3)
+    assert terminal.getvalue().count("\x1b[?25l") == 2, "a bar of its own again"

@@ -25,7 +25,7 @@ from gradscope.results.tables import ensure_writable, exclusive
 from gradscope.study.inputs import device_name, resolve_device
 from gradscope.study.kinds import KINDS, Job
 from gradscope.study.plan import Plan, Stage
-from gradscope.study.records import Places, Record, is_disk_full
+from gradscope.study.records import Places, Record, disk_refusal
 
 Log = logging.getLogger("gradscope.study")
 
@@ -247,14 +247,15 @@ def _thread_count(job: Job) -> int:
 def failed(job: Job, error: Exception) -> Record:
     """The record of a stage that failed; where even that cannot be written, it is only returned."""
     message = str(error) if isinstance(error, GradscopeError) else f"{type(error).__name__}: {error}"
-    full = is_disk_full(error)
-    record = _record(job, "failed").model_copy(update={"error": " ".join(message.split()), "disk_full": full})
+    refusal = disk_refusal(error)
+    facts = {"error": refusal or " ".join(message.split()), "disk_full": refusal is not None}
+    record = _record(job, "failed").model_copy(update=facts)
     try:
         begun = job.places.read(job.stage.label)
         if begun is not None and begun.state == "begun":
             job.places.write(record)
     except GradscopeError as second:
-        return record.model_copy(update={"disk_full": full or is_disk_full(second)})
+        return record.model_copy(update={"disk_full": (refusal or disk_refusal(second)) is not None})
     return record
 
 

@@ -24,6 +24,8 @@ from gradscope.training.phases import MODES
 
 #: What becomes part of a file's name.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+#: What a study writes itself beside its measurements.
+_RESERVED = ("figures", "tables", "manifest.json", "claims.csv", "report.html")
 #: Keys of a measurement that are not the command's options.
 _MEASURE_KEYS = ("name", "command", "models")
 CALIBRATED: Literal["calibrated"] = "calibrated"
@@ -204,7 +206,7 @@ def expand(name: str, recipe: Recipe) -> Study:
     _require_distinct([model.label for model in models], "models")
     ordered = _in_order(models)
     measurements = list(_measurements(recipe, ordered))
-    _require_distinct([measurement.name for measurement in measurements], "measure")
+    _require_distinct([*_RESERVED, *(measurement.name for measurement in measurements)], "measure")
     if not models:
         raise GradscopeError("grid.modes: a recipe needs modes in its grid or a table [models.NAME], got none")
     return Study(name, recipe, tuple(ordered), tuple(measurements))

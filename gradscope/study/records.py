@@ -119,12 +119,12 @@ def digest(path: Path) -> str:
     return found.hexdigest()
 
 
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether ``error``, or one that it came from, is the disk's: full, over a quota, or a file too large for it."""
+def disk_refusal(error: BaseException | None) -> str | None:
+    """What the disk said where ``error`` comes from it: that it is full, over a quota, or the file too large for it."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return True
+            return os.strerror(error.errno)
         error = error.__cause__ or error.__context__
-    return False
+    return None

@@ -31,7 +31,8 @@ def test_version_and_help(done: Done) -> None:
     assert done("--version") == f"gradscope {gradscope.__version__}\n"
     overview = done("--help")
     assert all(
-        command in overview for command in ("train", "analyze", "landscape", "attack", "transfer", "figures", "list")
+        command in overview
+        for command in ("train", "analyze", "landscape", "attack", "transfer", "study", "figures", "list")
     )
     assert done() == overview
 
@@ -46,6 +47,7 @@ def test_version_and_help(done: Done) -> None:
         ("transfer", ["CKPT", "pgd-paper", "8/255", "--samples", "--resume", "reports/FIRST-CKPT-transfer"]),
         ("audit", ["CKPT", "quick", "--surrogate", "--fail-on-masking", "--resume", "reports/FIRST-CKPT-audit"]),
         ("figures", ["DIR", "files"]),
+        ("study", ["RECIPE", "--dry-run", "--seeds", "ray", "--address", "KEY=VALUE", "checkpoints/RECIPE"]),
         ("list", ["datasets", "architectures", "metrics", "attacks", "objectives", "modes"]),
     ],
 )

@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import random
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from gradscope.results.rows import TRANSFER
 from gradscope.results.tables import exclusive
 from gradscope.study import kinds
 from gradscope.study.execution import Ended
-from gradscope.study.records import Places, is_disk_full
+from gradscope.study.records import Places, disk_refusal
 from gradscope.study.studies import StudyRequest, plan_study, run_study
 
 RECIPE = """
@@ -325,12 +326,47 @@ def test_a_full_disk_is_one_line_and_nothing_is_damaged(
     assert content(tmp_path) == whole
 
 
+def limited(request: StudyRequest, size: int) -> None:
+    """A study where no file may grow past ``size`` bytes, which is how a disk that is full looks from inside."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    with pytest.raises(GradscopeError, match=r"the disk of .* is full: File too large; what was done stays"):
+        run(request)
+
+
+def test_a_disk_that_fills_while_a_checkpoint_is_written(done: StudyRequest, tmp_path: Path) -> None:
+    whole = content(tmp_path)
+    (tmp_path / "checkpoints" / "longer-s0.pt").unlink()
+    process = multiprocessing.get_context("fork").Process(target=limited, args=(done, 100_000))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert redone(run(done)) == {"model-longer-s0", "measure-transfer", "measure-analyze"}
+    assert content(tmp_path) == whole
+
+
 def test_the_disks_errors_are_known_wherever_they_come_from() -> None:
-    assert is_disk_full(OSError(28, "No space left on device"))
+    assert disk_refusal(OSError(28, "No space left on device")) == "No space left on device"
     wrapped = RuntimeError("write failed")
     wrapped.__context__ = OSError(122, "Disk quota exceeded")
-    assert is_disk_full(wrapped)
-    assert not is_disk_full(OSError(13, "Permission denied"))
+    assert disk_refusal(wrapped) == "Disk quota exceeded"
+    assert disk_refusal(OSError(13, "Permission denied")) is None
+
+
+@pytest.mark.parametrize("file", ["model-longer-s0.json", "measure-analyze.json"])
+def test_a_damaged_record_redoes_its_stage(done: StudyRequest, tmp_path: Path, file: str) -> None:
+    whole = content(tmp_path)
+    (tmp_path / "results" / ".stages" / file).write_text("{")
+    assert file.removesuffix(".json") in redone(run(done))
+    assert content(tmp_path) == whole
+
+
+def test_the_state_of_an_unfinished_run_that_cannot_be_read_is_no_obstacle(done: StudyRequest, tmp_path: Path) -> None:
+    whole = content(tmp_path)
+    record = tmp_path / "results" / ".stages" / "model-longer-s0.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"state": "begun"}))
+    (tmp_path / "checkpoints" / "longer-s0.pt.resume").write_bytes(b"PK\x03\x04 and no more")
+    assert not run(done).failed
+    assert content(tmp_path) == whole
 
 
 def test_two_at_one_study(done: StudyRequest, tmp_path: Path) -> None:

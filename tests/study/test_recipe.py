@@ -157,6 +157,7 @@ def test_settings_and_data_root_of_the_command_line(tmp_path: Path) -> None:
         (GRID + '[[scale]]\nmodels = "rk"\nfactors = [10]\n', "scale.0.models: 'rk' is unknown"),
         (GRID + "[[scale]]\nfactors = [0]\n", "scale.0.factors"),
         (GRID + ANALYZE + ANALYZE, "measure: 'analyze' is there twice; two entries would write one file"),
+        (GRID + ANALYZE + 'name = "figures"\n', "measure: 'figures' is there twice; two entries would write one file"),
         (GRID + '[[measure]]\ncommand = "analyse"\n', r"measure.0.command: 'analyse' .* did you mean 'analyze'"),
         (GRID + '[[measure]]\nname = "a"\n', "measure.0.command: one of analyze, .* is needed, got None"),
         (GRID + ANALYZE + "stesp = 3\n", r"measure analyze: 'stesp' is unknown; did you mean 'steps'\?"),
