@@ -133,23 +133,30 @@ def paper() -> Iterator[None]:
 def looks(rows: pd.DataFrame) -> dict[Series, Look]:
     """The look of each (checkpoint, attack) in ``rows``, in their order of appearance.
 
-    Colour says the mode, dashes the attack, markers tell checkpoints of one mode apart. All three depend on which
+    Colour says the mode, dashes the attack, markers tell checkpoints of one colour apart. All three depend on which
     names there are, not on the order of the rows. The label names the attack only where there is more than one.
     """
     found = rows[["checkpoint", "attack", "mode"]].drop_duplicates(["checkpoint", "attack"]).astype(str)
     attacks = sorted(found["attack"].unique())
-    siblings = {mode: sorted(group["checkpoint"].unique()) for mode, group in found.groupby("mode")}
+    colours = found["mode"].map(colour_of)
+    siblings = {colour: sorted(group["checkpoint"].unique()) for colour, group in found.groupby(colours)}
     table: dict[Series, Look] = {}
     for rank, (checkpoint, attack, mode) in enumerate(found.itertuples(index=False, name=None)):
         name = f"{checkpoint}, {attack}" if len(attacks) > 1 else checkpoint
         table[Series(checkpoint, attack)] = Look(
             label=shorten(name),
-            colour=COLOURS.get(mode, FALLBACK_COLOUR),
+            colour=colour_of(mode),
             dash=DASHES[attacks.index(attack) % len(DASHES)],
-            marker=MARKERS[siblings[mode].index(checkpoint) % len(MARKERS)],
+            marker=MARKERS[siblings[colour_of(mode)].index(checkpoint) % len(MARKERS)],
             rank=rank,
         )
     return table
+
+
+def colour_of(mode: str) -> str:
+    """A mode's colour; a variant that a study calls ``rl-x10`` or ``sl-adv-long`` has that of what it varies."""
+    known = [name for name in COLOURS if mode == name or mode.startswith(f"{name}-")]
+    return COLOURS[max(known, key=len)] if known else FALLBACK_COLOUR
 
 
 def rows_of(rows: pd.DataFrame, series: Series) -> pd.DataFrame:

@@ -53,6 +53,15 @@ def test_looks_colour_by_mode_dash_by_attack_marker_by_repeat():
     assert a.label == "a, pgd"
 
 
+def test_a_variant_has_the_colour_of_what_it_varies():
+    named = {"rl-x10": "rl", "sl-adv-long": "sl-adv", "sl-rl-x0.1": "sl-rl", "sl-long": "sl"}
+    for variant, mode in named.items():
+        assert style.colour_of(variant) == style.COLOURS[mode]
+    assert style.colour_of("slow") == style.FALLBACK_COLOUR
+    table = style.looks(rows(("a", "pgd", "rl"), ("b", "pgd", "rl-x10"), ("c", "pgd", "x"), ("d", "pgd", "y")))
+    assert len({(look.colour, look.marker) for look in table.values()}) == 4
+
+
 def test_looks_do_not_depend_on_the_order_of_rows():
     triples = [("a", "pgd", "rl"), ("b", "pgd", "rl"), ("b", "fgsm", "rl"), ("a", "fgsm", "rl")]
     forward, backward = style.looks(rows(*triples)), style.looks(rows(*triples[::-1]))
