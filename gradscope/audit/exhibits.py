@@ -66,7 +66,7 @@ def exhibits(
             keep_images=True,
             seed=seed,
             device=device,
-            get=lambda name, make, check=check: get(f"exhibit-{check}-{name}", make),  # type: ignore[misc]  # mypy#15459
+            get=_named(get, check),
         )
         points = outcome.attacks[attack].adversarial
         if points is None:
@@ -78,6 +78,11 @@ def exhibits(
         columns = (evidence.numbers[shown].tolist(), labels.tolist(), images.cpu(), points, before, after)
         found += [Exhibit(check, attack, *row) for row in zip(*columns, strict=True)]
     return found
+
+
+def _named(get: Get, check: str) -> Get:
+    """``get`` under names of the pictures' own: the audit made the same units without keeping images."""
+    return lambda name, make: get(f"exhibit-{check}-{name}", make)
 
 
 def _chosen(audit: Audit) -> list[tuple[str, str, ThreatModel, Tensor]]:
