@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Exit code of a study that did not come to its end: stages failed, or images are missing.
 INCOMPLETE = 1
+#: What a stage prints beyond so many lines is in its log alone.
+_MOST_LINES = 12
 
 
 def study(
@@ -39,6 +41,7 @@ def study(
     out: Annotated[Path | None, typer.Option(help="directory of results; reports/RECIPE")] = None,
 ) -> None:
     """Train, measure and audit everything a recipe asks for; what is done and intact is never done again."""
+    from gradscope.report.page import PAGE
     from gradscope.study.studies import StudyRequest, foresee, plan_study, run_study
 
     request = StudyRequest(
@@ -62,7 +65,8 @@ def study(
         print(f"{label}: not begun, for it needs {', '.join(needs)}")
     for name, reason in plan.absent.items():
         print(f"{name} is absent, and {len(plan.left_out)} stages with it: {reason}")
-    print(request.places.results)
+    page = request.places.results / PAGE
+    print(page if page.exists() else request.places.results)
     if ended.failed or ended.blocked or plan.absent:
         raise typer.Exit(INCOMPLETE)
 
@@ -80,6 +84,7 @@ def foreseen_lines(foreseen: "Sequence[Foreseen]", absent: Mapping[str, str], le
     width = max(len(one.stage.label) for one in foreseen)
     for one in foreseen:
         needs = ", ".join(need.removeprefix("model-") for need in one.stage.needs)
+        needs = "what there is of the others" if one.stage.gathers else needs
         state = "done" if one.estimate is None else _expected(one.stage.settings.get("command"), one.estimate)
         yield f"{one.stage.label:{width}}  {state}" + (f"  (needs {needs})" if needs else "")
     for name, reason in absent.items():
@@ -112,8 +117,13 @@ def duration(seconds: float) -> str:
 def _tell(record: "Record", kept: bool) -> None:
     if record.state == "failed":
         print(f"{record.label}: failed, see {record.log}: {record.error}", flush=True)
+    elif kept:
+        print(f"{record.label}: done before", flush=True)
     else:
-        print(f"{record.label}: {'done before' if kept else f'done in {record.seconds:.1f} s'}", flush=True)
+        lines = record.printed.splitlines()
+        if len(lines) > _MOST_LINES:
+            lines = [f"{len(lines)} lines, see {record.log}"]
+        print("\n  ".join([f"{record.label}: done in {record.seconds:.1f} s", *lines]), flush=True)
 
 
 def _seeds(text: str | None) -> tuple[int, ...] | None:

@@ -1,6 +1,6 @@
 """What a report is made from: the files of a directory of results, or of a study's sub-directories, checked."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,18 @@ from gradscope.errors import GradscopeError
 from gradscope.report import figures, style
 from gradscope.report.figures import Composed
 from gradscope.results.audits import AuditOf, Audits, read_document
-from gradscope.results.manifests import MANIFEST, Manifest, read_manifest, read_object
+from gradscope.results.manifests import (
+    MANIFEST,
+    Manifest,
+    StudyManifest,
+    read_manifest,
+    read_object,
+    read_study_manifest,
+)
 from gradscope.results.rows import ATTACKS, AUDIT, AUDIT_JSON, CLAIMS, SAMPLES, SUMMARY, TRANSFER, Table
 from gradscope.results.tables import read_table
 
-#: Sub-directories of a study in the order in which they are shown; others follow by name.
+#: What parts are of, in the order in which they are shown; those of one kind in the recipe's order, or by name.
 _ORDER = ("analysis", "landscape", "attack", "transfer", "audit")
 _NUMBERS = (SUMMARY, ATTACKS, TRANSFER, AUDIT)
 
@@ -49,7 +56,8 @@ class Contents:
     directory: Path
     parts: tuple[Part, ...]
     claims: pd.DataFrame | None
-    study: Mapping[str, Any] = field(default_factory=dict)
+    study: StudyManifest = field(default_factory=StudyManifest)
+    raw_study: Mapping[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
     @property
@@ -70,9 +78,15 @@ def read_contents(directory: Path) -> Contents:
     """
     if not directory.is_dir():
         raise GradscopeError(f"DIR: a directory with results is allowed, got {directory}, which is none")
-    below = _below(directory)
-    parts = [_read_part("", directory)] if _holds_numbers(directory) else []
+    own = _holds_numbers(directory)
+    study: StudyManifest = StudyManifest()
+    raw_study: Mapping[str, Any] = {}
+    if (directory / MANIFEST).exists() and not own:
+        study, raw_study = read_study_manifest(directory / MANIFEST)
+    below, others = _below(directory, [stage.folder for stage in study.stages if stage.folder])
+    parts = [_read_part("", directory)] if own else []
     parts += [_read_part(folder.name, folder) for folder in below if _holds_numbers(folder)]
+    parts.sort(key=_rank)
     claims = directory / CLAIMS.file
     if not parts and not claims.exists():
         raise GradscopeError(
@@ -80,25 +94,46 @@ def read_contents(directory: Path) -> Contents:
             "no steps.csv, samples.csv, summary.csv, landscape.csv, attacks.csv, transfer.csv, audit.csv with "
             f"{AUDIT_JSON}, or claims.csv"
         )
-    manifest = directory / MANIFEST
-    study = read_object(manifest) if manifest.exists() and not (parts and not parts[0].name) else {}
     unfinished = [folder.name for folder in below if (folder / MANIFEST).exists() and not _holds_numbers(folder)]
     remarks = [
-        *([f"The study is incomplete: its {MANIFEST} says so."] if study.get("complete") is False else []),
+        *_lacks(study),
+        *(f"{folder.name} is not of this study, and left out." for folder in others if _holds_numbers(folder)),
         *(f"{name} holds a {MANIFEST} but no results yet." for name in unfinished),
         *(remark for part in parts for remark in _remarks(part)),
     ]
-    return Contents(directory, tuple(parts), _read_claims(claims), study, tuple(remarks))
+    return Contents(directory, tuple(parts), _read_claims(claims), study, raw_study, tuple(remarks))
 
 
-def _below(directory: Path) -> list[Path]:
-    """The sub-directories in the order in which they are shown."""
+def _lacks(study: StudyManifest) -> Iterator[str]:
+    """What a study has not done, and why."""
+    if study.complete is False:
+        yield f"The study is incomplete: its {MANIFEST} says so."
+    for name, reason in study.absent.data.items():
+        yield f"The images of {name} are absent, and with them {', '.join(study.absent.stages)}: {reason}."
+    for stage in study.stages:
+        if stage.state == "failed":
+            yield f"{stage.label} failed: {stage.error} (see {stage.log})."
+        elif stage.state == "blocked":
+            yield f"{stage.label} was not begun, for it needs {', '.join(stage.blocked_by)}."
+        elif stage.state != "done" and stage.kind != "claims":
+            yield f"{stage.label} is still to be done."
+
+
+def _rank(part: Part) -> int:
+    kind = part.manifest.kind or part.name.partition("-")[0]
+    return _ORDER.index(kind) if kind in _ORDER else len(_ORDER)
+
+
+def _below(directory: Path, named: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """The sub-directories that are ``named``, in that order, and the others; where none is, all by name."""
     try:
         folders = sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:
         raise GradscopeError(f"DIR: {directory} cannot be read: {error.strerror}") from None
-    ranks = {name: rank for rank, name in enumerate(_ORDER)}
-    return sorted(folders, key=lambda folder: ranks.get(folder.name.partition("-")[0], len(_ORDER)))
+    if not named:
+        return folders, []
+    known = {folder.name: folder for folder in folders}
+    return [known.pop(name) for name in named if name in known], list(known.values())
 
 
 def _holds_numbers(directory: Path) -> bool:

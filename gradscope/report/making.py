@@ -7,24 +7,54 @@ from gradscope.report.contents import Contents, Part
 from gradscope.report.figures import describe_attack
 from gradscope.report.grids import Cell, Grid, Heading, count, number, words
 from gradscope.report.sections import Block
-from gradscope.results.manifests import Provenance
+from gradscope.results.manifests import Provenance, StudyManifest
 from gradscope.results.rows import ATTACKS
 
 
 def making(contents: Contents) -> Block:
     """What the manifests say, as tables."""
     parts = [part for part in contents.parts if part.raw_manifest]
+    stages = [_stages(contents.study)] if contents.study.stages else []
     if not parts:
-        return Block(words=[])
-    return Block(grids=[_runs(parts), _settings(parts), _data(parts), _checkpoints(parts), _versions(parts)])
+        return Block(grids=stages)
+    return Block(grids=[*stages, _runs(parts), _settings(parts), _data(parts), _checkpoints(parts), _versions(parts)])
 
 
 def manifests(contents: Contents) -> list[tuple[str, str]]:
     """Every manifest as it is, indented, with whose it is."""
     found = [(part.title, part.raw_manifest) for part in contents.parts if part.raw_manifest]
-    if contents.study:
-        found.insert(0, ("study", contents.study))
+    if contents.raw_study:
+        found.insert(0, ("study", contents.raw_study))
     return [(name, json.dumps(content, indent=2, ensure_ascii=False)) for name, content in found]
+
+
+def _stages(study: StudyManifest) -> Grid:
+    """Every stage of a study, and what it cost."""
+    headings = (
+        Heading("Stage"),
+        Heading("State"),
+        Heading("Seconds", "number"),
+        Heading("When"),
+        Heading("Host"),
+        Heading("Device"),
+        Heading("Threads", "number"),
+    )
+    rows = []
+    for stage in study.stages:
+        threads = stage.where.get("threads")
+        rows.append(
+            (
+                words(stage.label),
+                words(stage.state),
+                number(stage.seconds),
+                words(_to_the_second(stage.when)),
+                *(words(str(stage.where.get(key) or "")) for key in ("host", "device")),
+                count(threads if isinstance(threads, int) else None),
+            )
+        )
+    total = f", {study.seconds:,.0f} seconds of work in all" if study.seconds else ""
+    caption = f"The stages of the study {study.study}{total}; times are UTC, and seconds are of the clock"
+    return Grid("stages", caption, headings, tuple(rows))
 
 
 def _runs(parts: list[Part]) -> Grid:
@@ -79,7 +109,11 @@ _SETTINGS = (Heading("Run"), Heading("Attack"), Heading("Settings", "long"))
 
 def _time(provenance: Provenance | None) -> str:
     """When it was made, to the second."""
-    return (provenance.time or "").replace("T", " ").removesuffix("+00:00") if provenance else ""
+    return _to_the_second(provenance.time) if provenance else ""
+
+
+def _to_the_second(time: str | None) -> str:
+    return (time or "").replace("T", " ").removesuffix("+00:00")
 
 
 def _passes(part: Part) -> Cell:

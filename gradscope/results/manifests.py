@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,6 +16,9 @@ class _Entry(BaseModel):
     """A part of the manifest; keys that it does not know are left for later versions."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+M = TypeVar("M", bound=_Entry)
 
 
 class ImagesOf(_Entry):
@@ -90,6 +93,44 @@ class Manifest(_Entry):
         return f"{settings.get('norm', '')} {settings['epsilon']:.4g}".strip()
 
 
+class StageOf(_Entry):
+    """A stage of a study: what has become of it, what it cost, and where it ran."""
+
+    label: str = ""
+    kind: str = ""
+    place: str = ""
+    needs: tuple[str, ...] = ()
+    state: str = ""
+    seconds: float | None = None
+    when: str | None = None
+    where: dict[str, str | int | None] = {}
+    log: str | None = None
+    error: str | None = None
+    blocked_by: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """The sub-directory of the study that a measurement writes; empty for other stages."""
+        return self.place.partition("/")[2] if self.kind == "measure" else ""
+
+
+class Absent(_Entry):
+    """What a study lacks: data set to the reason, and the stages that were left out for it."""
+
+    data: dict[str, str] = {}
+    stages: tuple[str, ...] = ()
+
+
+class StudyManifest(_Entry):
+    """The manifest of a whole study; ``complete`` is None where it is not one of a study."""
+
+    study: str = ""
+    complete: bool | None = None
+    stages: tuple[StageOf, ...] = ()
+    absent: Absent = Absent()
+    seconds: float | None = None
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``; :class:`GradscopeError` where it cannot be read or is none."""
     try:
@@ -106,8 +147,18 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_manifest(path: Path) -> tuple[Manifest, dict[str, Any]]:
     """The manifest in ``path``, typed and as it is; :class:`GradscopeError` where it is damaged."""
     content = read_object(path)
+    return _typed(Manifest, content, path), content
+
+
+def read_study_manifest(path: Path) -> tuple[StudyManifest, dict[str, Any]]:
+    """The manifest of a study in ``path``, typed and as it is; :class:`GradscopeError` where it is damaged."""
+    content = read_object(path)
+    return _typed(StudyManifest, content, path), content
+
+
+def _typed(kind: type[M], content: dict[str, Any], path: Path) -> M:
     try:
-        return Manifest.model_validate(content), content
+        return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

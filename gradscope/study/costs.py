@@ -35,7 +35,7 @@ from gradscope.study.weight_landscapes import WeightLandscape
 Source = Literal["record", "records", "probe"]
 
 #: What a measurement takes before and after its passes: reading models and images, drawing figures.
-_FIXED_SECONDS = {"train": 1.0, "scale": 0.5, "measure": 8.0}
+_FIXED_SECONDS = {"train": 1.0, "scale": 0.5, "measure": 8.0, "claims": 2.0, "report": 10.0}
 #: Images a pass and repetitions of the probe.
 _PROBE_BATCH, _PROBE_SECONDS = 32, 0.3
 
@@ -73,7 +73,7 @@ def _networks(plan: Plan) -> dict[str, str]:
     found: dict[str, str] = {}
     for stage in plan.stages:
         if isinstance(stage.task, TrainTask):
-            found[stage.label] = network_name(stage.task.training.architecture, stage.images)
+            found[stage.label] = network_name(stage.task.training.architecture, stage.task.images)
         elif stage.kind == "scale":
             found[stage.label] = found[stage.needs[0]]
     return found
@@ -93,15 +93,15 @@ def _stage_work(stage: Stage, networks: Mapping[str, str]) -> dict[str, float]:
                 work[f"{network} {key}"] = work.get(f"{network} {key}", 0.0) + count
 
     if isinstance(stage.task, TrainTask):
-        add(networks[stage.label], training_passes(stage.task.training, stage.images))
+        add(networks[stage.label], training_passes(stage.task.training, stage.task.images))
     elif isinstance(stage.task, MeasureTask):
         task = stage.task
         request = task.options.request(task.options.placeholder)
         models = len(task.models)
         for label in task.models:
-            add(networks[f"model-{label}"], measuring_passes(request, stage.images, models))
+            add(networks[f"model-{label}"], measuring_passes(request, task.images, models))
         if isinstance(request, Battery | AuditRequest):
-            examples = Passes(gradient=_images(request, stage.images) * _steps(request)) * models
+            examples = Passes(gradient=_images(request, task.images) * _steps(request)) * models
             for label in task.others.get("surrogate", ()):
                 add(networks[f"model-{label}"], examples)
     return work

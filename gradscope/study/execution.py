@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -91,20 +92,22 @@ def run_plan(
     work: Mapping[str, dict[str, float]],
     device: str = "auto",
     told: Told = lambda record, kept: None,
-    ended: Ended | None = None,
+    note: Callable[[Ended], None] = lambda ended: None,
 ) -> Ended:
     """Carry out ``plan``; what a failed stage is needed for is left, everything else is done.
 
-    ``work`` is how many passes each stage is thought to take; ``ended`` is filled as it goes. Raises
-    :class:`GradscopeError` where the disk is full, and where another process is at this study.
+    ``work`` is how many passes each stage is thought to take. ``note`` writes down how far it is: called before every
+    stage that is run, and at the end. Raises :class:`GradscopeError` where the disk is full, and
+    where another process is at this study.
     """
     ensure_writable(places.records)
     ensure_writable(places.checkpoints)
     with exclusive(places.records):
         places.sweep()
-        run = _Run(plan, places, engine, work, device, told, Ended() if ended is None else ended)
+        run = _Run(plan, places, engine, work, device, told, note)
         with overall_progress(plan.study.name, len(plan.stages)) as advance:
             run.complete(advance)
+        run.note()
         places.sweep()
     return run.ended
 
@@ -120,10 +123,12 @@ class _Run:
         work: Mapping[str, dict[str, float]],
         device: str,
         told: Told,
-        ended: Ended,
+        note: Callable[[Ended], None],
     ) -> None:
         self.plan, self.places, self.engine, self.work = plan, places, engine, work
-        self.device, self.told, self.ended = device, told, ended
+        self.device, self.told = device, told
+        self.ended = Ended()
+        self.note = partial(note, self.ended)
         self.under_way: set[str] = set()
 
     def complete(self, advance: Advance) -> None:
@@ -146,12 +151,13 @@ class _Run:
     def _begin(self, stage: Stage) -> None:
         """Keep a stage that is done, leave one whose needs are not, and submit any other."""
         missing = [need for need in stage.needs if not self._is_done(need)]
-        if missing:
+        if missing and not stage.gathers:
             self.ended.blocked[stage.label] = missing
             return
-        inputs: dict[str, str] = {}
-        for need in stage.needs:
-            inputs |= self.ended.records[need].files
+        if stage.reads_manifest:
+            self.note()
+        done = {label: record.files for label, record in self.ended.records.items() if record.state == "done"}
+        inputs = self.places.inputs(stage, done)
         record = self.places.read(stage.label)
         if self.places.is_intact(stage, record, inputs):
             assert record is not None
@@ -159,6 +165,7 @@ class _Run:
             self.ended.kept.append(stage.label)
             self.told(record, True)
             return
+        self.note()
         self.under_way.add(stage.label)
         work = self.work.get(stage.label, {})
         self.engine.submit(Job(stage, self.places, inputs, work, self.device, stage.resources.cpus))
@@ -185,10 +192,10 @@ def perform(job: Job) -> Record:
         started = time.perf_counter()
         with _logged(places.log(stage.label), stage), _threads(job.threads):
             printed = KINDS[stage.kind].run(job, resume)
-            Log.info("%s", printed)
+            Log.info("done\n%s", printed)
         seconds = time.perf_counter() - started
         record = _record(job, "done", seconds).model_copy(
-            update={"files": places.digests(KINDS[stage.kind].files(job.out))}
+            update={"files": places.digests(KINDS[stage.kind].files(job.out)), "printed": printed}
         )
         places.write(record)
     except Exception as error:

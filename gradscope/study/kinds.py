@@ -1,21 +1,26 @@
 """The kinds of stages a study is made of: what each runs, which files are its own, and how they are removed."""
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gradscope.claims.table import write_claims
 from gradscope.data import sources
 from gradscope.data.image_set import Splits, stratified_split
 from gradscope.errors import GradscopeError
 from gradscope.models.checkpoint import Checkpoint, load, save
 from gradscope.models.rescaling import calibrating_factor, rescaled
-from gradscope.results.rows import HISTORY
-from gradscope.results.tables import ensure_writable, write_table
+from gradscope.report.page import write_report
+from gradscope.report.paper import PAPER
+from gradscope.results.manifests import MANIFEST
+from gradscope.results.rows import CLAIMS, HISTORY
+from gradscope.results.tables import ensure_writable, read_table, write_table
 from gradscope.study.commands import Circumstances
 from gradscope.study.directory import FILES
 from gradscope.study.inputs import resolve_device
-from gradscope.study.plan import CHECKPOINTS, MeasureTask, ScaleTask, Stage, TrainTask
+from gradscope.study.plan import CHECKPOINTS, ClaimsTask, MeasureTask, ScaleTask, Stage, TrainTask
 from gradscope.study.recipe import CALIBRATED
 from gradscope.study.records import Places
 from gradscope.study.stages import run_training
@@ -52,7 +57,7 @@ class Job:
 class Kind:
     """What is done for a stage: ``run(job, resume)`` gives the lines it prints; ``files(path)`` are those it has there.
 
-    ``adopt(job)`` says whether complete files that no record knows are the very ones that the stage would make.
+    ``adopt(job)`` says whether files that no record knows are the very ones that the stage would make, or may go.
     """
 
     run: Callable[[Job, bool], str]
@@ -62,9 +67,11 @@ class Kind:
 
 
 def _images(job: Job) -> Splits:
-    splits = sources.load(job.stage.images.source)
-    if (splits.train.name, len(splits.train)) != (job.stage.images.name, job.stage.images.train):
-        raise GradscopeError(f"--data-root: {job.stage.images.name} is not what it was when the study was planned")
+    assert isinstance(job.stage.task, TrainTask | ScaleTask | MeasureTask)
+    images = job.stage.task.images
+    splits = sources.load(images.source)
+    if (splits.train.name, len(splits.train)) != (images.name, images.train):
+        raise GradscopeError(f"--data-root: {images.name} is not what it was when the study was planned")
     return splits
 
 
@@ -161,8 +168,7 @@ def _scale(job: Job, resume: bool) -> str:
 def _measure(job: Job, resume: bool) -> str:
     task = job.stage.task
     assert isinstance(task, MeasureTask)
-    source = job.stage.images.source
-    data = {key: value for key, value in source.model_dump().items() if value is not None}
+    data = {key: value for key, value in task.images.source.model_dump().items() if value is not None}
     others = {role: [str(job.checkpoint(model)) for model in models] for role, models in task.others.items()}
     texts = [str(job.checkpoint(model)) for model in task.models]
 
@@ -193,9 +199,41 @@ def _remove_results(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-#: Every kind of stage by name. What comes after the measurements (claims, the report) takes its place here.
+# --- what was measured is concluded from ---
+
+
+def _judge_claims(job: Job, resume: bool) -> str:
+    task = job.stage.task
+    assert isinstance(task, ClaimsTask)
+    measured = [job.places.path(place) for place in task.results if f"{place}/{MANIFEST}" in job.inputs]
+    write_claims([*measured, job.places.checkpoints], job.out)
+    verdicts = Counter(read_table(job.out, CLAIMS)["verdict"])
+    return ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+
+
+def _claims_files(out: Path) -> Iterator[Path]:
+    yield from (path for path in (out,) if path.exists())
+
+
+def _write_report(job: Job, resume: bool) -> str:
+    write_report(job.out.parent)
+    return ""
+
+
+def _report_files(out: Path) -> Iterator[Path]:
+    yield from (path for path in (out, *sorted(out.with_name(PAPER).glob("*"))) if path.is_file())
+
+
+def _remove_report(out: Path) -> None:
+    for path in _report_files(out):
+        path.unlink()
+
+
+#: Every kind of stage by name. Claims and report may replace what no record knows: `gradscope report` writes one, too.
 KINDS: dict[str, Kind] = {
     "train": Kind(_train, _model_files, _remove_model, _is_complete),
     "scale": Kind(_scale, _model_files, _remove_model),
     "measure": Kind(_measure, _result_files, _remove_results),
+    "claims": Kind(_judge_claims, _claims_files, lambda out: out.unlink(missing_ok=True), lambda job: True),
+    "report": Kind(_write_report, _report_files, _remove_report, lambda job: True),
 }

@@ -1,8 +1,11 @@
 """The manifest of a study: the recipe as it was resolved, the plan, and what came of every stage."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from gradscope.results.manifest import provenance
+from gradscope.results.manifests import MANIFEST
 from gradscope.results.tables import write_json
 from gradscope.study.commands import plain
 from gradscope.study.execution import Ended
@@ -10,14 +13,20 @@ from gradscope.study.inputs import device_name, resolve_device
 from gradscope.study.plan import Plan, versions
 from gradscope.study.records import Places
 
-#: Its file in the study's directory of results.
-FILE = "manifest.json"
+#: What may differ in two manifests that say the same: whence they were written.
+_CIRCUMSTANCES = ("engine", "provenance")
 
 
 def write_manifest(plan: Plan, places: Places, ended: Ended, *, engine: str, device: str) -> None:
-    """Write what is planned and what has become of it; ``complete`` where nothing is missing."""
+    """Write what is planned and what has become of it; ``complete`` where nothing is missing.
+
+    Stages that are made from the manifest are not in it. One that says the same already is left as it is, so that what
+    was made from it stays intact.
+    """
     stages = []
     for stage in plan.stages:
+        if stage.reads_manifest:
+            continue
         record = ended.records.get(stage.label)
         facts: dict[str, Any] = {"state": "blocked" if stage.label in ended.blocked else "to do"}
         if record is not None:
@@ -40,32 +49,43 @@ def write_manifest(plan: Plan, places: Places, ended: Ended, *, engine: str, dev
     recipe = plan.study.recipe.model_dump(mode="json", by_alias=True)
     for data in recipe["data"].values():
         data.pop("data_root")
-    write_json(
-        places.results / FILE,
-        {
-            "kind": "study",
-            "study": plan.study.name,
-            "complete": done and not plan.absent,
-            "recipe": recipe,
-            "data": {
-                name: plain(vars(facts) | {"source": facts.source.dataset}) for name, facts in plan.images.items()
-            },
-            "absent": {"data": dict(plan.absent), "stages": list(plan.left_out)},
-            "models": [
-                {
-                    "label": model.label,
-                    "name": model.name,
-                    "data": model.data,
-                    "seed": model.seed,
-                    "of": model.of,
-                    "factor": model.factor,
-                }
-                for model in plan.study.models
-            ],
-            "stages": stages,
-            "seconds": sum(stage.get("seconds") or 0.0 for stage in stages),
-            "versions": versions(),
-            "engine": engine,
-            "provenance": provenance(device_name(resolve_device(device))),
-        },
-    )
+    content = {
+        "kind": "study",
+        "study": plan.study.name,
+        "complete": done and not plan.absent,
+        "recipe": recipe,
+        "data": {name: plain(vars(facts) | {"source": facts.source.dataset}) for name, facts in plan.images.items()},
+        "absent": {"data": dict(plan.absent), "stages": list(plan.left_out)},
+        "models": [
+            {
+                "label": model.label,
+                "name": model.name,
+                "data": model.data,
+                "seed": model.seed,
+                "of": model.of,
+                "factor": model.factor,
+            }
+            for model in plan.study.models
+        ],
+        "stages": stages,
+        "seconds": sum(stage.get("seconds") or 0.0 for stage in stages),
+        "versions": versions(),
+        "engine": engine,
+        "provenance": provenance(device_name(resolve_device(device))),
+    }
+    path = places.results / MANIFEST
+    if _decisive(_read(path)) != _decisive(json.loads(json.dumps(content))):
+        write_json(path, content)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What lies there; nothing where it is damaged or not there."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _decisive(content: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in _CIRCUMSTANCES}

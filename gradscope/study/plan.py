@@ -19,6 +19,8 @@ from gradscope.data import sources
 from gradscope.data.image_set import Splits
 from gradscope.errors import GradscopeError, lookup
 from gradscope.models.architectures import ARCHITECTURES, ModelSpec
+from gradscope.report.page import PAGE
+from gradscope.results.rows import CLAIMS
 from gradscope.study.commands import Options, plain
 from gradscope.study.recipe import Measurement, Model, Resources, Study
 from gradscope.training.phases import resolve
@@ -55,6 +57,7 @@ class ImageFacts:
 class TrainTask:
     """A model to be trained, as it is resolved; from the weights of the model ``start`` where it is given."""
 
+    images: ImageFacts
     training: Training
     start: str | None
     keep_epochs: bool
@@ -64,6 +67,7 @@ class TrainTask:
 class ScaleTask:
     """A model whose logits are multiplied; ``name`` is what it is called."""
 
+    images: ImageFacts
     name: str
     source: str
     factor: float | str
@@ -73,13 +77,26 @@ class ScaleTask:
 class MeasureTask:
     """A command over models; ``others`` are those it names in other roles."""
 
+    images: ImageFacts
     command: str
     options: Options
     models: tuple[str, ...]
     others: Mapping[str, tuple[str, ...]]
 
 
-Task = TrainTask | ScaleTask | MeasureTask
+@dataclass(frozen=True)
+class ClaimsTask:
+    """The paper's claims, judged on those of the places of ``results`` that are there."""
+
+    results: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReportTask:
+    """The page of the whole study, made of everything that is there and of the study's manifest."""
+
+
+Task = TrainTask | ScaleTask | MeasureTask | ClaimsTask | ReportTask
 
 
 @dataclass(frozen=True)
@@ -97,8 +114,17 @@ class Stage:
     needs: tuple[str, ...]
     settings: Mapping[str, Any]
     task: Task
-    images: ImageFacts
     resources: Resources
+
+    @property
+    def gathers(self) -> bool:
+        """Whether it runs on those of its needs that are done, however many are not."""
+        return isinstance(self.task, ClaimsTask | ReportTask)
+
+    @property
+    def reads_manifest(self) -> bool:
+        """Whether it is made from the study's manifest, too, which then says nothing of it."""
+        return isinstance(self.task, ReportTask)
 
 
 @dataclass(frozen=True)
@@ -132,6 +158,7 @@ def make_plan(study: Study, *, download: bool = False) -> Plan:
         if measurement.data in images:
             stage = _measure_stage(measurement, images[measurement.data], study.recipe.resources, stages)
             stages[stage.label] = stage
+    _add_conclusions(stages, study.recipe.resources)
     left_out = [train_label(model.label) for model in study.models if model.data in absent]
     left_out += [f"measure-{one.name}" for one in study.measurements if one.data in absent]
     return Plan(study, tuple(stages.values()), images, absent, tuple(left_out))
@@ -160,16 +187,16 @@ def _model_stage(model: Model, images: ImageFacts, resources: Resources, stages:
     task: Task
     if model.factor is not None:
         assert model.of is not None
-        kind, task = "scale", ScaleTask(model.name, model.of, model.factor)
+        kind, task = "scale", ScaleTask(images, model.name, model.of, model.factor)
         settings = {"factor": model.factor, "name": model.name}
     else:
         training = _resolve(model, images)
-        kind, task = "train", TrainTask(training, model.of, bool(model.options.keep_epochs))
+        kind, task = "train", TrainTask(images, training, model.of, bool(model.options.keep_epochs))
         decisive = training.model_dump(mode="json")
         del decisive["data"]["data_root"]
         settings = {"training": decisive, "images": images.fingerprint, "keep_epochs": task.keep_epochs}
     place = f"{CHECKPOINTS}/{model.label}.pt"
-    return _stage(kind, train_label(model.label), place, needs, settings, task, images, resources, stages)
+    return _stage(kind, train_label(model.label), place, needs, settings, task, resources, stages)
 
 
 def _resolve(model: Model, images: ImageFacts) -> Training:
@@ -206,7 +233,7 @@ def _measure_stage(
     _require_images(measurement, images)
     everyone = [*measurement.models, *(label for labels in measurement.others.values() for label in labels)]
     needs = tuple(train_label(label) for label in dict.fromkeys(everyone))
-    task = MeasureTask(measurement.command, measurement.options, measurement.models, measurement.others)
+    task = MeasureTask(images, measurement.command, measurement.options, measurement.models, measurement.others)
     settings = {
         "command": measurement.command,
         "options": measurement.options.resolved(),
@@ -215,7 +242,21 @@ def _measure_stage(
         "images": images.fingerprint,
     }
     label, place = f"measure-{measurement.name}", f"{RESULTS}/{measurement.name}"
-    return _stage("measure", label, place, needs, settings, task, images, resources, stages)
+    return _stage("measure", label, place, needs, settings, task, resources, stages)
+
+
+def _add_conclusions(stages: dict[str, Stage], resources: Resources) -> None:
+    """Claims and report, where anything is measured; neither needs a GPU."""
+    measured = [stage for stage in stages.values() if stage.kind == "measure"]
+    if not measured:
+        return
+    modest = resources.model_copy(update={"gpus": 0.0})
+    claims = ClaimsTask(tuple(stage.place for stage in measured))
+    for kind, needs, place, task in (
+        ("claims", tuple(stages), f"{RESULTS}/{CLAIMS.file}", claims),
+        ("report", (*(stage.label for stage in measured), "claims"), f"{RESULTS}/{PAGE}", ReportTask()),
+    ):
+        stages[kind] = _stage(kind, kind, place, needs, {}, task, modest, stages)
 
 
 def _require_images(measurement: Measurement, images: ImageFacts) -> None:
@@ -236,7 +277,6 @@ def _stage(
     needs: tuple[str, ...],
     settings: Mapping[str, Any],
     task: Task,
-    images: ImageFacts,
     resources: Resources,
     stages: Mapping[str, Stage],
 ) -> Stage:
@@ -247,7 +287,7 @@ def _stage(
         "versions": versions(),
     }
     name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
-    return Stage(kind, label, name, place, needs, settings, task, images, resources)
+    return Stage(kind, label, name, place, needs, settings, task, resources)
 
 
 def versions() -> dict[str, str]:

@@ -25,7 +25,7 @@ from gradscope.training.phases import MODES
 #: What becomes part of a file's name.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 #: What a study writes itself beside its measurements.
-_RESERVED = ("figures", "tables", "manifest.json", "claims.csv", "report.html")
+_RESERVED = ("figures", "tables", "paper", "manifest.json", "claims.csv", "report.html")
 #: Keys of a measurement that are not the command's options.
 _MEASURE_KEYS = ("name", "command", "models")
 CALIBRATED: Literal["calibrated"] = "calibrated"

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from gradscope.config import Config
+from gradscope.results.manifests import MANIFEST
 from gradscope.results.tables import write_json
 from gradscope.study.plan import CHECKPOINTS, RESULTS, Stage
 
@@ -27,7 +28,7 @@ class Record(Config):
 
     ``state``: files of another name are being removed; begun; done; failed, with the ``error``. ``files`` and
     ``inputs`` are the SHA-256 of what was written, and of the files of the stages it needed, by place. ``work`` is
-    how many passes it was thought to take, from which later estimates are made.
+    how many passes it was thought to take, from which later estimates are made; ``printed`` what it said at the end.
     """
 
     label: str
@@ -41,6 +42,7 @@ class Record(Config):
     when: str | None = None
     where: dict[str, str | int | None] = Field(default_factory=dict)
     work: dict[str, float] = Field(default_factory=dict)
+    printed: str = ""
     log: str | None = None
     error: str | None = None
     disk_full: bool = False
@@ -91,6 +93,14 @@ class Places:
     def digests(self, paths: Iterable[Path]) -> dict[str, str]:
         """SHA-256 of files, by place."""
         return {self.place(path): digest(path) for path in sorted(paths)}
+
+    def inputs(self, stage: Stage, done: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+        """Digests of what ``stage`` is made from, by place: the files of those of its needs that are ``done``."""
+        found = {place: known for need in stage.needs for place, known in done.get(need, {}).items()}
+        manifest = self.results / MANIFEST
+        if stage.reads_manifest and manifest.exists():
+            found |= self.digests([manifest])
+        return found
 
     def is_intact(self, stage: Stage, record: Record | None, inputs: Mapping[str, str]) -> bool:
         """Whether ``record`` says that ``stage`` is done, from the same ``inputs``, and its files are as they were."""

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gradscope.errors import GradscopeError, lookup
-from gradscope.results.tables import ensure_writable
 from gradscope.study.cluster import RayEngine
 from gradscope.study.costs import Estimate, estimate, work_of
 from gradscope.study.execution import Ended, Engine, LocalEngine, run_plan
@@ -61,10 +61,9 @@ def foresee(plan: Plan, request: StudyRequest) -> list[Foreseen]:
     files: dict[str, dict[str, str]] = {}
     for stage in plan.stages:
         record = places.read(stage.label)
-        if all(need in files for need in stage.needs):
-            inputs = {place: known for need in stage.needs for place, known in files[need].items()}
-            if record is not None and places.is_intact(stage, record, inputs):
-                files[stage.label] = record.files
+        if all(need in files for need in stage.needs) and places.is_intact(stage, record, places.inputs(stage, files)):
+            assert record is not None
+            files[stage.label] = record.files
     left = [stage for stage in plan.stages if stage.label not in files]
     found = estimate(left, work_of(plan), places.results.parent, request.device)
     return [Foreseen(stage, stage.label in files, found.get(stage.label)) for stage in plan.stages]
@@ -73,22 +72,13 @@ def foresee(plan: Plan, request: StudyRequest) -> list[Foreseen]:
 def run_study(
     plan: Plan, request: StudyRequest, told: Callable[[Record, bool], None] = lambda record, kept: None
 ) -> Ended:
-    """Carry out ``plan``; the manifest is written before the first stage and after the last, however it ends."""
-    places = request.places
+    """Carry out ``plan``; the manifest says before each stage and at the end what has become of it."""
     engine = _engine(request)
-    ended = Ended()
-
-    def note() -> None:
-        write_manifest(plan, places, ended, engine=engine.name, device=request.device)
-
+    note = partial(write_manifest, plan, request.places, engine=engine.name, device=request.device)
     try:
-        ensure_writable(places.results)
-        note()
-        run_plan(plan, places, engine, work=work_of(plan), device=request.device, told=told, ended=ended)
+        return run_plan(plan, request.places, engine, work=work_of(plan), device=request.device, told=told, note=note)
     finally:
         engine.close()
-    note()
-    return ended
 
 
 def _engine(request: StudyRequest) -> Engine:
