@@ -2,19 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-RESULTS := reports/quickstart
-MODES := sl rl sl-adv rl-adv
-MODELS := $(MODES:%=checkpoints/quickstart/%.pt)
 
 .PHONY: quickstart test lint bench clean
 
 quickstart: $(VENV)/installed
-	for mode in $(MODES); do \
-		$(BIN)/gradscope train --mode $$mode --out checkpoints/quickstart/$$mode.pt --overwrite || exit; \
-	done
-	$(BIN)/gradscope analyze $(MODELS) --attack pgd,pgd-paper --out $(RESULTS) --overwrite
-	$(BIN)/gradscope landscape $(MODELS) --images 4 --points 31 --out $(RESULTS)-landscape --overwrite
-	@echo "Figures: $(CURDIR)/$(RESULTS)/figures and $(CURDIR)/$(RESULTS)-landscape/figures"
+	$(BIN)/gradscope study analyses/quickstart.toml
 
 # One thread a process: small networks gain nothing from two, and two processes halve the time.
 test: $(VENV)/installed-dev

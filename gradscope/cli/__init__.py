@@ -3,6 +3,7 @@
 torch is imported by the command that needs it, so ``--help`` answers at once.
 """
 
+import logging
 import sys
 from typing import Annotated, Any
 
@@ -72,6 +73,7 @@ def _usage(error: Any) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; a user's mistake is one line on stderr and exit code 2."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces devices and precision
     try:
         code = app(arguments, prog_name="gradscope", standalone_mode=False)
     except (GradscopeError, UsageError) as error:

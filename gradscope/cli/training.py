@@ -1,6 +1,5 @@
 """``gradscope train``."""
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -48,7 +47,6 @@ def train(
     from gradscope.study.stages import configure_training, run_training
     from gradscope.training.hardware import Hardware
 
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces devices and precision
     data = options.given(dataset=dataset, data_root=data_root, image_size=image_size)
     training, splits = configure_training(
         mode,

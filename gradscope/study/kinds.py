@@ -105,7 +105,8 @@ def _train(job: Job, resume: bool) -> str:
     history = load(job.out).history
     write_table(job.out.with_suffix(".history.csv"), HISTORY, history)
     last = history[-1]
-    return f"{last['epoch']} epochs, validation accuracy {100 * last['validation_accuracy']:.1f} %"
+    epochs = f"{last['epoch']} epoch" + ("s" if last["epoch"] > 1 else "")
+    return f"{epochs}, validation accuracy {100 * last['validation_accuracy']:.1f} %"
 
 
 def _is_complete(job: Job) -> bool:

@@ -40,24 +40,30 @@ def test_a_study_is_run_told_and_kept(
     before = content(tmp_path)
     foreseen = done("study", recipe, *places, "--dry-run").splitlines()
     assert content(tmp_path) == before, "a dry run touches nothing"
-    assert [line.split()[0] for line in foreseen[:-1]] == ["model-sl-s0", "measure-analyze"]
+    stages = ["model-sl-s0", "measure-analyze", "claims", "report"]
+    assert [line.split()[0] for line in foreseen[:-1]] == stages
     assert "by a few timed passes" in foreseen[0]
     assert foreseen[1].endswith("(needs sl-s0)")
-    assert foreseen[-1].startswith("2 stages, 0 done; the rest takes about ")
+    assert foreseen[2].endswith("(needs what there is of the others)")
+    assert foreseen[-1].startswith("4 stages, 0 done; the rest takes about ")
 
     told = done("study", recipe, *places).splitlines()
-    assert [line.split(": ")[0] for line in told[:-1]] == ["model-sl-s0", "measure-analyze"]
-    assert all(": done in " in line for line in told[:-1])
-    assert told[-1] == str(tmp_path / "results")
+    page = str(tmp_path / "results" / "report.html")
+    assert [line.split(": ")[0] for line in told if ": done in " in line] == stages
+    assert told[1].startswith("  1 epoch, validation accuracy ")
+    assert told[-1] == page
     results = content(tmp_path / "results")
     assert {"analyze/summary.csv", "analyze/figures/steps-accuracy.pdf", "manifest.json"} <= set(results)
+    assert {"claims.csv", "report.html", "paper/analyze-steps-accuracy.pdf", "paper/claims.tex"} <= set(results)
+    assert b"Whole manifest: study" in results["report.html"]
+    assert b"sl-s0" in results["report.html"]
 
-    assert done("study", recipe, *places, "--dry-run").splitlines()[-1] == "2 stages, all done"
+    assert done("study", recipe, *places, "--dry-run").splitlines()[-1] == "4 stages, all done"
     assert content(tmp_path / "results") == results
-    assert done("study", recipe, *places).splitlines()[:-1] == [
-        "model-sl-s0: done before",
-        "measure-analyze: done before",
-    ]
+    assert done("study", recipe, *places).splitlines() == [*(f"{stage}: done before" for stage in stages), page]
+    assert content(tmp_path / "results") == results
+    done("report", tmp_path / "results")
+    assert content(tmp_path / "results") == results, "made by hand it is the same"
     more = done("study", recipe, *places, "--seeds", "0,1", "--dry-run").splitlines()
     assert [line.split()[:2] for line in more[:2]] == [["model-sl-s0", "done"], ["model-sl-s1", more[1].split()[1]]]
     assert "by stages like it on this machine" in more[1]
@@ -89,6 +95,11 @@ def test_missing_images_and_failures_end_with_1(
     assert (tmp_path / "results" / failed.split("see ")[1].split(":")[0]).exists()
     assert "measure-transfer-digits: not begun, for it needs model-digits-blown-s0" in lines
     assert any(line.startswith("npz is absent, and 3 stages with it: --data-root:") for line in lines)
+    assert lines[-1] == str(tmp_path / "results" / "report.html")
+    page = (tmp_path / "results" / "report.html").read_text()
+    assert "The images of npz are absent, and with them model-npz-sl-s0, " in page
+    assert "model-digits-blown-s0 failed: " in page
+    assert "measure-transfer-digits was not begun, for it needs model-digits-blown-s0." in page
     manifest = json.loads((tmp_path / "results" / "manifest.json").read_text())
     assert manifest["absent"]["stages"] == ["model-npz-sl-s0", "model-npz-blown-s0", "measure-transfer-npz"]
     code, out, _ = run("study", recipe, *places)

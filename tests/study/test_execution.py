@@ -63,12 +63,25 @@ samples = 10
 """
 MODELS = ("model-sl-s0", "model-rl-adv-s0", "model-longer-s0", "model-sl-x10-s0")
 MEASURES = ("measure-attack", "measure-transfer", "measure-landscape", "measure-analyze")
+CONCLUSIONS = ("claims", "report")
+
+
+def list_results(directory: Path) -> Path:
+    """In place of the page a list of what it would be made from."""
+    path = directory / "report.html"
+    path.write_text("\n".join(str(found.relative_to(directory)) for found in sorted(directory.rglob("*.csv"))))
+    return path
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than all else here, and is tested with the command."""
+    patch.setattr(figures, "draw", lambda directory: [])
+    patch.setattr(kinds, "write_report", list_results)
 
 
 @pytest.fixture(autouse=True)
 def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than all else here, and is tested with the command."""
-    monkeypatch.setattr(figures, "draw", lambda directory: [])
+    draw_nothing(monkeypatch)
 
 
 def request_in(folder: Path, text: str = RECIPE, **changes: Any) -> StudyRequest:
@@ -83,7 +96,10 @@ def run(request: StudyRequest) -> Ended:
 
 
 def redone(ended: Ended) -> set[str]:
-    return set(ended.records) - set(ended.kept)
+    """The stages that were run, but for the conclusions, which are drawn anew where anything else is."""
+    found = set(ended.records) - set(ended.kept)
+    assert "report" in found if found else not found
+    return found - set(CONCLUSIONS)
 
 
 def weights(path: Path) -> str:
@@ -104,7 +120,7 @@ def table(path: Path) -> str:
     kept = [
         {key: value for key, value in row.items() if key not in ("seconds", "images_per_second")}
         for row in rows
-        if row.get("metric") != "seconds"
+        if row.get("metric") != "seconds" and not str(row.get("statistic")).startswith("seconds ")
     ]
     return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
 
@@ -123,7 +139,12 @@ def manifest(path: Path) -> str:
 
 def content(folder: Path) -> dict[str, str]:
     """Every file that a study leaves, but for its own books, and a digest of what does not depend on the clock."""
-    kinds: dict[str, Callable[[Path], str]] = {".pt": weights, ".csv": table, ".json": manifest}
+    kinds: dict[str, Callable[[Path], str]] = {
+        ".pt": weights,
+        ".csv": table,
+        ".json": manifest,
+        ".html": Path.read_text,
+    }
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -137,7 +158,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """A study that nothing happened to, and its seconds."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "draw", lambda directory: [])
+        draw_nothing(patch)
         started = time.perf_counter()
         ended = run(request_in(folder))
     assert {record.state for record in ended.records.values()} == {"done"}
@@ -158,12 +179,9 @@ def done(undisturbed: tuple[Path, float], tmp_path: Path) -> StudyRequest:
 def test_what_is_done_and_intact_is_never_done_again(done: StudyRequest, tmp_path: Path) -> None:
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
     ended = run(done)
-    assert set(ended.kept) == {*MODELS, *MEASURES} == set(ended.records)
-    books = {tmp_path / "results" / "manifest.json"}
+    assert set(ended.kept) == {*MODELS, *MEASURES, *CONCLUSIONS} == set(ended.records)
     after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
-    assert {path: after[path] for path in after.keys() - books} == {
-        path: before[path] for path in before.keys() - books
-    }
+    assert after == before
 
 
 def test_every_stage_leaves_a_record(done: StudyRequest, tmp_path: Path) -> None:
@@ -186,7 +204,8 @@ def test_the_manifest_names_every_stage(done: StudyRequest, tmp_path: Path) -> N
     run(done)
     found = json.loads((tmp_path / "results" / "manifest.json").read_text())
     assert (found["kind"], found["study"], found["complete"]) == ("study", "tiny", True)
-    assert {stage["label"]: stage["state"] for stage in found["stages"]} == dict.fromkeys((*MODELS, *MEASURES), "done")
+    stages = (*MODELS, *MEASURES, "claims")  # the report is made from the manifest
+    assert {stage["label"]: stage["state"] for stage in found["stages"]} == dict.fromkeys(stages, "done")
     assert found["recipe"]["models"]["longer"]["from"] == "sl"
     assert all(stage["seconds"] > 0 and stage["where"] and stage["files"] for stage in found["stages"])
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
@@ -298,7 +317,8 @@ def test_after_a_failure_the_rest_goes_on_and_it_alone_is_retried(
     states = {stage["label"]: stage["state"] for stage in found["stages"]}
     assert states["model-rl-adv-s0"] == "failed"
     assert states["measure-attack"] == "blocked"
-    assert states["measure-analyze"] == "done"
+    assert states["measure-analyze"] == states["claims"] == "done"
+    assert ended.records["report"].state == "done"
     monkeypatch.setattr(kinds, "run_training", train)
     trained.clear()
     again = run(request)

@@ -26,6 +26,7 @@ name = "both"
 command = "transfer"
 models = "*"
 """
+MODELS = ("model-sl-s0", "model-rl-s0", "model-rl-x10-s0")
 
 
 def plan(tmp_path: Path, text: str = RECIPE, **changes: object) -> Plan:
@@ -39,9 +40,12 @@ def names(made: Plan) -> dict[str, str]:
 
 
 def changed(first: Plan, second: Plan) -> set[str]:
+    """The stages whose name is another, but for claims and report, which any of the others changes."""
     before, after = names(first), names(second)
     assert before.keys() == after.keys()
-    return {label for label in before if before[label] != after[label]}
+    found = {label for label in before if before[label] != after[label]}
+    assert found >= {"claims", "report"} & before.keys() if found else not found
+    return found - {"claims", "report"}
 
 
 def test_stages_come_after_those_they_need(tmp_path: Path) -> None:
@@ -52,7 +56,21 @@ def test_stages_come_after_those_they_need(tmp_path: Path) -> None:
         ("model-rl-x10-s0", "scale", ("model-rl-s0",), "checkpoints/rl-x10-s0.pt"),
         ("measure-analyze", "measure", ("model-sl-s0",), "results/analyze"),
         ("measure-both", "measure", ("model-sl-s0", "model-rl-s0", "model-rl-x10-s0"), "results/both"),
+        ("claims", "claims", (*MODELS, "measure-analyze", "measure-both"), "results/claims.csv"),
+        ("report", "report", ("measure-analyze", "measure-both", "claims"), "results/report.html"),
     ]
+
+
+def test_claims_and_report_take_what_there_is_and_no_gpu(tmp_path: Path) -> None:
+    made = plan(tmp_path, RECIPE + "[resources]\ngpus = 1\n")
+    assert [stage.label for stage in made.stages if stage.gathers] == ["claims", "report"]
+    assert [stage.label for stage in made.stages if stage.reads_manifest] == ["report"]
+    assert {stage.label: stage.resources.gpus for stage in made.stages} == {
+        **dict.fromkeys((*MODELS, "measure-analyze", "measure-both"), 1.0),
+        **dict.fromkeys(("claims", "report"), 0.0),
+    }
+    without = plan(tmp_path, RECIPE.partition("[[measure]]")[0])
+    assert [stage.label for stage in without.stages] == list(MODELS), "nothing is measured: nothing to conclude"
 
 
 def test_equal_recipes_have_equal_names(tmp_path: Path) -> None:
@@ -136,7 +154,7 @@ def test_images_that_are_missing_leave_out_what_needs_them(tmp_path: Path) -> No
     assert "needs it" in made.absent["npz"]
     assert {stage.label for stage in made.stages} == {
         *("model-digits-sl-s0", "model-digits-rl-s0", "model-digits-rl-x10-s0"),
-        *("measure-analyze-digits", "measure-both-digits"),
+        *("measure-analyze-digits", "measure-both-digits", "claims", "report"),
     }
     assert set(made.left_out) == {
         *("model-npz-sl-s0", "model-npz-rl-s0", "model-npz-rl-x10-s0"),
