@@ -157,6 +157,55 @@ def test_what_is_incomplete_or_missing_is_said(tags, make_study):
         assert said in text
 
 
+def stage(label: str, state: str, **facts: object) -> dict[str, object]:
+    kind, _, name = label.partition("-")
+    return {"label": label, "kind": kind, "place": f"results/{name}", "state": state, **facts}
+
+
+def test_a_study_shows_its_own_parts_by_kind_and_says_what_is_lacking(make_study):
+    root = make_study("attack", "transfer", "audit")
+    (root / "attack").rename(root / "zeta")
+    (root / "transfer").rename(root / "alpha")
+    (root / "audit").rename(root / "of-another-recipe")
+    where = {"host": "node <7>", "device": "H100", "threads": 16}
+    manifest = {
+        "kind": "study",
+        "study": "tiny",
+        "complete": False,
+        "seconds": 61.5,
+        "absent": {"data": {"cifar10": "--data-root: it is not there"}, "stages": ["model-cifar10-sl-s0"]},
+        "stages": [
+            stage("model-sl-s0", "done", seconds=60.0, when="2026-01-02T03:04:05+00:00", where=where),
+            stage("model-rl-s0", "failed", error="RuntimeError: no <luck>", log=".stages/model-rl-s0.log"),
+            stage("measure-alpha", "done", seconds=1.5, where=where),
+            stage("measure-zeta", "done", where=where),
+            stage("measure-late", "blocked", blocked_by=["model-rl-s0"]),
+            stage("measure-waiting", "to do"),
+            stage("claims", "to do"),
+        ],
+    }
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    write_report(root)
+    found = parsed(root)
+    assert [attributes["id"] for attributes in found.of("section")] == [
+        *("claims", "models", "attacks", "transfer", "making", "files")
+    ]
+    for said in (
+        "The study is incomplete: its manifest.json says so.",
+        "The images of cifar10 are absent, and with them model-cifar10-sl-s0: --data-root: it is not there.",
+        "model-rl-s0 failed: RuntimeError: no <luck> (see .stages/model-rl-s0.log).",
+        "measure-late was not begun, for it needs model-rl-s0.",
+        "measure-waiting is still to be done.",
+        "of-another-recipe is not of this study, and left out.",
+        "The stages of the study tiny, 62 seconds of work in all",
+        "node <7>",
+        "2026-01-02 03:04:05",
+    ):
+        assert said in found.text
+    assert "claims is still" not in found.text
+    assert "<luck>" not in (root / "report.html").read_text()
+
+
 def test_every_figure_has_its_caption_and_its_file(tags, study):
     captions = {path.parent.parent.name: json.loads(path.read_text()) for path in study.glob("*/figures/captions.json")}
     names = [(part, name) for part, known in captions.items() for name in known]
