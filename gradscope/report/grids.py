@@ -91,15 +91,30 @@ def _digits(value: float) -> str:
     return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
 
 
-def claims_grid(claims: pd.DataFrame) -> Grid:
-    """Rows of the table CLAIMS: what was claimed, what was found, and the paper's figure beside ours."""
+def statements_grid(claims: pd.DataFrame) -> Grid:
+    """Each claim of the table CLAIMS once, and how many of its tests had which verdict."""
+    verdicts = ("supported", "not supported", "not tested")
     headings = (
         Heading("Claim"),
         Heading("Statement", "long"),
+        *(Heading(name.capitalize(), "number") for name in verdicts),
+    )
+    rows = []
+    for (claim, statement), tests in claims.groupby(["claim", "statement"], sort=False):
+        counts = (int((tests["verdict"] == name).sum()) for name in verdicts)
+        rows.append((words(claim), words(statement), *(count(found) for found in counts)))
+    return Grid("statements", "The claims, and how many tests of each came out in which way", headings, tuple(rows))
+
+
+def claims_grid(claims: pd.DataFrame) -> Grid:
+    """Rows of the table CLAIMS: what was tested, what was found, and the paper's figure beside ours."""
+    headings = (
+        Heading("Claim"),
+        Heading("Test", "long"),
         Heading("Verdict"),
         Heading("Effect", "number", "over images"),
         Heading("Over seeds", "number"),
-        Heading("Paper"),
+        Heading("Paper", "long"),
         Heading("p", "number", "adjusted"),
         Heading("Images", "number", "\N{MULTIPLICATION SIGN} seeds"),
         Heading("Why", "long"),
@@ -108,7 +123,7 @@ def claims_grid(claims: pd.DataFrame) -> Grid:
 
 
 _CLAIMS = (
-    "The claims as they were tested. Effect: as measured, with its 95 % interval over images; over seeds: the 95 % "
+    "The tests of the claims. Effect: as measured, with its 95 % interval over images; over seeds: the 95 % "
     "interval over training seeds, where there are two or more; paper: the figure that the paper gives"
 )
 
@@ -122,7 +137,7 @@ def _claim(row: Mapping[Any, Any]) -> tuple[Cell, ...]:
     images = "" if _is_missing(row["n"]) else f"{int(row['n']):,} \N{MULTIPLICATION SIGN} {_whole(row['seeds'])}"
     return (
         words(row["claim"]),
-        Cell(str(row["statement"]), "; ".join(str(part) for part in (row["statistic"], predicted, where) if part)),
+        Cell(words(row["statistic"]).text, "; ".join(part for part in (predicted, where) if part)),
         Cell(str(row["verdict"]), tone=tone),
         effect,
         Cell(seeds or NOTHING, key=float(row["seeds_low"]) if seeds else nan),

@@ -85,7 +85,8 @@ def _claims(contents: Contents) -> list[str]:
         return []
     counted = contents.claims["verdict"].value_counts(sort=False)
     said = ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
-    return [f"Of {len(contents.claims)} claims: {said}."]
+    statements = contents.claims["claim"].nunique()
+    return [f"Of {len(contents.claims)} tests of {statements} claims: {said}."]
 
 
 def _arithmetic(found: Sequence[Model]) -> list[str]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gradscope.report.contents import Contents
-from gradscope.report.grids import Grid, attacks_grid, checks_grid, claims_grid, transfer_grid
+from gradscope.report.grids import Grid, attacks_grid, checks_grid, claims_grid, statements_grid, transfer_grid
 from gradscope.report.latex import latex
 from gradscope.report.models import models, models_grid
 from gradscope.results.rows import ATTACKS, TRANSFER
@@ -41,7 +41,7 @@ def paper_tables(contents: Contents) -> list[Grid]:
     """The tables of a paper; those of several parts of a kind are named after theirs."""
     grids = []
     if contents.claims is not None:
-        grids.append(claims_grid(contents.claims))
+        grids += [statements_grid(contents.claims), claims_grid(contents.claims)]
     if found := models(contents):
         grids.append(models_grid(found))
     for part in contents.parts:

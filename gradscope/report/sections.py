@@ -7,7 +7,15 @@ from urllib.parse import quote
 
 from gradscope.report import style
 from gradscope.report.contents import Contents, Part
-from gradscope.report.grids import Grid, attacks_grid, checks_grid, claims_grid, numbers_grid, transfer_grid
+from gradscope.report.grids import (
+    Grid,
+    attacks_grid,
+    checks_grid,
+    claims_grid,
+    numbers_grid,
+    statements_grid,
+    transfer_grid,
+)
 from gradscope.report.models import models, models_grid
 from gradscope.report.pictures import Picture, picture
 from gradscope.report.surfaces import surfaces, title
@@ -53,7 +61,9 @@ def sections(contents: Contents) -> list[Section]:
     """The sections for which there are data: claims, models, trajectories to audit."""
     found = []
     if contents.claims is not None:
-        found.append(Section("claims", "Claims", [Block(grids=[claims_grid(contents.claims)])]))
+        found.append(
+            Section("claims", "Claims", [Block(grids=[statements_grid(contents.claims), claims_grid(contents.claims)])])
+        )
     if known := models(contents):
         found.append(Section("models", "Models", [Block(grids=[models_grid(known)])]))
     pictures = {part.name: _pictures(part) for part in contents.parts}

@@ -6,7 +6,16 @@ import pandas as pd
 import pytest
 
 from gradscope.report.contents import read_contents
-from gradscope.report.grids import attacks_grid, claims_grid, count, number, share, transfer_grid, words
+from gradscope.report.grids import (
+    attacks_grid,
+    claims_grid,
+    count,
+    number,
+    share,
+    statements_grid,
+    transfer_grid,
+    words,
+)
 from gradscope.report.models import models, models_grid
 from gradscope.results.rows import ATTACKS, CLAIMS, TRANSFER
 from gradscope.results.tables import read_table
@@ -49,9 +58,16 @@ def test_the_papers_figure_stands_beside_ours(study):
     assert tested["Over seeds"] == "[\N{MINUS SIGN}3, \N{MINUS SIGN}2]"
     assert tested["Paper"] == "+38.5"
     assert tested["Images"] == "40 \N{MULTIPLICATION SIGN} 3"
-    assert tested["Statement"].endswith("RL minus SL; predicted above 0; digits, cnn2")
+    assert tested["Test"] == "RL minus SL predicted above 0; digits, cnn2"
     assert {untested[name] for name in ("Effect", "Over seeds", "Paper", "p", "Images")} == {"\N{EN DASH}"}
-    assert (untested["Verdict"], untested["Statement"]) == ("not tested", "else")
+    assert (untested["Verdict"], untested["Test"]) == ("not tested", "\N{EN DASH}")
+
+
+def test_each_claim_stands_once_with_its_verdicts(study):
+    claims = read_table(study / CLAIMS.file, CLAIMS)
+    again = pd.concat([claims, claims.assign(verdict="supported"), claims.iloc[:1]])
+    assert [row[2:] for row in texts(statements_grid(again))] == [["1", "2", "0"], ["1", "0", "1"]]
+    assert [row[0].text for row in statements_grid(again).rows] == ["C1", "C2"]
 
 
 def test_an_attack_has_its_accuracy_alone_so_far_and_its_cost(study):

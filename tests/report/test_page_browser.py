@@ -49,14 +49,14 @@ def test_theme_and_sorting_work_by_hand_and_key(study, tmp_path):
     theme.click();
     const dark = [root.dataset.theme, getComputedStyle(document.body).backgroundColor !== before, theme.textContent];
     theme.click();
-    const head = document.querySelector("#claims th.number");
-    const lines = () => [...document.querySelectorAll("#claims tbody tr")].map((row) => row.cells[0].textContent);
+    const head = document.querySelector("#table-2 th.number");
+    const lines = () => [...document.querySelectorAll("#table-2 tbody tr")].map((row) => row.cells[0].textContent);
     const orders = [[head.getAttribute("aria-sort"), lines()]];
     for (let times = 0; times < 2; times += 1) {
       head.querySelector("button").click();
       orders.push([head.getAttribute("aria-sort"), lines()]);
     }
-    const text = document.querySelector("#claims th");
+    const text = document.querySelector("#table-2 th");
     text.querySelector("button").focus();
     const isReached = document.activeElement === text.querySelector("button");
     for (let times = 0; times < 2; times += 1) text.querySelector("button").click();
