@@ -87,7 +87,7 @@ def _train(job: Job, resume: bool) -> str:
 
         def run(go_on: bool) -> None:
             run_training(
-                *(task.training, splits, job.out, Hardware(job.device)),
+                *(task.training, splits, job.out, Hardware(job.device, job.stage.resources.devices)),
                 resume=go_on,
                 overwrite=True,
                 keep_epochs=task.keep_epochs,

@@ -195,6 +195,8 @@ def _model_stage(model: Model, images: ImageFacts, resources: Resources, stages:
         decisive = training.model_dump(mode="json")
         del decisive["data"]["data_root"]
         settings = {"training": decisive, "images": images.fingerprint, "keep_epochs": task.keep_epochs}
+        if resources.devices > 1:  # each has dropout and, on a CPU, batch norm of its own
+            settings["devices"] = resources.devices
     place = f"{CHECKPOINTS}/{model.label}.pt"
     return _stage(kind, train_label(model.label), place, needs, settings, task, resources, stages)
 
@@ -250,7 +252,7 @@ def _add_conclusions(stages: dict[str, Stage], resources: Resources) -> None:
     measured = [stage for stage in stages.values() if stage.kind == "measure"]
     if not measured:
         return
-    modest = resources.model_copy(update={"gpus": 0.0})
+    modest = resources.model_copy(update={"gpus": 0.0, "devices": 1})
     claims = ClaimsTask(tuple(stage.place for stage in measured))
     for kind, needs, place, task in (
         ("claims", tuple(stages), f"{RESULTS}/{CLAIMS.file}", claims),

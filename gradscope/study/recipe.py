@@ -87,10 +87,14 @@ class Scale(Config):
 
 
 class Resources(Config):
-    """What a stage asks for: threads of a CPU (all there are where None), and GPUs or a share of one."""
+    """What a stage asks for: threads of a CPU (all there are where None), and GPUs or a share of one.
+
+    ``devices``: processes that share a stage, each with so many threads and a GPU where there are some.
+    """
 
     cpus: int | None = Field(default=None, ge=1)
     gpus: float | None = Field(default=None, ge=0)
+    devices: int = Field(default=1, ge=1)
 
 
 class Recipe(Config):

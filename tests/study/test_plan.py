@@ -85,6 +85,8 @@ def test_equal_recipes_have_equal_names(tmp_path: Path) -> None:
         ("modes.rl={set = ['phases.0.exploration=0.3']}", {"model-rl-s0", "model-rl-x10-s0", "measure-both"}),
         ("modes.rl={set = ['phases.0.exploration=0.1']}", set()),
         ("resources={cpus = 1}", set()),
+        # Training in two processes gives other weights.
+        ("resources={devices = 2}", {*MODELS, "measure-analyze", "measure-both"}),
     ],
 )
 def test_a_change_changes_what_depends_on_it(tmp_path: Path, setting: str, expected: set[str]) -> None:
