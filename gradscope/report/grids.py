@@ -106,7 +106,7 @@ def statements_grid(claims: pd.DataFrame) -> Grid:
     return Grid("statements", "The claims, and how many tests of each came out in which way", headings, tuple(rows))
 
 
-def claims_grid(claims: pd.DataFrame) -> Grid:
+def claims_grid(claims: pd.DataFrame, *, with_reasons: bool = True) -> Grid:
     """Rows of the table CLAIMS: what was tested, what was found, and the paper's figure beside ours."""
     headings = (
         Heading("Claim"),
@@ -119,7 +119,9 @@ def claims_grid(claims: pd.DataFrame) -> Grid:
         Heading("Images", "number", "\N{MULTIPLICATION SIGN} seeds"),
         Heading("Why", "long"),
     )
-    return Grid("claims", _CLAIMS, headings, tuple(_claim(row) for row in claims.to_dict("records")))
+    rows = tuple(_claim(row) for row in claims.to_dict("records"))
+    kept = len(headings) if with_reasons else len(headings) - 1
+    return Grid("claims", _CLAIMS, headings[:kept], tuple(row[:kept] for row in rows))
 
 
 _CLAIMS = (

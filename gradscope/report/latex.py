@@ -37,9 +37,15 @@ _LETTERS = {
 }
 #: Of a line's width: a column of sentences, where there is one, and where there are more.
 _WIDTHS = {1: 0.4, 2: 0.27, 3: 0.2}
+#: The same in a wide table.
+_NARROW = {1: 0.26, 2: 0.15}
+#: More rows do not fit on a page: the table may break.
+_BREAKING = 30
 #: Tables of more columns have their intervals below the numbers.
 _WIDE = 7
-_PREAMBLE = r"% Needs \usepackage[T1]{fontenc}, \usepackage{textcomp} and \usepackage{booktabs}."
+_PREAMBLE = (
+    r"% Needs \usepackage[T1]{fontenc}, \usepackage{textcomp}, \usepackage{booktabs} and \usepackage{longtable}."
+)
 
 
 def escape(text: str) -> str:
@@ -59,34 +65,62 @@ def _letter(letter: str) -> str:
 
 
 def latex(grid: Grid) -> str:
-    """A ``table`` of ``grid``, for a document to take in as it is; the label is ``tab:NAME``."""
-    return "\n".join(_lines(grid)) + "\n"
+    """A ``table`` of ``grid``, for a document to take in as it is; the label is ``tab:NAME``.
+
+    One of more than 30 rows is a ``longtable``, which breaks over pages and wants a text of one column.
+    """
+    lines = _breaking(grid) if len(grid.rows) > _BREAKING else _floating(grid)
+    return "\n".join([_PREAMBLE, *lines]) + "\n"
 
 
-def _lines(grid: Grid) -> Iterator[str]:
-    wide = len(grid.headings) > _WIDE
-    yield _PREAMBLE
+def _floating(grid: Grid) -> Iterator[str]:
     yield r"\begin{table}[tbp]"
     yield r"\centering"
-    yield r"\footnotesize"
-    yield r"\setlength{\tabcolsep}{4pt}"
+    yield from _SIZES
     yield rf"\caption{{{escape(grid.caption)}.}}"
     yield rf"\label{{tab:{grid.name}}}"
     yield rf"\begin{{tabular}}{{@{{}}{_columns(grid)}@{{}}}}"
-    yield r"\toprule"
-    yield " & ".join(_heading(heading, wide) for heading in grid.headings) + r" \\"
-    yield r"\midrule"
-    for row in grid.rows:
-        yield " & ".join(_cell(*pair, wide) for pair in zip(row, grid.headings, strict=True)) + r" \\"
-    yield r"\bottomrule"
+    yield from _head(grid)
+    yield from _body(grid)
     yield r"\end{tabular}"
     yield r"\end{table}"
 
 
+def _breaking(grid: Grid) -> Iterator[str]:
+    yield r"\begingroup"
+    yield from _SIZES
+    yield rf"\begin{{longtable}}{{@{{}}{_columns(grid)}@{{}}}}"
+    yield rf"\caption{{{escape(grid.caption)}.}}\label{{tab:{grid.name}}}\\"
+    yield from _head(grid)
+    yield r"\endfirsthead"
+    yield from _head(grid)
+    yield r"\endhead"
+    yield from _body(grid)
+    yield r"\end{longtable}"
+    yield r"\endgroup"
+
+
+_SIZES = (r"\footnotesize", r"\setlength{\tabcolsep}{4pt}")
+
+
+def _head(grid: Grid) -> Iterator[str]:
+    wide = len(grid.headings) > _WIDE
+    yield r"\toprule"
+    yield " & ".join(_heading(heading, wide) for heading in grid.headings) + r" \\"
+    yield r"\midrule"
+
+
+def _body(grid: Grid) -> Iterator[str]:
+    wide = len(grid.headings) > _WIDE
+    for row in grid.rows:
+        yield " & ".join(_cell(*pair, wide) for pair in zip(row, grid.headings, strict=True)) + r" \\"
+    yield r"\bottomrule"
+
+
 def _columns(grid: Grid) -> str:
     sentences = sum(heading.kind == "long" for heading in grid.headings)
-    width = _WIDTHS.get(sentences, 0.15)
-    kinds = {"text": "l", "number": "r", "long": rf"p{{{width}\linewidth}}"}
+    widths = _NARROW if len(grid.headings) > _WIDE else _WIDTHS
+    kinds = {"text": "l", "number": "r", "long": rf"p{{{widths.get(sentences, 0.15)}\linewidth}}"}
     return "".join(kinds[heading.kind] for heading in grid.headings)
 
 

@@ -41,7 +41,7 @@ def paper_tables(contents: Contents) -> list[Grid]:
     """The tables of a paper; those of several parts of a kind are named after theirs."""
     grids = []
     if contents.claims is not None:
-        grids += [statements_grid(contents.claims), claims_grid(contents.claims)]
+        grids += [statements_grid(contents.claims), claims_grid(contents.claims, with_reasons=False)]
     if found := models(contents):
         grids.append(models_grid(found))
     for part in contents.parts:

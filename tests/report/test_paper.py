@@ -65,6 +65,17 @@ def test_every_table_would_compile(study):
     assert "38.5" in tables["claims"]
 
 
+def test_a_table_of_many_rows_may_break():
+    cells = tuple((Cell(str(number)), Cell("x", "[0, 1]")) for number in range(31))
+    source = latex(Grid("many", "x", (Heading("a"), Heading("b", "number")), cells))
+    (body,) = re.findall(r"\\begin\{longtable\}\{@\{\}lr@\{\}\}\n(.*)\\end\{longtable\}", source, re.DOTALL)
+    assert body.index(r"\label{tab:many}") < body.index(r"\endfirsthead") < body.index(r"\endhead") < body.index("{30}")
+    assert body.count("{a}") == body.count("a & b") - 2 == 0, "the heads stand on the first page and on every other"
+    assert (body.count(r"\midrule"), body.count(r"\bottomrule")) == (2, 1)
+    assert r"\begin{table}" not in source
+    assert r"\begin{table}" in latex(Grid("few", "x", (Heading("a"), Heading("b", "number")), cells[:30]))
+
+
 def test_a_bracket_after_a_row_is_not_its_spacing():
     grid = Grid("x", "x", (Heading("a"), Heading("b")), ((Cell("[1, 2]"), Cell("")),))
     assert "{[1, 2]} & {} \\\\" in latex(grid)
