@@ -22,7 +22,8 @@ from gradscope.models.architectures import ARCHITECTURES, ModelSpec
 from gradscope.report.page import PAGE
 from gradscope.results.rows import CLAIMS
 from gradscope.study.commands import Options, plain
-from gradscope.study.recipe import Measurement, Model, Resources, Study
+from gradscope.study.expansion import Measurement, Model, Study
+from gradscope.study.recipe import Resources
 from gradscope.training.phases import resolve
 
 #: Roots of what stages write: a file's place is one of these and the path below it.

@@ -9,10 +9,10 @@ from gradscope.errors import GradscopeError, lookup
 from gradscope.study.cluster import RayEngine
 from gradscope.study.costs import Estimate, estimate, work_of
 from gradscope.study.execution import Ended, Engine, LocalEngine, run_plan
+from gradscope.study.expansion import read_study
 from gradscope.study.inputs import resolve_device
 from gradscope.study.manifest import write_manifest
 from gradscope.study.plan import Plan, Stage, make_plan
-from gradscope.study.recipe import read_recipe
 from gradscope.study.records import Places, Record
 
 
@@ -42,7 +42,7 @@ class StudyRequest:
 def plan_study(request: StudyRequest) -> Plan:
     """Read the recipe and plan it; whatever is wrong with it raises :class:`GradscopeError`."""
     resolve_device(request.device)
-    study = read_recipe(request.recipe, settings=request.settings, seeds=request.seeds, data_root=request.data_root)
+    study = read_study(request.recipe, settings=request.settings, seeds=request.seeds, data_root=request.data_root)
     return make_plan(study, download=request.download)
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from gradscope.study import costs
 from gradscope.study.costs import Estimate, estimate, work_of
+from gradscope.study.expansion import read_study
 from gradscope.study.plan import Plan, make_plan
-from gradscope.study.recipe import read_recipe
 from gradscope.study.records import Places, Record
 
 NETWORK = "cnn2 1x8x8 10"
@@ -18,7 +18,7 @@ TRAIN, TEST = 1438, 359
 
 def plan(tmp_path: Path, text: str) -> Plan:
     (tmp_path / "study.toml").write_text(text)
-    return make_plan(read_recipe(tmp_path / "study.toml"))
+    return make_plan(read_study(tmp_path / "study.toml"))
 
 
 def passes(tmp_path: Path, measure: str) -> dict[str, float]:

@@ -7,8 +7,8 @@ import pytest
 
 from gradscope.errors import GradscopeError
 from gradscope.study import plan as plans
+from gradscope.study.expansion import read_study
 from gradscope.study.plan import Plan, TrainTask, make_plan
-from gradscope.study.recipe import read_recipe
 
 RECIPE = """
 [grid]
@@ -32,7 +32,7 @@ MODELS = ("model-sl-s0", "model-rl-s0", "model-rl-x10-s0")
 def plan(tmp_path: Path, text: str = RECIPE, **changes: object) -> Plan:
     path = tmp_path / "study.toml"
     path.write_text(text)
-    return make_plan(read_recipe(path, **changes))  # type: ignore[arg-type]
+    return make_plan(read_study(path, **changes))  # type: ignore[arg-type]
 
 
 def names(made: Plan) -> dict[str, str]:

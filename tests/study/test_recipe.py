@@ -11,7 +11,7 @@ from gradscope.cli.audits import audit
 from gradscope.cli.landscapes import landscape
 from gradscope.errors import GradscopeError
 from gradscope.study.commands import COMMANDS
-from gradscope.study.recipe import Study, read_recipe
+from gradscope.study.expansion import Study, read_study
 
 GRID = '[grid]\nmodes = ["sl", "rl"]\nseeds = [0, 1]\n'
 ANALYZE = '[[measure]]\ncommand = "analyze"\n'
@@ -20,7 +20,7 @@ ANALYZE = '[[measure]]\ncommand = "analyze"\n'
 def read(tmp_path: Path, text: str, **changes: object) -> Study:
     path = tmp_path / "study.toml"
     path.write_text(text)
-    return read_recipe(path, **changes)  # type: ignore[arg-type]
+    return read_study(path, **changes)  # type: ignore[arg-type]
 
 
 def labels(study: Study) -> list[str]:
@@ -194,7 +194,7 @@ def test_what_is_wrong_is_one_line(tmp_path: Path, text: str, message: str) -> N
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(GradscopeError, match=r"RECIPE: .*none\.toml cannot be read: No such file"):
-        read_recipe(tmp_path / "none.toml")
+        read_study(tmp_path / "none.toml")
 
 
 #: Options of the command line that a recipe says elsewhere, or that belong to foreign models.
@@ -218,7 +218,7 @@ def test_a_command_has_the_same_options_in_a_recipe(name: str, command: object) 
     "path", sorted((Path(__file__).parents[2] / "analyses").glob("*.toml")), ids=lambda one: one.stem
 )
 def test_the_recipes_that_come_along_are_sound(path: Path) -> None:
-    study = read_recipe(path)
+    study = read_study(path)
     assert study.recipe.description
     assert study.models
     assert study.measurements
