@@ -63,7 +63,7 @@ class Estimate:
 
 
 def work_of(plan: Plan) -> dict[str, dict[str, float]]:
-    """The passes of every stage, by network: what its record keeps for later estimates."""
+    """The passes of every stage, by network and precision: what its record keeps for later estimates."""
     networks = _networks(plan)
     return {stage.label: _stage_work(stage, networks) for stage in plan.stages}
 
@@ -87,13 +87,15 @@ def network_name(architecture: str, images: ImageFacts) -> str:
 def _stage_work(stage: Stage, networks: Mapping[str, str]) -> dict[str, float]:
     work: dict[str, float] = {}
 
-    def add(network: str, passes: Passes) -> None:
+    def add(network: str, passes: Passes, precision: str = "32") -> None:
         for key, count in (("forward", passes.forward), ("gradient", passes.gradient)):
             if count:
-                work[f"{network} {key}"] = work.get(f"{network} {key}", 0.0) + count
+                kind = key if precision == "32" else f"{key}-{precision}"
+                work[f"{network} {kind}"] = work.get(f"{network} {kind}", 0.0) + count
 
     if isinstance(stage.task, TrainTask):
-        add(networks[stage.label], training_passes(stage.task.training, stage.task.images))
+        training = stage.task.training
+        add(networks[stage.label], training_passes(training, stage.task.images), training.precision)
     elif isinstance(stage.task, MeasureTask):
         task = stage.task
         request = task.options.request(task.options.placeholder)
@@ -246,11 +248,15 @@ class _Probe:
     def _pass(self, key: str) -> float:
         if key not in self._timed:
             network, _, kind = key.rpartition(" ")
-            self._timed[key] = self._time(network, gradient=kind == "gradient")
+            kind, _, precision = kind.partition("-")
+            self._timed[key] = self._time(network, gradient=kind == "gradient", rounded=precision == "bf16")
         return self._timed[key]
 
-    def _time(self, network: str, *, gradient: bool) -> float:
-        """Seconds an image of one pass in batches of 32, the median of a few after one to warm up."""
+    def _time(self, network: str, *, gradient: bool, rounded: bool) -> float:
+        """Seconds an image of one pass in batches of 32, the median of a few after one to warm up.
+
+        ``rounded``: in bfloat16, as training may be.
+        """
         architecture, shape, classes = network.split(" ")
         channels, size, _ = (int(part) for part in shape.split("x"))
         with seeded(0, "probe"):
@@ -262,7 +268,10 @@ class _Probe:
         try:
             while sum(times) < _PROBE_SECONDS or len(times) < 3:
                 started = time.perf_counter()
-                with torch.set_grad_enabled(gradient):
+                with (
+                    torch.set_grad_enabled(gradient),
+                    torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=rounded),
+                ):
                     loss = cross_entropy(model(images.requires_grad_(gradient)), labels).sum()
                 if gradient:
                     torch.autograd.grad(loss, [images, *model.parameters()])

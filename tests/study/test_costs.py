@@ -37,6 +37,14 @@ def test_an_adversarial_epoch_costs_twice(tmp_path: Path, mode: str, gradients: 
     assert work[f"{NETWORK} forward"] == pytest.approx(10 * 0.1 * TRAIN + TEST)
 
 
+def test_training_in_bf16_is_timed_in_bf16(tmp_path: Path) -> None:
+    text = '[grid]\nmodes = ["sl"]\n[training]\nepochs = 10\nprecision = "bf16"\n'
+    work = work_of(plan(tmp_path, text))["model-sl-s0"]
+    assert work[f"{NETWORK} gradient-bf16"] == pytest.approx(10 * 0.9 * TRAIN)
+    assert work.keys() == {f"{NETWORK} gradient-bf16", f"{NETWORK} forward-bf16"}
+    assert costs._Probe("cpu").seconds({f"{NETWORK} gradient-bf16": 1.0, f"{NETWORK} forward": 1.0}) > 0
+
+
 def test_passes_of_the_commands(tmp_path: Path) -> None:
     assert passes(tmp_path, 'command = "analyze"\nattack = "pgd,pgd-paper"\nsteps = 9\nsamples = 5') == {
         "gradient": 2 * 2 * 10 * 5
@@ -61,7 +69,8 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A pass takes a millisecond; which were timed."""
     timed: list[str] = []
 
-    def time(self: object, network: str, *, gradient: bool) -> float:
+    def time(self: object, network: str, *, gradient: bool, rounded: bool) -> float:
+        assert not rounded
         timed.append(f"{network} {gradient}")
         return 0.001
 
