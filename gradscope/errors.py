@@ -8,7 +8,12 @@ T = TypeVar("T")
 
 
 class GradscopeError(Exception):
-    """A mistake of the user's. The message is one line: the argument, what is allowed, what came."""
+    """A mistake of the user's. The message is one line: the argument, what is allowed, what came.
+
+    ``shared``: every process of a run raises it, so that the first may speak for all.
+    """
+
+    shared = False
 
 
 def unknown_name(argument: str, name: str, known: Iterable[str]) -> GradscopeError:

@@ -14,7 +14,8 @@ PACKAGE = Path(gradscope.__file__).parent
 GROUND, ROOF = 0, 7
 FLOORS = {
     **dict.fromkeys(
-        ["errors", "config", "seeding", "functional", "losses", "vision", "progress", "results", "claims"], GROUND
+        ["errors", "config", "seeding", "functional", "losses", "vision", "progress", "sharing", "results", "claims"],
+        GROUND,
     ),
     "data": 1,
     "models": 1,

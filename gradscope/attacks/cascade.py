@@ -18,13 +18,7 @@ from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError, lookup
 from gradscope.models.inspection import evaluating, is_out_of_memory, one_line
 from gradscope.seeding import derive, seeded
-
-#: A unit of work by its name: from where it is kept, or made.
-Get = Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
-
-
-def _made(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    return make()
+from gradscope.sharing import Each, Values, alone
 
 
 def run_battery(
@@ -41,7 +35,7 @@ def run_battery(
     seed: int = 0,
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
-    get: Get = _made,
+    each: Each = alone,
     advanced: Callable[[int, str], None] = lambda images, note: None,
 ) -> Outcome:
     """Attack ``image_set`` with each of ``names`` in turn; ``cascade``: only the images that stand after the last.
@@ -56,9 +50,9 @@ def run_battery(
     right; a point of an attack with such logits fools the model. Attacks that the model rules out are skipped, with the
     reason.
 
-    Work is done in units, an attack on a batch of images each, the clean images first; ``get`` may keep them, under a
-    name that changes with the attack, the seed and the images in the batch, and with nothing else. ``advanced`` is
-    told how many images are done, of as many as there are images times attacks.
+    Work is done in units, an attack on a batch of images each, the clean images first; ``each`` may keep them or let
+    others make them, under a name that changes with the attack, the seed and the images in the batch, and with nothing
+    else. ``advanced`` is told how many images are done, of as many as there are images times attacks.
 
     Results do not depend on the batch size, to rounding. Those on a model that draws random numbers do: torch's global
     state is seeded once for each unit, by the images in it, so the same batches give the same results.
@@ -72,10 +66,8 @@ def run_battery(
     found: dict[str, AttackOutcome] = {}
     skipped: dict[str, str] = {}
     with evaluating(model):
-        clean = [
-            get(bench.unit("clean", part), partial(bench.look_at_clean, part))
-            for part in torch.arange(len(image_set)).split(usual)
-        ]
+        parts = torch.arange(len(image_set)).split(usual)
+        clean = list(each([(bench.unit("clean", part), partial(bench.look_at_clean, part)) for part in parts]))
         right, undefined = (torch.cat([unit[key] for unit in clean]) for key in ("right", "undefined"))
         classes = int(clean[0]["classes"])
         stands = right.clone()
@@ -88,8 +80,10 @@ def run_battery(
             attacked = (stands if cascade else right).nonzero().squeeze(1)
             advanced(len(image_set) - len(attacked), name)
             units = []
-            for part in attacked.split(attack.batch_size or usual) if len(attacked) else ():
-                units.append(get(bench.unit(name, part), partial(bench.attack, name, attack, part, classes)))
+            parts = attacked.split(attack.batch_size or usual) if len(attacked) else ()
+            work = [(bench.unit(name, part), partial(bench.attack, name, attack, part, classes)) for part in parts]
+            for part, unit in zip(parts, each(work), strict=True):
+                units.append(unit)
                 advanced(len(part), name)
             found[name] = _together(units, attacked)
             stands[attacked] &= ~found[name].fooled
@@ -123,7 +117,7 @@ class _Bench:
             if tuple(example.shape) != wanted:
                 raise GradscopeError(f"examples: one image for each of {wanted} is needed, got {tuple(example.shape)}")
 
-    def look_at_clean(self, part: Tensor) -> dict[str, Tensor]:
+    def look_at_clean(self, part: Tensor) -> Values:
         """Which images are right, which undefined, and how many logits there are."""
         images, labels = self.image_set.batch(part, self.device)
         with seeded(self.seed, "clean", *self.numbers[part].tolist()), torch.no_grad():
@@ -135,7 +129,7 @@ class _Bench:
             "classes": torch.tensor(logits.shape[1]),
         }
 
-    def attack(self, name: str, attack: Attack, part: Tensor, classes: int) -> dict[str, Tensor]:
+    def attack(self, name: str, attack: Attack, part: Tensor, classes: int) -> Values:
         """Attack a batch and judge the points reached; the model is handed over with its passes counted."""
         images, labels = self.image_set.batch(part, self.device)
         numbers, tally = self.numbers[part], Tally()
@@ -213,7 +207,7 @@ def _no_float64(model: nn.Module, image: Tensor) -> str:
     return ""
 
 
-def _together(units: Sequence[dict[str, Tensor]], attacked: Tensor) -> AttackOutcome:
+def _together(units: Sequence[Values], attacked: Tensor) -> AttackOutcome:
     """One attack's units as its outcome."""
     if not units:
         nobody = torch.zeros(0, dtype=torch.bool)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from gradscope.errors import GradscopeError
 from gradscope.models.inspection import check_fits, evaluating
 from gradscope.results.stats import Interval, wilson_interval
 from gradscope.seeding import seeded
+from gradscope.sharing import Each, Values, alone
 
 #: Told after each batch how many images it held, and whose they were.
 Advanced = Callable[[int, str], None]
@@ -59,27 +61,36 @@ def make_examples(
     seed: int = 0,
     device: torch.device | str = "cpu",
     batch_size: int = 32,
+    each: Each = alone,
     advanced: Advanced = lambda images, note: None,
 ) -> Tensor:
     """The last iterates of PGD on ``model``, ``(N, C, H, W)`` float32 on the CPU, for other models to be shown.
 
     Not the first that fools it, as the battery keeps: those lie just behind the boundary of ``model`` and fool few
-    others. One start, that of restart 0; ``numbers`` name the images' streams, 0 .. N-1 where None.
+    others. One start, that of restart 0; ``numbers`` name the images' streams, 0 .. N-1 where None. A batch is a unit
+    of work, named by its place, which ``each`` may keep or let others make.
     """
-    numbers = torch.arange(len(image_set)) if numbers is None else numbers
-    made = []
+    named = torch.arange(len(image_set)) if numbers is None else numbers
+    batches = torch.arange(len(image_set)).split(batch_size)
+    found = []
     with prepared(model, settings) as attacked:
-        for indices, images, labels in image_set.batches(batch_size, device):
+
+        def reach(indices: Tensor) -> Values:
+            images, labels = image_set.batch(indices, device)
             images = images.double() if settings.precision == "float64" else images
-            part = numbers[indices]
+            part = named[indices]
             start = None
             if settings.start != "none":
                 start = threat_model(settings).random_start(images, settings.start, seed, ("start", 0), part)
             noise = Streams(seed, ("smoothing", 0), part)
             with seeded(seed, "examples", *part.tolist()):
-                made.append(pgd(attacked, images, labels, settings, start=start, noise=noise).float().cpu())
+                return {"examples": pgd(attacked, images, labels, settings, start=start, noise=noise).float()}
+
+        units = [(f"examples-{int(indices[0]):06d}", partial(reach, indices)) for indices in batches]
+        for indices, unit in zip(batches, each(units), strict=True):
+            found.append(unit["examples"])
             advanced(len(indices), "")
-    return torch.cat(made)
+    return torch.cat(found)
 
 
 def transfer(
@@ -92,10 +103,12 @@ def transfer(
     seed: int = 0,
     device: torch.device | str = "cpu",
     batch_size: int = 256,
+    each: Each = alone,
     advanced: Advanced = lambda images, note: None,
 ) -> Transfer:
     """Judge every source's ``examples`` ``(N, C, H, W)`` of ``image_set``, on the CPU, on every one of ``models``.
 
+    A target's look at a batch is a unit of work, which ``each`` may let others make.
     Raises :class:`GradscopeError` for a model that does not take these images or has other classes, and for examples
     that are of another shape, not finite, or outside ball or box by more than rounding.
     """
@@ -112,21 +125,27 @@ def transfer(
             name=target,
             device=device,
         )
+    batches = torch.arange(len(image_set)).split(batch_size)
+    named = numbers
+
+    def look(model: nn.Module, indices: Tensor) -> Values:
+        images, labels = image_set.batch(indices, device)
+        shown = [example[indices].to(images) for example in examples.values()]
+        with evaluating(model), torch.no_grad(), seeded(seed, "transfer", *named[indices].tolist()):
+            own = ~fooled(model(images), labels)
+            return {"clean": own, "right": torch.stack([~fooled(model(points), labels) for points in shown])}
+
     clean, right = [], []
     for target, model in models.items():
-        own, others = [], []
-        with evaluating(model), torch.no_grad():
-            for indices, images, labels in image_set.batches(batch_size, device):
-                with seeded(seed, "transfer", *numbers[indices].tolist()):
-                    own.append(~fooled(model(images), labels))
-                    shown = [example[indices].to(images) for example in examples.values()]
-                    others.append(torch.stack([~fooled(model(points), labels) for points in shown]))
-                advanced(len(indices), target)
-        clean.append(torch.cat(own))
-        right.append(torch.cat(others, dim=1))
+        units = [(f"{target}-{int(indices[0]):06d}", partial(look, model, indices)) for indices in batches]
+        judged = []
+        for indices, unit in zip(batches, each(units), strict=True):
+            judged.append(unit)
+            advanced(len(indices), target)
+        clean.append(torch.cat([unit["clean"] for unit in judged]))
+        right.append(torch.cat([unit["right"] for unit in judged], dim=1))
     labels = image_set.labels.cpu()
-    judged = torch.stack(right, dim=1).cpu()
-    return Transfer(tuple(examples), tuple(models), numbers, labels, torch.stack(clean).cpu(), judged)
+    return Transfer(tuple(examples), tuple(models), numbers, labels, torch.stack(clean), torch.stack(right, dim=1))
 
 
 def _check_examples(source: str, examples: Tensor, image_set: ImageSet, threat: ThreatModel) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from gradscope.attacks.cascade import Get, run_battery
+from gradscope.attacks.cascade import run_battery
 from gradscope.attacks.outcome import AttackOutcome, Outcome
 from gradscope.attacks.pgd import pgd
 from gradscope.attacks.threat import ThreatModel
@@ -19,6 +19,7 @@ from gradscope.config import PGD, Budget
 from gradscope.data.image_set import ImageSet
 from gradscope.models.inspection import evaluating
 from gradscope.seeding import derive, seeded
+from gradscope.sharing import Each, Values, prefixed
 
 Advanced = Callable[[int, str], None]
 
@@ -62,7 +63,7 @@ class Evidence:
     budget: AuditBudget
     numbers: Tensor
     classes: int
-    outputs: dict[str, Tensor]
+    outputs: Values
     main: Outcome
     places: Tensor
     doubled: Outcome | None = None
@@ -71,11 +72,11 @@ class Evidence:
     unbounded: Outcome | None = None
     repaired: Outcome | None = None
     expected: Expected | None = None
-    start: dict[str, Tensor] | None = None
-    precision: dict[str, Tensor] | None = None
-    slopes: dict[str, Tensor] | None = None
-    path: dict[str, Tensor] | None = None
-    curvature: dict[str, Tensor] | None = None
+    start: Values | None = None
+    precision: Values | None = None
+    slopes: Values | None = None
+    path: Values | None = None
+    curvature: Values | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -115,7 +116,7 @@ class Evidence:
         return stands
 
 
-def are_probabilities(outputs: dict[str, Tensor]) -> bool:
+def are_probabilities(outputs: Values) -> bool:
     """Whether all outputs, those that are finite, lie in [0, 1] and add up to 1."""
     known = outputs["sum"].isfinite()
     low, high, total = (outputs[key][known] for key in ("lowest", "highest", "sum"))
@@ -146,13 +147,12 @@ class _Gathering:
     seed: int
     device: torch.device
     batch_size: int
-    get: Get
+    each: Each
     advanced: Advanced
 
-    def unit(self, stage: str, places: Tensor, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """A unit of work on the images at ``places``, kept or made."""
-        digest = derive(self.seed, stage, *self.numbers[places].tolist())
-        return self.get(f"{stage}-{digest:016x}", make)
+    def unit(self, stage: str, places: Tensor) -> str:
+        """The name of a unit of work on the images at ``places``."""
+        return f"{stage}-{derive(self.seed, stage, *self.numbers[places].tolist()):016x}"
 
     def battery(
         self,
@@ -182,7 +182,7 @@ class _Gathering:
             seed=self.seed,
             device=self.device,
             batch_size=self.batch_size,
-            get=lambda name, make: self.get(f"{stage}-{name}", make),
+            each=prefixed(self.each, stage),
             advanced=lambda images, note: self.advanced(images, f"{stage} {note}"),
         )
 
@@ -213,13 +213,17 @@ class _Gathering:
         self,
         stage: str,
         places: Tensor,
-        look: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]],
-    ) -> dict[str, Tensor]:
+        look: Callable[[Tensor, Tensor, Tensor], Values],
+    ) -> Values:
         """``look`` at the images of ``places`` in batches, each a unit of work."""
+
+        def look_at(part: Tensor) -> Values:
+            return look(*self.image_set.batch(part, self.device), self.numbers[part])
+
         found = []
-        for part in places.split(self.batch_size):
-            images, labels = self.image_set.batch(part, self.device)
-            found.append(self.unit(stage, part, partial(look, images, labels, self.numbers[part])))
+        parts = places.split(self.batch_size)
+        for unit in self.each([(self.unit(stage, part), partial(look_at, part)) for part in parts]):
+            found.append(unit)
             self.advanced(0, stage)
         return {key: torch.cat([unit[key] for unit in found]) for key in found[0]}
 
@@ -232,7 +236,7 @@ class _Gathering:
         settings = self.settings(())
         plain = self.battery("one-draw", ["pgd"], places=places, keep_images=True)
 
-        def judge(images: Tensor, labels: Tensor, numbers: Tensor) -> dict[str, Tensor]:
+        def judge(images: Tensor, labels: Tensor, numbers: Tensor) -> Values:
             rows = torch.isin(self.numbers[places], numbers).nonzero().squeeze(1)
             start = self.threat.random_start(images, "ball", self.seed, ("start", 0), numbers)
             with evaluating(averaged), seeded(self.seed, "judge", *numbers.tolist()):
@@ -273,18 +277,18 @@ def gather(
     seed: int,
     device: torch.device,
     batch_size: int,
-    get: Get,
+    each: Each,
     advanced: Advanced,
 ) -> Evidence:
     """All that ``budget`` pays for; what the model rules out (no gradient, a random output) is left None.
 
     Work is done on ``batch_size`` images at once. Every unit of it has a name that changes with stage, attack, seed and
-    images; ``get`` may keep it.
+    images; ``each`` may keep it or let others make it.
     """
-    given = (model, image_set, numbers, threat, budget, tuple(examples), seed, device, batch_size, get, advanced)
+    given = (model, image_set, numbers, threat, budget, tuple(examples), seed, device, batch_size, each, advanced)
     work = _Gathering(*given)
 
-    def look(images: Tensor, labels: Tensor, who: Tensor) -> dict[str, Tensor]:
+    def look(images: Tensor, labels: Tensor, who: Tensor) -> Values:
         return look_at_outputs(model, images, labels, who, seed, work.batch_size)
 
     outputs = work.over("outputs", torch.arange(min(len(image_set), budget.probed)), look)
@@ -327,19 +331,19 @@ def _with_gradients(evidence: Evidence, work: _Gathering) -> Evidence:
     places = evidence.places
     precise = finest.precision == "float64" and not evidence.random
 
-    def start(images: Tensor, labels: Tensor, who: Tensor) -> dict[str, Tensor]:
+    def start(images: Tensor, labels: Tensor, who: Tensor) -> Values:
         return gradients.at_the_image(model, images, labels, who, plain, seed)
 
-    def precision(images: Tensor, labels: Tensor, who: Tensor) -> dict[str, Tensor]:
+    def precision(images: Tensor, labels: Tensor, who: Tensor) -> Values:
         return gradients.in_float64(model, images, labels, who, plain, seed)
 
-    def slopes(images: Tensor, labels: Tensor, who: Tensor) -> dict[str, Tensor]:
+    def slopes(images: Tensor, labels: Tensor, who: Tensor) -> Values:
         return gradients.against_differences(model, images, labels, who, finest, directions, seed)
 
-    def path(images: Tensor, labels: Tensor, who: Tensor) -> dict[str, Tensor]:
+    def path(images: Tensor, labels: Tensor, who: Tensor) -> Values:
         return gradients.along_the_path(model, images, labels, who, plain, seed)
 
-    def curvature(images: Tensor, labels: Tensor, who: Tensor) -> dict[str, Tensor]:
+    def curvature(images: Tensor, labels: Tensor, who: Tensor) -> Values:
         return gradients.curvature(model, images, labels, who, seed)
 
     return replace(

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gradscope.attacks.cascade import Get, run_battery
+from gradscope.attacks.cascade import run_battery
 from gradscope.attacks.threat import ThreatModel
 from gradscope.audit.verdict import Audit
 from gradscope.data.image_set import ImageSet
 from gradscope.models.inspection import evaluating
 from gradscope.seeding import seeded
+from gradscope.sharing import Each, alone, prefixed
 
 #: Pictures of one check, of all, and where no check accuses.
 EACH, MOST, OTHERWISE = 4, 12, 6
@@ -42,7 +43,7 @@ def exhibits(
     surrogate_examples: Sequence[Tensor] = (),
     seed: int = 0,
     device: torch.device | str = "cpu",
-    get: Get = lambda name, make: make(),
+    each: Each = alone,
 ) -> list[Exhibit]:
     """A few images of every check that accuses; where none does, those that fell last, or that stand.
 
@@ -66,7 +67,8 @@ def exhibits(
             keep_images=True,
             seed=seed,
             device=device,
-            get=_named(get, check),
+            # Names of the pictures' own: the audit made the same units without keeping images.
+            each=prefixed(each, f"exhibit-{check}"),
         )
         points = outcome.attacks[attack].adversarial
         if points is None:
@@ -78,11 +80,6 @@ def exhibits(
         columns = (evidence.numbers[shown].tolist(), labels.tolist(), images.cpu(), points, before, after)
         found += [Exhibit(check, attack, *row) for row in zip(*columns, strict=True)]
     return found
-
-
-def _named(get: Get, check: str) -> Get:
-    """``get`` under names of the pictures' own: the audit made the same units without keeping images."""
-    return lambda name, make: get(f"exhibit-{check}-{name}", make)
 
 
 def _chosen(audit: Audit) -> list[tuple[str, str, ThreatModel, Tensor]]:

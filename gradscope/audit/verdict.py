@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gradscope.attacks.cascade import Get
 from gradscope.attacks.threat import ThreatModel
 from gradscope.audit.budgets import budget_of
 from gradscope.audit.causes import (
@@ -25,6 +24,7 @@ from gradscope.audit.evidence import Advanced, Evidence, gather
 from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
 from gradscope.results.stats import Interval, wilson_interval
+from gradscope.sharing import Each, alone
 
 Row = dict[str, Any]
 Verdict = Literal["masking found", "none found within this budget", "inconclusive", "set-up invalid"]
@@ -57,11 +57,6 @@ class Audit:
     def cause(self) -> Cause | None:
         """The likeliest."""
         return self.causes[0] if self.causes else None
-
-    @property
-    def blocks(self) -> bool:
-        """Whether a gate must stay shut: masking was found, or the set-up is such that nothing else counts."""
-        return self.verdict in ("masking found", "set-up invalid")
 
     @property
     def upper_bound(self) -> float:
@@ -129,15 +124,15 @@ def examine(
     seed: int = 0,
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
-    get: Get = lambda name, make: make(),
+    each: Each = alone,
     advanced: Advanced = lambda images, note: None,
 ) -> Audit:
     """Attack ``model`` on ``image_set`` with what ``budget_name`` pays for, and tell masking from robustness.
 
     ``numbers`` are the images' indices in the set they were taken from, 0 .. N-1 where None. ``surrogate_examples``
-    are adversarial images ``(N, C, H, W)`` of these made on other models, in this threat model. ``get`` may keep the
-    units of work, each under a name that changes with stage, attack, seed and images: an audit that was interrupted
-    goes on where it was. ``advanced`` is told of the images done.
+    are adversarial images ``(N, C, H, W)`` of these made on other models, in this threat model. ``each`` may keep the
+    units of work or let others make them, each under a name that changes with stage, attack, seed and images: an audit
+    that was interrupted goes on where it was. ``advanced`` is told of the images done.
     Raises :class:`GradscopeError` for a budget it does not know, a radius of 0, and examples of another size.
     """
     if threat.epsilon <= 0:
@@ -155,7 +150,7 @@ def examine(
         seed=seed,
         device=device,
         batch_size=batch_size or (32 if device.type == "cpu" else 512),
-        get=get,
+        each=each,
         advanced=advanced,
     )
     left_out = {**budget.left_out, **evidence.main.skipped}

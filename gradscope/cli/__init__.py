@@ -3,7 +3,6 @@
 torch is imported by the command that needs it, so ``--help`` answers at once.
 """
 
-import logging
 import sys
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ from gradscope.cli.audits import audit
 from gradscope.cli.drawing import figures, report
 from gradscope.cli.landscapes import landscape
 from gradscope.cli.names import list_names
+from gradscope.cli.options import is_first_process
 from gradscope.cli.studies import study
 from gradscope.cli.training import train
 from gradscope.errors import GradscopeError
@@ -73,12 +73,12 @@ def _usage(error: Any) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; a user's mistake is one line on stderr and exit code 2."""
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces devices and precision
     try:
         code = app(arguments, prog_name="gradscope", standalone_mode=False)
     except (GradscopeError, UsageError) as error:
         message = str(error) if isinstance(error, GradscopeError) else _usage(error)
-        print(f"gradscope: {message}", file=sys.stderr)
+        if is_first_process() or (isinstance(error, GradscopeError) and not error.shared):
+            print(f"gradscope: {message}", file=sys.stderr)
         sys.exit(2)
     if code == INTERRUPTED:
         print(

@@ -50,6 +50,7 @@ def analyze(
     trust_code: options.TrustCode = False,
     ignore_class_names: options.IgnoreClassNames = False,
     device: options.Device = "auto",
+    devices: options.Devices = 1,
     overwrite: options.Overwrite = False,
     out: Annotated[Path | None, typer.Option(help="directory of results; reports/FIRST-CKPT")] = None,
 ) -> None:
@@ -80,11 +81,13 @@ def analyze(
         batch_size=batch_size,
         seed=seed,
         device=device,
+        devices=devices,
         data=options.given(dataset=dataset, data_root=data_root, image_size=image_size),
         download=download,
         overwrite=overwrite,
     )
     foreign = options.read_foreign(weights, mean, std, trust_code, ignore_class_names)
     results = run_analysis(checkpoints, analysis, foreign, options.results_folder(out, checkpoints))
-    print(analysis_lines(results))
-    print(results)
+    if options.is_first_process():
+        print(analysis_lines(results))
+        print(results)

@@ -49,6 +49,7 @@ def attack(
     trust_code: options.TrustCode = False,
     ignore_class_names: options.IgnoreClassNames = False,
     device: options.Device = "auto",
+    devices: options.Devices = 1,
     save_images: Annotated[
         bool,
         typer.Option("--save-images", help="keep the adversarial images, in adversarial.npz, and judge them again"),
@@ -84,6 +85,7 @@ def attack(
         save_images=save_images,
         seed=seed,
         device=device,
+        devices=devices,
         data=options.given(dataset=dataset, data_root=data_root, image_size=image_size),
         download=download,
         resume=resume,
@@ -91,8 +93,9 @@ def attack(
     )
     foreign = options.read_foreign(weights, mean, std, trust_code, ignore_class_names)
     results = run_attacks(checkpoints, battery, foreign, options.results_folder(out, checkpoints, "-attack"))
-    print(attack_lines(results))
-    print(results)
+    if options.is_first_process():
+        print(attack_lines(results))
+        print(results)
 
 
 def transfer(
@@ -121,6 +124,7 @@ def transfer(
     trust_code: options.TrustCode = False,
     ignore_class_names: options.IgnoreClassNames = False,
     device: options.Device = "auto",
+    devices: options.Devices = 1,
     resume: Annotated[bool, typer.Option("--resume", help="continue the unfinished transfer at --out")] = False,
     overwrite: options.Overwrite = False,
     out: Annotated[Path | None, typer.Option(help="directory of results; reports/FIRST-CKPT-transfer")] = None,
@@ -149,6 +153,7 @@ def transfer(
         batch_size=batch_size,
         seed=seed,
         device=device,
+        devices=devices,
         data=options.given(dataset=dataset, data_root=data_root, image_size=image_size),
         download=download,
         resume=resume,
@@ -156,5 +161,6 @@ def transfer(
     )
     foreign = options.read_foreign(weights, mean, std, trust_code, ignore_class_names)
     results = run_transfer(checkpoints, matrix, foreign, options.results_folder(out, checkpoints, "-transfer"))
-    print(transfer_lines(results))
-    print(results)
+    if options.is_first_process():
+        print(transfer_lines(results))
+        print(results)

@@ -45,6 +45,7 @@ def audit(
     trust_code: options.TrustCode = False,
     ignore_class_names: options.IgnoreClassNames = False,
     device: options.Device = "auto",
+    devices: options.Devices = 1,
     resume: Annotated[bool, typer.Option("--resume", help="continue the unfinished audit at --out")] = False,
     overwrite: options.Overwrite = False,
     out: Annotated[Path | None, typer.Option(help="directory of results; reports/FIRST-CKPT-audit")] = None,
@@ -52,6 +53,8 @@ def audit(
     """Say whether a model's robustness is real or its gradients are masked, with the evidence and the cause."""
     from gradscope.config import Balls
     from gradscope.report.printed import audit_lines
+    from gradscope.results.audits import Audits, read_document
+    from gradscope.results.rows import AUDIT_JSON
     from gradscope.study.audits import AuditRequest, run_audits
 
     request = AuditRequest(
@@ -62,15 +65,16 @@ def audit(
         surrogates=tuple(surrogate or ()),
         seed=seed,
         device=device,
+        devices=devices,
         data=options.given(dataset=dataset, data_root=data_root, image_size=image_size),
         download=download,
         resume=resume,
         overwrite=overwrite,
     )
     foreign = options.read_foreign(weights, mean, std, trust_code, ignore_class_names)
-    results = options.results_folder(out, checkpoints, "-audit")
-    audits = run_audits(checkpoints, request, foreign, results)
-    print(audit_lines(results))
-    print(results)
-    if fail_on_masking and any(found.blocks for found in audits):
+    results = run_audits(checkpoints, request, foreign, options.results_folder(out, checkpoints, "-audit"))
+    if options.is_first_process():
+        print(audit_lines(results))
+        print(results)
+    if fail_on_masking and any(found.blocks for found in Audits.parse(read_document(results / AUDIT_JSON)).audits):
         raise typer.Exit(MASKED)

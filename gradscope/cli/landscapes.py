@@ -95,6 +95,7 @@ def landscape(
     trust_code: options.TrustCode = False,
     ignore_class_names: options.IgnoreClassNames = False,
     device: options.Device = "auto",
+    devices: options.Devices = 1,
     resume: Annotated[bool, typer.Option("--resume", help="continue the unfinished landscape at --out")] = False,
     overwrite: options.Overwrite = False,
     out: Annotated[Path | None, typer.Option(help="directory of results; reports/FIRST-CKPT-SPACE-landscape")] = None,
@@ -123,6 +124,7 @@ def landscape(
         "images": images,
         "seed": seed,
         "device": device,
+        "devices": devices,
         "data": options.given(dataset=dataset, data_root=data_root, image_size=image_size),
         "download": download,
         "resume": resume,
@@ -166,8 +168,9 @@ def landscape(
             metric=metric,
         )
         results = run_weight_landscape(checkpoints, around_weights, foreign, folder)
-    print(landscape_lines(results))
-    print(results)
+    if options.is_first_process():
+        print(landscape_lines(results))
+        print(results)
 
 
 def _require_unset(space: str, other: str, **refused: object) -> None:

@@ -1,5 +1,6 @@
 """Options that several commands have, and how what they were given is read."""
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,6 +30,7 @@ DataRoot = Annotated[Path | None, typer.Option(help="where the data set's files 
 ImageSize = Annotated[int | None, typer.Option(help="side in pixels to which 'folder' and 'imagenet100' are resized")]
 Download = Annotated[bool, typer.Option("--download", help="allow downloading the data set")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Devices = Annotated[int, typer.Option(min=1, help="processes, one a device, that share the images; the same results")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what --out holds")]
 OneAttack = Annotated[
     str, typer.Option(help="pgd (exact) or pgd-paper", autocompletion=completing("gradscope.config", "ATTACKS"))
@@ -59,6 +61,11 @@ TrustCode = Annotated[bool, typer.Option("--trust-code", help="run the code of p
 IgnoreClassNames = Annotated[
     bool, typer.Option("--ignore-class-names", help="take the checkpoint's classes for the data's, in order")
 ]
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that speaks for all that ``torchrun`` has started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def given(**options: Any) -> dict[str, Any]:

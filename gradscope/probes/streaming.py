@@ -47,7 +47,8 @@ class Moments:
 class Directions:
     """Sums of unit gradients at each step in ten groups of images: the dispersion and its jackknife.
 
-    Memory: 10 * steps * D float32, on the device; nothing is brought from there before the end.
+    Memory: 10 * steps * D float32, where the gradients are; those of a batch are merged into those of all, batch after
+    batch, for float32 sums in another order round otherwise.
     """
 
     def __init__(self, steps: int) -> None:
@@ -63,7 +64,19 @@ class Directions:
 
     def add(self, step: int, units: Tensor, membership: Tensor) -> None:
         """Add the unit gradients ``(B, D)`` of a batch at ``step``; zero rows are not counted."""
-        sums, counts = membership @ units, membership @ units.any(dim=1).to(units.dtype)
+        self._add(step, membership @ units, membership @ units.any(dim=1).to(units.dtype))
+
+    def merge(self, sums: Tensor, counts: Tensor) -> None:
+        """Add the sums ``(steps, 10, D)`` and counts ``(steps, 10)`` of another batch."""
+        for step, (of_step, count) in enumerate(zip(sums, counts, strict=True)):
+            self._add(step, of_step, count)
+
+    def totals(self) -> tuple[Tensor, Tensor]:
+        """Sums ``(steps, 10, D)`` and counts ``(steps, 10)``, on the CPU; every step must have been added."""
+        sums, counts = ([part.cpu() for part in parts if part is not None] for parts in (self._sums, self._counts))
+        return torch.stack(sums), torch.stack(counts)
+
+    def _add(self, step: int, sums: Tensor, counts: Tensor) -> None:
         known_sums, known_counts = self._sums[step], self._counts[step]
         self._sums[step] = sums if known_sums is None else known_sums.add_(sums)
         self._counts[step] = counts if known_counts is None else known_counts.add_(counts)

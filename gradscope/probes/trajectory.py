@@ -1,11 +1,12 @@
 """What the gradients do along PGD: every trajectory metric, streamed over batches.
 
-Memory holds one batch, a few numbers an image and, for the dispersion, ten sums a step; it does not grow with the
-images attacked beyond those few numbers. All values are independent of the batch size, to rounding, unless the
-attack itself divides by it.
+Memory holds one batch, a few numbers an image and, for the dispersion, ten sums a step, of the batch and of all; it
+does not grow with the images attacked beyond those few numbers. All values are independent of the batch size, to
+rounding, unless the attack itself divides by it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from gradscope.probes.recorder import BETWEEN_ITERATES, Recorder, values_at
 from gradscope.probes.streaming import Array, Directions, Moments
 from gradscope.results.rows import METRICS
 from gradscope.results.stats import Interval, mean_interval, wilson_interval
+from gradscope.seeding import derive, seeded
+from gradscope.sharing import Each, Values, alone
 
 Row = dict[str, Any]
 
@@ -44,16 +47,18 @@ class Trajectory:
         self.samples: dict[tuple[str, str], Array] = {}
         self.directions = Directions(settings.steps) if "dispersion" in metrics else None
 
-    def add_steps(self, values: Mapping[str, list[Tensor]]) -> None:
-        """Merge one batch's values of every step."""
-        for metric, steps in values.items():
-            self.moments.setdefault(metric, Moments(len(steps))).add(_to_numpy(torch.stack(steps)))
-
-    def add_samples(self, point: str, indices: Tensor, values: Mapping[str, Tensor]) -> None:
-        """Keep one batch's values of one point."""
-        for metric, value in values.items():
-            column = self.samples.setdefault((metric, point), np.full(len(self.labels), np.nan))
-            column[indices.numpy()] = _to_numpy(value)
+    def add(self, indices: Tensor, batch: Values) -> None:
+        """Add what :func:`_measure_batch` gave for the images at ``indices``."""
+        for key, value in batch.items():
+            kind, _, name = key.partition("/")
+            if kind == "steps":
+                self.moments.setdefault(name, Moments(len(value))).add(_to_numpy(value))
+            elif kind == "samples":
+                metric, _, point = name.partition("/")
+                column = self.samples.setdefault((metric, point), np.full(len(self.labels), np.nan))
+                column[indices.numpy()] = _to_numpy(value)
+        if self.directions is not None:
+            self.directions.merge(batch["directions/sums"], batch["directions/counts"])
 
     def unit(self, metric: str) -> str:
         """Unit of ``metric`` under this attack: gradients are those of the attack's own loss."""
@@ -147,6 +152,7 @@ def measure_trajectory(
     batch_size: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    each: Each = alone,
     advanced: Callable[[int, str], None] = lambda images, note: None,
 ) -> Trajectory:
     """Attack every image of ``image_set`` by ``settings`` and measure ``metrics`` along the way.
@@ -155,41 +161,63 @@ def measure_trajectory(
     the images' indices in the set they were taken from, 0 .. N-1 where None: they name the images in the results
     and their random starts. With restarts the first start is the one that is measured; the others only attack
     images that no iterate has felled yet, and decide the accuracy at "worst". ``batch_size`` is
-    :func:`usual_batch_size` where None. ``advanced`` is told after each batch how many images it held.
+    :func:`usual_batch_size` where None. A batch is a unit of work, which ``each`` may let others make; what is made of
+    them is added in their order. ``advanced`` is told after each batch how many images it held.
+
+    A model that draws random numbers draws those of its batch: of the seed and the images in it.
     """
     batch_size = batch_size or usual_batch_size(settings, torch.device(device))
     metrics = metrics | {"accuracy"} | ({"zero"} if "sign" in metrics else frozenset())
-    numbers = torch.arange(len(image_set)) if numbers is None else numbers
-    result = Trajectory(settings, metrics, image_set.labels.cpu(), numbers)
+    named = torch.arange(len(image_set)) if numbers is None else numbers
+    result = Trajectory(settings, metrics, image_set.labels.cpu(), named)
     with prepared(model, settings) as attacked:
-        for indices, images, labels in image_set.batches(batch_size, device):
-            if settings.precision == "float64":
-                images = images.double()
-            _measure_batch(attacked, indices, images, labels, result, seed)
+
+        def measure(indices: Tensor) -> Values:
+            images, labels = image_set.batch(indices, device)
+            images = images.double() if settings.precision == "float64" else images
+            with seeded(seed, "trajectory", *named[indices].tolist()):
+                return _measure_batch(attacked, images, labels, named[indices], settings, metrics, seed)
+
+        batches = torch.arange(len(image_set)).split(batch_size)
+        units = [(_unit(seed, named[indices]), partial(measure, indices)) for indices in batches]
+        for indices, batch in zip(batches, each(units), strict=True):
+            result.add(indices, batch)
             advanced(len(indices), "")
     return result
 
 
+def _unit(seed: int, numbers: Tensor) -> str:
+    return f"trajectory-{derive(seed, *numbers.tolist()):016x}"
+
+
 def _measure_batch(
-    model: nn.Module, indices: Tensor, images: Tensor, labels: Tensor, result: Trajectory, seed: int
-) -> None:
-    settings, metrics = result.settings, result.metrics
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    numbers: Tensor,
+    settings: PGD,
+    metrics: frozenset[str],
+    seed: int,
+) -> Values:
+    """What is measured of a batch: ``steps/METRIC`` ``(steps, B)``, ``samples/METRIC/POINT`` ``(B,)``, ``directions``.
+
+    The last are ``sums`` and ``counts`` as :meth:`Directions.totals` gives them, where the dispersion is asked for.
+    """
     with_norm = "norm" in metrics
-    numbers = result.numbers[indices]
-    recorder = Recorder(metrics, settings.steps, labels, numbers, result.directions)
+    directions = Directions(settings.steps) if "dispersion" in metrics else None
+    recorder = Recorder(metrics, settings.steps, labels, numbers, directions)
     start = _start(settings, images, numbers, seed, restart=0)
     pgd(model, images, labels, settings, start=start, observe=recorder, final_gradient=with_norm)
     assert recorder.first is not None
     assert recorder.last is not None
     untouched = settings.start == "none"
     clean = recorder.first if untouched else look(model, images, labels, settings, gradient=with_norm)
-    result.add_steps(recorder.values)
+    found = {f"steps/{metric}": torch.stack(steps) for metric, steps in recorder.values.items()}
     for point, iterate in (("clean", clean), ("final", recorder.last)):
-        values = values_at(iterate, labels, metrics)
+        found |= {f"samples/{metric}/{point}": value for metric, value in values_at(iterate, labels, metrics).items()}
         if with_norm:
-            values["norm"] = iterate.own_norm
-        result.add_samples(point, indices, values)
-    result.add_samples("path", indices, recorder.of_the_path())
+            found[f"samples/norm/{point}"] = iterate.own_norm
+    found |= {f"samples/{metric}/path": value for metric, value in recorder.of_the_path().items()}
     right = recorder.always_right & (clean.logits.argmax(dim=1) == labels)
     for restart in range(1, settings.restarts):
         # What has fallen is not attacked again, unless the gradients depend on who is in the batch.
@@ -197,7 +225,10 @@ def _measure_batch(
         if attacked.any():
             start = _start(settings, images[attacked], numbers[attacked.cpu()], seed, restart)
             right[attacked] &= survive(model, images[attacked], labels[attacked], settings, start)
-    result.add_samples("worst", indices, {"accuracy": right.double()})
+    found["samples/accuracy/worst"] = right.double()
+    if directions is not None:
+        found["directions/sums"], found["directions/counts"] = directions.totals()
+    return found
 
 
 def survive(model: nn.Module, images: Tensor, labels: Tensor, settings: PGD, start: Tensor) -> Tensor:

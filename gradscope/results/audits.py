@@ -104,6 +104,11 @@ class AuditOf(_Entry):
     checks: tuple[MadeCheck, ...]
 
     @property
+    def blocks(self) -> bool:
+        """Whether a gate must stay shut: masking was found, or the set-up is such that nothing else counts."""
+        return self.verdict in ("masking found", "set-up invalid")
+
+    @property
     def verdict_and_cause(self) -> str:
         """The verdict and, after a colon, the likeliest cause where there is one."""
         return f"{self.verdict}: {self.causes[0]}" if self.causes else self.verdict

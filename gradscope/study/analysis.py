@@ -6,17 +6,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gradscope.config import PGD
 from gradscope.models.subject import Foreign, Reference
 from gradscope.probes.trajectory import Trajectory, usual_batch_size
-from gradscope.results.manifest import provenance
 from gradscope.results.rows import SAMPLES, STEPS, SUMMARY
 from gradscope.results.stats import METHODS
 from gradscope.results.tables import write_json, write_table
+from gradscope.sharing import Team
 from gradscope.study.directory import clear
-from gradscope.study.inputs import Chosen, Request, describe, device_name
+from gradscope.study.inputs import Chosen, Request, describe, made_by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +30,7 @@ class Analysis(Request):
 class AnalysisFiles:
     """The files of an analysis, rewritten whenever something has been measured."""
 
-    def __init__(self, out: Path, analysis: Analysis, foreign: Foreign, device: torch.device) -> None:
+    def __init__(self, out: Path, analysis: Analysis, foreign: Foreign, team: Team) -> None:
         self.out = out
         self.measured: list[tuple[dict[str, Any], Trajectory]] = []
         self.manifest: dict[str, Any] = {
@@ -40,7 +38,7 @@ class AnalysisFiles:
             "attacks": {name: settings.model_dump() for name, settings in analysis.attacks.items()},
             "metrics": sorted(analysis.metrics),
             "batch_sizes": {
-                name: analysis.batch_size or usual_batch_size(settings, device)
+                name: analysis.batch_size or usual_batch_size(settings, team.device)
                 for name, settings in analysis.attacks.items()
             },
             "seed": analysis.seed,
@@ -48,7 +46,7 @@ class AnalysisFiles:
             "foreign": {"mean": foreign.mean, "std": foreign.std},
             "complete": False,
             "checkpoints": [],
-            "provenance": provenance(device_name(device)),
+            "provenance": made_by(team),
         }
 
     def begin(self, reference: Reference, chosen: Chosen) -> None:

@@ -3,12 +3,10 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from gradscope.attacks.battery import BATTERY
 from gradscope.attacks.cascade import run_battery
@@ -19,10 +17,10 @@ from gradscope.errors import GradscopeError
 from gradscope.models.subject import Foreign, Subject, load_subject
 from gradscope.progress import Advance, progress_bar
 from gradscope.report import figures
-from gradscope.results.manifest import provenance
 from gradscope.results.rows import ATTACK_SAMPLES, ATTACKS
 from gradscope.results.stats import METHODS
 from gradscope.results.tables import write_json, write_table
+from gradscope.sharing import Team, prefixed
 from gradscope.study.adversarial_images import Arrays, felled_images, rescore, write_images
 from gradscope.study.directory import IMAGES, clear, resumable_directory
 from gradscope.study.examined import (
@@ -34,7 +32,8 @@ from gradscope.study.examined import (
     surrogate_examples,
     with_surrogates,
 )
-from gradscope.study.inputs import DEFAULT_SAMPLES, Chosen, Request, describe, device_name, resolve_device
+from gradscope.study.inputs import DEFAULT_SAMPLES, Chosen, Request, describe, made_by
+from gradscope.study.ranks import on_every_rank
 from gradscope.study.tiles import Tiles
 
 Row = dict[str, Any]
@@ -66,23 +65,28 @@ def run_attacks(texts: Sequence[str], request: Battery, foreign: Foreign, out: P
     all is done, so that an interrupted run can be resumed, to the same files but for the seconds.
     """
     check_battery(request)
-    device = resolve_device(request.device)
-    with resumable_directory(out, "attack", resume=request.resume, overwrite=request.overwrite):
-        examined = read_examined(texts, request.surrogates, request, request.samples, DEFAULT_SAMPLES, foreign, device)
+    on_every_rank(request, partial(_run, texts, request, foreign, out))
+    return out
+
+
+def _run(texts: Sequence[str], request: Battery, foreign: Foreign, out: Path, team: Team) -> None:
+    with resumable_directory(out, "attack", team, resume=request.resume, overwrite=request.overwrite):
+        given = (request.surrogates, request, request.samples, DEFAULT_SAMPLES, foreign, team.device)
+        examined = read_examined(texts, *given)
         if request.save_images:
             require_one_shape(examined, "--save-images")
-        files = _Files(out, request, foreign, device, examined)
-        stage = _Stage(request, foreign, device, files)
+        files = _Files(out, request, foreign, team, examined)
+        stage = _Stage(request, foreign, team, files)
         for position, one in enumerate(examined):
             stage.measure(one)
-            if request.save_images:
+            if request.save_images and team.is_first:
                 named = with_surrogates(texts, request.surrogates)
-                rescored = rescore(out, named, position, one.chosen, foreign, device, files.batch_size // 2 + 1)
+                rescored = rescore(out, named, position, one.chosen, foreign, team.device, files.batch_size // 2 + 1)
                 files.note(position, {"rescored": rescored})
-        files.complete()
-        figures.draw(out)
-        files.tiles.remove()
-    return out
+        if team.is_first:
+            files.complete()
+            figures.draw(out)
+            files.tiles.remove()
 
 
 def check_battery(request: Battery) -> None:
@@ -103,30 +107,29 @@ class _Stage:
         self,
         request: Battery,
         foreign: Foreign,
-        device: torch.device,
+        team: Team,
         files: "_Files",
     ) -> None:
-        self.request, self.foreign, self.device, self.files = request, foreign, device, files
+        self.request, self.foreign, self.team, self.files = request, foreign, team, files
 
     def measure(self, one: Examined) -> None:
         """Run the battery on a checkpoint at every radius and write what came out."""
         request, started = self.request, time.perf_counter()
-        subject = load_subject(one.reference, one.chosen.images, self.foreign, self.device, differentiable=False)
+        subject = load_subject(one.reference, one.chosen.images, self.foreign, self.team.device, differentiable=False)
         outcomes = []
         for epsilon in request.balls.radii:
             images = len(one.chosen.images)
             wanted = images * (len(request.attacks) + len(one.surrogates))
-            with progress_bar(f"{subject.label} {request.balls.norm} {epsilon:.4g}", wanted) as advance:
+            title = f"{subject.label} {request.balls.norm} {epsilon:.4g}"
+            with progress_bar(title, wanted, visible=self.team.is_first) as advance:
                 outcomes.append(self._run(subject, one, ThreatModel(request.balls.norm, epsilon), advance))
-        self.files.add(subject, one.chosen, outcomes, time.perf_counter() - started)
+        if self.team.is_first:
+            self.files.add(subject, one.chosen, outcomes, time.perf_counter() - started)
 
     def _run(self, subject: Subject, one: Examined, threat: ThreatModel, advance: Advance) -> Outcome:
-        def get(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-            return self.files.tiles.get(one.tile(subject.label, threat, name), make)
-
-        request, files = self.request, self.files
+        request, files, device = self.request, self.files, self.team.device
         examples = surrogate_examples(
-            one, threat, request.budget, request.seed, self.foreign, self.device, files.batch_size, files.tiles, advance
+            one, threat, request.budget, request.seed, self.foreign, device, files.batch_size, files.tiles.each, advance
         )
         return run_battery(
             subject.model,
@@ -139,9 +142,9 @@ class _Stage:
             cascade=request.cascade,
             keep_images=request.save_images,
             seed=request.seed,
-            device=self.device,
+            device=device,
             batch_size=files.batch_size,
-            get=get,
+            each=prefixed(files.tiles.each, one.tile(subject.label, threat)),
             advanced=advance,
         )
 
@@ -154,11 +157,11 @@ class _Files:
         out: Path,
         request: Battery,
         foreign: Foreign,
-        device: torch.device,
+        team: Team,
         examined: Sequence[Examined],
     ) -> None:
         self.out, self.request = out, request
-        self.batch_size = request.batch_size or (32 if device.type == "cpu" else 512)
+        self.batch_size = request.batch_size or (32 if team.device.type == "cpu" else 512)
         self.measured: list[tuple[Row, list[Outcome]]] = []
         self.images: list[Arrays] = []
         self.manifest: Row = {
@@ -178,7 +181,7 @@ class _Files:
             "foreign": {"mean": foreign.mean, "std": foreign.std},
             "complete": False,
             "checkpoints": [describe(one.reference, one.chosen) for one in examined],
-            "provenance": provenance(device_name(device)),
+            "provenance": made_by(team),
         }
         shared = ("norm", "budget", "cascade", "batch_size", "seed")
         depends = {key: self.manifest[key] for key in shared} | {
@@ -189,10 +192,10 @@ class _Files:
             "image": [one.chosen.images.fingerprint for one in examined],
             "save_images": request.save_images,
             "normalisation": self.manifest["foreign"],
-            "device": device.type,
+            "device": team.device.type,
             "torch": self.manifest["provenance"]["packages"]["torch"],
         }
-        self.tiles = Tiles(out, depends, resume=request.resume)
+        self.tiles = Tiles(out, depends, team, resume=request.resume)
 
     def add(self, subject: Subject, chosen: Chosen, outcomes: list[Outcome], seconds: float) -> None:
         """Add the next checkpoint's outcomes, one a radius, and write everything."""

@@ -3,13 +3,12 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from gradscope.attacks.battery import BATTERY
 from gradscope.attacks.outcome import Outcome
@@ -23,10 +22,10 @@ from gradscope.errors import GradscopeError
 from gradscope.models.subject import Foreign, Subject, load_subject
 from gradscope.progress import progress_bar
 from gradscope.report import figures
-from gradscope.results.manifest import provenance
 from gradscope.results.rows import ATTACK_SAMPLES, ATTACKS, AUDIT, AUDIT_JSON, EXHIBITS
 from gradscope.results.stats import METHODS
 from gradscope.results.tables import atomic, write_json, write_table
+from gradscope.sharing import Team, prefixed
 from gradscope.study.directory import clear, resumable_directory
 from gradscope.study.examined import (
     Examined,
@@ -36,7 +35,8 @@ from gradscope.study.examined import (
     sources,
     surrogate_examples,
 )
-from gradscope.study.inputs import Request, describe, device_name, resolve_device
+from gradscope.study.inputs import Request, describe, made_by
+from gradscope.study.ranks import on_every_rank
 from gradscope.study.tiles import Tiles
 
 Row = dict[str, Any]
@@ -63,24 +63,29 @@ class AuditRequest(Request):
         return ThreatModel(self.balls.norm, epsilon)
 
 
-def run_audits(texts: Sequence[str], request: AuditRequest, foreign: Foreign, out: Path) -> list[Audit]:
+def run_audits(texts: Sequence[str], request: AuditRequest, foreign: Foreign, out: Path) -> Path:
     """Audit every checkpoint; write CSV, ``audit.json``, manifest, pictures and figures to ``out``.
 
     Every checkpoint is loaded and checked before the first is attacked. The pieces of the work are kept until all is
     done, so that an interrupted run can be resumed, to the same files but for the seconds.
     """
     check_audit(request)
-    device = resolve_device(request.device)
-    with resumable_directory(out, "audit", resume=request.resume, overwrite=request.overwrite):
+    on_every_rank(request, partial(_run, texts, request, foreign, out))
+    return out
+
+
+def _run(texts: Sequence[str], request: AuditRequest, foreign: Foreign, out: Path, team: Team) -> None:
+    with resumable_directory(out, "audit", team, resume=request.resume, overwrite=request.overwrite):
         images = BUDGETS[request.budget].images
-        examined = read_examined(texts, request.surrogates, request, request.samples, images, foreign, device)
+        examined = read_examined(texts, request.surrogates, request, request.samples, images, foreign, team.device)
         require_one_shape(examined, "CKPT")
-        files = _Files(out, request, foreign, device, examined)
-        audits = [_audit(one, request, foreign, device, files) for one in examined]
-        files.complete()
-        figures.draw(out)
-        files.tiles.remove()
-    return audits
+        files = _Files(out, request, foreign, team, examined)
+        for one in examined:
+            _audit(one, request, foreign, team, files)
+        if team.is_first:
+            files.complete()
+            figures.draw(out)
+            files.tiles.remove()
 
 
 def check_audit(request: AuditRequest) -> None:
@@ -90,20 +95,17 @@ def check_audit(request: AuditRequest) -> None:
         raise GradscopeError(f"--epsilon: one radius is allowed in an audit, got {len(request.balls.radii)}")
 
 
-def _audit(one: Examined, request: AuditRequest, foreign: Foreign, device: torch.device, files: "_Files") -> Audit:
+def _audit(one: Examined, request: AuditRequest, foreign: Foreign, team: Team, files: "_Files") -> None:
     """Audit a checkpoint and write what came out."""
-    started, threat = time.perf_counter(), request.threat
+    started, threat, device = time.perf_counter(), request.threat, team.device
     subject = load_subject(one.reference, one.chosen.images, foreign, device, differentiable=False)
-
-    def get(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        return files.tiles.get(one.tile(subject.label, threat, name), make)
-
+    each = prefixed(files.tiles.each, one.tile(subject.label, threat))
     budget = budget_of(request.budget, with_examples=bool(one.surrogates))
     images = one.chosen.images
     wanted = stages(budget, len(images)) + len(images) * len(one.surrogates)
-    with progress_bar(f"auditing {subject.label}", wanted) as advance:
+    with progress_bar(f"auditing {subject.label}", wanted, visible=team.is_first) as advance:
         examples = surrogate_examples(
-            *(one, threat, budget.attacks, request.seed, foreign, device, files.batch_size, files.tiles, advance)
+            *(one, threat, budget.attacks, request.seed, foreign, device, files.batch_size, files.tiles.each, advance)
         )
         found = examine(
             subject.model,
@@ -115,17 +117,17 @@ def _audit(one: Examined, request: AuditRequest, foreign: Foreign, device: torch
             seed=request.seed,
             device=device,
             batch_size=files.batch_size,
-            get=get,
+            each=each,
             advanced=advance,
         )
         shown = exhibits(
-            found, subject.model, images, surrogate_examples=examples, seed=request.seed, device=device, get=get
+            found, subject.model, images, surrogate_examples=examples, seed=request.seed, device=device, each=each
         )
     if request.surrogates and not one.surrogates:
         itself = dict.fromkeys(("transfer", "pgd-from"), "the surrogate given is this model itself")
         found = replace(found, left_out={**found.left_out, **itself})
-    files.add(subject, one, found, shown, time.perf_counter() - started)
-    return found
+    if team.is_first:
+        files.add(subject, one, found, shown, time.perf_counter() - started)
 
 
 class _Files:
@@ -136,11 +138,11 @@ class _Files:
         out: Path,
         request: AuditRequest,
         foreign: Foreign,
-        device: torch.device,
+        team: Team,
         examined: Sequence[Examined],
     ) -> None:
         self.out = out
-        self.batch_size = request.batch_size or (32 if device.type == "cpu" else 512)
+        self.batch_size = request.batch_size or (32 if team.device.type == "cpu" else 512)
         self.audits: list[tuple[Row, Audit]] = []
         self.shown: list[Row] = []
         budget = BUDGETS[request.budget]
@@ -159,7 +161,7 @@ class _Files:
             "foreign": {"mean": foreign.mean, "std": foreign.std},
             "complete": False,
             "checkpoints": [describe(one.reference, one.chosen) for one in examined],
-            "provenance": provenance(device_name(device)),
+            "provenance": made_by(team),
         }
         shared = ("norm", "epsilon", "audit_budget", "budget", "probed", "batch_size", "seed")
         depends = {key: self.manifest[key] for key in shared} | {
@@ -167,10 +169,10 @@ class _Files:
             "checkpoint": sources(self.manifest["checkpoints"]),
             "image": [one.chosen.images.fingerprint for one in examined],
             "normalisation": self.manifest["foreign"],
-            "device": device.type,
+            "device": team.device.type,
             "torch": self.manifest["provenance"]["packages"]["torch"],
         }
-        self.tiles = Tiles(out, depends, resume=request.resume)
+        self.tiles = Tiles(out, depends, team, resume=request.resume)
 
     def add(self, subject: Subject, one: Examined, found: Audit, shown: Sequence[Exhibit], seconds: float) -> None:
         """Add the next checkpoint's audit and write everything."""

@@ -21,6 +21,7 @@ from gradscope.results.rows import (
     TRANSFER,
 )
 from gradscope.results.tables import ensure_writable, exclusive
+from gradscope.sharing import Team
 from gradscope.study.tiles import unfinished
 
 #: Adversarial images that were asked for.
@@ -51,8 +52,14 @@ def results_directory(out: Path, *, overwrite: bool) -> Iterator[None]:
 
 
 @contextmanager
-def resumable_directory(out: Path, what: str, *, resume: bool, overwrite: bool) -> Iterator[None]:
-    """Hold ``out`` for a stage that keeps its pieces there; what was interrupted needs ``resume`` or ``overwrite``."""
+def resumable_directory(out: Path, what: str, team: Team, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Hold ``out`` for a stage that keeps its pieces there; what was interrupted needs ``resume`` or ``overwrite``.
+
+    The first rank of ``team`` holds it for all.
+    """
+    if not team.is_first:
+        yield
+        return
     if unfinished(out) and not (resume or overwrite):
         raise GradscopeError(f"--out: {out} holds an unfinished {what}; --resume continues it, --overwrite drops it")
     with results_directory(out, overwrite=overwrite or (resume and unfinished(out))):

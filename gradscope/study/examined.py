@@ -15,8 +15,8 @@ from gradscope.errors import GradscopeError
 from gradscope.models.subject import Foreign, Reference, load_subject, read_references
 from gradscope.progress import Advance
 from gradscope.seeding import derive
+from gradscope.sharing import Each, prefixed
 from gradscope.study.inputs import Chosen, Request, choose, describe, read_data
-from gradscope.study.tiles import Tiles
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Examined:
     chosen: Chosen
     surrogates: tuple[Reference, ...]
 
-    def tile(self, label: str, threat: ThreatModel, name: str) -> str:
-        """The file of a piece of work: another one for another model, set of images or ball."""
-        return f"{derive(0, label, self.chosen.images.fingerprint, threat.norm, threat.epsilon):016x}-{name}"
+    def tile(self, label: str, threat: ThreatModel) -> str:
+        """How the names of pieces of work begin: otherwise for another model, set of images or ball."""
+        return f"{derive(0, label, self.chosen.images.fingerprint, threat.norm, threat.epsilon):016x}"
 
 
 def read_examined(
@@ -88,34 +88,29 @@ def surrogate_examples(
     foreign: Foreign,
     device: torch.device,
     batch_size: int,
-    tiles: Tiles,
+    each: Each,
     advance: Advance,
 ) -> list[Tensor]:
     """Exact PGD's last iterates ``(N, C, H, W)`` on each surrogate, inside ``threat`` and ``budget``.
 
-    They are kept in ``tiles``; checkpoints that are seen on the same images share them.
+    A batch of them is a unit of work of ``each``; checkpoints that are seen on the same images share them.
     """
     step_size = 2.5 * threat.epsilon / budget.steps if budget.step_size is None else budget.step_size
     settings = PGD(norm=threat.norm, epsilon=threat.epsilon, steps=budget.steps, step_size=step_size, box=threat.box)
     images = examined.chosen.images
 
     def examples_of(reference: Reference) -> Tensor:
-        def make() -> dict[str, Tensor]:
-            made = make_examples(
-                load_subject(reference, images, foreign, device).model,
-                images,
-                settings,
-                numbers=examined.chosen.numbers,
-                seed=seed,
-                device=device,
-                batch_size=batch_size,
-                advanced=lambda done, note: advance(0, f"examples of {reference.label}"),
-            )
-            return {"examples": made}
-
-        kept = tiles.get(examined.tile(reference.label, threat, "examples"), make)
-        advance(len(images), f"examples of {reference.label}")
-        return kept["examples"]
+        return make_examples(
+            load_subject(reference, images, foreign, device).model,
+            images,
+            settings,
+            numbers=examined.chosen.numbers,
+            seed=seed,
+            device=device,
+            batch_size=batch_size,
+            each=prefixed(each, examined.tile(reference.label, threat)),
+            advanced=lambda done, note: advance(done, f"examples of {reference.label}"),
+        )
 
     return [examples_of(reference) for reference in examined.surrogates]
 

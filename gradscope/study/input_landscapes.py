@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,8 +32,10 @@ from gradscope.progress import Advance, progress_bar
 from gradscope.report import figures
 from gradscope.results.rows import LANDSCAPE, LANDSCAPE_METRICS, PATH, SAMPLES, SUMMARY
 from gradscope.results.stats import mean_interval, wilson_interval
+from gradscope.seeding import seeded
+from gradscope.sharing import Team, Unit, Values
 from gradscope.study.directory import resumable_directory
-from gradscope.study.inputs import Chosen, Viewed, choose, order, read_all, resolve_device, take
+from gradscope.study.inputs import Chosen, Viewed, choose, order, read_all, take
 from gradscope.study.landscapes import (
     Landscape,
     LandscapeFiles,
@@ -40,11 +43,15 @@ from gradscope.study.landscapes import (
     Rows,
     summary_row,
 )
+from gradscope.study.ranks import on_every_rank
 
 #: Images where the command does not say.
 DEFAULT_IMAGES = 16
 #: Points of a plane that are kept at a time; rows stay whole.
 _TILE_POINTS = 8192
+_ALL = slice(None)
+#: What of a :class:`Planes` is kept beside the images.
+_FIELDS = ("first", "second", "unit", "paths", "fallback")
 #: Bytes that the iterates of a batch of attacks may take.
 _WALK_BYTES = 2**30
 
@@ -77,23 +84,27 @@ def run_input_landscape(texts: Sequence[str], request: InputLandscape, foreign: 
     Finished tiles are kept until all is done, so that an interrupted run can be resumed, to the same files.
     """
     check_input_landscape(request, len(texts))
-    device = resolve_device(request.device)
-    with resumable_directory(out, "landscape", resume=request.resume, overwrite=request.overwrite):
-        viewed, splits = read_all(texts, request, foreign, device, "landscape")
-        images = _choose(splits.test, viewed, request, device)
-        size = _batch_size(request.settings, images.images, device, len(viewed))
+    on_every_rank(request, partial(_run, texts, request, foreign, out))
+    return out
+
+
+def _run(texts: Sequence[str], request: InputLandscape, foreign: Foreign, out: Path, team: Team) -> None:
+    with resumable_directory(out, "landscape", team, resume=request.resume, overwrite=request.overwrite):
+        viewed, splits = read_all(texts, request, foreign, team.device, "landscape")
+        images = _choose(splits.test, viewed, request, team)
+        size = _batch_size(request.settings, images.images, team.device, len(viewed))
         files = LandscapeFiles(
-            *(out, request, foreign, device, viewed, images),
+            *(out, request, foreign, team, viewed, images),
             _described(request, viewed, images, size),
             {request.attack: request.settings},
         )
-        stage = _Stage(request, viewed, images, size, files, device)
-        with progress_bar("landscape", stage.points) as advance:
+        stage = _Stage(request, viewed, images, size, files, team)
+        with progress_bar("landscape", stage.points, visible=team.is_first) as advance:
             stage.measure(advance)
-        files.complete()
-        figures.draw(out)
-        files.tiles.remove()
-    return out
+        if team.is_first:
+            files.complete()
+            figures.draw(out)
+            files.tiles.remove()
 
 
 def check_input_landscape(request: InputLandscape, checkpoints: int) -> None:
@@ -109,7 +120,7 @@ def check_input_landscape(request: InputLandscape, checkpoints: int) -> None:
         raise GradscopeError(f"--plane: 'shared' takes the directions of two checkpoints, got {checkpoints}")
 
 
-def _choose(test: ImageSet, viewed: Sequence[Viewed], request: InputLandscape, device: torch.device) -> Chosen:
+def _choose(test: ImageSet, viewed: Sequence[Viewed], request: InputLandscape, team: Team) -> Chosen:
     """The images that are asked for, in the set's order; those of ``--index`` in the order given."""
     if request.indices:
         for index in request.indices:
@@ -120,16 +131,18 @@ def _choose(test: ImageSet, viewed: Sequence[Viewed], request: InputLandscape, d
         return choose(test, request.images, DEFAULT_IMAGES, request.seed, "--images")
     wanted = DEFAULT_IMAGES if request.images is None else request.images
     found: list[int] = []
+    # A few forward passes, which every rank makes; a GPU may round otherwise than another, so the first one's count.
     with torch.no_grad():
         for numbers in order(test, request.seed).split(256):
-            images, labels = test.batch(numbers, device)
-            right = torch.ones(len(numbers), dtype=torch.bool, device=device)
+            images, labels = test.batch(numbers, team.device)
+            right = torch.ones(len(numbers), dtype=torch.bool, device=team.device)
             for one in viewed:
                 with evaluating(one.subject.model):
                     right &= one.subject.model(images).argmax(dim=1) == labels
             found += numbers[right.cpu()].tolist()
             if len(found) >= wanted:
                 break
+    found = team.of_first(found)
     if len(found) < wanted or wanted < 1:
         raise GradscopeError(
             f"--images: 1 to {len(found)} is allowed with --right, so many of {test.name} every checkpoint is right "
@@ -164,7 +177,7 @@ def _described(request: InputLandscape, viewed: Sequence[Viewed], images: Chosen
 
 
 class _Stage:
-    """One run: every checkpoint's planes, a batch of images at a time."""
+    """One run: every checkpoint's planes, what is on them and what compares them, in units that ranks divide."""
 
     def __init__(
         self,
@@ -173,10 +186,13 @@ class _Stage:
         images: Chosen,
         batch_size: int,
         files: LandscapeFiles,
-        device: torch.device,
+        team: Team,
     ) -> None:
-        self.request, self.viewed, self.images, self.files, self.device = request, viewed, images, files, device
+        self.request, self.viewed, self.images, self.files, self.team = request, viewed, images, files, team
         self.batches = list(torch.arange(len(images.images)).split(batch_size))
+        self.place_in_batch = [
+            (number, place) for number, part in enumerate(self.batches) for place in range(len(part))
+        ]
 
     @property
     def points(self) -> int:
@@ -187,104 +203,115 @@ class _Stage:
         """Measure every checkpoint and write its rows."""
         for position in range(len(self.viewed)):
             started = time.perf_counter()
-            found = [self._measure_batch(position, number, advance) for number in range(len(self.batches))]
-            result = _Result(self, position, *zip(*found, strict=True))
-            self.files.add(result.rows(), time.perf_counter() - started, result.facts())
+            kept = self._each([(f"planes-{number}", partial(self._walk, number, advance)) for number in self._numbers])
+            planes = list(kept)
+            values = self._values(position, planes, advance)
+            compare = partial(self._compared, position, planes, values, advance)
+            compared = self._each(
+                [(f"compared-{position}-{number}", partial(compare, number)) for number in self._numbers]
+            )
+            result = _Result(self, position, planes, values, list(compared))
+            if self.team.is_first:
+                self.files.add(result.rows(), time.perf_counter() - started, result.facts())
 
-    def _measure_batch(
-        self, position: int, number: int, advance: Advance
-    ) -> tuple[Planes, PlaneValues, dict[str, Tensor]]:
-        """A checkpoint's planes around a batch of images, their values and the numbers that compare them."""
-        indices = self.batches[number]
-        images, labels = self.images.images.batch(indices, self.device)
-        named = self.images.numbers[indices]
-        planes, own = self._planes(position, number, images, labels, named, advance)
-        parts = [
-            self._values(position, f"{number}-{place}", planes[place : place + 1], labels[place : place + 1], advance)
-            for place in range(len(indices))
-        ]
-        values = PlaneValues(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-        return planes, values, self._compared(position, number, planes, own, values, labels, named, advance)
+    @property
+    def _numbers(self) -> range:
+        return range(len(self.batches))
 
-    def _planes(
-        self, position: int, number: int, images: Tensor, labels: Tensor, named: Tensor, advance: Advance
-    ) -> tuple[Planes, Planes]:
-        """The planes that are evaluated, and those of the checkpoint's own direction."""
+    def _each(self, units: Sequence[Unit]) -> Iterator[Values]:
+        """The units, kept; a model that draws random numbers draws those of the unit, whoever makes it."""
+
+        def drawing(name: str, make: Callable[[], Values]) -> Values:
+            with seeded(self.request.seed, name):
+                return make()
+
+        return self.files.tiles.each([(name, partial(drawing, name, make)) for name, make in units])
+
+    def _walk(self, number: int, advance: Advance) -> Values:
+        """The planes of every checkpoint around a batch of images, and those that they share."""
         settings, seed = self.request.settings, self.request.seed
         threat = threat_model(settings)
-        fields = ("first", "second", "unit", "paths", "fallback")
+        images, labels, named = self._batch(number)
+        advance(0, "attacking")
+        walks = []
+        for one in self.viewed:
+            with prepared(one.subject.model, settings) as model:
+                walks.append(attack_walk(model, images, labels, settings, numbers=named, seed=seed))
+        found = [adversarial_planes(images, walk, threat, numbers=named, seed=seed) for walk in walks]
+        if self.request.shared:
+            found.append(shared_planes(images, (walks[0], walks[1]), threat, numbers=named, seed=seed))
+        return {f"{place}-{name}": getattr(planes, name) for place, planes in enumerate(found) for name in _FIELDS}
 
-        def make() -> dict[str, Tensor]:
-            advance(0, "attacking")
-            walks = []
-            for one in self.viewed:
-                with prepared(one.subject.model, settings) as model:
-                    walks.append(attack_walk(model, images, labels, settings, numbers=named, seed=seed))
-            made = [adversarial_planes(images, walk, threat, numbers=named, seed=seed) for walk in walks]
-            if self.request.shared:
-                both = (walks[0], walks[1])
-                made.append(shared_planes(images, both, threat, numbers=named, seed=seed))
-            return {f"{place}-{name}": getattr(planes, name) for place, planes in enumerate(made) for name in fields}
+    def _batch(self, number: int, part: slice = _ALL) -> tuple[Tensor, Tensor, Tensor]:
+        """Images and labels of a batch, or a part of it, on the device, and the images' numbers."""
+        indices = self.batches[number][part]
+        return *self.images.images.batch(indices, self.team.device), self.images.numbers[indices]
 
-        kept = self.files.tiles.get(f"planes-{number}", make)
+    def _planes(self, position: int, number: int, kept: Values, part: slice = _ALL, *, own: bool = False) -> Planes:
+        """The planes that are evaluated for a checkpoint, on the device, or those of its ``own`` direction."""
+        place = len(self.viewed) if self.request.shared and not own else position
+        images, _, _ = self._batch(number, part)
+        first, second, unit, paths, fallback = (kept[f"{place}-{name}"] for name in _FIELDS)
+        parts = (first[part], second[part], unit[part], paths[:, part], fallback[part])
+        return Planes(images, *(tensor.to(self.team.device) for tensor in parts))
 
-        def planes_at(place: int) -> Planes:
-            return Planes(images, *(kept[f"{place}-{name}"].to(self.device) for name in fields))
-
-        own = planes_at(position)
-        return (planes_at(len(self.viewed)) if self.request.shared else own), own
-
-    def _values(
-        self, position: int, name: str, plane: Planes, label: Tensor, advance: Advance
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, margin and predicted class on one plane, tile by tile."""
+    def _values(self, position: int, planes: Sequence[Values], advance: Advance) -> list[PlaneValues]:
+        """Loss, margin and predicted class on the planes of each batch, made tile by tile."""
         points, subject = self.request.points, self.viewed[position].subject
         height = max(1, _TILE_POINTS // points)
-        tiles = []
-        for start in range(0, points, height):
-            rows, told = range(start, min(start + height, points)), [0]
+        tiles = [range(start, min(start + height, points)) for start in range(0, points, height)]
+        work = [
+            (number, place, rows)
+            for number, part in enumerate(self.batches)
+            for place in range(len(part))
+            for rows in tiles
+        ]
+        told = [0]
 
-            def advanced(done: int, note: str, told: list[int] = told) -> None:
-                told[0] += done
-                advance(done, subject.label)
+        def advanced(done: int, note: str) -> None:
+            told[0] += done
+            advance(done, subject.label)
 
-            def make(rows: range = rows, advanced: Advance = advanced) -> dict[str, Tensor]:
-                found = evaluate_planes(subject.model, plane, label, self.request.grid, rows=rows, advanced=advanced)
-                return {"loss": found.loss, "margin": found.margin, "predicted": found.predicted}
+        def evaluate(number: int, place: int, rows: range) -> Values:
+            part = slice(place, place + 1)
+            plane, labels = self._planes(position, number, planes[number], part), self._batch(number, part)[1]
+            found = evaluate_planes(subject.model, plane, labels, self.request.grid, rows=rows, advanced=advanced)
+            return {"loss": found.loss, "margin": found.margin, "predicted": found.predicted}
 
-            tiles.append(self.files.tiles.get(f"plane-{position}-{name}-{start}", make))
-            advance(len(rows) * points - told[0], subject.label)
-        loss, margins, predicted = (
-            torch.cat([tile[field] for tile in tiles], dim=1) for field in ("loss", "margin", "predicted")
-        )
-        return loss, margins, predicted
+        def told_of() -> Iterator[Values]:
+            units: list[Unit] = [
+                (f"plane-{position}-{number}-{place}-{rows.start}", partial(evaluate, number, place, rows))
+                for number, place, rows in work
+            ]
+            done = 0
+            for (_, _, rows), unit in zip(work, self._each(units), strict=True):
+                done += len(rows) * points
+                advanced(max(0, done - told[0]), "")
+                yield unit
+
+        found = told_of()
+        joined = []
+        for part in self.batches:
+            of_each = [[next(found) for _ in tiles] for _ in part]
+            whole = [{key: torch.cat([tile[key] for tile in one], dim=1) for key in one[0]} for one in of_each]
+            fields = ("loss", "margin", "predicted")
+            joined.append(PlaneValues(*(torch.cat([one[field] for one in whole]) for field in fields)))
+        return joined
 
     def _compared(
-        self,
-        position: int,
-        number: int,
-        planes: Planes,
-        own: Planes,
-        values: PlaneValues,
-        labels: Tensor,
-        named: Tensor,
-        advance: Advance,
-    ) -> dict[str, Tensor]:
-        """The numbers to compare by, and whether each image is ``right`` when clean."""
+        self, position: int, planes: Sequence[Values], values: Sequence[PlaneValues], advance: Advance, number: int
+    ) -> Values:
+        """The numbers to compare the images of a batch by, and whether each is ``right`` when clean."""
         request, subject = self.request, self.viewed[position].subject
-
-        def make() -> dict[str, Tensor]:
-            advance(0, f"{subject.label}: curvature")
-            with evaluating(subject.model), torch.no_grad():
-                logits = subject.model(planes.origins.contiguous(memory_format=torch.channels_last))
-            around = compare_surroundings(
-                subject.model, own, labels, request.settings, numbers=named, seed=request.seed
-            )
-            right = margin(logits, labels) > 0
-            on_plane = compare_planes(subject.model, planes, labels, values, request.grid)
-            return on_plane | around | {"right": right}
-
-        return self.files.tiles.get(f"compared-{position}-{number}", make)
+        images, labels, named = self._batch(number)
+        advance(0, f"{subject.label}: curvature")
+        with evaluating(subject.model), torch.no_grad():
+            logits = subject.model(images.contiguous(memory_format=torch.channels_last))
+        own = self._planes(position, number, planes[number], own=True)
+        around = compare_surroundings(subject.model, own, labels, request.settings, numbers=named, seed=request.seed)
+        drawn = self._planes(position, number, planes[number])
+        on_plane = compare_planes(subject.model, drawn, labels, values[number], request.grid)
+        return on_plane | around | {"right": margin(logits, labels) > 0}
 
 
 class _Result:
@@ -294,15 +321,16 @@ class _Result:
         self,
         stage: _Stage,
         position: int,
-        planes: tuple[Planes, ...],
-        values: tuple[PlaneValues, ...],
-        compared: tuple[dict[str, Tensor], ...],
+        planes: Sequence[Values],
+        values: Sequence[PlaneValues],
+        compared: Sequence[Values],
     ) -> None:
         self.stage, self.values, request = stage, values, stage.request
         self.identity = stage.viewed[position].subject.identity(stage.images.images.name, request.attack)
         self.walkers = [one.subject.label for one in (stage.viewed[:2] if request.shared else [stage.viewed[position]])]
-        self.paths = torch.cat([part.paths.cpu() for part in planes], dim=1).numpy()
-        self.fallback = torch.cat([part.fallback.cpu() for part in planes])
+        drawn = len(stage.viewed) if request.shared else position
+        self.paths = torch.cat([part[f"{drawn}-paths"] for part in planes], dim=1).numpy()
+        self.fallback = torch.cat([part[f"{drawn}-fallback"] for part in planes])
         self.numbers = stage.images.numbers
         self.right = torch.cat([part["right"] for part in compared])
         self.compared = {name: torch.cat([part[name].double() for part in compared]) for name in LANDSCAPE_METRICS}

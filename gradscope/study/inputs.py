@@ -13,7 +13,9 @@ from gradscope.data import sources
 from gradscope.data.image_set import ImageSet, Splits
 from gradscope.errors import GradscopeError
 from gradscope.models.subject import Foreign, Reference, Subject, load_subject, read_references
+from gradscope.results.manifest import provenance
 from gradscope.seeding import generator
+from gradscope.sharing import Team
 
 #: Images where a command that attacks them one by one does not say.
 DEFAULT_SAMPLES = 500
@@ -23,11 +25,13 @@ DEFAULT_SAMPLES = 500
 class Request:
     """What every measuring stage is told.
 
-    ``data`` is what the command says of the data set; the rest is as the checkpoint has it.
+    ``data`` is what the command says of the data set; the rest is as the checkpoint has it. ``devices``: processes, one
+    a device, that share the work, to the same results; where ``torchrun`` has started some, those.
     """
 
     seed: int = 0
     device: str = "auto"
+    devices: int = 1
     data: Mapping[str, Any] = field(default_factory=dict)
     download: bool = False
     overwrite: bool = False
@@ -64,6 +68,11 @@ def resolve_device(name: str) -> torch.device:
 def device_name(device: torch.device) -> str:
     """The device's product name where it has one."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def made_by(team: Team) -> dict[str, Any]:
+    """How a result is made, as the manifest says it: versions, machine, and how many processes share the work."""
+    return provenance(device_name(team.device)) | {"processes": team.size}
 
 
 def choose(test: ImageSet, count: int | None, default: int, seed: int, argument: str) -> Chosen:

@@ -6,17 +6,15 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gradscope.config import PGD
 from gradscope.models.subject import Foreign
 from gradscope.results.landscape import bands
-from gradscope.results.manifest import provenance
 from gradscope.results.rows import BANDS, LANDSCAPE, LANDSCAPE_METRICS, METRICS, PATH, SAMPLES, SUMMARY
 from gradscope.results.stats import METHODS, UNDEFINED, Interval
 from gradscope.results.tables import read_table, write_json, write_table
+from gradscope.sharing import Team
 from gradscope.study.directory import clear
-from gradscope.study.inputs import Chosen, Request, Viewed, describe, device_name
+from gradscope.study.inputs import Chosen, Request, Viewed, describe, made_by
 from gradscope.study.tiles import Tiles
 
 Row = dict[str, Any]
@@ -49,7 +47,7 @@ class LandscapeFiles:
         out: Path,
         request: Landscape,
         foreign: Foreign,
-        device: torch.device,
+        team: Team,
         viewed: Sequence[Viewed],
         chosen: Chosen,
         landscape: Mapping[str, Any],
@@ -67,7 +65,7 @@ class LandscapeFiles:
             "foreign": {"mean": foreign.mean, "std": foreign.std},
             "complete": False,
             "checkpoints": [describe(one.reference, chosen) for one in viewed],
-            "provenance": provenance(device_name(device)),
+            "provenance": made_by(team),
         }
         packages = self.manifest["provenance"]["packages"]
         depends = {
@@ -76,11 +74,11 @@ class LandscapeFiles:
             "checkpoint": [entry["sha256"] or entry["source"] for entry in self.manifest["checkpoints"]],
             "image": chosen.images.fingerprint,
             "normalisation": self.manifest["foreign"],
-            "device": device.type,
+            "device": team.device.type,
             "torch": packages["torch"],
             **(others or {}),
         }
-        self.tiles = Tiles(out, depends, resume=request.resume)
+        self.tiles = Tiles(out, depends, team, resume=request.resume)
 
     def add(self, rows: Rows, seconds: float, facts: Mapping[str, Any]) -> None:
         """Add the rows of the next checkpoint, and ``facts`` on it for the manifest, and write everything."""

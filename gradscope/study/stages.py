@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from gradscope.progress import progress_bar
 from gradscope.report import figures
 from gradscope.results.stats import Interval, wilson_interval
 from gradscope.results.tables import exclusive
+from gradscope.sharing import Team
 from gradscope.study.analysis import Analysis, AnalysisFiles
 from gradscope.study.directory import results_directory
 from gradscope.study.inputs import DEFAULT_SAMPLES, Chosen, choose, read_data, resolve_device
+from gradscope.study.ranks import on_every_rank
 from gradscope.training.hardware import Hardware
 from gradscope.training.loop import state_path, train
 from gradscope.training.phases import MODES, resolve
@@ -131,43 +134,50 @@ def run_analysis(texts: Sequence[str], analysis: Analysis, foreign: Foreign, out
     Every checkpoint is loaded and checked before the first is attacked. The files are rewritten after each attack, so
     what has been measured is on disk.
     """
-    with results_directory(out, overwrite=analysis.overwrite):
-        checked = _check(texts, analysis, foreign)
-        _measure_all(checked, analysis, foreign, out)
-        figures.draw(out)
+    on_every_rank(analysis, partial(_analyze, texts, analysis, foreign, out))
     return out
 
 
-def _check(texts: Sequence[str], analysis: Analysis, foreign: Foreign) -> list[tuple[Reference, Chosen]]:
+def _analyze(texts: Sequence[str], analysis: Analysis, foreign: Foreign, out: Path, team: Team) -> None:
+    with results_directory(out, overwrite=analysis.overwrite) if team.is_first else nullcontext():
+        checked = _check(texts, analysis, foreign, team)
+        _measure_all(checked, analysis, foreign, out, team)
+        if team.is_first:
+            figures.draw(out)
+
+
+def _check(texts: Sequence[str], analysis: Analysis, foreign: Foreign, team: Team) -> list[tuple[Reference, Chosen]]:
     """Every checkpoint with its images, each loaded once to see that it fits them."""
-    device = resolve_device(analysis.device)
     loaded: dict[Data, Splits] = {}
     checked = []
     for reference in read_references(texts, foreign):
         test = read_data(reference, analysis, loaded).test
         chosen = choose(test, analysis.samples, DEFAULT_SAMPLES, analysis.seed, "--samples")
-        load_subject(reference, chosen.images, foreign, device)
+        load_subject(reference, chosen.images, foreign, team.device)
         checked.append((reference, chosen))
     return checked
 
 
-def _measure_all(checked: Sequence[tuple[Reference, Chosen]], analysis: Analysis, foreign: Foreign, out: Path) -> None:
-    device = resolve_device(analysis.device)
-    report = AnalysisFiles(out, analysis, foreign, device)
+def _measure_all(
+    checked: Sequence[tuple[Reference, Chosen]], analysis: Analysis, foreign: Foreign, out: Path, team: Team
+) -> None:
+    report = AnalysisFiles(out, analysis, foreign, team)
     for reference, chosen in checked:
-        subject = load_subject(reference, chosen.images, foreign, device)
+        subject = load_subject(reference, chosen.images, foreign, team.device)
         report.begin(reference, chosen)
         for name, settings in analysis.attacks.items():
             started = time.perf_counter()
-            measured = _measure(subject, chosen, name, settings, analysis, device)
-            report.add(subject.identity(chosen.images.name, name), measured, time.perf_counter() - started)
-    report.complete()
+            measured = _measure(subject, chosen, name, settings, analysis, team)
+            if team.is_first:
+                report.add(subject.identity(chosen.images.name, name), measured, time.perf_counter() - started)
+    if team.is_first:
+        report.complete()
 
 
 def _measure(
-    subject: Subject, chosen: Chosen, attack: str, settings: PGD, analysis: Analysis, device: torch.device
+    subject: Subject, chosen: Chosen, attack: str, settings: PGD, analysis: Analysis, team: Team
 ) -> Trajectory:
-    with progress_bar(f"{subject.label} {attack}", len(chosen.images)) as advance:
+    with progress_bar(f"{subject.label} {attack}", len(chosen.images), visible=team.is_first) as advance:
         return measure_trajectory(
             subject.model,
             chosen.images,
@@ -176,6 +186,7 @@ def _measure(
             numbers=chosen.numbers,
             batch_size=analysis.batch_size,
             seed=analysis.seed,
-            device=device,
+            device=team.device,
+            each=team.each,
             advanced=advance,
         )

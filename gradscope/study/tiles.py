@@ -1,17 +1,21 @@
-"""Finished pieces of a long measurement, kept on disk so that an interrupted one goes on where it stopped."""
+"""Finished pieces of a long measurement, kept on disk so that an interrupted one goes on where it stopped.
+
+How many processes share the measurement may differ from one time to the next.
+"""
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gradscope.errors import GradscopeError
 from gradscope.models.checkpoint import load_weights_only, require_checksums
 from gradscope.results.tables import atomic, write_json
+from gradscope.sharing import Team, Unit, Values
 
 #: Their folder in the directory of results; it is removed when the whole is written.
 FOLDER = ".tiles"
@@ -20,13 +24,21 @@ FOLDER = ".tiles"
 class Tiles:
     """The pieces of one measurement, each a file; ``depends`` is everything that their values depend on.
 
+    The ranks of ``team`` divide them, and see the same folder.
+
     Where ``resume`` is not set, earlier pieces are removed. Where it is, pieces of another measurement raise
     :class:`GradscopeError` that names what differs; a piece that is damaged is made anew.
     """
 
-    def __init__(self, out: Path, depends: Mapping[str, Any], *, resume: bool) -> None:
-        self.folder = out / FOLDER
+    def __init__(self, out: Path, depends: Mapping[str, Any], team: Team, *, resume: bool) -> None:
+        self.folder, self.team = out / FOLDER, team
         self.named = self.folder / "depends.json"
+        if team.is_first:
+            self._begin(out, depends, resume)
+        # No rank keeps a piece before the first has removed those of an earlier run.
+        team.meet()
+
+    def _begin(self, out: Path, depends: Mapping[str, Any], resume: bool) -> None:
         wanted = json.loads(json.dumps(depends, default=str))
         if resume:
             found = self._found()
@@ -46,13 +58,17 @@ class Tiles:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def get(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def each(self, units: Sequence[Unit]) -> Iterator[Values]:
+        """The pieces called so, in order. A rank reads or makes its own, and has the others from theirs."""
+        return self.team.each([(name, partial(self.get, name, make)) for name, make in units])
+
+    def get(self, name: str, make: Callable[[], Values]) -> Values:
         """The piece called ``name``: from its file, or made and kept; its tensors are on the CPU."""
         path = self.folder / f"{name}.pt"
         if path.exists():
             try:
                 require_checksums(path, "--resume")
-                kept: dict[str, Tensor] = load_weights_only(path, "--resume")
+                kept: Values = load_weights_only(path, "--resume")
                 return kept
             except GradscopeError:
                 path.unlink()

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gradscope.attacks.pgd import threat_model
@@ -16,10 +16,10 @@ from gradscope.models.subject import Foreign
 from gradscope.probes.trajectory import usual_batch_size
 from gradscope.progress import Advance, progress_bar
 from gradscope.report import figures
-from gradscope.results.manifest import provenance
 from gradscope.results.rows import TRANSFER, TRANSFER_SAMPLES
 from gradscope.results.stats import METHODS, wilson_interval
 from gradscope.results.tables import write_json, write_table
+from gradscope.sharing import Team, prefixed
 from gradscope.study.directory import clear, resumable_directory
 from gradscope.study.inputs import (
     DEFAULT_SAMPLES,
@@ -28,10 +28,10 @@ from gradscope.study.inputs import (
     Viewed,
     choose,
     describe,
-    device_name,
+    made_by,
     read_all,
-    resolve_device,
 )
+from gradscope.study.ranks import on_every_rank
 from gradscope.study.tiles import Tiles
 
 Row = dict[str, Any]
@@ -54,21 +54,27 @@ def run_transfer(texts: Sequence[str], request: TransferMatrix, foreign: Foreign
     The examples of each checkpoint are kept until all are judged, so that an interrupted run can be resumed.
     """
     check_transfer(len(texts), request)
-    device = resolve_device(request.device)
-    with resumable_directory(out, "transfer", resume=request.resume, overwrite=request.overwrite):
-        viewed, splits = read_all(texts, request, foreign, device, "transfer")
+    on_every_rank(request, partial(_run, texts, request, foreign, out))
+    return out
+
+
+def _run(texts: Sequence[str], request: TransferMatrix, foreign: Foreign, out: Path, team: Team) -> None:
+    with resumable_directory(out, "transfer", team, resume=request.resume, overwrite=request.overwrite):
+        viewed, splits = read_all(texts, request, foreign, team.device, "transfer")
         chosen = choose(splits.test, request.samples, DEFAULT_SAMPLES, request.seed, "--samples")
-        manifest = _manifest(request, foreign, device, viewed, chosen)
-        tiles = Tiles(out, _depends(manifest, chosen, device), resume=request.resume)
-        with progress_bar("transfer", 2 * len(viewed) * len(chosen.images)) as advance:
-            found = _judge(viewed, chosen, request, tiles, device, advance)
+        manifest = _manifest(request, foreign, team, viewed, chosen)
+        tiles = Tiles(out, _depends(manifest, chosen, team), team, resume=request.resume)
+        wanted = 2 * len(viewed) * len(chosen.images)
+        with progress_bar("transfer", wanted, visible=team.is_first) as advance:
+            found = _judge(viewed, chosen, request, tiles, advance)
+        if not team.is_first:
+            return
         clear(out)
         write_table(out / TRANSFER.file, TRANSFER, _rows(found, viewed, chosen, request))
         write_table(out / TRANSFER_SAMPLES.file, TRANSFER_SAMPLES, _sample_rows(found, viewed, chosen, request))
         write_json(out / "manifest.json", manifest | {"complete": True})
         figures.draw(out)
         tiles.remove()
-    return out
 
 
 def check_transfer(models: int, request: TransferMatrix) -> None:
@@ -79,23 +85,21 @@ def check_transfer(models: int, request: TransferMatrix) -> None:
         raise GradscopeError("--epsilon: a number above 0 is allowed in an attack, got 0")
 
 
-def _manifest(
-    request: TransferMatrix, foreign: Foreign, device: torch.device, viewed: Sequence[Viewed], chosen: Chosen
-) -> Row:
+def _manifest(request: TransferMatrix, foreign: Foreign, team: Team, viewed: Sequence[Viewed], chosen: Chosen) -> Row:
     return {
         "kind": "transfer",
         "attacks": {request.attack: request.settings.model_dump()},
-        "batch_size": request.batch_size or usual_batch_size(request.settings, device),
+        "batch_size": request.batch_size or usual_batch_size(request.settings, team.device),
         "seed": request.seed,
         "intervals": METHODS,
         "foreign": {"mean": foreign.mean, "std": foreign.std},
         "complete": False,
         "checkpoints": [describe(one.reference, chosen) for one in viewed],
-        "provenance": provenance(device_name(device)),
+        "provenance": made_by(team),
     }
 
 
-def _depends(manifest: Row, chosen: Chosen, device: torch.device) -> Row:
+def _depends(manifest: Row, chosen: Chosen, team: Team) -> Row:
     return {
         "attack": manifest["attacks"],
         "batch_size": manifest["batch_size"],
@@ -103,7 +107,7 @@ def _depends(manifest: Row, chosen: Chosen, device: torch.device) -> Row:
         "checkpoint": [entry["sha256"] or entry["source"] for entry in manifest["checkpoints"]],
         "image": chosen.images.fingerprint,
         "normalisation": manifest["foreign"],
-        "device": device.type,
+        "device": team.device.type,
         "torch": manifest["provenance"]["packages"]["torch"],
     }
 
@@ -113,26 +117,24 @@ def _judge(
     chosen: Chosen,
     request: TransferMatrix,
     tiles: Tiles,
-    device: torch.device,
     advance: Advance,
 ) -> Transfer:
-    """The examples of each checkpoint, from their file or made, and what every checkpoint makes of them."""
+    """The examples of each checkpoint, from their files or made, and what every checkpoint makes of them."""
+    device = tiles.team.device
     size = request.batch_size or usual_batch_size(request.settings, device)
     shared: Row = {"numbers": chosen.numbers, "seed": request.seed, "device": device, "batch_size": size}
-    examples = {}
-    for place, one in enumerate(viewed):
-        told = [0]
 
-        def advanced(done: int, note: str, one: Viewed = one, told: list[int] = told) -> None:
-            told[0] += done
-            advance(done, f"attacking {one.subject.label}")
+    def examples_of(place: int, one: Viewed) -> Tensor:
+        return make_examples(
+            one.subject.model,
+            chosen.images,
+            request.settings,
+            **shared,
+            each=prefixed(tiles.each, str(place)),
+            advanced=lambda done, note: advance(done, f"attacking {one.subject.label}"),
+        )
 
-        def make(one: Viewed = one, advanced: Advance = advanced) -> dict[str, Tensor]:
-            made = make_examples(one.subject.model, chosen.images, request.settings, **shared, advanced=advanced)
-            return {"examples": made}
-
-        examples[one.subject.label] = tiles.get(f"examples-{place}", make)["examples"]
-        advance(len(chosen.images) - told[0], one.subject.label)
+    examples = {one.subject.label: examples_of(place, one) for place, one in enumerate(viewed)}
     models = {one.subject.label: one.subject.model for one in viewed}
     return transfer(
         models,
@@ -140,6 +142,7 @@ def _judge(
         examples,
         threat_model(request.settings),
         **shared,
+        each=tiles.team.each,
         advanced=lambda done, target: advance(done, f"judging on {target}"),
     )
 

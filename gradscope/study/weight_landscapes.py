@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,8 +40,9 @@ from gradscope.report import figures
 from gradscope.results.rows import LANDSCAPE, PATH, SUMMARY
 from gradscope.results.stats import Interval, jackknife_interval, wilson_interval
 from gradscope.seeding import generator
+from gradscope.sharing import Team, Unit, Values
 from gradscope.study.directory import resumable_directory
-from gradscope.study.inputs import Chosen, Viewed, choose, read_all, resolve_device
+from gradscope.study.inputs import Chosen, Viewed, choose, read_all
 from gradscope.study.landscapes import (
     Landscape,
     LandscapeFiles,
@@ -48,6 +50,7 @@ from gradscope.study.landscapes import (
     Rows,
     summary_row,
 )
+from gradscope.study.ranks import on_every_rank
 
 #: Images where the command does not say.
 DEFAULT_IMAGES = 256
@@ -109,28 +112,33 @@ def run_weight_landscape(texts: Sequence[str], request: WeightLandscape, foreign
     Finished tiles are kept until all is done, so that an interrupted run can be resumed, to the same files.
     """
     check_weight_landscape(request, len(texts), foreign)
-    device = resolve_device(request.device)
-    with resumable_directory(out, "landscape", resume=request.resume, overwrite=request.overwrite):
+    on_every_rank(request, partial(_run, texts, request, foreign, out))
+    return out
+
+
+def _run(texts: Sequence[str], request: WeightLandscape, foreign: Foreign, out: Path, team: Team) -> None:
+    with resumable_directory(out, "landscape", team, resume=request.resume, overwrite=request.overwrite):
         named = texts if request.towards is None else [*texts, request.towards]
-        viewed, splits = read_all(named, request, foreign, device, "landscape")
+        viewed, splits = read_all(named, request, foreign, team.device, "landscape")
         other = viewed.pop() if request.towards is not None else None
         planes = [_plane(one, other, request) for one in viewed]
         images = choose(splits.test, request.images, DEFAULT_IMAGES, request.seed, "--images")
-        custom = None if request.metric is None else _custom(request.metric, images, viewed, device)
+        custom = None if request.metric is None else _custom(request.metric, images, viewed, team.device)
         files = LandscapeFiles(
-            *(out, request, foreign, device, viewed, images),
+            *(out, request, foreign, team, viewed, images),
             _described(request, other, len(images.images)),
             {} if request.settings is None else {request.attack: request.settings},
             {"direction": _digest(planes)},
         )
-        stage = _Stage(request, images, splits.train, custom, files, device)
-        with progress_bar("landscape", sum(len(plane.axes[0]) * len(plane.axes[1]) for plane in planes)) as advance:
+        stage = _Stage(request, images, splits.train, custom, files, team)
+        points = sum(len(plane.axes[0]) * len(plane.axes[1]) for plane in planes)
+        with progress_bar("landscape", points, visible=team.is_first) as advance:
             for position, (one, plane) in enumerate(zip(viewed, planes, strict=True)):
                 stage.measure(position, one, plane, advance)
-        files.complete()
-        figures.draw(out)
-        files.tiles.remove()
-    return out
+        if team.is_first:
+            files.complete()
+            figures.draw(out)
+            files.tiles.remove()
 
 
 def check_weight_landscape(request: WeightLandscape, checkpoints: int, foreign: Foreign) -> None:
@@ -250,9 +258,9 @@ class _Stage:
         train: ImageSet,
         custom: Custom | None,
         files: LandscapeFiles,
-        device: torch.device,
+        team: Team,
     ) -> None:
-        self.request, self.images, self.files, self.device = request, images, files, device
+        self.request, self.images, self.files, self.team, self.device = request, images, files, team, team.device
         norm_batches: list[Tensor] = []
         if request.reestimate:
             drawn = torch.randperm(len(train), generator=generator(request.seed, "batch norm"))[:NORM_IMAGES]
@@ -262,9 +270,9 @@ class _Stage:
                 raise GradscopeError(
                     f"--batch-norm: at least 2 training images are needed, {train.name} has {len(train)}"
                 )
-            norm_batches = [train.batch(part, device)[0] for part in drawn.split(size) if len(part) == size]
+            norm_batches = [train.batch(part, self.device)[0] for part in drawn.split(size) if len(part) == size]
         self.measures = Measures(
-            *(images.images, images.numbers, device),
+            *(images.images, images.numbers, self.device),
             attack=request.settings,
             seed=request.seed,
             reestimate=norm_batches,
@@ -277,29 +285,48 @@ class _Stage:
         label, model = one.subject.label, one.subject.model
         width = len(plane.axes[1])
         height = max(1, _TILE_POINTS // width)
+        rows = [plane.axes[0][start : start + height] for start in range(0, len(plane.axes[0]), height)]
+        units: list[Unit] = []
+        told = [0]
+
+        def advanced(done: int, note: str) -> None:
+            told[0] += done
+            advance(done, label)
+
+        def evaluate(along: Tensor) -> Values:
+            return self._evaluate(model, plane, (along, plane.axes[1]), advanced)
+
+        for number, along in enumerate(rows):
+            units.append((f"rows-{position}-{number * height}", partial(evaluate, along)))
+        # Of all images at once, so one rank's: the products' sums round otherwise where they are added in parts.
+        units.append((f"compared-{position}", lambda: self._compared(model, advance, label)))
         tiles = []
-        for start in range(0, len(plane.axes[0]), height):
-            axes, told = (plane.axes[0][start : start + height], plane.axes[1]), [0]
-
-            def advanced(done: int, note: str, told: list[int] = told) -> None:
-                told[0] += done
-                advance(done, label)
-
-            def make(axes: tuple[Tensor, Tensor] = axes, advanced: Advance = advanced) -> dict[str, Tensor]:
-                found = evaluate_plane(model, plane.first, plane.second, axes, self.measures, advanced=advanced)
-                return {name: torch.from_numpy(values) for name, values in found.items()}
-
-            tiles.append(self.files.tiles.get(f"rows-{position}-{start}", make))
-            advance(len(axes[0]) * width - told[0], label)
+        for number, tile in enumerate(self.files.tiles.each(units)):
+            tiles.append(tile)
+            done = sum(len(along) for along in rows[: number + 1]) * width
+            advanced(max(0, done - told[0]), "")
+        *tiles, compared = tiles
+        if not self.team.is_first:
+            return
+        failures = [bytes(tile.pop("failure").tolist()).decode() for tile in tiles if "failure" in tile]
         found = {name: torch.cat([tile[name] for tile in tiles]) for name in tiles[0]}
-        compared = self.files.tiles.get(f"compared-{position}", lambda: self._compared(model, advance, label))
         identity = one.subject.identity(self.images.images.name, self.request.attack)
         normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
         keeps = normed and self.request.towards is not None and not self.request.reestimate
-        result = _Result(identity, plane, found, compared, self.measures, keeps)
+        result = _Result(identity, plane, found, compared, self.measures, failures, keeps)
         self.files.add(result.rows(), time.perf_counter() - started, result.facts())
 
-    def _compared(self, model: nn.Module, advance: Advance, label: str) -> dict[str, Tensor]:
+    def _evaluate(self, model: nn.Module, plane: Plane, axes: tuple[Tensor, Tensor], advanced: Advance) -> Values:
+        """What is measured on a part of the plane; where the metric fails, also why it does first, as ``failure``."""
+        custom = self.measures.custom
+        before = len(custom.failures) if custom else 0
+        found = evaluate_plane(model, plane.first, plane.second, axes, self.measures, advanced=advanced)
+        values = {name: torch.from_numpy(value) for name, value in found.items()}
+        for failure in custom.failures[before : before + 1] if custom else ():
+            values["failure"] = torch.tensor(list(failure.encode()), dtype=torch.uint8)
+        return values
+
+    def _compared(self, model: nn.Module, advance: Advance, label: str) -> Values:
         """The sums at the weights themselves, and the curvature: of all images and of each group of them."""
         advance(0, f"{label}: curvature")
         zero = torch.zeros(1, dtype=torch.float64)
@@ -335,10 +362,14 @@ class _Result:
         found: Mapping[str, Tensor],
         compared: Mapping[str, Tensor],
         measures: Measures,
+        failures: Sequence[str],
         keeps_norms: bool,
     ) -> None:
-        """``keeps_norms``: the way leads to another checkpoint, but batch norm's statistics stay behind."""
+        """``failures``: why the metric failed, first of all and later; ``keeps_norms``: the way leads to another
+        checkpoint, but batch norm's statistics stay behind.
+        """
         self.identity, self.plane, self.found, self.compared, self.measures = identity, plane, found, compared, measures
+        self.failures = failures
         self.keeps_norms = keeps_norms
 
     def rows(self) -> Rows:
@@ -349,8 +380,8 @@ class _Result:
     def facts(self) -> Row:
         """What the manifest says of it: points at which the metric failed, and what the directions explain."""
         failed = int(self.found["custom"].isnan().sum()) if "custom" in self.found else None
-        why = self.measures.custom.failures[:1] if self.measures.custom else []
-        facts: Row = {} if failed is None else {"custom_failed": failed, "custom_failure": why[0] if why else None}
+        why = next(iter(self.failures), None)
+        facts: Row = {} if failed is None else {"custom_failed": failed, "custom_failure": why}
         if self.plane.explained is not None:
             facts["explained"] = self.plane.explained
         if self.keeps_norms:

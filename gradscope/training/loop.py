@@ -16,7 +16,6 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import ProcessRaisedException
 
 from gradscope.config import Phase, Training
 from gradscope.data import augment
@@ -75,30 +74,22 @@ def train(
     ensure_writable(out.parent)
     if resume and out.exists() and not state_path(out).exists():
         raise GradscopeError(f"--resume: {out} is complete; nothing is left to do")
-    fabric = hardware.fabric(training.precision)
     begin: Checkpoint | None = None
     if initial is not None:
         begin = load(initial)
         training = training.model_copy(update={"initial": hashlib.sha256(initial.read_bytes()).hexdigest()})
-    try:
-        fabric.launch(
-            partial(
-                _run,
-                training=training,
-                train_set=train_set,
-                out=out,
-                resume=resume,
-                keep_epochs=keep_epochs,
-                initial=begin,
-            )
-        )
-    except ProcessRaisedException as error:
-        # A process started for the run failed; of its report only our own one-line errors are for the user.
-        last_line = str(error).strip().splitlines()[-1]
-        name, separator, message = last_line.partition(": ")
-        if separator and name.endswith(GradscopeError.__name__):
-            raise GradscopeError(message) from None
-        raise
+    hardware.launch(
+        training.precision,
+        partial(
+            _run,
+            training=training,
+            train_set=train_set,
+            out=out,
+            resume=resume,
+            keep_epochs=keep_epochs,
+            initial=begin,
+        ),
+    )
     return load(out)
 
 

@@ -126,7 +126,10 @@ def test_an_interrupted_battery_goes_on_where_it_stopped(convolutional, image_se
     threat = ThreatModel("linf", 0.02)
 
     def run(get):
-        return run_battery(convolutional, image_set, names, threat, TINY, keep_images=True, batch_size=8, get=get)
+        def each(units):
+            return (get(name, make) for name, make in units)
+
+        return run_battery(convolutional, image_set, names, threat, TINY, keep_images=True, batch_size=8, each=each)
 
     straight = Kept()
     expected = run(straight.get)

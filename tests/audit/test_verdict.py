@@ -16,6 +16,7 @@ from gradscope.config import Budget
 from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
 from gradscope.results.rows import AUDIT
+from gradscope.sharing import alone
 
 THREAT = ThreatModel("linf", 0.1)
 WEAK = Budget(steps=1, step_size=0.02, restarts=1, smoothing=1, queries=10, draws=2)
@@ -190,18 +191,19 @@ def test_an_interrupted_audit_goes_on_where_it_was(plain, images):
         pass
 
     def until(most):
-        def get(name, make):
-            if name not in kept:
-                if len(kept) == most:
-                    raise Interrupted
-                kept[name] = make()
-            return kept[name]
+        def each(units):
+            for name, make in units:
+                if name not in kept:
+                    if len(kept) == most:
+                        raise Interrupted
+                    kept[name] = make()
+                yield kept[name]
 
-        return get
+        return each
 
     with pytest.raises(Interrupted):
-        audit(plain, images, get=until(9))
-    resumed = audit(plain, images, get=until(math.inf))
+        audit(plain, images, each=until(9))
+    resumed = audit(plain, images, each=until(math.inf))
     assert resumed.to_json() == audit(plain, images).to_json()
 
 
@@ -218,7 +220,7 @@ def test_a_weak_attack_is_inconclusive(plain, images):
         seed=0,
         device=torch.device("cpu"),
         batch_size=32,
-        get=lambda name, make: make(),
+        each=alone,
         advanced=lambda count, note: None,
     )
     verdict, causes, reason = judge(evidence, check(evidence))

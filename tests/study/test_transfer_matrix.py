@@ -76,24 +76,27 @@ def test_the_papers_attack_leaves_the_box(trained: list[str], tmp_path: Path) ->
 def test_an_interrupted_run_is_resumed_to_the_same_files(
     trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = transferred(trained, tmp_path / "whole")
-    make, calls = stage.make_examples, []
+    whole = transferred(trained, tmp_path / "whole", batch_size=16)
+    get, made = stage.Tiles.get, []
 
-    def interrupted(*arguments: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return make(*arguments, **options)
+    def interrupted(self: Any, name: str, make: Any) -> Any:
+        def counted() -> Any:
+            made.append(name)
+            if len(made) == 4:
+                raise KeyboardInterrupt
+            return make()
 
-    monkeypatch.setattr(stage, "make_examples", interrupted)
+        return get(self, name, counted)
+
+    monkeypatch.setattr(stage.Tiles, "get", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        transferred(trained, tmp_path / "out")
+        transferred(trained, tmp_path / "out", batch_size=16)
     with pytest.raises(GradscopeError, match=r"unfinished transfer; --resume continues it"):
-        transferred(trained, tmp_path / "out")
+        transferred(trained, tmp_path / "out", batch_size=16)
     with pytest.raises(GradscopeError, match=r"--resume: .* was begun with another checkpoint"):
-        transferred(trained[::-1], tmp_path / "out", resume=True)
-    out = transferred(trained, tmp_path / "out", resume=True)
-    assert len(calls) == 3
+        transferred(trained[::-1], tmp_path / "out", batch_size=16, resume=True)
+    out = transferred(trained, tmp_path / "out", batch_size=16, resume=True)
+    assert len(made) == len(set(made)) + 1, "what was kept is not made again"
     for table in (TRANSFER, TRANSFER_SAMPLES):
         assert (out / table.file).read_bytes() == (whole / table.file).read_bytes()
     assert not (out / ".tiles").exists()
