@@ -20,7 +20,6 @@ import gradscope
 from gradscope.errors import GradscopeError
 from gradscope.study.execution import failed, perform
 from gradscope.study.kinds import Job
-from gradscope.study.plan import TrainTask
 from gradscope.study.records import Record
 
 #: How often a stage whose worker is lost is begun again.
@@ -82,7 +81,7 @@ class RayEngine:
     def submit(self, job: Job) -> None:
         """Make a task of a job, with what it asks for."""
         threads = job.threads or torch.get_num_threads()
-        cpus, gpus = threads * _processes(job), self._gpus(job)
+        cpus, gpus = threads * job.stage.resources.devices, self._gpus(job)
         self._require_a_node(job, cpus, gpus)
         task = self.ray.remote(perform).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES, name=job.stage.label)
         self._running[task.remote(replace(job, threads=threads))] = job
@@ -92,7 +91,7 @@ class RayEngine:
         if job.stage.resources.gpus is not None:
             return job.stage.resources.gpus
         takes_gpus = self.ray.cluster_resources().get("GPU") if job.device == "auto" else job.device == "cuda"
-        return float(_processes(job)) if takes_gpus else 0.0
+        return float(job.stage.resources.devices) if takes_gpus else 0.0
 
     def _require_a_node(self, job: Job, cpus: int, gpus: float) -> None:
         """Ray would wait for a machine that never comes."""
@@ -117,11 +116,6 @@ class RayEngine:
     def close(self) -> None:
         """Leave the cluster, or end this machine's own."""
         self.ray.shutdown()
-
-
-def _processes(job: Job) -> int:
-    """How many processes share the stage: training alone can be shared."""
-    return job.stage.resources.devices if isinstance(job.stage.task, TrainTask) else 1
 
 
 def _require_an_answer(address: str) -> None:
