@@ -32,5 +32,5 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,timm]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,timm,cluster]'
 	touch $@
