@@ -222,12 +222,13 @@ def test_ctrl_c_leaves_no_worker(ray: Any, tmp_path: Path) -> None:
         start_new_session=True,
     )
     try:
-        assert wait_until(lambda: any(tmp_path.glob("checkpoints/*.resume")), 60)
+        assert wait_until(lambda: any(tmp_path.glob("checkpoints/*.resume")), 180)
         assert len(marked(str(tmp_path))) > 1
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         _, complaint = process.communicate(timeout=60)
     finally:
         process.kill()
+        process.communicate()
     assert process.returncode == 130
     assert re.fullmatch(r"gradscope: interrupted; .*the same command\)\n", complaint)
     assert wait_until(lambda: not marked(str(tmp_path)), 10), marked(str(tmp_path))
