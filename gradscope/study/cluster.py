@@ -6,6 +6,7 @@ stage whose worker is lost is begun again by Ray, elsewhere if need be, and goes
 
 import logging
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -36,6 +37,9 @@ try:
 except Exception as error:
     print(" ".join(str(error).split()) or type(error).__name__)
 """
+#: What Ray logs where a cluster wants a token that this process does not show, and what is to be done.
+_NO_TOKEN = b"InvalidAuthToken"
+_TOKEN_NEEDED = "it asks for a token; set RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token"
 #: Variables of this process that workers need to read the same code and images.
 _PASSED_ON = ("GRADSCOPE_CACHE", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
 
@@ -49,6 +53,8 @@ class RayEngine:
     name = "ray"
 
     def __init__(self, address: str | None, device: str) -> None:
+        if address is None:
+            _guard_the_own_cluster()
         self.ray = _import_ray()
         self.device = device
         self._running: dict[Any, Job] = {}
@@ -72,7 +78,7 @@ class RayEngine:
                 runtime_env={"env_vars": passed_on},
                 **options,
             )
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:
+        except Exception as error:  # a machine that is too busy to start it in time is no more than that to Ray
             reason = " ".join(str(error).split()) or type(error).__name__
             if address is not None:
                 raise _no_cluster(address, reason) from None
@@ -139,19 +145,31 @@ def _require_ray(address: str) -> None:
         told = subprocess.run(
             [sys.executable, "-c", _QUESTION, address],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            capture_output=True,
             text=True,
             timeout=_LONG_PATIENCE,
         )
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as error:
+        if _NO_TOKEN in (error.stderr or b""):
+            raise _no_cluster(address, _TOKEN_NEEDED) from None
         raise _no_cluster(address, f"nothing that Ray knows within {_LONG_PATIENCE:g} s") from None
     if told.returncode or told.stdout:
-        raise _no_cluster(address, told.stdout.strip() or f"exit code {told.returncode}") from None
+        reason = _TOKEN_NEEDED if _NO_TOKEN.decode() in told.stderr else told.stdout.strip()
+        raise _no_cluster(address, reason or f"exit code {told.returncode}")
 
 
 def _no_cluster(address: str, reason: str) -> GradscopeError:
     return GradscopeError(f"--address: no Ray cluster at {address!r} answers: {reason}")
+
+
+def _guard_the_own_cluster() -> None:
+    """Give it a token of its own: Ray would leave one in the home directory, which other clusters then ask for.
+
+    Ray reads these variables as it is imported.
+    """
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _import_ray() -> Any:
