@@ -1,7 +1,7 @@
 """C9: what training took, from the configurations and histories of the checkpoints. Nothing of it is sampled."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from gradscope.claims.effects import Effect
@@ -44,13 +44,18 @@ def _ratio(group: Group, asked: Question, cost: Cost, lacking: str, unit: str, r
     if not seeds:
         return group.untested(asked, lacking)
     ratios = tuple(one[seed] / other[seed] for seed in seeds)
-    effect = Effect(sum(ratios) / len(ratios), UNDEFINED, ratios, None, 0)
-    means = [sum(of[seed] for seed in seeds) / len(seeds) for of in (one, other)]
+    means = [_geometric_mean([of[seed] for seed in seeds]) for of in (one, other)]
     said = f"rl {means[0]:.6g}, sl {means[1]:.6g} {unit} ({remark})"
-    return _counted(group, asked, effect, said)
+    return _counted(group, asked, ratios, said)
 
 
-def _counted(group: Group, asked: Question, effect: Effect, said: str) -> Finding:
+def _geometric_mean(values: Sequence[float]) -> float:
+    """Of positive values; that of ratios is the ratio of those of their parts."""
+    return math.exp(sum(math.log(value) for value in values) / len(values))
+
+
+def _counted(group: Group, asked: Question, ratios: Sequence[float], said: str) -> Finding:
+    effect = Effect(_geometric_mean(ratios), UNDEFINED, tuple(ratios), None, 0, scale="ratio")
     return replace(group.judged(asked, effect, said, _MODES), exact=True)
 
 
@@ -68,8 +73,11 @@ def _one_machine(group: Group) -> bool:
 
 
 def _catching_up(group: Group, asked: Question, lacking: str) -> Finding:
-    """At each seed the first epoch at which RL validates at least as well as SL ever did, over SL's own."""
-    ratios, said = [], []
+    """At each seed the first epoch at which RL validates at least as well as SL ever did, over SL's own.
+
+    Where RL never does, its own length stands for it: a lower bound, which says nothing where it is not above 1.
+    """
+    ratios, said, too_short = [], [], []
     for seed in sorted(group.courses("rl").keys() & group.courses("sl").keys()):
         one, other = (group.courses(mode)[seed].history for mode in _MODES)
         if one is None or other is None or one.empty or other.empty:
@@ -78,11 +86,13 @@ def _catching_up(group: Group, asked: Question, lacking: str) -> Finding:
         took = int(other["epoch"][other["validation_accuracy"] >= best].iloc[0])
         reached = one["epoch"][one["validation_accuracy"] >= best]
         if reached.empty:
-            said.append(f"sl {100 * best:.1f} % after {took}, rl never in {len(one)} epochs")
+            said.append(f"sl {100 * best:.1f} % after {took}, rl not in its {len(one)}, a lower bound")
+            too_short += [seed] if len(one) <= took else []
         else:
             said.append(f"sl {100 * best:.1f} % after {took}, rl after {int(reached.iloc[0])}")
-        ratios.append(math.inf if reached.empty else int(reached.iloc[0]) / took)
+        ratios.append((len(one) if reached.empty else int(reached.iloc[0])) / took)
     if not ratios:
         return group.untested(asked, lacking)
-    effect = Effect(sum(ratios) / len(ratios), UNDEFINED, tuple(ratios), None, 0)
-    return _counted(group, asked, effect, "; ".join(said))
+    if too_short:
+        return group.untested(asked, f"{'; '.join(said)}: train rl for longer")
+    return _counted(group, asked, ratios, "; ".join(said))

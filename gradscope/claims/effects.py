@@ -35,7 +35,7 @@ class Effect:
     """A difference as measured. ``levels``: the two it is the difference of. ``seeds``: the effect at each seed.
 
     ``p_value`` is None where no test belongs to it. ``undefined`` images were left out of the ``n``, which the
-    difference is undefined for.
+    difference is undefined for. ``scale`` decides over seeds: rates end at -1 and 1, ratios are taken in logarithms.
     """
 
     value: float
@@ -45,13 +45,18 @@ class Effect:
     n: int
     undefined: int = 0
     levels: tuple[float, float] | None = None
+    scale: Scale | Literal["ratio"] = "mean"
 
     @property
     def over_seeds(self) -> Interval:
-        """Student t interval of the mean effect over seeds; undefined with fewer than two."""
+        """Student t interval of the mean over seeds, of ratios of the geometric mean; undefined with fewer than two."""
         if len(self.seeds) < 2 or not np.isfinite(self.seeds).all():
             return UNDEFINED
-        return mean_interval(float(np.mean(self.seeds)), float(np.std(self.seeds, ddof=1)), len(self.seeds))
+        seeds = np.log(self.seeds) if self.scale == "ratio" else np.asarray(self.seeds)
+        interval = mean_interval(float(np.mean(seeds)), float(np.std(seeds, ddof=1)), len(seeds))
+        if self.scale == "ratio":
+            return Interval(math.exp(interval.low), math.exp(interval.high))
+        return interval.within(-1, 1) if self.scale == "rate" else interval
 
 
 def matched(
@@ -126,7 +131,8 @@ def difference(pairs: Sequence[Pair], scale: Scale, bound: float = 0.0) -> Effec
         interval = interval.within(-1, 1) if scale == "rate" else interval
         p = mean_test(mean, std, n, bound)
     undefined = int((~defined).sum())
-    return Effect(float(centre(image)), interval, seeds, None if math.isnan(p) else p, n, undefined, (one, other))
+    p_value = None if math.isnan(p) else p
+    return Effect(float(centre(image)), interval, seeds, p_value, n, undefined, (one, other), scale)
 
 
 def _minus(one: Values, other: Values) -> Array:
@@ -168,7 +174,8 @@ def between_groups(seeds: Sequence[tuple[Array, Array]]) -> Effect:
             for group in range(_GROUPS)
         ]
         interval = UNDEFINED if np.isnan(left_out).any() else jackknife_interval(value, left_out).within(-1, 1)
-    return Effect(value, interval, tuple(one for one in each if not math.isnan(one)), None, n, levels=shares)
+    seeds_apart = tuple(one for one in each if not math.isnan(one))
+    return Effect(value, interval, seeds_apart, None, n, levels=shares, scale="rate")
 
 
 def _group_shares(holds: Array, member: Array) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 
 import pandas as pd
 
@@ -232,17 +232,21 @@ class Group:
                 said.append(f"of several {mode} checkpoints {taken} was taken, not {', '.join(passed)}")
         return said
 
-    def everything(self, *models: Model) -> tuple[list[Measured], list[str]]:
+    def everything(self, *models: Model, widest: bool = False) -> tuple[list[Measured], list[str]]:
         """For each of ``models`` whether an image stands clean and under every attack measured on all of them alike.
 
         The attacks stay in the box and in the group's ball: those of analyses at the last iterate and at the worst, of
-        batteries (also those in a cascade), and examples made on other models. The images are the largest set that
-        one attack was tried on; the attacks those that were tried on all of it. The second list names them.
+        batteries (also those in a cascade), and examples made on other models. The images are those that every one of
+        them was tried on; with ``widest``, or where there are none, the largest set that one attack was tried on, and
+        the attacks those that were tried on all of it. The second list names the attacks.
         """
         tried = [self._tried(model) for model in models]
         alike = [key for key in tried[0] if all(key in one for one in tried)]
         images = {key: shared([one[key] for one in tried]) for key in alike}
-        base = max((images[key] for key in alike if key[0] != "examples" and key[1] != CLEAN), key=len, default=())
+        attacks = [images[key] for key in alike if key[1] != CLEAN]
+        largest = max((images[key] for key in alike if key[0] != "examples" and key[1] != CLEAN), key=len, default=())
+        common = reduce(pd.Index.intersection, attacks) if attacks else pd.Index([])
+        base = largest if widest or not len(common) or not len(largest) else common.sort_values()
         alike = [key for key in alike if len(base) and images[key].isin(base).sum() == len(base)]
         names = list(dict.fromkeys(key[1] for key in alike if key[1] != CLEAN))
         standing = []

@@ -204,6 +204,7 @@ def h6(group: Group) -> Iterator[Finding]:
     if not found:
         asked = Question("H6", f"accuracy under pgd-paper, sl with its logits multiplied - sl ({group.ball})", ABOVE)
         lacking = (
-            "no copy of sl with larger logits, or of rl with smaller ones, in the study; a recipe's `scale` makes them"
+            "no copy of sl with larger logits, or of rl with smaller ones, was measured; a recipe's `scale` makes them "
+            'and a measurement with models = ["*"] takes them in'
         )
         yield group.untested(asked, group.absent("sl") or lacking)

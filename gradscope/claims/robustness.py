@@ -38,7 +38,7 @@ def c1(group: Group) -> Iterator[Finding]:
     paper = next((figure for name, figure in _C1.items() if group.dataset.startswith(name)), _EVERYWHERE)
     for attack in ("pgd-paper", "pgd"):
         yield _under(group, "C1", ("rl", "sl"), attack, paper)
-    yield under_everything(group, "C1", ("rl", "sl"), paper)
+    yield from under_everything(group, "C1", ("rl", "sl"), paper)
 
 
 def c2(group: Group) -> Iterator[Finding]:
@@ -51,7 +51,7 @@ def c2(group: Group) -> Iterator[Finding]:
 
 def c7(group: Group) -> Iterator[Finding]:
     """Transfer both ways, over all images and over those both models have right, and the other's against the own."""
-    for attack in ("pgd-paper", "pgd", ANY):
+    for attack in _that_made_examples(group):
         yield from _both_ways(group, attack)
         yield _on_own(group, attack)
 
@@ -68,9 +68,16 @@ def c8(group: Group) -> Iterator[Finding]:
         test = _under(group, "C8", modes, attack, "")
         if attack not in _ASKED and test.effect is not None:
             yield test
-    for attack in ("pgd-paper", "pgd", ANY):
+    for attack in _that_made_examples(group):
         yield _on_examples(group, modes, attack)
-    yield under_everything(group, "C8", modes, "")
+    yield from under_everything(group, "C8", modes, "")
+
+
+def _that_made_examples(group: Group) -> list[str]:
+    """Of which attacks' examples is asked; of all together where there are more than one, else it is the same test."""
+    models = [model for seeds in group.models.values() for model in seeds.values()]
+    made = {one.attack for model in models for one in group.of(model) if one.kind == "transfer" and one.source}
+    return ["pgd-paper", "pgd", *([ANY] if made - {"pgd-paper", "pgd"} or len(made) > 1 else [])]
 
 
 def _under(group: Group, claim: str, modes: tuple[str, str], attack: str, paper: str) -> Finding:
@@ -82,23 +89,48 @@ def _under(group: Group, claim: str, modes: tuple[str, str], attack: str, paper:
     return group.compare(Question(claim, statistic, ABOVE, paper=paper), modes, (pick, pick), lacking)
 
 
-def under_everything(group: Group, claim: str, modes: tuple[str, str], paper: str) -> Finding:
-    """The two modes' share of images that stand clean and under every attack measured on both."""
+def under_everything(group: Group, claim: str, modes: tuple[str, str], paper: str) -> Iterator[Finding]:
+    """The two modes' share of images that stand clean and under every attack measured on both.
+
+    Once on the images that all attacks were tried on, and, where there are more, on most images with fewer attacks.
+    """
     one, other = modes
-    statistic = f"accuracy under every attack measured on both, {one} - {other} ({group.ball})"
-    asked = Question(claim, statistic, ABOVE, paper=paper)
+    asked = Question(
+        claim, f"accuracy under every attack measured on both, {one} - {other} ({group.ball})", ABOVE, paper=paper
+    )
     absent = group.absent(*modes)
     if absent:
-        return group.untested(asked, absent)
+        yield group.untested(asked, absent)
+        return
+    pairs = _standing(group, modes, widest=False)
+    if not pairs:
+        yield group.untested(asked, f"no attack that stays in the box was run on both; {_ALL}")
+        return
+    yield _stand(group, asked, modes, pairs)
+    widest = _standing(group, modes, widest=True)
+    if _attacks(widest) != _attacks(pairs):
+        statistic = f"the same, under the attacks that were tried on most images, {one} - {other} ({group.ball})"
+        yield _stand(group, replace(asked, statistic=statistic), modes, widest)
+
+
+def _standing(group: Group, modes: tuple[str, str], *, widest: bool) -> dict[int, tuple[Measured, Measured]]:
+    one, other = modes
     standing: tuple[dict[int, list[Measured]], dict[int, list[Measured]]] = ({}, {})
     for seed in set(group.models[one]) & set(group.models[other]):
-        found, _ = group.everything(group.models[one][seed], group.models[other][seed])
+        found, _ = group.everything(group.models[one][seed], group.models[other][seed], widest=widest)
         for side, measured in zip(standing, found, strict=False):
             side[seed] = [measured]
-    pairs = matched(*standing)
-    if not pairs:
-        return group.untested(asked, f"no attack that stays in the box was run on both; {_ALL}")
-    attacks = next(iter(pairs.values()))[0].settings.split("; ")
+    return matched(*standing)
+
+
+def _attacks(pairs: Mapping[int, tuple[Measured, Measured]]) -> list[str]:
+    return next(iter(pairs.values()))[0].settings.split("; ")
+
+
+def _stand(
+    group: Group, asked: Question, modes: tuple[str, str], pairs: Mapping[int, tuple[Measured, Measured]]
+) -> Finding:
+    attacks = _attacks(pairs)
     test = group.tested(asked, paired(list(pairs.values())), modes, modes)
     remarks = [f"{len(attacks)} attack{'s' * (len(attacks) > 1)}: {', '.join(attacks)}", *_audits(group, modes)]
     return replace(test, remarks=(*remarks, *test.remarks))

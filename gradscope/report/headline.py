@@ -83,10 +83,17 @@ def _verdict(one: AuditOf) -> Verdict:
 def _claims(contents: Contents) -> list[str]:
     if contents.claims is None or contents.claims.empty:
         return []
-    counted = contents.claims["verdict"].value_counts(sort=False)
-    said = ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
-    statements = contents.claims["claim"].nunique()
-    return [f"Of {len(contents.claims)} tests of {statements} claims: {said}."]
+    of_paper = contents.claims["claim"].str.startswith("C")
+    notes = []
+    for tests, whose in (
+        (contents.claims[of_paper], "the paper's {} claims"),
+        (contents.claims[~of_paper], "the {} statements that the attack's arithmetic explains them"),
+    ):
+        if len(tests):
+            counted = tests["verdict"].value_counts(sort=False)
+            said = ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
+            notes.append(f"Of {len(tests)} tests of {whose.format(tests['claim'].nunique())}: {said}.")
+    return notes
 
 
 def _arithmetic(found: Sequence[Model]) -> list[str]:

@@ -165,7 +165,7 @@ class LandscapeOptions(_Gradient):
     points: int = 51
     span: float | None = None
     images: int | None = None
-    index: tuple[int, ...] = ()
+    index: Annotated[tuple[int, ...], BeforeValidator(_split)] = ()
     right: bool = False
     plane: Literal["own", "shared"] = "own"
     line: bool = False

@@ -163,6 +163,17 @@ def _scale(job: Job, resume: bool) -> str:
     return f"logits of {task.source} times {float(factor):.4g}"
 
 
+def _is_copy(job: Job) -> bool:
+    """Whether what lies there is a copy of this name, as this stage makes one: it costs nothing to make it anew."""
+    task = job.stage.task
+    assert isinstance(task, ScaleTask)
+    try:
+        found = load(job.out)
+    except GradscopeError:
+        return False
+    return found.mode == task.name and "logit_factor" in found.config
+
+
 # --- models are measured ---
 
 
@@ -234,7 +245,7 @@ def _remove_report(out: Path) -> None:
 #: Every kind of stage by name. Claims and report may replace what no record knows: `gradscope report` writes one, too.
 KINDS: dict[str, Kind] = {
     "train": Kind(_train, _model_files, _remove_model, _is_complete),
-    "scale": Kind(_scale, _model_files, _remove_model),
+    "scale": Kind(_scale, _model_files, _remove_model, _is_copy),
     "measure": Kind(_measure, _result_files, _remove_results),
     "claims": Kind(_judge_claims, _claims_files, lambda out: out.unlink(missing_ok=True), lambda job: True),
     "report": Kind(_write_report, _report_files, _remove_report, lambda job: True),

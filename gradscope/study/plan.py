@@ -272,6 +272,12 @@ def _require_images(measurement: Measurement, images: ImageFacts) -> None:
                 f"measure {measurement.name}: {name}: 1 to {images.test} is allowed, {images.name} has so many test "
                 f"images, got {count}"
             )
+    for index in getattr(measurement.options, "index", ()):
+        if not 0 <= index < images.test:
+            raise GradscopeError(
+                f"measure {measurement.name}: index: 0 to {images.test - 1} is allowed, {images.name} ends there, "
+                f"got {index}"
+            )
 
 
 def _stage(

@@ -1,7 +1,9 @@
 import json
 import math
 
+import numpy as np
 import pytest
+from scipy.stats import t
 
 from gradscope.claims.table import claim_rows
 
@@ -51,12 +53,23 @@ def test_seconds_and_what_it_took_to_catch_up(made, one):
     assert "sl 70.0 % after 2, rl after 3" in caught_up["why"]
 
 
-def test_what_was_never_reached_is_infinite(made, one):
+def test_what_was_never_reached_has_a_lower_bound(made, one):
     made.history("sl", [0.5, 0.9])
     made.history("rl", [0.2, 0.4, 0.5, 0.6])
     row = one(claim_rows(made.all), "C9", "epochs until")
-    assert (row["value"], row["verdict"]) == (math.inf, "supported")
-    assert "rl never in 4 epochs" in row["why"]
+    assert (row["value"], row["verdict"]) == (2.0, "supported")
+    assert "rl not in its 4, a lower bound" in row["why"]
+
+
+def test_a_run_too_short_to_catch_up_says_nothing(directories, one):
+    study = directories()
+    study.configs = {"sl": {"phases": phases(4)}, "rl": {"phases": phases(4)}}
+    study.analysis({("sl", "pgd", "accuracy", "clean"): [1.0], ("rl", "pgd", "accuracy", "clean"): [1.0]})
+    study.history("sl", [0.5, 0.6, 0.7, 0.9])
+    study.history("rl", [0.2, 0.4, 0.5, 0.6])
+    row = one(claim_rows(study.all), "C9", "epochs until")
+    assert row["verdict"] == "not tested"
+    assert "train rl for longer" in row["why"]
 
 
 def test_seconds_of_different_machines_are_not_compared(directories, one, made):
@@ -86,5 +99,11 @@ def test_several_seeds(directories, one):
     study.configs |= {"rl0": {"phases": phases(6)}, "rl1": {"phases": phases(4)}}
     study.analysis({(label, "pgd", "accuracy", "clean"): [1.0] for label in study.models})
     row = one(claim_rows(study.all), "C9", "epochs of training")
-    assert (row["value"], row["seeds"], row["verdict"]) == (2.0, 2, "not supported")
+    assert (row["value"], row["seeds"], row["verdict"]) == (pytest.approx(3**0.5), 2, "not supported")
     assert "not above 1 at every seed" in row["why"]
+    assert "rl 4.89898, sl 2.82843 epochs" in row["why"], "their ratio is the value"
+    # Student t in logarithms, one degree of freedom: a ratio cannot be negative.
+    half = t.ppf(0.975, 1) * np.std([np.log(3), 0], ddof=1) / 2**0.5
+    assert (row["seeds_low"], row["seeds_high"]) == pytest.approx(
+        (np.exp(np.log(3) / 2 - half), np.exp(np.log(3) / 2 + half))
+    )

@@ -130,7 +130,7 @@ def test_verdicts_come_first_with_cause_and_bound(tags):
     assert first < tags.text.index("Table 1.")
     assert "Cause: saturation" in tags.text
     assert "At most 10.0 % [5.0, 20.0], n = 40 robust under linf, epsilon 0.1, budget quick" in tags.text
-    assert "Of 2 tests of 2 claims: 1 not supported, 1 not tested." in tags.text
+    assert "Of 2 tests of the paper's 2 claims: 1 not supported, 1 not tested." in tags.text
 
 
 def test_the_paper_s_attack_beside_the_exact_one_is_read_for_the_reader(tags):
