@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint bench clean
+.PHONY: quickstart test test-cluster lint bench clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/gradscope study analyses/quickstart.toml
@@ -11,6 +11,11 @@ quickstart: $(VENV)/installed
 # One thread a process: small networks gain nothing from two, and two processes halve the time.
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+# A Ray cluster of two nodes on this machine, whose parts are killed: minutes, and best on an idle machine.
+test-cluster: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster]'
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/study/test_cluster.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check

@@ -16,6 +16,9 @@ from filelock import FileLock, Timeout
 from gradscope.errors import GradscopeError
 from gradscope.results.rows import Table
 
+#: Seconds in which a process that was killed has let go of everything it held.
+_MOMENT = 1.0
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -38,7 +41,7 @@ def exclusive(path: Path) -> Iterator[None]:
     name = hashlib.blake2b(str(path.resolve()).encode(), digest_size=16).hexdigest()
     lock = FileLock(Path(tempfile.gettempdir()) / f"gradscope-{name}.lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_MOMENT)
     except Timeout:
         raise GradscopeError(f"--out: another gradscope is writing to {path}; wait for it or name another") from None
     try:

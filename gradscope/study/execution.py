@@ -185,9 +185,24 @@ class _Run:
 
 
 def perform(job: Job) -> Record:
-    """Run a stage, or go on with it, and leave its record. An error of its own is in the record, not raised."""
+    """Run a stage, or go on with it, and leave its record. An error of its own is in the record, not raised.
+
+    A worker whose driver or machine is lost may write for some seconds more. The next one waits for its end, and keeps
+    what it has completed.
+    """
+    try:
+        with job.places.held(job.stage.label):
+            return _perform_alone(job)
+    except Exception as error:  # the stage is another's, so its record is, too
+        return _failure(job, error)
+
+
+def _perform_alone(job: Job) -> Record:
     stage, places = job.stage, job.places
     try:
+        found = places.read(stage.label)
+        if found is not None and places.is_intact(stage, found, job.inputs):
+            return found
         resume = _prepare(job)
         started = time.perf_counter()
         with _logged(places.log(stage.label), stage), _threads(job.threads):
@@ -253,17 +268,21 @@ def _thread_count(job: Job) -> int:
 
 def failed(job: Job, error: Exception) -> Record:
     """The record of a stage that failed; where even that cannot be written, it is only returned."""
-    message = str(error) if isinstance(error, GradscopeError) else f"{type(error).__name__}: {error}"
-    refusal = disk_refusal(error)
-    facts = {"error": refusal or " ".join(message.split()), "disk_full": refusal is not None}
-    record = _record(job, "failed").model_copy(update=facts)
+    record = _failure(job, error)
     try:
         begun = job.places.read(job.stage.label)
         if begun is not None and begun.state == "begun":
             job.places.write(record)
     except GradscopeError as second:
-        return record.model_copy(update={"disk_full": (refusal or disk_refusal(second)) is not None})
+        return record.model_copy(update={"disk_full": record.disk_full or disk_refusal(second) is not None})
     return record
+
+
+def _failure(job: Job, error: Exception) -> Record:
+    message = str(error) if isinstance(error, GradscopeError) else f"{type(error).__name__}: {error}"
+    refusal = disk_refusal(error)
+    facts = {"error": refusal or " ".join(message.split()), "disk_full": refusal is not None}
+    return _record(job, "failed").model_copy(update=facts)
 
 
 @contextmanager

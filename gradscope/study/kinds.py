@@ -172,9 +172,10 @@ def _measure(job: Job, resume: bool) -> str:
     data = {key: value for key, value in task.images.source.model_dump().items() if value is not None}
     others = {role: [str(job.checkpoint(model)) for model in models] for role, models in task.others.items()}
     texts = [str(job.checkpoint(model)) for model in task.models]
+    devices = job.stage.resources.devices
 
     def run(go_on: bool) -> str:
-        return task.options.run(texts, Circumstances(data, job.device, go_on, others), job.out)
+        return task.options.run(texts, Circumstances(data, job.device, go_on, others, devices), job.out)
 
     try:
         return run(resume)

@@ -188,6 +188,7 @@ def _model_stage(model: Model, images: ImageFacts, resources: Resources, stages:
     task: Task
     if model.factor is not None:
         assert model.of is not None
+        resources = resources.model_copy(update={"devices": 1})
         kind, task = "scale", ScaleTask(images, model.name, model.of, model.factor)
         settings = {"factor": model.factor, "name": model.name}
     else:

@@ -3,15 +3,19 @@
 import errno
 import hashlib
 import os
+import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from filelock import FileLock, Timeout
 from pydantic import Field
 
 from gradscope.config import Config
+from gradscope.errors import GradscopeError
 from gradscope.results.manifests import MANIFEST
 from gradscope.results.tables import write_json
 from gradscope.study.plan import CHECKPOINTS, RESULTS, Stage
@@ -21,6 +25,8 @@ FOLDER = ".stages"
 #: What an interrupted atomic write leaves.
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}(\.\w+)?")
 _CHUNK = 2**20
+#: Seconds that a stage waits for another worker to leave it: longer than Ray or a file server takes to miss a machine.
+PATIENCE = 300.0
 
 
 class Record(Config):
@@ -89,6 +95,26 @@ class Places:
     def write(self, record: Record) -> None:
         """Write a record in one step."""
         write_json(self.records / f"{record.label}.json", record.model_dump(mode="json"))
+
+    @contextmanager
+    def held(self, label: str) -> Iterator[None]:
+        """Keep every other worker that sees the records, on any machine, from a stage; wait for one that is at it.
+
+        The lock ends with its process. Raises :class:`GradscopeError` where the other does not.
+        """
+        if not self.records.is_dir():
+            raise GradscopeError(f"--out: {platform.node()} does not see {self.records}, as every machine has to")
+        lock = FileLock(self.records / f"{label}.lock")
+        try:
+            lock.acquire(timeout=PATIENCE, poll_interval=0.2)
+        except Timeout:
+            raise GradscopeError(
+                f"--out: another process is at {label}, and after {PATIENCE:g} s still holds {lock.lock_file}"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def digests(self, paths: Iterable[Path]) -> dict[str, str]:
         """SHA-256 of files, by place."""

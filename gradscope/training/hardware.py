@@ -60,8 +60,12 @@ class Hardware:
     def launch(self, precision: str, work: Callable[[Fabric], None]) -> None:
         """``work`` in every process. Those that are started here load what they need, so it must be picklable."""
         fabric = self.fabric(precision)
+        begin = partial(_begin, work=work, threads=torch.get_num_threads())
+        if "LT_CLI_USED" in os.environ:  # `fabric run`: making the fabric has joined the processes
+            begin(fabric)
+            return
         try:
-            fabric.launch(partial(_begin, work=work, threads=torch.get_num_threads()))
+            fabric.launch(begin)
         except ProcessRaisedException as error:
             # A process started for the work failed; of its report only our own one-line errors are for the user.
             last_line = str(error).strip().splitlines()[-1]

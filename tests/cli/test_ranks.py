@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 import torch
 
+import gradscope
+from gradscope.models.checkpoint import load
 from gradscope.report import figures
 from gradscope.study import stages
 from gradscope.study.tiles import Tiles
@@ -329,3 +331,19 @@ def test_the_command_starts_the_processes_itself(
     assert done.stdout.splitlines()[-1] == str(out)
     assert contents(out) == contents(alone["one batch"])
     assert (out / "figures").is_dir()
+
+
+def test_fabric_run_starts_the_processes_too(tmp_path: Path) -> None:
+    start = [Path(sys.executable).with_name("fabric"), "run", "--accelerator", "cpu", "--devices", "2"]
+    command = [Path(gradscope.__file__).parent / "__main__.py", "train", "--mode", "sl", "--epochs", "1"]
+    out = tmp_path / "sl.pt"
+    done = subprocess.run(
+        [*start, *command, "--device", "cpu", "--out", out],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"{out}  clean accuracy ") == 1
+    assert load(out).provenance["processes"] == 2

@@ -1,15 +1,16 @@
 """A study carried out: what is done stays, what is not is done, whatever happens in between."""
 
-import csv
 import hashlib
-import io
 import json
 import multiprocessing
 import random
+import re
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ import pytest
 import torch
 
 from gradscope.errors import GradscopeError
-from gradscope.models import checkpoint as checkpoints
 from gradscope.report import figures
 from gradscope.results.rows import TRANSFER
 from gradscope.results.tables import exclusive
-from gradscope.study import kinds
+from gradscope.study import kinds, records
 from gradscope.study.execution import Ended
 from gradscope.study.records import Places, disk_refusal
 from gradscope.study.studies import StudyRequest, plan_study, run_study
+from tests.study.contents import content
 
 RECIPE = """
 [grid]
@@ -100,57 +101,6 @@ def redone(ended: Ended) -> set[str]:
     found = set(ended.records) - set(ended.kept)
     assert "report" in found if found else not found
     return found - set(CONCLUSIONS)
-
-
-def weights(path: Path) -> str:
-    """A checkpoint without when it was made and how long that took."""
-    found = checkpoints.load(path)
-    digest = hashlib.sha256(repr((found.spec, found.mode, found.classes, found.data_fingerprint)).encode())
-    config = {key: value for key, value in found.config.items() if key != "initial"}
-    rows = [{key: row[key] for key in row if key not in ("seconds", "images_per_second")} for row in found.history]
-    digest.update(json.dumps([config, rows]).encode())
-    for name, value in found.state_dict.items():
-        digest.update(name.encode() + value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def table(path: Path) -> str:
-    """A CSV without seconds."""
-    rows = list(csv.DictReader(io.StringIO(path.read_text())))
-    kept = [
-        {key: value for key, value in row.items() if key not in ("seconds", "images_per_second")}
-        for row in rows
-        if row.get("metric") != "seconds" and not str(row.get("statistic")).startswith("seconds ")
-    ]
-    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
-
-
-def manifest(path: Path) -> str:
-    """A manifest without times, and digests of checkpoints, which hold times."""
-
-    def timeless(value: Any) -> Any:
-        if isinstance(value, dict):
-            skipped = ("seconds", "provenance", "trained", "sha256", "source", "initial")
-            return {key: timeless(one) for key, one in value.items() if key not in skipped}
-        return [timeless(one) for one in value] if isinstance(value, list) else value
-
-    return hashlib.sha256(json.dumps(timeless(json.loads(path.read_text()))).encode()).hexdigest()
-
-
-def content(folder: Path) -> dict[str, str]:
-    """Every file that a study leaves, but for its own books, and a digest of what does not depend on the clock."""
-    kinds: dict[str, Callable[[Path], str]] = {
-        ".pt": weights,
-        ".csv": table,
-        ".json": manifest,
-        ".html": Path.read_text,
-    }
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and ".stages" not in name and name not in ("tiny.toml", "results/manifest.json"):
-            found[name] = kinds[path.suffix](path)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -395,6 +345,66 @@ def test_two_at_one_study(done: StudyRequest, tmp_path: Path) -> None:
         pytest.raises(GradscopeError, match="another gradscope is writing"),
     ):
         run(done)
+
+
+def linger(places: Places, label: str, begun: Any, seconds: float, complete: Callable[[], None]) -> None:
+    """A worker that its driver has lost, and that is still at a stage."""
+    with places.held(label):
+        begun.set()
+        time.sleep(seconds)
+        complete()
+
+
+@contextmanager
+def lingering(folder: Path, seconds: float, complete: Callable[[], None] = lambda: None) -> Iterator[None]:
+    fork = multiprocessing.get_context("fork")
+    places = Places(folder / "checkpoints", folder / "results")
+    begun = fork.Event()
+    process = fork.Process(target=linger, args=(places, "model-longer-s0", begun, seconds, complete))
+    process.start()
+    assert begun.wait(10)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.join()
+
+
+def test_a_stage_that_a_lost_worker_is_at_waits_for_its_end(done: StudyRequest, tmp_path: Path) -> None:
+    whole = content(tmp_path)
+    (tmp_path / "checkpoints" / "longer-s0.pt").unlink()
+    started = time.perf_counter()
+    with lingering(tmp_path, 2.0):
+        assert redone(run(done)) == {"model-longer-s0", "measure-transfer", "measure-analyze"}
+    assert time.perf_counter() - started > 2
+    assert content(tmp_path) == whole
+
+
+def test_what_a_lost_worker_completes_is_kept(done: StudyRequest, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "longer-s0.pt"
+    before = path.read_bytes()
+    path.unlink()
+    with lingering(tmp_path, 0.5, partial(path.write_bytes, before)):
+        assert redone(run(done)) == {"model-longer-s0"}
+    assert path.read_bytes() == before
+
+
+def test_a_lost_worker_that_does_not_end(done: StudyRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "PATIENCE", 0.3)
+    (tmp_path / "checkpoints" / "longer-s0.pt").unlink()
+    record = tmp_path / "results" / ".stages" / "model-longer-s0.json"
+    before = record.read_bytes()
+    with lingering(tmp_path, 60):
+        (failed,) = run(done).failed
+    assert re.fullmatch(r"--out: another process is at model-longer-s0, and after 0.3 s still holds .*", failed.error)
+    assert record.read_bytes() == before
+
+
+def test_a_machine_that_does_not_see_the_study(done: StudyRequest, tmp_path: Path) -> None:
+    places = Places(tmp_path / "elsewhere", tmp_path / "elsewhere")
+    with pytest.raises(GradscopeError, match=r"--out: .* does not see .*elsewhere"), places.held("model-sl-s0"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_another_version_redoes_everything(done: StudyRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
