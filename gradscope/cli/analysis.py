@@ -51,6 +51,7 @@ def analyze(
     ignore_class_names: options.IgnoreClassNames = False,
     device: options.Device = "auto",
     devices: options.Devices = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the unfinished analysis at --out")] = False,
     overwrite: options.Overwrite = False,
     out: Annotated[Path | None, typer.Option(help="directory of results; reports/FIRST-CKPT")] = None,
 ) -> None:
@@ -84,6 +85,7 @@ def analyze(
         devices=devices,
         data=options.given(dataset=dataset, data_root=data_root, image_size=image_size),
         download=download,
+        resume=resume,
         overwrite=overwrite,
     )
     foreign = options.read_foreign(weights, mean, std, trust_code, ignore_class_names)

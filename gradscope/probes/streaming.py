@@ -22,6 +22,19 @@ class Moments:
         self.mean = np.zeros(steps)
         self.squares = np.zeros(steps)
 
+    @classmethod
+    def of(cls, state: Array) -> "Moments":
+        """Those whose :attr:`state` it is."""
+        moments = cls(state.shape[1])
+        moments.n, moments.undefined = (row.astype(np.int64) for row in state[:2])
+        moments.mean, moments.squares = state[2].copy(), state[3].copy()
+        return moments
+
+    @property
+    def state(self) -> Array:
+        """All there is to go on from, ``(4, steps)``."""
+        return np.stack([self.n, self.undefined, self.mean, self.squares])
+
     def add(self, values: Array) -> None:
         """Merge a batch ``(steps, B)``; NaN is "undefined" and only counted."""
         defined = ~np.isnan(values)

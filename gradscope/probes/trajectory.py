@@ -46,6 +46,34 @@ class Trajectory:
         self.moments: dict[str, Moments] = {}
         self.samples: dict[tuple[str, str], Array] = {}
         self.directions = Directions(settings.steps) if "dispersion" in metrics else None
+        self.added = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all images have been added."""
+        return self.added == len(self.labels)
+
+    def state(self) -> Values:
+        """All that has been added, to go on from."""
+        steps = {f"steps/{metric}": torch.from_numpy(moments.state) for metric, moments in self.moments.items()}
+        samples = {f"samples/{name}/{point}": torch.from_numpy(all_) for (name, point), all_ in self.samples.items()}
+        found = {"added": torch.tensor(self.added), **steps, **samples}
+        if self.directions is not None:
+            found["directions/sums"], found["directions/counts"] = self.directions.totals()
+        return found
+
+    def restore(self, state: Values) -> None:
+        """Go on from where another trajectory of the same images gave its :meth:`state`, before anything is added."""
+        self.added = int(state["added"])
+        for key, value in state.items():
+            kind, _, name = key.partition("/")
+            if kind == "steps":
+                self.moments[name] = Moments.of(value.numpy())
+            elif kind == "samples":
+                metric, _, point = name.partition("/")
+                self.samples[metric, point] = value.numpy()
+        if self.directions is not None:
+            self.directions.merge(state["directions/sums"], state["directions/counts"])
 
     def add(self, indices: Tensor, batch: Values) -> None:
         """Add what :func:`_measure_batch` gave for the images at ``indices``."""
@@ -59,6 +87,7 @@ class Trajectory:
                 column[indices.numpy()] = _to_numpy(value)
         if self.directions is not None:
             self.directions.merge(batch["directions/sums"], batch["directions/counts"])
+        self.added += len(indices)
 
     def unit(self, metric: str) -> str:
         """Unit of ``metric`` under this attack: gradients are those of the attack's own loss."""
@@ -153,6 +182,8 @@ def measure_trajectory(
     seed: int = 0,
     device: torch.device | str = "cpu",
     each: Each = alone,
+    begun: Values | None = None,
+    keep: Callable[[Trajectory], None] = lambda so_far: None,
     advanced: Callable[[int, str], None] = lambda images, note: None,
 ) -> Trajectory:
     """Attack every image of ``image_set`` by ``settings`` and measure ``metrics`` along the way.
@@ -162,7 +193,8 @@ def measure_trajectory(
     and their random starts. With restarts the first start is the one that is measured; the others only attack
     images that no iterate has felled yet, and decide the accuracy at "worst". ``batch_size`` is
     :func:`usual_batch_size` where None. A batch is a unit of work, which ``each`` may let others make; what is made of
-    them is added in their order. ``advanced`` is told after each batch how many images it held.
+    them is added in their order. ``begun`` is the state of a trajectory that was interrupted, ``keep`` is shown how far
+    this one is after each batch; ``advanced`` is told how many images it held.
 
     A model that draws random numbers draws those of its batch: of the seed and the images in it.
     """
@@ -170,6 +202,9 @@ def measure_trajectory(
     metrics = metrics | {"accuracy"} | ({"zero"} if "sign" in metrics else frozenset())
     named = torch.arange(len(image_set)) if numbers is None else numbers
     result = Trajectory(settings, metrics, image_set.labels.cpu(), named)
+    if begun is not None:
+        result.restore(begun)
+        advanced(result.added, "")
     with prepared(model, settings) as attacked:
 
         def measure(indices: Tensor) -> Values:
@@ -178,10 +213,11 @@ def measure_trajectory(
             with seeded(seed, "trajectory", *named[indices].tolist()):
                 return _measure_batch(attacked, images, labels, named[indices], settings, metrics, seed)
 
-        batches = torch.arange(len(image_set)).split(batch_size)
+        batches = [part for part in torch.arange(len(image_set)).split(batch_size) if int(part[0]) >= result.added]
         units = [(_unit(seed, named[indices]), partial(measure, indices)) for indices in batches]
         for indices, batch in zip(batches, each(units), strict=True):
             result.add(indices, batch)
+            keep(result)
             advanced(len(indices), "")
     return result
 

@@ -1,6 +1,6 @@
 """An analysis: what is asked for, on which images, and the files that say what came out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,7 +14,9 @@ from gradscope.results.stats import METHODS
 from gradscope.results.tables import write_json, write_table
 from gradscope.sharing import Team
 from gradscope.study.directory import clear
+from gradscope.study.examined import sources
 from gradscope.study.inputs import Chosen, Request, describe, made_by
+from gradscope.study.tiles import Tiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +27,17 @@ class Analysis(Request):
     metrics: frozenset[str]
     samples: int | None = None
     batch_size: int | None = None
+    resume: bool = False
 
 
 class AnalysisFiles:
-    """The files of an analysis, rewritten whenever something has been measured."""
+    """The files of an analysis, rewritten whenever something has been measured, and how far what is measured is."""
 
-    def __init__(self, out: Path, analysis: Analysis, foreign: Foreign, team: Team) -> None:
+    def __init__(
+        self, out: Path, analysis: Analysis, foreign: Foreign, team: Team, checked: Sequence[tuple[Reference, Chosen]]
+    ) -> None:
         self.out = out
+        self.entries = [describe(reference, chosen) for reference, chosen in checked]
         self.measured: list[tuple[dict[str, Any], Trajectory]] = []
         self.manifest: dict[str, Any] = {
             "kind": "analysis",
@@ -48,10 +54,22 @@ class AnalysisFiles:
             "checkpoints": [],
             "provenance": made_by(team),
         }
+        depends = {
+            "attack": self.manifest["attacks"],
+            "metrics": self.manifest["metrics"],
+            "batch_size": self.manifest["batch_sizes"],
+            "seed": analysis.seed,
+            "checkpoint": sources(self.entries),
+            "image": [chosen.images.fingerprint for _, chosen in checked],
+            "normalisation": self.manifest["foreign"],
+            "device": team.device.type,
+            "torch": self.manifest["provenance"]["packages"]["torch"],
+        }
+        self.tiles = Tiles(out, depends, team, resume=analysis.resume)
 
-    def begin(self, reference: Reference, chosen: Chosen) -> None:
+    def begin(self) -> None:
         """Name the next checkpoint and its images in the manifest."""
-        self.manifest["checkpoints"].append(describe(reference, chosen))
+        self.manifest["checkpoints"].append(self.entries[len(self.manifest["checkpoints"])])
 
     def add(self, identity: dict[str, Any], measured: Trajectory, seconds: float) -> None:
         """Add one attack's results on the checkpoint that was begun, and write everything."""
@@ -68,6 +86,6 @@ class AnalysisFiles:
         write_json(self.out / "manifest.json", self.manifest)
 
     def complete(self) -> None:
-        """Say in the manifest that everything asked for has been measured."""
+        """Say in the manifest that everything asked for has been measured. The pieces stay until it is drawn."""
         self.manifest["complete"] = True
         write_json(self.out / "manifest.json", self.manifest)

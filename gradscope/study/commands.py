@@ -148,6 +148,7 @@ class AnalyzeOptions(_Gradient):
             samples=self.samples,
             batch_size=self.batch_size,
             seed=self.seed,
+            resume=circumstances.resume,
         )
 
     def run(self, texts: Sequence[str], circumstances: Circumstances, out: Path) -> str:

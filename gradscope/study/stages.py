@@ -1,7 +1,7 @@
 """The stages a study is made of. Each reads files, does one thing and writes files; each command runs one."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gradscope.config import PGD, Data, Training, apply_setting, merge
+from gradscope.config import Data, Training, apply_setting, merge
 from gradscope.data import sources
 from gradscope.data.image_set import ImageSet, Splits
 from gradscope.errors import GradscopeError, lookup
@@ -25,12 +25,16 @@ from gradscope.results.stats import Interval, wilson_interval
 from gradscope.results.tables import exclusive
 from gradscope.sharing import Team
 from gradscope.study.analysis import Analysis, AnalysisFiles
-from gradscope.study.directory import results_directory
+from gradscope.study.directory import resumable_directory
 from gradscope.study.inputs import DEFAULT_SAMPLES, Chosen, choose, read_data, resolve_device
 from gradscope.study.ranks import on_every_rank
+from gradscope.study.tiles import Tiles
 from gradscope.training.hardware import Hardware
 from gradscope.training.loop import state_path, train
 from gradscope.training.phases import MODES, resolve
+
+#: Seconds between two times that it is written down how far an analysis is: the sums of the directions may be large.
+KEEP_EVERY = 5.0
 
 
 @dataclass(frozen=True)
@@ -132,18 +136,29 @@ def run_analysis(texts: Sequence[str], analysis: Analysis, foreign: Foreign, out
     """Attack every checkpoint with every attack, measure along the way, write CSV, manifest and figures to ``out``.
 
     Every checkpoint is loaded and checked before the first is attacked. The files are rewritten after each attack, so
-    what has been measured is on disk.
+    what has been measured is on disk. How far the attacks are is kept until all is done, so that an interrupted run can
+    be resumed, to the same files.
     """
     on_every_rank(analysis, partial(_analyze, texts, analysis, foreign, out))
     return out
 
 
 def _analyze(texts: Sequence[str], analysis: Analysis, foreign: Foreign, out: Path, team: Team) -> None:
-    with results_directory(out, overwrite=analysis.overwrite) if team.is_first else nullcontext():
+    with resumable_directory(out, "analysis", team, resume=analysis.resume, overwrite=analysis.overwrite):
         checked = _check(texts, analysis, foreign, team)
-        _measure_all(checked, analysis, foreign, out, team)
+        files = AnalysisFiles(out, analysis, foreign, team, checked)
+        for position, (reference, chosen) in enumerate(checked):
+            subject = load_subject(reference, chosen.images, foreign, team.device)
+            files.begin()
+            for name in analysis.attacks:
+                started = time.perf_counter()
+                measured = _measure(subject, chosen, name, analysis, files.tiles, f"{position}-{name}")
+                if team.is_first:
+                    files.add(subject.identity(chosen.images.name, name), measured, time.perf_counter() - started)
         if team.is_first:
+            files.complete()
             figures.draw(out)
+            files.tiles.remove()
 
 
 def _check(texts: Sequence[str], analysis: Analysis, foreign: Foreign, team: Team) -> list[tuple[Reference, Chosen]]:
@@ -158,35 +173,34 @@ def _check(texts: Sequence[str], analysis: Analysis, foreign: Foreign, team: Tea
     return checked
 
 
-def _measure_all(
-    checked: Sequence[tuple[Reference, Chosen]], analysis: Analysis, foreign: Foreign, out: Path, team: Team
-) -> None:
-    report = AnalysisFiles(out, analysis, foreign, team)
-    for reference, chosen in checked:
-        subject = load_subject(reference, chosen.images, foreign, team.device)
-        report.begin(reference, chosen)
-        for name, settings in analysis.attacks.items():
-            started = time.perf_counter()
-            measured = _measure(subject, chosen, name, settings, analysis, team)
-            if team.is_first:
-                report.add(subject.identity(chosen.images.name, name), measured, time.perf_counter() - started)
-    if team.is_first:
-        report.complete()
-
-
-def _measure(
-    subject: Subject, chosen: Chosen, attack: str, settings: PGD, analysis: Analysis, team: Team
-) -> Trajectory:
+def _measure(subject: Subject, chosen: Chosen, attack: str, analysis: Analysis, tiles: Tiles, piece: str) -> Trajectory:
+    """The trajectory of an attack, from where ``piece`` says that it was interrupted, or from the beginning."""
+    team = tiles.team
     with progress_bar(f"{subject.label} {attack}", len(chosen.images), visible=team.is_first) as advance:
         return measure_trajectory(
             subject.model,
             chosen.images,
-            settings,
+            analysis.attacks[attack],
             analysis.metrics,
             numbers=chosen.numbers,
             batch_size=analysis.batch_size,
             seed=analysis.seed,
             device=team.device,
             each=team.each,
+            begun=team.of_first(tiles.read(piece) if team.is_first else None),
+            keep=_keeping(tiles, piece) if team.is_first else lambda so_far: None,
             advanced=advance,
         )
+
+
+def _keeping(tiles: Tiles, name: str) -> Callable[[Trajectory], None]:
+    """What writes down how far a trajectory is: now and then, and at its end."""
+    last = time.perf_counter()
+
+    def keep(so_far: Trajectory) -> None:
+        nonlocal last
+        if so_far.is_complete or time.perf_counter() - last >= KEEP_EVERY:
+            tiles.write(name, so_far.state())
+            last = time.perf_counter()
+
+    return keep

@@ -64,18 +64,30 @@ class Tiles:
 
     def get(self, name: str, make: Callable[[], Values]) -> Values:
         """The piece called ``name``: from its file, or made and kept; its tensors are on the CPU."""
-        path = self.folder / f"{name}.pt"
-        if path.exists():
-            try:
-                require_checksums(path, "--resume")
-                kept: Values = load_weights_only(path, "--resume")
-                return kept
-            except GradscopeError:
-                path.unlink()
+        kept = self.read(name)
+        if kept is not None:
+            return kept
         made = {key: value.cpu() for key, value in make().items()}
-        with atomic(path) as temporary:
-            torch.save(made, temporary)
+        self.write(name, made)
         return made
+
+    def read(self, name: str) -> Values | None:
+        """The piece called ``name``, if there is one; one that is damaged is removed."""
+        path = self.folder / f"{name}.pt"
+        if not path.exists():
+            return None
+        try:
+            require_checksums(path, "--resume")
+            kept: Values = load_weights_only(path, "--resume")
+            return kept
+        except GradscopeError:
+            path.unlink()
+            return None
+
+    def write(self, name: str, values: Values) -> None:
+        """Keep ``values``, which are on the CPU, in the place of what was called ``name``."""
+        with atomic(self.folder / f"{name}.pt") as temporary:
+            torch.save(values, temporary)
 
     def remove(self) -> None:
         """Remove all pieces."""

@@ -23,7 +23,7 @@ logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where training runs. Precision is part of :class:`Training`, for it decides the weights."""
+    """Where work runs. Precision is none of it: in training it decides the weights, and measuring is in float32."""
 
     device: str = "auto"
     devices: int = 1

@@ -19,6 +19,8 @@ from gradscope.cli import main
 from gradscope.config import Data
 from gradscope.data import sources
 from gradscope.models import checkpoint as checkpoints
+from gradscope.probes import trajectory
+from gradscope.report import figures
 from gradscope.results.rows import METRICS, SAMPLES, STEPS, SUMMARY
 from gradscope.results.tables import read_table
 from gradscope.study import stages
@@ -337,6 +339,43 @@ def test_an_interrupted_analysis_keeps_what_was_measured(
     assert set(rows(tmp_path)["checkpoint"]) == {"sl", "rl"}
 
 
+def test_an_interrupted_analysis_goes_on_where_it_stopped(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: Done, run: Run
+) -> None:
+    few = ("--steps", 2, "--samples", 6, "--batch-size", 2)
+    arguments = ("analyze", world / "sl.pt", world / "rl.pt", *few)
+    monkeypatch.setattr(figures, "draw", lambda directory: [])
+    monkeypatch.setattr(stages, "KEEP_EVERY", 0.0)
+    done(*arguments, "--out", tmp_path / "whole")
+    measure, batches = trajectory._measure_batch, []
+
+    def stop_at_the_fifth(*arguments: Any) -> Any:
+        batches.append(1)
+        if len(batches) == 5:
+            raise StoppedError
+        return measure(*arguments)
+
+    monkeypatch.setattr(trajectory, "_measure_batch", stop_at_the_fifth)
+    out = ("--out", tmp_path / "out")
+    with pytest.raises(StoppedError):
+        main([str(part) for part in (*arguments, *out)])
+    for more, message in (
+        ((), "holds an unfinished analysis; --resume continues it, --overwrite drops it"),
+        (("--resume", "--seed", 1), "was begun with another image, seed"),
+        (("--resume", "--metrics", "loss"), "was begun with another metrics"),
+    ):
+        refused = run(*arguments, *more, *out)
+        assert refused.code == 2
+        assert message in refused.err
+    done(*arguments, "--resume", *out)
+    assert len(batches) == 7, "what was kept is not made again"
+    for table in TABLES:
+        assert (tmp_path / "out" / table.file).read_bytes() == (tmp_path / "whole" / table.file).read_bytes()
+    assert not (tmp_path / "out" / ".tiles").exists()
+    again = run(*arguments, "--resume", *out)
+    assert (again.code, "holds results" in again.err) == (2, True)
+
+
 def test_an_interrupt_while_overwriting_keeps_the_old_results(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Content
 ) -> None:
@@ -349,4 +388,5 @@ def test_an_interrupt_while_overwriting_keeps_the_old_results(
     monkeypatch.setattr(stages, "measure_trajectory", stop)
     with pytest.raises(StoppedError):
         main(["analyze", str(world / "rl.pt"), "--overwrite", "--out", str(tmp_path / "results")])
+    shutil.rmtree(tmp_path / "results" / ".tiles")
     assert content(tmp_path) == kept

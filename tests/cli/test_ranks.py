@@ -16,6 +16,7 @@ import torch
 import gradscope
 from gradscope.models.checkpoint import load
 from gradscope.report import figures
+from gradscope.study import stages
 from gradscope.study.tiles import Tiles
 
 Arguments = tuple[object, ...]
@@ -130,6 +131,7 @@ def commands(world: Path) -> dict[str, Arguments]:
         "audit": ("audit", sl, "--budget", "quick", "--samples", 20, "--batch-size", 8),
         "input": ("landscape", sl, rl, "--right", "--images", 3, "--points", 5, "--steps", 3, "--plane", "shared"),
         "weights": (*weights, "--metric", "outsiders:metric"),
+        "long": ("analyze", sl, rl, "--steps", 3, *few),
         "resumed": ("attack", "--attacks", "pgd", *few, "--steps", 5, "outsiders:breaking", *foreign),
     }
 
@@ -179,7 +181,7 @@ def in_two_processes(place: Path, *launcher: str, calls: list[Arguments]) -> sub
     (place / "calls.json").write_text(json.dumps([[str(one) for one in call] for call in calls]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(place), *sys.path])}
     command = [sys.executable, *launcher, "two.py"]
-    return subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, timeout=900)
 
 
 def ended(place: Path, name: str) -> list[Any]:
@@ -189,6 +191,25 @@ def ended(place: Path, name: str) -> list[Any]:
 
 REFUSED = ("attack", "outsiders:refusing", "--attacks", "pgd", "--samples", 40, "--batch-size", 16, "--steps", 2)
 FOREIGN = ("--trust-code", "--dataset", "digits")
+
+
+@pytest.fixture(scope="module")
+def unfinished(place: Path, commands: dict[str, Arguments], run: Run) -> Path:
+    """An analysis that one process leaves after the second model's first batch."""
+    write, written, out = Tiles.write, [], place / "two" / "long"
+
+    def stops(self: Tiles, name: str, values: Any) -> None:
+        write(self, name, values)
+        written.append(name)
+        if len(written) == 4:
+            raise InterruptedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tiles, "write", stops)
+        patch.setattr(stages, "KEEP_EVERY", 0.0)
+        with pytest.raises(InterruptedError):
+            run(*commands["long"], "--out", out)
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -212,16 +233,19 @@ def interrupted(place: Path, commands: dict[str, Arguments], alone: dict[str, Pa
 
 @pytest.fixture(scope="module")
 def torchrun(
-    place: Path, commands: dict[str, Arguments], interrupted: Path
+    place: Path, commands: dict[str, Arguments], interrupted: Path, unfinished: Path
 ) -> tuple[dict[str, Path], subprocess.CompletedProcess[str]]:
     """The results of two processes that ``torchrun`` starts, then what is refused, breaks, and is resumed."""
     outs = {name: place / "two" / name for name in commands}
-    calls = [(*arguments, "--out", outs[name]) for name, arguments in commands.items() if name != "resumed"]
+    calls = [
+        (*arguments, "--out", outs[name]) for name, arguments in commands.items() if name not in ("resumed", "long")
+    ]
     calls += [
         (*commands["transfer"], "--out", outs["transfer"]),
         (*REFUSED, *FOREIGN, "--out", place / "two" / "refused"),
         (*commands["resumed"], "--out", outs["resumed"]),
         (*commands["resumed"], "--resume", "--out", interrupted),
+        (*commands["long"], "--resume", "--out", unfinished),
     ]
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     return outs, in_two_processes(place, *launcher, calls=calls)
@@ -231,8 +255,8 @@ def test_every_process_of_torchrun_ends_alike(place: Path, torchrun: Any) -> Non
     _, done = torchrun
     assert done.returncode == 0, done.stderr
     first, second = ended(place, "0"), ended(place, "1")
-    assert first == [*[0] * 8, 2, 2, "process 1 failed", 0], done.stderr
-    assert second == [*[0] * 8, 2, 2, "the second process broke", 0], done.stderr
+    assert first == [*[0] * 8, 2, 2, "process 1 failed", 0, 0], done.stderr
+    assert second == [*[0] * 8, 2, 2, "the second process broke", 0, 0], done.stderr
 
 
 @pytest.mark.parametrize("name", ["analyze", "one batch", "noisy", "attack", "transfer", "audit", "input", "weights"])
@@ -285,9 +309,12 @@ def test_what_two_processes_left_one_completes(
     assert contents(out) == contents(alone["resumed"])
 
 
-def test_what_one_process_left_two_complete(interrupted: Path, alone: dict[str, Path], torchrun: Any) -> None:
-    assert contents(interrupted) == contents(alone["resumed"])
-    assert not (interrupted / ".tiles").exists()
+def test_what_one_process_left_two_complete(
+    interrupted: Path, unfinished: Path, alone: dict[str, Path], torchrun: Any
+) -> None:
+    for out, name in ((interrupted, "resumed"), (unfinished, "long")):
+        assert contents(out) == contents(alone[name])
+        assert not (out / ".tiles").exists()
 
 
 def test_the_command_starts_the_processes_itself(
