@@ -76,6 +76,7 @@ _SOURCES = {
     "record": "it took so long before",
     "records": "by stages like it on this machine",
     "probe": "by a few timed passes of the network",
+    "fixed": "as it usually does",
 }
 
 
@@ -86,6 +87,7 @@ def foreseen_lines(foreseen: "Sequence[Foreseen]", absent: Mapping[str, str], le
         needs = ", ".join(need.removeprefix("model-") for need in one.stage.needs)
         needs = "what there is of the others" if one.stage.gathers else needs
         state = "done" if one.estimate is None else _expected(one.stage.settings.get("command"), one.estimate)
+        state += ", replaces what is there" if one.replaces else ""
         yield f"{one.stage.label:{width}}  {state}" + (f"  (needs {needs})" if needs else "")
     for name, reason in absent.items():
         yield f"{name} is absent: {reason}"
@@ -102,7 +104,7 @@ def foreseen_lines(foreseen: "Sequence[Foreseen]", absent: Mapping[str, str], le
 
 def _expected(command: str | None, estimate: "Estimate") -> str:
     """How long, and from what; what is counted of attacks is what they take of images that stand to the end."""
-    bound = "at most " if estimate.source == "probe" and command in ("attack", "audit") else ""
+    bound = "up to " if estimate.source == "probe" and command in ("attack", "audit") else ""
     return f"{bound}{duration(estimate.seconds)}, {_SOURCES[estimate.source]}"
 
 

@@ -1,6 +1,6 @@
 """What a report says first: what was examined, the verdicts, and the lowest accuracies that were reached."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gradscope.report.contents import Contents
@@ -41,7 +41,7 @@ class Headline:
 def headline(contents: Contents) -> Headline:
     """What stands on top of the report of ``contents``."""
     found = models(contents)
-    verdicts = [_verdict(one) for _, one in contents.audits]
+    verdicts = [_verdict(one, found) for _, one in contents.audits]
     notes = [*_claims(contents), *_arithmetic(found)]
     if not verdicts and found:
         notes += _lowest(found)
@@ -65,8 +65,9 @@ def _examined(found: Sequence[Model]) -> str:
     return f"{count} ({shown}; {archs}) on {data}{counted}" + (f". Accuracy under: {under}." if under else ".")
 
 
-def _verdict(one: AuditOf) -> Verdict:
+def _verdict(one: AuditOf, found: Sequence[Model]) -> Verdict:
     bound, clean = one.robust_accuracy, one.clean_accuracy
+    reason = f"{one.reason[:1].upper()}{one.reason[1:]}".removesuffix(".")
     return Verdict(
         one.checkpoint,
         _TONES[one.verdict],
@@ -75,9 +76,21 @@ def _verdict(one: AuditOf) -> Verdict:
         share(bound.upper_bound, bound.ci_low, bound.ci_high, f"n = {bound.n:,}"),
         share(clean.value, clean.ci_low, clean.ci_high),
         f"{one.ball}, budget {one.budget}",
-        f"{one.reason[:1].upper()}{one.reason[1:]}".removesuffix("."),
+        ". ".join([reason, *_lower(one, found)]),
         f"{NO_PROOF[:1].upper()}{NO_PROOF[1:]}." if one.verdict == NONE_FOUND else "",
     )
+
+
+def _lower(one: AuditOf, found: Sequence[Model]) -> Iterator[str]:
+    """What other attacks in the same ball have left, where that is less than the audit, on other images."""
+    ball = f"{one.threat.norm} {one.threat.epsilon:.4g}"
+    for model in found:
+        left = [(name, row) for name, row in model.under.items() if name.endswith(f", {ball}") and row.get("n")]
+        if model.label == one.checkpoint and left:
+            name, row = min(left, key=lambda item: float(item[1]["value"]))
+            if row["value"] < one.robust_accuracy.upper_bound:
+                lowest = _words(share(row["value"], row["ci_low"], row["ci_high"], f"n = {int(row['n']):,}"))
+                yield f"Other images stand at {lowest} under {name}"
 
 
 def _claims(contents: Contents) -> list[str]:

@@ -32,7 +32,7 @@ from gradscope.study.transfer import TransferMatrix
 from gradscope.study.weight_landscapes import DEFAULT_IMAGES as WEIGHT_IMAGES
 from gradscope.study.weight_landscapes import WeightLandscape
 
-Source = Literal["record", "records", "probe"]
+Source = Literal["record", "records", "probe", "fixed"]
 
 #: What a measurement takes before and after its passes: reading models and images, drawing figures.
 _FIXED_SECONDS = {"train": 1.0, "scale": 0.5, "measure": 8.0, "claims": 2.0, "report": 10.0}
@@ -213,7 +213,8 @@ def estimate(
             spent = sum(one.seconds or 0.0 for one in alike)
             found[stage.label] = Estimate(probe.seconds(mine) * spent / unit, "records")
         else:
-            found[stage.label] = Estimate(_FIXED_SECONDS.get(stage.kind, 1.0) + probe.seconds(mine), "probe")
+            fixed = _FIXED_SECONDS.get(stage.kind, 1.0)
+            found[stage.label] = Estimate(fixed + probe.seconds(mine), "probe" if mine else "fixed")
     return found
 
 

@@ -48,25 +48,34 @@ def plan_study(request: StudyRequest) -> Plan:
 
 @dataclass(frozen=True)
 class Foreseen:
-    """One stage before a run: done and intact, or with how long it is thought to take."""
+    """One stage before a run: done and intact, or with how long it is thought to take.
+
+    ``replaces``: what lies in its place is done, of another recipe or version, and will be removed.
+    """
 
     stage: Stage
     done: bool
     estimate: Estimate | None
+    replaces: bool
 
 
 def foresee(plan: Plan, request: StudyRequest) -> list[Foreseen]:
     """What is done already, and about how long the rest takes; nothing is written."""
     places = request.places
     files: dict[str, dict[str, str]] = {}
+    replaced: set[str] = set()
     for stage in plan.stages:
         record = places.read(stage.label)
+        if record is not None and record.state == "done" and record.name != stage.name:
+            replaced.add(stage.label)
         if all(need in files for need in stage.needs) and places.is_intact(stage, record, places.inputs(stage, files)):
             assert record is not None
             files[stage.label] = record.files
     left = [stage for stage in plan.stages if stage.label not in files]
     found = estimate(left, work_of(plan), places.results.parent, request.device)
-    return [Foreseen(stage, stage.label in files, found.get(stage.label)) for stage in plan.stages]
+    return [
+        Foreseen(stage, stage.label in files, found.get(stage.label), stage.label in replaced) for stage in plan.stages
+    ]
 
 
 def run_study(

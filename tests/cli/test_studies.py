@@ -64,6 +64,8 @@ def test_a_study_is_run_told_and_kept(
     assert content(tmp_path / "results") == results
     done("report", tmp_path / "results")
     assert content(tmp_path / "results") == results, "made by hand it is the same"
+    changed = done("study", recipe, *places, "--set", "training.epochs=2", "--dry-run").splitlines()
+    assert all(line.partition("  (")[0].endswith(", replaces what is there") for line in changed[:-1])
     more = done("study", recipe, *places, "--seeds", "0,1", "--dry-run").splitlines()
     assert [line.split()[:2] for line in more[:2]] == [["model-sl-s0", "done"], ["model-sl-s1", more[1].split()[1]]]
     assert "by stages like it on this machine" in more[1]

@@ -9,11 +9,15 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from gradscope.errors import GradscopeError
+from gradscope.report.headline import _lower
+from gradscope.report.models import Model
 from gradscope.report.page import LARGEST, write_report
+from gradscope.results.audits import Ball
 
 HOSTILE = ("</script><img src=x onerror=alert(1)>", "\"&'<!--{{ 7 * 7 }}")
 CHAPTERS = ["claims", "models", "trajectories", "entropy", "landscapes", "attacks", "transfer", "audit"]
@@ -204,6 +208,18 @@ def test_a_study_shows_its_own_parts_by_kind_and_says_what_is_lacking(make_study
         assert said in found.text
     assert "claims is still" not in found.text
     assert "<luck>" not in (root / "report.html").read_text()
+
+
+def test_a_lower_bound_elsewhere_stands_beside_the_audits():
+    audit = SimpleNamespace(checkpoint="sl", threat=Ball(norm="l2", epsilon=1.0))
+    audit.robust_accuracy = SimpleNamespace(upper_bound=0.1)
+    row = {"value": 0.04, "ci_low": 0.01, "ci_high": 0.1, "n": 100}
+    model = Model(
+        "sl", "sl", "digits", "cnn2", "0", under={"all attacks, l2 1": row, "all attacks, l2 2": {**row, "value": 0.0}}
+    )
+    assert list(_lower(audit, [model])) == ["Other images stand at 4.0 % [1.0, 10.0], n = 100 under all attacks, l2 1"]
+    audit.robust_accuracy.upper_bound = 0.04
+    assert not list(_lower(audit, [model]))
 
 
 def test_every_figure_has_its_caption_and_its_file(tags, study):

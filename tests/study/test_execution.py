@@ -242,6 +242,19 @@ def test_checkpoints_whose_records_are_lost_are_adopted_only_where_they_are_the_
     assert (tmp_path / "checkpoints" / "sl-s0.pt").read_bytes() == before
 
 
+def test_a_copy_whose_record_is_lost_is_made_anew(done: StudyRequest, tmp_path: Path) -> None:
+    whole = content(tmp_path)
+    for path in (tmp_path / "results" / ".stages").glob("model-sl-x10-s0.*"):
+        path.unlink()
+    assert redone(run(done)) == {"model-sl-x10-s0"}
+    assert content(tmp_path) == whole
+    for path in (tmp_path / "results" / ".stages").glob("model-sl-x10-s0.*"):
+        path.unlink()
+    (tmp_path / "checkpoints" / "sl-x10-s0.pt").write_bytes((tmp_path / "checkpoints" / "sl-s0.pt").read_bytes())
+    ended = run(done)
+    assert [one.label for one in ended.failed] == ["model-sl-x10-s0"], "what is no copy is somebody's"
+
+
 def test_after_a_failure_the_rest_goes_on_and_it_alone_is_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -149,6 +149,12 @@ def test_more_images_than_there_are(tmp_path: Path) -> None:
         plan(tmp_path, RECIPE.replace('command = "analyze"', 'command = "analyze"\nsamples = 360'))
 
 
+def test_an_image_that_is_not_there(tmp_path: Path) -> None:
+    text = '[grid]\nmodes = ["sl"]\n[[measure]]\ncommand = "landscape"\nindex = "17,359"\n'
+    with pytest.raises(GradscopeError, match=r"measure landscape: index: 0 to 358 is allowed, digits .* got 359"):
+        plan(tmp_path, text)
+
+
 def test_images_that_are_missing_leave_out_what_needs_them(tmp_path: Path) -> None:
     text = RECIPE.replace("[grid]", '[grid]\ndata = ["digits", "npz"]')
     made = plan(tmp_path, text)
