@@ -64,7 +64,7 @@ IgnoreClassNames = Annotated[
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that speaks for all that ``torchrun`` has started."""
+    """Whether this process is the one that speaks for all that ``torchrun`` has started; asked without torch."""
     return os.environ.get("RANK", "0") == "0"
 
 

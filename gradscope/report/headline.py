@@ -82,15 +82,19 @@ def _verdict(one: AuditOf, found: Sequence[Model]) -> Verdict:
 
 
 def _lower(one: AuditOf, found: Sequence[Model]) -> Iterator[str]:
-    """What other attacks in the same ball have left, where that is less than the audit, on other images."""
+    """What other attacks in the same ball have left, where that is less than the audit; of however many images.
+
+    The paper's attack leaves the box, so that it is not in the same ball.
+    """
     ball = f"{one.threat.norm} {one.threat.epsilon:.4g}"
     for model in found:
-        left = [(name, row) for name, row in model.under.items() if name.endswith(f", {ball}") and row.get("n")]
+        under = {name: row for name, row in model.under.items() if not name.startswith("pgd-paper") and row.get("n")}
+        left = [(name, row) for name, row in under.items() if name.endswith(f", {ball}")]
         if model.label == one.checkpoint and left:
             name, row = min(left, key=lambda item: float(item[1]["value"]))
             if row["value"] < one.robust_accuracy.upper_bound:
-                lowest = _words(share(row["value"], row["ci_low"], row["ci_high"], f"n = {int(row['n']):,}"))
-                yield f"Other images stand at {lowest} under {name}"
+                lowest = _words(share(row["value"], row["ci_low"], row["ci_high"]))
+                yield f"Elsewhere here {lowest} of {int(row['n']):,} images stand under {name}"
 
 
 def _claims(contents: Contents) -> list[str]:

@@ -30,7 +30,7 @@ class Hardware:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process is the one that speaks for all that ``torchrun`` has started."""
+        """Whether this process is the one that writes for all that ``torchrun`` has started."""
         return os.environ.get("RANK", "0") == "0"
 
     @property

@@ -215,9 +215,20 @@ def test_a_lower_bound_elsewhere_stands_beside_the_audits():
     audit.robust_accuracy = SimpleNamespace(upper_bound=0.1)
     row = {"value": 0.04, "ci_low": 0.01, "ci_high": 0.1, "n": 100}
     model = Model(
-        "sl", "sl", "digits", "cnn2", "0", under={"all attacks, l2 1": row, "all attacks, l2 2": {**row, "value": 0.0}}
+        "sl",
+        "sl",
+        "digits",
+        "cnn2",
+        "0",
+        under={
+            "all attacks, l2 1": row,
+            "all attacks, l2 2": {**row, "value": 0.0},
+            "pgd-paper, l2 1": {**row, "value": 0.0},
+        },
     )
-    assert list(_lower(audit, [model])) == ["Other images stand at 4.0 % [1.0, 10.0], n = 100 under all attacks, l2 1"]
+    assert list(_lower(audit, [model])) == [
+        "Elsewhere here 4.0 % [1.0, 10.0] of 100 images stand under all attacks, l2 1"
+    ]
     audit.robust_accuracy.upper_bound = 0.04
     assert not list(_lower(audit, [model]))
 
