@@ -6,6 +6,7 @@ process alone would have had.
 
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -38,6 +39,42 @@ def alone(units: Sequence[Unit]) -> Iterator[Values]:
 def prefixed(each: Each, prefix: str) -> Each:
     """``each`` with ``prefix`` and a hyphen before the name of every unit."""
     return lambda units: each([(f"{prefix}-{name}", make) for name, make in units])
+
+
+#: What PyTorch's errors say where a device's memory is full: its allocators, cuBLAS, cuDNN, and the driver.
+_NO_MEMORY = (
+    "out of memory",
+    "DefaultCPUAllocator",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "unable to find an engine to execute",
+)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device ran out of memory, so that a smaller batch may fit."""
+    return isinstance(error, torch.OutOfMemoryError) or any(phrase in str(error) for phrase in _NO_MEMORY)
+
+
+def free_memory() -> None:
+    """Give the GPU's cached memory back. Call it after the ``except``: the traceback holds the activations."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def explained_memory(device: torch.device) -> Iterator[None]:
+    """Turn a full memory of ``device`` into a one-line :class:`GradscopeError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise GradscopeError(
+            f"--batch-size: must be smaller, {device} ran out of memory ({str(error).strip().splitlines()[0]}); "
+            "where a single image is too much, use --device cpu"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -77,7 +114,8 @@ class Team:
     def run(self, work: Callable[["Team"], None]) -> None:
         """``work`` on this rank; an error of any rank is raised by all."""
         try:
-            work(self)
+            with explained_memory(self.device):
+                work(self)
             self.meet()
         except Exception as error:
             # What another rank has told of is known to all; what went wrong here is not, yet.

@@ -16,9 +16,9 @@ from gradscope.attacks.victims import Counted, Tally, Victims, fooled
 from gradscope.config import PGD, Budget
 from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError, lookup
-from gradscope.models.inspection import evaluating, is_out_of_memory, one_line
+from gradscope.models.inspection import measuring, one_line
 from gradscope.seeding import derive, seeded
-from gradscope.sharing import Each, Values, alone
+from gradscope.sharing import Each, Values, alone, is_out_of_memory
 
 
 def run_battery(
@@ -65,7 +65,7 @@ def run_battery(
     bench.check_examples()
     found: dict[str, AttackOutcome] = {}
     skipped: dict[str, str] = {}
-    with evaluating(model):
+    with measuring(model):
         parts = torch.arange(len(image_set)).split(usual)
         clean = list(each([(bench.unit("clean", part), partial(bench.look_at_clean, part)) for part in parts]))
         right, undefined = (torch.cat([unit[key] for unit in clean]) for key in ("right", "undefined"))

@@ -13,7 +13,7 @@ from gradscope.attacks.threat import ThreatModel
 from gradscope.config import PGD
 from gradscope.functional import flatten, norm_and_unit
 from gradscope.losses import LOSSES, Loss
-from gradscope.models.inspection import evaluating
+from gradscope.models.inspection import measuring
 from gradscope.seeding import derive
 
 
@@ -92,7 +92,7 @@ def prepared(model: nn.Module, settings: PGD) -> Iterator[nn.Module]:
     float64 works on a copy, so the caller's parameters are not touched there either.
     """
     working = copy.deepcopy(model).double() if settings.precision == "float64" else model
-    with evaluating(working):
+    with measuring(working):
         yield working
 
 

@@ -13,7 +13,7 @@ from gradscope.attacks.victims import fooled
 from gradscope.config import PGD
 from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
-from gradscope.models.inspection import check_fits, evaluating
+from gradscope.models.inspection import check_fits, measuring
 from gradscope.results.stats import Interval, wilson_interval
 from gradscope.seeding import seeded
 from gradscope.sharing import Each, Values, alone
@@ -131,7 +131,7 @@ def transfer(
     def look(model: nn.Module, indices: Tensor) -> Values:
         images, labels = image_set.batch(indices, device)
         shown = [example[indices].to(images) for example in examples.values()]
-        with evaluating(model), torch.no_grad(), seeded(seed, "transfer", *named[indices].tolist()):
+        with measuring(model), torch.no_grad(), seeded(seed, "transfer", *named[indices].tolist()):
             own = ~fooled(model(images), labels)
             return {"clean": own, "right": torch.stack([~fooled(model(points), labels) for points in shown])}
 

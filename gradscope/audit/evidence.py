@@ -17,7 +17,7 @@ from gradscope.audit.budgets import AuditBudget
 from gradscope.audit.outputs import Averaged, LogProbabilities, look_at_outputs
 from gradscope.config import PGD, Budget
 from gradscope.data.image_set import ImageSet
-from gradscope.models.inspection import evaluating
+from gradscope.models.inspection import measuring
 from gradscope.seeding import derive, seeded
 from gradscope.sharing import Each, Values, prefixed
 
@@ -239,7 +239,7 @@ class _Gathering:
         def judge(images: Tensor, labels: Tensor, numbers: Tensor) -> Values:
             rows = torch.isin(self.numbers[places], numbers).nonzero().squeeze(1)
             start = self.threat.random_start(images, "ball", self.seed, ("start", 0), numbers)
-            with evaluating(averaged), seeded(self.seed, "judge", *numbers.tolist()):
+            with measuring(averaged), seeded(self.seed, "judge", *numbers.tolist()):
                 reached = pgd(averaged, images, labels, settings, start=start)
                 seen = {"clean": images, "plain": _points(plain, images, rows), "averaged": reached}
                 with torch.no_grad():

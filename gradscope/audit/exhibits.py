@@ -10,7 +10,7 @@ from gradscope.attacks.cascade import run_battery
 from gradscope.attacks.threat import ThreatModel
 from gradscope.audit.verdict import Audit
 from gradscope.data.image_set import ImageSet
-from gradscope.models.inspection import evaluating
+from gradscope.models.inspection import measuring
 from gradscope.seeding import seeded
 from gradscope.sharing import Each, alone, prefixed
 
@@ -75,7 +75,7 @@ def exhibits(
             continue
         shown = places[outcome.attacks[attack].attacked]
         images, labels = image_set.batch(shown, device)
-        with evaluating(model), torch.no_grad(), seeded(seed, "exhibits", *evidence.numbers[shown].tolist()):
+        with measuring(model), torch.no_grad(), seeded(seed, "exhibits", *evidence.numbers[shown].tolist()):
             before, after = (model(batch).argmax(dim=1).tolist() for batch in (images, points.to(images)))
         columns = (evidence.numbers[shown].tolist(), labels.tolist(), images.cpu(), points, before, after)
         found += [Exhibit(check, attack, *row) for row in zip(*columns, strict=True)]

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from gradscope.attacks.pgd import Iterate, look, pgd, prepared, threat_model
 from gradscope.config import PGD
 from gradscope.functional import cosine, flatten, margin, norm_and_unit, sign_agreement
-from gradscope.models.inspection import is_out_of_memory
 from gradscope.probes.curvature import input_curvature
 from gradscope.seeding import generator, seeded
+from gradscope.sharing import is_out_of_memory
 
 #: Length of the small finite difference, in pixel units: a float64 quotient is good to 1e-10 there, and a ReLU
 #: network is linear over it. In float32 the quotient of a logit of 10 is still good to 1e-3.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.functional import norm_and_unit
-from gradscope.models.inspection import evaluating
+from gradscope.models.inspection import measuring
 from gradscope.seeding import seeded
 
 #: Passes that a random output is looked for in.
@@ -25,7 +25,7 @@ def look_at_outputs(
     logits of the image shown without others, NaN where it was not tried; ``lowest``, ``highest`` and ``sum`` of the
     outputs; ``outside``: the image leaves [0, 1].
     """
-    with evaluating(model), torch.no_grad():
+    with measuring(model), torch.no_grad():
         drawn = [_logits(model, images, numbers, (seed, "outputs", draw), usual) for draw in range(PASSES)]
         alone = torch.full((len(images),), math.nan, dtype=torch.float64)
         for place in range(min(ALONE, len(images))):

@@ -1,13 +1,72 @@
 """Looking at a model without leaving a trace, and telling whether it fits the data."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from gradscope.errors import GradscopeError
+
+T = TypeVar("T")
+
+
+#: How every measurement computes in float32, as manifests say it.
+FLOAT32 = "ieee"
+
+
+@contextmanager
+def measuring(model: nn.Module) -> Iterator[None]:
+    """Examine ``model``: :func:`evaluating`, in IEEE float32 on every device (:func:`strict_float32`).
+
+    Every forward and backward pass of an examined model belongs inside. Contexts may be nested.
+    """
+    with evaluating(model), strict_float32():
+        yield
+
+
+@contextmanager
+def strict_float32() -> Iterator[None]:
+    """Compute float32 as IEEE float32 inside: no TF32, no bfloat16, no autocast; restore the caller's choice after.
+
+    cuDNN convolves in TF32 by default, which moves logits by 3e-4. It also picks its algorithms by a fixed rule, and
+    deterministic ones, so that a measurement repeats on the same GPU.
+    """
+    backends: Any = torch.backends  # torch's stubs lack most of these
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
+    operations = (cudnn.conv, cudnn.rnn, backends.cuda.matmul, mkldnn.conv, mkldnn.rnn, mkldnn.matmul)
+    # Torch has an old and a new set of flags. The old getters raise where the two disagree, so both are set.
+    chosen = [operation.fp32_precision for operation in operations]
+    convolutions = _or_default(lambda: cudnn.allow_tf32, True)
+    products = _or_default(torch.get_float32_matmul_precision, "highest")
+    rule = cudnn.benchmark, cudnn.deterministic
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        try:
+            cudnn.allow_tf32 = False
+            torch.set_float32_matmul_precision("highest")
+            for operation in operations:
+                operation.fp32_precision = "ieee"
+            cudnn.benchmark, cudnn.deterministic = False, True
+            yield
+        finally:
+            cudnn.benchmark, cudnn.deterministic = rule
+            cudnn.allow_tf32 = convolutions
+            torch.set_float32_matmul_precision(products)
+            for operation, precision in zip(operations, chosen, strict=True):
+                operation.fp32_precision = precision
+
+
+def _or_default(read: Callable[[], T], default: T) -> T:
+    """What an old flag says; ``default`` where torch refuses to say, for the new flags differ from it."""
+    try:
+        return read()
+    except RuntimeError:
+        return default
 
 
 @contextmanager
@@ -47,7 +106,7 @@ def check_fits(
     """
     grey = torch.full((2, channels, image_size, image_size), 0.5, device=device)
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with measuring(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             output = functional_call(model, buffers, (grey,))
         except Exception as error:
@@ -71,7 +130,7 @@ def check_differentiable(model: nn.Module, *, channels: int, image_size: int, na
     """
     grey = torch.full((2, channels, image_size, image_size), 0.5, device=device, requires_grad=True)
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
-    with evaluating(model), torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with measuring(model), torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         output = functional_call(model, buffers, (grey,))
     if not output.requires_grad:
         raise GradscopeError(f"CKPT: {name} has no gradient in the image: its logits are cut off from it (detached?)")
@@ -81,12 +140,3 @@ def one_line(error: BaseException) -> str:
     """The kind of ``error`` and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device ran out of memory: a smaller batch may fit. CUDA's cache is emptied for it."""
-    if isinstance(error, torch.OutOfMemoryError):
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
-        return True
-    return "DefaultCPUAllocator" in str(error)

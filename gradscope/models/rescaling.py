@@ -10,7 +10,7 @@ from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
 from gradscope.losses import cross_entropy
 from gradscope.models.checkpoint import Checkpoint
-from gradscope.models.inspection import evaluating
+from gradscope.models.inspection import measuring
 
 #: Between which powers of ten the factor that calibrates is looked for.
 _EXPONENTS = (-4.0, 4.0)
@@ -47,7 +47,7 @@ def calibrating_factor(checkpoint: Checkpoint, images: ImageSet, device: torch.d
     Raises :class:`GradscopeError` where there is none: every image is right, or the logits say nothing of the labels.
     """
     model = checkpoint.build().to(device)
-    with evaluating(model), torch.no_grad():
+    with measuring(model), torch.no_grad():
         parts = [(model(batch).double().cpu(), labels.cpu()) for _, batch, labels in images.batches(256, device)]
     logits, labels = (torch.cat(column) for column in zip(*parts, strict=True))
 

@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from gradscope.functional import flatten, norm_and_unit
 from gradscope.losses import Loss, cross_entropy
-from gradscope.models.inspection import evaluating
+from gradscope.models.inspection import measuring
 from gradscope.seeding import generator
 
 HessianProduct = Callable[[Tensor], Tensor]
@@ -63,7 +63,7 @@ def input_curvature(
 
     ``images`` ``(N, C, H, W)``; ``numbers`` ``(N,)`` name them, for their random start. The model is left as found.
     """
-    with evaluating(model), torch.enable_grad():
+    with measuring(model), torch.enable_grad():
         point = images.detach().requires_grad_(True)
         (slope,) = torch.autograd.grad(loss(model(point), labels).sum(), point, create_graph=True)
 
@@ -102,7 +102,7 @@ def weight_curvature(
 
     size = sum(parameter.numel() for parameter in model.parameters())
     drawn = torch.randn(1, size, generator=generator(seed, "weight curvature"))
-    with evaluating(model):
+    with measuring(model):
         return power_iteration(product, norm_and_unit(drawn)[1].to(batches[0][0]), tolerance=tolerance, most=most)
 
 
@@ -114,7 +114,7 @@ def weight_curvature_along(
     At the v of :func:`weight_curvature` their mean, weighted by the batches' sizes, is its eigenvalue; an eigenvalue
     moves with the weight of a batch by them, to first order, so they give its jackknife.
     """
-    with evaluating(model):
+    with measuring(model):
         return torch.stack(
             [torch.dot(vector, _weight_product(model, images, labels, vector, loss)) for images, labels in batches]
         )
@@ -157,7 +157,7 @@ def local_nonlinearity(
     as :class:`gradscope.attacks.threat.ThreatModel` has them; ``start`` is where the ascent begins, for at the image
     itself the gap is flat. The largest gap of all points seen is returned: a lower bound of the maximum.
     """
-    with evaluating(model), torch.enable_grad():
+    with measuring(model), torch.enable_grad():
         centre = images.detach().requires_grad_(True)
         plain = loss(model(centre), labels)
         (slope,) = torch.autograd.grad(plain.sum(), centre)

@@ -18,8 +18,9 @@ from gradscope.errors import GradscopeError
 from gradscope.functional import flatten, margin, norm_and_unit
 from gradscope.losses import cross_entropy
 from gradscope.models.affine import PlaneModel
-from gradscope.models.inspection import evaluating, is_out_of_memory
+from gradscope.models.inspection import measuring
 from gradscope.seeding import generator
+from gradscope.sharing import free_memory, is_out_of_memory
 
 #: Points evaluated at once where memory allows: on a CPU their activations stay in its caches.
 POINTS_AT_ONCE = {"cpu": 32, "cuda": 2048}
@@ -189,7 +190,7 @@ def evaluate_planes(
     points = torch.cartesian_prod(axis[rows.start : rows.stop], axis).to(planes.origins)
     middle = (grid.points // 2 - rows.start) * grid.points + grid.points // 2
     found = []
-    with evaluating(model), torch.no_grad():
+    with measuring(model), torch.no_grad():
         plane_model = PlaneModel(model)
         for origin, axes, label in zip(planes.origins, planes.axes, labels, strict=True):
             logits = _logits(plane_model, origin, points, axes, advanced)
@@ -206,7 +207,7 @@ def losses_on_disc(model: nn.Module, planes: Planes, labels: Tensor) -> Tensor:
     """Losses ``(N, M)`` at the centre of each plane and on :data:`DISC`, whatever the grid is that it is drawn on."""
     points = torch.cat([torch.zeros(1, 2), DISC]).to(planes.origins)
     found = []
-    with evaluating(model), torch.no_grad():
+    with measuring(model), torch.no_grad():
         plane_model = PlaneModel(model)
         for origin, axes, label in zip(planes.origins, planes.axes, labels, strict=True):
             logits = _logits(plane_model, origin, points, axes)
@@ -221,7 +222,7 @@ def margins_along(model: nn.Module, images: Tensor, labels: Tensor, rays: Tensor
         ray[:, number] = distances
     points = points.flatten(0, 1)
     found = []
-    with evaluating(model), torch.no_grad():
+    with measuring(model), torch.no_grad():
         plane_model = PlaneModel(model)
         for image, directions, label in zip(images, rays, labels, strict=True):
             logits = _logits(plane_model, image, points, directions)
@@ -249,9 +250,11 @@ def _logits(
             if size == 1 or not is_out_of_memory(error):
                 raise
             size //= 2
+        else:
+            done += len(chosen)
+            advanced(len(chosen), "")
             continue
-        done += len(chosen)
-        advanced(len(chosen), "")
+        free_memory()
     return torch.cat(parts)
 
 

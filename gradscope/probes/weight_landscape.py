@@ -14,14 +14,18 @@ from gradscope.config import PGD
 from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
 from gradscope.losses import cross_entropy
-from gradscope.models.inspection import evaluating, one_line
+from gradscope.models.inspection import measuring, one_line
 from gradscope.seeding import generator, seeded
+from gradscope.sharing import free_memory, is_out_of_memory
 
 #: A step in weight space: a tensor for each parameter, by name.
 Direction = dict[str, Tensor]
 
 #: What is measured at a point, by name: it gets a network with the point's weights, in eval mode.
 Measure = Callable[[nn.Module], Mapping[str, Tensor | float]]
+
+#: Images of a batch, labels, the attack's starts, and the group of each image.
+_Batch = tuple[Tensor, Tensor, Tensor | None, Tensor]
 
 #: Groups of images whose sums are kept apart, for the jackknife.
 GROUPS = 10
@@ -156,7 +160,7 @@ def evaluate_plane(
     origin = {key: parameter.detach() for key, parameter in model.named_parameters()}
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
     values: dict[str, NDArray[np.float64]] = {}
-    with evaluating(moving), torch.no_grad():
+    with measuring(moving), torch.no_grad():
         for row, a in enumerate(axes[0].tolist()):
             start = {key: torch.add(weight, first[key], alpha=a) for key, weight in origin.items()}
             for column, b in enumerate(axes[1].tolist()):
@@ -217,7 +221,7 @@ class Measures:
         self.groups = min(GROUPS, self.count)
         self.attack, self.reestimate, self.custom = attack, reestimate, custom
         size = batch_size or IMAGES_AT_ONCE.get(device.type, 256)
-        self.batches = []
+        self.batches: list[_Batch] = []
         for indices, batch, labels in images.batches(size, device):
             batch = batch.contiguous(memory_format=torch.channels_last)
             start = None
@@ -231,7 +235,20 @@ class Measures:
         self.group_sizes = torch.bincount(sizes, minlength=self.groups).double()
 
     def __call__(self, model: nn.Module) -> dict[str, Tensor | float]:
-        """``loss`` and ``right``, summed over each group, ``(G,)``; ``adversarial_...`` and ``custom`` where asked."""
+        """``loss`` and ``right``, summed over each group, ``(G,)``; ``adversarial_...`` and ``custom`` where asked.
+
+        Batches are halved, for this point and all that follow, where memory runs out.
+        """
+        while True:
+            try:
+                return self._measure(model)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or max(len(labels) for _, labels, _, _ in self.batches) == 1:
+                    raise
+            free_memory()
+            self.batches = [half for batch in self.batches for half in _halves(*batch)]
+
+    def _measure(self, model: nn.Module) -> dict[str, Tensor | float]:
         if self.reestimate:
             reestimate_batch_norm(model, self.reestimate)
         sums: dict[str, Tensor] = {}
@@ -251,7 +268,9 @@ class Measures:
         terms = {"loss": cross_entropy(logits, labels), "right": logits.argmax(dim=1) == labels}
         for name, values in terms.items():
             total = sums.setdefault(prefix + name, torch.zeros(self.groups, dtype=torch.float64, device=logits.device))
-            total.index_add_(0, groups, values.double())
+            # Not index_add_: CUDA adds in an order that changes from run to run.
+            inside = groups == torch.arange(self.groups, device=groups.device)[:, None]
+            total += torch.where(inside, values.double(), 0.0).sum(dim=1)
 
     def mean(self, sums: Tensor) -> Tensor:
         """``(..., G)`` sums to the mean over all images ``(...)``."""
@@ -261,6 +280,13 @@ class Measures:
         """``(..., G)`` sums to the means over all images but one group's, ``(G, ...)``."""
         left = (sums.sum(dim=-1, keepdim=True) - sums) / (self.count - self.group_sizes)
         return left.movedim(-1, 0)
+
+
+def _halves(images: Tensor, labels: Tensor, start: Tensor | None, groups: Tensor) -> list[_Batch]:
+    """A batch of :class:`Measures` in two; one image stays one."""
+    size = max(1, len(labels) // 2)
+    starts = [None] * len(labels) if start is None else start.split(size)
+    return list(zip(images.split(size), labels.split(size), starts, groups.split(size), strict=False))
 
 
 class Custom:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gradscope.attacks.outcome import Outcome
 from gradscope.attacks.victims import fooled
-from gradscope.models.inspection import evaluating
+from gradscope.models.inspection import measuring
 from gradscope.models.subject import Foreign, load_subject, read_references
 from gradscope.results.tables import atomic
 from gradscope.study.directory import IMAGES
@@ -67,7 +67,7 @@ def rescore(
         mine = kept["checkpoint"] == subject.label
         points, labels = torch.from_numpy(kept["images"][mine]), torch.from_numpy(kept["label"][mine])
     disagreeing = 0
-    with evaluating(subject.model), torch.no_grad():
+    with measuring(subject.model), torch.no_grad():
         for part in torch.arange(len(points)).split(batch_size) if len(points) else ():
             logits = subject.model(points[part].to(device))
             disagreeing += int((~fooled(logits, labels[part].to(device))).sum())

@@ -15,7 +15,7 @@ from gradscope.results.tables import write_json, write_table
 from gradscope.sharing import Team
 from gradscope.study.directory import clear
 from gradscope.study.examined import sources
-from gradscope.study.inputs import Chosen, Request, describe, made_by
+from gradscope.study.inputs import Chosen, Request, arithmetic, describe, made_by
 from gradscope.study.tiles import Tiles
 
 
@@ -62,8 +62,7 @@ class AnalysisFiles:
             "checkpoint": sources(self.entries),
             "image": [chosen.images.fingerprint for _, chosen in checked],
             "normalisation": self.manifest["foreign"],
-            "device": team.device.type,
-            "torch": self.manifest["provenance"]["packages"]["torch"],
+            **arithmetic(team),
         }
         self.tiles = Tiles(out, depends, team, resume=analysis.resume)
 

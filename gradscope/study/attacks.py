@@ -32,7 +32,7 @@ from gradscope.study.examined import (
     surrogate_examples,
     with_surrogates,
 )
-from gradscope.study.inputs import DEFAULT_SAMPLES, Chosen, Request, describe, made_by
+from gradscope.study.inputs import DEFAULT_SAMPLES, Chosen, Request, arithmetic, describe, made_by
 from gradscope.study.ranks import on_every_rank
 from gradscope.study.tiles import Tiles
 
@@ -192,8 +192,7 @@ class _Files:
             "image": [one.chosen.images.fingerprint for one in examined],
             "save_images": request.save_images,
             "normalisation": self.manifest["foreign"],
-            "device": team.device.type,
-            "torch": self.manifest["provenance"]["packages"]["torch"],
+            **arithmetic(team),
         }
         self.tiles = Tiles(out, depends, team, resume=request.resume)
 

@@ -35,7 +35,7 @@ from gradscope.study.examined import (
     sources,
     surrogate_examples,
 )
-from gradscope.study.inputs import Request, describe, made_by
+from gradscope.study.inputs import Request, arithmetic, describe, made_by
 from gradscope.study.ranks import on_every_rank
 from gradscope.study.tiles import Tiles
 
@@ -169,8 +169,7 @@ class _Files:
             "checkpoint": sources(self.manifest["checkpoints"]),
             "image": [one.chosen.images.fingerprint for one in examined],
             "normalisation": self.manifest["foreign"],
-            "device": team.device.type,
-            "torch": self.manifest["provenance"]["packages"]["torch"],
+            **arithmetic(team),
         }
         self.tiles = Tiles(out, depends, team, resume=request.resume)
 

@@ -8,6 +8,7 @@ stage's record, and after it records of the same kind on the same network, come 
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -20,6 +21,7 @@ from gradscope.config import PGD, Training
 from gradscope.errors import GradscopeError
 from gradscope.losses import cross_entropy
 from gradscope.models.architectures import ModelSpec, build
+from gradscope.models.inspection import strict_float32
 from gradscope.seeding import seeded
 from gradscope.study.analysis import Analysis
 from gradscope.study.attacks import Battery
@@ -36,8 +38,8 @@ Source = Literal["record", "records", "probe", "fixed"]
 
 #: What a measurement takes before and after its passes: reading models and images, drawing figures.
 _FIXED_SECONDS = {"train": 1.0, "scale": 0.5, "measure": 8.0, "claims": 2.0, "report": 10.0}
-#: Images a pass and repetitions of the probe.
-_PROBE_BATCH, _PROBE_SECONDS = 32, 0.3
+#: Images a pass of the probe, by device (a GPU given few waits for the next launch), and how long it repeats.
+_PROBE_BATCH, _PROBE_SECONDS = {"cpu": 32, "cuda": 512}, 0.3
 
 
 @dataclass(frozen=True)
@@ -254,22 +256,24 @@ class _Probe:
         return self._timed[key]
 
     def _time(self, network: str, *, gradient: bool, rounded: bool) -> float:
-        """Seconds an image of one pass in batches of 32, the median of a few after one to warm up.
+        """Seconds an image of one pass in batches, the median of a few after one to warm up.
 
         ``rounded``: in bfloat16, as training may be.
         """
+        batch = _PROBE_BATCH[self.device.type]
         architecture, shape, classes = network.split(" ")
         channels, size, _ = (int(part) for part in shape.split("x"))
         with seeded(0, "probe"):
             model = build(ModelSpec(architecture, int(classes), channels, size, (0.5,), (0.5,))).to(self.device).eval()
-            images = torch.rand(_PROBE_BATCH, channels, size, size, device=self.device)
-        labels = torch.zeros(_PROBE_BATCH, dtype=torch.int64, device=self.device)
+            images = torch.rand(batch, channels, size, size, device=self.device)
+        labels = torch.zeros(batch, dtype=torch.int64, device=self.device)
         images = images.contiguous(memory_format=torch.channels_last)
         times: list[float] = []
         try:
             while sum(times) < _PROBE_SECONDS or len(times) < 3:
                 started = time.perf_counter()
                 with (
+                    nullcontext() if rounded else strict_float32(),
                     torch.set_grad_enabled(gradient),
                     torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=rounded),
                 ):
@@ -282,4 +286,4 @@ class _Probe:
             raise GradscopeError(
                 f"--device: {self.device} does not run {architecture}: {error}".splitlines()[0]
             ) from None
-        return sorted(times[1:])[len(times[1:]) // 2] / _PROBE_BATCH
+        return sorted(times[1:])[len(times[1:]) // 2] / batch

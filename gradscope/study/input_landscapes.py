@@ -15,7 +15,7 @@ from gradscope.config import PGD, Grid
 from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
 from gradscope.functional import margin
-from gradscope.models.inspection import evaluating
+from gradscope.models.inspection import measuring
 from gradscope.models.subject import Foreign
 from gradscope.probes.comparison import compare_planes, compare_surroundings
 from gradscope.probes.input_landscape import (
@@ -137,7 +137,7 @@ def _choose(test: ImageSet, viewed: Sequence[Viewed], request: InputLandscape, t
             images, labels = test.batch(numbers, team.device)
             right = torch.ones(len(numbers), dtype=torch.bool, device=team.device)
             for one in viewed:
-                with evaluating(one.subject.model):
+                with measuring(one.subject.model):
                     right &= one.subject.model(images).argmax(dim=1) == labels
             found += numbers[right.cpu()].tolist()
             if len(found) >= wanted:
@@ -305,7 +305,7 @@ class _Stage:
         request, subject = self.request, self.viewed[position].subject
         images, labels, named = self._batch(number)
         advance(0, f"{subject.label}: curvature")
-        with evaluating(subject.model), torch.no_grad():
+        with measuring(subject.model), torch.no_grad():
             logits = subject.model(images.contiguous(memory_format=torch.channels_last))
         own = self._planes(position, number, planes[number], own=True)
         around = compare_surroundings(subject.model, own, labels, request.settings, numbers=named, seed=request.seed)

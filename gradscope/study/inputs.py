@@ -12,6 +12,7 @@ from gradscope.config import Data
 from gradscope.data import sources
 from gradscope.data.image_set import ImageSet, Splits
 from gradscope.errors import GradscopeError
+from gradscope.models.inspection import FLOAT32
 from gradscope.models.subject import Foreign, Reference, Subject, load_subject, read_references
 from gradscope.results.manifest import provenance
 from gradscope.seeding import generator
@@ -72,7 +73,12 @@ def device_name(device: torch.device) -> str:
 
 def made_by(team: Team) -> dict[str, Any]:
     """How a result is made, as the manifest says it: versions, machine, and how many processes share the work."""
-    return provenance(device_name(team.device)) | {"processes": team.size}
+    return provenance(device_name(team.device)) | {"processes": team.size, "float32": FLOAT32}
+
+
+def arithmetic(team: Team) -> dict[str, str]:
+    """What the last digits of a measurement depend on beside its settings: partial results of others do not fit."""
+    return {"device": team.device.type, "float32": FLOAT32, "torch": torch.__version__}
 
 
 def choose(test: ImageSet, count: int | None, default: int, seed: int, argument: str) -> Chosen:

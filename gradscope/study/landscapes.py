@@ -14,7 +14,7 @@ from gradscope.results.stats import METHODS, UNDEFINED, Interval
 from gradscope.results.tables import read_table, write_json, write_table
 from gradscope.sharing import Team
 from gradscope.study.directory import clear
-from gradscope.study.inputs import Chosen, Request, Viewed, describe, made_by
+from gradscope.study.inputs import Chosen, Request, Viewed, arithmetic, describe, made_by
 from gradscope.study.tiles import Tiles
 
 Row = dict[str, Any]
@@ -67,15 +67,13 @@ class LandscapeFiles:
             "checkpoints": [describe(one.reference, chosen) for one in viewed],
             "provenance": made_by(team),
         }
-        packages = self.manifest["provenance"]["packages"]
         depends = {
             **self.manifest["landscape"],
             "attack": self.manifest["attacks"],
             "checkpoint": [entry["sha256"] or entry["source"] for entry in self.manifest["checkpoints"]],
             "image": chosen.images.fingerprint,
             "normalisation": self.manifest["foreign"],
-            "device": team.device.type,
-            "torch": packages["torch"],
+            **arithmetic(team),
             **(others or {}),
         }
         self.tiles = Tiles(out, depends, team, resume=request.resume)

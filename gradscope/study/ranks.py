@@ -17,7 +17,7 @@ def on_every_rank(request: Request, work: Callable[[Team], None]) -> None:
     if hardware.is_shared:
         hardware.launch("32", partial(_run, work=work))
     else:
-        work(Team(device))
+        Team(device).run(work)
 
 
 def _run(fabric: Fabric, work: Callable[[Team], None]) -> None:

@@ -16,7 +16,7 @@ from gradscope.data.image_set import ImageSet, Splits
 from gradscope.errors import GradscopeError, lookup
 from gradscope.models.architectures import ARCHITECTURES
 from gradscope.models.checkpoint import Checkpoint
-from gradscope.models.inspection import evaluating
+from gradscope.models.inspection import measuring
 from gradscope.models.subject import Foreign, Reference, Subject, load_subject, read_references
 from gradscope.probes.trajectory import Trajectory, measure_trajectory
 from gradscope.progress import progress_bar
@@ -125,7 +125,7 @@ def count_right(checkpoint: Checkpoint, images: ImageSet, device: torch.device) 
     """How many images the checkpoint's prediction is right for."""
     model = checkpoint.build().to(device)
     right = 0
-    with evaluating(model), torch.no_grad():
+    with measuring(model), torch.no_grad():
         for _, batch, labels in images.batches(256, device):
             logits = model(batch.contiguous(memory_format=torch.channels_last))
             right += int((logits.argmax(dim=1) == labels).sum())

@@ -26,6 +26,7 @@ from gradscope.study.inputs import (
     Chosen,
     Request,
     Viewed,
+    arithmetic,
     choose,
     describe,
     made_by,
@@ -107,8 +108,7 @@ def _depends(manifest: Row, chosen: Chosen, team: Team) -> Row:
         "checkpoint": [entry["sha256"] or entry["source"] for entry in manifest["checkpoints"]],
         "image": chosen.images.fingerprint,
         "normalisation": manifest["foreign"],
-        "device": team.device.type,
-        "torch": manifest["provenance"]["packages"]["torch"],
+        **arithmetic(team),
     }
 
 

@@ -16,7 +16,7 @@ from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
 from gradscope.models import checkpoint as checkpoints
 from gradscope.models.foreign import call_factory
-from gradscope.models.inspection import evaluating, one_line
+from gradscope.models.inspection import measuring, one_line
 from gradscope.models.subject import Foreign
 from gradscope.probes.comparison import MOST_PRODUCTS, TOLERANCE
 from gradscope.probes.curvature import weight_curvature, weight_curvature_along
@@ -337,7 +337,7 @@ class _Stage:
         batches = [self.images.images.batch(indices, self.device) for group in parts for indices in group]
         if self.measures.reestimate:
             model = copy.deepcopy(model)
-            with evaluating(model), torch.no_grad():
+            with measuring(model), torch.no_grad():
                 reestimate_batch_norm(model, self.measures.reestimate)
         found = weight_curvature(model, batches, seed=self.request.seed, tolerance=TOLERANCE, most=MOST_PRODUCTS // 2)
         along = weight_curvature_along(model, batches, found.vector[0]).double().cpu()

@@ -14,6 +14,7 @@ from torch import distributed
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from gradscope.errors import GradscopeError
+from gradscope.sharing import explained_memory
 
 # They announce devices and processes, and that a process is ended because another failed. This is here, and not where
 # a command begins, for it holds in the processes that are started too.
@@ -85,7 +86,8 @@ def _begin(fabric: Fabric, work: Callable[[Fabric], None], threads: int) -> None
     torch.set_num_threads(min(threads, torch.get_num_threads()))
     # Fabric leaves a process group of CPUs as it is, whose threads may then abort a process that ends.
     atexit.register(_leave)
-    work(fabric)
+    with explained_memory(fabric.device):
+        work(fabric)
 
 
 def _leave() -> None:

@@ -294,7 +294,10 @@ class Run:
                 assert images.grad is not None
                 example = fast_gradient_example(clean_images, images.grad, adversary)
             else:
-                example = adversarial_example(self.network, clean_images, labels, phase, adversary, clean_draws, noise)
+                with self.fabric.autocast():  # the network itself is not wrapped, and would compute in float32
+                    example = adversarial_example(
+                        self.network, clean_images, labels, phase, adversary, clean_draws, noise
+                    )
             outcome = phase_outcome(self.model(example), labels, phase, adversarial_draws)
             self.fabric.backward(adversary.weight * outcome.losses.sum() * scale)
             losses = losses + adversary.weight * outcome.losses.detach()

@@ -1,11 +1,13 @@
 """Models are looked at without a trace, and told apart by whether they fit."""
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from gradscope.errors import GradscopeError
-from gradscope.models.inspection import check_differentiable, check_fits, evaluating, one_line
+from gradscope.models.inspection import check_differentiable, check_fits, evaluating, measuring, one_line
 
 CPU = torch.device("cpu")
 
@@ -153,3 +155,83 @@ def test_integer_logits_are_refused() -> None:
 
     with pytest.raises(GradscopeError, match=r"floating-point logits, got torch\.int64"):
         check_fits(Rounded(), channels=1, image_size=4, classes=3, name="m", device=torch.device("cpu"))
+
+
+def arithmetic() -> dict[str, object]:
+    """Everything that decides how float32 is computed; "refused" where torch finds its two sets of flags at odds."""
+
+    def read(flag: Callable[[], object]) -> object:
+        try:
+            return flag()
+        except RuntimeError:
+            return "refused"
+
+    backends = torch.backends
+    return {
+        "cudnn.allow_tf32": read(lambda: backends.cudnn.allow_tf32),
+        "matmul.allow_tf32": read(lambda: backends.cuda.matmul.allow_tf32),
+        "matmul": read(torch.get_float32_matmul_precision),
+        "new": [
+            (getattr(backend, operation).fp32_precision)
+            for backend, operations in ((backends.cudnn, ("conv", "rnn")), (backends.mkldnn, ("conv", "matmul")))
+            for operation in operations
+        ],
+        "cuda": backends.cuda.matmul.fp32_precision,
+        "benchmark": backends.cudnn.benchmark,
+        "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")),
+    }
+
+
+STRICT = {
+    "cudnn.allow_tf32": False,
+    "matmul.allow_tf32": False,
+    "matmul": "highest",
+    "new": ["ieee"] * 4,
+    "cuda": "ieee",
+    "benchmark": False,
+    "autocast": (False, False),
+}
+
+#: What a caller may have chosen before measuring, in torch's old and new words.
+CALLERS = {
+    "nothing": "pass",
+    "old, medium": "torch.set_float32_matmul_precision('medium')",
+    "old, matmul": "torch.backends.cuda.matmul.allow_tf32 = True",
+    "old, strict": "torch.backends.cudnn.allow_tf32 = False",
+    "new, matmul": "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "new, everything": "torch.backends.fp32_precision = 'tf32'",
+    "new, CPU": "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+    "benchmark": "torch.backends.cudnn.benchmark = True",
+}
+
+
+@pytest.fixture
+def untouched_flags() -> Iterator[None]:
+    yield
+    backends = torch.backends
+    backends.fp32_precision = "none"
+    backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("highest")
+    for operation in (backends.cudnn.conv, backends.cudnn.rnn):
+        operation.fp32_precision = "tf32"
+    for operation in (backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.rnn, backends.mkldnn.matmul):
+        operation.fp32_precision = "none"
+    backends.cudnn.benchmark = False
+
+
+@pytest.mark.usefixtures("untouched_flags")
+@pytest.mark.parametrize("choice", CALLERS.values(), ids=CALLERS)
+def test_measuring_is_ieee_float32_and_restores_the_callers_choice(choice: str) -> None:
+    exec(choice)
+    before = arithmetic()
+    with torch.autocast("cpu"), measuring(mixed()):
+        assert arithmetic() == STRICT
+        with measuring(mixed()):
+            pass
+        assert arithmetic() == STRICT
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == torch.float32
+    assert arithmetic() == before
+    with pytest.raises(ZeroDivisionError), measuring(mixed()):
+        raise ZeroDivisionError
+    assert arithmetic() == before
