@@ -53,6 +53,7 @@ def analyze(
     devices: options.Devices = 1,
     resume: Annotated[bool, typer.Option("--resume", help="continue the unfinished analysis at --out")] = False,
     overwrite: options.Overwrite = False,
+    no_figures: options.NoFigures = False,
     out: Annotated[Path | None, typer.Option(help="directory of results; reports/FIRST-CKPT")] = None,
 ) -> None:
     """Measure gradients, loss, entropy and accuracy along PGD, for one checkpoint or many side by side."""
@@ -87,6 +88,7 @@ def analyze(
         download=download,
         resume=resume,
         overwrite=overwrite,
+        figures=not no_figures,
     )
     foreign = options.read_foreign(weights, mean, std, trust_code, ignore_class_names)
     results = run_analysis(checkpoints, analysis, foreign, options.results_folder(out, checkpoints))

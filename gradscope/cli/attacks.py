@@ -56,6 +56,7 @@ def attack(
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="continue the unfinished attack at --out")] = False,
     overwrite: options.Overwrite = False,
+    no_figures: options.NoFigures = False,
     out: Annotated[Path | None, typer.Option(help="directory of results; reports/FIRST-CKPT-attack")] = None,
 ) -> None:
     """Attack with many methods and find the lowest robust accuracy: right when clean and under every attack."""
@@ -90,6 +91,7 @@ def attack(
         download=download,
         resume=resume,
         overwrite=overwrite,
+        figures=not no_figures,
     )
     foreign = options.read_foreign(weights, mean, std, trust_code, ignore_class_names)
     results = run_attacks(checkpoints, battery, foreign, options.results_folder(out, checkpoints, "-attack"))
@@ -127,6 +129,7 @@ def transfer(
     devices: options.Devices = 1,
     resume: Annotated[bool, typer.Option("--resume", help="continue the unfinished transfer at --out")] = False,
     overwrite: options.Overwrite = False,
+    no_figures: options.NoFigures = False,
     out: Annotated[Path | None, typer.Option(help="directory of results; reports/FIRST-CKPT-transfer")] = None,
 ) -> None:
     """Judge the adversarial examples made on each checkpoint on every other, and on itself."""
@@ -158,6 +161,7 @@ def transfer(
         download=download,
         resume=resume,
         overwrite=overwrite,
+        figures=not no_figures,
     )
     foreign = options.read_foreign(weights, mean, std, trust_code, ignore_class_names)
     results = run_transfer(checkpoints, matrix, foreign, options.results_folder(out, checkpoints, "-transfer"))

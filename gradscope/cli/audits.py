@@ -48,6 +48,7 @@ def audit(
     devices: options.Devices = 1,
     resume: Annotated[bool, typer.Option("--resume", help="continue the unfinished audit at --out")] = False,
     overwrite: options.Overwrite = False,
+    no_figures: options.NoFigures = False,
     out: Annotated[Path | None, typer.Option(help="directory of results; reports/FIRST-CKPT-audit")] = None,
 ) -> None:
     """Say whether a model's robustness is real or its gradients are masked, with the evidence and the cause."""
@@ -70,6 +71,7 @@ def audit(
         download=download,
         resume=resume,
         overwrite=overwrite,
+        figures=not no_figures,
     )
     foreign = options.read_foreign(weights, mean, std, trust_code, ignore_class_names)
     results = run_audits(checkpoints, request, foreign, options.results_folder(out, checkpoints, "-audit"))

@@ -98,6 +98,7 @@ def landscape(
     devices: options.Devices = 1,
     resume: Annotated[bool, typer.Option("--resume", help="continue the unfinished landscape at --out")] = False,
     overwrite: options.Overwrite = False,
+    no_figures: options.NoFigures = False,
     out: Annotated[Path | None, typer.Option(help="directory of results; reports/FIRST-CKPT-SPACE-landscape")] = None,
 ) -> None:
     """Draw the loss on planes around images or around the weights, and what compares checkpoints there."""
@@ -129,6 +130,7 @@ def landscape(
         "download": download,
         "resume": resume,
         "overwrite": overwrite,
+        "figures": not no_figures,
     }
     foreign = options.read_foreign(weights, mean, std, trust_code, ignore_class_names)
     folder = options.results_folder(out, checkpoints, f"-{space.value}-landscape")

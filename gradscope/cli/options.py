@@ -32,6 +32,9 @@ Download = Annotated[bool, typer.Option("--download", help="allow downloading th
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Devices = Annotated[int, typer.Option(min=1, help="processes, one a device, that share the images; the same results")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what --out holds")]
+NoFigures = Annotated[
+    bool, typer.Option("--no-figures", help="write tables alone; `gradscope figures` draws them later")
+]
 OneAttack = Annotated[
     str, typer.Option(help="pgd (exact) or pgd-paper", autocompletion=completing("gradscope.config", "ATTACKS"))
 ]

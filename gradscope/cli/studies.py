@@ -41,7 +41,7 @@ def study(
     out: Annotated[Path | None, typer.Option(help="directory of results; reports/RECIPE")] = None,
 ) -> None:
     """Train, measure and audit everything a recipe asks for; what is done and intact is never done again."""
-    from gradscope.report.page import PAGE
+    from gradscope.results.rows import PAGE
     from gradscope.study.studies import StudyRequest, foresee, plan_study, run_study
 
     request = StudyRequest(

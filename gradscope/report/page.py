@@ -19,10 +19,9 @@ from gradscope.report.paper import write_paper
 from gradscope.report.rendering import render, script_json, source
 from gradscope.report.sections import Section, sections
 from gradscope.results.manifests import MANIFEST
-from gradscope.results.rows import AUDIT_JSON, CLAIMS
+from gradscope.results.rows import AUDIT_JSON, CLAIMS, PAGE
 from gradscope.results.tables import atomic, ensure_writable
 
-PAGE = "report.html"
 #: Files up to so many bytes are in the page, larger ones are named.
 LARGEST = 1_000_000
 

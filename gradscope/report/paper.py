@@ -6,10 +6,8 @@ from gradscope.report.contents import Contents
 from gradscope.report.grids import Grid, attacks_grid, checks_grid, claims_grid, statements_grid, transfer_grid
 from gradscope.report.latex import latex
 from gradscope.report.models import models, models_grid
-from gradscope.results.rows import ATTACKS, TRANSFER
+from gradscope.results.rows import ATTACKS, PAPER, TRANSFER
 from gradscope.results.tables import atomic
-
-PAPER = "paper"
 
 
 def write_paper(contents: Contents) -> list[Path]:

@@ -148,6 +148,9 @@ FIRES_BELOW = ("G1",)
 #: What an audit writes beside its tables, see :mod:`gradscope.results.audits`.
 AUDIT_JSON = "audit.json"
 EXHIBITS = "evidence.npz"
+#: The page of a directory of results, and the folder of what a paper would include of them.
+PAGE = "report.html"
+PAPER = "paper"
 
 ATTACK_SAMPLES = Table(
     SAMPLES.file,

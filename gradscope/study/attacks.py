@@ -16,7 +16,6 @@ from gradscope.config import Balls, Budget
 from gradscope.errors import GradscopeError
 from gradscope.models.subject import Foreign, Subject, load_subject
 from gradscope.progress import Advance, progress_bar
-from gradscope.report import figures
 from gradscope.results.rows import ATTACK_SAMPLES, ATTACKS
 from gradscope.results.stats import METHODS
 from gradscope.results.tables import write_json, write_table
@@ -32,7 +31,7 @@ from gradscope.study.examined import (
     surrogate_examples,
     with_surrogates,
 )
-from gradscope.study.inputs import DEFAULT_SAMPLES, Chosen, Request, arithmetic, describe, made_by
+from gradscope.study.inputs import DEFAULT_SAMPLES, Chosen, Request, arithmetic, describe, draw_figures, made_by
 from gradscope.study.ranks import on_every_rank
 from gradscope.study.tiles import Tiles
 
@@ -85,7 +84,7 @@ def _run(texts: Sequence[str], request: Battery, foreign: Foreign, out: Path, te
                 files.note(position, {"rescored": rescored})
         if team.is_first:
             files.complete()
-            figures.draw(out)
+            draw_figures(out, request)
             files.tiles.remove()
 
 

@@ -21,7 +21,6 @@ from gradscope.config import Balls
 from gradscope.errors import GradscopeError
 from gradscope.models.subject import Foreign, Subject, load_subject
 from gradscope.progress import progress_bar
-from gradscope.report import figures
 from gradscope.results.rows import ATTACK_SAMPLES, ATTACKS, AUDIT, AUDIT_JSON, EXHIBITS
 from gradscope.results.stats import METHODS
 from gradscope.results.tables import atomic, write_json, write_table
@@ -35,7 +34,7 @@ from gradscope.study.examined import (
     sources,
     surrogate_examples,
 )
-from gradscope.study.inputs import Request, arithmetic, describe, made_by
+from gradscope.study.inputs import Request, arithmetic, describe, draw_figures, made_by
 from gradscope.study.ranks import on_every_rank
 from gradscope.study.tiles import Tiles
 
@@ -84,7 +83,7 @@ def _run(texts: Sequence[str], request: AuditRequest, foreign: Foreign, out: Pat
             _audit(one, request, foreign, team, files)
         if team.is_first:
             files.complete()
-            figures.draw(out)
+            draw_figures(out, request)
             files.tiles.remove()
 
 

@@ -35,14 +35,25 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Number = Annotated[str | float, Field(union_mode="left_to_right")]
 
 #: Fields of a request that decide where and how it runs, not what comes out.
-_CIRCUMSTANCES = ("device", "devices", "data", "download", "overwrite", "resume", "surrogates", "towards", "epochs")
+_CIRCUMSTANCES = (
+    "device",
+    "devices",
+    "data",
+    "download",
+    "overwrite",
+    "resume",
+    "figures",
+    "surrogates",
+    "towards",
+    "epochs",
+)
 
 
 @dataclass(frozen=True)
 class Circumstances:
     """Where a measurement runs: the images' source, the device, whether to go on, other models' files by role.
 
-    ``devices``: processes that share it, one a device.
+    ``devices``: processes that share it, one a device. ``figures``: whether they are drawn.
     """
 
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -50,11 +61,18 @@ class Circumstances:
     resume: bool = False
     others: Mapping[str, Sequence[str]] = field(default_factory=dict)
     devices: int = 1
+    figures: bool = True
 
     @property
     def shared(self) -> dict[str, Any]:
         """What every request takes; a stage of a study replaces what it finds where it is not to go on."""
-        return {"data": self.data, "device": self.device, "devices": self.devices, "overwrite": True}
+        return {
+            "data": self.data,
+            "device": self.device,
+            "devices": self.devices,
+            "overwrite": True,
+            "figures": self.figures,
+        }
 
 
 class Options(Config):

@@ -5,8 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gradscope.errors import GradscopeError
-from gradscope.report.page import PAGE
-from gradscope.report.paper import PAPER
 from gradscope.results.rows import (
     ATTACKS,
     AUDIT,
@@ -14,6 +12,8 @@ from gradscope.results.rows import (
     BANDS,
     EXHIBITS,
     LANDSCAPE,
+    PAGE,
+    PAPER,
     PATH,
     SAMPLES,
     STEPS,

@@ -29,13 +29,12 @@ from gradscope.probes.input_landscape import (
 )
 from gradscope.probes.trajectory import usual_batch_size
 from gradscope.progress import Advance, progress_bar
-from gradscope.report import figures
 from gradscope.results.rows import LANDSCAPE, LANDSCAPE_METRICS, PATH, SAMPLES, SUMMARY
 from gradscope.results.stats import mean_interval, wilson_interval
 from gradscope.seeding import seeded
 from gradscope.sharing import Team, Unit, Values
 from gradscope.study.directory import resumable_directory
-from gradscope.study.inputs import Chosen, Viewed, choose, order, read_all, take
+from gradscope.study.inputs import Chosen, Viewed, choose, draw_figures, order, read_all, take
 from gradscope.study.landscapes import (
     Landscape,
     LandscapeFiles,
@@ -103,7 +102,7 @@ def _run(texts: Sequence[str], request: InputLandscape, foreign: Foreign, out: P
             stage.measure(advance)
         if team.is_first:
             files.complete()
-            figures.draw(out)
+            draw_figures(out, request)
             files.tiles.remove()
 
 

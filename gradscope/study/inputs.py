@@ -27,7 +27,8 @@ class Request:
     """What every measuring stage is told.
 
     ``data`` is what the command says of the data set; the rest is as the checkpoint has it. ``devices``: processes, one
-    a device, that share the work, to the same results; where ``torchrun`` has started some, those.
+    a device, that share the work, to the same results; where ``torchrun`` has started some, those. ``figures``:
+    whether they are drawn.
     """
 
     seed: int = 0
@@ -36,6 +37,7 @@ class Request:
     data: Mapping[str, Any] = field(default_factory=dict)
     download: bool = False
     overwrite: bool = False
+    figures: bool = True
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,14 @@ def made_by(team: Team) -> dict[str, Any]:
 def arithmetic(team: Team) -> dict[str, str]:
     """What the last digits of a measurement depend on beside its settings: partial results of others do not fit."""
     return {"device": team.device.type, "float32": FLOAT32, "torch": torch.__version__}
+
+
+def draw_figures(out: Path, request: Request) -> None:
+    """Draw the figures of the tables in ``out`` where the request wants them; else import nothing that draws."""
+    if request.figures:
+        from gradscope.report import figures
+
+        figures.draw(out)
 
 
 def choose(test: ImageSet, count: int | None, default: int, seed: int, argument: str) -> Chosen:

@@ -12,10 +12,8 @@ from gradscope.data.image_set import Splits, stratified_split
 from gradscope.errors import GradscopeError
 from gradscope.models.checkpoint import Checkpoint, load, save
 from gradscope.models.rescaling import calibrating_factor, rescaled
-from gradscope.report.page import write_report
-from gradscope.report.paper import PAPER
 from gradscope.results.manifests import MANIFEST
-from gradscope.results.rows import CLAIMS, HISTORY
+from gradscope.results.rows import CLAIMS, HISTORY, PAPER
 from gradscope.results.tables import ensure_writable, read_table, write_table
 from gradscope.study.commands import Circumstances
 from gradscope.study.directory import FILES
@@ -229,6 +227,8 @@ def _claims_files(out: Path) -> Iterator[Path]:
 
 
 def _write_report(job: Job, resume: bool) -> str:
+    from gradscope.report.page import write_report
+
     write_report(job.out.parent)
     return ""
 

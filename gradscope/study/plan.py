@@ -19,8 +19,7 @@ from gradscope.data import sources
 from gradscope.data.image_set import Splits
 from gradscope.errors import GradscopeError, lookup
 from gradscope.models.architectures import ARCHITECTURES, ModelSpec
-from gradscope.report.page import PAGE
-from gradscope.results.rows import CLAIMS
+from gradscope.results.rows import CLAIMS, PAGE
 from gradscope.study.commands import Options, plain
 from gradscope.study.expansion import Measurement, Model, Study
 from gradscope.study.recipe import Resources

@@ -20,13 +20,12 @@ from gradscope.models.inspection import measuring
 from gradscope.models.subject import Foreign, Reference, Subject, load_subject, read_references
 from gradscope.probes.trajectory import Trajectory, measure_trajectory
 from gradscope.progress import progress_bar
-from gradscope.report import figures
 from gradscope.results.stats import Interval, wilson_interval
 from gradscope.results.tables import exclusive
 from gradscope.sharing import Team
 from gradscope.study.analysis import Analysis, AnalysisFiles
 from gradscope.study.directory import resumable_directory
-from gradscope.study.inputs import DEFAULT_SAMPLES, Chosen, choose, read_data, resolve_device
+from gradscope.study.inputs import DEFAULT_SAMPLES, Chosen, choose, draw_figures, read_data, resolve_device
 from gradscope.study.ranks import on_every_rank
 from gradscope.study.tiles import Tiles
 from gradscope.training.hardware import Hardware
@@ -157,7 +156,7 @@ def _analyze(texts: Sequence[str], analysis: Analysis, foreign: Foreign, out: Pa
                     files.add(subject.identity(chosen.images.name, name), measured, time.perf_counter() - started)
         if team.is_first:
             files.complete()
-            figures.draw(out)
+            draw_figures(out, analysis)
             files.tiles.remove()
 
 

@@ -15,7 +15,6 @@ from gradscope.errors import GradscopeError
 from gradscope.models.subject import Foreign
 from gradscope.probes.trajectory import usual_batch_size
 from gradscope.progress import Advance, progress_bar
-from gradscope.report import figures
 from gradscope.results.rows import TRANSFER, TRANSFER_SAMPLES
 from gradscope.results.stats import METHODS, wilson_interval
 from gradscope.results.tables import write_json, write_table
@@ -29,6 +28,7 @@ from gradscope.study.inputs import (
     arithmetic,
     choose,
     describe,
+    draw_figures,
     made_by,
     read_all,
 )
@@ -74,7 +74,7 @@ def _run(texts: Sequence[str], request: TransferMatrix, foreign: Foreign, out: P
         write_table(out / TRANSFER.file, TRANSFER, _rows(found, viewed, chosen, request))
         write_table(out / TRANSFER_SAMPLES.file, TRANSFER_SAMPLES, _sample_rows(found, viewed, chosen, request))
         write_json(out / "manifest.json", manifest | {"complete": True})
-        figures.draw(out)
+        draw_figures(out, request)
         tiles.remove()
 
 

@@ -36,13 +36,12 @@ from gradscope.probes.weight_landscape import (
     sharpness,
 )
 from gradscope.progress import Advance, progress_bar
-from gradscope.report import figures
 from gradscope.results.rows import LANDSCAPE, PATH, SUMMARY
 from gradscope.results.stats import Interval, jackknife_interval, wilson_interval
 from gradscope.seeding import generator
 from gradscope.sharing import Team, Unit, Values
 from gradscope.study.directory import resumable_directory
-from gradscope.study.inputs import Chosen, Viewed, choose, read_all
+from gradscope.study.inputs import Chosen, Viewed, choose, draw_figures, read_all
 from gradscope.study.landscapes import (
     Landscape,
     LandscapeFiles,
@@ -137,7 +136,7 @@ def _run(texts: Sequence[str], request: WeightLandscape, foreign: Foreign, out: 
                 stage.measure(position, one, plane, advance)
         if team.is_first:
             files.complete()
-            figures.draw(out)
+            draw_figures(out, request)
             files.tiles.remove()
 
 

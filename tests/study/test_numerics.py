@@ -21,7 +21,7 @@ def passes() -> Iterator[Passes]:
         backends = torch.backends
         strict = not backends.cudnn.allow_tf32 and not backends.cuda.matmul.allow_tf32
         strict &= backends.mkldnn.matmul.fp32_precision == backends.mkldnn.conv.fp32_precision == "ieee"
-        counts["strict" if strict and not module.training else "loose"] += 1
+        counts["strict" if strict else "loose"] += 1
 
     hook = nn.modules.module.register_module_forward_pre_hook(look)
     yield counts
