@@ -37,10 +37,18 @@ def study(
     data_root: options.DataRoot = None,
     download: options.Download = False,
     device: options.Device = "auto",
+    until: Annotated[
+        float | None,
+        typer.Option(help="seconds after which nothing more is begun that cannot end; run it again to go on"),
+    ] = None,
+    no_figures: options.NoFigures = False,
     checkpoints: Annotated[Path | None, typer.Option(help="directory of the models; checkpoints/RECIPE")] = None,
     out: Annotated[Path | None, typer.Option(help="directory of results; reports/RECIPE")] = None,
 ) -> None:
-    """Train, measure and audit everything a recipe asks for; what is done and intact is never done again."""
+    """Train, measure and audit everything a recipe asks for; what is done and intact is never done again.
+
+    Exit code 1 where something failed, was left for a later run, or lacks its images.
+    """
     from gradscope.results.rows import PAGE
     from gradscope.study.studies import StudyRequest, foresee, plan_study, run_study
 
@@ -55,19 +63,23 @@ def study(
         device=device,
         engine=engine,
         address=address,
+        until=until,
+        figures=not no_figures,
     )
     plan = plan_study(request)
     if dry_run:
         print("\n".join(foreseen_lines(foresee(plan, request), plan.absent, plan.left_out)))
         return
     ended = run_study(plan, request, _tell)
+    for label, why in ended.postponed.items():
+        print(f"{label}: {why}")
     for label, needs in ended.blocked.items():
         print(f"{label}: not begun, for it needs {', '.join(needs)}")
     for name, reason in plan.absent.items():
         print(f"{name} is absent, and {len(plan.left_out)} stages with it: {reason}")
     page = request.places.results / PAGE
     print(page if page.exists() else request.places.results)
-    if ended.failed or ended.blocked or plan.absent:
+    if ended.failed or ended.blocked or ended.postponed or plan.absent:
         raise typer.Exit(INCOMPLETE)
 
 

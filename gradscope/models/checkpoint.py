@@ -30,6 +30,7 @@ _PICKLE_HEAD = b"\x80"
 class Checkpoint:
     """A trained network and how it came to be: resolved ``config``, a row of ``history`` an epoch, ``provenance``.
 
+    ``epochs`` is how many of ``planned_epochs`` its run had done when it was written.
     ``dataset`` names the data it was trained on, ``classes`` its class names in the order of the logits,
     ``data_fingerprint`` its content.
     """
@@ -43,6 +44,16 @@ class Checkpoint:
     config: dict[str, Any]
     history: list[dict[str, Any]]
     provenance: dict[str, Any]
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that were done."""
+        return len(self.history)
+
+    @property
+    def planned_epochs(self) -> int:
+        """Epochs that the configuration asks for."""
+        return sum(phase["epochs"] for phase in self.config.get("phases", ()))
 
     def build(self) -> nn.Sequential:
         """The network with these weights, in eval mode, on the CPU; it shares no memory with the checkpoint.
@@ -70,6 +81,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "data_fingerprint": checkpoint.data_fingerprint,
         "config": checkpoint.config,
         "history": checkpoint.history,
+        "epochs": {"done": checkpoint.epochs, "planned": checkpoint.planned_epochs},
         "provenance": checkpoint.provenance,
     }
     _require_plain(content, "checkpoint")

@@ -51,6 +51,7 @@ class RayEngine:
     """
 
     name = "ray"
+    alone = False
 
     def __init__(self, address: str | None, device: str) -> None:
         if address is None:

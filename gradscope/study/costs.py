@@ -194,30 +194,40 @@ def _sum(parts: Iterable[Passes]) -> Passes:
     return sum(parts, Passes())
 
 
-def estimate(
-    stages: Sequence[Stage], work: Mapping[str, Mapping[str, float]], reports: Path, device: str
-) -> dict[str, Estimate]:
-    """About how long each of ``stages`` takes here; records are looked for in the studies below ``reports``."""
-    known = [record for record in read_records(reports) if record.where.get("host") == platform.node()]
-    kind_of_device = resolve_device(device).type
-    known = [record for record in known if (record.where.get("device") == "cpu") == (kind_of_device == "cpu")]
-    same = {record.name: record.seconds for record in known if record.seconds is not None}
-    probe = _Probe(device)
-    found = {}
-    for stage in stages:
-        mine = work[stage.label]
-        if (seconds := same.get(stage.name)) is not None:
-            found[stage.label] = Estimate(seconds, "record")
-            continue
-        alike = [one for one in known if one.kind == stage.kind and one.seconds and _alike(stage, one, mine)]
-        unit = sum(probe.seconds(one.work) for one in alike) if alike else 0.0
-        if unit:
-            spent = sum(one.seconds or 0.0 for one in alike)
-            found[stage.label] = Estimate(probe.seconds(mine) * spent / unit, "records")
-        else:
-            fixed = _FIXED_SECONDS.get(stage.kind, 1.0)
-            found[stage.label] = Estimate(fixed + probe.seconds(mine), "probe" if mine else "fixed")
-    return found
+class Estimator:
+    """How long stages take on ``device``; records are looked for in the studies below ``reports``.
+
+    ``work`` is that of every stage that may be asked for, by label.
+    """
+
+    def __init__(self, work: Mapping[str, Mapping[str, float]], reports: Path, device: str) -> None:
+        self.work, self.reports = work, reports
+        self._probe = _Probe(device)
+
+    def estimate(self, stages: Sequence[Stage]) -> dict[str, Estimate]:
+        """About how long each of ``stages`` takes, by the records there are now."""
+        on_cpu = self._probe.device.type == "cpu"
+        known = [
+            record
+            for record in read_records(self.reports)
+            if record.where.get("host") == platform.node() and (record.where.get("device") == "cpu") == on_cpu
+        ]
+        same = {record.name: record.seconds for record in known if record.seconds is not None}
+        found = {}
+        for stage in stages:
+            mine = self.work[stage.label]
+            if (seconds := same.get(stage.name)) is not None:
+                found[stage.label] = Estimate(seconds, "record")
+                continue
+            alike = [one for one in known if one.kind == stage.kind and one.seconds and _alike(stage, one, mine)]
+            unit = sum(self._probe.seconds(one.work) for one in alike) if alike else 0.0
+            if unit:
+                spent = sum(one.seconds or 0.0 for one in alike)
+                found[stage.label] = Estimate(self._probe.seconds(mine) * spent / unit, "records")
+            else:
+                fixed = _FIXED_SECONDS.get(stage.kind, 1.0)
+                found[stage.label] = Estimate(fixed + self._probe.seconds(mine), "probe" if mine else "fixed")
+        return found
 
 
 def _alike(stage: Stage, record: Record, work: Mapping[str, float]) -> bool:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Protocol
 
@@ -24,17 +25,21 @@ from gradscope.errors import GradscopeError
 from gradscope.progress import Advance, overall_progress
 from gradscope.results.tables import ensure_writable, exclusive
 from gradscope.study.inputs import device_name, resolve_device
-from gradscope.study.kinds import KINDS, Job
-from gradscope.study.plan import Plan, Stage
+from gradscope.study.kinds import KINDS, Job, UnfinishedError
+from gradscope.study.plan import Plan, Stage, TrainTask
 from gradscope.study.records import Places, Record, disk_refusal
 
 Log = logging.getLogger("gradscope.study")
 
 
 class Engine(Protocol):
-    """Where stages run. Every job that is submitted ends once, in whatever order."""
+    """Where stages run. Every job that is submitted ends once, in whatever order.
+
+    ``alone``: whether jobs run one after the other, each while it is waited for.
+    """
 
     name: str
+    alone: bool
 
     def submit(self, job: Job) -> None:
         """Take a job whose needs are done."""
@@ -50,6 +55,7 @@ class LocalEngine:
     """One stage after the other, in this process."""
 
     name = "local"
+    alone = True
 
     def __init__(self) -> None:
         self._waiting: deque[Job] = deque()
@@ -66,13 +72,36 @@ class LocalEngine:
         """Nothing is held."""
 
 
+@dataclass(frozen=True)
+class Limit:
+    """When a run of a study has to end (``time.time()``), and how long a stage is thought to take."""
+
+    deadline: float
+    seconds: Callable[[Stage], float]
+
+    def objection(self, stage: Stage) -> str | None:
+        """Why ``stage`` cannot begin; None where it can.
+
+        A training begins where one epoch fits, for it stops after any; everything else has to end in time.
+        """
+        left = max(0.0, self.deadline - time.time())
+        needed, what = self.seconds(stage), "it takes"
+        if isinstance(stage.task, TrainTask):
+            needed, what = needed / stage.task.training.epochs, "one epoch takes"
+        return f"{what} about {needed:.3g} s, {left:.3g} s are left" if needed > left else None
+
+
 @dataclass
 class Ended:
-    """How a study ended: the record of each stage that is done, failed or was done before, and what was not begun."""
+    """How a study ended: the record of each stage that is done, failed or was done before, and what was not begun.
+
+    ``blocked``: what each stage that was not begun needs. ``postponed``: why a stage is left for a later run.
+    """
 
     records: dict[str, Record] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
     blocked: dict[str, list[str]] = field(default_factory=dict)
+    postponed: dict[str, str] = field(default_factory=dict)
 
     @property
     def failed(self) -> list[Record]:
@@ -91,10 +120,12 @@ def run_plan(
     *,
     work: Mapping[str, dict[str, float]],
     device: str = "auto",
+    figures: bool = True,
+    limit: Limit | None = None,
     told: Told = lambda record, kept: None,
     note: Callable[[Ended], None] = lambda ended: None,
 ) -> Ended:
-    """Carry out ``plan``; what a failed stage is needed for is left, everything else is done.
+    """Carry out ``plan``; what a failed stage is needed for is left, and what does not fit into ``limit``.
 
     ``work`` is how many passes each stage is thought to take. ``note`` writes down how far it is: called before every
     stage that is run, and at the end. Raises :class:`GradscopeError` where the disk is full, and
@@ -104,7 +135,7 @@ def run_plan(
     ensure_writable(places.checkpoints)
     with exclusive(places.records):
         places.sweep()
-        run = _Run(plan, places, engine, work, device, told, note)
+        run = _Run(plan, places, engine, work, device, figures, limit, told, note)
         with overall_progress(plan.study.name, len(plan.stages)) as advance:
             run.complete(advance)
         run.note()
@@ -122,11 +153,14 @@ class _Run:
         engine: Engine,
         work: Mapping[str, dict[str, float]],
         device: str,
+        figures: bool,
+        limit: Limit | None,
         told: Told,
         note: Callable[[Ended], None],
     ) -> None:
         self.plan, self.places, self.engine, self.work = plan, places, engine, work
-        self.device, self.told = device, told
+        self.device, self.figures, self.limit, self.told = device, figures, limit, told
+        self.spared = places.spared(plan.stages)
         self.ended = Ended()
         self.note = partial(note, self.ended)
         self.under_way: set[str] = set()
@@ -141,12 +175,17 @@ class _Run:
                     self._begin(stage)
                     if stage.label not in self.under_way:
                         advance(1, "")
+                # What runs alone is begun only when it can run: the time that is left is then known.
+                if self.under_way and self.engine.alone:
+                    self._settle(self.engine.wait())
+                    advance(1, "")
             if self.under_way:
                 self._settle(self.engine.wait())
                 advance(1, "")
 
     def _is_settled(self, label: str) -> bool:
-        return label in self.ended.records or label in self.ended.blocked
+        ended = self.ended
+        return label in ended.records or label in ended.blocked or label in ended.postponed
 
     def _begin(self, stage: Stage) -> None:
         """Keep a stage that is done, leave one whose needs are not, and submit any other."""
@@ -159,22 +198,35 @@ class _Run:
         done = {label: record.files for label, record in self.ended.records.items() if record.state == "done"}
         inputs = self.places.inputs(stage, done)
         record = self.places.read(stage.label)
-        if self.places.is_intact(stage, record, inputs):
+        if stage.label in self.spared or self.places.is_intact(stage, record, inputs):
             assert record is not None
             self.ended.records[stage.label] = record
             self.ended.kept.append(stage.label)
             self.told(record, True)
             return
+        objection = None if self.limit is None else self.limit.objection(stage)
+        if self.ended.postponed and stage.gathers and not done:
+            objection = "there is nothing yet that it could be made of"
+        if objection:
+            self.ended.postponed[stage.label] = f"not begun: {objection}"
+            return
         self.note()
         self.under_way.add(stage.label)
-        work = self.work.get(stage.label, {})
-        self.engine.submit(Job(stage, self.places, inputs, work, self.device, stage.resources.cpus))
+        job = Job(
+            *(stage, self.places, inputs, self.work.get(stage.label, {}), self.device, stage.resources.cpus),
+            deadline=inf if self.limit is None else self.limit.deadline,
+            figures=self.figures,
+        )
+        self.engine.submit(job)
 
     def _is_done(self, label: str) -> bool:
         return label in self.ended.records and self.ended.records[label].state == "done"
 
     def _settle(self, record: Record) -> None:
         self.under_way.discard(record.label)
+        if record.state == "begun":
+            self.ended.postponed[record.label] = f"stopped after {record.printed}"
+            return
         self.ended.records[record.label] = record
         if record.disk_full:
             raise GradscopeError(
@@ -206,7 +258,11 @@ def _perform_alone(job: Job) -> Record:
         resume = _prepare(job)
         started = time.perf_counter()
         with _logged(places.log(stage.label), stage), _threads(job.threads):
-            printed = KINDS[stage.kind].run(job, resume)
+            try:
+                printed = KINDS[stage.kind].run(job, resume)
+            except UnfinishedError as unfinished:
+                Log.info("stopped after %s", unfinished)
+                return _record(job, "begun").model_copy(update={"printed": str(unfinished)})
             Log.info("done\n%s", printed)
         seconds = time.perf_counter() - started
         record = _record(job, "done", seconds).model_copy(
@@ -248,7 +304,12 @@ def _record(job: Job, state: str, seconds: float | None = None) -> Record:
             "inputs": job.inputs,
             "seconds": seconds,
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
-            "where": {"host": platform.node(), "device": _device(job), "threads": _thread_count(job)},
+            "where": {
+                "host": platform.node(),
+                "device": _device(job),
+                "threads": _thread_count(job),
+                "torch": torch.__version__,
+            },
             "work": job.work,
             "log": str(job.places.log(stage.label).relative_to(job.places.results)),
         }

@@ -162,6 +162,7 @@ def describe(reference: Reference, images: Chosen) -> dict[str, Any]:
         "weights": None if reference.weights is None else str(reference.weights),
         "sha256": _digest(reference),
         "config": None if ours is None else _published(ours.config),
+        "epochs": None if ours is None else {"done": ours.epochs, "planned": ours.planned_epochs},
         "trained": None if ours is None else ours.provenance,
         "data": {
             "name": images.images.name,

@@ -4,6 +4,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 from gradscope.claims.table import write_claims
@@ -32,6 +33,8 @@ class Job:
     """A stage with everything that a worker, here or elsewhere, needs to run it.
 
     ``inputs`` are the digests of the files of the stages it needs. ``threads`` None leaves torch's own number.
+    Training stops before an epoch that would end after ``deadline`` (``time.time()``). ``figures``: whether
+    measurements draw theirs.
     """
 
     stage: Stage
@@ -40,6 +43,8 @@ class Job:
     work: dict[str, float]
     device: str = "auto"
     threads: int | None = None
+    deadline: float = inf
+    figures: bool = True
 
     @property
     def out(self) -> Path:
@@ -49,6 +54,10 @@ class Job:
     def checkpoint(self, model: str) -> Path:
         """The file of a model of the study."""
         return self.places.path(f"{CHECKPOINTS}/{model}.pt")
+
+
+class UnfinishedError(Exception):
+    """A stage that was stopped for its deadline and goes on later. The message says how far it is."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,7 @@ def _train(job: Job, resume: bool) -> str:
                 overwrite=True,
                 keep_epochs=task.keep_epochs,
                 initial=initial,
+                deadline=job.deadline,
             )
 
         try:
@@ -100,7 +110,10 @@ def _train(job: Job, resume: bool) -> str:
                 raise
             _remove_model(job.out)
             run(False)
-    history = load(job.out).history
+    checkpoint = load(job.out)
+    if state_path(job.out).exists():
+        raise UnfinishedError(f"{checkpoint.epochs} of {checkpoint.planned_epochs} epochs")
+    history = checkpoint.history
     write_table(job.out.with_suffix(".history.csv"), HISTORY, history)
     last = history[-1]
     epochs = f"{last['epoch']} epoch" + ("s" if last["epoch"] > 1 else "")
@@ -184,7 +197,7 @@ def _measure(job: Job, resume: bool) -> str:
     devices = job.stage.resources.devices
 
     def run(go_on: bool) -> str:
-        return task.options.run(texts, Circumstances(data, job.device, go_on, others, devices), job.out)
+        return task.options.run(texts, Circumstances(data, job.device, go_on, others, devices, job.figures), job.out)
 
     try:
         return run(resume)

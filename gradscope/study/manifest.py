@@ -10,7 +10,7 @@ from gradscope.results.tables import write_json
 from gradscope.study.commands import plain
 from gradscope.study.execution import Ended
 from gradscope.study.inputs import device_name, resolve_device
-from gradscope.study.plan import Plan, versions
+from gradscope.study.plan import Plan
 from gradscope.study.records import Places
 
 #: What may differ in two manifests that say the same: whence they were written.
@@ -69,7 +69,6 @@ def write_manifest(plan: Plan, places: Places, ended: Ended, *, engine: str, dev
         ],
         "stages": stages,
         "seconds": sum(stage.get("seconds") or 0.0 for stage in stages),
-        "versions": versions(),
         "engine": engine,
         "provenance": provenance(device_name(resolve_device(device))),
     }

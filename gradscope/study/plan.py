@@ -1,8 +1,9 @@
 """The plan of a study: every stage, named by the content of what it depends on.
 
 A stage's name is a digest of its resolved configuration, the images it is made from, the names of the stages it
-needs, and the versions that decide its numbers. Equal names stand for equal results, wherever and whenever they are
-made; what changes in a recipe changes the names of what depends on it, and of nothing else.
+needs, and gradscope's version. Equal names stand for equal results to rounding, wherever and whenever they are made;
+what changes in a recipe changes the names of what depends on it, and of nothing else. Torch's version is recorded with
+the stage, not part of its name: a GPU's results and a CPU's go together.
 """
 
 import hashlib
@@ -10,8 +11,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 import gradscope
 from gradscope.config import Data, Training
@@ -143,7 +142,7 @@ def train_label(model: str) -> str:
     return f"model-{model}"
 
 
-def make_plan(study: Study, *, download: bool = False) -> Plan:
+def make_plan(study: Study, *, download: bool = False, with_report: bool = True) -> Plan:
     """Resolve every model on its images. Images that are missing leave out what needs them, unless all are.
 
     What no run could do raises :class:`GradscopeError`.
@@ -159,6 +158,8 @@ def make_plan(study: Study, *, download: bool = False) -> Plan:
             stage = _measure_stage(measurement, images[measurement.data], study.recipe.resources, stages)
             stages[stage.label] = stage
     _add_conclusions(stages, study.recipe.resources)
+    if not with_report:
+        stages.pop("report", None)
     left_out = [train_label(model.label) for model in study.models if model.data in absent]
     left_out += [f"measure-{one.name}" for one in study.measurements if one.data in absent]
     return Plan(study, tuple(stages.values()), images, absent, tuple(left_out))
@@ -293,12 +294,7 @@ def _stage(
         "kind": kind,
         "settings": settings,
         "needs": [stages[need].name for need in needs],
-        "versions": versions(),
+        "gradscope": gradscope.__version__,
     }
     name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
     return Stage(kind, label, name, place, needs, settings, task, resources)
-
-
-def versions() -> dict[str, str]:
-    """What decides numbers beside the configuration: gradscope's version, and torch's without its build."""
-    return {"gradscope": gradscope.__version__, "torch": torch.__version__.partition("+")[0]}

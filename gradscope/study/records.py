@@ -5,7 +5,7 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,12 +130,47 @@ class Places:
 
     def is_intact(self, stage: Stage, record: Record | None, inputs: Mapping[str, str]) -> bool:
         """Whether ``record`` says that ``stage`` is done, from the same ``inputs``, and its files are as they were."""
-        if record is None or record.state != "done" or record.name != stage.name or record.inputs != dict(inputs):
-            return False
+        return record is not None and self._is_said_done(stage, record, inputs) and self._is_unchanged(record)
+
+    @staticmethod
+    def _is_said_done(stage: Stage, record: Record, inputs: Mapping[str, str]) -> bool:
+        return record.state == "done" and record.name == stage.name and record.inputs == dict(inputs)
+
+    def _is_unchanged(self, record: Record) -> bool:
         try:
             return all(digest(self.path(place)) == known for place, known in record.files.items())
         except OSError:
             return False
+
+    def spared(self, stages: Sequence[Stage]) -> set[str]:
+        """Labels of the models among ``stages`` whose files have gone, and that nothing needs any more.
+
+        Their records say that they are done, and no stage that is made from them has to run.
+        """
+        records = {stage.label: self.read(stage.label) for stage in stages}
+        files = {
+            label: record.files for label, record in records.items() if record is not None and record.state == "done"
+        }
+        missing, spared = set(), set()
+        for stage in stages:
+            record = records[stage.label]
+            if record is None or not self._is_said_done(stage, record, self.inputs(stage, files)):
+                missing.add(stage.label)
+            elif stage.kind in ("train", "scale") and not self.path(stage.place).exists():
+                spared.add(stage.label)
+            elif not self._is_unchanged(record):
+                missing.add(stage.label)
+        while True:
+            running: set[str] = set()
+            for stage in stages:
+                if stage.label in missing or running.intersection(stage.needs):
+                    running.add(stage.label)
+            needed = {need for stage in stages if stage.label in running and not stage.gathers for need in stage.needs}
+            needed |= spared & running
+            if not spared & needed:
+                return spared
+            missing |= spared & needed
+            spared -= needed
 
     def sweep(self) -> None:
         """Remove the temporary files that killed processes left."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,12 @@ def run_training(
     overwrite: bool,
     keep_epochs: bool = False,
     initial: Path | None = None,
+    deadline: float = inf,
 ) -> Trained:
-    """Train a checkpoint, from the weights of ``initial`` where it is given, and judge it on the test images."""
+    """Train a checkpoint, from the weights of ``initial`` where it is given, and judge it on the test images.
+
+    A run that ``deadline`` (``time.time()``) stops is left unfinished.
+    """
     device = resolve_device(hardware.device)
     if out.is_dir():
         raise GradscopeError(f"--out: a file is allowed, {out} is a directory")
@@ -114,7 +119,14 @@ def run_training(
             unfinished = "; it is unfinished: --resume continues it" if state_path(out).exists() else ""
             raise GradscopeError(f"--out: {out} exists; pass --overwrite to replace it or another name{unfinished}")
         checkpoint = train(
-            training, splits.train, out, hardware, resume=resume, keep_epochs=keep_epochs, initial=initial
+            training,
+            splits.train,
+            out,
+            hardware,
+            resume=resume,
+            keep_epochs=keep_epochs,
+            initial=initial,
+            deadline=deadline,
         )
     right, total = count_right(checkpoint, splits.test, device), len(splits.test)
     return Trained(out, checkpoint, right / total, wilson_interval(right, total), total)

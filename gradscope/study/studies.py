@@ -1,5 +1,6 @@
 """A study from its recipe to its results: planned, carried out, and written down."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -7,8 +8,8 @@ from pathlib import Path
 
 from gradscope.errors import GradscopeError, lookup
 from gradscope.study.cluster import RayEngine
-from gradscope.study.costs import Estimate, estimate, work_of
-from gradscope.study.execution import Ended, Engine, LocalEngine, run_plan
+from gradscope.study.costs import Estimate, Estimator, work_of
+from gradscope.study.execution import Ended, Engine, Limit, LocalEngine, run_plan
 from gradscope.study.expansion import read_study
 from gradscope.study.inputs import resolve_device
 from gradscope.study.manifest import write_manifest
@@ -18,7 +19,7 @@ from gradscope.study.records import Places, Record
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRequest:
-    """What ``gradscope study`` is told."""
+    """What ``gradscope study`` is told. ``until``: seconds after which it has to have stopped, None for no limit."""
 
     recipe: Path
     out: Path | None = None
@@ -30,6 +31,8 @@ class StudyRequest:
     device: str = "auto"
     engine: str = "local"
     address: str | None = None
+    until: float | None = None
+    figures: bool = True
 
     @property
     def places(self) -> Places:
@@ -42,8 +45,10 @@ class StudyRequest:
 def plan_study(request: StudyRequest) -> Plan:
     """Read the recipe and plan it; whatever is wrong with it raises :class:`GradscopeError`."""
     resolve_device(request.device)
+    if request.until is not None and not request.until > 0:
+        raise GradscopeError(f"--until must be a positive number of seconds, got {request.until:g}")
     study = read_study(request.recipe, settings=request.settings, seeds=request.seeds, data_root=request.data_root)
-    return make_plan(study, download=request.download)
+    return make_plan(study, download=request.download, with_report=request.figures)
 
 
 @dataclass(frozen=True)
@@ -64,15 +69,17 @@ def foresee(plan: Plan, request: StudyRequest) -> list[Foreseen]:
     places = request.places
     files: dict[str, dict[str, str]] = {}
     replaced: set[str] = set()
+    spared = places.spared(plan.stages)
     for stage in plan.stages:
         record = places.read(stage.label)
         if record is not None and record.state == "done" and record.name != stage.name:
             replaced.add(stage.label)
-        if all(need in files for need in stage.needs) and places.is_intact(stage, record, places.inputs(stage, files)):
+        reached = all(need in files for need in stage.needs)
+        if stage.label in spared or (reached and places.is_intact(stage, record, places.inputs(stage, files))):
             assert record is not None
             files[stage.label] = record.files
     left = [stage for stage in plan.stages if stage.label not in files]
-    found = estimate(left, work_of(plan), places.results.parent, request.device)
+    found = Estimator(work_of(plan), places.results.parent, request.device).estimate(left)
     return [
         Foreseen(stage, stage.label in files, found.get(stage.label), stage.label in replaced) for stage in plan.stages
     ]
@@ -81,11 +88,29 @@ def foresee(plan: Plan, request: StudyRequest) -> list[Foreseen]:
 def run_study(
     plan: Plan, request: StudyRequest, told: Callable[[Record, bool], None] = lambda record, kept: None
 ) -> Ended:
-    """Carry out ``plan``; the manifest says before each stage and at the end what has become of it."""
+    """Carry out ``plan``; the manifest says before each stage and at the end what has become of it.
+
+    The seconds of ``request.until`` count from the call.
+    """
+    work = work_of(plan)
+    limit = None
+    if request.until is not None:
+        estimator = Estimator(work, request.places.results.parent, request.device)
+        limit = Limit(time.time() + request.until, lambda stage: estimator.estimate([stage])[stage.label].seconds)
     engine = _engine(request)
     note = partial(write_manifest, plan, request.places, engine=engine.name, device=request.device)
     try:
-        return run_plan(plan, request.places, engine, work=work_of(plan), device=request.device, told=told, note=note)
+        return run_plan(
+            plan,
+            request.places,
+            engine,
+            work=work,
+            device=request.device,
+            figures=request.figures,
+            limit=limit,
+            told=told,
+            note=note,
+        )
     finally:
         engine.close()
 

@@ -9,6 +9,7 @@ import hashlib
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def train(
     resume: bool = False,
     keep_epochs: bool = False,
     initial: Path | None = None,
+    deadline: float = inf,
 ) -> Checkpoint:
     """Train a classifier and write it to ``out``; the history goes beside it as CSV.
 
@@ -70,6 +72,9 @@ def train(
     is complete. A loss that is not finite raises :class:`GradscopeError`; the last good checkpoint stays. With
     ``keep_epochs`` the weights before the first and after each epoch are kept too, as checkpoints in
     :func:`epochs_folder`. The run begins with the weights of the checkpoint ``initial``, where it is given.
+
+    No epoch begins that would end after ``deadline`` (``time.time()``), if it takes as long as the last one; the run
+    is then left as an interrupted one is, and its checkpoint says how many epochs are done.
     """
     ensure_writable(out.parent)
     if resume and out.exists() and not state_path(out).exists():
@@ -88,6 +93,7 @@ def train(
             resume=resume,
             keep_epochs=keep_epochs,
             initial=begin,
+            deadline=deadline,
         ),
     )
     return load(out)
@@ -111,6 +117,7 @@ def _run(
     resume: bool,
     keep_epochs: bool,
     initial: Checkpoint | None,
+    deadline: float,
 ) -> None:
     run = Run(fabric, training, train_set, out, keep_epochs=keep_epochs, initial=initial)
     if resume:
@@ -120,7 +127,7 @@ def _run(
     updates = training.epochs * run.updates
     with progress_bar(f"train {training.mode}", updates, visible=fabric.is_global_zero) as advance:
         advance(run.progress.epochs_done * run.updates, "")
-        run.complete(advance)
+        run.complete(advance, deadline)
 
 
 class Run:
@@ -200,12 +207,17 @@ class Run:
             path = epochs_folder(self.out) / f"{self.progress.epochs_done:04}.pt"
             save(path, replace(self._checkpoint(), history=self.progress.history))
 
-    def complete(self, advance: Advance) -> None:
-        """Train all epochs that are left and write the checkpoint; ``advance`` is told of every few updates."""
+    def complete(self, advance: Advance, deadline: float = inf) -> None:
+        """Train all epochs that are left and write the checkpoint; ``advance`` is told of every few updates.
+
+        Stop before the first epoch that cannot end by ``deadline``; the state after the one before it is on disk.
+        """
         self.advance = advance
         first = 0
         for number, phase in enumerate(self.training.phases):
             for epoch in range(max(first, self.progress.epochs_done), first + phase.epochs):
+                if self._is_late(deadline):
+                    return
                 self._epoch(number, phase, epoch, epoch - first)
             first += phase.epochs
         kept = self.best or self._checkpoint()
@@ -213,6 +225,13 @@ class Run:
             save(self.out, replace(kept, history=self.progress.history, provenance=self._provenance()))
             state_path(self.out).unlink(missing_ok=True)
         self.fabric.barrier()
+
+    def _is_late(self, deadline: float) -> bool:
+        """Whether another epoch as long as the last would end after ``deadline``; the first process decides."""
+        history = self.progress.history
+        if deadline == inf or not history:
+            return False
+        return bool(self.fabric.broadcast(time.time() + history[-1]["seconds"] > deadline))
 
     def _epoch(self, number: int, phase: Phase, epoch: int, epoch_of_phase: int) -> None:
         started = time.perf_counter()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gradscope.study import costs
-from gradscope.study.costs import Estimate, estimate, work_of
+from gradscope.study.costs import Estimate, Estimator, work_of
 from gradscope.study.expansion import read_study
 from gradscope.study.plan import Plan, make_plan
 from gradscope.study.records import Places, Record
@@ -79,7 +79,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def foreseen(made: Plan, reports: Path) -> dict[str, Estimate]:
-    return estimate(made.stages, work_of(made), reports, "cpu")
+    return Estimator(work_of(made), reports, "cpu").estimate(made.stages)
 
 
 RECIPE = '[grid]\nmodes = ["sl", "rl"]\n[training]\nepochs = 10\n'

@@ -14,17 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
 from gradscope.errors import GradscopeError
-from gradscope.report import figures
+from gradscope.models.checkpoint import load
+from gradscope.report import figures, page
 from gradscope.results.rows import TRANSFER
 from gradscope.results.tables import exclusive
 from gradscope.study import kinds, records
 from gradscope.study.execution import Ended
 from gradscope.study.records import Places, disk_refusal
-from gradscope.study.studies import StudyRequest, plan_study, run_study
+from gradscope.study.studies import StudyRequest, foresee, plan_study, run_study
 from tests.study.contents import content
 
 RECIPE = """
@@ -77,7 +79,7 @@ def list_results(directory: Path) -> Path:
 def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than all else here, and is tested with the command."""
     patch.setattr(figures, "draw", lambda directory: [])
-    patch.setattr(kinds, "write_report", list_results)
+    patch.setattr(page, "write_report", list_results)
 
 
 @pytest.fixture(autouse=True)
@@ -158,22 +160,40 @@ def test_the_manifest_names_every_stage(done: StudyRequest, tmp_path: Path) -> N
     assert {stage["label"]: stage["state"] for stage in found["stages"]} == dict.fromkeys(stages, "done")
     assert found["recipe"]["models"]["longer"]["from"] == "sl"
     assert all(stage["seconds"] > 0 and stage["where"] and stage["files"] for stage in found["stages"])
-    assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert {stage["where"]["torch"] for stage in found["stages"]} == {torch.__version__}
 
 
-@pytest.mark.parametrize("how", ["damaged", "missing"])
-def test_a_lost_file_is_made_again_with_what_depends_on_it(done: StudyRequest, tmp_path: Path, how: str) -> None:
+def damage(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+def test_a_damaged_checkpoint_is_made_again_with_what_depends_on_it(done: StudyRequest, tmp_path: Path) -> None:
     whole = content(tmp_path)
-    path = tmp_path / "checkpoints" / "longer-s0.pt"
-    if how == "missing":
-        path.unlink()
-    else:
-        raw = bytearray(path.read_bytes())
-        raw[len(raw) // 2] ^= 1
-        path.write_bytes(raw)
+    damage(tmp_path / "checkpoints" / "longer-s0.pt")
     assert redone(run(done)) == {"model-longer-s0", "measure-transfer", "measure-analyze"}
     assert content(tmp_path) == whole
     assert redone(run(done)) == set()
+
+
+def test_what_was_measured_of_checkpoints_that_have_gone_stays(done: StudyRequest, tmp_path: Path) -> None:
+    for path in (tmp_path / "checkpoints").glob("*.pt"):
+        path.unlink()
+    assert set(run(done).kept) == {*MODELS, *MEASURES, *CONCLUSIONS}
+    assert all(one.done for one in foresee(plan_study(done), done))
+    assert not list((tmp_path / "checkpoints").glob("*.pt"))
+
+
+def test_a_checkpoint_that_has_gone_is_made_again_where_it_is_needed(done: StudyRequest, tmp_path: Path) -> None:
+    whole = content(tmp_path)
+    for name in ("sl", "sl-x10", "longer"):
+        (tmp_path / "checkpoints" / f"{name}-s0.pt").unlink()
+    (tmp_path / "results" / "analyze" / "steps.csv").unlink()
+    # The longer one begins with the weights of sl, and whatever is made from either is made anew.
+    found = redone(run(done))
+    assert found == {*MODELS, *MEASURES} - {"model-rl-adv-s0", "measure-landscape"}
+    assert content(tmp_path) == whole
 
 
 def test_a_changed_result_is_made_again_alone(done: StudyRequest, tmp_path: Path) -> None:
@@ -294,7 +314,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_damaged(
     done: StudyRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = content(tmp_path)
-    (tmp_path / "checkpoints" / "longer-s0.pt").unlink()
+    damage(tmp_path / "checkpoints" / "longer-s0.pt")
     run_training = kinds.run_training
 
     def full(*arguments: Any, **options: Any) -> Any:
@@ -318,7 +338,7 @@ def limited(request: StudyRequest, size: int) -> None:
 
 def test_a_disk_that_fills_while_a_checkpoint_is_written(done: StudyRequest, tmp_path: Path) -> None:
     whole = content(tmp_path)
-    (tmp_path / "checkpoints" / "longer-s0.pt").unlink()
+    damage(tmp_path / "checkpoints" / "longer-s0.pt")
     process = multiprocessing.get_context("fork").Process(target=limited, args=(done, 100_000))
     process.start()
     process.join()
@@ -385,7 +405,7 @@ def lingering(folder: Path, seconds: float, complete: Callable[[], None] = lambd
 
 def test_a_stage_that_a_lost_worker_is_at_waits_for_its_end(done: StudyRequest, tmp_path: Path) -> None:
     whole = content(tmp_path)
-    (tmp_path / "checkpoints" / "longer-s0.pt").unlink()
+    damage(tmp_path / "checkpoints" / "longer-s0.pt")
     started = time.perf_counter()
     with lingering(tmp_path, 2.0):
         assert redone(run(done)) == {"model-longer-s0", "measure-transfer", "measure-analyze"}
@@ -396,7 +416,7 @@ def test_a_stage_that_a_lost_worker_is_at_waits_for_its_end(done: StudyRequest, 
 def test_what_a_lost_worker_completes_is_kept(done: StudyRequest, tmp_path: Path) -> None:
     path = tmp_path / "checkpoints" / "longer-s0.pt"
     before = path.read_bytes()
-    path.unlink()
+    damage(path)
     with lingering(tmp_path, 0.5, partial(path.write_bytes, before)):
         assert redone(run(done)) == {"model-longer-s0"}
     assert path.read_bytes() == before
@@ -404,7 +424,7 @@ def test_what_a_lost_worker_completes_is_kept(done: StudyRequest, tmp_path: Path
 
 def test_a_lost_worker_that_does_not_end(done: StudyRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "PATIENCE", 0.3)
-    (tmp_path / "checkpoints" / "longer-s0.pt").unlink()
+    damage(tmp_path / "checkpoints" / "longer-s0.pt")
     record = tmp_path / "results" / ".stages" / "model-longer-s0.json"
     before = record.read_bytes()
     with lingering(tmp_path, 60):
@@ -421,5 +441,56 @@ def test_a_machine_that_does_not_see_the_study(done: StudyRequest, tmp_path: Pat
 
 
 def test_another_version_redoes_everything(done: StudyRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradscope.study.plan.versions", lambda: {"gradscope": "9.9.9"})
+    monkeypatch.setattr("gradscope.__version__", "9.9.9")
     assert redone(run(done)) == {*MODELS, *MEASURES}
+
+
+def seconds_of_an_epoch(folder: Path) -> float:
+    history = pd.read_csv(folder / "checkpoints" / "sl-s0.history.csv")
+    return float(history["seconds"].max())
+
+
+def test_a_study_with_little_time_stops_and_goes_on_to_the_same_files(
+    undisturbed: tuple[Path, float], tmp_path: Path
+) -> None:
+    whole = content(undisturbed[0])
+    postponed: dict[str, str] = {}
+    for _ in range(40):
+        ended = run(request_in(tmp_path, until=1.5))
+        assert not ended.failed
+        postponed |= ended.postponed
+        if not ended.postponed:
+            break
+        assert set(ended.postponed) | set(ended.blocked) | set(ended.records) == {*MODELS, *MEASURES, *CONCLUSIONS}
+    # A measurement is thought to take eight seconds and more; one and a half are never enough for it.
+    assert set(ended.postponed) == {*MEASURES, *CONCLUSIONS}
+    assert re.fullmatch(r"not begun: it takes about \d+(\.\d+)? s, \d+(\.\d+)? s are left", postponed["measure-attack"])
+    run(request_in(tmp_path))
+    assert content(tmp_path) == whole
+
+
+def test_a_training_stops_after_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = '[grid]\nmodes = ["sl"]\n[training]\nepochs = 50\n'
+    ended = run(request_in(tmp_path / "stopped", text, until=3))
+    (label, why), *_ = ended.postponed.items()
+    assert label == "model-sl-s0"
+    assert re.fullmatch(r"stopped after \d+ of 50 epochs", why)
+    stopped = load(tmp_path / "stopped" / "checkpoints" / "sl-s0.pt")
+    assert 0 < stopped.epochs < stopped.planned_epochs == 50
+    run(request_in(tmp_path / "stopped", text))
+    run(request_in(tmp_path / "whole", text))
+    assert content(tmp_path / "stopped") == content(tmp_path / "whole")
+    assert load(tmp_path / "stopped" / "checkpoints" / "sl-s0.pt").epochs == 50
+
+
+def test_too_little_time_for_an_epoch_does_nothing(tmp_path: Path) -> None:
+    ended = run(request_in(tmp_path, until=1e-6))
+    assert not ended.records
+    assert ended.postponed["model-sl-s0"].startswith("not begun: one epoch takes about ")
+    assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+@pytest.mark.parametrize("until", [0, -1, float("nan")])
+def test_time_must_be_positive(tmp_path: Path, until: float) -> None:
+    with pytest.raises(GradscopeError, match=r"--until must be a positive number of seconds, got (0|-1|nan)"):
+        run(request_in(tmp_path, until=until))

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import gradscope
 from gradscope.errors import GradscopeError
-from gradscope.study import plan as plans
 from gradscope.study.expansion import read_study
 from gradscope.study.plan import Plan, TrainTask, make_plan
 
@@ -106,9 +107,11 @@ def test_options_count_as_they_are_resolved(tmp_path: Path, old: str, new: str, 
     assert changed(plan(tmp_path), plan(tmp_path, RECIPE.replace(old, new))) == expected
 
 
-def test_versions_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradscopes_version_counts_and_torchs_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = plan(tmp_path)
-    monkeypatch.setattr(plans, "versions", lambda: {"gradscope": "9"})
+    monkeypatch.setattr(torch, "__version__", "9.9.9+cu999")
+    assert not changed(first, plan(tmp_path))
+    monkeypatch.setattr(gradscope, "__version__", "9")
     assert len(changed(first, plan(tmp_path))) == 5
 
 
