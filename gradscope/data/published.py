@@ -51,14 +51,12 @@ class Published:
 
     def _read_folder(self, root: Path, cache: Path | None) -> Splits:
         train, annotations = root / "train", root / "val" / _VAL_ANNOTATIONS
-        self._check_classes(f"the folders in {train}", class_folders(train))
-        if annotations.is_file():
-            tree = Tree(train, annotations.parent, annotations=annotations, image_size=self.side, resize=False)
-            return load_tree(self.name, tree, cache)
-        test = split_folder(root, "test", "val")
-        if self.classes is not None:
-            self._check_classes(f"the folders in {test}", class_folders(test))
-        return load_tree(self.name, Tree(train, test, image_size=self.side, resize=False), cache)
+        annotated = annotations.is_file()
+        test = annotations.parent if annotated else split_folder(root, "test", "val")
+        for folder in (train,) if self.classes is None else (train, test):
+            self._check_classes(f"the folders in {folder}", class_folders(folder))
+        tree = Tree(train, test, None, self.side, resize=False, annotations=annotations if annotated else None)
+        return load_tree(self.name, tree, cache)
 
     def _read_npz(self, path: Path) -> Splits:
         splits = read_npz(path, names_required=True)

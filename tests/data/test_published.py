@@ -71,10 +71,10 @@ def test_cifar_is_found_as_a_folder(make_tree: MakeTree, tmp_path: Path, place: 
     assert (splits.train.name, splits.train.classes) == ("cifar10", NAMES)
 
 
-@pytest.mark.parametrize("given", ["cifar10.npz", "."], ids=["file", "folder"])
-def test_cifar_is_found_as_an_npz(make_tree: MakeTree, tmp_path: Path, given: str) -> None:
+@pytest.mark.parametrize(("file", "given"), [("c.npz", "c.npz"), ("cifar10.npz", ".")], ids=["file", "folder"])
+def test_cifar_is_found_as_an_npz(make_tree: MakeTree, tmp_path: Path, file: str, given: str) -> None:
     splits = read("cifar10", cifar_tree(make_tree))
-    saved(tmp_path / "data" / "cifar10.npz", arrays_of(splits))
+    saved(tmp_path / "data" / file, arrays_of(splits))
     assert same(read("cifar10", tmp_path / "data" / given), splits)
 
 
