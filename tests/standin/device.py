@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -50,6 +50,7 @@ class DeviceTensor(Tensor):
     """A tensor on :data:`DEVICE`; ``held`` is its data, with the same strides."""
 
     held: Tensor
+    refused: ClassVar[list[str]] = []  # what was refused since the device was entered
     is_meta = False  # else torch warns that a state cannot be loaded into it
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -81,7 +82,7 @@ class DeviceTensor(Tensor):
     def numpy(self, *, force: bool = False) -> Any:
         if force:
             return self.cpu().numpy()
-        raise TypeError(f"can't convert {DEVICE} device type tensor to numpy; use Tensor.cpu() first")
+        raise _refused(TypeError(f"can't convert {DEVICE} device type tensor to numpy; use Tensor.cpu() first"))
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
@@ -98,6 +99,7 @@ class Device(TorchDispatchMode):
         super().__init__()
         self.synchronisations: Counter[str] = Counter()
         self.copies: Counter[str] = Counter()
+        DeviceTensor.refused.clear()
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         options = dict(options or {})
@@ -111,7 +113,9 @@ class Device(TorchDispatchMode):
         if torch.Tag.inplace_view in function.tags:
             raise NotImplementedError(f"{function}: the stand-in device cannot change a shape in place")
         if any(isinstance(leaf, torch.Generator) for leaf in leaves):  # all generators are the CPU's
-            raise DeviceError(f"Expected a {DEVICE.type!r} device type for generator but found 'cpu' ({function})")
+            raise _refused(
+                DeviceError(f"Expected a {DEVICE.type!r} device type for generator but found 'cpu' ({function})")
+            )
         if function is aten.copy_.default:
             target_on_device = isinstance(arguments[0], DeviceTensor)
             self._count_copy(from_device=isinstance(arguments[1], DeviceTensor), to_device=target_on_device)
@@ -140,9 +144,8 @@ class Device(TorchDispatchMode):
         takes_a_number = name in _TAKES_A_NUMBER or torch.Tag.pointwise in function.tags
         written = function._schema.is_mutable and arguments and any(arguments[0] is tensor for tensor in here)
         if written or not takes_a_number or any(tensor.dim() > 0 for tensor in here):
-            raise DeviceError(
-                f"Expected all tensors to be on the same device, but found at least two, {DEVICE} and cpu ({function})"
-            )
+            found = f"found at least two, {DEVICE} and cpu ({function})"
+            raise _refused(DeviceError(f"Expected all tensors to be on the same device, but {found}"))
 
     def _count_copy(self, *, from_device: bool, to_device: bool) -> None:
         if from_device and not to_device:
@@ -160,6 +163,12 @@ class Device(TorchDispatchMode):
             if any(index.dtype == torch.bool for index in indices) and not fills:
                 self.synchronisations["boolean index"] += 1
             self.copies["CPU index"] += sum(not isinstance(index, DeviceTensor) for index in indices)
+
+
+def _refused(error: Exception) -> Exception:
+    """Record ``error``, so that it is noticed even where it is caught."""
+    DeviceTensor.refused.append(str(error))
+    return error
 
 
 def _name(function: Any) -> str:
@@ -180,7 +189,7 @@ def stand_in() -> Iterator[Device]:
 
     Fabric has no accelerator for it, so training gets a Fabric with a single-device strategy; everything else in it
     is Fabric's own. Training images are moved to the device whole, as on a GPU that has room for them; measurements
-    move them batch by batch.
+    move them batch by batch. Raises :class:`DeviceError` at the end where gradscope caught a refusal and went on.
     """
     resolve = inputs.resolve_device
     with pytest.MonkeyPatch.context() as patch, Device() as device:
@@ -192,6 +201,8 @@ def stand_in() -> Iterator[Device]:
         for sizes in (POINTS_AT_ONCE, IMAGES_AT_ONCE):
             patch.setitem(sizes, DEVICE.type, sizes["cpu"])
         yield device
+        if DeviceTensor.refused:
+            raise DeviceError(f"caught by gradscope: {DeviceTensor.refused[0]}")
 
 
 class _Accelerator(CPUAccelerator):

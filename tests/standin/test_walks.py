@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from gradscope import functional
 from gradscope.attacks import transfer
@@ -14,7 +16,7 @@ from gradscope.audit import gradients
 from gradscope.data import augment
 from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
-from gradscope.probes import input_landscape
+from gradscope.probes import curvature, input_landscape
 from gradscope.seeding import generator
 from gradscope.study import weight_landscapes
 from gradscope.training import loop
@@ -77,11 +79,7 @@ def test_the_device_writes_the_files_of_the_cpu(name, on_cpu, tmp_path):
 
 
 def left_on_the_cpu(original):
-    def mistaken(*given, **options):
-        result = original(*given, **options)
-        return {key: part.cpu() for key, part in result.items()} if isinstance(result, dict) else result.cpu()
-
-    return mistaken
+    return lambda *given, **options: tree_map(Tensor.cpu, original(*given, **options))
 
 
 def made_on_the_cpu(original):
@@ -112,6 +110,7 @@ MISTAKES = {
     "a tensor in an attack": ("attacks linf", ThreatModel, "steepest_step", made_on_the_cpu, "same device"),
     "the direction of a probe": ("input landscape", input_landscape, "_random_units", left_on_the_cpu, "same device"),
     "a direction of the weights": ("line", weight_landscapes, "direction_towards", left_on_the_cpu, "same device"),
+    "a curvature that the audit gives up": ("audit", curvature, "_product", left_on_the_cpu, "caught.*same device"),
     "what transfer judges": ("transfer", transfer, "fooled", made_on_the_cpu, "same device"),
     "the draws of training": ("rl", Draws, "share", never_moved, "same device"),
     "a generator in an attack": ("analysis", Streams, "gaussian", drawn_by_the_cpu, "generator"),
@@ -127,7 +126,7 @@ def test_a_mistake_that_passes_on_the_cpu_fails_on_the_device(name, tmp_path, mo
     walk, owner, attribute, mistake, message = MISTAKES[name]
     monkeypatch.setattr(owner, attribute, mistake(getattr(owner, attribute)))
     WALKS[walk](folder(tmp_path / "cpu"))
-    with stand_in(), pytest.raises((DeviceError, TypeError, GradscopeError), match=message):
+    with pytest.raises((DeviceError, TypeError, GradscopeError), match=message), stand_in():
         WALKS[walk](folder(tmp_path / "device"))
 
 
