@@ -83,12 +83,28 @@ def image_set() -> ImageSet:
     return random_images(40)
 
 
+Unpack = Callable[..., Path]
+
+
 @pytest.fixture(scope="session")
-def cifar10_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20 real CIFAR-10 images of each class and split, as JPEGs in an ImageFolder tree."""
-    script = Path(__file__).parents[1] / ".." / "shared" / "data" / "unpack_cifar10.py"
-    if not script.is_file():
-        pytest.skip(f"no CIFAR-10 images: {script} is not there")
-    root = tmp_path_factory.mktemp("images") / "cifar10-jpeg"
-    subprocess.run([sys.executable, script, root, "--per-class", "20"], check=True, capture_output=True)
-    return root
+def unpack(tmp_path_factory: pytest.TempPathFactory) -> Unpack:
+    """``unpack(name, per_class, npz)``: a real data set, its first ``per_class`` images of each class and split."""
+    script = Path(__file__).parents[1] / ".." / "shared" / "data" / "unpack.py"
+    folder = tmp_path_factory.mktemp("real-images")
+
+    def write(name: str, per_class: int, *, npz: bool = False) -> Path:
+        if not script.is_file():
+            pytest.skip(f"no real images: {script} is not there")
+        path = folder / (f"{name}-{per_class}.npz" if npz else f"{name}-{per_class}")
+        if not path.exists():
+            options = ["--per-class", str(per_class), *(["--npz"] if npz else [])]
+            subprocess.run([sys.executable, script, name, path, *options], check=True, capture_output=True)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def cifar10_folder(unpack: Unpack) -> Path:
+    """20 real CIFAR-10 images of each class and split, in an ImageFolder tree."""
+    return unpack("cifar10", 20)

@@ -43,13 +43,17 @@ class Tree:
     """An ImageFolder tree, ``train`` and ``test`` being folders with a folder for each class.
 
     ``classes`` picks and orders the classes; None takes every folder of ``train``, sorted.
-    ``image_size`` is the side in pixels to bring the images to; None takes them as they are.
+    ``image_size`` is the side in pixels to bring the images to; None takes them as they are. Without ``resize`` images
+    of another size are refused. ``annotations`` is a table of the test images (a line: file name, tab, class) where
+    these lie in no class folders; images of classes that ``train`` lacks are left out.
     """
 
     train: Path
     test: Path
     classes: tuple[str, ...] | None = None
     image_size: int | None = None
+    resize: bool = True
+    annotations: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def load_tree(name: str, tree: Tree, cache: Path | None = None) -> Splits:
         return splits
     with _file_errors("GRADSCOPE_CACHE", "; set it to a folder with room that can be written"):
         directory.mkdir(parents=True, exist_ok=True)
-        splits = _build_once(entry, name, listing, tree.image_size)
+        splits = _build_once(entry, name, listing, tree)
     if splits is None:
         raise GradscopeError(f"GRADSCOPE_CACHE: {directory} does not give back what was written to it; set another")
     return splits
@@ -113,25 +117,29 @@ def _file_errors(argument: str, advice: str = "") -> Iterator[None]:
 
 
 def _list_tree(tree: Tree) -> _Listing:
-    classes = tree.classes or _class_folders(tree.train)
+    classes = tree.classes or class_folders(tree.train)
     if not classes:
         raise GradscopeError(f"--data-root: {tree.train} needs a folder of images for each class, got none")
-    if tree.classes is None:
-        unknown = [label for label in _class_folders(tree.test) if label not in set(classes)]
+    if tree.classes is None and tree.annotations is None:
+        unknown = [label for label in class_folders(tree.test) if label not in set(classes)]
         if unknown:
-            raise GradscopeError(f"--data-root: {tree.test} has classes that {tree.train} lacks: {_first_of(unknown)}")
-    train = tuple(file for label, folder in enumerate(classes) for file in _image_files(tree.train / folder, label))
-    test = tuple(file for label, folder in enumerate(classes) for file in _image_files(tree.test / folder, label))
+            raise GradscopeError(f"--data-root: {tree.test} has classes that {tree.train} lacks: {first_of(unknown)}")
+    train = _files_in_class_folders(tree.train, classes)
+    if tree.annotations is None:
+        test = _files_in_class_folders(tree.test, classes)
+    else:
+        test = _annotated_files(tree.test, classes, tree.annotations)
     present = {file.label for file in train}
     empty = [folder for label, folder in enumerate(classes) if label not in present]
     if empty:
-        raise GradscopeError(f"--data-root: {tree.train} holds no images of {_first_of(empty)}; {_extensions()}")
+        raise GradscopeError(f"--data-root: {tree.train} holds no images of {first_of(empty)}; {_extensions()}")
     if not test:
         raise GradscopeError(f"--data-root: {tree.test} holds no images; {_extensions()}")
     return _Listing(classes, train, test)
 
 
-def _first_of(names: Sequence[str]) -> str:
+def first_of(names: Sequence[str]) -> str:
+    """Five of ``names`` and how many more there are, for a message."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
@@ -139,9 +147,30 @@ def _extensions() -> str:
     return f"allowed: {' '.join(torchvision.datasets.folder.IMG_EXTENSIONS)}"
 
 
-def _class_folders(split: Path) -> tuple[str, ...]:
-    """Names of the folders in ``split``, sorted; hidden ones (such as ``.ipynb_checkpoints``) are no classes."""
+def class_folders(split: Path) -> tuple[str, ...]:
+    """The classes: names of the folders in ``split``, sorted, without hidden ones (such as ``.ipynb_checkpoints``)."""
     return tuple(sorted(each.name for each in split.iterdir() if each.is_dir() and not each.name.startswith(".")))
+
+
+def _files_in_class_folders(split: Path, classes: Sequence[str]) -> tuple[_File, ...]:
+    return tuple(file for label, folder in enumerate(classes) for file in _image_files(split / folder, label))
+
+
+def _annotated_files(split: Path, classes: Sequence[str], annotations: Path) -> tuple[_File, ...]:
+    """The image files of ``split``, sorted by class and path, the class of each as ``annotations`` says."""
+    try:
+        rows = dict(line.split("\t")[:2] for line in annotations.read_text(encoding="utf-8").splitlines())
+    except ValueError:  # not text, or a line without a tab
+        raise GradscopeError(f"--data-root: {annotations} must have lines of file name, tab, class") from None
+    labels = {name: label for label, name in enumerate(classes)}
+    files = []
+    for file in _image_files(split, 0):
+        name = Path(file.path).name
+        if name not in rows:
+            raise GradscopeError(f"--data-root: {annotations} must name the class of every image, got none of {name}")
+        if rows[name] in labels:
+            files.append(replace(file, label=labels[rows[name]]))
+    return tuple(sorted(files, key=lambda file: (file.label, file.path)))
 
 
 def _image_files(folder: Path, label: int) -> list[_File]:
@@ -161,22 +190,22 @@ def _walk(folder: str, label: int) -> Iterator[_File]:
                 yield _File(entry.path, label, status.st_size, status.st_mtime_ns)
 
 
-def _build_once(entry: Path, name: str, listing: _Listing, image_size: int | None) -> Splits | None:
+def _build_once(entry: Path, name: str, listing: _Listing, tree: Tree) -> Splits | None:
     """Under the lock of its tree and options: build ``entry`` unless another process just did, and open it."""
     options = entry.name.partition("-")[0]
     with FileLock(entry.with_name(f"{options}.lock")):
         splits = _open_entry(entry, name, listing)
         if splits is None:
-            _build_entry(entry, entry.with_name(f"{options}-building"), listing, image_size)
+            _build_entry(entry, entry.with_name(f"{options}-building"), listing, tree)
             splits = _open_entry(entry, name, listing)
             _remove_others(entry.parent.glob(f"{options}-*"), keep=entry)
         return splits
 
 
-def _build_entry(entry: Path, building: Path, listing: _Listing, image_size: int | None) -> None:
+def _build_entry(entry: Path, building: Path, listing: _Listing, tree: Tree) -> None:
     """Decode the files of ``listing`` in ``building`` and rename it to ``entry``; the caller holds the lock."""
     files = [Path(file.path) for file in (*listing.train, *listing.test)]
-    channels, side = common_format(list(_threaded(read_header, files, "reading headers")), image_size)
+    channels, side = common_format(list(_threaded(read_header, files, "reading headers")), tree.image_size, tree.resize)
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
     try:

@@ -37,13 +37,20 @@ def read_header(path: Path) -> Header:
         raise _unreadable(path, error) from None
 
 
-def common_format(headers: Sequence[Header], image_size: int | None) -> tuple[int, int]:
+def common_format(headers: Sequence[Header], image_size: int | None, resize: bool = True) -> tuple[int, int]:
     """The ``(channels, side)`` that all images are brought to: 1 channel if all are grey, else 3.
 
-    Without ``image_size`` they must be square and of one size, else :class:`GradscopeError`.
+    Without ``image_size`` they must be square and of one size, without ``resize`` of that ``image_size``, else
+    :class:`GradscopeError`.
     """
     channels = 1 if all(header.mode in _GREY_MODES for header in headers) else 3
     if image_size is not None:
+        for header in headers:
+            if not resize and (header.width, header.height) != (image_size, image_size):
+                raise GradscopeError(
+                    f"--data-root: {header.path} must be {image_size}x{image_size} pixels, "
+                    f"got {header.width}x{header.height}"
+                )
         return channels, image_size
     first = headers[0]
     for header in headers:

@@ -38,11 +38,11 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def read_npz(path: Path) -> Splits:
+def read_npz(path: Path, *, names_required: bool = False) -> Splits:
     """The splits in an ``.npz``: images uint8 or float in [0, 1], (N, H, W), (N, H, W, C) or (N, C, H, W); labels (N,).
 
-    An array ``classes`` may name the classes; else they are numbered. Raises :class:`GradscopeError` where an array
-    is missing, is pickled, or does not fit.
+    An array ``classes`` names the classes; without it they are numbered, unless ``names_required``. Raises
+    :class:`GradscopeError` where an array is missing, is pickled, or does not fit.
     """
     try:
         # Opened here, because np.load leaves a file open that is no zip archive.
@@ -52,6 +52,8 @@ def read_npz(path: Path) -> Splits:
         reason = str(error).splitlines()[0]
         raise GradscopeError(f"--data-root: {path} cannot be read as an .npz of plain arrays: {reason}") from None
     keys = _npz_keys(path, arrays)
+    if names_required and "classes" not in arrays:
+        raise GradscopeError(f"--data-root: {path} must have an array classes, their names, got {', '.join(arrays)}")
     labels = [_npz_labels(path, key, arrays[key]) for key in (keys[1], keys[3])]
     classes = _npz_classes(path, arrays, labels[0])
     images = [_npz_images(path, key, arrays[key]) for key in (keys[0], keys[2])]

@@ -20,6 +20,7 @@ from gradscope.config import Data
 from gradscope.data.cache import Tree, cache_directory, load_tree
 from gradscope.data.formats import read_idx, read_npz
 from gradscope.data.image_set import ImageSet, Splits, stratified_split
+from gradscope.data.published import CIFAR10, CIFAR100, TINY_IMAGENET, Published, split_folder
 from gradscope.errors import GradscopeError, lookup
 from gradscope.vision import torchvision
 
@@ -100,8 +101,12 @@ def _first_file(*paths: Path) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _cifar(data: Data, download: bool, cache: Path | None, *, kind: Any) -> Splits:
+def _cifar(data: Data, download: bool, cache: Path | None, *, kind: Any, published: Published) -> Splits:
+    """Torchvision's files where ``--data-root`` holds them, else an image folder or an ``.npz``, else a download."""
     root = _download_root(data, cache)
+    stored = None if (root / kind.base_folder).is_dir() else published.find(root)
+    if stored is not None:
+        return published.read(stored, cache)
     if download:
         _download(kind, root)
     try:
@@ -111,7 +116,8 @@ def _cifar(data: Data, download: bool, cache: Path | None, *, kind: Any) -> Spli
             parts = [kind(root, train=train) for train in (True, False)]
     except RuntimeError:
         raise GradscopeError(
-            f"--data-root: no sound {kind.base_folder} in {root}; give --data-root DIR or --download"
+            f"--data-root: no sound {kind.base_folder}, train/ and test/ or {data.dataset}.npz in {root}; "
+            "give --data-root DIR or --download"
         ) from None
     images = [torch.from_numpy(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))) for part in parts]
     labels = [torch.tensor(part.targets, dtype=torch.int64) for part in parts]
@@ -135,12 +141,20 @@ def _download(kind: Any, root: Path) -> None:
         raise GradscopeError(f"--download: {kind.__name__} did not come into {root}: {reason}") from None
 
 
+def _tiny_imagenet(data: Data, download: bool, cache: Path | None) -> Splits:
+    root = _given_root(data)
+    stored = TINY_IMAGENET.find(root)
+    if stored is None:
+        raise GradscopeError(f"--data-root: {root} must hold train/ and test/ (or val/), or tiny-imagenet.npz")
+    return TINY_IMAGENET.read(stored, cache)
+
+
 def _imagenet100(data: Data, download: bool, cache: Path | None) -> Splits:
     size = 32 if data.image_size is None else data.image_size
     if size not in _IMAGENET100_SIZES:
         raise GradscopeError(f"--image-size: 'imagenet100' allows 32 or 224, got {size}")
     root = _given_root(data)
-    tree = Tree(_split(root, "train"), _split(root, "val", "test"), _class_list(root), size)
+    tree = Tree(split_folder(root, "train"), split_folder(root, "val", "test"), _class_list(root), size)
     return load_tree("imagenet100", tree, cache)
 
 
@@ -162,19 +176,8 @@ def _class_list(root: Path) -> tuple[str, ...] | None:
 
 def _folder(data: Data, download: bool, cache: Path | None) -> Splits:
     root = _given_root(data)
-    tree = Tree(_split(root, "train"), _split(root, "test", "val"), image_size=data.image_size)
+    tree = Tree(split_folder(root, "train"), split_folder(root, "test", "val"), image_size=data.image_size)
     return load_tree(root.resolve().name, tree, cache)
-
-
-def _split(root: Path, *names: str) -> Path:
-    """The first of the folders ``names`` that ``root`` has."""
-    if not root.is_dir():
-        raise GradscopeError(f"--data-root: a folder with train/ and test/ (or val/) is needed, {root} is none")
-    for name in names:
-        if (root / name).is_dir():
-            return root / name
-    found = ", ".join(sorted(each.name for each in root.iterdir())[:5]) or "nothing"
-    raise GradscopeError(f"--data-root: {root} needs a folder {' or '.join(f'{name}/' for name in names)}, has {found}")
 
 
 def _npz(data: Data, download: bool, cache: Path | None) -> Splits:
@@ -195,12 +198,16 @@ DATASETS: dict[str, Source] = {
     "digits": Source("handwritten digits, 8x8 grey, 10 classes, 1797 images; embedded (scikit-learn)", _digits),
     "fashion-mnist": Source("clothes, 28x28 grey, 10 classes, 70000 images; IDX files or --download", _fashion_mnist),
     "cifar10": Source(
-        "objects, 32x32 RGB, 10 classes, 60000 images; torchvision's files or --download",
-        partial(_cifar, kind=torchvision.datasets.CIFAR10),
+        "objects, 32x32 RGB, 10 classes, 60000 images; torchvision's files, an image folder, an .npz or --download",
+        partial(_cifar, kind=torchvision.datasets.CIFAR10, published=CIFAR10),
     ),
     "cifar100": Source(
-        "objects, 32x32 RGB, 100 classes, 60000 images; torchvision's files or --download",
-        partial(_cifar, kind=torchvision.datasets.CIFAR100),
+        "objects, 32x32 RGB, 100 classes, 60000 images; torchvision's files, an image folder, an .npz or --download",
+        partial(_cifar, kind=torchvision.datasets.CIFAR100, published=CIFAR100),
+    ),
+    "tiny-imagenet": Source(
+        "photographs, 64x64 RGB, any of its 200 classes; the published files, an image folder or an .npz",
+        _tiny_imagenet,
     ),
     "imagenet100": Source(
         "a folder train/ and val/ or test/ of ImageNet's class folders, at 32 or 224 pixels; "

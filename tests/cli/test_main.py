@@ -106,16 +106,16 @@ def test_our_own_fault_is_a_traceback_and_exit_code_1(world: Path, tmp_path: Pat
     assert ended.stdout == ""
 
 
-@pytest.mark.cifar10
+@pytest.mark.real_images
 def test_real_photographs_from_training_to_figures(cifar10_folder: Path, tmp_path: Path, done: Done) -> None:
-    source = ("--dataset", "folder", "--data-root", cifar10_folder)
+    source = ("--dataset", "cifar10", "--data-root", cifar10_folder)
     checkpoint, results = tmp_path / "rl-adv.pt", tmp_path / "results"
     assert str(checkpoint) in done("train", "--mode", "rl-adv", *source, "--epochs", 2, "--out", checkpoint)
     assert checkpoints.load(checkpoint).spec.architecture == "cnn4"
     asked = ("--attack", "pgd,pgd-paper", "--metrics", "cosine,norm,entropy", "--steps", 3, "--samples", 40)
     done("analyze", checkpoint, *asked, "--out", results)
     steps = read_table(results / STEPS.file, STEPS)
-    assert set(steps["dataset"]) == {"cifar10-jpeg"}
+    assert set(steps["dataset"]) == {"cifar10"}
     assert set(steps["attack"]) == {"pgd", "pgd-paper"}
     assert set(steps["metric"]) == {"cosine", "norm", "entropy", "accuracy"}
     assert (steps["n"] + steps["undefined"] == 40).all()

@@ -56,6 +56,7 @@ def content(folder: Path, by_name: Container[str] = ()) -> dict[str, str]:
         ".csv": table,
         ".json": manifest,
         ".html": Path.read_text,
+        ".npz": lambda path: hashlib.sha256(path.read_bytes()).hexdigest(),
     }
     found = {}
     for path in sorted(folder.rglob("*")):

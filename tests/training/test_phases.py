@@ -67,6 +67,7 @@ def test_sizes_follow_the_data():
     assert resolve("sl", Data(dataset="folder"), 8).architecture == "cnn2"
     assert resolve("sl", Data(dataset="folder"), 32).architecture == "cnn4"
     assert resolve("sl", Data(dataset="folder"), 224).architecture == "resnet18"
+    assert resolve("sl", Data(dataset="tiny-imagenet"), 64).architecture == "resnet18"
 
 
 def test_precedence_is_preset_then_file_then_settings_then_options():

@@ -1,0 +1,117 @@
+"""Published sets of a known form, read from an image folder or an ``.npz``: CIFAR-10, CIFAR-100, Tiny-ImageNet.
+
+The label of a class is its place in the alphabet, in torchvision's files too, so that labels, and the fingerprint of
+the same images in the same order, do not depend on the storage.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from gradscope.data.cache import Tree, class_folders, first_of, load_tree
+from gradscope.data.formats import read_npz
+from gradscope.data.image_set import ImageSet, Splits
+from gradscope.errors import GradscopeError
+
+#: The table of Tiny-ImageNet's validation images, which lie in one folder as published.
+_VAL_ANNOTATIONS = "val_annotations.txt"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A set of square RGB images: its name, side in pixels, number of classes, and their names where all are needed.
+
+    Where ``classes`` is None, any of the classes serve, under any names.
+    """
+
+    name: str
+    side: int
+    class_count: int
+    classes: tuple[str, ...] | None = None
+
+    def find(self, root: Path) -> Path | None:
+        """The storage at ``root``: that file, ``name.npz`` or the folder ``name`` in it, or the folder itself."""
+        if root.is_file():
+            return root
+        candidates = (root / f"{self.name}.npz", root / self.name, root)
+        return next((path for path in candidates if path.is_file() or (path / "train").is_dir()), None)
+
+    def read(self, path: Path, cache: Path | None) -> Splits:
+        """The splits in ``path``, a folder with ``train`` or an ``.npz`` with ``classes``.
+
+        Raises :class:`GradscopeError` where classes or pixels are not those of the set.
+        """
+        splits = self._read_npz(path) if path.is_file() else self._read_folder(path, cache)
+        found, expected = tuple(splits.train.images.shape[1:]), (3, self.side, self.side)
+        if found != expected:
+            raise GradscopeError(f"--data-root: {path}: images of {self.name} must be {expected}, got {found}")
+        return splits
+
+    def _read_folder(self, root: Path, cache: Path | None) -> Splits:
+        train, annotations = root / "train", root / "val" / _VAL_ANNOTATIONS
+        annotated = annotations.is_file()
+        test = annotations.parent if annotated else split_folder(root, "test", "val")
+        for folder in (train,) if self.classes is None else (train, test):
+            self._check_classes(f"the folders in {folder}", class_folders(folder))
+        tree = Tree(train, test, None, self.side, resize=False, annotations=annotations if annotated else None)
+        return load_tree(self.name, tree, cache)
+
+    def _read_npz(self, path: Path) -> Splits:
+        splits = read_npz(path, names_required=True)
+        self._check_classes(f"the array classes in {path}", splits.train.classes)
+        return Splits(*(self._in_order(images) for images in (splits.train, splits.test)))
+
+    def _check_classes(self, where: str, names: Sequence[str]) -> None:
+        if self.classes is None:
+            if len(names) > self.class_count or len(set(names)) < len(names):
+                raise GradscopeError(
+                    f"--data-root: {where} must be at most {self.class_count} classes, each once, got {len(names)}"
+                )
+        elif sorted(names) != list(self.classes):
+            missing = [name for name in self.classes if name not in names]
+            unknown = [name for name in names if name not in self.classes]
+            differences = "".join(
+                f"; {word}: {first_of(those)}" for word, those in (("missing", missing), ("unknown", unknown)) if those
+            )
+            raise GradscopeError(
+                f"--data-root: {where} must be the {self.class_count} classes of {self.name}, "
+                f"got {len(names)}{differences}"
+            )
+
+    def _in_order(self, images: ImageSet) -> ImageSet:
+        """The set under its own name, with classes in alphabetical order; if they were not, images sorted by class."""
+        classes = sorted(images.classes)
+        if classes == list(images.classes):
+            return replace(images, name=self.name)
+        labels = torch.tensor([classes.index(name) for name in images.classes])[images.labels]
+        order = labels.argsort(stable=True)
+        return ImageSet.from_tensors(self.name, images.images[order], labels[order], classes)
+
+
+def split_folder(root: Path, *names: str) -> Path:
+    """The first of the folders ``names`` that ``root`` has; :class:`GradscopeError` where it has none."""
+    if not root.is_dir():
+        raise GradscopeError(f"--data-root: a folder with train/ and test/ (or val/) is needed, {root} is none")
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    found = ", ".join(sorted(each.name for each in root.iterdir())[:5]) or "nothing"
+    raise GradscopeError(f"--data-root: {root} needs a folder {' or '.join(f'{name}/' for name in names)}, has {found}")
+
+
+_CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
+_CIFAR100_CLASSES = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
+forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+willow_tree wolf woman worm
+"""
+
+CIFAR10 = Published("cifar10", 32, 10, tuple(_CIFAR10_CLASSES.split()))
+CIFAR100 = Published("cifar100", 32, 100, tuple(_CIFAR100_CLASSES.split()))
+TINY_IMAGENET = Published("tiny-imagenet", 64, 200)
