@@ -157,6 +157,7 @@ def make_plan(study: Study, *, download: bool = False, with_report: bool = True)
         if measurement.data in images:
             stage = _measure_stage(measurement, images[measurement.data], study.recipe.resources, stages)
             stages[stage.label] = stage
+    stages = _by_measurement(stages)
     _add_conclusions(stages, study.recipe.resources)
     if not with_report:
         stages.pop("report", None)
@@ -247,6 +248,23 @@ def _measure_stage(
     }
     label, place = f"measure-{measurement.name}", f"{RESULTS}/{measurement.name}"
     return _stage("measure", label, place, needs, settings, task, resources, stages)
+
+
+def _by_measurement(stages: Mapping[str, Stage]) -> dict[str, Stage]:
+    """The measurements as the recipe has them, each after the models that it needs; then the other models.
+
+    So the results that the recipe names first come first, before the models of later ones are trained.
+    """
+    ordered: dict[str, Stage] = {}
+
+    def place(stage: Stage) -> None:
+        for need in stage.needs:
+            place(stages[need])
+        ordered.setdefault(stage.label, stage)
+
+    for stage in sorted(stages.values(), key=lambda stage: stage.kind != "measure"):
+        place(stage)
+    return ordered
 
 
 def _add_conclusions(stages: dict[str, Stage], resources: Resources) -> None:

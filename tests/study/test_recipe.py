@@ -200,7 +200,17 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
 #: Options of the command line that a recipe says elsewhere, or that belong to foreign models.
 ELSEWHERE = {
     *("checkpoints", "out", "overwrite", "resume", "device", "devices", "dataset", "data_root", "image_size"),
-    *("download", "weights", "mean", "std", "trust_code", "ignore_class_names", "metric", "fail_on_masking"),
+    *(
+        "download",
+        "weights",
+        "mean",
+        "std",
+        "trust_code",
+        "ignore_class_names",
+        "metric",
+        "fail_on_masking",
+        "no_figures",
+    ),
 }
 
 
