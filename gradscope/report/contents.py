@@ -101,7 +101,9 @@ def read_contents(directory: Path) -> Contents:
         *(f"{name} holds a {MANIFEST} but no results yet." for name in unfinished),
         *(remark for part in parts for remark in _remarks(part)),
     ]
-    return Contents(directory, tuple(parts), read_table(claims, CLAIMS) if claims else None, study, raw_study, tuple(remarks))
+    return Contents(
+        directory, tuple(parts), read_table(claims, CLAIMS) if claims else None, study, raw_study, tuple(remarks)
+    )
 
 
 def _lacks(study: StudyManifest) -> Iterator[str]:

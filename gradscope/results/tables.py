@@ -98,7 +98,8 @@ def table_content(path: Path) -> bytes:
 def read_csv(path: Path, table: Table, **options: Any) -> pd.DataFrame:
     """Read a file that :func:`find_table` found with pandas' ``options``; :class:`GradscopeError` where that fails."""
     try:
-        return pd.read_csv(path, keep_default_na=False, **options)
+        frame: pd.DataFrame = pd.read_csv(path, keep_default_na=False, **options)
+        return frame
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise GradscopeError(f"DIR: {path} is damaged: {error}") from None
     except OSError as error:

@@ -173,7 +173,9 @@ def test_a_damaged_compressed_table_is_one_line(tmp_path, damage):
     path = compress(tmp_path / "small.csv")
     raw = path.read_bytes()
     changed = raw[:-8] + b"12345678"
-    path.write_bytes({"cut in half": raw[: len(raw) // 2], "no gzip": b"name,count,value\n", "changed": changed}[damage])
+    path.write_bytes(
+        {"cut in half": raw[: len(raw) // 2], "no gzip": b"name,count,value\n", "changed": changed}[damage]
+    )
     for read in (lambda: read_table(tmp_path / "small.csv", SMALL), lambda: table_content(path)):
         with pytest.raises(GradscopeError, match=r"DIR: .*small\.csv\.gz is damaged: ") as caught:
             read()

@@ -18,7 +18,16 @@ def test_an_audit_its_figures_and_its_report_are_cleared_and_nothing_else(tmp_pa
     (tmp_path / "figures").mkdir()
     (tmp_path / "paper").mkdir()
     drawn = ["figures/audit-checks.pdf", "figures/audit-evidence-sl-0.png", "paper/audit.tex", "paper/audit.pdf"]
-    for name in (AUDIT.file, f"{SAMPLES.file}.gz", AUDIT_JSON, EXHIBITS, "report.html", *drawn, "notes.txt", "paper/notes.txt"):
+    for name in (
+        AUDIT.file,
+        f"{SAMPLES.file}.gz",
+        AUDIT_JSON,
+        EXHIBITS,
+        "report.html",
+        *drawn,
+        "notes.txt",
+        "paper/notes.txt",
+    ):
         (tmp_path / name).touch()
     clear(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"figures", "paper", "notes.txt"}
