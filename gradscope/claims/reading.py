@@ -12,15 +12,17 @@ from gradscope.claims.measured import CLEAN, Ball, Course, Measured, Model, Stud
 from gradscope.errors import GradscopeError
 from gradscope.results.audits import Audits, read_document
 from gradscope.results.rows import ATTACK_SAMPLES, AUDIT_JSON, HISTORY, SAMPLES, TRANSFER_SAMPLES, Table
-from gradscope.results.tables import read_table
+from gradscope.results.tables import find_table, find_tables, read_table
 
-_TABLES = {
+#: Kind of results in a manifest to what claims take from it: the name of the kind here, and its table.
+TABLES = {
     "analysis": ("analysis", SAMPLES),
     "landscape": ("landscape", SAMPLES),
     "attack": ("battery", ATTACK_SAMPLES),
     "audit": ("battery", ATTACK_SAMPLES),
     "transfer": ("transfer", TRANSFER_SAMPLES),
 }
+HISTORIES = "*.history.csv"
 #: What an attack of `analyze` and `transfer` is, from its settings: those of PGD where it departs from the exact one.
 _EXACT = {
     "loss": "cross-entropy",
@@ -72,6 +74,7 @@ def _or_empty(value: object) -> object:
 
 class _Checkpoint(_Entry):
     label: str
+    source: str | None = None
     sha256: str | None = None
     config: Annotated[_Config, BeforeValidator(_or_empty)] = _Config()
     trained: Annotated[_Trained, BeforeValidator(_or_empty)] = _Trained()
@@ -94,28 +97,54 @@ def read_study(directories: Sequence[Path]) -> Study:
     damaged file raises :class:`GradscopeError`.
     """
     study = Study()
-    histories = _histories(directories)
+    histories = Histories(directories)
     for directory in directories:
         if (directory / "manifest.json").exists():
             _Reader(study, directory, histories).read()
-        elif not any(directory.glob("*.history.csv")):
+        elif not find_tables(directory, HISTORIES):
             study.notes.append(f"{directory.name} has no manifest.json and was left out")
     return study
 
 
-def _histories(directories: Sequence[Path]) -> dict[str, pd.DataFrame]:
-    """The first training history of each checkpoint's name."""
-    found: dict[str, pd.DataFrame] = {}
-    for directory in directories:
-        for path in sorted(directory.glob("*.history.csv")):
-            found.setdefault(path.name.removesuffix(".history.csv"), read_table(path, HISTORY))
-    return found
+class Histories:
+    """The training histories in ``directories``. A damaged one raises :class:`GradscopeError`, also if unused."""
+
+    def __init__(self, directories: Sequence[Path]) -> None:
+        self._found: dict[str, dict[Path, pd.DataFrame]] = {}
+        for directory in directories:
+            for path in find_tables(directory, HISTORIES):
+                name = path.name.partition(".history.csv")[0]
+                self._found.setdefault(name, {})[path] = read_table(path, HISTORY)
+
+    def of(self, label: str, source: str | None) -> pd.DataFrame | None:
+        """The history of the checkpoint ``source`` that results call ``label``; None where there is none.
+
+        Training writes it beside the checkpoint. So of several of that name it is the one whose folders are called
+        like those of the checkpoint, the last folder first. Raises :class:`GradscopeError` where that leaves several
+        that differ.
+        """
+        folders = Path(source).absolute().parent.parts[::-1] if source else ()
+        found = self._found.get(label, {})
+        alike = {path: _in_common(path.absolute().parent.parts[::-1], folders) for path in found}
+        best = [path for path in found if alike[path] == max(alike.values())]
+        for path in best[1:]:
+            if not found[path].equals(found[best[0]]):
+                raise GradscopeError(
+                    f"DIR: {best[0]} and {path} are different histories of the name {label}, and which of them belongs "
+                    "to the results cannot be told; leave one of them out"
+                )
+        return found[best[0]] if best else None
+
+
+def _in_common(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many entries two sequences have in common before the first that differs."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 class _Reader:
     """One directory of results, on its way into a study."""
 
-    def __init__(self, study: Study, directory: Path, histories: Mapping[str, pd.DataFrame]) -> None:
+    def __init__(self, study: Study, directory: Path, histories: Histories) -> None:
         self.study, self.directory, self.histories = study, directory, histories
         path = directory / "manifest.json"
         try:
@@ -130,11 +159,11 @@ class _Reader:
 
     def read(self) -> None:
         """Add what the directory holds to the study."""
-        if self.manifest.kind not in _TABLES or self.manifest.landscape.get("space", "input") != "input":
+        if self.manifest.kind not in TABLES or self.manifest.landscape.get("space", "input") != "input":
             return
-        kind, table = _TABLES[self.manifest.kind]
-        path = self.directory / table.file
-        if not path.exists():
+        kind, table = TABLES[self.manifest.kind]
+        path = find_table(self.directory / table.file)
+        if path is None:
             self.study.notes.append(f"{self.directory.name} has no {table.file} and was left out")
             return
         rows = self._rows(path, table)
@@ -171,7 +200,7 @@ class _Reader:
         if not known:
             self.study.models.append(model)
         if entry.config.phases:
-            course = _course(entry, self.histories.get(label))
+            course = _course(entry, self.histories.of(label, entry.source))
             kept = self.study.courses.get(self.models[label])
             if kept is None or kept.history is None:
                 self.study.courses[self.models[label]] = course

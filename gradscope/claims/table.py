@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gradscope.claims import cost, gradients, hypothesis, robustness
+from gradscope.claims.directories import read_directories
 from gradscope.claims.group import Group
 from gradscope.claims.measured import Study
 from gradscope.claims.reading import read_study
@@ -35,17 +36,32 @@ def write_claims(directories: Sequence[Path], out: Path) -> Path:
     """Judge the claims on the ``directories`` of results of a study and write the table CLAIMS to ``out``.
 
     A directory may also hold training histories alone (``NAME.history.csv``), which tell the cost. ``out`` is the CSV
-    file, or a directory that gets it by its usual name; its path is returned. Missing files, models and metrics leave
+    file, or a directory that gets ``claims.csv``; its path is returned. Missing files, models and metrics leave
     claims untested, and the row says what to measure; a damaged file raises :class:`GradscopeError`.
     """
-    path = out / CLAIMS.file if out.is_dir() else out
-    write_table(path, CLAIMS, claim_rows(directories))
+    return _write(read_study(directories), out)
+
+
+def judge(directories: Sequence[Path], out: Path) -> Path:
+    """Judge the claims on results made anywhere: studies, directories of results, or what holds some below.
+
+    The results are joined by :func:`read_directories`, which says what it refuses; ``out`` as in :func:`write_claims`.
+    """
+    return _write(read_directories(directories), out)
+
+
+def _write(study: Study, out: Path) -> Path:
+    path = out if out.suffix == ".csv" else out / CLAIMS.file
+    write_table(path, CLAIMS, _rows(study))
     return path
 
 
 def claim_rows(directories: Sequence[Path]) -> list[dict[str, Any]]:
     """Rows of the table CLAIMS, for each data set and architecture in order of appearance all claims."""
-    study = read_study(directories)
+    return _rows(read_study(directories))
+
+
+def _rows(study: Study) -> list[dict[str, Any]]:
     groups = dict.fromkeys((model.dataset, model.arch) for model in study.models)
     return [row for dataset, arch in groups or {("", ""): None} for row in _of(study, dataset, arch)]
 

@@ -12,6 +12,7 @@ import gradscope
 from gradscope.cli.analysis import analyze
 from gradscope.cli.attacks import attack, transfer
 from gradscope.cli.audits import audit
+from gradscope.cli.claims import claims
 from gradscope.cli.drawing import figures, report
 from gradscope.cli.landscapes import landscape
 from gradscope.cli.names import list_names
@@ -59,6 +60,7 @@ app.command()(attack)
 app.command()(transfer)
 app.command()(audit)
 app.command()(study)
+app.command()(claims)
 app.command()(figures)
 app.command()(report)
 app.command(name="list")(list_names)

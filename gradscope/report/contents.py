@@ -20,7 +20,7 @@ from gradscope.results.manifests import (
     read_study_manifest,
 )
 from gradscope.results.rows import ATTACKS, AUDIT, AUDIT_JSON, CLAIMS, SAMPLES, SUMMARY, TRANSFER, Table
-from gradscope.results.tables import read_table
+from gradscope.results.tables import find_table, read_table
 
 #: What parts are of, in the order in which they are shown; those of one kind in the recipe's order, or by name.
 _ORDER = ("analysis", "landscape", "attack", "transfer", "audit")
@@ -87,8 +87,8 @@ def read_contents(directory: Path) -> Contents:
     parts = [_read_part("", directory)] if own else []
     parts += [_read_part(folder.name, folder) for folder in below if _holds_numbers(folder)]
     parts.sort(key=_rank)
-    claims = directory / CLAIMS.file
-    if not parts and not claims.exists():
+    claims = find_table(directory / CLAIMS.file)
+    if not parts and claims is None:
         raise GradscopeError(
             f"DIR: a directory of results, or one whose sub-directories are, is allowed, got {directory}, which holds "
             "no steps.csv, samples.csv, summary.csv, landscape.csv, attacks.csv, transfer.csv, audit.csv with "
@@ -101,7 +101,9 @@ def read_contents(directory: Path) -> Contents:
         *(f"{name} holds a {MANIFEST} but no results yet." for name in unfinished),
         *(remark for part in parts for remark in _remarks(part)),
     ]
-    return Contents(directory, tuple(parts), _read_claims(claims), study, raw_study, tuple(remarks))
+    return Contents(
+        directory, tuple(parts), read_table(claims, CLAIMS) if claims else None, study, raw_study, tuple(remarks)
+    )
 
 
 def _lacks(study: StudyManifest) -> Iterator[str]:
@@ -137,18 +139,14 @@ def _below(directory: Path, named: Sequence[str]) -> tuple[list[Path], list[Path
 
 
 def _holds_numbers(directory: Path) -> bool:
-    return figures.holds_results(directory) or (directory / SUMMARY.file).exists()
-
-
-def _read_claims(path: Path) -> pd.DataFrame | None:
-    return read_table(path, CLAIMS) if path.exists() else None
+    return figures.holds_results(directory) or find_table(directory / SUMMARY.file) is not None
 
 
 def _read_part(name: str, directory: Path) -> Part:
     path = directory / MANIFEST
     manifest, raw = read_manifest(path) if path.exists() else (Manifest(), {})
-    present = {table.file: directory / table.file for table in _NUMBERS}
-    found = {table.file: read_table(present[table.file], table) for table in _NUMBERS if present[table.file].exists()}
+    present = {table: file for table in _NUMBERS if (file := find_table(directory / table.file))}
+    found = {table.file: read_table(file, table) for table, file in present.items()}
     document = directory / AUDIT_JSON
     audits = Audits.parse(read_document(document)).audits if document.exists() else ()
     with style.paper():
@@ -187,7 +185,7 @@ def _remarks(part: Part) -> list[str]:
         for entry in part.manifest.checkpoints
         if measured and entry.label not in measured
     ]
-    if not part.composed.drawings and not (part.directory / SAMPLES.file).exists():
+    if not part.composed.drawings and not find_table(part.directory / SAMPLES.file):
         remarks.append(f"{where} holds nothing that a figure is drawn from.")
     return remarks
 

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from gradscope.errors import GradscopeError
 from gradscope.report import style
 from gradscope.report.style import Drawing, Look, Series
 from gradscope.results.rows import SAMPLES
+from gradscope.results.tables import read_csv
 
 POINTS = {"clean": "clean image", "final": "final point"}
 _COLUMNS = ("checkpoint", "mode", "attack", "index", "metric", "point", "unit", "value")
@@ -25,18 +25,13 @@ _SPLIT = {", right predictions": 1.0, ", wrong predictions": 0.0}
 def read_samples(path: Path) -> pd.DataFrame:
     """The columns and rows of a ``samples.csv`` that are drawn here; a damaged file raises GradscopeError."""
     kinds = {column.name: "category" for column in SAMPLES.columns if column.kind == "text" and column.name in _COLUMNS}
-    try:
-        frame = pd.read_csv(
-            path,
-            usecols=list(_COLUMNS),
-            dtype={**kinds, "value": "float64"},
-            keep_default_na=False,
-            na_values={"value": ["", "nan"]},
-        )
-    except OSError as error:
-        raise GradscopeError(f"DIR: {path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise GradscopeError(f"DIR: {path} is not a {SAMPLES.file}: {' '.join(str(error).split())}") from None
+    frame = read_csv(
+        path,
+        SAMPLES,
+        usecols=list(_COLUMNS),
+        dtype={**kinds, "value": "float64"},
+        na_values={"value": ["", "nan"]},
+    )
     return frame[frame["metric"].isin([*_METRICS, "accuracy"]) & frame["point"].isin(list(POINTS))]
 
 

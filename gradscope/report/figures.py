@@ -21,7 +21,7 @@ from gradscope.report.transfer import draw_transfer
 from gradscope.results.audits import read_document, read_exhibits
 from gradscope.results.landscape import require_whole
 from gradscope.results.rows import ATTACKS, AUDIT, AUDIT_JSON, EXHIBITS, LANDSCAPE, PATH, SAMPLES, STEPS, TRANSFER
-from gradscope.results.tables import read_table, write_json
+from gradscope.results.tables import find_table, read_table, write_json
 
 _BOXES = {True: "inside [0, 1]", False: "no box"}
 _REDUCTIONS = {"sum": "summed loss", "mean": "batch-mean loss"}
@@ -60,11 +60,11 @@ class Composed(NamedTuple):
 def holds_results(directory: Path) -> bool:
     """Whether there are files in ``directory`` from which figures are drawn."""
     tables = (STEPS, SAMPLES, LANDSCAPE, ATTACKS, TRANSFER)
-    return any((directory / table.file).exists() for table in tables) or _is_audited(directory)
+    return any(find_table(directory / table.file) for table in tables) or _is_audited(directory)
 
 
 def _is_audited(directory: Path) -> bool:
-    return all((directory / file).exists() for file in (AUDIT.file, AUDIT_JSON))
+    return find_table(directory / AUDIT.file) is not None and (directory / AUDIT_JSON).exists()
 
 
 def draw(directory: Path) -> list[Path]:
@@ -87,23 +87,23 @@ def compose(directory: Path) -> Composed:
     """The figures of ``directory``, not yet saved. Call it inside :func:`gradscope.report.style.paper`."""
     attacks, settings = _settings(directory / "manifest.json")
     steps, samples, landscape, path, attacked, transferred = (
-        directory / table.file for table in (STEPS, SAMPLES, LANDSCAPE, PATH, ATTACKS, TRANSFER)
+        find_table(directory / table.file) for table in (STEPS, SAMPLES, LANDSCAPE, PATH, ATTACKS, TRANSFER)
     )
     drawings: list[Drawing] = []
     rows = None
-    if steps.exists():
+    if steps:
         drawings += draw_steps(read_table(steps, STEPS))
-    if samples.exists():
+    if samples:
         drawings += draw_samples(read_samples(samples))
-    if landscape.exists():
+    if landscape:
         rows = read_table(landscape, LANDSCAPE)
         require_whole(rows)
-        drawings += draw_landscapes(rows, read_table(path, PATH) if path.exists() else pd.DataFrame(), settings)
+        drawings += draw_landscapes(rows, read_table(path, PATH) if path else pd.DataFrame(), settings)
     if _is_audited(directory):
         drawings += _draw_audit(directory)
-    if attacked.exists():
+    if attacked:
         drawings += draw_attacks(read_table(attacked, ATTACKS))
-    if transferred.exists():
+    if transferred:
         drawings += draw_transfer(read_table(transferred, TRANSFER))
     captions = {drawing.name: _caption(drawing, attacks) for drawing in drawings}
     return Composed(tuple(drawings), captions, rows if rows is not None and is_plane(rows) else None, settings)

@@ -20,7 +20,7 @@ from gradscope.report.rendering import render, script_json, source
 from gradscope.report.sections import Section, sections
 from gradscope.results.manifests import MANIFEST
 from gradscope.results.rows import AUDIT_JSON, CLAIMS, PAGE
-from gradscope.results.tables import atomic, ensure_writable
+from gradscope.results.tables import atomic, ensure_writable, find_table, find_tables, table_content
 
 #: Files up to so many bytes are in the page, larger ones are named.
 LARGEST = 1_000_000
@@ -93,14 +93,17 @@ def _packed(content: bytes) -> str:
 
 
 def _files(contents: Contents) -> Iterator[Attached]:
-    """The tables and what programs read, part by part."""
+    """The tables and what programs read, part by part; a compressed table is in the page as the table it holds."""
     folders = [("", contents.directory), *((part.name, part.directory) for part in contents.parts if part.name)]
     own = any(not part.name for part in contents.parts)
     for name, folder in folders:
-        tables = sorted(folder.glob("*.csv")) if name or own else [folder / CLAIMS.file]
+        tables = find_tables(folder) if name or own else [find_table(folder / CLAIMS.file)]
         for path in [*tables, folder / AUDIT_JSON, folder / MANIFEST]:
-            if path.is_file():
-                size = path.stat().st_size
-                shown = "/".join(piece for piece in (name, path.name) if piece)
-                content = _packed(path.read_bytes()) if size <= LARGEST else ""
-                yield Attached(shown, f"./{quote(shown)}", size, content)
+            if path and path.is_file():
+                content = table_content(path)
+                where = f"{name}/{path.name}" if name else path.name
+                address = f"./{quote(where)}"
+                if len(content) <= LARGEST:
+                    yield Attached(where.removesuffix(".gz"), address, len(content), _packed(content))
+                else:
+                    yield Attached(where, address, path.stat().st_size, "")

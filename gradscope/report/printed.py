@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from gradscope.results.audits import NO_PROOF, NONE_FOUND, AuditOf, Audits, read_document
-from gradscope.results.rows import ATTACKS, AUDIT_JSON, SUMMARY, TRANSFER
+from gradscope.results.rows import ATTACKS, AUDIT_JSON, CLAIMS, SUMMARY, TRANSFER
 from gradscope.results.stats import wilson_interval
 from gradscope.results.tables import read_table
 
@@ -98,6 +98,21 @@ def audit_lines(results: Path) -> str:
     """
     document = Audits.parse(read_document(results / AUDIT_JSON))
     return "\n\n".join("\n".join(_audit(one)) for one in document.audits)
+
+
+def claim_lines(claims: Path) -> str:
+    """For each data set and architecture a line a claim: how many of its tests have each verdict, and the claim."""
+    rows = read_table(claims, CLAIMS)
+    lines = []
+    for (dataset, arch), group in rows.groupby(["dataset", "arch"], sort=False):
+        lines.append(f"{dataset}, {arch}: tests that are supported, not supported, not tested")
+        for (claim, statement), tests in group.groupby(["claim", "statement"], sort=False):
+            counts = tests["verdict"].value_counts()
+            supported, against, untested = (
+                counts.get(verdict, 0) for verdict in ("supported", "not supported", "not tested")
+            )
+            lines.append(f"{claim:3} {supported:3} {against:3} {untested:3}  {statement}")
+    return "\n".join(lines)
 
 
 def _audit(one: AuditOf) -> Iterator[str]:

@@ -1,10 +1,12 @@
 """Atomic writing and checked reading of the result files."""
 
 import csv
+import gzip
 import hashlib
 import json
 import secrets
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,8 @@ from filelock import FileLock, Timeout
 from gradscope.errors import GradscopeError
 from gradscope.results.rows import Table
 
+#: What is added to a table's name where it was compressed, as `gzip samples.csv` does.
+_COMPRESSED = ".gz"
 #: Seconds in which a process that was killed has let go of everything it held.
 _MOMENT = 1.0
 
@@ -68,16 +72,51 @@ def write_table(path: Path, table: Table, rows: Iterable[Mapping[str, Any]]) -> 
         writer.writerows(rows)
 
 
-def read_table(path: Path, table: Table) -> pd.DataFrame:
-    """Read a CSV that :func:`write_table` wrote; a missing file or column raises :class:`GradscopeError`."""
-    texts = {column.name: "string" for column in table.columns if column.kind == "text"}
-    numbers = {column.name: ["", "nan"] for column in table.columns if column.kind != "text"}
+def find_table(path: Path) -> Path | None:
+    """Find the file of the table ``path``: NAME.csv or, compressed, NAME.csv.gz; None where neither exists."""
+    return next((file for file in (path, path.with_name(path.name + _COMPRESSED)) if file.exists()), None)
+
+
+def find_tables(directory: Path, pattern: str = "*.csv") -> list[Path]:
+    """Find the files of the tables in ``directory`` by ``pattern``, in order of name, each as :func:`find_table`."""
+    files = [*directory.glob(pattern), *directory.glob(pattern + _COMPRESSED)]
+    names = sorted({file.name.removesuffix(_COMPRESSED) for file in files})
+    return [file for name in names if (file := find_table(directory / name))]
+
+
+def table_content(path: Path) -> bytes:
+    """Read the bytes of a file, of a compressed one what it holds; :class:`GradscopeError` where it is damaged."""
     try:
-        frame = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=numbers)
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == _COMPRESSED else content
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise GradscopeError(f"DIR: {path} is damaged: {error}") from None
     except OSError as error:
         raise GradscopeError(f"DIR: {path} cannot be read: {error.strerror}") from None
-    except (ValueError, pd.errors.ParserError) as error:
+
+
+def read_csv(path: Path, table: Table, **options: Any) -> pd.DataFrame:
+    """Read a file that :func:`find_table` found with pandas' ``options``; :class:`GradscopeError` where that fails."""
+    try:
+        frame: pd.DataFrame = pd.read_csv(path, keep_default_na=False, **options)
+        return frame
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise GradscopeError(f"DIR: {path} is damaged: {error}") from None
+    except OSError as error:
+        raise GradscopeError(f"DIR: {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
         raise GradscopeError(f"DIR: {path} is not a {table.file}: {' '.join(str(error).split())}") from None
+
+
+def read_table(path: Path, table: Table) -> pd.DataFrame:
+    """Read a CSV that :func:`write_table` wrote, also as NAME.csv.gz.
+
+    A missing or damaged file, and a missing column, raise :class:`GradscopeError`.
+    """
+    texts = {column.name: "string" for column in table.columns if column.kind == "text"}
+    numbers = {column.name: ["", "nan"] for column in table.columns if column.kind != "text"}
+    path = find_table(path) or path
+    frame = read_csv(path, table, dtype=texts, na_values=numbers)
     missing = [name for name in table.names if name not in frame.columns]
     if missing:
         raise GradscopeError(f"DIR: {path} lacks the columns {', '.join(missing)} of a {table.file}")

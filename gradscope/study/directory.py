@@ -28,7 +28,7 @@ from gradscope.study.tiles import unfinished
 IMAGES = "adversarial.npz"
 _TABLES = (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, TRANSFER, AUDIT)
 #: What a measuring stage writes beside its figures.
-FILES = (*(table.file for table in _TABLES), IMAGES, AUDIT_JSON, EXHIBITS, "manifest.json")
+FILES = (*(table.file + end for table in _TABLES for end in ("", ".gz")), IMAGES, AUDIT_JSON, EXHIBITS, "manifest.json")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from gradscope.models.checkpoint import Checkpoint, load, save
 from gradscope.models.rescaling import calibrating_factor, rescaled
 from gradscope.results.manifests import MANIFEST
 from gradscope.results.rows import CLAIMS, HISTORY, PAPER
-from gradscope.results.tables import ensure_writable, read_table, write_table
+from gradscope.results.tables import ensure_writable, find_table, read_table, write_table
 from gradscope.study.commands import Circumstances
 from gradscope.study.directory import FILES
 from gradscope.study.inputs import resolve_device
@@ -124,7 +124,7 @@ def _is_complete(job: Job) -> bool:
     """Whether the checkpoint is there, whole, and of this very configuration: a run that was killed just after it."""
     task = job.stage.task
     assert isinstance(task, TrainTask)
-    if not job.out.exists() or state_path(job.out).exists() or not job.out.with_suffix(".history.csv").exists():
+    if not job.out.exists() or state_path(job.out).exists() or not _history(job.out):
         return False
     try:
         found = load(job.out)
@@ -143,8 +143,12 @@ def _same_images(found: Checkpoint, job: Job) -> bool:
     return found.data_fingerprint == _images(job).train.fingerprint
 
 
+def _history(out: Path) -> Path | None:
+    return find_table(out.with_suffix(".history.csv"))
+
+
 def _model_files(out: Path) -> Iterator[Path]:
-    yield from (path for path in (out, out.with_suffix(".history.csv")) if path.exists())
+    yield from (path for path in (out, _history(out)) if path and path.exists())
     if epochs_folder(out).is_dir():
         yield from sorted(epochs_folder(out).glob("*.pt"))
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from gradscope.config import Config
 from gradscope.errors import GradscopeError
 from gradscope.results.manifests import MANIFEST
-from gradscope.results.tables import write_json
+from gradscope.results.tables import find_table, table_content, write_json
 from gradscope.study.plan import CHECKPOINTS, RESULTS, Stage
 
 #: The folder of records and logs in a study's directory of results.
@@ -129,7 +129,10 @@ class Places:
         return found
 
     def is_intact(self, stage: Stage, record: Record | None, inputs: Mapping[str, str]) -> bool:
-        """Whether ``record`` says that ``stage`` is done, from the same ``inputs``, and its files are as they were."""
+        """Whether ``record`` says that ``stage`` is done, from the same ``inputs``, and its files are as they were.
+
+        A table may have been compressed since: NAME.csv.gz stands for NAME.csv.
+        """
         return record is not None and self._is_said_done(stage, record, inputs) and self._is_unchanged(record)
 
     @staticmethod
@@ -138,8 +141,8 @@ class Places:
 
     def _is_unchanged(self, record: Record) -> bool:
         try:
-            return all(digest(self.path(place)) == known for place, known in record.files.items())
-        except OSError:
+            return all(_digest_as_written(self.path(place)) == known for place, known in record.files.items())
+        except (OSError, GradscopeError):
             return False
 
     def spared(self, stages: Sequence[Stage]) -> set[str]:
@@ -188,6 +191,11 @@ def digest(path: Path) -> str:
         while part := file.read(_CHUNK):
             found.update(part)
     return found.hexdigest()
+
+
+def _digest_as_written(path: Path) -> str:
+    table = find_table(path) if path.suffix == ".csv" else None
+    return digest(path) if table is None or table == path else hashlib.sha256(table_content(table)).hexdigest()
 
 
 def disk_refusal(error: BaseException | None) -> str | None:

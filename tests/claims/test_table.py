@@ -1,4 +1,5 @@
 import csv
+import gzip
 import math
 from collections import defaultdict
 from pathlib import Path
@@ -98,11 +99,11 @@ def test_a_file_that_cannot_be_written(directories, tmp_path):
 
 def published(name):
     """(checkpoint, attack, metric, point) to image to value, by the csv module alone."""
-    path = REPORTS / name / "samples.csv"
+    path = REPORTS / name / "samples.csv.gz"
     if not path.is_file():
         pytest.skip(f"{path} is not there")
     found = defaultdict(dict)
-    with path.open(newline="") as file:
+    with gzip.open(path, "rt", newline="") as file:
         for row in csv.DictReader(file):
             key = row["checkpoint"], row["attack"], row["metric"], row["point"]
             found[key][int(row["index"])] = float(row["value"])

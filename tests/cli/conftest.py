@@ -128,6 +128,8 @@ def make_world(root: Path) -> None:
     for name, file, content in (("cut", "steps.csv", "checkpoint,mode\n"), ("unsaid", "manifest.json", "{")):
         shutil.copytree(root / "results", root / name)
         (root / name / file).write_text(content)
+    (root / "later").mkdir()
+    (root / "later" / "manifest.json").write_text('{"kind": "analysis", "schema": 2}')
 
 
 @pytest.fixture(scope="session")

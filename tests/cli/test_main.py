@@ -32,7 +32,7 @@ def test_version_and_help(done: Done) -> None:
     overview = done("--help")
     assert all(
         command in overview
-        for command in ("train", "analyze", "landscape", "attack", "transfer", "study", "figures", "list")
+        for command in ("train", "analyze", "landscape", "attack", "transfer", "study", "claims", "figures", "list")
     )
     assert done() == overview
 
@@ -46,6 +46,7 @@ def test_version_and_help(done: Done) -> None:
         ("attack", ["CKPT", "--queries", "--epsilons", "--surrogate", "--no-cascade", "--save-images", "--resume"]),
         ("transfer", ["CKPT", "pgd-paper", "8/255", "--samples", "--resume", "reports/FIRST-CKPT-transfer"]),
         ("audit", ["CKPT", "quick", "--surrogate", "--fail-on-masking", "--resume", "reports/FIRST-CKPT-audit"]),
+        ("claims", ["DIR...", "--out", "reports/FIRST-DIR-claims"]),
         ("figures", ["DIR", "files"]),
         ("study", ["RECIPE", "--dry-run", "--seeds", "ray", "--address", "KEY=VALUE", "checkpoints/RECIPE"]),
         ("list", ["datasets", "architectures", "metrics", "attacks", "objectives", "modes"]),
@@ -59,8 +60,8 @@ def test_each_command_explains_itself(command: str, words: list[str], done: Done
 def test_help_imports_neither_torch_nor_the_drawing() -> None:
     script = (
         "import sys\nfrom gradscope.cli import main\n"
-        "for arguments in (['--help'], ['analyze', '--help'], ['--version'], ['list', 'metrics']):\n"
-        "    try:\n        main(arguments)\n    except SystemExit:\n        pass\n"
+        "for line in ('--help', 'analyze --help', 'claims --help', '--version', 'list metrics'):\n"
+        "    try:\n        main(line.split())\n    except SystemExit:\n        pass\n"
         "print([name for name in ('torch', 'pandas', 'matplotlib', 'scipy', 'sklearn') if name in sys.modules])\n"
     )
     ended = shell("-c", script)

@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import matplotlib
@@ -33,6 +34,19 @@ def test_everything_there_is_drawn(make_results):
         assert "pgd: l2, epsilon 1, step size 0.1, 20 steps, inside [0, 1], summed loss" in caption
         assert "pgd-paper: l2, epsilon 1, step size 0.1, 20 steps, step's norm floored at 1e-06, no box" in caption
     assert {path.name for path in (directory / "figures").iterdir()} == {p.name for p in paths} | {"captions.json"}
+
+
+def test_compressed_tables_give_the_same_figures(make_results):
+    directory = make_results(FOUR_MODES[:2], ["pgd"], step_metrics=("norm",), sample_metrics=("entropy", "accuracy"))
+    first = {path: path.read_bytes() for path in draw(directory)}
+    for name in ("steps.csv", "samples.csv"):
+        (directory / f"{name}.gz").write_bytes(gzip.compress((directory / name).read_bytes()))
+        (directory / name).unlink()
+    assert {path: path.read_bytes() for path in draw(directory)} == first
+    raw = (directory / "samples.csv.gz").read_bytes()
+    (directory / "samples.csv.gz").write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(GradscopeError, match=r"samples\.csv\.gz is damaged"):
+        draw(directory)
 
 
 @pytest.mark.parametrize("kept", ["steps", "samples"])

@@ -280,6 +280,19 @@ def test_files_are_attached_and_large_ones_named(tags, study, make_study):
     assert "./attack/large.csv" in [attributes.get("href") for attributes in found.of("a")]
 
 
+def test_a_page_of_compressed_tables_is_the_same_but_for_their_addresses(make_study):
+    root = make_study()
+    first = write_report(root).read_text()
+    tables = sorted(root.rglob("*.csv"))
+    assert len(tables) > 5
+    for path in tables:
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=1))
+        path.unlink()
+    second = write_report(root).read_text()
+    assert second != first
+    assert second.replace('.csv.gz"', '.csv"') == first
+
+
 def test_one_directory_of_results_is_a_report_too(make_results, tmp_path):
     root = make_results(checkpoints=(("sl-0", "sl"),), attacks=("pgd",), step_metrics=("cosine",), sample_metrics=())
     write_report(root)

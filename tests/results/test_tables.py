@@ -1,3 +1,4 @@
+import gzip
 import json
 import math
 import os
@@ -28,7 +29,17 @@ from gradscope.results.rows import (
     Column,
     Table,
 )
-from gradscope.results.tables import atomic, ensure_writable, exclusive, read_table, write_json, write_table
+from gradscope.results.tables import (
+    atomic,
+    ensure_writable,
+    exclusive,
+    find_table,
+    find_tables,
+    read_table,
+    table_content,
+    write_json,
+    write_table,
+)
 
 SMALL = Table("small.csv", (Column("name", "text", ""), Column("count", "integer", ""), Column("value", "number", "")))
 
@@ -122,6 +133,53 @@ def test_a_missing_table_is_one_line(tmp_path):
     with pytest.raises(GradscopeError, match="cannot be read: No such file") as caught:
         read_table(tmp_path / "small.csv", SMALL)
     one_line(caught)
+
+
+def compress(path: Path) -> Path:
+    """Put NAME.csv.gz in the place of NAME.csv, as gzip does."""
+    compressed = path.with_name(f"{path.name}.gz")
+    compressed.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+    path.unlink()
+    return compressed
+
+
+def test_a_compressed_table_stands_for_the_table(tmp_path):
+    path = tmp_path / "small.csv"
+    assert find_table(path) is None
+    write_table(path, SMALL, [row(value=0.1), row("b", 2, math.nan)])
+    plain, content = read_table(path, SMALL), path.read_bytes()
+    compressed = compress(path)
+    assert find_table(path) == compressed
+    assert read_table(path, SMALL).equals(plain)
+    assert read_table(compressed, SMALL).equals(plain)
+    assert table_content(compressed) == content
+
+
+def test_of_both_forms_the_plain_one_is_read(tmp_path):
+    """It is the later one: writers write it."""
+    for value in (1.0, 2.0):
+        write_table(tmp_path / "small.csv", SMALL, [row(value=value)])
+        if value == 1:
+            compress(tmp_path / "small.csv")
+    assert read_table(tmp_path / "small.csv", SMALL)["value"].tolist() == [2.0]
+    (tmp_path / "other.csv.gz").touch()
+    (tmp_path / "other.json.gz").touch()
+    assert find_tables(tmp_path) == [tmp_path / "other.csv.gz", tmp_path / "small.csv"]
+
+
+@pytest.mark.parametrize("damage", ["cut in half", "no gzip", "changed"])
+def test_a_damaged_compressed_table_is_one_line(tmp_path, damage):
+    write_table(tmp_path / "small.csv", SMALL, (row(count=count) for count in range(1000)))
+    path = compress(tmp_path / "small.csv")
+    raw = path.read_bytes()
+    changed = raw[:-8] + b"12345678"
+    path.write_bytes(
+        {"cut in half": raw[: len(raw) // 2], "no gzip": b"name,count,value\n", "changed": changed}[damage]
+    )
+    for read in (lambda: read_table(tmp_path / "small.csv", SMALL), lambda: table_content(path)):
+        with pytest.raises(GradscopeError, match=r"DIR: .*small\.csv\.gz is damaged: ") as caught:
+            read()
+        one_line(caught)
 
 
 def test_json_comes_back(tmp_path):

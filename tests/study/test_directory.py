@@ -3,11 +3,11 @@
 import pytest
 
 from gradscope.errors import GradscopeError
-from gradscope.results.rows import AUDIT, AUDIT_JSON, EXHIBITS
+from gradscope.results.rows import AUDIT, AUDIT_JSON, EXHIBITS, SAMPLES
 from gradscope.study.directory import clear, results_directory
 
 
-@pytest.mark.parametrize("name", [AUDIT.file, AUDIT_JSON, EXHIBITS])
+@pytest.mark.parametrize("name", [AUDIT.file, f"{SAMPLES.file}.gz", AUDIT_JSON, EXHIBITS])
 def test_an_audit_is_a_result_that_is_not_overwritten_unasked(tmp_path, name):
     (tmp_path / name).touch()
     with pytest.raises(GradscopeError, match="holds results"), results_directory(tmp_path, overwrite=False):
@@ -18,7 +18,16 @@ def test_an_audit_its_figures_and_its_report_are_cleared_and_nothing_else(tmp_pa
     (tmp_path / "figures").mkdir()
     (tmp_path / "paper").mkdir()
     drawn = ["figures/audit-checks.pdf", "figures/audit-evidence-sl-0.png", "paper/audit.tex", "paper/audit.pdf"]
-    for name in (AUDIT.file, AUDIT_JSON, EXHIBITS, "report.html", *drawn, "notes.txt", "paper/notes.txt"):
+    for name in (
+        AUDIT.file,
+        f"{SAMPLES.file}.gz",
+        AUDIT_JSON,
+        EXHIBITS,
+        "report.html",
+        *drawn,
+        "notes.txt",
+        "paper/notes.txt",
+    ):
         (tmp_path / name).touch()
     clear(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"figures", "paper", "notes.txt"}

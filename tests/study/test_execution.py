@@ -1,5 +1,6 @@
 """A study carried out: what is done stays, what is not is done, whatever happens in between."""
 
+import gzip
 import hashlib
 import json
 import multiprocessing
@@ -134,6 +135,19 @@ def test_what_is_done_and_intact_is_never_done_again(done: StudyRequest, tmp_pat
     assert set(ended.kept) == {*MODELS, *MEASURES, *CONCLUSIONS} == set(ended.records)
     after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
     assert after == before
+
+
+def test_a_table_that_was_compressed_since_is_intact(done: StudyRequest, tmp_path: Path) -> None:
+    """What is in it decides: cut in half, its stage is done again."""
+    tables = [*(tmp_path / "results").glob("*/*.csv"), *(tmp_path / "checkpoints").glob("*.csv")]
+    for path in tables:
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    assert redone(run(done)) == set()
+    path = tmp_path / "results" / "transfer" / f"{TRANSFER.file}.gz"
+    path.write_bytes(path.read_bytes()[:40])
+    assert redone(run(done)) == {"measure-transfer"}
+    assert not path.exists()
 
 
 def test_every_stage_leaves_a_record(done: StudyRequest, tmp_path: Path) -> None:

@@ -1,0 +1,24 @@
+"""``gradscope claims``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def claims(
+    directories: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR...", help="studies, directories of results, or what holds some below", show_default=False
+        ),
+    ],
+    out: Annotated[Path | None, typer.Option(help="directory or .csv file; reports/FIRST-DIR-claims")] = None,
+) -> None:
+    """Judge the paper's claims on results made on any machine."""
+    from gradscope.claims.table import judge
+    from gradscope.report.printed import claim_lines
+
+    path = judge(directories, out or Path("reports") / f"{directories[0].resolve().name}-claims")
+    print(claim_lines(path))
+    print(path)
