@@ -7,6 +7,7 @@ lossless WebP, half into each folder. ``carry.py unpack DIR1 DIR2 FILE.npz`` mak
 
 import io
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def decode(packed: dict[str, NDArray[np.generic]]) -> Pixels:
     """The images ``(N, 32, 32, 3)`` that :func:`encode` was given."""
     blob, offsets = packed["webp"].tobytes(), packed["offsets"]
     parts = []
-    for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, stop in pairwise(offsets.tolist()):
         mosaic = np.asarray(Image.open(io.BytesIO(blob[start:stop])).convert("RGB"))
         tiles = mosaic.reshape(MOSAIC, SIDE, MOSAIC, SIDE, 3).swapaxes(1, 2).reshape(-1, SIDE, SIDE, 3)
         parts.append(tiles)
