@@ -15,10 +15,10 @@
 #       alone: results.tar.gz (tables, manifests, records, logs, training histories), the four checkpoints of
 #       gpu-cnn4, timings.csv, study.log; at most seven files of 15 MB. Called again on the same machine it goes on;
 #       on another one it begins with what OLD, a copy of an earlier OUT, says is missing. OPTIONS go to
-#       `gradscope study`, such as --set training.epochs=2.
+#       `gradscope study`, such as --set training.epochs=2. Exit code 1 where anything is left to do.
 #
 # What to carry: the checkout with DIR1 to the first call, and DIR2 to the second, where DIR1 still lies on the
-# machine; else both in two calls. Variables: PYTHON (python3), DEVICE (cuda), WORK (a folder that lasts between the
+# machine. Variables: PYTHON (python3), DEVICE (cuda), RECIPES (names between blanks), WORK (a folder that lasts between the
 # calls).
 #
 # Afterwards, on any machine:
@@ -31,9 +31,9 @@ ROOT=$(cd "$(dirname "$0")/../.." && pwd)
 PYTHON=${PYTHON:-python3}
 DEVICE=${DEVICE:-cuda}
 WORK=${WORK:-${TMPDIR:-/tmp}/gradscope-gpu}
-WHEELS=(lightning-fabric torchattacks loss-landscapes pydantic pydantic_core typing-inspection annotated-types)
+WHEELS=(lightning-fabric lightning-utilities torchattacks loss-landscapes pydantic pydantic_core typing-inspection annotated-types)
 PLATFORMS=(manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64 manylinux1_x86_64)
-RECIPES=(gpu-cnn4 gpu-paper gpu-cnn6 gpu-seeds)
+RECIPES=(${RECIPES:-gpu-cnn4 gpu-paper gpu-cnn6 gpu-seeds})
 
 usage() {
     sed -n '2,/^set -/p' "$0" | sed '$d; s/^# \{0,1\}//'
@@ -102,7 +102,7 @@ restore() {
 }
 
 study() {
-    local one=$1 two=$2 out=$3 until="" old="" left recipe line
+    local one=$1 two=$2 out=$3 until="" old="" left recipe line status=0
     shift 3
     while [ $# -gt 0 ]; do
         case $1 in
@@ -131,10 +131,11 @@ study() {
             2>&1 | while IFS= read -r line; do
                 echo "$line"
                 case $line in *": done in "*) collect "$out" ;; esac
-            done || true
+            done || status=1
         collect "$out"
     done
     echo "== ended after $(($(date +%s) - began)) s"
+    return $status
 }
 
 case ${1:-} in
