@@ -1,7 +1,7 @@
 """Tests of what only a GPU can show; skipped where there is none.
 
-``GRADSCOPE_CUDA_TESTS_DEVICE=cpu`` rehearses them on the CPU: the weights of the "device's" copy of a model are moved by
-:data:`REHEARSED_ROUNDING`, which changes results as much as another order of summation does. What needs CUDA itself
+``GRADSCOPE_CUDA_TESTS_DEVICE=cpu`` rehearses them on the CPU: the weights of the "device's" copy of a model are moved
+by :data:`REHEARSED_ROUNDING`, which changes results as much as another order of summation does. What needs CUDA itself
 (memory that runs out, TF32 units) is skipped in a rehearsal.
 """
 
