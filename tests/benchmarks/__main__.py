@@ -1,15 +1,20 @@
 """``make bench``: the speed targets of the design as ratios, each pair measured side by side in this run.
 
-Run it on a quiet machine: a second busy process changes the ratios by a third.
+Also, where there is a GPU, how fast training and measuring are in images a second and seconds. Run it on a quiet
+machine: a second busy process changes the ratios by a third. ``--device cuda --rounds 1`` takes about 100 seconds.
 """
 
 import argparse
+import csv
+import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +26,7 @@ from gradscope.attacks.pgd import prepared, threat_model
 from gradscope.config import PGD, Data, Grid
 from gradscope.data.image_set import ImageSet
 from gradscope.models.architectures import ModelSpec, build
+from gradscope.models.inspection import strict_float32
 from gradscope.probes.input_landscape import (
     POINTS_AT_ONCE,
     Planes,
@@ -37,11 +43,29 @@ from gradscope.training.loop import Run
 from gradscope.training.phases import resolve
 from gradscope.training.totals import Totals
 from tests.benchmarks import paper
-from tests.benchmarks.measure import HEADER, Ratio, seconds, side_by_side
+from tests.benchmarks.measure import HEADER, Absolute, Ratio, rate, side_by_side, took
 
 STEPS = 40
 ATTACKED = 128
 TRAINED = 2560
+ARCHITECTURES = ("cnn4", "cnn6")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where benchmarks run and how often; ``quick``: on sizes that show that they run, and nothing of speed."""
+
+    device: torch.device
+    rounds: int
+    quick: bool
+    folder: Path
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def size(self, usual: int, quick: int) -> int:
+        return quick if self.quick else usual
 
 
 def random_images(count: int) -> ImageSet:
@@ -51,47 +75,55 @@ def random_images(count: int) -> ImageSet:
     return ImageSet.from_tensors("random", images, labels, [str(name) for name in range(10)])
 
 
-def cnn4(device: str) -> torch.nn.Module:
+def network(architecture: str, device: torch.device) -> torch.nn.Module:
     torch.manual_seed(0)
-    spec = ModelSpec("cnn4", 10, 3, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    spec = ModelSpec(architecture, 10, 3, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     return build(spec).to(device)
 
 
-def tracked_pgd(device: str, rounds: int) -> list[Ratio]:
+def tracked_pgd(bench: Bench) -> Iterator[Ratio]:
     import torchattacks
 
-    images = random_images(ATTACKED).on(device)
-    model = cnn4(device).eval()
-    batch, labels = images.batch(torch.arange(ATTACKED), device)
-    attack = torchattacks.PGDL2(model, eps=1.0, alpha=0.1, steps=STEPS, random_start=True)
+    count, steps = bench.size(ATTACKED, 8), bench.size(STEPS, 2)
+    images = random_images(count).on(bench.device)
+    model = network("cnn4", bench.device).eval()
+    batch, labels = images.batch(torch.arange(count), bench.device)
+    attack = torchattacks.PGDL2(model, eps=1.0, alpha=0.1, steps=steps, random_start=True)
 
     def ours() -> object:
-        return measure_trajectory(model, images, PGD(steps=STEPS), frozenset(METRICS), device=device)
+        return measure_trajectory(model, images, PGD(steps=steps), frozenset(METRICS), device=bench.device)
 
-    def the_papers() -> object:
-        return paper.tracked_pgd(model, batch, labels, STEPS)
-
-    name = f"PGD-{STEPS} with every metric"
-    gpu = device != "cpu"
-    return [
-        side_by_side(
-            name,
-            "torchattacks.PGDL2, no metrics",
-            ours,
-            lambda: attack(batch, labels),
-            target=0.5 if gpu else 1.0,
-            rounds=rounds,
-        ),
-        side_by_side(name, "the paper's tracked PGD", ours, the_papers, target=0.55, rounds=rounds),
-    ]
+    pairs = {
+        "torchattacks.PGDL2, no metrics": (lambda: attack(batch, labels), 0.5 if bench.on_gpu else 1.0),
+        "the paper's tracked PGD": (lambda: paper.tracked_pgd(model, batch, labels, steps), 0.55),
+    }
+    name = f"PGD-{steps} with every metric"
+    with strict_float32():  # for theirs too
+        for against, (theirs, target) in pairs.items():
+            yield side_by_side(name, against, ours, theirs, target=target, rounds=bench.rounds)
 
 
-def input_plane(device: str, rounds: int) -> list[Ratio]:
-    model, planes, labels = plane_around_one(device)
-    grid, size = Grid(points=51), POINTS_AT_ONCE[device]
+def pgd_rates(bench: Bench) -> Iterator[Absolute]:
+    count, steps = bench.size(512, 8), bench.size(100, 2)
+    images = random_images(count).on(bench.device)
+    for architecture in ARCHITECTURES:
+        model = network(architecture, bench.device).eval()
+
+        def attacked(steps: int, model: torch.nn.Module = model) -> object:
+            return measure_trajectory(model, images, PGD(steps=steps), frozenset(METRICS), device=bench.device)
+
+        attacked(2)
+        name = f"PGD-{steps} with every metric, {architecture}"
+        yield rate(name, count, lambda attacked=attacked: attacked(steps), rounds=bench.rounds)
+
+
+def input_plane(bench: Bench) -> Iterator[Ratio]:
+    model, planes, labels = plane_around_one("cnn4", bench.device)
+    grid = Grid(points=bench.size(51, 5))
+    size = POINTS_AT_ONCE[bench.device.type]
     axis = coordinates(grid).tolist()
     first, second = (direction.reshape(planes.origins.shape) for direction in (planes.first, planes.second))
-    ready = torch.rand(len(axis) ** 2, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+    ready = torch.rand(len(axis) ** 2, 3, 32, 32, device=bench.device).contiguous(memory_format=torch.channels_last)
 
     def ours() -> object:
         return evaluate_planes(model, planes, labels, grid)
@@ -103,80 +135,124 @@ def input_plane(device: str, rounds: int) -> list[Ratio]:
         with torch.no_grad():
             return [model(part) for part in ready.split(size)]
 
-    name, much = "input landscape, 51 x 51, one image", 0.02 if device != "cpu" else 0.55
-    return [
-        side_by_side(name, "one forward pass a point", ours, one_at_a_time, target=much, rounds=rounds),
-        side_by_side(name, f"the model on ready batches of {size}", ours, its_own, target=1 / 0.9, rounds=rounds),
-    ]
+    pairs = {
+        "one forward pass a point": (one_at_a_time, 0.02 if bench.on_gpu else 0.55),
+        f"the model on ready batches of {size}": (its_own, 1 / 0.9),
+    }
+    name = f"input landscape, {grid.points} x {grid.points}, one image"
+    with strict_float32():
+        for against, (theirs, target) in pairs.items():
+            yield side_by_side(name, against, ours, theirs, target=target, rounds=bench.rounds)
 
 
-def large_plane(device: str) -> str:
-    model, planes, labels = plane_around_one(device)
-    took = seconds(lambda: evaluate_planes(model, planes, labels, Grid(points=300)))
-    return f"{'input landscape, 300 x 300, one image':38} {'-':42} {took:8.2f} {'-':>8} s"
+def input_plane_times(bench: Bench) -> Iterator[Absolute]:
+    """On a CPU of cnn4 alone, where it takes a minute."""
+    points = bench.size(300, 5)
+    for architecture in ARCHITECTURES if bench.on_gpu or bench.quick else ("cnn4",):
+        around = plane_around_one(architecture, bench.device)
+        evaluate_planes(*around, Grid(points=min(points, 65)))
+        name = f"input landscape, {points} x {points}, {architecture}"
+        yield took(name, lambda around=around: evaluate_planes(*around, Grid(points=points)), rounds=bench.rounds)
 
 
-def plane_around_one(device: str) -> tuple[torch.nn.Module, Planes, torch.Tensor]:
-    model, numbers, settings = cnn4(device).eval(), torch.arange(1), PGD(steps=10)
+def plane_around_one(architecture: str, device: torch.device) -> tuple[torch.nn.Module, Planes, torch.Tensor]:
+    model, numbers, settings = network(architecture, device).eval(), torch.arange(1), PGD(steps=10)
     images, labels = random_images(1).batch(numbers, device)
     with prepared(model, settings) as attacked:
         walk = attack_walk(attacked, images, labels, settings, numbers=numbers)
     return model, adversarial_planes(images, walk, threat_model(settings), numbers=numbers), labels
 
 
-def weight_plane(device: str, rounds: int) -> Ratio:
+def weight_plane(bench: Bench) -> Iterator[Ratio]:
     import loss_landscapes
     import loss_landscapes.metrics
 
-    model, images = cnn4(device).eval(), random_images(256)
-    batch, labels = images.batch(torch.arange(256), device)
+    count = bench.size(256, 16)
+    model, images = network("cnn4", bench.device).eval(), random_images(count)
+    batch, labels = images.batch(torch.arange(count), bench.device)
     metric = loss_landscapes.metrics.Loss(torch.nn.CrossEntropyLoss(), batch, labels)
-    measures = Measures(images, torch.arange(256), torch.device(device))
+
+    def theirs() -> object:
+        with bench.device:  # its directions are made on the default device, whatever the model's is
+            return loss_landscapes.random_plane(model, metric, 1, 5, normalization="filter", deepcopy_model=True)
+
+    name = f"weight landscape, 5 x 5, {count} images"
+    ours = plane_of_weights(model, images, 5, bench.device)
+    with strict_float32():
+        yield side_by_side(name, "loss_landscapes.random_plane", ours, theirs, target=0.5, rounds=bench.rounds)
+
+
+def weight_plane_times(bench: Bench) -> Iterator[Absolute]:
+    points, images = bench.size(51, 3), random_images(bench.size(256, 16))
+    model = network("cnn4", bench.device).eval()
+    plane_of_weights(model, images, 3, bench.device)()
+    name = f"weight landscape, {points} x {points}, {len(images)} images"
+    yield took(name, plane_of_weights(model, images, points, bench.device), rounds=bench.rounds)
+
+
+def plane_of_weights(
+    model: torch.nn.Module, images: ImageSet, points: int, device: torch.device
+) -> Callable[[], object]:
+    measures = Measures(images, torch.arange(len(images)), device)
     first, second = (filter_normalised_direction(model, seed=0, name=name) for name in ("first", "second"))
-    axis = coordinates(Grid(points=5, span=1.0))
-    return side_by_side(
-        "weight landscape, 5 x 5, 256 images",
-        "loss_landscapes.random_plane",
-        lambda: evaluate_plane(model, first, second, (axis, axis), measures),
-        lambda: loss_landscapes.random_plane(model, metric, 1, 5, normalization="filter", deepcopy_model=True),
-        target=0.5,
-        rounds=rounds,
-    )
+    axis = coordinates(Grid(points=points, span=1.0))
+    return lambda: evaluate_plane(model, first, second, (axis, axis), measures)
 
 
-def training_run(mode: str, device: str, settings: list[str], folder: Path, **options: object) -> Run:
+def training_run(mode: str, images: ImageSet, settings: list[str], bench: Bench, **options: object) -> Run:
     training = resolve(mode, Data(dataset="cifar10"), 32, epochs=2, settings=settings, options=options)
-    hardware = Hardware("cpu" if device == "cpu" else "cuda")
-    return Run(hardware.fabric(training.precision), training, random_images(TRAINED), folder / "c.pt")
+    hardware = Hardware(bench.device.type)
+    return Run(hardware.fabric(training.precision), training, images, bench.folder / "c.pt")
 
 
-def rl_adversarial_update(device: str, rounds: int, folder: Path) -> Ratio:
-    settings = ["batch_size=256", "horizontal_flip=false", "shift=0"]
-    run = training_run("rl-adv", device, settings, folder)
-    phase, indices = run.training.phases[1], torch.arange(256)
+def training_rates(bench: Bench) -> Iterator[Absolute]:
+    """Epochs of the loop itself on images that live on the device, without validation and what is written."""
+    images, batch_size = random_images(bench.size(50_000, 60)), bench.size(256, 16)
+    precision = "bf16" if bench.on_gpu else "32"
+    for architecture in ARCHITECTURES:
+        for mode in ("sl", "rl", "rl-adv"):
+            options = {"architecture": architecture, "precision": precision}
+            run = training_run(mode, images, [f"batch_size={batch_size}"], bench, **options)
+            phase, updates = run.training.phases[-1], run.updates
+            run.updates = min(20, updates)
+            run._train_epoch(phase, 0, 0)
+            run.updates = updates
+            yield rate(
+                f"training, {architecture}, {mode}, {precision}, batch {batch_size}",
+                updates * batch_size,
+                lambda run=run, phase=phase: run._train_epoch(phase, 1, 0),
+                rounds=bench.rounds,
+            )
+
+
+def rl_adversarial_update(bench: Bench) -> Iterator[Ratio]:
+    count = bench.size(256, 16)
+    settings = [f"batch_size={count}", "horizontal_flip=false", "shift=0"]
+    run = training_run("rl-adv", random_images(bench.size(TRAINED, 40)), settings, bench)
+    phase, indices = run.training.phases[1], torch.arange(count)
     stream, totals = torch.Generator().manual_seed(0), Totals(run.fabric.device)
     run.model.train()
-    model = cnn4(device).train()
+    model = network("cnn4", bench.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    images, labels = run.images.batch(indices, device)
-    return side_by_side(
-        "RL-adv update, batch 256",
+    images, labels = run.images.batch(indices, bench.device)
+    yield side_by_side(
+        f"RL-adv update, batch {count}",
         "4 forward and 3 backward passes",
         lambda: run._update(phase, indices, stream, totals),
         lambda: paper.adversarial_update(model, optimizer, images, labels),
         target=0.65,
-        rounds=2 * rounds,
+        rounds=2 * bench.rounds,
     )
 
 
-def supervised_epoch(device: str, rounds: int, folder: Path) -> Ratio:
-    run = training_run("sl", device, [], folder, precision="bf16")
-    model = cnn4(device)
+def supervised_epoch(bench: Bench) -> Iterator[Ratio]:
+    run = training_run("sl", random_images(bench.size(TRAINED, 300)), [], bench, precision="bf16")
+    model = network("cnn4", bench.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     dataset = paper.PilImages(run.images.images[run.trained].cpu(), run.images.labels[run.trained].cpu())
 
     def epoch(loader: DataLoader) -> Callable[[], object]:
-        return lambda: paper.supervised_epoch(model, optimizer, loader, device)
+        return lambda: paper.supervised_epoch(model, optimizer, loader, str(bench.device))
 
     def loader(workers: int) -> DataLoader:
         kept = workers > 0
@@ -190,31 +266,32 @@ def supervised_epoch(device: str, rounds: int, folder: Path) -> Ratio:
             f"DataLoader, PIL, float32, {workers} workers",
             lambda: run._train_epoch(run.training.phases[0], 0, 0),
             theirs,
-            target=0.4 if device == "cpu" else 0.1,
-            rounds=rounds,
+            target=0.1 if bench.on_gpu else 0.4,
+            rounds=1 if bench.quick else max(2, bench.rounds // 2),
         )
         for workers, theirs in counts.items()
     ]
-    return max(pairs, key=lambda pair: pair.ratio)
+    yield max(pairs, key=lambda pair: pair.ratio)
 
 
-def memory(folder: Path) -> Ratio:
-    """Peak resident memory of `gradscope analyze` on 1,000 and on 10,000 images, in processes of their own."""
-    checkpoint, data = folder / "memory.pt", folder / "images.npz"
-    images = random_images(10_000)
+def memory(bench: Bench) -> Iterator[Ratio]:
+    """Peak resident memory of `gradscope analyze` on 1,000 and on 10,000 images, on the CPU, in own processes."""
+    checkpoint, data = bench.folder / "memory.pt", bench.folder / "images.npz"
+    many, few = bench.size(10_000, 100), bench.size(1_000, 10)
+    images = random_images(many)
     arrays = {"X_test": images.images.numpy(), "y_test": images.labels.numpy()}
     np.savez(data, X_train=arrays["X_test"][:200], y_train=arrays["y_test"][:200], **arrays)
-    source = ["--dataset", "npz", "--data-root", str(data)]
+    source = ["--dataset", "npz", "--data-root", str(data), "--device", "cpu"]
     peak_memory("train", "--mode", "sl", *source, "--arch", "cnn2", "--epochs", "1", "--out", str(checkpoint))
     peaks = [
         peak_memory(
-            *("analyze", str(checkpoint), *source, "--device", "cpu", "--steps", "3"),
-            *("--samples", str(samples), "--out", str(folder / f"analysis-{samples}")),
+            *("analyze", str(checkpoint), *source, "--steps", "3", "--no-figures"),
+            *("--samples", str(samples), "--out", str(bench.folder / f"analysis-{samples}")),
         )
-        for samples in (10_000, 1_000)
+        for samples in (many, few)
     ]
-    many, few = peaks
-    return Ratio("analyze 10,000 images, peak memory", "1,000 images", many, few, (many / few,), 1.2, "MiB")
+    ratios = (peaks[0] / peaks[1],)
+    yield Ratio(f"analyze {many:,} images, peak memory", f"{few:,} images", *peaks, ratios, 1.2, "MiB")
 
 
 def peak_memory(*arguments: str) -> float:
@@ -226,26 +303,76 @@ def peak_memory(*arguments: str) -> float:
     return int(done.stdout.split()[-2]) / 1024
 
 
+#: What is worth most stands first: a GPU's time may end before the last.
+BENCHMARKS: dict[str, Callable[[Bench], Iterator[Ratio | Absolute]]] = {
+    "training-rate": training_rates,
+    "pgd-rate": pgd_rates,
+    "input-plane-time": input_plane_times,
+    "weight-plane-time": weight_plane_times,
+    "pgd": tracked_pgd,
+    "input-plane": input_plane,
+    "weight-plane": weight_plane,
+    "rl-adv-update": rl_adversarial_update,
+    "sl-epoch": supervised_epoch,
+    "memory": memory,
+}
+#: What no name asks for: hours on a CPU; the CPU's memory, on a GPU.
+LEFT_OUT = {"cpu": ("training-rate", "pgd-rate", "weight-plane-time"), "cuda": ("memory",)}
+
+
+def write(path: Path, machine: dict[str, object], records: list[dict[str, object]]) -> None:
+    """The rows so far: JSON with the machine above them, or CSV with it in every row."""
+    if path.suffix == ".json":
+        path.write_text(json.dumps({**machine, "results": records}, indent=2) + "\n")
+        return
+    with path.open("w", newline="") as file:
+        rows = [{**record, **machine} for record in records]
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that all runs, nothing of speed")
+    parser.add_argument("--until", type=float, default=float("inf"), metavar="SECONDS", help="begin none after these")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="results as .csv or .json, written as they come")
     arguments = parser.parse_args()
-    name = torch.cuda.get_device_name() if arguments.device != "cpu" else platform.processor() or platform.machine()
-    print(f"torch {torch.__version__}, {name}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
-    print(f"median of {arguments.rounds} rounds; spread: lowest and highest ratio of a round")
+    device = torch.device(arguments.device)
+    if device.type not in LEFT_OUT or (device.type == "cuda" and not torch.cuda.is_available()):
+        parser.error(f"--device must be cpu, or cuda where torch sees a GPU, got {arguments.device!r}")
+    if arguments.out is not None and arguments.out.suffix not in (".csv", ".json"):
+        parser.error(f"--out must end with .csv or .json, got {str(arguments.out)!r}")
+    on_gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine()
+    machine = {
+        "processor": name,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if on_gpu else None,
+        "threads": torch.get_num_threads(),
+        "rounds": arguments.rounds,
+        "quick": arguments.quick,
+    }
+    print(", ".join(f"{key} {value}" for key, value in machine.items()) + f", load {os.getloadavg()[0]:.1f}")
+    print("median of the rounds; spread: lowest and highest of a round")
     print(HEADER)
+    records: list[dict[str, object]] = []
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        for ratio in tracked_pgd(arguments.device, arguments.rounds):
-            print(ratio.row(), flush=True)
-        for ratio in input_plane(arguments.device, arguments.rounds):
-            print(ratio.row(), flush=True)
-        print(large_plane(arguments.device), flush=True)
-        print(weight_plane(arguments.device, arguments.rounds).row(), flush=True)
-        print(rl_adversarial_update(arguments.device, arguments.rounds, folder).row(), flush=True)
-        print(supervised_epoch(arguments.device, max(2, arguments.rounds // 2), folder).row(), flush=True)
-        print(memory(folder).row(), flush=True)
+        bench = Bench(device, arguments.rounds, arguments.quick, Path(temporary))
+        for name in arguments.only or [name for name in BENCHMARKS if name not in LEFT_OUT[device.type]]:
+            if time.perf_counter() - began > arguments.until:
+                print(f"{name}: left out, {arguments.until:g} seconds are over", flush=True)
+                continue
+            for result in BENCHMARKS[name](bench):
+                print(result.row(), flush=True)
+                records.append({"benchmark": name, **result.record()})
+                if arguments.out is not None:
+                    write(arguments.out, machine, records)
+    print(f"{time.perf_counter() - began:.0f} seconds in all")
 
 
 if __name__ == "__main__":

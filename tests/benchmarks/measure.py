@@ -1,9 +1,10 @@
-"""Two ways of doing one thing, timed side by side in one run."""
+"""Two ways of doing one thing, timed side by side in one run; and how fast one way is, in its own unit."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -29,6 +30,32 @@ class Ratio:
         numbers = f"{self.ours:8.2f} {self.theirs:8.2f} {self.unit:4} {self.ratio:6.2f} {spread:>11} {self.target:7.2f}"
         return f"{self.name:38} {self.against:42} {numbers}"
 
+    def record(self) -> dict[str, Any]:
+        ratios = {"ratio": self.ratio, "lowest": min(self.ratios), "highest": max(self.ratios)}
+        value = {"value": self.ours, "unit": self.unit, "against": self.against, "theirs": self.theirs}
+        return {"name": self.name, **value, **ratios, "target": self.target}
+
+
+@dataclass(frozen=True)
+class Absolute:
+    """The median of a quantity over rounds, in ``unit``, and the extremes."""
+
+    name: str
+    values: tuple[float, ...]
+    unit: str
+
+    def row(self) -> str:
+        low, middle, high = (
+            f"{value:,.3f}" if self.unit == "s" else f"{value:,.0f}"
+            for value in (min(self.values), median(self.values), max(self.values))
+        )
+        return f"{self.name:60} {middle:>12} {self.unit:9} {low}-{high}"
+
+    def record(self) -> dict[str, Any]:
+        extremes = {"lowest": min(self.values), "highest": max(self.values)}
+        value = {"value": median(self.values), "unit": self.unit, "against": None, "theirs": None}
+        return {"name": self.name, **value, "ratio": None, **extremes, "target": None}
+
 
 HEADER = f"{'what':38} {'against':42} {'ours':>8} {'theirs':>8}      {'ratio':>6} {'spread':>11} {'target':>7}"
 
@@ -45,6 +72,16 @@ def side_by_side(
             times[who].append(seconds(work))
     ratios = tuple(mine / other for mine, other in zip(times["ours"], times["theirs"], strict=True))
     return Ratio(name, against, median(times["ours"]), median(times["theirs"]), ratios, target)
+
+
+def took(name: str, work: Callable[[], object], *, rounds: int) -> Absolute:
+    """Seconds of ``work``, which has been warmed up."""
+    return Absolute(name, tuple(seconds(work) for _ in range(rounds)), "s")
+
+
+def rate(name: str, images: int, work: Callable[[], object], *, rounds: int) -> Absolute:
+    """Images a second of ``work`` on ``images`` of them, which has been warmed up."""
+    return Absolute(name, tuple(images / seconds(work) for _ in range(rounds)), "images/s")
 
 
 def seconds(work: Callable[[], object]) -> float:

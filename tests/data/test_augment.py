@@ -90,9 +90,3 @@ def test_asking_for_one_transform_changes_no_other() -> None:
     assert others is not None
     assert torch.equal(flips, beside.horizontal_flip)
     assert not torch.equal(flips, others)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_device_gives_the_same_images() -> None:
-    augmentation = drawn(horizontal_flip=True, vertical_flip=True, shift=0.2)
-    assert torch.equal(apply(images().cuda(), augmentation).cpu(), apply(images(), augmentation))

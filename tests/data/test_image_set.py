@@ -117,20 +117,6 @@ def test_on_the_cpu_nothing_is_copied() -> None:
     assert base.on(CPU).images.data_ptr() == base.images.data_ptr()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_resident_and_streamed_batches_agree_with_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    base, device, indices = small_set(), torch.device("cuda"), torch.tensor([5, 0, 9])
-    resident = base.on(device)
-    assert resident.images.device.type == resident.labels.device.type == "cuda"
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * base.images.nbytes - 1, 1 << 40))
-    assert base.on(device) is base
-    for source in (resident, base):
-        images, labels = source.batch(indices, device)
-        assert images.device.type == labels.device.type == "cuda"
-        assert torch.equal(images.cpu(), base.batch(indices, CPU)[0])
-        assert torch.equal(labels.cpu(), base.labels[indices])
-
-
 def test_splits_must_agree() -> None:
     with pytest.raises(GradscopeError, match="agree in channels, got 3 and 1"):
         Splits(small_set(), small_set(channels=1))

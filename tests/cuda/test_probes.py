@@ -1,0 +1,141 @@
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gradscope.probes.weight_landscape import filter_normalised_direction
+from gradscope.results.rows import METRICS
+from tests.cuda.measurements import (
+    EPSILONS,
+    audit,
+    curvature,
+    examples_of,
+    input_landscape,
+    moved,
+    planes_of,
+    trajectory,
+    transferred,
+    weight_landscape,
+)
+
+pytestmark = pytest.mark.cuda
+
+CPU = torch.device("cpu")
+#: For values of the same point: IEEE float32 is within about 1e-5 (other orders of summation, Winograd's convolutions);
+#: TF32 is off by 5e-4 to 5e-3.
+SAME_POINT = 1e-4
+#: For what is computed from a kink: where rounding moves an activation over a ReLU's edge, its share of the gradient
+#: comes or goes, a few thousandths of a gradient at a time.
+SAME_SLOPE = 1e-2
+#: Images of 24 that may be fooled on one device alone, at the end of paths that part.
+MAY_DIFFER = 2
+
+
+def close(found: Tensor, expected: Tensor, tolerance: float, name: str) -> None:
+    """Within ``tolerance`` times the value, or times the largest of those beside it."""
+    scale = float(expected.double().nan_to_num().abs().max())
+    torch.testing.assert_close(
+        found.double(),
+        expected.double(),
+        rtol=tolerance,
+        atol=tolerance * scale,
+        equal_nan=True,
+        msg=lambda text: f"{name}: {text}",
+    )
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("norm", EPSILONS)
+def test_a_trajectory_is_that_of_the_cpu(norm, precision, model, images, device, to_device):
+    expected = trajectory(model, images, CPU, norm, precision=precision)
+    found = trajectory(to_device(model), images, device, norm, precision=precision)
+    assert found.keys() == expected.keys()
+    assert {key.split("/")[1] for key in found if key.startswith(("steps/", "samples/"))} >= METRICS.keys() - {
+        "dispersion"
+    }
+    for name in ("loss", "margin", "entropy"):
+        close(found[f"samples/{name}/clean"], expected[f"samples/{name}/clean"], SAME_POINT, name)
+    assert torch.equal(found["samples/accuracy/clean"], expected["samples/accuracy/clean"])
+    for name in ("accuracy/final", "accuracy/worst"):
+        assert (found[f"samples/{name}"] != expected[f"samples/{name}"]).sum() <= MAY_DIFFER
+    close(found["samples/norm/clean"].sort().values, expected["samples/norm/clean"].sort().values, SAME_SLOPE, "norm")
+    for key in (key for key in expected if key.startswith("steps/")):
+        steps, theirs = found[key][2], expected[key][2]
+        # The paths part slowly: the first steps stay as close as one point does, the rest is compared on average.
+        early = SAME_POINT if key.removeprefix("steps/") in ("loss", "margin", "entropy") else SAME_SLOPE
+        close(steps[:2], theirs[:2], early, f"{key}, early")
+        close(steps, theirs, 0.05, key)
+        # Undefined gradients are exact zeros, which rounding makes of nothing.
+        assert (found[key][:2] - expected[key][:2]).abs().max() <= MAY_DIFFER
+    close(found["directions/counts"], expected["directions/counts"], 0.0, "counts")
+    first, theirs = (sums["directions/sums"][0] for sums in (found, expected))
+    close(first, theirs, SAME_SLOPE, "sums of gradients at the start")
+
+
+@pytest.mark.parametrize("norm", EPSILONS)
+def test_an_input_landscape_is_that_of_the_cpu(norm, model, images, device, to_device):
+    """The device's own directions are close to the CPU's; all values are compared on the CPU's planes."""
+    on_device = to_device(model)
+    planes, labels = planes_of(model, images, CPU, norm)
+    own, _ = planes_of(on_device, images, device, norm)
+    # In L-infinity a sign that turned moves the end of the walk by two step sizes in one coordinate of 768.
+    assert (F.cosine_similarity(own.first.cpu(), planes.first) > 0.98).all()
+    expected = input_landscape(model, planes, labels, norm)
+    found = input_landscape(on_device, moved(planes, device), labels.to(device), norm)
+    assert found.keys() == expected.keys()
+    for name in ("loss", "margin"):
+        close(found[name], expected[name], SAME_POINT, name)
+    assert (found["predicted"] != expected["predicted"]).double().mean() < 0.01
+    # Second differences of the loss over steps of one epsilon, and its maximum on a disc.
+    for name in ("roughness", "sharpness"):
+        close(found[name], expected[name], 1e-3, name)
+    for name in ("radius-adversarial", "radius-random", "beyond-adversarial", "beyond-random"):
+        close(found[name], expected[name], 1e-3, name)
+    # Hessians of a network of ReLUs jump at every kink, and the ascent that looks for nonlinearity crosses many.
+    close(found["nonlinearity"], expected["nonlinearity"], SAME_SLOPE, "nonlinearity")
+    close(found["curvature"], expected["curvature"], SAME_SLOPE, "curvature")
+
+
+def test_a_weight_landscape_is_that_of_the_cpu(model, images, device, to_device):
+    on_device = to_device(model)
+    directions = (filter_normalised_direction(of, seed=0, name="first") for of in (on_device, model))
+    found, expected = ({key: part.cpu() for key, part in direction.items()} for direction in directions)
+    for key, part in expected.items():
+        close(found[key], part, 1e-5, key)
+    expected, found = weight_landscape(model, images, CPU), weight_landscape(on_device, images, device)
+    assert found.keys() == expected.keys() == {"loss", "right", "adversarial_loss", "adversarial_right"}
+    close(found["loss"], expected["loss"], SAME_POINT, "loss")
+    close(found["adversarial_loss"], expected["adversarial_loss"], 1e-3, "adversarial loss, after three steps")
+    assert (found["right"] - expected["right"]).abs().max() <= 1
+    assert (found["adversarial_right"] - expected["adversarial_right"]).abs().max() <= 1
+
+
+def test_curvatures_are_those_of_the_cpu(model, images, device, to_device):
+    """Power iterations to a residual of 1e-4, whose eigenvalues are closer than that."""
+    expected, found = curvature(model, images, CPU), curvature(to_device(model), images, device)
+    for name in ("input", "weight", "along"):
+        close(found[name], expected[name], SAME_SLOPE, name)
+
+
+def test_examples_transfer_as_on_the_cpu(model, images, make_network, device, to_device):
+    other = make_network("cnn2", 16).eval()
+    models = {"one": model, "other": other}
+    expected = examples_of(model, images, CPU)
+    found = examples_of(to_device(model), images, device)
+    moves = [(points.cpu() - images.images.float() / 255).flatten(1) for points in (found, expected)]
+    assert (F.cosine_similarity(*moves) > 0.98).all()
+    on_device = {name: to_device(each) for name, each in models.items()}
+    ours, theirs = transferred(on_device, images, expected, device), transferred(models, images, expected, CPU)
+    assert (ours.clean != theirs.clean).sum() <= 1
+    assert (ours.right != theirs.right).sum() <= 1
+
+
+def test_an_audit_comes_to_the_verdict_of_the_cpu(model, images, device, to_device):
+    expected, found = audit(model, images, CPU), audit(to_device(model), images, device)
+    assert found.verdict == expected.verdict
+    assert (found.standing != expected.standing).sum() <= MAY_DIFFER
+    assert found.left_out == expected.left_out
+    # Two passes over one image, alone and in a batch: 1e-4 is what tells a random model (SAME_LOGITS).
+    assert not found.evidence.random
+    states = [{check.id: check.state == "abstained" for check in of.checks} for of in (found, expected)]
+    assert states[0] == states[1]

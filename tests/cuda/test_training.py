@@ -1,0 +1,130 @@
+import pytest
+import torch
+
+from gradscope.config import Data, Training
+from gradscope.data.augment import apply, draw
+from gradscope.data.image_set import ImageSet
+from gradscope.errors import GradscopeError
+from gradscope.models.checkpoint import Checkpoint, load
+from gradscope.training.hardware import Hardware
+from gradscope.training.loop import train
+from gradscope.training.phases import MODES, resolve
+from tests.training.test_loop import InterruptedRunError, interrupt_after
+
+pytestmark = pytest.mark.cuda
+
+CPU = torch.device("cpu")
+EPOCHS = 5
+#: Of the accuracy on 48 validation images.
+SAME_ACCURACY = 0.1
+
+
+@pytest.fixture(scope="session")
+def train_set(make_blobs) -> ImageSet:
+    return make_blobs(480, 8, noise=0.05)
+
+
+def configure(mode: str, **options: object) -> Training:
+    settings = ["horizontal_flip=true", "shift=0.1", "batch_size=32", "phases.0.learning_rate=3e-3"]
+    return resolve(mode, Data(), 8, epochs=EPOCHS, settings=settings, options=options)
+
+
+def weights(checkpoint: Checkpoint) -> torch.Tensor:
+    """All trained weights in a row; not batch norm's statistics, which are larger by far."""
+    names = [name for name, _ in checkpoint.build().named_parameters()]
+    return torch.cat([checkpoint.state_dict[name].double().flatten() for name in names])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_trains_as_on_the_cpu(mode, device, train_set, tmp_path):
+    training = configure(mode)
+    expected = train(training, train_set, tmp_path / "cpu.pt", Hardware("cpu"))
+    found = train(training, train_set, tmp_path / "device.pt", Hardware(device.type))
+    assert weights(found).isfinite().all()
+    assert len(found.history) == EPOCHS
+    first, theirs = found.history[0], expected.history[0]
+    # Order, augmentation, actions and fresh weights are drawn on the CPU for both. Training may convolve in TF32, 1e-3
+    # of a logit, which moves an action drawn from a softmax once in a thousand: a few of 432 images and rewards.
+    assert first["loss"] == pytest.approx(theirs["loss"], rel=0.02)
+    assert (first["reward"] is None) == (theirs["reward"] is None)
+    if first["reward"] is not None:
+        assert first["reward"] == pytest.approx(theirs["reward"], abs=0.02)
+    # The runs part after that, and come to the same.
+    last = [run.history[-1]["validation_accuracy"] for run in (found, expected)]
+    assert last[1] > 0.9
+    assert last[0] == pytest.approx(last[1], abs=SAME_ACCURACY)
+
+
+@pytest.mark.parametrize("mode", ["sl", "rl", "rl-adv"])
+def test_bf16_trains_to_the_accuracy_of_float32(mode, device, train_set, tmp_path):
+    found, expected = (
+        train(configure(mode, precision=precision), train_set, tmp_path / f"{precision}.pt", Hardware(device.type))
+        for precision in ("bf16", "32")
+    )
+    assert weights(found).isfinite().all()
+    assert all(value.dtype in (torch.float32, torch.int64) for value in found.state_dict.values())
+    # bf16 has 8 bits, float32 24: the losses differ in the third digit, and would be equal if bf16 were not used.
+    losses = [run.history[0]["loss"] for run in (found, expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.1)
+    assert losses[0] != pytest.approx(losses[1], rel=1e-6)
+    accuracies = [run.history[-1]["validation_accuracy"] for run in (found, expected)]
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=SAME_ACCURACY)
+
+
+@pytest.mark.parametrize("architecture", ["cnn4", "cnn6"])
+def test_resuming_equals_no_interruption(architecture, device, train_set, tmp_path, monkeypatch):
+    """Dropout draws on the device, cnn6 has batch norm.
+
+    cuDNN's usual backward convolutions add in an order that changes from run to run, and Adam makes of a rounding of a
+    tiny gradient a whole step; so they are asked to be deterministic, and the weights are compared with how far they
+    moved: 1e-2 of it is allowed for what still differs. A run that lost its optimiser's state is off by more than 0.1.
+    """
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    few = train_set.subset(torch.arange(160))
+    training = configure("rl-adv", architecture=architecture, selection="last")
+    hardware = Hardware(device.type)
+    whole = train(training, few, tmp_path / "whole.pt", hardware, keep_epochs=True)
+    interrupt_after(monkeypatch, 3)
+    with pytest.raises(InterruptedRunError):
+        train(training, few, tmp_path / "parts.pt", hardware)
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    parts = train(training, few, tmp_path / "parts.pt", hardware, resume=True)
+    assert [row["epoch"] for row in parts.history] == [row["epoch"] for row in whole.history]
+    begin = weights(load(min((tmp_path / "whole.epochs").glob("*.pt"))))
+    assert (weights(parts) - weights(whole)).norm() < 1e-2 * (weights(whole) - begin).norm()
+
+
+def test_two_gpus_of_one_are_refused(cuda):
+    if torch.cuda.device_count() > 1:
+        pytest.skip("there is more than one GPU")
+    with pytest.raises(GradscopeError, match=r"^--device cuda --devices 2: ") as raised:
+        Hardware("cuda", 2).fabric("32")
+    assert "\n" not in str(raised.value)
+
+
+def test_augmented_images_are_those_of_the_cpu(device, train_set):
+    stream = torch.Generator().manual_seed(0)
+    drawn = draw(64, 8, horizontal_flip=True, vertical_flip=True, shift=0.2, generator=stream)
+    images = train_set.images[:64]
+    assert torch.equal(apply(images.to(device), drawn).cpu(), apply(images, drawn))
+
+
+def test_resident_and_streamed_batches_agree_with_the_cpu(cuda, train_set, monkeypatch):
+    indices = torch.tensor([5, 0, 9])
+    resident = train_set.on(cuda)
+    assert resident.images.device.type == resident.labels.device.type == "cuda"
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * train_set.images.nbytes - 1, 1 << 40))
+    assert train_set.on(cuda) is train_set
+    for source in (resident, train_set):
+        images, labels = source.batch(indices, cuda)
+        assert images.device.type == labels.device.type == "cuda"
+        assert torch.equal(images.cpu(), train_set.batch(indices, CPU)[0])
+        assert torch.equal(labels.cpu(), train_set.labels[indices])
+
+
+def test_bytes_are_divided_as_on_the_cpu(device):
+    """CUDA divides by a Python number through its reciprocal, which rounds some of the 256 levels differently."""
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    images = ImageSet.from_tensors("all", levels, torch.tensor([0]), ["a"])
+    assert torch.equal(images.batch(torch.tensor([0]), device)[0].cpu(), images.batch(torch.tensor([0]), CPU)[0])
