@@ -14,8 +14,9 @@ from tests.training.test_loop import InterruptedRunError, interrupt_after
 pytestmark = pytest.mark.cuda
 
 CPU = torch.device("cpu")
-EPOCHS = 5
-#: Of the accuracy on 48 validation images.
+#: After so many a policy that began with other actions has learnt the images too; on the way they differ by a third.
+EPOCHS = 10
+#: Of the best accuracy on 48 validation images.
 SAME_ACCURACY = 0.1
 
 
@@ -24,15 +25,19 @@ def train_set(make_blobs) -> ImageSet:
     return make_blobs(480, 8, noise=0.05)
 
 
-def configure(mode: str, **options: object) -> Training:
+def configure(mode: str, *, epochs: int = EPOCHS, **options: object) -> Training:
     settings = ["horizontal_flip=true", "shift=0.1", "batch_size=32", "phases.0.learning_rate=3e-3"]
-    return resolve(mode, Data(), 8, epochs=EPOCHS, settings=settings, options=options)
+    return resolve(mode, Data(), 8, epochs=epochs, settings=settings, options=options)
 
 
 def weights(checkpoint: Checkpoint) -> torch.Tensor:
     """All trained weights in a row; not batch norm's statistics, which are larger by far."""
     names = [name for name, _ in checkpoint.build().named_parameters()]
     return torch.cat([checkpoint.state_dict[name].double().flatten() for name in names])
+
+
+def best_accuracy(run: Checkpoint) -> float:
+    return max(row["validation_accuracy"] for row in run.history)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -43,16 +48,15 @@ def test_a_mode_trains_as_on_the_cpu(mode, device, train_set, tmp_path):
     assert weights(found).isfinite().all()
     assert len(found.history) == EPOCHS
     first, theirs = found.history[0], expected.history[0]
-    # Order, augmentation, actions and fresh weights are drawn on the CPU for both. Training may convolve in TF32, 1e-3
-    # of a logit, which moves an action drawn from a softmax once in a thousand: a few of 432 images and rewards.
-    assert first["loss"] == pytest.approx(theirs["loss"], rel=0.02)
+    # Order, augmentation, draws of actions and fresh weights come from the CPU for both. Training may convolve in TF32:
+    # with operands rounded so on the CPU, the first loss of sl moves by 4e-4, and a few of 432 actions and rewards.
+    assert first["loss"] == pytest.approx(theirs["loss"], rel=0.1 if theirs["reward"] else 0.01)
     assert (first["reward"] is None) == (theirs["reward"] is None)
-    if first["reward"] is not None:
-        assert first["reward"] == pytest.approx(theirs["reward"], abs=0.02)
+    if theirs["reward"] is not None:
+        assert first["reward"] == pytest.approx(theirs["reward"], abs=0.03)
     # The runs part after that, and come to the same.
-    last = [run.history[-1]["validation_accuracy"] for run in (found, expected)]
-    assert last[1] > 0.9
-    assert last[0] == pytest.approx(last[1], abs=SAME_ACCURACY)
+    assert best_accuracy(expected) > 0.9
+    assert best_accuracy(found) == pytest.approx(best_accuracy(expected), abs=SAME_ACCURACY)
 
 
 @pytest.mark.parametrize("mode", ["sl", "rl", "rl-adv"])
@@ -67,8 +71,7 @@ def test_bf16_trains_to_the_accuracy_of_float32(mode, device, train_set, tmp_pat
     losses = [run.history[0]["loss"] for run in (found, expected)]
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
     assert losses[0] != pytest.approx(losses[1], rel=1e-6)
-    accuracies = [run.history[-1]["validation_accuracy"] for run in (found, expected)]
-    assert accuracies[0] == pytest.approx(accuracies[1], abs=SAME_ACCURACY)
+    assert best_accuracy(found) == pytest.approx(best_accuracy(expected), abs=SAME_ACCURACY)
 
 
 @pytest.mark.parametrize("architecture", ["cnn4", "cnn6"])
@@ -81,7 +84,7 @@ def test_resuming_equals_no_interruption(architecture, device, train_set, tmp_pa
     """
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     few = train_set.subset(torch.arange(160))
-    training = configure("rl-adv", architecture=architecture, selection="last")
+    training = configure("rl-adv", epochs=5, architecture=architecture, selection="last")
     hardware = Hardware(device.type)
     whole = train(training, few, tmp_path / "whole.pt", hardware, keep_epochs=True)
     interrupt_after(monkeypatch, 3)
