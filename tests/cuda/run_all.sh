@@ -71,7 +71,7 @@ check() {
     mkdir -p "$out"
     set_up "$one"
     cd "$ROOT"
-    "$PYTHON" -m pytest -p no:cacheprovider -m cuda tests/cuda --durations=15 2>&1 | tee "$out/tests.log" || status=1
+    OMP_NUM_THREADS=4 "$PYTHON" -m pytest -W default -p no:cacheprovider -m cuda tests/cuda --durations=15 2>&1 | tee "$out/tests.log" || status=1
     "$PYTHON" -m tests.benchmarks --device "$DEVICE" --rounds 1 --until 110 --out "$out/benchmarks.csv" 2>&1 \
         | tee "$out/benchmarks.log" || status=1
     return $status
