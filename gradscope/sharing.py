@@ -63,6 +63,18 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def halving(work: Callable[[int], T], size: int) -> T:
+    """``work(size)``, with half the size wherever the device runs out of memory; at size 1 its error is raised."""
+    while True:
+        try:
+            return work(size)
+        except RuntimeError as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+        free_memory()
+        size //= 2
+
+
 @contextmanager
 def explained_memory(device: torch.device) -> Iterator[None]:
     """Turn a full memory of ``device`` into a one-line :class:`GradscopeError`."""
@@ -72,8 +84,8 @@ def explained_memory(device: torch.device) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise GradscopeError(
-            f"--batch-size: must be smaller, {device} ran out of memory ({str(error).strip().splitlines()[0]}); "
-            "where a single image is too much, use --device cpu"
+            f"--batch-size must be smaller (of a landscape, --images), {device} ran out of memory: "
+            f"{str(error).strip().splitlines()[0]}; where a single image is too much, use --device cpu"
         ) from None
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gradscope.errors import GradscopeError
-from gradscope.sharing import Team, alone, prefixed
+from gradscope.sharing import Team, alone, halving, is_out_of_memory, prefixed
 
 
 def units(made):
@@ -48,3 +48,59 @@ def test_a_team_of_one_is_first_and_waits_for_nobody():
     with pytest.raises(GradscopeError, match="no") as raised:
         team.run(refuses)
     assert not raised.value.shared
+
+
+#: What PyTorch says where a device's memory is full, and once where it is something else.
+REFUSALS = {
+    "CUDA out of memory. Tried to allocate 2.00 GiB.\nMore on this": True,
+    "CUDA error: out of memory": True,
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED": True,
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`": True,
+    "GET was unable to find an engine to execute this computation": True,
+    "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory": True,
+    "CUDA error: an illegal memory access was encountered": False,
+}
+
+
+@pytest.mark.parametrize(("text", "full"), REFUSALS.items())
+def test_full_memory_is_told_from_other_errors(text, full):
+    assert is_out_of_memory(RuntimeError(text)) == full
+
+
+def test_a_real_allocation_that_fails_is_full_memory():
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**60)
+    assert is_out_of_memory(raised.value)
+
+
+def needs_at_most(limit, sizes):
+    def work(size):
+        sizes.append(size)
+        if size > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee there.")
+        return size
+
+    return work
+
+
+def test_work_is_halved_until_it_fits():
+    sizes = []
+    assert halving(needs_at_most(5, sizes), 32) == 4
+    assert sizes == [32, 16, 8, 4]
+    with pytest.raises(torch.OutOfMemoryError):
+        halving(needs_at_most(0, []), 32)
+
+    def broken(size):
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        halving(broken, 32)
+
+
+def test_full_memory_is_one_line_that_says_what_to_do():
+    with pytest.raises(GradscopeError) as raised:
+        Team(torch.device("cpu")).run(lambda team: needs_at_most(0, [])(1))
+    assert str(raised.value) == (
+        "--batch-size must be smaller (of a landscape, --images), cpu ran out of memory: CUDA out of memory. Tried to "
+        "allocate 2.00 GiB.; where a single image is too much, use --device cpu"
+    )

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import combinations
+from operator import attrgetter
 
 from gradscope.claims.effects import Effect
 from gradscope.claims.group import Group, Question
@@ -25,10 +27,13 @@ def c9(group: Group) -> Iterator[Finding]:
     yield _ratio(group, asked, _seen, absent or unknown, "training sets", "as the configurations ask")
     unknown = "no NAME.history.csv of both among the directories; `gradscope train` writes it beside the checkpoint"
     asked = Question("C9", "seconds of training, rl / sl", _MORE, unit="times")
-    if absent or _one_machine(group):
-        yield _ratio(group, asked, _seconds, absent or unknown, "s", "wall time, whatever else the machine did")
-    else:
+    if not absent and not _one_machine(group):
         yield group.untested(asked, "rl and sl were trained on different machines; train both on one")
+    elif not absent and _side_by_side(group):
+        yield group.untested(asked, "models were trained side by side on one machine; train one after the other")
+    else:
+        of_course = attrgetter("seconds")
+        yield _ratio(group, asked, of_course, absent or unknown, "s", "wall time, whatever else the machine did")
     asked = Question(
         "C9", "epochs until rl's validation accuracy is sl's best, divided by those sl took", _MORE, unit="times"
     )
@@ -64,12 +69,13 @@ def _seen(course: Course) -> float:
     return (course.epochs + course.adversarial) * course.share
 
 
-def _seconds(course: Course) -> float:
-    return math.nan if course.history is None else float(course.history["seconds"].sum())
-
-
 def _one_machine(group: Group) -> bool:
     return len({one.machine for mode in _MODES for one in group.courses(mode).values()}) <= 1
+
+
+def _side_by_side(group: Group) -> bool:
+    courses = [one for mode in _MODES for one in group.courses(mode).values()]
+    return any(one.overlaps(other) for one, other in combinations(courses, 2))
 
 
 def _catching_up(group: Group, asked: Question, lacking: str) -> Finding:

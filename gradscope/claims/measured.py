@@ -1,5 +1,6 @@
 """What a study measured: values by image, whose they are, and how each model was trained."""
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -64,8 +65,8 @@ class Measured:
 class Course:
     """How a model was trained: epochs, those with an adversary, the machine, the share of images that was trained on.
 
-    ``history`` has a row an epoch. A copy whose logits were multiplied has a ``logit_factor``, and in ``mode`` that of
-    its original.
+    ``history`` has a row an epoch. ``ended``: when the training had, in seconds since 1970, NaN where unknown. A copy
+    whose logits were multiplied has a ``logit_factor``, and in ``mode`` that of its original.
     """
 
     epochs: int
@@ -75,6 +76,17 @@ class Course:
     history: pd.DataFrame | None = None
     mode: str = ""
     logit_factor: float = 1.0
+    ended: float = math.nan
+
+    @property
+    def seconds(self) -> float:
+        """What all epochs took; NaN where there is no history."""
+        return math.nan if self.history is None else float(self.history["seconds"].sum())
+
+    def overlaps(self, other: "Course") -> bool:
+        """Whether both were trained on one machine at one time, for more than a tenth of the shorter one's seconds."""
+        together = min(self.ended, other.ended) - max(self.ended - self.seconds, other.ended - other.seconds)
+        return self.machine == other.machine and together > 0.1 * min(self.seconds, other.seconds)
 
 
 @dataclass

@@ -1,7 +1,9 @@
 """Reading a study: from the directories of results to values by image."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,6 +68,7 @@ class _Trained(_Entry):
     processor: str = ""
     device: str = ""
     processes: int = 1
+    time: datetime | None = None
 
 
 def _or_empty(value: object) -> object:
@@ -321,6 +324,7 @@ def _course(entry: _Checkpoint, history: pd.DataFrame | None) -> Course:
         history,
         entry.config.mode,
         entry.config.logit_factor,
+        math.nan if trained.time is None else trained.time.timestamp(),
     )
 
 

@@ -1,5 +1,6 @@
 """``gradscope study``."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,6 +50,7 @@ def study(
 
     Exit code 1 where something failed, was left for a later run, or lacks its images.
     """
+    began = time.time()  # torch is not loaded yet
     from gradscope.results.rows import PAGE
     from gradscope.study.studies import StudyRequest, foresee, plan_study, run_study
 
@@ -64,6 +66,7 @@ def study(
         engine=engine,
         address=address,
         until=until,
+        began=began,
         figures=not no_figures,
     )
     plan = plan_study(request)

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from gradscope.errors import GradscopeError
 from gradscope.losses import cross_entropy
 from gradscope.models.inspection import measuring, one_line
 from gradscope.seeding import generator, seeded
-from gradscope.sharing import free_memory, is_out_of_memory
+from gradscope.sharing import halving
 
 #: A step in weight space: a tensor for each parameter, by name.
 Direction = dict[str, Tensor]
@@ -220,9 +220,9 @@ class Measures:
         self.count = len(images)
         self.groups = min(GROUPS, self.count)
         self.attack, self.reestimate, self.custom = attack, reestimate, custom
-        size = batch_size or IMAGES_AT_ONCE.get(device.type, 256)
+        self.size = batch_size or IMAGES_AT_ONCE.get(device.type, 256)
         self.batches: list[_Batch] = []
-        for indices, batch, labels in images.batches(size, device):
+        for indices, batch, labels in images.batches(self.size, device):
             batch = batch.contiguous(memory_format=torch.channels_last)
             start = None
             if attack is not None:
@@ -239,30 +239,35 @@ class Measures:
 
         Batches are halved, for this point and all that follow, where memory runs out.
         """
-        while True:
-            try:
-                return self._measure(model)
-            except RuntimeError as error:
-                if not is_out_of_memory(error) or max(len(labels) for _, labels, _, _ in self.batches) == 1:
-                    raise
-            free_memory()
-            self.batches = [half for batch in self.batches for half in _halves(*batch)]
+
+        def measure(size: int) -> dict[str, Tensor | float]:
+            self.size = size
+            return self._measure(model)
+
+        return halving(measure, self.size)
 
     def _measure(self, model: nn.Module) -> dict[str, Tensor | float]:
         if self.reestimate:
             reestimate_batch_norm(model, self.reestimate)
         sums: dict[str, Tensor] = {}
-        for batch, labels, _, groups in self.batches:
+        for batch, labels, _, groups in self._batches():
             self._add(sums, "", model(batch), labels, groups)
         if self.attack is not None:
             with prepared(model, self.attack) as attacked:
-                for batch, labels, start, groups in self.batches:
+                for batch, labels, start, groups in self._batches():
                     adversarial = pgd(attacked, batch.to(start), labels, self.attack, start=start)
                     self._add(sums, "adversarial_", attacked(adversarial), labels, groups)
         found: dict[str, Tensor | float] = {name: total.cpu() for name, total in sums.items()}
         if self.custom is not None:
             found["custom"] = self.custom(model)
         return found
+
+    def _batches(self) -> Iterator[_Batch]:
+        """The batches, at most :attr:`size` images each."""
+        for images, labels, start, groups in self.batches:
+            for at in range(0, len(labels), self.size):
+                part = slice(at, at + self.size)
+                yield images[part], labels[part], None if start is None else start[part], groups[part]
 
     def _add(self, sums: dict[str, Tensor], prefix: str, logits: Tensor, labels: Tensor, groups: Tensor) -> None:
         terms = {"loss": cross_entropy(logits, labels), "right": logits.argmax(dim=1) == labels}
@@ -280,13 +285,6 @@ class Measures:
         """``(..., G)`` sums to the means over all images but one group's, ``(G, ...)``."""
         left = (sums.sum(dim=-1, keepdim=True) - sums) / (self.count - self.group_sizes)
         return left.movedim(-1, 0)
-
-
-def _halves(images: Tensor, labels: Tensor, start: Tensor | None, groups: Tensor) -> list[_Batch]:
-    """A batch of :class:`Measures` in two; one image stays one."""
-    size = max(1, len(labels) // 2)
-    starts = [None] * len(labels) if start is None else start.split(size)
-    return list(zip(images.split(size), labels.split(size), starts, groups.split(size), strict=False))
 
 
 class Custom:

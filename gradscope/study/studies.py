@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,10 @@ from gradscope.study.records import Places, Record
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRequest:
-    """What ``gradscope study`` is told. ``until``: seconds after which it has to have stopped, None for no limit."""
+    """What ``gradscope study`` is told.
+
+    ``until``: seconds after ``began`` (``time.time()``) by which it has to have stopped; None for no limit.
+    """
 
     recipe: Path
     out: Path | None = None
@@ -32,6 +35,7 @@ class StudyRequest:
     engine: str = "local"
     address: str | None = None
     until: float | None = None
+    began: float = field(default_factory=time.time)
     figures: bool = True
 
     @property
@@ -88,15 +92,12 @@ def foresee(plan: Plan, request: StudyRequest) -> list[Foreseen]:
 def run_study(
     plan: Plan, request: StudyRequest, told: Callable[[Record, bool], None] = lambda record, kept: None
 ) -> Ended:
-    """Carry out ``plan``; the manifest says before each stage and at the end what has become of it.
-
-    The seconds of ``request.until`` count from the call.
-    """
+    """Carry out ``plan``; the manifest says before each stage and at the end what has become of it."""
     work = work_of(plan)
     limit = None
     if request.until is not None:
         estimator = Estimator(work, request.places.results.parent, request.device)
-        limit = Limit(time.time() + request.until, lambda stage: estimator.estimate([stage])[stage.label].seconds)
+        limit = Limit(request.began + request.until, lambda stage: estimator.estimate([stage])[stage.label].seconds)
     engine = _engine(request)
     note = partial(write_manifest, plan, request.places, engine=engine.name, device=request.device)
     try:

@@ -19,7 +19,7 @@ from gradscope.models.foreign import call_factory
 from gradscope.models.inspection import measuring, one_line
 from gradscope.models.subject import Foreign
 from gradscope.probes.comparison import MOST_PRODUCTS, TOLERANCE
-from gradscope.probes.curvature import weight_curvature, weight_curvature_along
+from gradscope.probes.curvature import Eigenvalue, weight_curvature, weight_curvature_along
 from gradscope.probes.input_landscape import coordinates, roughness
 from gradscope.probes.weight_landscape import (
     Custom,
@@ -39,7 +39,7 @@ from gradscope.progress import Advance, progress_bar
 from gradscope.results.rows import LANDSCAPE, PATH, SUMMARY
 from gradscope.results.stats import Interval, jackknife_interval, wilson_interval
 from gradscope.seeding import generator
-from gradscope.sharing import Team, Unit, Values
+from gradscope.sharing import Team, Unit, Values, halving
 from gradscope.study.directory import resumable_directory
 from gradscope.study.inputs import Chosen, Viewed, choose, draw_figures, read_all
 from gradscope.study.landscapes import (
@@ -331,24 +331,28 @@ class _Stage:
         zero = torch.zeros(1, dtype=torch.float64)
         still = {key: torch.zeros_like(parameter) for key, parameter in model.named_parameters()}
         centre = evaluate_plane(model, still, None, (zero, zero), self.measures)
-        groups = self.measures.groups
-        parts = [torch.arange(group, self.measures.count, groups).split(_CURVATURE_BATCH) for group in range(groups)]
-        batches = [self.images.images.batch(indices, self.device) for group in parts for indices in group]
         if self.measures.reestimate:
             model = copy.deepcopy(model)
             with measuring(model), torch.no_grad():
                 reestimate_batch_norm(model, self.measures.reestimate)
-        found = weight_curvature(model, batches, seed=self.request.seed, tolerance=TOLERANCE, most=MOST_PRODUCTS // 2)
-        along = weight_curvature_along(model, batches, found.vector[0]).double().cpu()
-        sizes = torch.tensor([len(labels) for _, labels in batches], dtype=torch.float64)
-        owner = torch.tensor([group for group, indices in enumerate(parts) for _ in indices])
-        sums = torch.zeros(groups, dtype=torch.float64).index_add_(0, owner, sizes * along)
+        found, sums = halving(partial(self._curvature, model), _CURVATURE_BATCH)
         return {
             **{f"centre-{name}": torch.from_numpy(values)[0, 0] for name, values in centre.items() if name != "custom"},
             "curvature": found.value,
             "curvature-residual": found.residual,
             "curvature-sums": sums,
         }
+
+    def _curvature(self, model: nn.Module, size: int) -> tuple[Eigenvalue, Tensor]:
+        """The largest eigenvalue, and each group's sum of what its images give of it; ``size`` images a batch."""
+        groups = self.measures.groups
+        parts = [torch.arange(group, self.measures.count, groups).split(size) for group in range(groups)]
+        batches = [self.images.images.batch(indices, self.device) for group in parts for indices in group]
+        found = weight_curvature(model, batches, seed=self.request.seed, tolerance=TOLERANCE, most=MOST_PRODUCTS // 2)
+        along = weight_curvature_along(model, batches, found.vector[0]).double().cpu()
+        sizes = torch.tensor([len(labels) for _, labels in batches], dtype=torch.float64)
+        owner = torch.tensor([group for group, indices in enumerate(parts) for _ in indices])
+        return found, torch.zeros(groups, dtype=torch.float64).index_add_(0, owner, sizes * along)
 
 
 class _Result:

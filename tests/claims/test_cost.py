@@ -107,3 +107,20 @@ def test_several_seeds(directories, one):
     assert (row["seeds_low"], row["seeds_high"]) == pytest.approx(
         (np.exp(np.log(3) / 2 - half), np.exp(np.log(3) / 2 + half))
     )
+
+
+@pytest.mark.parametrize(
+    ("rl_ended", "verdict"), [("10:00:06", "not tested"), ("10:00:14", "supported"), ("12:00:00", "supported")]
+)
+def test_seconds_of_models_trained_side_by_side_are_not_compared(directories, one, made, rl_ended, verdict):
+    made.history("sl", [0.5, 0.7], seconds=3.0)  # 10:00:00 to 10:00:06
+    made.history("rl", [0.2, 0.4, 0.7, 0.8], seconds=2.0)
+    path = made.all[0] / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for entry in manifest["checkpoints"]:
+        ended = rl_ended if entry["label"] == "rl" else "10:00:06"
+        entry["trained"] = {"device": "cuda", "processor": "one", "time": f"2026-11-26T{ended}+00:00"}
+    path.write_text(json.dumps(manifest))
+    row = one(claim_rows(made.all), "C9", "seconds")
+    assert row["verdict"] == verdict
+    assert ("side by side on one machine" in row["why"]) == (verdict == "not tested")

@@ -7,19 +7,20 @@
 #       (torchvision's files, an image folder or an .npz). They hold its 50,000 training images and 100 test images
 #       of each class, half each; DIR1 also has the wheels that the machine lacks, and the commit.
 #   tests/cuda/run_all.sh check DIR1 OUT
-#       First call, about three minutes: the tests that need a GPU and one round of benchmarks. OUT: tests.log,
+#       First call, two minutes on an H100: the tests that need a GPU and one round of benchmarks. OUT: tests.log,
 #       benchmarks.log, benchmarks.csv.
 #   tests/cuda/run_all.sh study DIR1 DIR2 OUT --until SECONDS [--from OLD] [-- OPTIONS]
 #       Second call: the recipes analyses/gpu-*.toml in order of worth, each trained and measured before the next
-#       begins. It ends by SECONDS. After every stage OUT holds everything so far, so that a kill loses that stage
-#       alone: results.tar.gz (tables, manifests, records, logs, training histories), the four checkpoints of
-#       gpu-cnn4, timings.csv, study.log; at most seven files of 15 MB. Called again on the same machine it goes on;
-#       on another one it begins with what OLD, a copy of an earlier OUT, says is missing. OPTIONS go to
-#       `gradscope study`, such as --set training.epochs=2. Exit code 1 where anything is left to do.
+#       begins. It ends about SECONDS after it began. After every stage OUT holds everything so far, so that a kill
+#       loses that stage alone: results.tar.gz (tables, manifests, records, logs, training histories), the four
+#       checkpoints of gpu-cnn4, timings.csv, study.log; at most seven files of 15 MB. Called again on the same
+#       machine it goes on; on another one it begins with what OLD, a copy of an earlier OUT, says is missing (an
+#       unfinished training begins anew there). OPTIONS go to `gradscope study`, such as --set training.epochs=2.
+#       Exit code 1 where anything is left to do.
 #
-# What to carry: the checkout with DIR1 to the first call, and DIR2 to the second, where DIR1 still lies on the
-# machine. Variables: PYTHON (python3), DEVICE (cuda), RECIPES (names between blanks), WORK (a folder that lasts between the
-# calls).
+# What to carry: the checkout with DIR1 to the first call, and with DIR2 to the second, since WORK keeps what is needed
+# of DIR1. Variables: PYTHON (python3), DEVICE (cuda), RECIPES (names between blanks), WORK (a folder that lasts
+# between the calls).
 #
 # Afterwards, on any machine:
 #   tar xzf OUT/results.tar.gz
@@ -31,7 +32,10 @@ ROOT=$(cd "$(dirname "$0")/../.." && pwd)
 PYTHON=${PYTHON:-python3}
 DEVICE=${DEVICE:-cuda}
 WORK=${WORK:-${TMPDIR:-/tmp}/gradscope-gpu}
-WHEELS=(lightning-fabric lightning-utilities torchattacks loss-landscapes pydantic pydantic_core typing-inspection annotated-types)
+WHEELS=(
+    lightning-fabric lightning-utilities torchattacks loss-landscapes pydantic pydantic_core typing-inspection
+    annotated-types
+)
 PLATFORMS=(manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64 manylinux1_x86_64)
 RECIPES=(${RECIPES:-gpu-cnn4 gpu-paper gpu-cnn6 gpu-seeds})
 
@@ -53,17 +57,20 @@ prepare() {
     du -sb "$one" "$two"
 }
 
-# Make gradscope importable from the checkout, with the wheels that the machine lacks.
+# Keep DIR1, which the second call need not carry again, and make gradscope importable, with the wheels that the
+# machine lacks.
 set_up() {
     local one=$1
-    mkdir -p "$WORK"
-    if [ ! -e "$WORK/site/.complete" ]; then
+    if [ ! -e "$WORK/first" ]; then
+        [ -e "$one/commit" ] || { echo "run_all.sh: DIR1 must be what prepare made, got $one" >&2; exit 2; }
+        mkdir -p "$WORK"
+        rm -rf "$WORK/copying" && cp -r "$one" "$WORK/copying"
         "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade \
             --target "$WORK/site" "$one"/wheels/*.whl
-        touch "$WORK/site/.complete"
+        mv "$WORK/copying" "$WORK/first"
     fi
-    export PYTHONPATH=$ROOT:$WORK/site PYTHONUNBUFFERED=1
-    [ ! -e "$one/commit" ] || export GRADSCOPE_COMMIT="${GRADSCOPE_COMMIT:-$(cat "$one/commit")}"
+    export PYTHONPATH=$ROOT:$WORK/site PYTHONUNBUFFERED=1 GRADSCOPE_COMMIT
+    GRADSCOPE_COMMIT=$(cat "$WORK/first/commit")
 }
 
 check() {
@@ -119,7 +126,7 @@ study() {
     exec > >(tee -a "$out/study.log") 2>&1
     [ -z "$old" ] || [ -e "$WORK/restored" ] || { restore "$old"; touch "$WORK/restored"; }
     [ -e "$WORK/cifar10.npz" ] || {
-        "$PYTHON" "$ROOT/tests/cuda/carry.py" unpack "$one" "$two" "$WORK/unpacking.npz"
+        "$PYTHON" "$ROOT/tests/cuda/carry.py" unpack "$WORK/first" "$two" "$WORK/unpacking.npz"
         mv "$WORK/unpacking.npz" "$WORK/cifar10.npz"
     }
     for recipe in "${RECIPES[@]}"; do

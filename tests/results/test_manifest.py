@@ -83,3 +83,13 @@ def test_commit_is_null_without_git(tree, monkeypatch):
     git(tree, "init", "-q")
     monkeypatch.setenv("PATH", "")
     assert provenance("cpu")["commit"] is None
+
+
+def test_a_copy_without_git_has_the_commit_that_the_variable_names(tree, monkeypatch):
+    monkeypatch.setenv("GRADSCOPE_COMMIT", "0123abc")
+    assert provenance("cpu")["commit"] == "0123abc"
+    git(tree, "init", "--quiet")
+    git(tree, "add", ".")
+    git(tree, "commit", "--quiet", "--message", "first")
+    manifest._commit.cache_clear()
+    assert provenance("cpu")["commit"] == git(tree, "rev-parse", "HEAD")
