@@ -23,6 +23,7 @@ from gradscope.losses import cross_entropy
 from gradscope.models.architectures import ModelSpec, build
 from gradscope.models.inspection import strict_float32
 from gradscope.seeding import seeded
+from gradscope.sharing import halving
 from gradscope.study.analysis import Analysis
 from gradscope.study.attacks import Battery
 from gradscope.study.audits import AuditRequest
@@ -266,20 +267,19 @@ class _Probe:
         return self._timed[key]
 
     def _time(self, network: str, *, gradient: bool, rounded: bool) -> float:
-        """Seconds an image of one pass in batches, the median of a few after one to warm up.
-
-        ``rounded``: in bfloat16, as training may be.
-        """
-        batch = _PROBE_BATCH[self.device.type]
+        """Seconds an image of one pass in batches that fit the memory; ``rounded``: in bfloat16, as training may be."""
         architecture, shape, classes = network.split(" ")
         channels, size, _ = (int(part) for part in shape.split("x"))
         with seeded(0, "probe"):
             model = build(ModelSpec(architecture, int(classes), channels, size, (0.5,), (0.5,))).to(self.device).eval()
-            images = torch.rand(batch, channels, size, size, device=self.device)
-        labels = torch.zeros(batch, dtype=torch.int64, device=self.device)
-        images = images.contiguous(memory_format=torch.channels_last)
-        times: list[float] = []
-        try:
+
+        def per_image(batch: int) -> float:
+            """The median of a few passes, after one to warm up."""
+            with seeded(0, "probe images"):
+                images = torch.rand(batch, channels, size, size, device=self.device)
+            images = images.contiguous(memory_format=torch.channels_last).requires_grad_(gradient)
+            labels = torch.zeros(batch, dtype=torch.int64, device=self.device)
+            times: list[float] = []
             while sum(times) < _PROBE_SECONDS or len(times) < 3:
                 started = time.perf_counter()
                 with (
@@ -287,13 +287,16 @@ class _Probe:
                     torch.set_grad_enabled(gradient),
                     torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=rounded),
                 ):
-                    loss = cross_entropy(model(images.requires_grad_(gradient)), labels).sum()
-                if gradient:
-                    torch.autograd.grad(loss, [images, *model.parameters()])
+                    loss = cross_entropy(model(images), labels).sum()
+                    if gradient:
+                        torch.autograd.grad(loss, [images, *model.parameters()])
                 loss.item()
                 times.append(time.perf_counter() - started)
+            return sorted(times[1:])[len(times[1:]) // 2] / batch
+
+        try:
+            return halving(per_image, _PROBE_BATCH[self.device.type])
         except RuntimeError as error:
             raise GradscopeError(
                 f"--device: {self.device} does not run {architecture}: {error}".splitlines()[0]
             ) from None
-        return sorted(times[1:])[len(times[1:]) // 2] / batch
