@@ -88,7 +88,7 @@ class Limit:
         needed, what = self.seconds(stage), "it takes"
         if isinstance(stage.task, TrainTask):
             needed, what = needed / stage.task.training.epochs, "one epoch takes"
-        return f"{what} about {needed:.3g} s, {left:.3g} s are left" if needed > left else None
+        return f"{what} about {needed:.1f} s, {left:.1f} s are left" if needed > left else None
 
 
 @dataclass

@@ -89,8 +89,10 @@ collect() {
     local out=$1 path
     (
         cd "$WORK"
+        # Exit code 1: a file was replaced meanwhile, by another whole one.
         { find reports -type f ! -path '*/.tiles/*' ! -name '*.lock'; find checkpoints -name '*.history.csv'; } \
-            | tar -czf "$out/.results" -T - && mv "$out/.results" "$out/results.tar.gz"
+            | tar -czf "$out/.results" --warning=no-file-changed -T - || [ $? -eq 1 ]
+        mv "$out/.results" "$out/results.tar.gz"
         for path in checkpoints/gpu-cnn4/{sl,rl,sl-adv,rl-adv}-s0.pt; do
             if [ -e "$path" ] && [ ! -e "$path.resume" ] && [ "$path" -nt "$out/$(basename "$path")" ]; then
                 cp "$path" "$out/.checkpoint" && mv "$out/.checkpoint" "$out/$(basename "$path")"
