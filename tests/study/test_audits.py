@@ -177,8 +177,10 @@ def test_an_interrupted_audit_is_resumed_to_the_same_files(
 def test_surrogates_are_tried_on_every_model_but_themselves(trained: list[str], tmp_path: Path) -> None:
     out = audited(trained, tmp_path / "out", surrogates=(trained[0],))
     first, second = document(out)
-    states = [{made["id"]: made["state"] for made in entry["checks"]}["X2"] for entry in (first, second)]
-    assert states == ["abstained", "passed"]
+    # X2 judges the second only where images stand that it could fool, which is another matter.
+    tried = read_table(out / ATTACKS.file, ATTACKS).query("attack == 'transfer'")["checkpoint"]
+    assert set(tried) == {"rl"}
+    assert {made["id"]: made["state"] for made in first["checks"]}["X2"] == "abstained"
     assert first["left_out"]["transfer"] == "the surrogate given is this model itself"
     assert "transfer" not in second["left_out"]
     assert [entry["label"] for entry in manifest(out)["surrogates"]] == ["sl"]
