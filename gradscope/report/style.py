@@ -19,7 +19,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from gradscope.results.tables import atomic
 
@@ -291,12 +291,16 @@ def set_symlog(axes: Axes, which: Literal["x", "y"], sizes: Sequence[float]) -> 
     decades = np.log10(max(positive) / threshold)
     stride = int(np.ceil(decades / (3 if which == "y" else 2.5)))
     powers = threshold * 10.0 ** np.arange(0, decades + 1e-9, max(1, stride))
-    axis.set_ticks([*(-powers[::-1]), 0.0, *powers])
+    # A locator, not `set_ticks`: that would widen the axis to ticks that no line reaches.
+    axis.set_major_locator(FixedLocator([*(-powers[::-1]), 0.0, *powers]))
     axis.set_minor_locator(NullLocator())
 
 
 def set_log(axes: Axes, which: Literal["x", "y"], low: float, high: float) -> None:
-    """A log scale from ``low`` to ``high``; what is not positive runs to the lower edge."""
+    """A log scale from ``low`` to ``high``; what is not positive runs to the lower edge.
+
+    Within two decades a few ticks are labelled with plain numbers: matplotlib's own labels would overlap.
+    """
     set_scale, set_limits, axis = (
         (axes.set_xscale, axes.set_xlim, axes.xaxis) if which == "x" else (axes.set_yscale, axes.set_ylim, axes.yaxis)
     )
@@ -304,6 +308,10 @@ def set_log(axes: Axes, which: Literal["x", "y"], low: float, high: float) -> No
     set_limits(low, high)
     if high / low > 1e3:
         axis.set_minor_locator(NullLocator())
+    elif high / low <= 1e2:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high / low > 5 else MaxNLocator(4))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, directory: Path, name: str) -> list[Path]:

@@ -138,6 +138,16 @@ def test_losses_of_different_size_get_a_symmetric_log_axis(metric, factor, scale
     assert drawing.figure.axes[0].get_yscale() == scale
 
 
+def test_a_symmetric_log_axis_ends_where_its_lines_end():
+    (drawing,) = draw(
+        table([0.5, 3.0], metric="loss", half=0.0),
+        table([0.5, 300.0], metric="loss", half=0.0, checkpoint="rl-0", mode="rl"),
+    )
+    low, high = drawing.figure.axes[0].get_ylim()
+    assert -1 < low < 0.5
+    assert 300 < high < 1000
+
+
 def test_a_single_step_is_a_point_on_a_whole_number():
     (drawing,) = draw(table([0.5], metric="accuracy"))
     (axes,) = drawing.figure.axes

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -97,6 +99,24 @@ def test_zeros_of_the_norm_are_a_step_at_the_left_edge():
 def test_without_zeros_nothing_is_said_of_them():
     (drawing,) = draw(samples([1e-9, 10.0]))
     assert "edge" not in drawing.figure.axes[0].get_xlabel() + drawing.caption
+
+
+@pytest.mark.parametrize("highest", [1.3, 2.0, 4.0, 6.5, 7.5, 30.0, 500.0, 5000.0])
+@pytest.mark.parametrize("lowest", [1.0, 0.6, 3.0, 2e-5])
+def test_labels_of_a_log_axis_do_not_overlap(lowest, highest):
+    (drawing,) = draw(samples([lowest, lowest * highest]))
+    axes = drawing.figure.axes[0]
+    drawing.figure.draw_without_rendering()
+    low, high = axes.get_xlim()
+    labels = [
+        label.get_window_extent()
+        for minor in (False, True)
+        for tick, label in zip(axes.get_xticks(minor=minor), axes.get_xticklabels(minor=minor), strict=True)
+        if low <= tick <= high and label.get_text()
+    ]
+    labels.sort(key=lambda box: box.x0)
+    assert len(labels) >= 1
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(labels))
 
 
 def test_entropy_is_split_by_accuracy_of_the_same_point_and_image():
