@@ -53,11 +53,13 @@ def _version(package: str) -> str | None:
 def _commit() -> str | None:
     """Commit of the source tree gradscope runs from, with "+changes" where it differs; None where it is installed.
 
-    A copy of a tree without its ``.git`` has the commit that the variable GRADSCOPE_COMMIT names.
+    The variable GRADSCOPE_COMMIT names it for a copy of a tree, whose ``.git`` is missing or another's.
     """
+    if commit := os.environ.get("GRADSCOPE_COMMIT"):
+        return commit
     tree = Path(gradscope.__file__).parent.parent
     if not (tree / ".git").exists():
-        return os.environ.get("GRADSCOPE_COMMIT")
+        return None
     try:
         head = subprocess.run(["git", "-C", tree, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         changed = subprocess.run(

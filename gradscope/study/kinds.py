@@ -115,9 +115,11 @@ def _train(job: Job, resume: bool) -> str:
         raise UnfinishedError(f"{checkpoint.epochs} of {checkpoint.planned_epochs} epochs")
     history = checkpoint.history
     write_table(job.out.with_suffix(".history.csv"), HISTORY, history)
-    last = history[-1]
-    epochs = f"{last['epoch']} epoch" + ("s" if last["epoch"] > 1 else "")
-    return f"{epochs}, validation accuracy {100 * last['validation_accuracy']:.1f} %"
+    # Of the weights that are kept: the best, or the last, within the last phase.
+    accuracies = [row["validation_accuracy"] for row in history if row["phase"] == history[-1]["phase"]]
+    kept = max(accuracies) if task.training.selection == "best" else accuracies[-1]
+    epochs = f"{len(history)} epoch" + ("s" if len(history) > 1 else "")
+    return f"{epochs}, validation accuracy {100 * kept:.1f} %"
 
 
 def _is_complete(job: Job) -> bool:
