@@ -231,6 +231,25 @@ class Estimator:
         return found
 
 
+@dataclass(frozen=True)
+class Limit:
+    """When a run of a study has to end (``time.time()``), and how long a stage is thought to take."""
+
+    deadline: float
+    estimator: Estimator
+
+    def objection(self, stage: Stage) -> str | None:
+        """Why ``stage`` cannot begin; None where it can.
+
+        A training begins where one epoch fits, for it stops after any; everything else has to end in time.
+        """
+        left = max(0.0, self.deadline - time.time())
+        needed, what = self.estimator.estimate([stage])[stage.label].seconds, "it takes"
+        if isinstance(stage.task, TrainTask):
+            needed, what = needed / stage.task.training.epochs, "one epoch takes"
+        return f"{what} about {needed:.1f} s, {left:.1f} s are left" if needed > left else None
+
+
 def _alike(stage: Stage, record: Record, work: Mapping[str, float]) -> bool:
     """Whether a record is of the same kind of work on the same networks, a measurement by the same command."""
     return record.work.keys() == work.keys() and record.command == stage.settings.get("command")

@@ -24,9 +24,10 @@ import torch
 from gradscope.errors import GradscopeError
 from gradscope.progress import Advance, overall_progress
 from gradscope.results.tables import ensure_writable, exclusive
+from gradscope.study.costs import Limit
 from gradscope.study.inputs import device_name, resolve_device
 from gradscope.study.kinds import KINDS, Job, UnfinishedError
-from gradscope.study.plan import Plan, Stage, TrainTask
+from gradscope.study.plan import Plan, Stage
 from gradscope.study.records import Places, Record, disk_refusal
 
 Log = logging.getLogger("gradscope.study")
@@ -70,25 +71,6 @@ class LocalEngine:
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-@dataclass(frozen=True)
-class Limit:
-    """When a run of a study has to end (``time.time()``), and how long a stage is thought to take."""
-
-    deadline: float
-    seconds: Callable[[Stage], float]
-
-    def objection(self, stage: Stage) -> str | None:
-        """Why ``stage`` cannot begin; None where it can.
-
-        A training begins where one epoch fits, for it stops after any; everything else has to end in time.
-        """
-        left = max(0.0, self.deadline - time.time())
-        needed, what = self.seconds(stage), "it takes"
-        if isinstance(stage.task, TrainTask):
-            needed, what = needed / stage.task.training.epochs, "one epoch takes"
-        return f"{what} about {needed:.1f} s, {left:.1f} s are left" if needed > left else None
 
 
 @dataclass

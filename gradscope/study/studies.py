@@ -8,8 +8,8 @@ from pathlib import Path
 
 from gradscope.errors import GradscopeError, lookup
 from gradscope.study.cluster import RayEngine
-from gradscope.study.costs import Estimate, Estimator, work_of
-from gradscope.study.execution import Ended, Engine, Limit, LocalEngine, run_plan
+from gradscope.study.costs import Estimate, Estimator, Limit, work_of
+from gradscope.study.execution import Ended, Engine, LocalEngine, run_plan
 from gradscope.study.expansion import read_study
 from gradscope.study.inputs import resolve_device
 from gradscope.study.manifest import write_manifest
@@ -97,7 +97,7 @@ def run_study(
     limit = None
     if request.until is not None:
         estimator = Estimator(work, request.places.results.parent, request.device)
-        limit = Limit(request.began + request.until, lambda stage: estimator.estimate([stage])[stage.label].seconds)
+        limit = Limit(request.began + request.until, estimator)
     engine = _engine(request)
     note = partial(write_manifest, plan, request.places, engine=engine.name, device=request.device)
     try:
