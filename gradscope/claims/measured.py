@@ -84,9 +84,14 @@ class Course:
         return math.nan if self.history is None else float(self.history["seconds"].sum())
 
     def overlaps(self, other: "Course") -> bool:
-        """Whether both were trained on one machine at one time, for more than a tenth of the shorter one's seconds."""
+        """Whether both were trained on one machine at one time, by more than a tenth of the shorter one's seconds.
+
+        Two seconds more are allowed, for ends are known to the second; what is not known does not overlap.
+        """
+        if self.machine != other.machine or math.isnan(self.seconds + other.seconds + self.ended + other.ended):
+            return False
         together = min(self.ended, other.ended) - max(self.ended - self.seconds, other.ended - other.seconds)
-        return self.machine == other.machine and together > 0.1 * min(self.seconds, other.seconds)
+        return together > 2 + 0.1 * min(self.seconds, other.seconds)
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """gradscope's checkpoint files: written atomically, read without running any code from them."""
 
+import hashlib
+import json
 import pickle
 import re
 import struct
@@ -54,6 +56,22 @@ class Checkpoint:
     def planned_epochs(self) -> int:
         """Epochs that the configuration asks for."""
         return sum(phase["epochs"] for phase in self.config.get("phases", ()))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what it is: network, weights, configuration and data; not of when, where and how fast it was made.
+
+        A training that is repeated to the same weights gives the same, though its file differs.
+        """
+        config = self.config
+        if isinstance(config.get("data"), dict):
+            config = config | {"data": {key: value for key, value in config["data"].items() if key != "data_root"}}
+        facts = [self.spec.to_dict(), self.mode, self.dataset, self.classes, self.data_fingerprint, config, self.epochs]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def build(self) -> nn.Sequential:
         """The network with these weights, in eval mode, on the CPU; it shares no memory with the checkpoint.

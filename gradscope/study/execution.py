@@ -149,13 +149,13 @@ class _Run:
 
     def complete(self, advance: Advance) -> None:
         """Settle every stage."""
-        waiting = {stage.label: stage for stage in self.plan.stages}
-        while waiting or self.under_way:
-            for stage in list(waiting.values()):
+        self.waiting = {stage.label: stage for stage in self.plan.stages}
+        while self.waiting or self.under_way:
+            for stage in list(self.waiting.values()):
                 if all(self._is_settled(need) for need in stage.needs):
-                    del waiting[stage.label]
+                    del self.waiting[stage.label]
                     self._begin(stage)
-                    if stage.label not in self.under_way:
+                    if self._is_settled(stage.label):
                         advance(1, "")
                 # What runs alone is begun only when it can run: the time that is left is then known.
                 if self.under_way and self.engine.alone:
@@ -171,20 +171,25 @@ class _Run:
 
     def _begin(self, stage: Stage) -> None:
         """Keep a stage that is done, leave one whose needs are not, and submit any other."""
+        record = self.places.read(stage.label)
         missing = [need for need in stage.needs if not self._is_done(need)]
         if missing and not stage.gathers:
-            self.ended.blocked[stage.label] = missing
+            # A model that is being trained again does not undo what was measured of it.
+            if self.ended.postponed.keys() >= set(missing) and self.places.stands(stage, record):
+                self._keep(stage, record)
+            else:
+                self.ended.blocked[stage.label] = missing
             return
         if stage.reads_manifest:
             self.note()
         done = {label: record.files for label, record in self.ended.records.items() if record.state == "done"}
         inputs = self.places.inputs(stage, done)
-        record = self.places.read(stage.label)
         if stage.label in self.spared or self.places.is_intact(stage, record, inputs):
-            assert record is not None
-            self.ended.records[stage.label] = record
-            self.ended.kept.append(stage.label)
-            self.told(record, True)
+            self._keep(stage, record)
+            return
+        if gone := self.spared.intersection(stage.needs) if not stage.gathers else set():
+            self._recall(gone)
+            self.waiting[stage.label] = stage
             return
         objection = None if self.limit is None else self.limit.objection(stage)
         if self.ended.postponed and stage.gathers and not done:
@@ -200,6 +205,21 @@ class _Run:
             figures=self.figures,
         )
         self.engine.submit(job)
+
+    def _keep(self, stage: Stage, record: Record | None) -> None:
+        assert record is not None
+        self.ended.records[stage.label] = record
+        self.ended.kept.append(stage.label)
+        self.told(record, True)
+
+    def _recall(self, labels: set[str]) -> None:
+        """Make models whose files have gone again: something new is to be made from them."""
+        self.spared -= labels
+        for stage in self.plan.stages:
+            if stage.label in labels:
+                del self.ended.records[stage.label]
+                self.ended.kept.remove(stage.label)
+                self.waiting[stage.label] = stage
 
     def _is_done(self, label: str) -> bool:
         return label in self.ended.records and self.ended.records[label].state == "done"
@@ -237,16 +257,18 @@ def _perform_alone(job: Job) -> Record:
         found = places.read(stage.label)
         if found is not None and places.is_intact(stage, found, job.inputs):
             return found
-        resume = _prepare(job)
+        resume, earlier = _prepare(job)
         started = time.perf_counter()
         with _logged(places.log(stage.label), stage), _threads(job.threads):
             try:
                 printed = KINDS[stage.kind].run(job, resume)
             except UnfinishedError as unfinished:
                 Log.info("stopped after %s", unfinished)
-                return _record(job, "begun").model_copy(update={"printed": str(unfinished)})
+                record = _record(job, "begun", earlier + time.perf_counter() - started)
+                places.write(record)
+                return record.model_copy(update={"printed": str(unfinished)})
             Log.info("done\n%s", printed)
-        seconds = time.perf_counter() - started
+        seconds = earlier + time.perf_counter() - started
         record = _record(job, "done", seconds).model_copy(
             update={"files": places.digests(KINDS[stage.kind].files(job.out)), "printed": printed}
         )
@@ -256,8 +278,8 @@ def _perform_alone(job: Job) -> Record:
     return record
 
 
-def _prepare(job: Job) -> bool:
-    """Make the stage's place its own; whether an unfinished run of the very same stage lies there."""
+def _prepare(job: Job) -> tuple[bool, float]:
+    """Make the stage's place its own; whether an unfinished run of the very same stage lies there, and its seconds."""
     stage, places, kind = job.stage, job.places, KINDS[job.stage.kind]
     found = places.read(stage.label)
     ensure_writable(places.records)
@@ -270,8 +292,9 @@ def _prepare(job: Job) -> bool:
     if not resume:
         places.write(_record(job, "clearing"))
         kind.remove(job.out)
-    places.write(_record(job, "begun"))
-    return resume
+    earlier = found.seconds or 0.0 if resume and found is not None else 0.0
+    places.write(_record(job, "begun", earlier))
+    return resume, earlier
 
 
 def _record(job: Job, state: str, seconds: float | None = None) -> Record:

@@ -214,8 +214,9 @@ def _measure(job: Job, resume: bool) -> str:
 
 
 def _result_files(out: Path) -> Iterator[Path]:
+    """What was measured; figures are drawn again from it at any time."""
     for path in sorted(out.rglob("*")) if out.is_dir() else []:
-        if path.is_file() and TILES not in path.relative_to(out).parts:
+        if path.is_file() and not {TILES, "figures"}.intersection(path.relative_to(out).parts):
             yield path
 
 

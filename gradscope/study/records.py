@@ -16,7 +16,9 @@ from pydantic import Field
 
 from gradscope.config import Config
 from gradscope.errors import GradscopeError
+from gradscope.models.checkpoint import load
 from gradscope.results.manifests import MANIFEST
+from gradscope.results.rows import HISTORY
 from gradscope.results.tables import find_table, table_content, write_json
 from gradscope.study.plan import CHECKPOINTS, RESULTS, Stage
 
@@ -117,12 +119,20 @@ class Places:
             lock.release()
 
     def digests(self, paths: Iterable[Path]) -> dict[str, str]:
-        """SHA-256 of files, by place."""
-        return {self.place(path): digest(path) for path in sorted(paths)}
+        """SHA-256 of files, by place; of a checkpoint its fingerprint."""
+        return {self.place(path): _content_digest(path) for path in sorted(paths)}
 
     def inputs(self, stage: Stage, done: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-        """Digests of what ``stage`` is made from, by place: the files of those of its needs that are ``done``."""
-        found = {place: known for need in stage.needs for place, known in done.get(need, {}).items()}
+        """Digests of what ``stage`` is made from, by place: the files of those of its needs that are ``done``.
+
+        Histories, which hold seconds, matter to what gathers alone.
+        """
+        found = {
+            place: known
+            for need in stage.needs
+            for place, known in done.get(need, {}).items()
+            if stage.gathers or not place.endswith(HISTORY.file)
+        }
         manifest = self.results / MANIFEST
         if stage.reads_manifest and manifest.exists():
             found |= self.digests([manifest])
@@ -135,45 +145,41 @@ class Places:
         """
         return record is not None and self._is_said_done(stage, record, inputs) and self._is_unchanged(record)
 
+    def stands(self, stage: Stage, record: Record | None) -> bool:
+        """Whether ``stage`` is done as far as its own record and files say, whatever has become of its needs."""
+        return (
+            record is not None and record.state == "done" and record.name == stage.name and self._is_unchanged(record)
+        )
+
     @staticmethod
     def _is_said_done(stage: Stage, record: Record, inputs: Mapping[str, str]) -> bool:
         return record.state == "done" and record.name == stage.name and record.inputs == dict(inputs)
 
     def _is_unchanged(self, record: Record) -> bool:
         try:
-            return all(_digest_as_written(self.path(place)) == known for place, known in record.files.items())
+            return all(_content_digest(self.path(place)) == known for place, known in record.files.items())
         except (OSError, GradscopeError):
             return False
 
     def spared(self, stages: Sequence[Stage]) -> set[str]:
-        """Labels of the models among ``stages`` whose files have gone, and that nothing needs any more.
+        """Labels of the models among ``stages`` that are recorded as done and whose files have gone.
 
-        Their records say that they are done, and no stage that is made from them has to run.
+        What was made from them may be done all the same. Models that nothing is made from are not spared.
         """
         records = {stage.label: self.read(stage.label) for stage in stages}
         files = {
             label: record.files for label, record in records.items() if record is not None and record.state == "done"
         }
-        missing, spared = set(), set()
-        for stage in stages:
-            record = records[stage.label]
-            if record is None or not self._is_said_done(stage, record, self.inputs(stage, files)):
-                missing.add(stage.label)
-            elif stage.kind in ("train", "scale") and not self.path(stage.place).exists():
-                spared.add(stage.label)
-            elif not self._is_unchanged(record):
-                missing.add(stage.label)
-        while True:
-            running: set[str] = set()
-            for stage in stages:
-                if stage.label in missing or running.intersection(stage.needs):
-                    running.add(stage.label)
-            needed = {need for stage in stages if stage.label in running and not stage.gathers for need in stage.needs}
-            needed |= spared & running
-            if not spared & needed:
-                return spared
-            missing |= spared & needed
-            spared -= needed
+        used = {need for stage in stages if not stage.gathers for need in stage.needs}
+        return {
+            stage.label
+            for stage in stages
+            if stage.kind in ("train", "scale")
+            and stage.label in used
+            and not self.path(stage.place).exists()
+            and (record := records[stage.label]) is not None
+            and self._is_said_done(stage, record, self.inputs(stage, files))
+        }
 
     def sweep(self) -> None:
         """Remove the temporary files that killed processes left."""
@@ -193,7 +199,10 @@ def digest(path: Path) -> str:
     return found.hexdigest()
 
 
-def _digest_as_written(path: Path) -> str:
+def _content_digest(path: Path) -> str:
+    """SHA-256 of a file; of a table as it was written, were it compressed since; of a checkpoint its fingerprint."""
+    if path.suffix == ".pt":
+        return load(path).fingerprint
     table = find_table(path) if path.suffix == ".csv" else None
     return digest(path) if table is None or table == path else hashlib.sha256(table_content(table)).hexdigest()
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from pathlib import Path
 
 from gradscope.errors import GradscopeError, lookup
@@ -49,7 +50,7 @@ class StudyRequest:
 def plan_study(request: StudyRequest) -> Plan:
     """Read the recipe and plan it; whatever is wrong with it raises :class:`GradscopeError`."""
     resolve_device(request.device)
-    if request.until is not None and not request.until > 0:
+    if request.until is not None and not 0 < request.until < inf:
         raise GradscopeError(f"--until must be a positive number of seconds, got {request.until:g}")
     study = read_study(request.recipe, settings=request.settings, seeds=request.seeds, data_root=request.data_root)
     return make_plan(study, download=request.download, with_report=request.figures)
@@ -82,6 +83,10 @@ def foresee(plan: Plan, request: StudyRequest) -> list[Foreseen]:
         if stage.label in spared or (reached and places.is_intact(stage, record, places.inputs(stage, files))):
             assert record is not None
             files[stage.label] = record.files
+    for stage in reversed(plan.stages):
+        if stage.label not in files and not stage.gathers:
+            for need in spared.intersection(stage.needs):
+                files.pop(need, None)  # it is made again, for something new is made from it
     left = [stage for stage in plan.stages if stage.label not in files]
     found = Estimator(work_of(plan), places.results.parent, request.device).estimate(left)
     return [

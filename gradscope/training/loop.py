@@ -5,7 +5,6 @@ run continues bit for bit, and processes that share a batch see the numbers one 
 alone has a stream for each process, and batch norm its own statistics on each CPU process.
 """
 
-import hashlib
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -82,7 +81,7 @@ def train(
     begin: Checkpoint | None = None
     if initial is not None:
         begin = load(initial)
-        training = training.model_copy(update={"initial": hashlib.sha256(initial.read_bytes()).hexdigest()})
+        training = training.model_copy(update={"initial": begin.fingerprint})
     hardware.launch(
         training.precision,
         partial(

@@ -15,8 +15,8 @@
 #       loses that stage alone: results.tar.gz (tables, manifests, records, logs, training histories), the four
 #       checkpoints of gpu-cnn4, timings.csv, study.log; at most seven files of 15 MB. Called again on the same
 #       machine it goes on; on another one it begins with what OLD, a copy of an earlier OUT, says is missing (an
-#       unfinished training begins anew there). OPTIONS go to `gradscope study`, such as --set training.epochs=2.
-#       Exit code 1 where anything is left to do.
+#       unfinished training begins anew there). OPTIONS go to `gradscope study` for every recipe that RECIPES names,
+#       such as --set measure.0.samples=100. Exit code 1 where anything is left to do or a recipe refuses an option.
 #
 # What to carry: the checkout with DIR1 to the first call, and with DIR2 to the second, since WORK keeps what is needed
 # of DIR1. Variables: PYTHON (python3), DEVICE (cuda), RECIPES (names between blanks), WORK (a folder that lasts
@@ -44,16 +44,21 @@ usage() {
     exit 2
 }
 
+refuse() {
+    echo "run_all.sh: $1" >&2
+    exit 2
+}
+
 prepare() {
     local one=$1 two=$2 wanted=()
-    [ -n "${DATA_ROOT:-}" ] || { echo "run_all.sh: DATA_ROOT must be where CIFAR-10 is" >&2; exit 2; }
+    [ -e "${DATA_ROOT:-}" ] || refuse "DATA_ROOT must be where CIFAR-10 is, got '${DATA_ROOT:-}'"
     mkdir -p "$one/wheels" "$two"
+    PYTHONPATH=$ROOT "$PYTHON" "$ROOT/tests/cuda/carry.py" pack "$DATA_ROOT" "$one" "$two"
     for name in "${WHEELS[@]}"; do wanted+=("$(grep -ix "$name==.*" "$ROOT/constraints.txt")"); done
     rm -f "$one"/wheels/*.whl
     "$PYTHON" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
         "${PLATFORMS[@]/#/--platform=}" -d "$one/wheels" "${wanted[@]}"
     git -C "$ROOT" rev-parse HEAD > "$one/commit"
-    PYTHONPATH=$ROOT "$PYTHON" "$ROOT/tests/cuda/carry.py" pack "$DATA_ROOT" "$one" "$two"
     du -sb "$one" "$two"
 }
 
@@ -62,7 +67,7 @@ prepare() {
 set_up() {
     local one=$1
     if [ ! -e "$WORK/first" ]; then
-        [ -e "$one/commit" ] || { echo "run_all.sh: DIR1 must be what prepare made, got $one" >&2; exit 2; }
+        [ -e "$one/commit" ] || refuse "DIR1 must be a folder that prepare made, got '$one'; a new machine needs it"
         mkdir -p "$WORK"
         rm -rf "$WORK/copying" && cp -r "$one" "$WORK/copying"
         "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade \
@@ -78,7 +83,8 @@ check() {
     mkdir -p "$out"
     set_up "$one"
     cd "$ROOT"
-    OMP_NUM_THREADS=4 "$PYTHON" -m pytest -W default -p no:cacheprovider -m cuda tests/cuda --durations=15 2>&1 | tee "$out/tests.log" || status=1
+    OMP_NUM_THREADS=4 "$PYTHON" -m pytest -W default -p no:cacheprovider -m cuda tests/cuda --durations=15 2>&1 \
+        | tee "$out/tests.log" || status=1
     "$PYTHON" -m tests.benchmarks --device "$DEVICE" --rounds 1 --until 110 --out "$out/benchmarks.csv" 2>&1 \
         | tee "$out/benchmarks.log" || status=1
     return $status
@@ -115,16 +121,22 @@ study() {
     shift 3
     while [ $# -gt 0 ]; do
         case $1 in
-            --until) until=${2:-}; shift 2 ;;
-            --from) old=${2:-}; shift 2 ;;
+            --until | --from)
+                [ $# -ge 2 ] || refuse "$1 must have a value"
+                if [ "$1" = --until ]; then until=$2; else old=$2; fi
+                shift 2
+                ;;
             --) shift; break ;;
-            *) usage ;;
+            *) refuse "--until, --from or -- must follow OUT, got '$1'" ;;
         esac
     done
-    [[ $until =~ ^[1-9][0-9]*$ ]] || { echo "run_all.sh: --until must be a number of seconds, got '$until'" >&2; exit 2; }
+    [[ $until =~ ^[1-9][0-9]*$ ]] || refuse "--until must be a whole number of seconds, got '$until'"
+    [ -z "$old" ] || [ -e "$old/results.tar.gz" ] || refuse "--from must be a copy of an earlier OUT, got '$old'"
+    [ -e "$WORK/reports" ] || [ ! -e "$out/results.tar.gz" ] \
+        || refuse "OUT must be new on a new machine, $out holds results; pass a copy of it with --from"
+    set_up "$one"
     mkdir -p "$out" "$WORK/reports" "$WORK/checkpoints"
     out=$(cd "$out" && pwd)
-    set_up "$one"
     exec > >(tee -a "$out/study.log") 2>&1
     [ -z "$old" ] || [ -e "$WORK/restored" ] || { restore "$old"; touch "$WORK/restored"; }
     [ -e "$WORK/cifar10.npz" ] || {

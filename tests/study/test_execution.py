@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -157,8 +158,7 @@ def test_every_stage_leaves_a_record(done: StudyRequest, tmp_path: Path) -> None
     assert (record.state, record.kind, record.error) == ("done", "measure", None)
     path = tmp_path / "results" / "transfer" / TRANSFER.file
     assert record.files["results/transfer/transfer.csv"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    sl = hashlib.sha256((tmp_path / "checkpoints" / "sl-s0.pt").read_bytes()).hexdigest()
-    assert record.inputs["checkpoints/sl-s0.pt"] == sl
+    assert record.inputs["checkpoints/sl-s0.pt"] == load(tmp_path / "checkpoints" / "sl-s0.pt").fingerprint
     assert record.seconds is not None
     assert record.seconds > 0
     assert record.where["device"] == "cpu"
@@ -183,10 +183,11 @@ def damage(path: Path) -> None:
     path.write_bytes(raw)
 
 
-def test_a_damaged_checkpoint_is_made_again_with_what_depends_on_it(done: StudyRequest, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_made_again_alone(done: StudyRequest, tmp_path: Path) -> None:
+    """Its weights are the same, so what was made from them stays."""
     whole = content(tmp_path)
     damage(tmp_path / "checkpoints" / "longer-s0.pt")
-    assert redone(run(done)) == {"model-longer-s0", "measure-transfer", "measure-analyze"}
+    assert redone(run(done)) == {"model-longer-s0"}
     assert content(tmp_path) == whole
     assert redone(run(done)) == set()
 
@@ -199,15 +200,29 @@ def test_what_was_measured_of_checkpoints_that_have_gone_stays(done: StudyReques
     assert not list((tmp_path / "checkpoints").glob("*.pt"))
 
 
-def test_a_checkpoint_that_has_gone_is_made_again_where_it_is_needed(done: StudyRequest, tmp_path: Path) -> None:
+def test_checkpoints_that_have_gone_are_made_again_where_they_are_needed(done: StudyRequest, tmp_path: Path) -> None:
     whole = content(tmp_path)
-    for name in ("sl", "sl-x10", "longer"):
-        (tmp_path / "checkpoints" / f"{name}-s0.pt").unlink()
+    for path in (tmp_path / "checkpoints").glob("*.pt"):
+        path.unlink()
     (tmp_path / "results" / "analyze" / "steps.csv").unlink()
-    # The longer one begins with the weights of sl, and whatever is made from either is made anew.
-    found = redone(run(done))
-    assert found == {*MODELS, *MEASURES} - {"model-rl-adv-s0", "measure-landscape"}
+    # The longer one begins with the weights of sl; the other two models are not needed.
+    expected = {"model-sl-s0", "model-longer-s0", "measure-analyze"}
+    assert {one.stage.label for one in foresee(plan_study(done), done) if not one.done} - set(CONCLUSIONS) == expected
+    assert redone(run(done)) == expected
+    (tmp_path / "results" / "landscape" / "summary.csv").unlink()
+    assert redone(run(done)) == {"model-rl-adv-s0", "measure-landscape"}
+    (tmp_path / "results" / "attack" / "attacks.csv").unlink()
+    assert redone(run(done)) == {"model-sl-x10-s0", "measure-attack"}
     assert content(tmp_path) == whole
+
+
+def test_a_model_that_is_trained_again_does_not_undo_what_was_measured(done: StudyRequest, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "rl-adv-s0.pt").unlink()
+    (tmp_path / "results" / "landscape" / "summary.csv").unlink()
+    ended = run(replace(done, until=1e-6, began=time.time()))
+    assert "model-rl-adv-s0" in ended.postponed
+    assert set(ended.blocked) == {"measure-landscape"}
+    assert {"measure-attack", "measure-transfer", "measure-analyze"} <= set(ended.kept)
 
 
 def test_a_changed_result_is_made_again_alone(done: StudyRequest, tmp_path: Path) -> None:
@@ -357,7 +372,7 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(done: StudyRequest, tmp
     process.start()
     process.join()
     assert process.exitcode == 0
-    assert redone(run(done)) == {"model-longer-s0", "measure-transfer", "measure-analyze"}
+    assert redone(run(done)) == {"model-longer-s0"}
     assert content(tmp_path) == whole
 
 
@@ -422,7 +437,7 @@ def test_a_stage_that_a_lost_worker_is_at_waits_for_its_end(done: StudyRequest, 
     damage(tmp_path / "checkpoints" / "longer-s0.pt")
     started = time.perf_counter()
     with lingering(tmp_path, 2.0):
-        assert redone(run(done)) == {"model-longer-s0", "measure-transfer", "measure-analyze"}
+        assert redone(run(done)) == {"model-longer-s0"}
     assert time.perf_counter() - started > 2
     assert content(tmp_path) == whole
 
@@ -504,7 +519,7 @@ def test_too_little_time_for_an_epoch_does_nothing(tmp_path: Path) -> None:
     assert not list((tmp_path / "checkpoints").glob("*"))
 
 
-@pytest.mark.parametrize("until", [0, -1, float("nan")])
+@pytest.mark.parametrize("until", [0, -1, float("nan"), float("inf")])
 def test_time_must_be_positive(tmp_path: Path, until: float) -> None:
-    with pytest.raises(GradscopeError, match=r"--until must be a positive number of seconds, got (0|-1|nan)"):
+    with pytest.raises(GradscopeError, match=r"--until must be a positive number of seconds, got (0|-1|nan|inf)"):
         run(request_in(tmp_path, until=until))
