@@ -108,8 +108,8 @@ def _folders_of_histories(directory: Path) -> list[Path]:
 def joined(studies: Mapping[Path, Study]) -> Study:
     """Join studies, by where they lie, into one.
 
-    A model is known by the SHA-256 of its file. What is measured in several with equal values counts once. Raises
-    :class:`GradscopeError` where two studies hold different models of one data set, architecture, mode and seed, or
+    A model is known by its fingerprint or the SHA-256 of its file. What is measured in several with equal values counts
+    once. Raises :class:`GradscopeError` where two studies hold different models of one data set, architecture, mode and seed, or
     other values of one measurement of a model.
     """
     whole = Study()
@@ -142,7 +142,7 @@ def _known(model: Model, path: Path, owners: Mapping[Model, Path]) -> Model:
     """The model of an earlier study that is ``model`` of the study in ``path``, else ``model`` itself."""
     what = (model.dataset, model.arch, model.mode, model.seed)
     alike = [one for one in owners if owners[one] != path and (one.dataset, one.arch, one.mode, one.seed) == what]
-    same = [one for one in alike if one.file == model.file]
+    same = [one for one in alike if one.is_same(model)]
     if alike and not same and model.seed is not None:
         raise GradscopeError(
             f"DIR: {owners[alike[0]]} and {path} hold different models of {model.dataset}, {model.arch}, mode "

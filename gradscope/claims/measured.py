@@ -26,7 +26,7 @@ class Ball(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint: what it was trained as, its name in the results, and its file's SHA-256 where it is known."""
+    """A checkpoint: what it was trained as, its name in the results, its file's SHA-256, its fingerprint if known."""
 
     dataset: str
     arch: str
@@ -34,6 +34,13 @@ class Model:
     seed: int | None
     name: str
     file: str
+    fingerprint: str = ""
+
+    def is_same(self, other: "Model") -> bool:
+        """Whether both are one model: the same file, or trained again to the same weights."""
+        ours, theirs = ((one.dataset, one.arch, one.mode, one.seed) for one in (self, other))
+        alike = self.file == other.file or (self.fingerprint != "" and self.fingerprint == other.fingerprint)
+        return ours == theirs and alike
 
 
 @dataclass(frozen=True, eq=False)

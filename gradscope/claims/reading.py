@@ -79,6 +79,7 @@ class _Checkpoint(_Entry):
     label: str
     source: str | None = None
     sha256: str | None = None
+    fingerprint: str | None = None
     config: Annotated[_Config, BeforeValidator(_or_empty)] = _Config()
     trained: Annotated[_Trained, BeforeValidator(_or_empty)] = _Trained()
 
@@ -197,8 +198,8 @@ class _Reader:
         entry = self.entries.get(label, _Checkpoint(label=label))
         seed = None if pd.isna(first["seed"]) else int(first["seed"])
         whose = (str(first["dataset"]), str(first["arch"]), str(first["mode"]), seed)
-        model = Model(*whose, label, entry.sha256 or label)
-        known = [one for one in self.study.models if _alike(one) == _alike(model)]
+        model = Model(*whose, label, entry.sha256 or label, entry.fingerprint or "")
+        known = [one for one in self.study.models if one.is_same(model)]
         self.models[label] = known[0] if known else model
         if not known:
             self.study.models.append(model)
@@ -304,10 +305,6 @@ def read_json(path: Path) -> Any:
         raise GradscopeError(f"DIR: {path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise GradscopeError(f"DIR: {path} is not JSON: {error}") from None
-
-
-def _alike(model: Model) -> tuple[object, ...]:
-    return (model.dataset, model.arch, model.mode, model.seed, model.file)
 
 
 def _course(entry: _Checkpoint, history: pd.DataFrame | None) -> Course:

@@ -38,7 +38,7 @@ def models(contents: Contents) -> list[Model]:
         for who in _who(part):
             entry = entries.get(who[0])
             same = next((key for key in found if key[:-1] == who), None) if entry is None else None
-            key = same or (*who, (entry.sha256 or entry.source or "") if entry else "")
+            key = same or (*who, (entry.fingerprint or entry.sha256 or entry.source or "") if entry else "")
             model = found.setdefault(key, Model(*who))
             if entry:
                 model.sha256, model.source = entry.sha256 or "", entry.source or ""

@@ -51,6 +51,7 @@ class Examined(_Entry):
     label: str = ""
     source: str | None = None
     sha256: str | None = None
+    fingerprint: str | None = None
     config: dict[str, Any] | None = None
     trained: Provenance | None = None
     data: ImagesOf | None = None

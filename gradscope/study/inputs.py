@@ -161,6 +161,7 @@ def describe(reference: Reference, images: Chosen) -> dict[str, Any]:
         "source": reference.text,
         "weights": None if reference.weights is None else str(reference.weights),
         "sha256": _digest(reference),
+        "fingerprint": None if ours is None else ours.fingerprint,
         "config": None if ours is None else _published(ours.config),
         "epochs": None if ours is None else {"done": ours.epochs, "planned": ours.planned_epochs},
         "trained": None if ours is None else ours.provenance,

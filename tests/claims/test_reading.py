@@ -1,9 +1,10 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
-from gradscope.claims.measured import Ball
+from gradscope.claims.measured import Ball, Model
 from gradscope.claims.reading import read_study
 from gradscope.errors import GradscopeError
 
@@ -209,3 +210,12 @@ def test_a_damaged_history_is_said_in_one_line(directories):
     (path / "sl.history.csv").write_text("epoch\n1\n")
     with pytest.raises(GradscopeError, match=r"lacks the columns"):
         read_study(made.all)
+
+
+def test_a_model_is_the_same_by_its_file_or_its_weights():
+    one = Model("d", "a", "rl", 0, "rl", "file", "weights")
+    assert one.is_same(replace(one, file="another"))
+    assert one.is_same(replace(one, fingerprint=""))
+    assert not one.is_same(replace(one, file="another", fingerprint="other"))
+    assert not replace(one, fingerprint="").is_same(replace(one, file="another", fingerprint=""))
+    assert not one.is_same(replace(one, seed=1))

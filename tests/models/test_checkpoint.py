@@ -260,3 +260,23 @@ def test_load_strictly_lets_only_the_batch_counter_be_missing() -> None:
 def test_argument_is_the_callers(tmp_path: Path) -> None:
     with pytest.raises(GradscopeError, match=r"^--weights: "):
         load_weights_only(tmp_path / "nothing.pt", "--weights")
+
+
+def test_a_fingerprint_is_of_what_a_checkpoint_is(checkpoint: Checkpoint) -> None:
+    one = checkpoint
+    again = replace(one, provenance={"time": "later"}, history=[row | {"seconds": 9.0} for row in one.history])
+    assert again.fingerprint == one.fingerprint
+    moved = one.config | {"data": {"dataset": "digits", "data_root": "/elsewhere"}}
+    here = one.config | {"data": {"dataset": "digits", "data_root": "/here"}}
+    assert replace(one, config=moved).fingerprint == replace(one, config=here).fingerprint
+    name = next(iter(one.state_dict))
+    weights = {key: value.clone() for key, value in one.state_dict.items()}
+    weights[name].view(-1)[0] += 1e-7
+    for other in (
+        replace(one, state_dict=weights),
+        replace(one, mode="other"),
+        replace(one, history=[*one.history, {}]),
+        replace(one, data_fingerprint="other"),
+        replace(one, config=one.config | {"seed": 99}),
+    ):
+        assert other.fingerprint != one.fingerprint
