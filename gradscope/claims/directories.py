@@ -109,8 +109,8 @@ def joined(studies: Mapping[Path, Study]) -> Study:
     """Join studies, by where they lie, into one.
 
     A model is known by its fingerprint or the SHA-256 of its file. What is measured in several with equal values counts
-    once. Raises :class:`GradscopeError` where two studies hold different models of one data set, architecture, mode and seed, or
-    other values of one measurement of a model.
+    once. Raises :class:`GradscopeError` where two studies hold different models of one data set, architecture, mode and
+    seed, or other values of one measurement of a model.
     """
     whole = Study()
     owners: dict[Model, Path] = {}

@@ -35,7 +35,8 @@ class Record(Config):
     """One stage's record.
 
     ``state``: files of another name are being removed; begun; done; failed, with the ``error``. ``files`` and
-    ``inputs`` are the SHA-256 of what was written, and of the files of the stages it needed, by place. ``work`` is
+    ``inputs`` are the SHA-256 of what was written, and of the files of the stages it needed, by place; of a checkpoint
+    its fingerprint. ``seconds``: of all runs that it took. ``work`` is
     how many passes it was thought to take, from which later estimates are made; ``printed`` what it said at the end.
     """
 
