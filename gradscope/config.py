@@ -163,7 +163,7 @@ class Data(Config):
 class Training(Config):
     """Everything that decides a checkpoint, resolved. ``mode`` is a label: the phases say what is done.
 
-    ``initial`` is the SHA-256 of the checkpoint whose weights the run begins with; None: fresh ones, by the seed.
+    ``initial`` is the fingerprint of the checkpoint whose weights the run begins with; None: fresh ones, by the seed.
     """
 
     mode: str
