@@ -59,7 +59,7 @@ def test_a_run_begins_with_the_weights_of_another(tmp_path, digits, monkeypatch)
     for name, value in first.state_dict.items():
         torch.testing.assert_close(continued.state_dict[name], value)
     assert not torch.allclose(fresh.state_dict["network.0.weight"], first.state_dict["network.0.weight"], atol=1e-3)
-    assert continued.config["initial"] == load(tmp_path / "first.pt").fingerprint
+    assert continued.config["initial"] == checkpoints.load(tmp_path / "first.pt").fingerprint
     interrupt_after(monkeypatch, 1)
     with pytest.raises(InterruptedRunError):
         train(begun, few, tmp_path / "third.pt", CPU, initial=tmp_path / "first.pt")
