@@ -187,15 +187,15 @@ class _Run:
         if stage.label in self.spared or self.places.is_intact(stage, record, inputs):
             self._keep(stage, record)
             return
-        if gone := self.spared.intersection(stage.needs) if not stage.gathers else set():
-            self._recall(gone)
-            self.waiting[stage.label] = stage
-            return
         objection = None if self.limit is None else self.limit.objection(stage)
         if self.ended.postponed and stage.gathers and not done:
             objection = "there is nothing yet that it could be made of"
         if objection:
             self.ended.postponed[stage.label] = f"not begun: {objection}"
+            return
+        if gone := self.spared.intersection(stage.needs) if not stage.gathers else set():
+            self._recall(gone)
+            self.waiting[stage.label] = stage
             return
         self.note()
         self.under_way.add(stage.label)
