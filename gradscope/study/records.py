@@ -144,19 +144,12 @@ class Places:
 
         A table may have been compressed since: NAME.csv.gz stands for NAME.csv.
         """
-        return record is not None and self._is_said_done(stage, record, inputs) and self._is_unchanged(record)
+        return record is not None and record.inputs == dict(inputs) and self.stands(stage, record)
 
     def stands(self, stage: Stage, record: Record | None) -> bool:
         """Whether ``stage`` is done as far as its own record and files say, whatever has become of its needs."""
-        return (
-            record is not None and record.state == "done" and record.name == stage.name and self._is_unchanged(record)
-        )
-
-    @staticmethod
-    def _is_said_done(stage: Stage, record: Record, inputs: Mapping[str, str]) -> bool:
-        return record.state == "done" and record.name == stage.name and record.inputs == dict(inputs)
-
-    def _is_unchanged(self, record: Record) -> bool:
+        if record is None or record.state != "done" or record.name != stage.name:
+            return False
         try:
             return all(_content_digest(self.path(place)) == known for place, known in record.files.items())
         except (OSError, GradscopeError):
@@ -167,19 +160,18 @@ class Places:
 
         What was made from them may be done all the same. Models that nothing is made from are not spared.
         """
-        records = {stage.label: self.read(stage.label) for stage in stages}
-        files = {
-            label: record.files for label, record in records.items() if record is not None and record.state == "done"
-        }
+        read = {stage.label: self.read(stage.label) for stage in stages}
+        done = {label: record for label, record in read.items() if record is not None and record.state == "done"}
+        files = {label: record.files for label, record in done.items()}
         used = {need for stage in stages if not stage.gathers for need in stage.needs}
         return {
             stage.label
             for stage in stages
             if stage.kind in ("train", "scale")
-            and stage.label in used
+            and stage.label in used & done.keys()
             and not self.path(stage.place).exists()
-            and (record := records[stage.label]) is not None
-            and self._is_said_done(stage, record, self.inputs(stage, files))
+            and done[stage.label].name == stage.name
+            and done[stage.label].inputs == self.inputs(stage, files)
         }
 
     def sweep(self) -> None:
