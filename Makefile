@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-cluster lint bench clean
+.PHONY: quickstart test test-cluster lint bench examples clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/gradscope study analyses/quickstart.toml
@@ -24,6 +24,11 @@ lint: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m tests.benchmarks
+
+# The notebooks, executed anew in place.
+examples: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebook]'
+	OMP_NUM_THREADS=1 $(BIN)/python examples/execute.py examples/*.ipynb
 
 clean:
 	rm -rf $(VENV)

@@ -1,3 +1,58 @@
-"""What a gradient-based attacker sees in an image classifier, and whether its robustness is real."""
+"""What a gradient-based attacker sees in an image classifier, and whether its robustness is real.
+
+>>> import gradscope as gs
+>>> report = gs.audit(model, x, y, norm="linf", epsilon="8/255")  # doctest: +SKIP
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from gradscope.api import attack, audit, landscape, load, report, trace, train, transfer
+    from gradscope.attacks.threat import ThreatModel
+    from gradscope.config import PGD, Adversary, Budget, Phase, Training
+    from gradscope.data.image_set import ImageSet
+    from gradscope.errors import GradscopeError
+    from gradscope.measure.result import read
+
+__all__ = [
+    "PGD",
+    "Adversary",
+    "Budget",
+    "GradscopeError",
+    "ImageSet",
+    "Phase",
+    "ThreatModel",
+    "Training",
+    "attack",
+    "audit",
+    "landscape",
+    "load",
+    "read",
+    "report",
+    "trace",
+    "train",
+    "transfer",
+]
+
+#: Where each public name lives; it is imported when it is first asked for, so that `import gradscope` is fast.
+_HOMES = {
+    **dict.fromkeys(("attack", "audit", "landscape", "load", "report", "trace", "train", "transfer"), "api"),
+    **dict.fromkeys(("PGD", "Adversary", "Budget", "Phase", "Training"), "config"),
+    "GradscopeError": "errors",
+    "ImageSet": "data.image_set",
+    "ThreatModel": "attacks.threat",
+    "read": "measure.result",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

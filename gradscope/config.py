@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -16,8 +16,10 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
     Tag,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import ErrorDetails
@@ -37,11 +39,14 @@ def parse_radius(value: object) -> float:
     except (ValueError, TypeError, ArithmeticError):
         radius = float("nan")
     if not isfinite(radius) or radius < 0:
-        raise ValueError("a number not below 0 such as 0.03 or 8/255 is allowed")
+        raise ValueError("must be a number not below 0 such as 0.03 or 8/255")
     return radius
 
 
 Radius = Annotated[float, BeforeValidator(parse_radius)]
+
+#: Radius where only the norm is named: the paper's in L2, the field's usual one in L-infinity. Pixel units.
+DEFAULT_RADII: dict[str, float] = {"l2": 1.0, "linf": 8 / 255}
 
 
 class Config(BaseModel):
@@ -55,7 +60,9 @@ class Config(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise _explain(cls, error.errors()[0]) from None
+            first = error.errors()[0]
+            ours = first.get("ctx", {}).get("error")
+            raise (ours if isinstance(ours, GradscopeError) else _explain(cls, first)) from None
 
 
 def _explain(config: type[Config], error: ErrorDetails) -> GradscopeError:
@@ -69,7 +76,8 @@ def _explain(config: type[Config], error: ErrorDetails) -> GradscopeError:
         allowed = [name.strip(" '") for name in str(error["ctx"]["expected"]).replace(" or ", ",").split(",")]
         return unknown_name(key, given, allowed)
     message = error["msg"].removeprefix("Value error, ")
-    return GradscopeError(f"{key}: {message}, got {given!r}" if key else message)
+    colon = "" if message.startswith("must ") else ":"
+    return GradscopeError(f"{key}{colon} {message}, got {given!r}", key) if key else GradscopeError(message)
 
 
 def _fields_at(config: type[Config], location: tuple[int | str, ...]) -> list[str]:
@@ -85,6 +93,26 @@ def _nested(annotation: Any) -> list[type]:
     if isinstance(annotation, type) and not get_args(annotation):
         return [annotation]
     return [kind for argument in get_args(annotation) for kind in _nested(argument)]
+
+
+class StepSize(Config):
+    """How long a step is: ``step_size`` in pixel units, or ``relative_step_size`` in multiples of epsilon."""
+
+    step_size: Radius | None = None
+    relative_step_size: Radius | None = None
+
+    def at(self, epsilon: float, steps: int) -> float:
+        """Resolve to pixel units; where neither is given 2.5 epsilon / steps, across the ball and back (Madry 2018)."""
+        if self.step_size is not None:
+            return self.step_size
+        return 2.5 * epsilon / steps if self.relative_step_size is None else self.relative_step_size * epsilon
+
+    @model_validator(mode="after")
+    def _not_both(self) -> Self:
+        if self.step_size is not None and self.relative_step_size is not None:
+            given = f"got {self.step_size:g} and {self.relative_step_size:g}"
+            raise ValueError(f"step_size must not be given beside relative_step_size, {given}")
+        return self
 
 
 #: One objective, or several by weight. The tags choose which of the two a mistake is explained against.
@@ -114,7 +142,7 @@ class Adversary(Config):
     @property
     def resolved_step_size(self) -> float:
         """``step_size``, or 2.5 epsilon / steps where none is given."""
-        return 2.5 * self.epsilon / self.steps if self.step_size is None else self.step_size
+        return StepSize(step_size=self.step_size).at(self.epsilon, self.steps)
 
 
 class Phase(Config):
@@ -163,7 +191,9 @@ class Data(Config):
 class Training(Config):
     """Everything that decides a checkpoint, resolved. ``mode`` is a label: the phases say what is done.
 
-    ``initial`` is the fingerprint of the checkpoint whose weights the run begins with; None: fresh ones, by the seed.
+    ``architecture`` is a name or a user's ``package.module:factory(...)``. ``initial`` is the fingerprint of the
+    checkpoint whose weights the run begins with; None: fresh ones, by the seed. ``train_samples``: how many of the
+    training images are used, for validation too, every class in its share.
     """
 
     mode: str
@@ -179,6 +209,13 @@ class Training(Config):
     seed: int = Field(default=0, ge=0)
     precision: Precision = "32"
     initial: str | None = None
+    train_samples: int | None = Field(default=None, ge=2)
+
+    @model_serializer(mode="wrap")
+    def _without_new_keys(self, values_of: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what older versions did not know, where it is not used: stages and checkpoints keep their names."""
+        values: dict[str, Any] = values_of(self)
+        return values if self.train_samples is not None else {k: v for k, v in values.items() if k != "train_samples"}
 
     @property
     def epochs(self) -> int:
@@ -194,12 +231,14 @@ class PGD(Config):
     below it; ``start`` "ball" is uniform in the ball, "cube" uniform in [-epsilon, epsilon]^D, then projected.
     Each step follows the mean gradient of ``smoothing`` copies of the point, each with Gaussian noise of standard
     deviation ``smoothing_radius`` in every coordinate (pixel units); one copy without noise is the plain gradient.
+
+    ``epsilon`` is that of :data:`DEFAULT_RADII` where none is given, ``step_size`` that of :class:`StepSize`.
     """
 
     norm: Norm = "l2"
-    epsilon: Radius = 1.0
-    step_size: Radius = 0.1
+    epsilon: Radius = Field(default_factory=lambda given: DEFAULT_RADII[given["norm"]])
     steps: int = Field(default=100, ge=1)
+    step_size: Radius = Field(default_factory=lambda given: StepSize().at(given["epsilon"], given["steps"]))
     loss: AttackLoss = "cross-entropy"
     start: Literal["none", "ball", "cube"] = "ball"
     restarts: int = Field(default=1, ge=1)
@@ -211,6 +250,11 @@ class PGD(Config):
     smoothing_radius: Radius = 0.0
 
     @property
+    def ball(self) -> dict[str, Any]:
+        """The norm and the radius, as rows of results name them."""
+        return {"norm": self.norm, "epsilon": self.epsilon}
+
+    @property
     def smooths(self) -> bool:
         """Whether the step's gradient is a mean over copies."""
         return self.smoothing > 1 or self.smoothing_radius > 0
@@ -218,25 +262,30 @@ class PGD(Config):
     @model_validator(mode="after")
     def _restarts_differ(self) -> Self:
         if self.restarts > 1 and self.start == "none":
-            raise ValueError("restarts: more than one needs a random start; start 'none' came")
+            raise ValueError("restarts must be 1 without a random start, got start 'none'")
         return self
 
 
-class Budget(Config):
-    """How much work the attacks of the battery may take.
+class Budget(StepSize):
+    """How much work the attacks of an evaluation may take, and how long the steps of PGD are where that is given.
 
-    ``steps`` of every gradient attack, their ``step_size`` 2.5 epsilon / steps where None; ``restarts`` of
-    pgd-restarts; ``smoothing`` copies a step of pgd-smooth; ``targets``: how many wrong classes apgd-t and fab-t aim
-    at, likeliest first; ``queries`` of square; ``draws``: random points of noise.
+    ``steps`` of every gradient attack; ``restarts`` of pgd-restarts; ``smoothing`` copies a step of pgd-smooth;
+    ``targets``: how many wrong classes apgd-t and fab-t aim at, likeliest first; ``queries`` of square; ``draws``:
+    random points of noise.
     """
 
     steps: int = Field(default=100, ge=1)
-    step_size: Radius | None = None
     restarts: int = Field(default=10, ge=1)
     smoothing: int = Field(default=16, ge=1)
     targets: int = Field(default=9, ge=1)
     queries: int = Field(default=5000, ge=1)
     draws: int = Field(default=1000, ge=1)
+
+    @property
+    def walk(self) -> dict[str, Any]:
+        """The part of the budget that every PGD takes: its steps, and their size where one is given."""
+        given = {key: getattr(self, key) for key in ("steps", "step_size", "relative_step_size")}
+        return {key: value for key, value in given.items() if value is not None}
 
 
 class Balls(Config):
@@ -250,12 +299,12 @@ class Balls(Config):
     def radii(self) -> tuple[float, ...]:
         """Every radius once, ascending."""
         given = {*self.epsilons, *([] if self.epsilon is None else [self.epsilon])}
-        return tuple(sorted(given)) or (DEFAULT_RADII[self.norm][0],)
+        return tuple(sorted(given)) or (DEFAULT_RADII[self.norm],)
 
     @model_validator(mode="after")
     def _not_a_point(self) -> Self:
         if 0 in self.radii:
-            raise ValueError("epsilon: a number above 0 is allowed in an attack, got 0")
+            raise ValueError("epsilon must be above 0 in an attack, got 0")
         return self
 
 
@@ -266,19 +315,19 @@ class Grid(Config):
     span: float = Field(default=3.0, gt=0)
 
 
-class NamedAttack(NamedTuple):
-    """What an attack changes of :class:`PGD`'s exact defaults, and in words."""
-
-    changes: dict[str, Any]
-    meaning: str
-
-
-ATTACKS: dict[str, NamedAttack] = {
-    "pgd": NamedAttack({}, "exact: summed loss, the gradient's own norm, start uniform in the ball, inside [0, 1]"),
-    "pgd-paper": NamedAttack(
-        {"start": "cube", "box": False, "reduction": "mean", "norm_floor": 1e-6},
-        "the paper's to the letter: batch-mean loss, norm floored at 1e-6, projected cube start, no box",
-    ),
+#: The attacks that are PGD along one loss: what each changes of :class:`PGD`'s exact defaults. An attack that sets its
+#: ``steps`` keeps them and their size, whatever is given. ``step_factor``: steps so many times as long, at most across
+#: the ball.
+PGD_ATTACKS: dict[str, dict[str, Any]] = {
+    "pgd": {},
+    "fgsm": {"start": "none", "steps": 1, "relative_step_size": 1.0},
+    "pgd-paper": {"start": "cube", "box": False, "reduction": "mean", "norm_floor": 1e-6, "relative_step_size": 0.1},
+    "pgd-log-odds": {"loss": "log-odds"},
+    "pgd-margin": {"loss": "margin"},
+    "pgd-dlr": {"loss": "dlr"},
+    "pgd-rescaled": {"loss": "rescaled-cross-entropy"},
+    "pgd-float64": {"precision": "float64"},
+    "pgd-large-steps": {"step_factor": 10.0},
 }
 
 OBJECTIVES: dict[str, str] = {
@@ -287,18 +336,15 @@ OBJECTIVES: dict[str, str] = {
     "expected-reward": "1 - p_y, the policy gradient's expectation without exploration",
 }
 
-#: Radius and step where the command names only the norm: the paper's L2, and the field's usual L-infinity.
-DEFAULT_RADII: dict[str, tuple[float, float]] = {"l2": (1.0, 0.1), "linf": (8 / 255, 2 / 255)}
-
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file; a missing or malformed one raises :class:`GradscopeError`."""
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
-        raise GradscopeError(f"--config: {path} cannot be read: {error.strerror}") from None
+        raise GradscopeError(f"config: {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise GradscopeError(f"--config: {path} is not TOML: {error}") from None
+        raise GradscopeError(f"config: {path} is not TOML: {error}") from None
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -317,7 +363,7 @@ def apply_setting(values: dict[str, Any], setting: str) -> None:
     """
     key, separator, text = setting.partition("=")
     if not separator or not key:
-        raise GradscopeError(f"--set: KEY=VALUE is allowed, such as phases.0.epochs=3, got {setting!r}")
+        raise GradscopeError(f"set must be KEY=VALUE, such as phases.0.epochs=3, got {setting!r}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -327,7 +373,7 @@ def apply_setting(values: dict[str, Any], setting: str) -> None:
     for part in path:
         target = _child(target, part, key)
         if not isinstance(target, dict | list):
-            raise GradscopeError(f"--set: {key!r} goes below {part!r}, which holds no table")
+            raise GradscopeError(f"set: {key!r} goes below {part!r}, which holds no table")
     if isinstance(target, list):
         _child(target, last, key)
         target[int(last)] = value
@@ -338,23 +384,30 @@ def apply_setting(values: dict[str, Any], setting: str) -> None:
 def _child(target: Any, part: str, key: str) -> Any:
     if isinstance(target, list):
         if not part.isdecimal() or int(part) >= len(target):
-            raise GradscopeError(f"--set: {key!r} needs an index from 0 to {len(target) - 1}, got {part!r}")
+            raise GradscopeError(f"set: {key!r} needs an index from 0 to {len(target) - 1}, got {part!r}")
         return target[int(part)]
     if part not in target:
-        raise unknown_name(f"--set {key}", part, target)
+        raise unknown_name(f"set: {key}", part, target)
     return target[part]
 
 
-def attack_settings(name: str, changes: Mapping[str, Any]) -> PGD:
-    """The named attack with ``changes``; a radius or step that is not given is the usual one of the norm."""
-    named = lookup(ATTACKS, name, "--attack")
-    epsilon, step_size = DEFAULT_RADII.get(str(changes.get("norm", "l2")), DEFAULT_RADII["l2"])
-    return PGD.parse({"epsilon": epsilon, "step_size": step_size, **named.changes, **changes})
+def attack_settings(name: str, given: Mapping[str, Any]) -> PGD:
+    """Resolve the attack called ``name`` of :data:`PGD_ATTACKS` with what is ``given`` laid over it."""
+    changes = lookup(PGD_ATTACKS, name, "attack")
+    sizes = StepSize.model_fields.keys()
+    if "steps" in changes:
+        given = {key: value for key, value in given.items() if key not in {"steps", *sizes}}
+    elif sizes & given.keys():
+        changes = {key: value for key, value in changes.items() if key not in sizes}
+    values = {**changes, **given}
+    size = StepSize.parse({key: values.pop(key) for key in sizes & values.keys()})
+    factor = values.pop("step_factor", None)
+    settings = PGD.parse(values)
+    length = size.at(settings.epsilon, settings.steps)
+    length = length if factor is None else min(factor * length, 2 * settings.epsilon)
+    return settings.model_copy(update={"step_size": length})
 
 
-def short_attack_settings(name: str, changes: Mapping[str, Any]) -> PGD:
-    """The named attack in few steps, for where it is made thousands of times: 5, of 2.5 epsilon / steps each."""
-    settings = attack_settings(name, {"steps": 5, **changes})
-    if "step_size" in changes:
-        return settings
-    return settings.model_copy(update={"step_size": 2.5 * settings.epsilon / settings.steps})
+def short_attack_settings(name: str, given: Mapping[str, Any]) -> PGD:
+    """Resolve the attack in 5 steps where their number is not given, for where it is made thousands of times."""
+    return attack_settings(name, {"steps": 5, **given})

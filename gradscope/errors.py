@@ -1,19 +1,38 @@
 """The error a user's mistake raises, and the one way names are looked up."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-class GradscopeError(Exception):
-    """A mistake of the user's. The message is one line: the argument, what is allowed, what came.
+#: The argument that a message begins with: "epsilon must be ...", "data_root: no such folder".
+_LEADING = re.compile(r"\w+(?=(?:\.\w+)*(?::| must\b))")
 
+
+class GradscopeError(ValueError):
+    """A mistake of the user's. The message is one line: the argument, what it must be, what came.
+
+    ``argument``: the argument with whose name the message begins, as Python spells it; read off the message where it
+    is not given. Arguments that a hint names are in backticks. The command line says its flags instead of both.
     ``shared``: every process of a run raises it, so that the first may speak for all.
     """
 
     shared = False
+
+    def __init__(self, message: str, argument: str | None = None) -> None:
+        super().__init__(message)
+        found = _LEADING.match(message)
+        self.argument = found[0] if argument is None and found else argument
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.argument)
+
+
+class CannotResumeError(GradscopeError):
+    """An unfinished run that cannot be continued: it was begun otherwise, or its state is damaged."""
 
 
 def unknown_name(argument: str, name: str, known: Iterable[str]) -> GradscopeError:
@@ -29,3 +48,12 @@ def lookup(table: Mapping[str, T], name: str, argument: str) -> T:
     if name not in table:
         raise unknown_name(argument, name, table)
     return table[name]
+
+
+def known_names(names: Sequence[str], table: Mapping[str, Any], argument: str) -> list[str]:
+    """``names``, each once; all must be in ``table``, and there must be one."""
+    for name in names:
+        lookup(table, name, argument)
+    if not names:
+        raise GradscopeError(f"{argument}: at least one name is needed, known: {', '.join(table)}")
+    return list(dict.fromkeys(names))

@@ -93,3 +93,8 @@ def mean_pairwise_cosine(sum_of_units: Tensor, count: Tensor) -> Tensor:
     squared = sum_of_units.square().sum(dim=1)
     value = ((squared - count) / (count * (count - 1))).clamp(max=1)
     return value.where(count >= 2, math.nan)
+
+
+def fooled(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which images ``(N,)`` the model gets wrong. Logits that are not all finite are wrong: no argmax is the label."""
+    return (logits.argmax(dim=1) != labels) | ~logits.isfinite().all(dim=1)

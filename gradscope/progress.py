@@ -11,6 +11,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 #: Call with how many are done since the last call, and a note shown after the bar.
 Advance = Callable[[int, str], None]
 
+#: Whether bars are drawn whatever stderr is; None: on a terminal.
+_wanted: ContextVar[bool | None] = ContextVar("bars wanted", default=None)
 #: The display of the whole, where there is one: every bar is a line of it.
 _shared: ContextVar[Progress | None] = ContextVar("shared display", default=None)
 
@@ -43,6 +45,16 @@ def overall_progress(description: str, total: int) -> Iterator[Advance]:
             _shared.reset(token)
 
 
+@contextmanager
+def shown(wanted: bool | None) -> Iterator[None]:
+    """Draw bars in this block, or none; None leaves it to whether stderr is a terminal."""
+    token = _wanted.set(wanted)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
 def _display(visible: bool) -> Progress:
     columns = (
         TextColumn("{task.description}"),
@@ -51,8 +63,9 @@ def _display(visible: bool) -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    silent = not (visible and sys.stderr.isatty())
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=silent)
+    wanted = _wanted.get()
+    silent = not (visible and (sys.stderr.isatty() if wanted is None else wanted))
+    return Progress(*columns, console=Console(stderr=True, force_terminal=wanted), transient=True, disable=silent)
 
 
 def _advance(progress: Progress, description: str, total: int) -> Advance:

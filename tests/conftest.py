@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradscope.data.image_set import ImageSet
+from gradscope.config import Data
+from gradscope.data import sources
+from gradscope.data.image_set import ImageSet, Splits
+from gradscope.distributed.processes import Hardware
+from gradscope.training.request import TrainingRequest
+from gradscope.training.runs import configure_training, run_training
 
 
 def state_digest(model: nn.Module) -> str:
@@ -108,3 +113,19 @@ def unpack(tmp_path_factory: pytest.TempPathFactory) -> Unpack:
 def cifar10_folder(unpack: Unpack) -> Path:
     """20 real CIFAR-10 images of each class and split, in an ImageFolder tree."""
     return unpack("cifar10", 20)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Splits:
+    return sources.load(Data())
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Checkpoints ``sl.pt``, its epochs beside it, and ``rl.pt``, on digits."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    for mode, epochs in (("sl", 3), ("rl", 4)):
+        training, splits = configure_training(TrainingRequest(mode=mode, epochs=epochs))
+        out = root / f"{mode}.pt"
+        run_training(training, splits, out, Hardware("cpu"), resume=False, overwrite=False, keep_epochs=mode == "sl")
+    return [str(root / f"{mode}.pt") for mode in ("sl", "rl")]

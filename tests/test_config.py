@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gradscope.config import (
-    ATTACKS,
     DEFAULT_RADII,
     OBJECTIVES,
     PGD,
+    PGD_ATTACKS,
     Adversary,
     Balls,
     Budget,
@@ -56,7 +56,9 @@ def test_radius_is_read(given_value, radius):
 def test_radius_is_refused_in_one_line(given_value):
     with pytest.raises(ValueError, match="not below 0"):
         parse_radius(given_value)
-    assert message_of(PGD, {"epsilon": given_value}).startswith("epsilon: a number not below 0 such as 0.03 or 8/255")
+    assert message_of(PGD, {"epsilon": given_value}).startswith(
+        "epsilon must be a number not below 0 such as 0.03 or 8/255"
+    )
 
 
 @few
@@ -79,8 +81,8 @@ def test_configs_are_frozen():
         (PGD, {"norm_floor": nan}, "norm_floor: Input should be a finite number, got nan"),
         (PGD, {"smoothing": 0}, "smoothing: Input should be greater than or equal to 1, got 0"),
         (Budget, {"queries": 0}, "queries: Input should be greater than or equal to 1, got 0"),
-        (Budget, {"step_size": -1}, "step_size: a number not below 0 such as 0.03 or 8/255 is allowed, got -1"),
-        (PGD, {"restarts": 2, "start": "none"}, "restarts: more than one needs a random start; start 'none' came"),
+        (Budget, {"step_size": -1}, "step_size must be a number not below 0 such as 0.03 or 8/255, got -1"),
+        (PGD, {"restarts": 2, "start": "none"}, "restarts must be 1 without a random start, got start 'none'"),
         (Phase, {**PHASE, "learning_rate": 0}, "learning_rate: Input should be greater than 0, got 0"),
         (Phase, {**PHASE, "exploration": 1.5}, "exploration: Input should be less than or equal to 1, got 1.5"),
         (Phase, {**PHASE, "exploration_scope": "sampel"}, "exploration_scope: 'sampel' is unknown; did you mean 'sa"),
@@ -170,10 +172,10 @@ def test_a_resolved_config_survives_json():
 
 
 def test_named_attacks_and_radii_are_valid():
-    for attack in ATTACKS.values():
-        PGD.parse(attack.changes)
+    for name in PGD_ATTACKS:
+        assert attack_settings(name, {}).epsilon == 1.0
     assert set(DEFAULT_RADII) == {"l2", "linf"}
-    paper = PGD.parse(ATTACKS["pgd-paper"].changes)
+    paper = attack_settings("pgd-paper", {})
     assert (paper.start, paper.box, paper.reduction, paper.norm_floor) == ("cube", False, "mean", 1e-6)
     exact = PGD()
     assert (exact.box, exact.reduction, exact.norm_floor, exact.precision) == (True, "sum", 0.0, "float32")
@@ -182,12 +184,43 @@ def test_named_attacks_and_radii_are_valid():
 def test_an_attack_gets_the_radius_of_its_norm_unless_told():
     assert attack_settings("pgd", {}) == PGD()
     linf = attack_settings("pgd-paper", {"norm": "linf"})
-    assert (linf.epsilon, linf.step_size, linf.start) == (8 / 255, 2 / 255, "cube")
+    assert (linf.epsilon, linf.start) == (8 / 255, "cube")
     told = attack_settings("pgd-paper", {"norm": "linf", "epsilon": "4/255", "start": "none"})
-    assert (told.epsilon, told.step_size, told.start) == (4 / 255, 2 / 255, "none")
+    assert (told.epsilon, told.start) == (4 / 255, "none")
     for name, changes in (("pdg", {}), ("pgd", {"norm": "l3"}), ("pgd", {"stepz": 1})):
         with pytest.raises(GradscopeError, match="is unknown; did you mean"):
             attack_settings(name, changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("pgd", {}, 2.5 * 0.5 / 20),
+        ("pgd-margin", {}, 2.5 * 0.5 / 20),
+        ("pgd-paper", {}, 0.5 / 10),
+        ("pgd-large-steps", {}, 10 * 2.5 * 0.5 / 20),
+        ("pgd-large-steps", {"steps": 2}, 2 * 0.5),
+        ("pgd", {"step_size": "2/255"}, 2 / 255),
+        ("pgd-paper", {"step_size": 0.07}, 0.07),
+        ("pgd", {"relative_step_size": "0.1"}, 0.05),
+        ("pgd-paper", {"relative_step_size": 0.2}, 0.1),
+        ("fgsm", {"step_size": 0.01, "steps": 50}, 0.5),
+    ],
+)
+def test_one_rule_says_how_long_a_step_is(name, given, expected):
+    settings = attack_settings(name, {"epsilon": 0.5, "steps": 20, **given})
+    assert settings.step_size == pytest.approx(expected, rel=1e-12)
+    assert settings.steps == (1 if name == "fgsm" else given.get("steps", 20))
+    saved = settings.model_dump()
+    assert "relative_step_size" not in saved
+    assert PGD.parse(saved).step_size == settings.step_size
+
+
+def test_of_two_step_sizes_one_is_too_many():
+    both = {"step_size": 0.1, "relative_step_size": 0.2}
+    for refuse in (lambda: attack_settings("pgd", both), lambda: Budget.parse(both)):
+        with pytest.raises(GradscopeError, match=r"^step_size must not be given beside .*, got 0\.1 and 0\.2$"):
+            refuse()
 
 
 def test_a_gradient_is_smoothed_where_it_is_asked_for():
@@ -210,7 +243,7 @@ def test_a_damaged_toml_is_one_line(tmp_path, content):
     path = tmp_path / "a.toml"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(GradscopeError, match=r"--config: .*a\.toml") as caught:
+    with pytest.raises(GradscopeError, match=r"config: .*a\.toml") as caught:
         read_toml(path)
     assert "\n" not in str(caught.value)
 
@@ -286,7 +319,7 @@ def test_a_setting_that_leads_nowhere_is_one_line(setting):
         "data": {"dataset": "digits"},
         "phases": [{"epochs": 1}, {"epochs": 1}],
     }
-    with pytest.raises(GradscopeError, match=r"^--set") as caught:
+    with pytest.raises(GradscopeError, match=r"^set\b") as caught:
         apply_setting(values, setting)
     assert "\n" not in str(caught.value)
     assert values["phases"] == [{"epochs": 1}, {"epochs": 1}]
@@ -307,5 +340,5 @@ def test_the_balls_of_a_battery():
     several = Balls.parse({"norm": "linf", "epsilon": "2/255", "epsilons": ["8/255", "2/255", "0.001"]})
     assert several.radii == (0.001, 2 / 255, 8 / 255)
     for bad in ({"epsilon": "0"}, {"epsilons": ["0.5", "0/255"]}):
-        with pytest.raises(GradscopeError, match="epsilon: a number above 0 is allowed in an attack, got 0"):
+        with pytest.raises(GradscopeError, match="epsilon must be above 0 in an attack, got 0"):
             Balls.parse(bad)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from gradscope.attacks.pgd import look
+from gradscope.attacks.problem import Problem, in_turn
 from gradscope.attacks.threat import ThreatModel
-from gradscope.attacks.victims import Victims, fooled, in_turn
 from gradscope.config import AttackLoss
-from gradscope.functional import per_sample
+from gradscope.functional import fooled, per_sample
 from gradscope.losses import LOSSES
 
 #: Logits ``(N, K)``, labels ``(N,)`` and the classes aimed at ``(N,)`` to a loss ``(N,)``.
@@ -31,26 +31,26 @@ RISING_SHARE = 0.75
 GRADIENT_SHARE = 0.75
 
 
-def apgd(victims: Victims, loss: AttackLoss) -> Tensor:
+def apgd(problem: Problem, loss: AttackLoss) -> Tensor:
     """Auto-PGD on ``loss`` from a random point of the ball's surface, one start."""
 
     def untargeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
         return LOSSES[loss](logits, labels)
 
-    start = victims.start("surface", "apgd", loss)
-    return ascend(victims, untargeted, victims.labels, start)
+    start = problem.start("surface", "apgd", loss)
+    return ascend(problem, untargeted, problem.labels, start)
 
 
-def apgd_targeted(victims: Victims) -> Tensor:
+def apgd_targeted(problem: Problem) -> Tensor:
     """Auto-PGD on :func:`targeted_dlr`, aimed at the likeliest wrong classes of the clean image, one after another."""
 
-    def aimed(rank: int, left: Victims) -> Tensor:
+    def aimed(rank: int, left: Problem) -> Tensor:
         with torch.no_grad():
             ranking = left.model(left.images).argsort(dim=1, descending=True)
         targets = ranking[ranking != left.labels.unsqueeze(1)].reshape(len(left), -1)[:, rank]
         return ascend(left, targeted_dlr, targets, left.start("surface", "apgd-t", rank))
 
-    return in_turn(victims, [partial(aimed, rank) for rank in range(min(victims.budget.targets, victims.classes - 1))])
+    return in_turn(problem, [partial(aimed, rank) for rank in range(min(problem.budget.targets, problem.classes - 1))])
 
 
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def checkpoints(steps: int) -> dict[int, int]:
 
 @dataclass
 class _Walk:
-    """Where the ascent of each image is, ``(N, ...)``; ``rows`` are their places among the victims."""
+    """Where the ascent of each image is, ``(N, ...)``; ``rows`` are their places among all."""
 
     rows: Tensor
     labels: Tensor
@@ -131,20 +131,20 @@ class _Walk:
         self.rises.zero_()
 
 
-def ascend(victims: Victims, loss: TargetedLoss, targets: Tensor, start: Tensor) -> Tensor:
+def ascend(problem: Problem, loss: TargetedLoss, targets: Tensor, start: Tensor) -> Tensor:
     """The first iterate from ``start`` that fools the model, of each image; else the one of largest loss."""
-    steps, settings = victims.budget.steps, victims.settings()
+    steps, settings = problem.budget.steps, problem.settings()
     intervals = checkpoints(steps)
     points = start.clone()
-    walk = _beginning(victims, targets, start)
+    walk = _beginning(problem, targets, start)
 
     def aimed(logits: Tensor, labels: Tensor) -> Tensor:
         return loss(logits, labels, walk.targets)
 
     for step in range(steps + 1):
         if step > 0:
-            walk.move(victims.threat, GRADIENT_SHARE if step > 1 else 1.0)
-        here = look(victims.model, walk.current, walk.labels, settings, loss=aimed, gradient=step < steps)
+            walk.move(problem.threat, GRADIENT_SHARE if step > 1 else 1.0)
+        here = look(problem.model, walk.current, walk.labels, settings, loss=aimed, gradient=step < steps)
         wrong = fooled(here.logits, walk.labels)
         points[walk.rows[wrong]] = walk.current[wrong]
         gradient = torch.zeros_like(walk.current) if here.gradient is None else here.gradient.nan_to_num(0.0)
@@ -161,14 +161,14 @@ def ascend(victims: Victims, loss: TargetedLoss, targets: Tensor, start: Tensor)
     return points
 
 
-def _beginning(victims: Victims, targets: Tensor, start: Tensor) -> _Walk:
-    count = len(victims)
+def _beginning(problem: Problem, targets: Tensor, start: Tensor) -> _Walk:
+    count = len(problem)
     lowest = torch.full((count,), -math.inf, device=start.device)
     return _Walk(
         rows=torch.arange(count, device=start.device),
-        labels=victims.labels,
+        labels=problem.labels,
         targets=targets,
-        origin=victims.images,
+        origin=problem.images,
         previous=start,
         current=start,
         gradient=torch.zeros_like(start),
@@ -179,5 +179,5 @@ def _beginning(victims: Victims, targets: Tensor, start: Tensor) -> _Walk:
         best_loss_then=lowest.clone(),
         halved_then=torch.ones_like(targets, dtype=torch.bool),
         rises=torch.zeros_like(targets),
-        step_size=torch.full_like(lowest, 2 * victims.threat.epsilon),
+        step_size=torch.full_like(lowest, 2 * problem.threat.epsilon),
     )

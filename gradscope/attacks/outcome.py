@@ -1,4 +1,4 @@
-"""What a battery found: which attack fooled the model on which image, how far from it, and at what cost."""
+"""What an evaluation found: which attack fooled the model on which image, how far from it, and at what cost."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gradscope.attacks.threat import ThreatModel
-from gradscope.results.rows import ATTACK_METRICS
+from gradscope.results.schemas import ATTACK_METRICS
 from gradscope.results.stats import Interval, wilson_interval
 
 Row = dict[str, Any]
@@ -39,7 +39,7 @@ class AttackOutcome:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A battery on N images: ``attacks`` in the order they were run, and why the ``skipped`` ones were not.
+    """An evaluation of N images: ``attacks`` in the order they were run, and why the ``skipped`` ones were not.
 
     ``right`` ``(N,)``: the model gives the label of the clean image. ``undefined`` ``(N,)``: its clean logits are not
     finite; these are not right. The attacks in ``cascade`` had only what stood.

@@ -1,7 +1,7 @@
 """Projected gradient descent, once: every iterate is shown to an observer with the facts that belong to it."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,9 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from gradscope.attacks.registry import PAPER_BATCH
 from gradscope.attacks.threat import ThreatModel
-from gradscope.config import PGD
-from gradscope.functional import flatten, norm_and_unit
+from gradscope.config import PGD, Budget, attack_settings
+from gradscope.functional import flatten, fooled, norm_and_unit
 from gradscope.losses import LOSSES, Loss
 from gradscope.models.inspection import measuring
 from gradscope.seeding import derive
@@ -49,6 +50,12 @@ class Iterate:
         """Direction of the gradient ``(N, D)``; zero where the gradient is."""
         return self.norm_and_unit[1]
 
+    def only(self, rows: Tensor) -> "Iterate":
+        """The images at ``rows`` ``(M,)``."""
+        gradient = None if self.gradient is None else self.gradient[rows]
+        points, logits, loss = self.images[rows], self.logits[rows], self.loss[rows]
+        return replace(self, images=points, logits=logits, loss=loss, gradient=gradient)
+
     @cached_property
     def signs(self) -> Tensor:
         """Signs of the gradient ``(N, D)`` as int8: a quarter of the memory to read again at the next iterate."""
@@ -57,32 +64,68 @@ class Iterate:
 
 
 Observer = Callable[[Iterate], None]
+#: Where each image ``(N, C, H, W)`` begins in a restart.
+Begin = Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
 class Streams:
-    """Where the noise of smoothed gradients comes from: a stream for each step of each image.
+    """Where the random numbers of PGD come from: streams of each image, for its start and for each step.
 
-    ``numbers`` ``(N,)`` name the images, on the CPU; so the noise depends neither on the batch size nor on who shares
-    the batch.
+    ``numbers`` ``(N,)``, on the CPU, name the images under ``seed``; so what is drawn depends neither on the batch size
+    nor on who shares the batch. ``restart`` counts the starts.
     """
 
     seed: int
-    names: tuple[object, ...]
     numbers: Tensor
+    restart: int = 0
+
+    def only(self, rows: Tensor) -> "Streams":
+        """Those of the images at ``rows`` ``(M,)``."""
+        return replace(self, numbers=self.numbers[rows.cpu()])
+
+    def start(self, images: Tensor, settings: PGD) -> Tensor:
+        """Draw where PGD begins, ``(N, C, H, W)``: the start that ``settings`` names."""
+        if settings.start == "none":
+            return images
+        names = ("start", self.restart)
+        return threat_model(settings).random_start(images, settings.start, self.seed, names, self.numbers)
 
     def gaussian(self, like: Tensor, copies: int, step: int) -> Tensor:
-        """Standard Gaussian noise ``(copies, N, ...)`` for the images ``like`` ``(N, ...)`` at ``step``."""
+        """Draw standard Gaussian noise ``(copies, N, ...)`` for the images ``like`` ``(N, ...)`` at ``step``."""
         noise = torch.empty(len(like), copies, *like.shape[1:])
         stream = torch.Generator()
         for row, number in zip(noise, self.numbers.tolist(), strict=True):
-            row.normal_(generator=stream.manual_seed(derive(self.seed, *self.names, step, number)))
+            row.normal_(generator=stream.manual_seed(derive(self.seed, "smoothing", self.restart, step, number)))
         return noise.transpose(0, 1).to(like)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Where PGD led N images: their ``points`` ``(N, C, H, W)``.
+
+    ``first_fooled`` ``(N,)``: the step of the first iterate that fooled the model, -1 where none of those that were
+    looked at did.
+    """
+
+    points: Tensor
+    first_fooled: Tensor
+
+    @property
+    def fooled(self) -> Tensor:
+        """Which images ``(N,)`` were fooled by some iterate."""
+        return self.first_fooled >= 0
 
 
 def threat_model(settings: PGD) -> ThreatModel:
     """The threat model of ``settings``."""
     return ThreatModel(settings.norm, settings.epsilon, settings.box)
+
+
+def settings_inside(threat: ThreatModel, budget: Budget, attack: str = "pgd", **given: object) -> PGD:
+    """Resolve the PGD called ``attack`` inside ``threat`` and ``budget``, with what is ``given``."""
+    box = {} if threat.box else {"box": False}  # an attack that ignores the box goes on doing so
+    return attack_settings(attack, {"norm": threat.norm, "epsilon": threat.epsilon, **box, **budget.walk, **given})
 
 
 @contextmanager
@@ -105,7 +148,7 @@ def look(
     *,
     loss: Loss | None = None,
     gradient: bool = True,
-    noise: Streams | None = None,
+    streams: Streams | None = None,
 ) -> Iterate:
     """The facts at ``images``: one forward pass, and one backward pass where the gradient is wanted.
 
@@ -114,7 +157,7 @@ def look(
     """
     if gradient and settings.smooths:
         here = look(model, images, labels, settings, step, loss=loss, gradient=False)
-        smoothed = _smoothed_gradient(model, here.images, labels, settings, step, loss, noise)
+        smoothed = _smoothed_gradient(model, here.images, labels, settings, step, loss, streams)
         return replace(here, gradient=smoothed, samples_per_gradient=len(images) if settings.reduction == "mean" else 1)
     # Channels last: the convolutions of a CPU run about a fifth faster, whatever the layout of the parameters.
     point = images.detach().contiguous(memory_format=torch.channels_last).requires_grad_(gradient)
@@ -135,17 +178,17 @@ def _smoothed_gradient(
     settings: PGD,
     step: int,
     loss: Loss | None,
-    noise: Streams | None,
+    streams: Streams | None,
 ) -> Tensor:
     """``mean over c of grad loss(x + radius n_c)``, n_c standard Gaussian.
 
     For a random model the expectation over its randomness too (Athalye et al. 2018, EoT). The copies are not cut to
     the box, so that their mean stays the point.
     """
-    noise = noise or Streams(0, ("smoothing",), torch.arange(len(images)))
+    streams = streams or Streams(0, torch.arange(len(images)))
     total = torch.zeros_like(images)
     plain = settings.model_copy(update={"smoothing": 1, "smoothing_radius": 0.0})
-    for offset in noise.gaussian(images, settings.smoothing, step):
+    for offset in streams.gaussian(images, settings.smoothing, step):
         copy_ = look(model, images + settings.smoothing_radius * offset, labels, plain, step, loss=loss)
         assert copy_.gradient is not None
         total += copy_.gradient
@@ -164,6 +207,20 @@ def advance(iterate: Iterate, origin: Tensor, settings: PGD) -> Tensor:
     return threat.project(step.add_(iterate.images), origin)
 
 
+@dataclass(frozen=True)
+class _Walkers:
+    """The images that still walk: their places among all ``(N,)``, and what belongs to each."""
+
+    rows: Tensor
+    images: Tensor
+    labels: Tensor
+    streams: Streams | None
+
+    def only(self, stay: Tensor) -> "_Walkers":
+        streams = self.streams and self.streams.only(stay)
+        return _Walkers(self.rows[stay], self.images[stay], self.labels[stay], streams)
+
+
 def pgd(
     model: nn.Module,
     images: Tensor,
@@ -171,26 +228,119 @@ def pgd(
     settings: PGD,
     *,
     start: Tensor | None = None,
+    streams: Streams | None = None,
     loss: Loss | None = None,
     observe: Observer | None = None,
     final_gradient: bool = False,
-    noise: Streams | None = None,
-) -> Tensor:
-    """Climb the loss from ``start`` (``images`` where None); return x_T, ``(N, C, H, W)``.
+    keep_first: bool = False,
+    boxed: bool = False,
+) -> Reached:
+    """Climb the loss from one start: x_{t+1} = project(x_t + steepest_step(g_t)), t = 0 .. T-1 (Madry et al. 2018).
 
-    x_{t+1} = project(x_t + steepest_step(g_t)), t = 0 .. T-1 (Madry et al. 2018). ``observe`` is called T + 1
-    times, with x_0 .. x_T in order; the last carries a gradient only where ``final_gradient`` is set. ``loss`` takes
-    the place of the one that ``settings`` names. ``noise`` is what smoothed gradients draw from; the images' places
-    in the batch name its streams where it is None.
-    ``model`` is one that :func:`prepared` yields, ``images`` are in its precision.
+    The points reached are x_T. With ``keep_first`` they are each image's first iterate that fools the model, where one
+    does: no success is walked past (Pintor et al. 2022). Such an image is attacked no further, unless the batch is part
+    of the attack (``reduction`` "mean"); a coordinate whose slope is not a number counts as flat; and with ``boxed``
+    iterates that ``settings`` lets leave the box are cut to it before they are judged and kept.
+
+    ``start`` is where to begin; where it is None the start that ``settings`` names is drawn from ``streams``, and
+    without those it is the images. ``observe`` is called with every iterate, x_0 .. x_T, in order; the last carries a
+    gradient only where ``final_gradient`` is set. It is looked at only where it is observed or may be kept. ``loss``
+    takes the place of the one that ``settings`` names. ``model`` is one that :func:`prepared` yields.
     """
-    current = images if start is None else start
-    for step in range(settings.steps):
-        iterate = look(model, current, labels, settings, step, loss=loss, noise=noise)
+    if start is None:
+        start = images if streams is None else streams.start(images, settings)
+    if settings.precision == "float64":
+        images, start = images.double(), start.double()
+    walkers = _Walkers(torch.arange(len(images), device=images.device), images, labels, streams)
+    first_fooled = torch.full_like(walkers.rows, -1)
+    current, points = start, start.clone() if keep_first else start
+    for step in range(settings.steps + 1):
+        is_last = step == settings.steps
+        if is_last and not keep_first and observe is None:
+            break
+        gradient = final_gradient or not is_last
+        here = look(
+            model, current, walkers.labels, settings, step, loss=loss, gradient=gradient, streams=walkers.streams
+        )
         if observe is not None:
-            observe(iterate)
-        current = advance(iterate, images, settings)
-    if observe is not None:
-        last = look(model, current, labels, settings, settings.steps, loss=loss, gradient=final_gradient, noise=noise)
-        observe(last)
-    return current
+            observe(here)
+        judged, wrong = _judged(model, here, walkers.labels, settings, boxed)
+        before = first_fooled[walkers.rows]
+        stood = before < 0
+        first_fooled[walkers.rows] = torch.where(stood & wrong, step, before)
+        if keep_first:
+            points[walkers.rows[stood]] = judged[stood]
+        if is_last or (keep_first and (first_fooled >= 0).all()):
+            break
+        if keep_first:
+            assert here.gradient is not None
+            here = replace(here, gradient=here.gradient.nan_to_num(0.0))
+            if settings.reduction == "sum" and wrong.any():  # the one place where images leave the batch
+                stay = (~wrong).nonzero().squeeze(1)
+                walkers, here = walkers.only(stay), here.only(stay)
+        current = advance(here, walkers.images, settings)
+    return Reached(points if keep_first else current, first_fooled)
+
+
+def _judged(model: nn.Module, here: Iterate, labels: Tensor, settings: PGD, boxed: bool) -> tuple[Tensor, Tensor]:
+    """The iterate, cut to the box where that is asked for, and which images ``(N,)`` it fools."""
+    if settings.box or not boxed:
+        return here.images, fooled(here.logits, labels)
+    cut = here.images.clamp(0, 1)
+    with torch.no_grad():
+        return cut, fooled(model(cut), labels)
+
+
+def pgd_restarted(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    settings: PGD,
+    streams: Streams,
+    *,
+    restarts: Iterable[int],
+    begin: Begin | None = None,
+    standing: Tensor | None = None,
+    boxed: bool = False,
+) -> Reached:
+    """Climb from several starts: each image's first iterate, over all ``restarts``, that fools the model.
+
+    Where none does the point is the last of the last start. Only the images still ``standing`` ``(N,)``, all where it
+    is None, are attacked, unless the batch is part of the attack. ``begin`` takes the place of the start that
+    ``settings`` names. See :func:`pgd` for the rest.
+    """
+    points = images.clone()
+    everyone = torch.arange(len(images), device=images.device)
+    first_fooled = torch.full_like(everyone, -1)
+    standing = torch.ones_like(everyone, dtype=torch.bool) if standing is None else standing.clone()
+    for restart in restarts:
+        if not standing.any():
+            break
+        rows = everyone if settings.reduction == "mean" else everyone[standing]
+        drawn = replace(streams.only(rows), restart=restart)
+        start = None if begin is None else begin(restart)[rows]
+        reached = pgd(
+            model,
+            images[rows],
+            labels[rows],
+            settings,
+            start=start,
+            streams=drawn,
+            keep_first=True,
+            boxed=boxed,
+        )
+        new = standing[rows]
+        points[rows[new]] = reached.points[new].to(points)
+        first_fooled[rows[new]] = reached.first_fooled[new]
+        standing[rows] &= ~reached.fooled
+    return Reached(points, first_fooled)
+
+
+def usual_batch_size(settings: PGD | None, device: torch.device) -> int:
+    """Images attacked at once: the paper's 128 where the loss is their mean, else what runs fastest.
+
+    On a CPU 32 images' activations are still in its caches when the backward pass comes for them.
+    """
+    if settings is not None and settings.reduction == "mean":
+        return PAPER_BATCH
+    return 32 if device.type == "cpu" else 512

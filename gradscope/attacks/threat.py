@@ -68,6 +68,10 @@ class ThreatModel:
             self._draw(row, shape, stream)
         return self.project(images + noise.to(images), images)
 
+    def radius_of_a_coordinate(self, coordinates: int) -> float:
+        """How far each of ``coordinates`` may go where all go as far: epsilon, in L2 epsilon / sqrt(coordinates)."""
+        return self.epsilon / (1 if self.norm == "linf" else coordinates**0.5)
+
     def distance(self, images: Tensor, origin: Tensor) -> Tensor:
         """The norm of ``images - origin``, ``(N,)``, in pixel units."""
         delta = flatten(images - origin)

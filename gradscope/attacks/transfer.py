@@ -7,16 +7,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from gradscope.attacks.pgd import Streams, pgd, prepared, threat_model
+from gradscope.attacks.pgd import Streams, pgd, prepared
 from gradscope.attacks.threat import ThreatModel
-from gradscope.attacks.victims import fooled
 from gradscope.config import PGD
 from gradscope.data.image_set import ImageSet
+from gradscope.distributed.units import Each, Values, alone
 from gradscope.errors import GradscopeError
+from gradscope.functional import fooled
 from gradscope.models.inspection import check_fits, measuring
 from gradscope.results.stats import Interval, wilson_interval
 from gradscope.seeding import seeded
-from gradscope.sharing import Each, Values, alone
 
 #: Told after each batch how many images it held, and whose they were.
 Advanced = Callable[[int, str], None]
@@ -66,7 +66,7 @@ def make_examples(
 ) -> Tensor:
     """The last iterates of PGD on ``model``, ``(N, C, H, W)`` float32 on the CPU, for other models to be shown.
 
-    Not the first that fools it, as the battery keeps: those lie just behind the boundary of ``model`` and fool few
+    Not the first that fools it, as an evaluation keeps: those lie just behind the boundary of ``model`` and fool few
     others. One start, that of restart 0; ``numbers`` name the images' streams, 0 .. N-1 where None. A batch is a unit
     of work, named by its place, which ``each`` may keep or let others make.
     """
@@ -79,12 +79,9 @@ def make_examples(
             images, labels = image_set.batch(indices, device)
             images = images.double() if settings.precision == "float64" else images
             part = named[indices]
-            start = None
-            if settings.start != "none":
-                start = threat_model(settings).random_start(images, settings.start, seed, ("start", 0), part)
-            noise = Streams(seed, ("smoothing", 0), part)
             with seeded(seed, "examples", *part.tolist()):
-                return {"examples": pgd(attacked, images, labels, settings, start=start, noise=noise).float()}
+                reached = pgd(attacked, images, labels, settings, streams=Streams(seed, part))
+            return {"examples": reached.points.float()}
 
         units = [(f"examples-{int(indices[0]):06d}", partial(reach, indices)) for indices in batches]
         for indices, unit in zip(batches, each(units), strict=True):
@@ -117,14 +114,7 @@ def transfer(
     for source, example in examples.items():
         _check_examples(source, example, image_set, threat)
     for target, model in models.items():
-        check_fits(
-            model,
-            channels=image_set.channels,
-            image_size=image_set.image_size,
-            classes=len(image_set.classes),
-            name=target,
-            device=device,
-        )
+        check_fits(model, image_set, name=f"model: {target}", device=device)
     batches = torch.arange(len(image_set)).split(batch_size)
     named = numbers
 

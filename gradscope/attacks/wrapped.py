@@ -6,25 +6,25 @@ that an image's result depends on nobody else in the batch. It is called on a mo
 own range: that moves no boundary, and without it the L2 form stands still where gradients are below 1e-8.
 
 Not used, and written anew: APGD and APGDT (:mod:`gradscope.attacks.apgd`), Square
-(:mod:`gradscope.attacks.queries`), and AutoAttack, which runs its parts with 10 steps instead of 100, shrinks Square's
-squares on another schedule, aims at every wrong class instead of nine, and takes its seed from the clock.
+(:mod:`gradscope.attacks.black_box`), and AutoAttack, which runs its parts with 10 steps instead of 100, shrinks
+Square's squares on another schedule, aims at every wrong class instead of nine, and takes its seed from the clock.
 """
 
 import torch
 from torch import Tensor, nn
 
-from gradscope.attacks.victims import Victims
+from gradscope.attacks.problem import Problem
 
 
 class _Scaled(nn.Module):
     """Logits divided by their own range, a constant of each image: the same boundaries at a scale that FAB can see."""
 
-    def __init__(self, victims: Victims) -> None:
+    def __init__(self, problem: Problem) -> None:
         super().__init__()
-        self.model = victims.model
+        self.model = problem.model
         self.training = False  # torchattacks puts a model into training mode afterwards if it seems to be in it
         # torchattacks takes the device from the first parameter, and prints where there is none.
-        self.anchor = nn.Parameter(torch.empty(0, device=victims.images.device), requires_grad=False)
+        self.anchor = nn.Parameter(torch.empty(0, device=problem.images.device), requires_grad=False)
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.model(images)
@@ -33,7 +33,7 @@ class _Scaled(nn.Module):
         return logits / span.clamp(min=1e-12)
 
 
-def fab(victims: Victims, *, targeted: bool) -> Tensor:
+def fab(problem: Problem, *, targeted: bool) -> Tensor:
     """Fast adaptive boundary attack (Croce and Hein 2020): the nearest point over the boundary it finds, one start.
 
     Untargeted it takes a backward pass for each class in every step; targeted, one, and aims at the likeliest wrong
@@ -44,14 +44,14 @@ def fab(victims: Victims, *, targeted: bool) -> Tensor:
     from gradscope import vision  # noqa: F401, before torchattacks, which imports torchvision
 
     attack = FAB(
-        _Scaled(victims),
-        norm={"linf": "Linf", "l2": "L2"}[victims.threat.norm],
-        eps=victims.threat.epsilon,
-        steps=victims.budget.steps,
+        _Scaled(problem),
+        norm={"linf": "Linf", "l2": "L2"}[problem.threat.norm],
+        eps=problem.threat.epsilon,
+        steps=problem.budget.steps,
         n_restarts=1,
         seed=0,
         multi_targeted=targeted,
-        n_classes=min(victims.classes, victims.budget.targets + 1),
+        n_classes=min(problem.classes, problem.budget.targets + 1),
     )
-    points: Tensor = attack(victims.images, victims.labels).detach()
-    return torch.where(points.isfinite(), points, victims.images)
+    points: Tensor = attack(problem.images, problem.labels).detach()
+    return torch.where(points.isfinite(), points, problem.images)

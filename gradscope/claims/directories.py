@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from gradscope.claims.effects import shared
-from gradscope.claims.measured import Measured, Model, Study
+from gradscope.claims.measured import Findings, Measured, MeasuredModel
 from gradscope.claims.reading import HISTORIES, TABLES, read_study
 from gradscope.errors import GradscopeError
-from gradscope.results.manifests import MANIFEST, read_object, read_study_manifest
-from gradscope.results.rows import SAMPLES
+from gradscope.results.manifest import MANIFEST, read_object, read_study_manifest
+from gradscope.results.schemas import SAMPLES
 from gradscope.results.tables import find_table
 
 #: The kind of a whole study's manifest.
@@ -20,7 +20,7 @@ _SCHEMA = 1
 _Source = tuple[Path, list[Path]]
 
 
-def read_directories(directories: Sequence[Path]) -> Study:
+def read_directories(directories: Sequence[Path]) -> Findings:
     """Read the results in ``directories``, or at any depth below them, as one study.
 
     Each study below them, and each directory of results that is in none, is read for itself, then all are joined by
@@ -32,12 +32,12 @@ def read_directories(directories: Sequence[Path]) -> Study:
     trees = []
     for directory in directories:
         if not directory.is_dir():
-            raise GradscopeError(f"DIR must be a directory of results, got {directory}, which is no directory")
+            raise GradscopeError(f"directory must be a directory of results, got {directory}, which is no directory")
         again = directory.resolve() in seen
         sources, histories = list(_sources(directory, seen)), _folders_of_histories(directory)
         if not (sources or histories or again):
             raise GradscopeError(
-                f"DIR must hold results, itself or below, got {directory}, which has no {SAMPLES.file} and no "
+                f"directory must hold results, itself or below, got {directory}, which has no {SAMPLES.file} and no "
                 f"{MANIFEST} of results"
             )
         trees.append((sources, histories))
@@ -50,7 +50,7 @@ def read_directories(directories: Sequence[Path]) -> Study:
     if not any(study.measured for study in studies.values()):
         notes = "; ".join(note for study in studies.values() for note in study.notes)
         raise GradscopeError(
-            f"DIR must hold values by image ({SAMPLES.file}), which claims are tested on; got "
+            f"directory must hold values by image ({SAMPLES.file}), which claims are tested on; got "
             f"{', '.join(map(str, directories))}" + (f" ({notes})" if notes else "")
         )
     return joined(studies)
@@ -86,10 +86,10 @@ def _kind(manifest: Path) -> str:
     content = read_object(manifest)
     kind, schema = content.get("kind", ""), content.get("schema", _SCHEMA)
     if schema != _SCHEMA:
-        raise GradscopeError(f"DIR: {manifest} must be of schema {_SCHEMA}, got {schema!r}: of another gradscope")
+        raise GradscopeError(f"directory: {manifest} must be of schema {_SCHEMA}, got {schema!r}: of another gradscope")
     known = (*TABLES, _STUDY)
     if kind not in ("", *known):
-        raise GradscopeError(f"DIR: {manifest} must be of a kind known here ({', '.join(known)}), got {kind!r}")
+        raise GradscopeError(f"directory: {manifest} must be of a kind known here ({', '.join(known)}), got {kind!r}")
     return str(kind)
 
 
@@ -97,7 +97,7 @@ def _folders(directory: Path) -> list[Path]:
     try:
         return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:
-        raise GradscopeError(f"DIR: {directory} cannot be read: {error.strerror}") from None
+        raise GradscopeError(f"directory: {directory} cannot be read: {error.strerror}") from None
 
 
 def _folders_of_histories(directory: Path) -> list[Path]:
@@ -105,15 +105,15 @@ def _folders_of_histories(directory: Path) -> list[Path]:
     return sorted({path.parent for path in directory.rglob(f"{HISTORIES}*")})
 
 
-def joined(studies: Mapping[Path, Study]) -> Study:
+def joined(studies: Mapping[Path, Findings]) -> Findings:
     """Join studies, by where they lie, into one.
 
     A model is known by its fingerprint or the SHA-256 of its file. What is measured in several with equal values counts
     once. Raises :class:`GradscopeError` where two studies hold different models of one data set, architecture, mode and
     seed, or other values of one measurement of a model.
     """
-    whole = Study()
-    owners: dict[Model, Path] = {}
+    whole = Findings()
+    owners: dict[MeasuredModel, Path] = {}
     measured: dict[tuple[object, ...], list[tuple[Path, Measured]]] = {}
     for path, study in studies.items():
         known = {model: _known(model, path, owners) for model in study.models}
@@ -138,14 +138,14 @@ def joined(studies: Mapping[Path, Study]) -> Study:
     return whole
 
 
-def _known(model: Model, path: Path, owners: Mapping[Model, Path]) -> Model:
+def _known(model: MeasuredModel, path: Path, owners: Mapping[MeasuredModel, Path]) -> MeasuredModel:
     """The model of an earlier study that is ``model`` of the study in ``path``, else ``model`` itself."""
     what = (model.dataset, model.arch, model.mode, model.seed)
     alike = [one for one in owners if owners[one] != path and (one.dataset, one.arch, one.mode, one.seed) == what]
     same = [one for one in alike if one.is_same(model)]
     if alike and not same and model.seed is not None:
         raise GradscopeError(
-            f"DIR: {owners[alike[0]]} and {path} hold different models of {model.dataset}, {model.arch}, mode "
+            f"directory: {owners[alike[0]]} and {path} hold different models of {model.dataset}, {model.arch}, mode "
             f"{model.mode}, seed {model.seed} (SHA-256 {alike[0].file[:8]} and {model.file[:8]}); judge them apart, or "
             "train with different seeds"
         )
@@ -158,7 +158,7 @@ def _is_repeated(one: Measured, path: Path, other: Measured, other_path: Path) -
     if not one.of_images.reindex(images).equals(other.of_images.reindex(images)):
         attack = f" under {one.attack}" if one.attack else ""
         raise GradscopeError(
-            f"DIR: {other_path} and {path} hold the same measurement of {one.model.name} with other values "
+            f"directory: {other_path} and {path} hold the same measurement of {one.model.name} with other values "
             f"({one.metric}{attack}, {one.point}); leave one of them out"
         )
     return len(images) == len(one.of_images)

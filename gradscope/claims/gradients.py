@@ -6,20 +6,20 @@ from dataclasses import replace
 import numpy as np
 
 from gradscope.claims.group import Group, Pick, Question
-from gradscope.claims.measured import Measured, Model
+from gradscope.claims.measured import Measured, MeasuredModel
 from gradscope.claims.verdicts import BELOW, EITHER, Finding
-from gradscope.results.rows import LANDSCAPE_METRICS, METRICS
+from gradscope.results.schemas import LANDSCAPE_METRICS, METRICS
 
 _MODES = ("rl", "sl")
 _PATHS = ("pgd-paper", "pgd")
-_ANALYZE = "`gradscope analyze CKPT... --attack pgd,pgd-paper --metrics"
+_ANALYZE = "`gradscope analyze CKPT... --attack pgd,pgd-paper --relative-step-size 0.1 --metrics"
 _NORM_UNIT = METRICS["norm"].unit
 
 
 def logarithm(pick: Pick) -> Pick:
     """The natural logarithm of what ``pick`` finds; of 0 it is -inf."""
 
-    def logged(model: Model) -> Sequence[Measured]:
+    def logged(model: MeasuredModel) -> Sequence[Measured]:
         with np.errstate(divide="ignore", invalid="ignore"):
             return [replace(one, of_images=one.of_images.map(np.log)) for one in pick(model)]
 
@@ -71,7 +71,7 @@ def c6(group: Group) -> Iterator[Finding]:
     """Roughness, sharpness and radius around images, of the two models' own planes."""
     for metric in ("roughness", "sharpness", "radius-adversarial"):
 
-        def pick(model: Model, metric: str = metric) -> list[Measured]:
+        def pick(model: MeasuredModel, metric: str = metric) -> list[Measured]:
             return [one for one in group.of(model) if (one.kind, one.metric) == ("landscape", metric)]
 
         known = LANDSCAPE_METRICS[metric]

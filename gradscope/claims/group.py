@@ -7,12 +7,12 @@ from functools import cached_property, reduce
 import pandas as pd
 
 from gradscope.claims.effects import Effect, Pair, Scale, difference, matched, paired, shared
-from gradscope.claims.measured import CLEAN, KINDS, Ball, Course, Measured, Model, Study
+from gradscope.claims.measured import CLEAN, KINDS, Ball, Course, Findings, Measured, MeasuredModel
 from gradscope.claims.verdicts import Direction, Finding, levels
 
 #: The paper's threat model.
 PAPER_BALL = Ball("l2", 1.0)
-Pick = Callable[[Model], Sequence[Measured]]
+Pick = Callable[[MeasuredModel], Sequence[Measured]]
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Question:
 class Group:
     """A study's part of one data set and architecture."""
 
-    study: Study
+    study: Findings
     dataset: str
     arch: str
 
     @cached_property
-    def models(self) -> dict[str, dict[int, Model]]:
+    def models(self) -> dict[str, dict[int, MeasuredModel]]:
         """Mode to seed to model; of several alike the first."""
-        found: dict[str, dict[int, Model]] = {}
+        found: dict[str, dict[int, MeasuredModel]] = {}
         for model in self._mine:
             if model.seed is not None:
                 found.setdefault(model.mode, {}).setdefault(model.seed, model)
@@ -54,7 +54,7 @@ class Group:
         return max(sorted(set(balls)), key=balls.count)
 
     @property
-    def _mine(self) -> list[Model]:
+    def _mine(self) -> list[MeasuredModel]:
         return [one for one in self.study.models if (one.dataset, one.arch) == (self.dataset, self.arch)]
 
     @cached_property
@@ -64,13 +64,13 @@ class Group:
         return [one for one in attacks if one.model in mine]
 
     @cached_property
-    def _by_model(self) -> dict[Model, list[Measured]]:
-        found: dict[Model, list[Measured]] = {}
+    def _by_model(self) -> dict[MeasuredModel, list[Measured]]:
+        found: dict[MeasuredModel, list[Measured]] = {}
         for one in self.study.measured:
             found.setdefault(one.model, []).append(one)
         return found
 
-    def of(self, model: Model) -> list[Measured]:
+    def of(self, model: MeasuredModel) -> list[Measured]:
         """Everything that was measured of a model."""
         return self._by_model.get(model, [])
 
@@ -87,7 +87,7 @@ class Group:
         But for the gradient's norm: that is of the attack's own loss, so only where it is cross-entropy in float32.
         """
 
-        def pick(model: Model) -> list[Measured]:
+        def pick(model: MeasuredModel) -> list[Measured]:
             found = [one for one in self.of(model) if (one.metric, one.point) == (metric, "clean")]
             if metric == "norm":
                 found = [one for one in found if one.attack in ("pgd", "pgd-paper")]
@@ -99,7 +99,7 @@ class Group:
     def along(self, attack: str, metric: str, point: str) -> Pick:
         """``metric`` of an analysis at ``point`` of the attack's path."""
 
-        def pick(model: Model) -> list[Measured]:
+        def pick(model: MeasuredModel) -> list[Measured]:
             return [
                 one
                 for one in self.of(model)
@@ -112,12 +112,12 @@ class Group:
     def under(self, attack: str) -> Pick:
         """Whether each image is right under an attack on the model itself: of an analysis the last iterate."""
 
-        def pick(model: Model) -> list[Measured]:
+        def pick(model: MeasuredModel) -> list[Measured]:
             return [one for one in self.white_box(model) if one.attack == attack and one.whole]
 
         return pick
 
-    def white_box(self, model: Model) -> list[Measured]:
+    def white_box(self, model: MeasuredModel) -> list[Measured]:
         """Every attack on the model itself in the group's ball, those of analyses first.
 
         Also a transfer has some: its examples, tried on their own source.
@@ -130,14 +130,14 @@ class Group:
         ]
         return sorted(found, key=lambda one: KINDS.index(one.kind))
 
-    def along_paper(self, model: Model) -> list[Measured]:
+    def along_paper(self, model: MeasuredModel) -> list[Measured]:
         """The paper's attack on a model, as an analysis or a transfer ran it: they know its floor."""
         return [one for one in self.of(model) if one.attack == "pgd-paper" and one.floor > 0]
 
-    def examples_of(self, attack: str, source: Mapping[int, Model]) -> Pick:
+    def examples_of(self, attack: str, source: Mapping[int, MeasuredModel]) -> Pick:
         """Whether a model is right on the examples that ``attack`` made on ``source``, by the model's own seed."""
 
-        def pick(model: Model) -> list[Measured]:
+        def pick(model: MeasuredModel) -> list[Measured]:
             made_on = source.get(-1 if model.seed is None else model.seed)
             return [
                 one
@@ -232,7 +232,7 @@ class Group:
                 said.append(f"of several {mode} checkpoints {taken} was taken, not {', '.join(passed)}")
         return said
 
-    def everything(self, *models: Model, widest: bool = False) -> tuple[list[Measured], list[str]]:
+    def everything(self, *models: MeasuredModel, widest: bool = False) -> tuple[list[Measured], list[str]]:
         """For each of ``models`` whether an image stands clean and under every attack measured on all of them alike.
 
         The attacks stay in the box and in the group's ball: those of analyses at the last iterate and at the worst, of
@@ -254,12 +254,12 @@ class Group:
             together = pd.concat([one[key].of_images.reindex(base) for key in alike], axis=1)
             stands = (together.fillna(1.0) == 1).all(axis=1).astype(float)
             known = replace(
-                one[alike[0]], kind="battery", attack="everything", point="final", settings="; ".join(names)
+                one[alike[0]], kind="battery", attack="everything", point="final", settings="; ".join(names), steps=None
             )
             standing.append(replace(known, ball=self.ball, of_images=stands))
         return standing, names
 
-    def _tried(self, model: Model) -> dict[tuple[str, str, str], Measured]:
+    def _tried(self, model: MeasuredModel) -> dict[tuple[str, str, str], Measured]:
         """By kind, attack and settings what was tried on a model; CLEAN is the clean images."""
         found: dict[tuple[str, str, str], Measured] = {}
         transfers: dict[str, list[Measured]] = {}
@@ -280,6 +280,17 @@ class Group:
             name = f"examples of {len(made)} other models"
             found["examples", name, settings] = replace(made[0], of_images=right, labels=made[0].labels.reindex(images))
         return found
+
+
+def unequal_steps(pairs: Iterable[tuple[Measured, Measured]]) -> str:
+    """Say why two attacks that walk differently are not compared; empty where their steps are equal or not known."""
+    for one, other in pairs:
+        if one.steps and other.steps and not one.steps.equal(other.steps):
+            unequal = f"{one.attack} takes {one.steps}, {other.attack} {other.steps}"
+            return (
+                f"{unequal}; give both relative_step_size = 0.1 and the same steps, so that only the arithmetic differs"
+            )
+    return ""
 
 
 def how(pairs: Iterable[Sequence[Measured]]) -> list[str]:

@@ -9,8 +9,8 @@ from functools import partial
 import pandas as pd
 
 from gradscope.claims.effects import Array, between_groups, matched, paired, shared
-from gradscope.claims.group import Group, Pick, Question, how
-from gradscope.claims.measured import Measured, Model
+from gradscope.claims.group import Group, Pick, Question, how, unequal_steps
+from gradscope.claims.measured import Measured, MeasuredModel
 from gradscope.claims.robustness import named
 from gradscope.claims.verdicts import ABOVE, BELOW, Finding, levels
 
@@ -20,7 +20,7 @@ SATURATED = 24 * math.log(2)
 FLOOR = 1e-6
 _MODES = ("rl", "sl")
 _WITHOUT = ("pgd", "pgd-log-odds", "pgd-margin", "pgd-float64")
-_ANALYZE = "`gradscope analyze CKPT... --attack pgd,pgd-paper`"
+_ANALYZE = "`gradscope analyze CKPT... --attack pgd,pgd-paper --relative-step-size 0.1`"
 _AUDIT = "`gradscope audit CKPT...`"
 Below = Callable[[pd.Series], pd.Series]
 
@@ -28,7 +28,7 @@ Below = Callable[[pd.Series], pd.Series]
 def shares(pick: Pick, holds: Below) -> Pick:
     """Whether ``holds`` is true of each value that ``pick`` finds; undefined where the value is."""
 
-    def marked(model: Model) -> list[Measured]:
+    def marked(model: MeasuredModel) -> list[Measured]:
         found = pick(model)
         return [
             replace(one, of_images=holds(one.of_images).astype(float).where(one.of_images.notna())) for one in found
@@ -46,7 +46,7 @@ def h1(group: Group) -> Iterator[Finding]:
     yield group.compare(asked, _MODES, (saturated, saturated), lacking)
     asked = Question("H1", "logit margin at the clean image, absolute value, rl - sl", ABOVE, "mean", "logits")
 
-    def size(model: Model) -> list[Measured]:
+    def size(model: MeasuredModel) -> list[Measured]:
         return [replace(one, of_images=one.of_images.abs()) for one in margin(model)]
 
     yield group.compare(asked, _MODES, (size, size), lacking, ("mean rl", "sl"))
@@ -150,11 +150,19 @@ def _less(
     for seed in sorted(paper.keys() & other.keys()):
         both = [(one, another) for one in paper[seed] for another in other[seed] if len(shared([one, another]))]
         if both:
-            pairs.append(min(both, key=lambda pair: (pair[0].kind != pair[1].kind, pair[0].kind != "analysis")))
+            pairs.append(min(both, key=_comparable))
     values = paired(pairs) if pairs else []
     if not values or values[0][0].empty:
         return group.untested(asked, lacking)
+    if unequal := unequal_steps(pairs):
+        return group.untested(asked, unequal)
     return group.tested(asked, values, ("under pgd-paper", f"under {attack}"), ("rl",), how(pairs))
+
+
+def _comparable(pair: tuple[Measured, Measured]) -> tuple[bool, bool, bool]:
+    """Order pairs by how well they compare: of equal steps first, then of one kind, then of an analysis."""
+    one, other = pair
+    return bool(unequal_steps([pair])), one.kind != other.kind, one.kind != "analysis"
 
 
 def h5(group: Group) -> Iterator[Finding]:
@@ -169,6 +177,10 @@ def h5(group: Group) -> Iterator[Finding]:
     seeds = sorted(picked["pgd-paper"].keys() & picked["pgd"].keys())
     if absent or not seeds:
         yield group.untested(asked, absent or f"pgd-paper and pgd were not both run on both; {_ANALYZE}")
+        return
+    alike = [pair for seed in seeds for pair in zip(picked["pgd-paper"][seed], picked["pgd"][seed], strict=True)]
+    if unequal := unequal_steps(alike):
+        yield group.untested(asked, unequal)
         return
     images = shared([one for pairs in picked.values() for seed in seeds for one in pairs[seed]])
     values = []

@@ -24,8 +24,22 @@ class Ball(NamedTuple):
         return f"{self.norm}, epsilon {self.epsilon:.4g}"
 
 
+class Steps(NamedTuple):
+    """How an attack walks: how long each step is, in pixel units, and how many there are."""
+
+    size: float
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.number} steps of {self.size:.4g}"
+
+    def equal(self, other: "Steps") -> bool:
+        """Whether both are the same, to the rounding of a product."""
+        return self.number == other.number and math.isclose(self.size, other.size, rel_tol=1e-6)
+
+
 @dataclass(frozen=True)
-class Model:
+class MeasuredModel:
     """A checkpoint: what it was trained as, its name in the results, its file's SHA-256, its fingerprint if known."""
 
     dataset: str
@@ -36,7 +50,7 @@ class Model:
     file: str
     fingerprint: str = ""
 
-    def is_same(self, other: "Model") -> bool:
+    def is_same(self, other: "MeasuredModel") -> bool:
         """Whether both are one model: the same file, or trained again to the same weights."""
         ours, theirs = ((one.dataset, one.arch, one.mode, one.seed) for one in (self, other))
         alike = self.file == other.file or (self.fingerprint != "" and self.fingerprint == other.fingerprint)
@@ -49,10 +63,11 @@ class Measured:
 
     ``settings``: two models' values are compared only where these are equal. ``whole``: every image that is right when
     clean was attacked; elsewhere the values of the others are NaN. ``source``: the model the attack was made on.
-    ``floor``: below which gradient norm the attack's steps shrink. ``how`` it was measured, in words.
+    ``floor``: below which gradient norm the attack's steps shrink. ``steps``: those of an attack that is PGD, None
+    where they are not known. ``how`` it was measured, in words.
     """
 
-    model: Model
+    model: MeasuredModel
     kind: str
     attack: str
     ball: Ball
@@ -61,10 +76,11 @@ class Measured:
     settings: str
     of_images: Values
     labels: Values
-    source: Model | None = None
+    source: MeasuredModel | None = None
     boxed: bool = True
     whole: bool = True
     floor: float = 0.0
+    steps: Steps | None = None
     how: str = ""
 
 
@@ -102,11 +118,11 @@ class Course:
 
 
 @dataclass
-class Study:
+class Findings:
     """Everything that was found. ``notes``: what was left out of it, and why."""
 
-    models: list[Model] = field(default_factory=list)
+    models: list[MeasuredModel] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
-    courses: dict[Model, Course] = field(default_factory=dict)
-    verdicts: dict[Model, str] = field(default_factory=dict)
+    courses: dict[MeasuredModel, Course] = field(default_factory=dict)
+    verdicts: dict[MeasuredModel, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import pandas as pd
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from gradscope.claims.measured import CLEAN, Ball, Course, Measured, Model, Study, Values
+from gradscope.claims.measured import CLEAN, Ball, Course, Findings, Measured, MeasuredModel, Steps, Values
+from gradscope.config import PGD_ATTACKS, attack_settings
 from gradscope.errors import GradscopeError
 from gradscope.results.audits import Audits, read_document
-from gradscope.results.rows import ATTACK_SAMPLES, AUDIT_JSON, HISTORY, SAMPLES, TRANSFER_SAMPLES, Table
+from gradscope.results.schemas import ATTACK_SAMPLES, AUDIT_JSON, HISTORY, SAMPLES, TRANSFER_SAMPLES, Table
 from gradscope.results.tables import find_table, find_tables, read_table
 
 #: Kind of results in a manifest to what claims take from it: the name of the kind here, and its table.
@@ -25,7 +26,7 @@ TABLES = {
     "transfer": ("transfer", TRANSFER_SAMPLES),
 }
 HISTORIES = "*.history.csv"
-#: What an attack of `analyze` and `transfer` is, from its settings: those of PGD where it departs from the exact one.
+#: The settings that tell what an attack of `analyze` and `transfer` is, as exact PGD has them.
 _EXACT = {
     "loss": "cross-entropy",
     "box": True,
@@ -34,15 +35,6 @@ _EXACT = {
     "precision": "float32",
     "smoothing": 1,
     "smoothing_radius": 0.0,
-}
-_VARIANTS: dict[str, dict[str, Any]] = {
-    "pgd": {},
-    "pgd-paper": {"box": False, "reduction": "mean", "norm_floor": 1e-6},
-    "pgd-log-odds": {"loss": "log-odds"},
-    "pgd-margin": {"loss": "margin"},
-    "pgd-dlr": {"loss": "dlr"},
-    "pgd-rescaled": {"loss": "rescaled-cross-entropy"},
-    "pgd-float64": {"precision": "float64"},
 }
 
 
@@ -94,13 +86,13 @@ class _Manifest(_Entry):
     checkpoints: tuple[_Checkpoint, ...] = ()
 
 
-def read_study(directories: Sequence[Path]) -> Study:
+def read_study(directories: Sequence[Path]) -> Findings:
     """What the ``directories`` of results hold of each image, and the training histories among them.
 
     A directory without manifest, or without the images' rows where its stage writes them, is left out and noted; a
     damaged file raises :class:`GradscopeError`.
     """
-    study = Study()
+    study = Findings()
     histories = Histories(directories)
     for directory in directories:
         if (directory / "manifest.json").exists():
@@ -134,8 +126,8 @@ class Histories:
         for path in best[1:]:
             if not found[path].equals(found[best[0]]):
                 raise GradscopeError(
-                    f"DIR: {best[0]} and {path} are different histories of the name {label}, and which of them belongs "
-                    "to the results cannot be told; leave one of them out"
+                    f"directory: {best[0]} and {path} are different histories of the name {label}, and which of them "
+                    "belongs to the results cannot be told; leave one of them out"
                 )
         return found[best[0]] if best else None
 
@@ -148,7 +140,7 @@ def _in_common(one: Sequence[str], other: Sequence[str]) -> int:
 class _Reader:
     """One directory of results, on its way into a study."""
 
-    def __init__(self, study: Study, directory: Path, histories: Histories) -> None:
+    def __init__(self, study: Findings, directory: Path, histories: Histories) -> None:
         self.study, self.directory, self.histories = study, directory, histories
         path = directory / "manifest.json"
         try:
@@ -157,9 +149,9 @@ class _Reader:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             said = " ".join(f"{where}: {first['msg']}".split()).removeprefix(": ")
-            raise GradscopeError(f"DIR: {path} is damaged or of another version of gradscope: {said}") from None
+            raise GradscopeError(f"directory: {path} is damaged or of another version of gradscope: {said}") from None
         self.entries = {entry.label: entry for entry in self.manifest.checkpoints}
-        self.models: dict[str, Model] = {}
+        self.models: dict[str, MeasuredModel] = {}
 
     def read(self) -> None:
         """Add what the directory holds to the study."""
@@ -187,10 +179,10 @@ class _Reader:
         if again.any():
             first = rows[again].iloc[0]
             where = f"{first['checkpoint']}, {first['metric']}, image {first['index']}"
-            raise GradscopeError(f"DIR: {path} holds the same value twice: {where}")
+            raise GradscopeError(f"directory: {path} holds the same value twice: {where}")
         wrong = rows[(rows["metric"] == "accuracy") & ~(rows["value"].isin([0, 1]) | rows["value"].isna())]
         if not wrong.empty:
-            raise GradscopeError(f"DIR: {path}: accuracy of an image is 0 or 1, got {wrong.iloc[0]['value']}")
+            raise GradscopeError(f"directory: {path}: accuracy of an image is 0 or 1, got {wrong.iloc[0]['value']}")
         return rows
 
     def _model(self, label: str, rows: pd.DataFrame) -> None:
@@ -198,7 +190,7 @@ class _Reader:
         entry = self.entries.get(label, _Checkpoint(label=label))
         seed = None if pd.isna(first["seed"]) else int(first["seed"])
         whose = (str(first["dataset"]), str(first["arch"]), str(first["mode"]), seed)
-        model = Model(*whose, label, entry.sha256 or label, entry.fingerprint or "")
+        model = MeasuredModel(*whose, label, entry.sha256 or label, entry.fingerprint or "")
         known = [one for one in self.study.models if one.is_same(model)]
         self.models[label] = known[0] if known else model
         if not known:
@@ -237,7 +229,7 @@ class _Reader:
         point: str,
         cell: pd.DataFrame,
         grid: Mapping[str, Any],
-        source: Model | None = None,
+        source: MeasuredModel | None = None,
         *,
         known: bool = False,
     ) -> Measured:
@@ -264,6 +256,9 @@ class _Reader:
             source,
             boxed=bool(settings.get("box", True)),
             floor=floor,
+            steps=Steps(settings["step_size"], settings["steps"])
+            if {"step_size", "steps"} <= settings.keys()
+            else None,
             how=_how(kind, settings),
         )
 
@@ -293,6 +288,7 @@ class _Reader:
                     values,
                     labels,
                     whole=not values.isna().any(),
+                    steps=_steps(attack, Ball(str(norm), float(str(epsilon))), self.manifest.budget),
                     how=_how(self.manifest.kind, self.manifest.budget),
                 )
 
@@ -302,9 +298,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise GradscopeError(f"DIR: {path} cannot be read: {error.strerror}") from None
+        raise GradscopeError(f"directory: {path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise GradscopeError(f"DIR: {path} is not JSON: {error}") from None
+        raise GradscopeError(f"directory: {path} is not JSON: {error}") from None
 
 
 def _course(entry: _Checkpoint, history: pd.DataFrame | None) -> Course:
@@ -325,6 +321,19 @@ def _course(entry: _Checkpoint, history: pd.DataFrame | None) -> Course:
     )
 
 
+def _steps(attack: str, ball: Ball, budget: Mapping[str, Any]) -> Steps | None:
+    """The steps of an attack of an evaluation, by the one rule; None where it is not PGD or its budget is not known."""
+    if attack not in PGD_ATTACKS or "steps" not in budget:
+        return None
+    given = {key: budget.get(key) for key in ("steps", "step_size", "relative_step_size")}
+    if attack == "pgd-paper" and "relative_step_size" not in budget:
+        del given["step_size"]  # before there was the rule, the budget's step size was not the paper's attack's
+    settings = attack_settings(
+        attack, {**ball._asdict(), **{key: one for key, one in given.items() if one is not None}}
+    )
+    return Steps(settings.step_size, settings.steps)
+
+
 def _how(kind: str, settings: Mapping[str, Any]) -> str:
     return f"{kind}, {settings['steps']} steps" if "steps" in settings else kind
 
@@ -341,7 +350,7 @@ def _named(attack: str, settings: Mapping[str, Any]) -> str:
     if not settings:
         return attack
     found = {key: settings.get(key, usual) for key, usual in _EXACT.items()}
-    for name, changes in _VARIANTS.items():
-        if found == _EXACT | changes:
+    for name in (attack, *PGD_ATTACKS):
+        if name in PGD_ATTACKS and found == {key: PGD_ATTACKS[name].get(key, usual) for key, usual in _EXACT.items()}:
             return name
     return f"{attack} (changed)"

@@ -8,7 +8,7 @@ import pandas as pd
 
 from gradscope.claims.effects import matched, paired, shared
 from gradscope.claims.group import Group, Pick, Question, how
-from gradscope.claims.measured import Measured, Model
+from gradscope.claims.measured import Measured, MeasuredModel
 from gradscope.claims.verdicts import ABOVE, BELOW, Direction, Finding
 
 #: The paper's figures of C1, by how a data set's name begins.
@@ -16,8 +16,8 @@ _C1 = {"cifar100": "2 % -> 25 % (cnn6)", "cifar10": "about 5 % -> 55 % (cnn6)", 
 _EVERYWHERE = "CIFAR-10 about 5 % -> 55 %, CIFAR-100 2 % -> 25 %, ImageNet-100 5 % -> 18 % (cnn6)"
 #: What the paper attacked with: a row each, whether measured or not.
 _ASKED = {
-    "pgd-paper": "`gradscope analyze CKPT... --attack pgd,pgd-paper`",
-    "pgd": "`gradscope analyze CKPT... --attack pgd,pgd-paper`",
+    "pgd-paper": "`gradscope analyze CKPT... --attack pgd,pgd-paper --relative-step-size 0.1`",
+    "pgd": "`gradscope analyze CKPT... --attack pgd,pgd-paper --relative-step-size 0.1`",
     "autoattack": "`gradscope attack CKPT... --attacks autoattack`",
     "square": "`gradscope attack CKPT... --attacks square`",
 }
@@ -144,12 +144,12 @@ def _audits(group: Group, modes: Sequence[str]) -> Iterator[str]:
             yield f"the audit of {mode} says: {', '.join(said)}"
 
 
-def examples_of(group: Group, attack: str, source: Mapping[int, Model]) -> Pick:
+def examples_of(group: Group, attack: str, source: Mapping[int, MeasuredModel]) -> Pick:
     """Whether a model is right on the examples that ``attack``, or each of them, made on ``source``."""
     if attack != ANY:
         return group.examples_of(attack, source)
 
-    def pick(model: Model) -> list[Measured]:
+    def pick(model: MeasuredModel) -> list[Measured]:
         attacks = sorted({one.attack for one in group.of(model) if one.kind == "transfer" and one.point == "final"})
         made = [found[0] for found in (group.examples_of(attack, source)(model) for attack in attacks) if found]
         return [worst(made, ANY)] if made else []
@@ -226,7 +226,7 @@ def _not_transferred(attack: str) -> str:
 def _on_examples(group: Group, modes: tuple[str, str], attack: str) -> Finding:
     """The two modes' accuracy on the examples made on SL and on RL, those that fool it with either left out."""
 
-    def pick(model: Model) -> list[Measured]:
+    def pick(model: MeasuredModel) -> list[Measured]:
         made = [examples_of(group, attack, group.models.get(mode, {}))(model) for mode in ("sl", "rl")]
         alike = [pair for pair in product(*made) if pair[0].settings == pair[1].settings and len(shared(pair))]
         return [worst(pair, attack) for pair in alike]

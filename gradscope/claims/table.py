@@ -7,10 +7,10 @@ from typing import Any
 from gradscope.claims import cost, gradients, hypothesis, robustness
 from gradscope.claims.directories import read_directories
 from gradscope.claims.group import Group
-from gradscope.claims.measured import Study
+from gradscope.claims.measured import Findings
 from gradscope.claims.reading import read_study
 from gradscope.claims.verdicts import Finding, rows
-from gradscope.results.rows import CLAIMS
+from gradscope.results.schemas import CLAIMS
 from gradscope.results.tables import write_table
 
 TESTS: tuple[Callable[[Group], Iterator[Finding]], ...] = (
@@ -50,7 +50,7 @@ def judge(directories: Sequence[Path], out: Path) -> Path:
     return _write(read_directories(directories), out)
 
 
-def _write(study: Study, out: Path) -> Path:
+def _write(study: Findings, out: Path) -> Path:
     path = out if out.suffix == ".csv" else out / CLAIMS.file
     write_table(path, CLAIMS, _rows(study))
     return path
@@ -61,11 +61,11 @@ def claim_rows(directories: Sequence[Path]) -> list[dict[str, Any]]:
     return _rows(read_study(directories))
 
 
-def _rows(study: Study) -> list[dict[str, Any]]:
+def _rows(study: Findings) -> list[dict[str, Any]]:
     groups = dict.fromkeys((model.dataset, model.arch) for model in study.models)
     return [row for dataset, arch in groups or {("", ""): None} for row in _of(study, dataset, arch)]
 
 
-def _of(study: Study, dataset: str, arch: str) -> list[dict[str, Any]]:
+def _of(study: Findings, dataset: str, arch: str) -> list[dict[str, Any]]:
     group = Group(study, dataset, arch)
     return rows((test for tests in TESTS for test in tests(group)), dataset, arch)

@@ -3,23 +3,23 @@
 torch is imported by the command that needs it, so ``--help`` answers at once.
 """
 
+import re
 import sys
 from typing import Annotated, Any
 
 import typer
 
 import gradscope
-from gradscope.cli.analysis import analyze
-from gradscope.cli.attacks import attack, transfer
-from gradscope.cli.audits import audit
 from gradscope.cli.claims import claims
+from gradscope.cli.declared import GroupedCommand
 from gradscope.cli.drawing import figures, report
-from gradscope.cli.landscapes import landscape
+from gradscope.cli.measuring import measuring_command
 from gradscope.cli.names import list_names
 from gradscope.cli.options import is_first_process
 from gradscope.cli.studies import study
 from gradscope.cli.training import train
 from gradscope.errors import GradscopeError
+from gradscope.measure.options import COMMANDS
 
 #: click's error for a command line it cannot read; typer's versions differ in where they keep click.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -54,11 +54,8 @@ def _gradscope(
 
 # In the order in which the help lists them.
 app.command()(train)
-app.command()(analyze)
-app.command()(landscape)
-app.command()(attack)
-app.command()(transfer)
-app.command()(audit)
+for name, kind in COMMANDS.items():
+    app.command(name, cls=GroupedCommand)(measuring_command(kind))
 app.command()(study)
 app.command()(claims)
 app.command()(figures)
@@ -73,12 +70,28 @@ def _usage(error: Any) -> str:
     return f"{message.removesuffix('.')}; see `{command}`"
 
 
+def _with_flag(error: GradscopeError, arguments: list[str] | None) -> str:
+    """The error's message with the command's flags in the place of the arguments that it names.
+
+    These are the one that it begins with, and those in backticks.
+    """
+    command: Any = typer.main.get_command(app)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = command.commands[given[0]].params if given and given[0] in command.commands else ()
+    flags = {"model": "CKPT", "directory": "DIR", "recipe": "RECIPE", "architecture": "--arch", "set": "--set"}
+    flags |= {option.name: max(option.opts, key=len) for option in options if option.param_type_name == "option"}
+    message, named = str(error), (error.argument or "").partition(".")[0]
+    if named in flags and message.startswith(named):
+        message = flags[named] + message.removeprefix(named)
+    return re.sub(r"`(\w+)`", lambda found: flags.get(found[1], found[0]), message)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; a user's mistake is one line on stderr and exit code 2."""
     try:
         code = app(arguments, prog_name="gradscope", standalone_mode=False)
     except (GradscopeError, UsageError) as error:
-        message = str(error) if isinstance(error, GradscopeError) else _usage(error)
+        message = _with_flag(error, arguments) if isinstance(error, GradscopeError) else _usage(error)
         if is_first_process() or (isinstance(error, GradscopeError) and not error.shared):
             print(f"gradscope: {message}", file=sys.stderr)
         sys.exit(2)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from gradscope.cli.options import require_directory
+
 
 def claims(
     directories: Annotated[
@@ -16,8 +18,10 @@ def claims(
     out: Annotated[Path | None, typer.Option(help="directory or .csv file; reports/FIRST-DIR-claims")] = None,
 ) -> None:
     """Judge the paper's claims on results made on any machine."""
+    for directory in directories:
+        require_directory(directory)
     from gradscope.claims.table import judge
-    from gradscope.report.printed import claim_lines
+    from gradscope.reporting.console import claim_lines
 
     path = judge(directories, out or Path("reports") / f"{directories[0].resolve().name}-claims")
     print(claim_lines(path))

@@ -5,12 +5,15 @@ from typing import Annotated
 
 import typer
 
+from gradscope.cli.options import require_directory
+
 
 def figures(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="a directory of results")],
 ) -> None:
     """Redraw the figures of a directory of results from its files alone."""
-    from gradscope.report.figures import draw
+    require_directory(directory)
+    from gradscope.figures.draw import draw
 
     for path in draw(directory):
         print(path)
@@ -22,6 +25,7 @@ def report(
     ],
 ) -> None:
     """Write one self-contained report.html, and the figures and LaTeX tables for a paper."""
-    from gradscope.report.page import write_report
+    require_directory(directory)
+    from gradscope.reporting.page import write_report
 
     print(write_report(directory))

@@ -25,15 +25,15 @@ def list_names(what: Annotated[Listing, typer.Argument(help="what to list", show
 
 def _listing(what: Listing) -> dict[str, str]:
     if what is Listing.datasets:
-        from gradscope.data.sources import DATASETS
+        from gradscope.data.names import DATASETS
 
         return {name: source.description for name, source in DATASETS.items()}
     if what is Listing.architectures:
-        from gradscope.models.architectures import ARCHITECTURES
+        from gradscope.models.names import ARCHITECTURES
 
         return {name: architecture.description for name, architecture in ARCHITECTURES.items()}
     if what is Listing.metrics:
-        from gradscope.results.rows import METRICS
+        from gradscope.results.schemas import METRICS
 
         return {name: f"{metric.meaning} [{metric.unit}]" for name, metric in METRICS.items()}
     if what is Listing.modes:
@@ -41,12 +41,12 @@ def _listing(what: Listing) -> dict[str, str]:
 
         return MODES
     if what is Listing.attacks:
-        from gradscope.attacks.battery import BATTERY
+        from gradscope.attacks.registry import ATTACKS
 
         return {
             name: f"{one.meaning} [{', '.join(['logits', *sorted(one.needs)])}"
             + (f"; {one.classes} classes or more]" if one.classes > 2 else "]")
-            for name, one in BATTERY.items()
+            for name, one in ATTACKS.items()
         }
     from gradscope.config import OBJECTIVES
 

@@ -10,7 +10,7 @@ import typer
 from gradscope.errors import GradscopeError, lookup
 
 if TYPE_CHECKING:
-    from gradscope.models.subject import Foreign
+    from gradscope.models.loading import Foreign
 
 
 def completing(source: str, table: str) -> Any:
@@ -36,11 +36,18 @@ NoFigures = Annotated[
     bool, typer.Option("--no-figures", help="write tables alone; `gradscope figures` draws them later")
 ]
 OneAttack = Annotated[
-    str, typer.Option(help="pgd (exact) or pgd-paper", autocompletion=completing("gradscope.config", "ATTACKS"))
+    str,
+    typer.Option(
+        help="pgd (exact), pgd-paper, or another PGD by its loss",
+        autocompletion=completing("gradscope.config", "PGD_ATTACKS"),
+    ),
 ]
 Norm = Annotated[str, typer.Option(help="l2 or linf")]
 Epsilon = Annotated[str | None, typer.Option(help="radius in pixel units, 0.5 or 8/255; 1.0 for l2, 8/255 for linf")]
-StepSize = Annotated[str | None, typer.Option(help="length of a step; 0.1 for l2, 2/255 for linf")]
+StepSize = Annotated[
+    str | None, typer.Option(help="length of a step, pixel units; 2.5 epsilon / steps, of pgd-paper epsilon / 10")
+]
+RelativeStepSize = Annotated[str | None, typer.Option(help="the same in multiples of epsilon")]
 Steps = Annotated[int | None, typer.Option(help="steps of the attack; 100")]
 Loss = Annotated[
     str | None,
@@ -64,6 +71,12 @@ TrustCode = Annotated[bool, typer.Option("--trust-code", help="run the code of p
 IgnoreClassNames = Annotated[
     bool, typer.Option("--ignore-class-names", help="take the checkpoint's classes for the data's, in order")
 ]
+
+
+def require_directory(directory: Path) -> None:
+    """Raise :class:`GradscopeError` where there is no such directory, before anything is imported to read it."""
+    if not directory.is_dir():
+        raise GradscopeError(f"DIR must be a directory of results, got {directory}, which is no directory")
 
 
 def is_first_process() -> bool:
@@ -95,7 +108,7 @@ def read_foreign(
     weights: list[Path] | None, mean: str | None, std: str | None, trust_code: bool, ignore_class_names: bool
 ) -> "Foreign":
     """What the options say about foreign models."""
-    from gradscope.models.subject import Foreign
+    from gradscope.models.loading import Foreign
 
     normalisation = _numbers(mean, "--mean"), _numbers(std, "--std")
     return Foreign(tuple(weights or ()), *normalisation, trust_code, ignore_class_names)

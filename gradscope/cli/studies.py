@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gradscope.cli import options
-from gradscope.errors import GradscopeError
+from gradscope.errors import GradscopeError, lookup
 
 if TYPE_CHECKING:
-    from gradscope.study.costs import Estimate
-    from gradscope.study.records import Record
+    from gradscope.study.estimate import Estimate
+    from gradscope.study.state import Record
     from gradscope.study.studies import Foreseen
 
 #: Exit code of a study that did not come to its end: stages failed, or images are missing.
@@ -43,6 +43,7 @@ def study(
         typer.Option(help="seconds after which nothing more is begun that cannot end; run it again to go on"),
     ] = None,
     no_figures: options.NoFigures = False,
+    trust_code: options.TrustCode = False,
     checkpoints: Annotated[Path | None, typer.Option(help="directory of the models; checkpoints/RECIPE")] = None,
     out: Annotated[Path | None, typer.Option(help="directory of results; reports/RECIPE")] = None,
 ) -> None:
@@ -51,7 +52,12 @@ def study(
     Exit code 1 where something failed, was left for a later run, or lacks its images.
     """
     began = time.time()  # torch is not loaded yet
-    from gradscope.results.rows import PAGE
+    from gradscope.study.engines import ENGINES
+    from gradscope.study.expansion import read_study
+
+    lookup(ENGINES, engine, "engine")
+    read_study(recipe, settings=settings or (), seeds=_seeds(seeds), data_root=data_root)
+    from gradscope.results.schemas import PAGE
     from gradscope.study.studies import StudyRequest, foresee, plan_study, run_study
 
     request = StudyRequest(
@@ -68,6 +74,7 @@ def study(
         until=until,
         began=began,
         figures=not no_figures,
+        trust_code=trust_code,
     )
     plan = plan_study(request)
     if dry_run:

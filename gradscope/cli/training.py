@@ -20,7 +20,15 @@ def train(
     data_root: options.DataRoot = None,
     image_size: options.ImageSize = None,
     download: options.Download = False,
-    arch: Annotated[str | None, typer.Option(help="see `gradscope list architectures`; sized for the data")] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            help="see `gradscope list architectures`, or your own package.module:factory(...); sized for the data"
+        ),
+    ] = None,
+    train_samples: Annotated[
+        int | None, typer.Option(min=2, help="training images to use, every class in its share; all")
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="epochs in all, shared by the phases, at least one each")
     ] = None,
@@ -39,30 +47,43 @@ def train(
     keep_epochs: Annotated[
         bool, typer.Option("--keep-epochs", help="keep the weights after every epoch, in NAME.epochs")
     ] = False,
+    trust_code: options.TrustCode = False,
     overwrite: options.Overwrite = False,
     out: Annotated[Path | None, typer.Option(help="checkpoint file; checkpoints/DATA-ARCH-MODE-sSEED.pt")] = None,
 ) -> None:
     """Train a classifier: supervised, by policy gradient, adversarially, or in phases of these."""
     from gradscope.config import read_toml
-    from gradscope.study.stages import configure_training, run_training
-    from gradscope.training.hardware import Hardware
+    from gradscope.models.names import short_name
+    from gradscope.training.request import TrainingRequest
 
-    data = options.given(dataset=dataset, data_root=data_root, image_size=image_size)
-    training, splits = configure_training(
-        mode,
-        data,
+    request = TrainingRequest(
+        mode=mode,
+        data=options.given(dataset=dataset, data_root=data_root, image_size=image_size),
         paper=paper,
         table={} if config is None else read_toml(config),
-        settings=settings or [],
+        settings=settings or (),
         epochs=epochs,
-        options=options.given(architecture=arch, batch_size=batch_size, seed=seed, precision=precision),
-        download=download,
+        options=options.given(
+            architecture=arch, batch_size=batch_size, seed=seed, precision=precision, train_samples=train_samples
+        ),
+        trust_code=trust_code,
     )
-    name = f"{splits.train.name}-{training.architecture}-{training.mode}-s{training.seed}.pt"
-    path = out or Path("checkpoints") / name
+    request.check(out, resume=resume, overwrite=overwrite)
+    from gradscope.distributed.processes import Hardware
+    from gradscope.training.runs import configure_training, run_training
+
+    training, splits = configure_training(request, download=download)
+    name = f"{splits.train.name}-{short_name(training.architecture)}-{training.mode}-s{training.seed}.pt"
     hardware = Hardware(device, devices)
     trained = run_training(
-        training, splits, path, hardware, resume=resume, overwrite=overwrite, keep_epochs=keep_epochs
+        training,
+        splits,
+        out or Path("checkpoints") / name,
+        hardware,
+        resume=resume,
+        overwrite=overwrite,
+        keep_epochs=keep_epochs,
+        trust_code=trust_code,
     )
     low, high = trained.test_interval
     if hardware.is_first:

@@ -1,7 +1,7 @@
 """Image folders decoded once: the pixels of a train/test tree, kept as memory maps.
 
-An entry is a folder of three files: ``train.bin`` and ``test.bin``, the pixels (N, C, H, W) as uint8, and
-``format.json``, their shapes and fingerprints. Labels and class names follow from the listing of the tree, which is
+An entry is a folder of ``train.bin``, if there are training images, and ``test.bin``, the pixels (N, C, H, W) as uint8,
+and ``format.json``, their shapes and fingerprints. Labels and class names follow from the listing of the tree, which is
 read each time: its names, sizes and times are part of the entry's name, so a changed tree is decoded anew.
 """
 
@@ -40,15 +40,15 @@ _VERIFIED_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Tree:
-    """An ImageFolder tree, ``train`` and ``test`` being folders with a folder for each class.
+    """An ImageFolder tree, ``train`` and ``test`` being folders with a folder for each class; ``train`` may be None.
 
-    ``classes`` picks and orders the classes; None takes every folder of ``train``, sorted.
+    ``classes`` picks and orders the classes; None takes every folder of ``train`` (or else of ``test``), sorted.
     ``image_size`` is the side in pixels to bring the images to; None takes them as they are. Without ``resize`` images
     of another size are refused. ``annotations`` is a table of the test images (a line: file name, tab, class) where
     these lie in no class folders; images of classes that ``train`` lacks are left out.
     """
 
-    train: Path
+    train: Path | None
     test: Path
     classes: tuple[str, ...] | None = None
     image_size: int | None = None
@@ -66,11 +66,19 @@ class _File:
 
 @dataclass(frozen=True)
 class _Listing:
-    """The image files of both splits, sorted by class and path, and the class names that their labels index."""
+    """The image files of both splits, sorted by class and path, and the class names that their labels index.
+
+    ``train`` is empty where there are test images alone.
+    """
 
     classes: tuple[str, ...]
     train: tuple[_File, ...]
     test: tuple[_File, ...]
+
+    @property
+    def splits(self) -> dict[str, tuple[_File, ...]]:
+        """The splits that there are."""
+        return {"train": self.train, "test": self.test} if self.train else {"test": self.test}
 
 
 def cache_directory(given: Path | None = None) -> Path:
@@ -84,8 +92,8 @@ def load_tree(name: str, tree: Tree, cache: Path | None = None) -> Splits:
     Processes that ask at once decode once. Entries of earlier listings are removed. Raises :class:`GradscopeError`
     where the tree is empty, a test class is not in train, or a file cannot be decoded.
     """
-    with _file_errors("--data-root"):
-        tree = replace(tree, train=tree.train.resolve(), test=tree.test.resolve())
+    with _file_errors("data_root"):
+        tree = replace(tree, train=tree.train and tree.train.resolve(), test=tree.test.resolve())
         listing = _list_tree(tree)
     directory = cache_directory(cache) / "folders"
     options = _digest(_FORMAT_VERSION, tree)
@@ -117,24 +125,26 @@ def _file_errors(argument: str, advice: str = "") -> Iterator[None]:
 
 
 def _list_tree(tree: Tree) -> _Listing:
-    classes = tree.classes or class_folders(tree.train)
+    named = tree.test if tree.train is None else tree.train
+    classes = tree.classes or class_folders(named)
     if not classes:
-        raise GradscopeError(f"--data-root: {tree.train} needs a folder of images for each class, got none")
+        instead = " (or train/ and test/ with these)" if tree.train is None else ""
+        raise GradscopeError(f"data_root: {named} needs a folder of images for each class{instead}, got none")
     if tree.classes is None and tree.annotations is None:
         unknown = [label for label in class_folders(tree.test) if label not in set(classes)]
         if unknown:
-            raise GradscopeError(f"--data-root: {tree.test} has classes that {tree.train} lacks: {first_of(unknown)}")
-    train = _files_in_class_folders(tree.train, classes)
+            raise GradscopeError(f"data_root: {tree.test} has classes that {named} lacks: {first_of(unknown)}")
+    train = () if tree.train is None else _files_in_class_folders(tree.train, classes)
     if tree.annotations is None:
         test = _files_in_class_folders(tree.test, classes)
     else:
         test = _annotated_files(tree.test, classes, tree.annotations)
     present = {file.label for file in train}
     empty = [folder for label, folder in enumerate(classes) if label not in present]
-    if empty:
-        raise GradscopeError(f"--data-root: {tree.train} holds no images of {first_of(empty)}; {_extensions()}")
+    if empty and tree.train is not None:
+        raise GradscopeError(f"data_root: {tree.train} holds no images of {first_of(empty)}; {_extensions()}")
     if not test:
-        raise GradscopeError(f"--data-root: {tree.test} holds no images; {_extensions()}")
+        raise GradscopeError(f"data_root: {tree.test} holds no images; {_extensions()}")
     return _Listing(classes, train, test)
 
 
@@ -161,13 +171,13 @@ def _annotated_files(split: Path, classes: Sequence[str], annotations: Path) -> 
     try:
         rows = dict(line.split("\t")[:2] for line in annotations.read_text(encoding="utf-8").splitlines())
     except ValueError:  # not text, or a line without a tab
-        raise GradscopeError(f"--data-root: {annotations} must have lines of file name, tab, class") from None
+        raise GradscopeError(f"data_root: {annotations} must have lines of file name, tab, class") from None
     labels = {name: label for label, name in enumerate(classes)}
     files = []
     for file in _image_files(split, 0):
         name = Path(file.path).name
         if name not in rows:
-            raise GradscopeError(f"--data-root: {annotations} must name the class of every image, got none of {name}")
+            raise GradscopeError(f"data_root: {annotations} must name the class of every image, got none of {name}")
         if rows[name] in labels:
             files.append(replace(file, label=labels[rows[name]]))
     return tuple(sorted(files, key=lambda file: (file.label, file.path)))
@@ -205,18 +215,19 @@ def _build_once(entry: Path, name: str, listing: _Listing, tree: Tree) -> Splits
 def _build_entry(entry: Path, building: Path, listing: _Listing, tree: Tree) -> None:
     """Decode the files of ``listing`` in ``building`` and rename it to ``entry``; the caller holds the lock."""
     files = [Path(file.path) for file in (*listing.train, *listing.test)]
-    channels, side = common_format(list(_threaded(read_header, files, "reading headers")), tree.image_size, tree.resize)
+    headers = list(_threaded(read_header, files, "reading headers"))
+    channels, height, width = common_format(headers, tree.image_size, tree.resize)
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
     try:
         record: dict[str, Any] = {}
-        for split in ("train", "test"):
-            members: tuple[_File, ...] = getattr(listing, split)
+        for split, members in listing.splits.items():
             paths = [Path(file.path) for file in members]
+            decoded = _threaded(lambda path: read_pixels(path, channels, tree.image_size), paths, f"decoding {split}")
             with (building / f"{split}.bin").open("wb") as output:
-                for pixels in _threaded(lambda path: read_pixels(path, channels, side), paths, f"decoding {split}"):
+                for pixels in decoded:
                     output.write(pixels.data)
-            shape = [len(members), channels, side, side]
+            shape = [len(members), channels, height, width]
             images = _mapped(building / f"{split}.bin", shape)
             record[split] = {"shape": shape, "fingerprint": fingerprint(images, _labels(members), listing.classes)}
         (building / "format.json").write_text(json.dumps(record))
@@ -230,13 +241,14 @@ def _open_entry(entry: Path, name: str, listing: _Listing) -> Splits | None:
     """The splits kept in ``entry``, or None where it is missing or damaged."""
     try:
         record = json.loads((entry / "format.json").read_text())
-        return Splits(*(_open_split(entry, split, name, listing, record[split]) for split in ("train", "test")))
+        opened = {split: _open_split(entry, split, name, listing, record[split]) for split in listing.splits}
+        return Splits(opened.get("train"), opened["test"])
     except (OSError, ValueError, KeyError, TypeError, GradscopeError):
         return None
 
 
 def _open_split(entry: Path, split: str, name: str, listing: _Listing, record: dict[str, Any]) -> ImageSet:
-    labels = _labels(getattr(listing, split))
+    labels = _labels(listing.splits[split])
     images = _mapped(entry / f"{split}.bin", record["shape"])
     if images.nbytes <= _VERIFIED_BYTES and fingerprint(images, labels, listing.classes) != record["fingerprint"]:
         raise ValueError(f"{entry} is damaged")

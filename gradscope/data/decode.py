@@ -1,4 +1,4 @@
-"""How an image file becomes pixels: grey or RGB, 8 bits, square.
+"""How an image file becomes pixels: grey or RGB, 8 bits.
 
 Grey: 1-bit, 8-bit and 16-bit grey images, with or without alpha; 16 bits become 8 by dividing by 257, rounded.
 Everything else is colour, palettes too. Alpha is dropped, not blended: what a transparent pixel hides is what counts
@@ -37,10 +37,10 @@ def read_header(path: Path) -> Header:
         raise _unreadable(path, error) from None
 
 
-def common_format(headers: Sequence[Header], image_size: int | None, resize: bool = True) -> tuple[int, int]:
-    """The ``(channels, side)`` that all images are brought to: 1 channel if all are grey, else 3.
+def common_format(headers: Sequence[Header], image_size: int | None, resize: bool = True) -> tuple[int, int, int]:
+    """The ``(channels, height, width)`` that all images are brought to: 1 channel if all are grey, else 3.
 
-    Without ``image_size`` they must be square and of one size, without ``resize`` of that ``image_size``, else
+    Without ``image_size`` they must be of one size, without ``resize`` of that ``image_size``, else
     :class:`GradscopeError`.
     """
     channels = 1 if all(header.mode in _GREY_MODES for header in headers) else 3
@@ -48,24 +48,24 @@ def common_format(headers: Sequence[Header], image_size: int | None, resize: boo
         for header in headers:
             if not resize and (header.width, header.height) != (image_size, image_size):
                 raise GradscopeError(
-                    f"--data-root: {header.path} must be {image_size}x{image_size} pixels, "
+                    f"data_root: {header.path} must be {image_size}x{image_size} pixels, "
                     f"got {header.width}x{header.height}"
                 )
-        return channels, image_size
+        return channels, image_size, image_size
     first = headers[0]
     for header in headers:
-        if header.width != header.height or header.width != first.width:
+        if (header.width, header.height) != (first.width, first.height):
             raise GradscopeError(
-                f"--image-size: needed where images are not square and of one size; {header.path} is "
+                f"image_size must be given where images are not of one size; {header.path} is "
                 f"{header.width}x{header.height}, {first.path.name} {first.width}x{first.height}"
             )
-    return channels, first.width
+    return channels, first.height, first.width
 
 
-def read_pixels(path: Path, channels: int, side: int) -> npt.NDArray[np.uint8]:
-    """The pixels of one file, uint8 (channels, side, side); :class:`GradscopeError` where it cannot be decoded.
+def read_pixels(path: Path, channels: int, side: int | None) -> npt.NDArray[np.uint8]:
+    """The pixels of one file, uint8 (channels, H, W); :class:`GradscopeError` where it cannot be decoded.
 
-    The shorter side is resized to ``side`` (bicubic, antialiased), then the centre is cut out.
+    The shorter side is resized to ``side`` (bicubic, antialiased), then the centre is cut out; None takes all of it.
     """
     try:
         with Image.open(path) as image:
@@ -73,8 +73,8 @@ def read_pixels(path: Path, channels: int, side: int) -> npt.NDArray[np.uint8]:
             plain = _eight_bit(image).convert("L" if channels == 1 else "RGB")
     except Exception as error:  # as above
         raise _unreadable(path, error) from None
-    pixels = np.asarray(_centre(plain, side))
-    return np.ascontiguousarray(pixels.reshape(side, side, channels).transpose(2, 0, 1))
+    pixels = np.asarray(plain if side is None else _centre(plain, side))
+    return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], channels).transpose(2, 0, 1))
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -102,4 +102,4 @@ def _centre(image: Image.Image, side: int) -> Image.Image:
 
 def _unreadable(path: Path, error: Exception) -> GradscopeError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return GradscopeError(f"--data-root: {path} cannot be decoded as an image: {reason}")
+    return GradscopeError(f"data_root: {path} cannot be decoded as an image: {reason}")

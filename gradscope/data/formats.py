@@ -3,7 +3,7 @@
 import gzip
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from gradscope.errors import GradscopeError
 
 Array = npt.NDArray[Any]
 
-#: The names that an ``.npz`` may give its four arrays: train images and labels, then test images and labels.
+#: The names that an ``.npz`` may give its arrays: train images and labels, then test images and labels.
 _NPZ_KEYS = (
     ("X_train", "y_train", "X_test", "y_test"),
     ("x_train", "y_train", "x_test", "y_test"),
     ("train_images", "train_labels", "test_images", "test_labels"),
 )
+#: The names of images and labels where there is one split.
+_ONE_SPLIT = (*(keys[2:] for keys in _NPZ_KEYS), ("images", "labels"), ("x", "y"), ("X", "y"))
 
 
 def read_idx(path: Path) -> npt.NDArray[np.uint8]:
@@ -29,20 +31,20 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise GradscopeError(f"--data-root: {path} cannot be read: {error}") from None
+        raise GradscopeError(f"data_root: {path} cannot be read: {error}") from None
     axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
     start = 4 + 4 * axes
     shape = tuple(np.frombuffer(content[4:start], ">u4", count=len(content[4:start]) // 4).tolist())
     if axes == 0 or len(shape) != axes or len(content) - start != np.prod(shape):
-        raise GradscopeError(f"--data-root: {path} is not an IDX file of uint8: its header and its length disagree")
+        raise GradscopeError(f"data_root: {path} is not an IDX file of uint8: its header and its length disagree")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
 def read_npz(path: Path, *, names_required: bool = False) -> Splits:
     """The splits in an ``.npz``: images uint8 or float in [0, 1], (N, H, W), (N, H, W, C) or (N, C, H, W); labels (N,).
 
-    An array ``classes`` names the classes; without it they are numbered, unless ``names_required``. Raises
-    :class:`GradscopeError` where an array is missing, is pickled, or does not fit.
+    A file with one split has test images alone. An array ``classes`` names the classes; without it they are numbered,
+    unless ``names_required``. Raises :class:`GradscopeError` where an array is missing, is pickled, or does not fit.
     """
     try:
         # Opened here, because np.load leaves a file open that is no zip archive.
@@ -50,23 +52,29 @@ def read_npz(path: Path, *, names_required: bool = False) -> Splits:
             arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zlib.error, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0]
-        raise GradscopeError(f"--data-root: {path} cannot be read as an .npz of plain arrays: {reason}") from None
+        raise GradscopeError(f"data_root: {path} cannot be read as an .npz of plain arrays: {reason}") from None
     keys = _npz_keys(path, arrays)
     if names_required and "classes" not in arrays:
-        raise GradscopeError(f"--data-root: {path} must have an array classes, their names, got {', '.join(arrays)}")
-    labels = [_npz_labels(path, key, arrays[key]) for key in (keys[1], keys[3])]
+        raise GradscopeError(f"data_root: {path} must have an array classes, their names, got {', '.join(arrays)}")
+    labels = [_npz_labels(path, key, arrays[key]) for key in keys[1::2]]
     classes = _npz_classes(path, arrays, labels[0])
-    images = [_npz_images(path, key, arrays[key]) for key in (keys[0], keys[2])]
-    return Splits(*(ImageSet.from_tensors(path.stem, *split, classes) for split in zip(images, labels, strict=True)))
+    images = [_npz_images(path, key, arrays[key]) for key in keys[::2]]
+    *train, test = (ImageSet.from_tensors(path.stem, *split, classes) for split in zip(images, labels, strict=True))
+    return Splits(train[0] if train else None, test)
 
 
-def _npz_keys(path: Path, arrays: Mapping[str, Array]) -> tuple[str, str, str, str]:
+def _npz_keys(path: Path, arrays: Mapping[str, Array]) -> Sequence[str]:
+    """The names of images and labels, of the training images first if there are any."""
+    if not any("train" in key for key in arrays):
+        alone = next((keys for keys in _ONE_SPLIT if set(keys) <= set(arrays)), None)
+        if alone is not None:
+            return alone
     keys = max(_NPZ_KEYS, key=lambda names: len(set(names) & set(arrays)))
     missing = [key for key in keys if key not in arrays]
     if missing:
-        allowed = " or ".join(", ".join(names) for names in _NPZ_KEYS)
+        allowed = " or ".join(", ".join(names) for names in (*_NPZ_KEYS, *_ONE_SPLIT[len(_NPZ_KEYS) :]))
         raise GradscopeError(
-            f"--data-root: {path} lacks {', '.join(missing)}; allowed: {allowed}; got: {', '.join(arrays) or 'none'}"
+            f"data_root: {path} lacks {', '.join(missing)}; allowed: {allowed}; got: {', '.join(arrays) or 'none'}"
         )
     return keys
 
@@ -75,7 +83,7 @@ def _npz_labels(path: Path, key: str, labels: Array) -> torch.Tensor:
     column = labels.ndim == 2 and labels.shape[1] == 1
     if not np.issubdtype(labels.dtype, np.integer) or not (labels.ndim == 1 or column):
         raise GradscopeError(
-            f"--data-root: {path}: {key} must be whole numbers (N,) or (N, 1), got {labels.dtype} {labels.shape}"
+            f"data_root: {path}: {key} must be whole numbers (N,) or (N, 1), got {labels.dtype} {labels.shape}"
         )
     return torch.from_numpy(labels.reshape(-1).astype(np.int64))
 
@@ -85,7 +93,7 @@ def _npz_classes(path: Path, arrays: Mapping[str, Array], train_labels: torch.Te
         return tuple(str(label) for label in range(int(train_labels.max()) + 1)) if len(train_labels) else ()
     names = arrays["classes"]
     if names.ndim != 1:
-        raise GradscopeError(f"--data-root: {path}: classes must be names (K,), got shape {names.shape}")
+        raise GradscopeError(f"data_root: {path}: classes must be names (K,), got shape {names.shape}")
     return tuple(str(name) for name in names)
 
 
@@ -93,11 +101,13 @@ def _npz_images(path: Path, key: str, images: Array) -> torch.Tensor:
     if np.issubdtype(images.dtype, np.floating):
         if images.size and not (images.min() >= 0 and images.max() <= 1):  # written so that NaN is refused too
             raise GradscopeError(
-                f"--data-root: {path}: {key} as floats must be in [0, 1], got {images.min():g} to {images.max():g}"
+                f"data_root: {path}: {key} as floats must be in [0, 1], got {images.min():g} to {images.max():g}"
             )
-        images = np.rint(images * 255).astype(np.uint8)
-    if images.dtype != np.uint8:
-        raise GradscopeError(f"--data-root: {path}: {key} must be uint8 or float in [0, 1], got {images.dtype}")
+        pixels = np.rint(images * 255).astype(np.uint8)
+        # What was divided by 255 becomes the bytes that it was; other floats stay what they are.
+        images = pixels if np.array_equal(pixels / images.dtype.type(255), images) else images.astype(np.float32)
+    elif images.dtype != np.uint8:
+        raise GradscopeError(f"data_root: {path}: {key} must be uint8 or float in [0, 1], got {images.dtype}")
     return torch.from_numpy(np.ascontiguousarray(_channels_first(path, key, images)))
 
 
@@ -110,5 +120,5 @@ def _channels_first(path: Path, key: str, images: Array) -> Array:
     if len(shape) == 4 and shape[1] in (1, 3):
         return images
     raise GradscopeError(
-        f"--data-root: {path}: {key} must be (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels, got {shape}"
+        f"data_root: {path}: {key} must be (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels, got {shape}"
     )

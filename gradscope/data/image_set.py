@@ -1,6 +1,7 @@
-"""A labelled set of images as tensors: uint8 where it is kept, float32 in [0, 1] where it is used."""
+"""A labelled set of images as tensors: uint8 or float32 in [0, 1] where it is kept, float32 where it is used."""
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -13,25 +14,67 @@ from gradscope.seeding import generator
 
 #: Bytes hashed at a time, so that the fingerprint of a memory map reads it in pieces.
 _CHUNK_BYTES = 32 * 2**20
+#: How far outside [0, 1] floats may lie for the reason to be rounding or interpolation.
+_ROUNDING = 0.05
+#: Types of labels; a fingerprint is taken of them as int64.
+INTEGERS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.int64)
 #: Images whose statistics are taken at a time.
 _STATISTICS_BATCH = 1024
 
 
 def fingerprint(images: Tensor, labels: Tensor, classes: Sequence[str]) -> str:
-    """BLAKE2b over the images (N, C, H, W), labels (N,) and class names: equal content, equal text of 32 hex digits."""
+    """BLAKE2b over the images (N, C, H, W), labels (N,) and class names: equal content, equal text of 32 hex digits.
+
+    Bytes and the floats that they stand for have different fingerprints.
+    """
     digest = hashlib.blake2b(repr((tuple(images.shape), tuple(classes))).encode(), digest_size=16)
     digest.update(labels.cpu().numpy().tobytes())
-    rows = max(1, _CHUNK_BYTES // max(1, images[:1].numel()))
+    rows = max(1, _CHUNK_BYTES // max(1, images[:1].nbytes))
     for part in images.split(rows):
         digest.update(part.reshape(-1).cpu().numpy())
     return digest.hexdigest()
 
 
+def numbered(count: int) -> tuple[str, ...]:
+    """Names of ``count`` classes that have none: "0", "1", ..."""
+    return tuple(str(number) for number in range(count))
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """``images`` as float32 in [0, 1]: bytes over 255, floats as they are."""
+    if images.dtype != torch.uint8:
+        return images
+    # CUDA divides by a Python number through its reciprocal, a rounding off; by a tensor it divides as a CPU does.
+    return images.float().div_(torch.full((), 255.0, device=images.device))
+
+
+def require_unit_range(images: Tensor, name: str) -> None:
+    """Raise :class:`GradscopeError` unless floats ``(N, C, H, W)``, called ``name``, are finite and in [0, 1]."""
+    if not images.is_floating_point():
+        return
+    low, high = (float(end) for end in images.aminmax())
+    if low >= 0 and high <= 1:
+        return
+    if not math.isfinite(low) or not math.isfinite(high):
+        bad = (~images.isfinite()).flatten(1).any(dim=1).nonzero()
+        raise GradscopeError(
+            f"{name} must be finite, got NaN or infinity in {len(bad)} of {len(images)} images, first in {int(bad[0])}"
+        )
+    if low >= -_ROUNDING and high <= 1 + _ROUNDING:
+        hint = "clamp to [0, 1]"
+    elif low >= 0 and high > 2:
+        hint = "divide by 255 or pass uint8"
+    else:
+        hint = "normalisation belongs in mean= and std="
+    raise GradscopeError(f"{name} must be in [0, 1], got {low:.7g} to {high:.7g}; {hint}")
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Square images (N, C, H, W) as uint8 with labels (N,) as int64, each an index into ``classes``.
+    """Images (N, C, H, W) as uint8, or float32 in [0, 1], with labels (N,) as int64, each an index into ``classes``.
 
-    The images may be a memory map or live on a device. ``fingerprint`` stands for the content.
+    Floats are measured as they are, never quantised. The images may be a memory map or live on a device.
+    ``fingerprint`` stands for the content.
     Raises :class:`GradscopeError` where shapes, types or labels disagree.
     """
 
@@ -46,20 +89,26 @@ class ImageSet:
         self._check_labels()
 
     @classmethod
-    def from_tensors(cls, name: str, images: Tensor, labels: Tensor, classes: Sequence[str]) -> Self:
-        """The set of these tensors, its fingerprint taken from their content."""
+    def from_tensors(cls, name: str, images: Tensor, labels: Tensor, classes: Sequence[str] | None = None) -> Self:
+        """The set of these tensors, its fingerprint taken from their content.
+
+        Labels may be integers of any type. Without ``classes`` these are "0" to the largest label.
+        """
+        if labels.dtype in INTEGERS:
+            labels = labels.long()
+        if classes is None:
+            classes = numbered(int(labels.max()) + 1 if len(labels) else 0)
         return cls(name, images, labels, tuple(classes), fingerprint(images, labels, classes))
 
     def _check_images(self) -> None:
         shape = tuple(self.images.shape)
-        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+        if self.images.dtype not in (torch.uint8, torch.float32) or self.images.dim() != 4:
             raise GradscopeError(
-                f"{self.name}: images must be uint8 (N, C, H, W), got {_kind(self.images)} of shape {shape}"
+                f"{self.name}: images must be uint8 or float32 (N, C, H, W), got {_kind(self.images)} of shape {shape}"
             )
         if 0 in shape:
             raise GradscopeError(f"{self.name}: at least one image of one pixel is needed, got shape {shape}")
-        if shape[2] != shape[3]:
-            raise GradscopeError(f"{self.name}: images must be square, got height {shape[2]} and width {shape[3]}")
+        require_unit_range(self.images, f"{self.name}: images")
 
     def _check_labels(self) -> None:
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
@@ -84,9 +133,23 @@ class ImageSet:
         return self.images.shape[1]
 
     @property
-    def image_size(self) -> int:
-        """Side of the square images, in pixels."""
+    def height(self) -> int:
+        """Height of the images, in pixels."""
         return self.images.shape[2]
+
+    @property
+    def width(self) -> int:
+        """Width of the images, in pixels."""
+        return self.images.shape[3]
+
+    @property
+    def image_size(self) -> int:
+        """Side of square images, in pixels; :class:`GradscopeError` where they are not, for what needs them square."""
+        if self.height != self.width:
+            raise GradscopeError(
+                f"{self.name}: images must be square here, got height {self.height} and width {self.width}"
+            )
+        return self.height
 
     def subset(self, indices: Tensor) -> "ImageSet":
         """A copy of the images at ``indices`` (M,), in that order; its fingerprint follows from the set's and theirs.
@@ -120,14 +183,13 @@ class ImageSet:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def raw_batch(self, indices: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
-        """The uint8 images (B, C, H, W) and labels (B,) at ``indices`` (B,), on ``device``."""
+        """The images as they are kept (B, C, H, W) and labels (B,) at ``indices`` (B,), on ``device``."""
         return _gathered(self.images, indices, device), _gathered(self.labels, indices, device)
 
     def batch(self, indices: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
         """The float32 images in [0, 1] (B, C, H, W) and labels (B,) at ``indices`` (B,), on ``device``."""
         images, labels = self.raw_batch(indices, device)
-        # CUDA divides by a Python number through its reciprocal, a rounding off; by a tensor it divides as a CPU does.
-        return images.float().div_(torch.full((), 255.0, device=device)), labels
+        return as_floats(images), labels
 
     def batches(self, batch_size: int, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """All images in order, as ``(indices, images, labels)``; the indices stay on the CPU."""
@@ -143,20 +205,32 @@ class ImageSet:
         for part in indices.split(_STATISTICS_BATCH):
             images, _ = self.batch(part, "cpu")
             sums += torch.stack([images.double().sum(dim=(0, 2, 3)), images.double().square().sum(dim=(0, 2, 3))])
-        mean, square = sums / (len(indices) * self.image_size**2)
+        mean, square = sums / (len(indices) * self.height * self.width)
         std = (square - mean.square()).clamp(min=0).sqrt()
         return tuple(mean.tolist()), tuple(std.where(std > 0, 1.0).tolist())
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The two halves of a data set; classes, channels and image size agree, else :class:`GradscopeError`."""
+    """The two halves of a data set; classes, channels, height and width agree, else :class:`GradscopeError`.
 
-    train: ImageSet
+    To examine a model the test images suffice: ``training`` may be None.
+    """
+
+    training: ImageSet | None
     test: ImageSet
 
+    @property
+    def train(self) -> ImageSet:
+        """The training images; :class:`GradscopeError` where there are none."""
+        if self.training is None:
+            raise GradscopeError(f"{self.test.name}: training images are needed here, got test images alone")
+        return self.training
+
     def __post_init__(self) -> None:
-        for what in ("classes", "channels", "image_size"):
+        if self.training is None:
+            return
+        for what in ("classes", "channels", "height", "width"):
             of_train, of_test = getattr(self.train, what), getattr(self.test, what)
             if of_train != of_test:
                 raise GradscopeError(
@@ -180,6 +254,36 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
         order = torch.randperm(len(members), generator=generator(seed, "stratified-split", label))
         held[members[order[:count]]] = True
     return (~held).nonzero().squeeze(1), held.nonzero().squeeze(1)
+
+
+def stratified_sample(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Sorted indices of ``count`` of ``labels`` (N,), every class in its share, by largest remainders.
+
+    Each class has its own stream of ``seed``, so that a larger sample holds a smaller one's images of a class. Raises
+    :class:`GradscopeError` where ``count`` is not between 2 and N.
+    """
+    if not 2 <= count <= len(labels):
+        raise GradscopeError(f"train_samples must be from 2 to {len(labels)}, the training images, got {count}")
+    labels = labels.cpu()
+    classes, sizes = labels.unique(return_counts=True)
+    exact = sizes.double() * count / len(labels)
+    shares = exact.floor().long()
+    shares[(exact - shares).argsort(descending=True, stable=True)[: count - int(shares.sum())]] += 1
+    chosen = []
+    for label, share in zip(classes.tolist(), shares.tolist(), strict=True):
+        members = (labels == label).nonzero().squeeze(1)
+        order = torch.randperm(len(members), generator=generator(seed, "stratified-sample", label))
+        chosen.append(members[order[:share]])
+    return torch.cat(chosen).sort().values
+
+
+def training_split(labels: Tensor, fraction: float, seed: int, samples: int | None = None) -> tuple[Tensor, Tensor]:
+    """:func:`stratified_split` of ``labels`` (N,), or of a :func:`stratified_sample` of ``samples`` of them."""
+    if samples is None:
+        return stratified_split(labels, fraction, seed)
+    used = stratified_sample(labels, samples, seed)
+    trained, held_out = stratified_split(labels.cpu()[used], fraction, seed)
+    return used[trained], used[held_out]
 
 
 def _gathered(source: Tensor, indices: Tensor, device: torch.device | str) -> Tensor:

@@ -46,7 +46,7 @@ class Published:
         splits = self._read_npz(path) if path.is_file() else self._read_folder(path, cache)
         found, expected = tuple(splits.train.images.shape[1:]), (3, self.side, self.side)
         if found != expected:
-            raise GradscopeError(f"--data-root: {path}: images of {self.name} must be {expected}, got {found}")
+            raise GradscopeError(f"data_root: {path}: images of {self.name} must be {expected}, got {found}")
         return splits
 
     def _read_folder(self, root: Path, cache: Path | None) -> Splits:
@@ -67,7 +67,7 @@ class Published:
         if self.classes is None:
             if len(names) > self.class_count or len(set(names)) < len(names):
                 raise GradscopeError(
-                    f"--data-root: {where} must be at most {self.class_count} classes, each once, got {len(names)}"
+                    f"data_root: {where} must be at most {self.class_count} classes, each once, got {len(names)}"
                 )
         elif sorted(names) != list(self.classes):
             missing = [name for name in self.classes if name not in names]
@@ -76,7 +76,7 @@ class Published:
                 f"; {word}: {first_of(those)}" for word, those in (("missing", missing), ("unknown", unknown)) if those
             )
             raise GradscopeError(
-                f"--data-root: {where} must be the {self.class_count} classes of {self.name}, "
+                f"data_root: {where} must be the {self.class_count} classes of {self.name}, "
                 f"got {len(names)}{differences}"
             )
 
@@ -93,12 +93,12 @@ class Published:
 def split_folder(root: Path, *names: str) -> Path:
     """The first of the folders ``names`` that ``root`` has; :class:`GradscopeError` where it has none."""
     if not root.is_dir():
-        raise GradscopeError(f"--data-root: a folder with train/ and test/ (or val/) is needed, {root} is none")
+        raise GradscopeError(f"data_root: a folder with train/ and test/ (or val/) is needed, {root} is none")
     for name in names:
         if (root / name).is_dir():
             return root / name
     found = ", ".join(sorted(each.name for each in root.iterdir())[:5]) or "nothing"
-    raise GradscopeError(f"--data-root: {root} needs a folder {' or '.join(f'{name}/' for name in names)}, has {found}")
+    raise GradscopeError(f"data_root: {root} needs a folder {' or '.join(f'{name}/' for name in names)}, has {found}")
 
 
 _CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"

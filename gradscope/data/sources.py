@@ -1,4 +1,4 @@
-"""Where images come from: the data sets by name, and :func:`load`."""
+"""Where images come from: :func:`load` reads the data sets of :mod:`gradscope.data.names`."""
 
 import io
 import json
@@ -6,7 +6,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, redirect_stderr
-from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -20,8 +19,9 @@ from gradscope.config import Data
 from gradscope.data.cache import Tree, cache_directory, load_tree
 from gradscope.data.formats import read_idx, read_npz
 from gradscope.data.image_set import ImageSet, Splits, stratified_split
+from gradscope.data.names import check_data
 from gradscope.data.published import CIFAR10, CIFAR100, TINY_IMAGENET, Published, split_folder
-from gradscope.errors import GradscopeError, lookup
+from gradscope.errors import GradscopeError
 from gradscope.vision import torchvision
 
 #: Fraction and seed of the test split of the digits, which come in one piece.
@@ -33,14 +33,6 @@ _IDX_FILES = tuple(f"{split}-{what}-ubyte" for split in ("train", "t10k") for wh
 _IMAGENET100_SIZES = (32, 224)
 
 
-@dataclass(frozen=True)
-class Source:
-    """A data set by name: one line about it, and ``read(data, download, cache)``."""
-
-    description: str
-    read: Callable[[Data, bool, Path | None], Splits]
-
-
 def load(data: Data, *, download: bool = False, cache: Path | None = None) -> Splits:
     """The train and test images that ``data`` names.
 
@@ -48,10 +40,12 @@ def load(data: Data, *, download: bool = False, cache: Path | None = None) -> Sp
     :func:`~gradscope.data.cache.cache_directory`). Raises :class:`GradscopeError` for an unknown name, files that are
     missing or unsound, and an ``image_size`` that the set does not have.
     """
-    splits = lookup(DATASETS, data.dataset, "--dataset").read(data, download, cache)
-    if data.image_size not in (None, splits.train.image_size):
+    check_data(data)
+    splits = _READERS[data.dataset](data, download, cache)
+    size = splits.test.height, splits.test.width
+    if data.image_size is not None and size != (data.image_size, data.image_size):
         raise GradscopeError(
-            f"--image-size: {data.dataset!r} has images of {splits.train.image_size} pixels and is not resized "
+            f"image_size: {data.dataset!r} has images of {size[0]} x {size[1]} pixels and is not resized "
             f"(only 'folder' and 'imagenet100' are), got {data.image_size}"
         )
     return splits
@@ -78,8 +72,8 @@ def _fashion_mnist(data: Data, download: bool, cache: Path | None) -> Splits:
         files = _idx_files(candidates)
     if files is None:
         raise GradscopeError(
-            f"--data-root: no {', '.join(_IDX_FILES)} (raw or .gz) in {', '.join(map(str, candidates))}; "
-            "give --data-root DIR or --download"
+            f"data_root: no {', '.join(_IDX_FILES)} (raw or .gz) in {', '.join(map(str, candidates))}; "
+            "give `data_root` or `download`"
         )
     train_images, train_labels, test_images, test_labels = (torch.from_numpy(read_idx(file).copy()) for file in files)
     return Splits(
@@ -116,8 +110,8 @@ def _cifar(data: Data, download: bool, cache: Path | None, *, kind: Any, publish
             parts = [kind(root, train=train) for train in (True, False)]
     except RuntimeError:
         raise GradscopeError(
-            f"--data-root: no sound {kind.base_folder}, train/ and test/ or {data.dataset}.npz in {root}; "
-            "give --data-root DIR or --download"
+            f"data_root: no sound {kind.base_folder}, train/ and test/ or {data.dataset}.npz in {root}; "
+            "give `data_root` or `download`"
         ) from None
     images = [torch.from_numpy(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))) for part in parts]
     labels = [torch.tensor(part.targets, dtype=torch.int64) for part in parts]
@@ -138,21 +132,21 @@ def _download(kind: Any, root: Path) -> None:
             kind(root, download=True)
     except (OSError, RuntimeError, HTTPException) as error:
         reason = " ".join(str(error).split())
-        raise GradscopeError(f"--download: {kind.__name__} did not come into {root}: {reason}") from None
+        raise GradscopeError(f"download: {kind.__name__} did not come into {root}: {reason}") from None
 
 
 def _tiny_imagenet(data: Data, download: bool, cache: Path | None) -> Splits:
     root = _given_root(data)
     stored = TINY_IMAGENET.find(root)
     if stored is None:
-        raise GradscopeError(f"--data-root: {root} must hold train/ and test/ (or val/), or tiny-imagenet.npz")
+        raise GradscopeError(f"data_root: {root} must hold train/ and test/ (or val/), or tiny-imagenet.npz")
     return TINY_IMAGENET.read(stored, cache)
 
 
 def _imagenet100(data: Data, download: bool, cache: Path | None) -> Splits:
     size = 32 if data.image_size is None else data.image_size
     if size not in _IMAGENET100_SIZES:
-        raise GradscopeError(f"--image-size: 'imagenet100' allows 32 or 224, got {size}")
+        raise GradscopeError(f"image_size: 'imagenet100' allows 32 or 224, got {size}")
     root = _given_root(data)
     tree = Tree(split_folder(root, "train"), split_folder(root, "val", "test"), _class_list(root), size)
     return load_tree("imagenet100", tree, cache)
@@ -167,53 +161,43 @@ def _class_list(root: Path) -> tuple[str, ...] | None:
         text = path.read_text(encoding="utf-8-sig")
         names = list(json.loads(text).keys()) if path.suffix == ".json" else text.split("\n")
     except (OSError, ValueError, AttributeError) as error:
-        raise GradscopeError(f"--data-root: {path} is not a list of class folders: {error}") from None
+        raise GradscopeError(f"data_root: {path} is not a list of class folders: {error}") from None
     classes = tuple(name.strip() for name in names if name.strip())
     if not classes or len(set(classes)) != len(classes):
-        raise GradscopeError(f"--data-root: {path} must list one or more class folders, each once")
+        raise GradscopeError(f"data_root: {path} must list one or more class folders, each once")
     return classes
 
 
 def _folder(data: Data, download: bool, cache: Path | None) -> Splits:
+    """``train/`` with ``test/`` or ``val/``; or test images alone, in one of these or in the folder itself."""
     root = _given_root(data)
-    tree = Tree(split_folder(root, "train"), split_folder(root, "test", "val"), image_size=data.image_size)
-    return load_tree(root.resolve().name, tree, cache)
+    if (root / "train").is_dir():
+        train, test = root / "train", split_folder(root, "test", "val")
+    else:
+        train, test = None, next((root / name for name in ("test", "val") if (root / name).is_dir()), root)
+    return load_tree(root.resolve().name, Tree(train, test, image_size=data.image_size), cache)
 
 
 def _npz(data: Data, download: bool, cache: Path | None) -> Splits:
     path = _given_root(data)
     if not path.is_file():
-        raise GradscopeError(f"--data-root: 'npz' needs an .npz file, {path} is none")
+        raise GradscopeError(f"data_root: 'npz' needs an .npz file, {path} is none")
     return read_npz(path)
 
 
 def _given_root(data: Data) -> Path:
-    if data.data_root is None:
-        raise GradscopeError(f"--data-root: {data.dataset!r} needs it ({DATASETS[data.dataset].description}), got none")
+    assert data.data_root is not None  # check_data made sure
     return data.data_root.expanduser()
 
 
-#: The data sets by name.
-DATASETS: dict[str, Source] = {
-    "digits": Source("handwritten digits, 8x8 grey, 10 classes, 1797 images; embedded (scikit-learn)", _digits),
-    "fashion-mnist": Source("clothes, 28x28 grey, 10 classes, 70000 images; IDX files or --download", _fashion_mnist),
-    "cifar10": Source(
-        "objects, 32x32 RGB, 10 classes, 60000 images; torchvision's files, an image folder, an .npz or --download",
-        partial(_cifar, kind=torchvision.datasets.CIFAR10, published=CIFAR10),
-    ),
-    "cifar100": Source(
-        "objects, 32x32 RGB, 100 classes, 60000 images; torchvision's files, an image folder, an .npz or --download",
-        partial(_cifar, kind=torchvision.datasets.CIFAR100, published=CIFAR100),
-    ),
-    "tiny-imagenet": Source(
-        "photographs, 64x64 RGB, any of its 200 classes; the published files, an image folder or an .npz",
-        _tiny_imagenet,
-    ),
-    "imagenet100": Source(
-        "a folder train/ and val/ or test/ of ImageNet's class folders, at 32 or 224 pixels; "
-        "classes.txt or Labels.json picks the classes",
-        _imagenet100,
-    ),
-    "folder": Source("a folder train/ and test/ or val/ with a folder of images for each class", _folder),
-    "npz": Source("a file with X_train, y_train, X_test, y_test and optionally classes", _npz),
+#: How each of :data:`~gradscope.data.names.DATASETS` is read: ``read(data, download, cache)``.
+_READERS: dict[str, Callable[[Data, bool, Path | None], Splits]] = {
+    "digits": _digits,
+    "fashion-mnist": _fashion_mnist,
+    "cifar10": partial(_cifar, kind=torchvision.datasets.CIFAR10, published=CIFAR10),
+    "cifar100": partial(_cifar, kind=torchvision.datasets.CIFAR100, published=CIFAR100),
+    "tiny-imagenet": _tiny_imagenet,
+    "imagenet100": _imagenet100,
+    "folder": _folder,
+    "npz": _npz,
 }

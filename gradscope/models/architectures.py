@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.errors import GradscopeError, lookup
+from gradscope.models.factories import built, call_factory
+from gradscope.models.names import ARCHITECTURES, check_architecture, is_own
 from gradscope.vision import torchvision
 
 #: Side in pixels from which torchvision's networks keep their ImageNet stem (stride 2, then a pool).
@@ -35,14 +37,14 @@ class Normalise(nn.Module):
 
 def check_normalisation(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
     """Raise :class:`GradscopeError` unless both hold one finite value, or ``channels``, and every std is above 0."""
-    for argument, values in (("--mean", mean), ("--std", std)):
+    for argument, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
             wanted = " or ".join(str(count) for count in sorted({1, channels}))
-            raise GradscopeError(f"{argument}: {wanted} numbers are allowed, got {len(values)}")
+            raise GradscopeError(f"{argument} must be {wanted} numbers, got {len(values)}")
         if not all(isfinite(value) for value in values):
-            raise GradscopeError(f"{argument}: finite numbers are allowed, got {list(values)}")
+            raise GradscopeError(f"{argument} must be finite, got {list(values)}")
     if min(std) <= 0:
-        raise GradscopeError(f"--std: numbers above 0 are allowed, got {list(std)}")
+        raise GradscopeError(f"std must be above 0, got {list(std)}")
 
 
 def normalised(network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Sequential:
@@ -50,35 +52,57 @@ def normalised(network: nn.Module, mean: Sequence[float], std: Sequence[float]) 
     return nn.Sequential(OrderedDict(normalise=Normalise(mean, std), network=network))
 
 
+def _image_size(value: Any) -> int | tuple[int, int]:
+    if isinstance(value, list):
+        height, width = value
+        return int(height), int(width)
+    return int(value)
+
+
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything :func:`build` needs. Images are square; ``image_size`` is their side in pixels.
+    """Everything :func:`build` needs. ``image_size`` is the side of square images in pixels, else height and width.
 
-    A specification that no network can be built from raises :class:`GradscopeError`.
+    ``architecture`` is one of :data:`~gradscope.models.names.ARCHITECTURES`, which take square images, or a user's
+    ``package.module:factory(...)``, which takes images in [0, 1] as they are: mean 0 and std 1. A specification that
+    no network can be built from raises :class:`GradscopeError`.
     """
 
     architecture: str
     classes: int
     channels: int
-    image_size: int
+    image_size: int | tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        smallest = lookup(ARCHITECTURES, self.architecture, "architecture").smallest
-        if self.image_size < smallest:
-            raise GradscopeError(
-                f"image_size: {self.architecture} takes images of at least {smallest} pixels, got {self.image_size}"
-            )
+        if not is_own(self.architecture):
+            self._check_size(lookup(ARCHITECTURES, self.architecture, "architecture").smallest)
         if self.classes < 2:
             raise GradscopeError(f"classes: at least 2 are allowed, got {self.classes}")
         if self.channels < 1:
             raise GradscopeError(f"channels: at least 1 is allowed, got {self.channels}")
         check_normalisation(self.mean, self.std, self.channels)
 
+    @property
+    def side(self) -> int:
+        """Side of square images, in pixels."""
+        assert isinstance(self.image_size, int)
+        return self.image_size
+
+    def _check_size(self, smallest: int) -> None:
+        if not isinstance(self.image_size, int):
+            height, width = self.image_size
+            raise GradscopeError(f"image_size: {self.architecture} takes square images, got {height} x {width}")
+        if self.image_size < smallest:
+            raise GradscopeError(
+                f"image_size: {self.architecture} takes images of at least {smallest} pixels, got {self.image_size}"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain types, ready for a checkpoint or JSON."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        size = self.image_size if isinstance(self.image_size, int) else list(self.image_size)
+        return asdict(self) | {"image_size": size, "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -87,28 +111,31 @@ class ModelSpec:
             architecture=str(values["architecture"]),
             classes=int(values["classes"]),
             channels=int(values["channels"]),
-            image_size=int(values["image_size"]),
+            image_size=_image_size(values["image_size"]),
             mean=tuple(float(value) for value in values["mean"]),
             std=tuple(float(value) for value in values["std"]),
         )
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """A row of :data:`ARCHITECTURES`: ``smallest`` image side in pixels, and whether the ``paper`` has it."""
-
-    description: str
-    builder: Callable[[ModelSpec], nn.Module]
-    smallest: int
-    paper: bool
-
-
-def build(spec: ModelSpec) -> nn.Sequential:
+def build(spec: ModelSpec, *, trust_code: bool = False) -> nn.Sequential:
     """The network of ``spec`` with fresh weights from torch's global generator, in train mode.
 
-    Takes ``(N, channels, image_size, image_size)`` images in [0, 1], returns logits ``(N, classes)``.
+    Takes ``(N, channels, H, W)`` images in [0, 1], returns logits ``(N, classes)``. A user's factory is called with
+    ``num_classes`` where it has such a parameter; it runs code, which takes ``trust_code``.
     """
-    return normalised(ARCHITECTURES[spec.architecture].builder(spec), spec.mean, spec.std)
+    builder = _BUILDERS.get(spec.architecture)
+    network = _own(spec, trust_code) if builder is None else builder(spec)
+    return normalised(network, spec.mean, spec.std).train()
+
+
+def _own(spec: ModelSpec, trust_code: bool) -> nn.Module:
+    """The network that a user's factory returns."""
+    text = spec.architecture
+    check_architecture(text, trust_code=trust_code)
+    network = built(text, "architecture", lambda: call_factory(text, "architecture", num_classes=spec.classes))
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise GradscopeError(f"architecture: {text} must have parameters to train, got none")
+    return network
 
 
 def _cnn6(spec: ModelSpec) -> nn.Module:
@@ -126,7 +153,7 @@ def _cnn6(spec: ModelSpec) -> nn.Module:
         nn.MaxPool2d(2),
         nn.Dropout(0.35),
         nn.Flatten(),
-        nn.Linear(128 * (spec.image_size // 8) ** 2, 256),
+        nn.Linear(128 * (spec.side // 8) ** 2, 256),
         nn.BatchNorm1d(256),
         nn.ReLU(),
         nn.Dropout(0.5),
@@ -164,7 +191,7 @@ def _cnn4(spec: ModelSpec) -> nn.Module:
         nn.MaxPool2d(2),
         nn.Dropout(0.25),
         nn.Flatten(),
-        nn.Linear(128 * (spec.image_size // 8) ** 2, 1024),
+        nn.Linear(128 * (spec.side // 8) ** 2, 1024),
         nn.ReLU(),
         nn.Dropout(0.5),
         nn.Linear(1024, spec.classes),
@@ -179,7 +206,7 @@ def _cnn2(spec: ModelSpec) -> nn.Module:
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(64 * (spec.image_size // 2) ** 2, 128),
+        nn.Linear(64 * (spec.side // 2) ** 2, 128),
         nn.ReLU(),
         nn.Linear(128, spec.classes),
     )
@@ -188,7 +215,7 @@ def _cnn2(spec: ModelSpec) -> nn.Module:
 def _resnet(name: str, spec: ModelSpec) -> nn.Module:
     network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=spec.classes)
     network.conv1 = _stem(spec, "fan_out")
-    if spec.image_size < IMAGENET_STEM_FROM:
+    if spec.side < IMAGENET_STEM_FROM:
         network.maxpool = nn.Identity()
     return network
 
@@ -197,31 +224,26 @@ def _densenet(name: str, spec: ModelSpec) -> nn.Module:
     network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=spec.classes)
     features = network.get_submodule("features")
     features.conv0 = _stem(spec, "fan_in")
-    if spec.image_size < IMAGENET_STEM_FROM:
+    if spec.side < IMAGENET_STEM_FROM:
         features.pool0 = nn.Identity()
     return network
 
 
 def _stem(spec: ModelSpec, fan: Literal["fan_in", "fan_out"]) -> nn.Conv2d:
     """The first convolution of a torchvision network, initialised as torchvision does, for any number of channels."""
-    small = spec.image_size < IMAGENET_STEM_FROM
+    small = spec.side < IMAGENET_STEM_FROM
     kernel, stride, padding = (3, 1, 1) if small else (7, 2, 3)
     stem = nn.Conv2d(spec.channels, 64, kernel, stride=stride, padding=padding, bias=False)
     nn.init.kaiming_normal_(stem.weight, mode=fan, nonlinearity="relu")
     return stem
 
 
-ARCHITECTURES: dict[str, Architecture] = {
-    "cnn2": Architecture("two 3x3 convolutions and two linear layers, for digits and quick looks", _cnn2, 4, False),
-    "cnn4": Architecture("four 3x3 convolutions and two linear layers, no batch norm", _cnn4, 8, True),
-    "cnn6": Architecture("six 4x4 convolutions and two linear layers, with batch norm", _cnn6, 8, True),
-    "resnet18": Architecture(
-        "torchvision's ResNet-18; 3x3 stem without pool below 64 pixels", partial(_resnet, "resnet18"), 8, True
-    ),
-    "resnet50": Architecture(
-        "torchvision's ResNet-50; 3x3 stem without pool below 64 pixels", partial(_resnet, "resnet50"), 8, True
-    ),
-    "densenet121": Architecture(
-        "torchvision's DenseNet-121; 3x3 stem without pool below 64 pixels", partial(_densenet, "densenet121"), 8, True
-    ),
+#: How the network of each of :data:`~gradscope.models.names.ARCHITECTURES` is built.
+_BUILDERS: dict[str, Callable[[ModelSpec], nn.Module]] = {
+    "cnn2": _cnn2,
+    "cnn4": _cnn4,
+    "cnn6": _cnn6,
+    "resnet18": partial(_resnet, "resnet18"),
+    "resnet50": partial(_resnet, "resnet50"),
+    "densenet121": partial(_densenet, "densenet121"),
 }

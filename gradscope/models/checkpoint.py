@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from gradscope.errors import GradscopeError
 from gradscope.models.architectures import ModelSpec, build
-from gradscope.results.tables import atomic
+from gradscope.models.references import first_bytes
+from gradscope.results.files import atomic
 from gradscope.seeding import seeded
 
 #: Raised whenever an older gradscope could misread what :func:`save` writes.
@@ -34,7 +35,8 @@ class Checkpoint:
 
     ``epochs`` is how many of ``planned_epochs`` its run had done when it was written.
     ``dataset`` names the data it was trained on, ``classes`` its class names in the order of the logits,
-    ``data_fingerprint`` its content.
+    ``data_fingerprint`` its content. ``trust_code``: whether a user's own architecture may run to build it; not kept in
+    the file.
     """
 
     spec: ModelSpec
@@ -46,6 +48,7 @@ class Checkpoint:
     config: dict[str, Any]
     history: list[dict[str, Any]]
     provenance: dict[str, Any]
+    trust_code: bool = False
 
     @property
     def epochs(self) -> int:
@@ -79,8 +82,8 @@ class Checkpoint:
         Weights that do not fit the specification raise :class:`GradscopeError`. No random state is touched.
         """
         with seeded(0, "weights"):
-            model = build(self.spec)
-        load_strictly(model, self.state_dict, f"CKPT: the checkpoint's weights do not fit {self.spec.architecture}")
+            model = build(self.spec, trust_code=self.trust_code)
+        load_strictly(model, self.state_dict, f"model: the checkpoint's weights do not fit {self.spec.architecture}")
         return model.eval()
 
 
@@ -113,18 +116,21 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         torch.save(content | {"state_dict": tensors}, file)
 
 
-def load(path: Path) -> Checkpoint:
-    """Read what :func:`save` wrote; whatever else ``path`` may be raises :class:`GradscopeError`."""
-    content = {} if path.suffix == ".safetensors" else load_weights_only(path, "CKPT")
+def load(path: Path, *, trust_code: bool = False) -> Checkpoint:
+    """Read what :func:`save` wrote; whatever else ``path`` may be raises :class:`GradscopeError`.
+
+    Without ``trust_code`` the network of a user's own architecture cannot be built.
+    """
+    content = {} if path.suffix == ".safetensors" else load_weights_only(path, "model")
     if not isinstance(content, dict) or content.get("producer") != _PRODUCER:
         raise GradscopeError(
-            f"CKPT: {path} is no gradscope checkpoint; pass other models as torchvision:NAME, timm:NAME or "
-            f"package.module:factory with --weights {path}"
+            f"model: {path} is no gradscope checkpoint; pass other models as torchvision:NAME, timm:NAME or "
+            f"package.module:factory with `weights` {path}"
         )
     written = content.get("format")
     if isinstance(written, int) and written > FORMAT:
-        raise GradscopeError(f"CKPT: {path} has format {written}, this gradscope reads up to {FORMAT}; use a newer one")
-    require_checksums(path, "CKPT")
+        raise GradscopeError(f"model: {path} has format {written}, this gradscope reads up to {FORMAT}; update it")
+    require_checksums(path, "model")
     try:
         return Checkpoint(
             spec=ModelSpec.from_dict(content["spec"]),
@@ -136,11 +142,12 @@ def load(path: Path) -> Checkpoint:
             config=content["config"],
             history=content["history"],
             provenance=content["provenance"],
+            trust_code=trust_code,
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise GradscopeError(f"CKPT: {path} is damaged: {type(error).__name__} {error}") from None
     except GradscopeError as error:
-        raise GradscopeError(f"CKPT: {path} cannot be used: {error}") from None
+        raise GradscopeError(f"model: {path} cannot be used: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise GradscopeError(f"model: {path} is damaged: {type(error).__name__} {error}") from None
 
 
 def _tensors(state: object) -> dict[str, Tensor]:
@@ -178,18 +185,6 @@ def load_weights_only(path: Path, argument: str) -> Any:
     except Exception as error:
         # Torch's own message offers weights_only=False, so none of it is passed on.
         raise GradscopeError(f"{argument}: {path} {_refusal(path, head, error)}") from None
-
-
-def first_bytes(path: Path, argument: str) -> bytes:
-    """The first bytes of a file; one that is missing, unreadable, a directory or empty raises GradscopeError."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise GradscopeError(f"{argument}: {path} cannot be read: {error.strerror}") from None
-    if not head:
-        raise GradscopeError(f"{argument}: {path} is truncated: it is empty")
-    return head
 
 
 def _refusal(path: Path, head: bytes, error: Exception) -> str:

@@ -1,11 +1,7 @@
 """Other people's models: ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory``; weights in any wrapping."""
 
-import importlib
-import re
-import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -17,8 +13,10 @@ from torch import Tensor, nn
 
 from gradscope.errors import GradscopeError
 from gradscope.models.architectures import check_normalisation, normalised
-from gradscope.models.checkpoint import first_bytes, load_strictly, load_weights_only
+from gradscope.models.checkpoint import load_strictly, load_weights_only
+from gradscope.models.factories import built, call_factory
 from gradscope.models.inspection import one_line
+from gradscope.models.references import ModelRef, check_reference, first_bytes, require_both
 from gradscope.seeding import seeded
 from gradscope.vision import torchvision
 
@@ -26,171 +24,112 @@ from gradscope.vision import torchvision
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "ema", "state_dict_ema", "last", "network")
 #: What DataParallel, torch.compile and wrapping modules put in front of every key.
 PREFIXES = ("module.", "model.", "_orig_mod.", "network.", "net.")
-_FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _NORMALISATION = ("normalise.mean", "normalise.std")
 
 
-def is_foreign(reference: str) -> bool:
-    """Whether ``reference`` names a foreign model and is not a file of that name."""
-    library, separator, _ = reference.partition(":")
-    named = bool(separator) and library in LIBRARIES
-    return (named or _FACTORY.fullmatch(reference) is not None) and not Path(reference).exists()
-
-
 def load_foreign(
-    reference: str,
+    reference: ModelRef,
     *,
     weights: Path | None,
     classes: int,
     channels: int,
-    image_size: int,
+    size: tuple[int, int],
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     trust_code: bool,
 ) -> nn.Module:
     """The model that ``reference`` names, with ``weights``, in eval mode; it takes images in [0, 1].
 
+    ``size``: height and width of the images, for models that are built for one.
     Where ``mean`` and ``std`` are given, or ``weights`` is a gradscope checkpoint, which knows its own, the model is
     put behind :class:`Normalise`. A factory runs code, which takes ``trust_code``; it may bring its own weights.
     Random states stay as they were. Every mistake raises :class:`GradscopeError`.
     """
-    if (mean is None) != (std is None):
-        raise GradscopeError(f"--mean, --std: both or neither are allowed, got only {'--mean' if mean else '--std'}")
+    require_both(mean, std)
     if mean is not None and std is not None:
         check_normalisation(mean, std, channels)
-    library, _, name = reference.partition(":")
-    if library not in LIBRARIES and not trust_code:
-        raise GradscopeError(f"CKPT: {reference} runs the code of {library}; pass --trust-code if you trust it")
+    check_reference(reference, weights, trust_code=trust_code)
     state = None if weights is None else _read_state_dict(weights)
     with seeded(0, "foreign"):
-        builder = LIBRARIES.get(library)
-        model = builder(name, classes, channels, image_size) if builder else _from_factory(library, name)
-    if builder and weights is None:
-        raise GradscopeError(f"--weights: {reference} needs a file of weights; random weights measure nothing")
+        if reference.kind == "library":
+            model = _BUILDERS[reference.module](reference.name, classes, channels, size)
+        else:
+            model = built(reference.text, "model", lambda: call_factory(reference.text, "model"))
     if state is not None:
         own_keys = model.state_dict().keys()
         state, file_normalisation = _split_normalisation(state, own_keys)
         mean, std = _agree(file_normalisation, mean, std)
-        load_strictly(model, _without_prefix(state, own_keys), f"--weights: {weights} does not fit {reference}")
+        load_strictly(model, _without_prefix(state, own_keys), f"weights: {weights} does not fit {reference.text}")
     if mean is not None and std is not None:
         model = normalised(model, mean, std)
     return model.eval()
 
 
-def _from_torchvision(name: str, classes: int, channels: int, image_size: int) -> nn.Module:
+def _from_torchvision(name: str, classes: int, channels: int, size: tuple[int, int]) -> nn.Module:
     """The number of channels is torchvision's own, 3."""
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise _unknown_model("torchvision", name, known, "torchvision.models.list_models()")
     options: dict[str, Any] = {"weights": None, "num_classes": classes}
     if name.startswith("vit_"):
-        options["image_size"] = image_size
+        if size[0] != size[1]:
+            raise GradscopeError(f"model: torchvision:{name} takes square images, got {size[0]} x {size[1]}")
+        options["image_size"] = size[0]
     with warnings.catch_warnings():
         # GoogLeNet and Inception announce another initialisation; all of it is overwritten.
         warnings.simplefilter("ignore", FutureWarning)
-        return _built(f"torchvision:{name}", lambda: torchvision.models.get_model(name, **options))
+        return built(f"torchvision:{name}", "model", lambda: torchvision.models.get_model(name, **options))
 
 
-def _from_timm(name: str, classes: int, channels: int, image_size: int) -> nn.Module:
+def _from_timm(name: str, classes: int, channels: int, size: tuple[int, int]) -> nn.Module:
     try:
         import timm
     except ModuleNotFoundError as error:
         if error.name != "timm":
             raise
-        raise GradscopeError(f"CKPT: timm:{name} needs timm; install it with: pip install 'gradscope[timm]'") from None
+        raise GradscopeError(f"model: timm:{name} needs timm; install it with: pip install 'gradscope[timm]'") from None
     if not timm.is_model(name):
         raise _unknown_model("timm", name, timm.list_models(), "timm.list_models()")
     options: dict[str, Any] = {"pretrained": False, "num_classes": classes, "in_chans": channels}
     published = timm.models.get_pretrained_cfg(name)
     if published is not None and published.fixed_input_size:
-        options["img_size"] = image_size
-    return _built(f"timm:{name}", lambda: timm.create_model(name, **options))
+        options["img_size"] = size
+    return built(f"timm:{name}", "model", lambda: timm.create_model(name, **options))
 
 
-#: Libraries whose models are known by name; each builder takes the name, classes, channels and image size.
-LIBRARIES: dict[str, Callable[[str, int, int, int], nn.Module]] = {"torchvision": _from_torchvision, "timm": _from_timm}
+#: How the models of each library are built, from name, classes, channels, height and width.
+_BUILDERS: dict[str, Callable[[str, int, int, tuple[int, int]], nn.Module]] = {
+    "torchvision": _from_torchvision,
+    "timm": _from_timm,
+}
 
 
 def _unknown_model(library: str, name: str, known: list[str], listing: str) -> GradscopeError:
     """The miss without the list, which would be a thousand names long."""
     close = get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return GradscopeError(f"CKPT: {library} has no model {name!r}; {hint}{listing} has all {len(known)}")
-
-
-def _from_factory(module_name: str, name: str) -> nn.Module:
-    reference = f"{module_name}:{name}"
-    return _built(reference, lambda: call_factory(reference, "CKPT"))
-
-
-def call_factory(reference: str, argument: str, *values: object) -> object:
-    """``factory(*values)`` of ``package.module:factory``, a module that may be in the working directory.
-
-    What cannot be imported or called raises :class:`GradscopeError` with ``argument`` in front; the factory's own
-    errors pass.
-    """
-    module_name, _, name = reference.partition(":")
-    with _working_directory_importable():
-        try:
-            module = importlib.import_module(module_name)
-        except (Exception, SystemExit) as error:
-            raise GradscopeError(
-                f"{argument}: {reference}: {module_name} cannot be imported: {one_line(error)}"
-            ) from error
-        factory = getattr(module, name, None)
-        if not callable(factory):
-            problem = "has no" if factory is None else "cannot be called as it is no function:"
-            raise GradscopeError(f"{argument}: {reference}: {module_name} {problem} {name}")
-        return factory(*values)
-
-
-@contextmanager
-def _working_directory_importable() -> Iterator[None]:
-    """As under ``python -m``, but not for longer: a ``random.py`` lying there would be imported by others too."""
-    directory = str(Path.cwd())
-    sys.path.insert(0, directory)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        with suppress(ValueError):
-            sys.path.remove(directory)
-
-
-def _built(reference: str, make: Callable[[], object]) -> nn.Module:
-    """``make()``; an error, or what is no module, raises :class:`GradscopeError`."""
-    try:
-        model = make()
-    except GradscopeError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise GradscopeError(f"CKPT: {reference} cannot be built: {one_line(error)}") from error
-    if not isinstance(model, nn.Module):
-        raise GradscopeError(f"CKPT: {reference} must return a torch.nn.Module, got {type(model).__name__}")
-    return model
+    return GradscopeError(f"model: {library} has no model {name!r}; {hint}{listing} has all {len(known)}")
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     """The state dict in a file of ``torch.save`` or safetensors, out of whatever it is wrapped in."""
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    content = load_weights_only(path, "--weights")
+    content = load_weights_only(path, "weights")
     state = _unwrap(content, depth=3)
     if state is None:
         kind = f"the keys {', '.join(map(str, content))[:80]}" if isinstance(content, Mapping) else type(content)
-        raise GradscopeError(
-            f"--weights: {path} must hold a state dict, bare or under {', '.join(WRAPPERS)}; got {kind}"
-        )
+        raise GradscopeError(f"weights: {path} must hold a state dict, bare or under {', '.join(WRAPPERS)}; got {kind}")
     return state
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    head = first_bytes(path, "--weights")
+    head = first_bytes(path, "weights")
     try:
         return dict(safetensors.torch.load_file(path))
     except (safetensors.SafetensorError, OSError) as error:
         raise GradscopeError(
-            f"--weights: {path} is no safetensors file, or truncated; it begins with {head!r}: {one_line(error)}"
+            f"weights: {path} is no safetensors file, or truncated; it begins with {head!r}: {one_line(error)}"
         ) from None
 
 
@@ -236,7 +175,7 @@ def _agree(
         given = tuple(tuple(torch.tensor(values, dtype=torch.float32).tolist()) for values in (mean, std))
         if given != of_file:
             raise GradscopeError(
-                f"--mean, --std: the weights were trained with {of_file[0]} and {of_file[1]}, got {mean} and {std}; "
-                "leave both out"
+                f"mean and std of the weights are {of_file[0]} and {of_file[1]}, got {mean} and {std}; leave both out",
+                "mean",
             )
     return of_file

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
 
 T = TypeVar("T")
@@ -88,52 +89,83 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def check_fits(
-    model: nn.Module,
-    *,
-    channels: int,
-    image_size: int,
-    classes: int,
-    name: str,
-    device: torch.device,
-    finite: bool = True,
-) -> None:
-    """Raise :class:`GradscopeError` unless ``model`` gives logits ``(2, classes)`` for two grey images.
+class LogitsOnly(nn.Module):
+    """A model whose output is an object with ``.logits``, as in Hugging Face's: returns these alone."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``(N, C, H, W)`` in, logits ``(N, K)`` out."""
+        logits: Tensor = self.network(images).logits
+        return logits
+
+
+def returning_logits(model: nn.Module, batch: Tensor, name: str) -> nn.Module:
+    """``model``, in eval mode behind :class:`LogitsOnly` where what it returns for ``batch`` has ``.logits``."""
+    output = _returned(model, batch, name)
+    wrapped = not isinstance(output, Tensor) and isinstance(getattr(output, "logits", None), Tensor)
+    return LogitsOnly(model).eval() if wrapped else model
+
+
+def grey(images: ImageSet, device: torch.device) -> Tensor:
+    """Two grey images of the shape of ``images``, ``(2, C, H, W)``."""
+    return torch.full((2, *images.images.shape[1:]), 0.5, device=device)
+
+
+def check_fits(model: nn.Module, images: ImageSet, *, name: str, device: torch.device, finite: bool = True) -> None:
+    """Raise :class:`GradscopeError` unless ``model`` gives logits ``(2, classes)`` for two grey images like ``images``.
 
     They must be finite too, unless ``finite`` is False: some can judge a model that is defined on some images only.
-    ``name`` is the checkpoint's, for the message. Random states and buffers stay as they were, even where the model
-    draws noise or counts its calls.
+    ``name`` begins the message. Random states and buffers stay as they were, even where the model draws noise or
+    counts its calls.
     """
-    grey = torch.full((2, channels, image_size, image_size), 0.5, device=device)
-    buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
-    with measuring(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        try:
-            output = functional_call(model, buffers, (grey,))
-        except Exception as error:
-            size = f"{channels} x {image_size} x {image_size}"
-            raise GradscopeError(f"CKPT: {name} does not take the data's {size} images: {one_line(error)}") from error
-    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 2:
-        kind = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise GradscopeError(f"CKPT: {name} must return logits (N, classes), got {kind} for 2 images")
-    if output.shape[1] != classes:
-        raise GradscopeError(f"CKPT: {name} has {output.shape[1]} classes, the data has {classes}")
-    if not output.is_floating_point():
-        raise GradscopeError(f"CKPT: {name} must return floating-point logits, got {output.dtype}")
+    output = logits_for(model, grey(images, device), name)
+    if output.shape[1] != len(images.classes):
+        raise GradscopeError(f"{name} has {output.shape[1]} classes, the data has {len(images.classes)}")
     if finite and not output.isfinite().all():
-        raise GradscopeError(f"CKPT: {name} must return finite logits, got NaN or infinity for a grey image")
+        raise GradscopeError(f"{name} must return finite logits, got NaN or infinity for a grey image")
 
 
-def check_differentiable(model: nn.Module, *, channels: int, image_size: int, name: str, device: torch.device) -> None:
+def logits_for(model: nn.Module, batch: Tensor, name: str) -> Tensor:
+    """The logits ``(N, K)`` of ``batch``, without a trace; :class:`GradscopeError` where ``model`` gives none."""
+    output = _returned(model, batch, name)
+    count = len(batch)
+    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != count:
+        kind = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise GradscopeError(f"{name} must return logits (N, classes), got {kind} for {count} images")
+    if not output.is_floating_point():
+        raise GradscopeError(f"{name} must return floating-point logits, got {output.dtype}")
+    return output
+
+
+def _returned(model: nn.Module, batch: Tensor, name: str) -> object:
+    """What ``model`` returns for ``batch``; buffers and random states stay as they were."""
+    try:
+        with torch.no_grad():
+            return _run(model, batch)
+    except Exception as error:
+        size = " x ".join(str(length) for length in batch.shape[1:])
+        raise GradscopeError(f"{name} does not take the data's {size} images: {one_line(error)}") from error
+
+
+def _run(model: nn.Module, batch: Tensor) -> Any:
+    buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
+    devices = [batch.device] if batch.device.type == "cuda" else []
+    with measuring(model), torch.random.fork_rng(devices):
+        return functional_call(model, buffers, (batch,))
+
+
+def check_differentiable(model: nn.Module, images: ImageSet, *, name: str, device: torch.device) -> None:
     """Raise :class:`GradscopeError` unless the logits of ``model`` depend on the image in a way autograd can follow.
 
     A gradient that is zero passes: that is a finding, not a mistake.
     """
-    grey = torch.full((2, channels, image_size, image_size), 0.5, device=device, requires_grad=True)
-    buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
-    with measuring(model), torch.enable_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        output = functional_call(model, buffers, (grey,))
+    with torch.enable_grad():
+        output = _run(model, grey(images, device).requires_grad_())
     if not output.requires_grad:
-        raise GradscopeError(f"CKPT: {name} has no gradient in the image: its logits are cut off from it (detached?)")
+        raise GradscopeError(f"{name} has no gradient in the image: its logits are cut off from it (detached?)")
 
 
 def one_line(error: BaseException) -> str:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.attacks.threat import ThreatModel
-from gradscope.config import PGD, Grid
+from gradscope.config import PGD, Grid, StepSize
 from gradscope.functional import norm_and_unit
 from gradscope.probes.curvature import input_curvature, local_nonlinearity
 from gradscope.probes.input_landscape import (
@@ -80,7 +80,7 @@ def _nonlinearity(
     model: nn.Module, images: Tensor, labels: Tensor, settings: PGD, numbers: Tensor, seed: int
 ) -> Tensor:
     threat = ThreatModel(settings.norm, settings.epsilon, settings.box)
-    step_size = 2.5 * settings.epsilon / ASCENT_STEPS
+    step_size = StepSize().at(settings.epsilon, ASCENT_STEPS)
     start = threat.random_start(images, "ball", seed, ("nonlinearity",), numbers)
     return local_nonlinearity(
         model,

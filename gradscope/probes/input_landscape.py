@@ -11,16 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gradscope.attacks.pgd import Iterate, pgd, threat_model
+from gradscope.attacks.pgd import Iterate, Streams, pgd
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import PGD, Grid
+from gradscope.distributed.units import free_memory, is_out_of_memory
 from gradscope.errors import GradscopeError
 from gradscope.functional import flatten, margin, norm_and_unit
 from gradscope.losses import cross_entropy
 from gradscope.models.affine import PlaneModel
 from gradscope.models.inspection import measuring
 from gradscope.seeding import generator
-from gradscope.sharing import free_memory, is_out_of_memory
 
 #: Points evaluated at once where memory allows: on a CPU their activations stay in its caches.
 POINTS_AT_ONCE = {"cpu": 32, "cuda": 2048}
@@ -74,15 +74,12 @@ def attack_walk(
     if settings.epsilon == 0:
         raise GradscopeError("epsilon: a number above 0 is needed, for a landscape's axes are in multiples of it")
     images = images.double() if settings.precision == "float64" else images
-    start = images
-    if settings.start != "none":
-        start = threat_model(settings).random_start(images, settings.start, seed, ("start", 0), numbers)
     displacements: list[Tensor] = []
 
     def observe(iterate: Iterate) -> None:
         displacements.append(flatten(iterate.images - images).float())
 
-    pgd(model, images, labels, settings, start=start, observe=observe)
+    pgd(model, images, labels, settings, streams=Streams(seed, numbers), observe=observe)
     return torch.stack(displacements, dim=1)
 
 

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradscope.attacks.pgd import look, pgd, prepared, threat_model
+from gradscope.attacks.pgd import Streams, look, pgd, pgd_restarted, prepared, usual_batch_size
 from gradscope.config import PGD
 from gradscope.data.image_set import ImageSet
+from gradscope.distributed.units import Each, Values, alone
 from gradscope.probes.recorder import BETWEEN_ITERATES, Recorder, values_at
 from gradscope.probes.streaming import Array, Directions, Moments
-from gradscope.results.rows import METRICS
+from gradscope.results.schemas import METRICS
 from gradscope.results.stats import Interval, mean_interval, wilson_interval
 from gradscope.seeding import derive, seeded
-from gradscope.sharing import Each, Values, alone
 
 Row = dict[str, Any]
 
@@ -98,13 +98,14 @@ class Trajectory:
 
     def step_rows(self, identity: Row) -> Iterator[Row]:
         """Rows of ``steps.csv``: every metric at every step for which it exists."""
+        ball = self.settings.ball
         for metric, moments in self.moments.items():
             first = 1 if metric in BETWEEN_ITERATES else 0
             for position, n in enumerate(moments.n.tolist()):
                 mean = float(moments.mean[position]) if n else float("nan")
                 std = float(moments.std[position])
                 interval = _interval(metric, mean, std, n)
-                at_step = {**identity, "step": position + first, "metric": metric, "unit": self.unit(metric)}
+                at_step = {**identity, **ball, "step": position + first, "metric": metric, "unit": self.unit(metric)}
                 undefined = int(moments.undefined[position])
                 yield at_step | {"mean": mean, "std": std} | _ends(interval) | {"n": n, "undefined": undefined}
         if self.directions is None:
@@ -112,7 +113,7 @@ class Trajectory:
         for step in range(self.settings.steps):
             value, interval = self.directions.dispersion(step)
             n = self.directions.count(step)
-            at_step = {**identity, "step": step, "metric": "dispersion", "unit": self.unit("dispersion")}
+            at_step = {**identity, **ball, "step": step, "metric": "dispersion", "unit": self.unit("dispersion")}
             yield at_step | {"mean": value, "std": None} | _ends(interval) | {"n": n, "undefined": len(self.labels) - n}
 
     def sample_rows(self, identity: Row) -> Iterator[Row]:
@@ -125,6 +126,7 @@ class Trajectory:
 
     def summary_rows(self, identity: Row) -> Iterator[Row]:
         """Rows of ``summary.csv``: every metric over all images, at a point also over those right and wrong there."""
+        identity = identity | self.settings.ball
         for (metric, point), values in self.samples.items():
             yield identity | self._over(metric, f"{point}/all", values)
             if metric == "accuracy" or point not in ("clean", "final"):
@@ -161,16 +163,6 @@ def _to_numpy(values: Tensor) -> Array:
     return array
 
 
-def usual_batch_size(settings: PGD, device: torch.device) -> int:
-    """Images attacked at once: the paper's 128 where the loss is their mean, else what runs fastest.
-
-    On a CPU 32 images' activations are still in its caches when the backward pass comes for them.
-    """
-    if settings.reduction == "mean":
-        return 128
-    return 32 if device.type == "cpu" else 512
-
-
 def measure_trajectory(
     model: nn.Module,
     image_set: ImageSet,
@@ -188,7 +180,7 @@ def measure_trajectory(
 ) -> Trajectory:
     """Attack every image of ``image_set`` by ``settings`` and measure ``metrics`` along the way.
 
-    ``metrics`` are names of :data:`gradscope.results.rows.METRICS`; accuracy is always measured. ``numbers`` are
+    ``metrics`` are names of :data:`gradscope.results.schemas.METRICS`; accuracy is always measured. ``numbers`` are
     the images' indices in the set they were taken from, 0 .. N-1 where None: they name the images in the results
     and their random starts. With restarts the first start is the one that is measured; the others only attack
     images that no iterate has felled yet, and decide the accuracy at "worst". ``batch_size`` is
@@ -242,12 +234,12 @@ def _measure_batch(
     with_norm = "norm" in metrics
     directions = Directions(settings.steps) if "dispersion" in metrics else None
     recorder = Recorder(metrics, settings.steps, labels, numbers, directions)
-    start = _start(settings, images, numbers, seed, restart=0)
-    pgd(model, images, labels, settings, start=start, observe=recorder, final_gradient=with_norm)
+    streams = Streams(seed, numbers)
+    pgd(model, images, labels, settings, streams=streams, observe=recorder, final_gradient=with_norm)
     assert recorder.first is not None
     assert recorder.last is not None
     untouched = settings.start == "none"
-    clean = recorder.first if untouched else look(model, images, labels, settings, gradient=with_norm)
+    clean = recorder.first if untouched else look(model, images, labels, settings, gradient=with_norm, streams=streams)
     found = {f"steps/{metric}": torch.stack(steps) for metric, steps in recorder.values.items()}
     for point, iterate in (("clean", clean), ("final", recorder.last)):
         found |= {f"samples/{metric}/{point}": value for metric, value in values_at(iterate, labels, metrics).items()}
@@ -255,26 +247,10 @@ def _measure_batch(
             found[f"samples/norm/{point}"] = iterate.own_norm
     found |= {f"samples/{metric}/path": value for metric, value in recorder.of_the_path().items()}
     right = recorder.always_right & (clean.logits.argmax(dim=1) == labels)
-    for restart in range(1, settings.restarts):
-        # What has fallen is not attacked again, unless the gradients depend on who is in the batch.
-        attacked = right.clone() if settings.reduction == "sum" else torch.ones_like(right)
-        if attacked.any():
-            start = _start(settings, images[attacked], numbers[attacked.cpu()], seed, restart)
-            right[attacked] &= survive(model, images[attacked], labels[attacked], settings, start)
+    others = range(1, settings.restarts)
+    reached = pgd_restarted(model, images, labels, settings, streams, restarts=others, standing=right)
+    right &= ~reached.fooled
     found["samples/accuracy/worst"] = right.double()
     if directions is not None:
         found["directions/sums"], found["directions/counts"] = directions.totals()
     return found
-
-
-def survive(model: nn.Module, images: Tensor, labels: Tensor, settings: PGD, start: Tensor) -> Tensor:
-    """Which images ``(N,)`` are right at every iterate of the attack from ``start``."""
-    recorder = Recorder(frozenset(), settings.steps, labels, torch.empty(0), None)
-    pgd(model, images, labels, settings, start=start, observe=recorder)
-    return recorder.always_right
-
-
-def _start(settings: PGD, images: Tensor, numbers: Tensor, seed: int, restart: int) -> Tensor:
-    if settings.start == "none":
-        return images
-    return threat_model(settings).random_start(images, settings.start, seed, ("start", restart), numbers)

@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gradscope.attacks.pgd import pgd, prepared, threat_model
+from gradscope.attacks.pgd import Streams, pgd, prepared
 from gradscope.config import PGD
 from gradscope.data.image_set import ImageSet
+from gradscope.distributed.units import halving
 from gradscope.errors import GradscopeError
 from gradscope.losses import cross_entropy
 from gradscope.models.inspection import measuring, one_line
 from gradscope.seeding import generator, seeded
-from gradscope.sharing import halving
 
 #: A step in weight space: a tensor for each parameter, by name.
 Direction = dict[str, Tensor]
@@ -67,7 +67,7 @@ def direction_towards(model: nn.Module, state: Mapping[str, Tensor]) -> Directio
         if key not in state or state[key].shape != weight.shape:
             there = tuple(state[key].shape) if key in state else "none"
             raise GradscopeError(
-                f"CKPT: both ends need the same parameters; {key} is {tuple(weight.shape)} and {there}"
+                f"model must have the same parameters at both ends; {key} is {tuple(weight.shape)} and {there}"
             )
         direction[key] = state[key].to(weight) - weight.detach()
     return direction
@@ -103,7 +103,7 @@ def principal_directions(
     values, vectors = np.linalg.eigh(gram) if len(steps) > 1 else (np.zeros(2), np.zeros((2, 2)))
     largest = values[[-1, -2]]
     if largest[1] <= 1e-10 * largest[0] or largest[0] == 0:
-        raise GradscopeError(f"--epochs: states that span a plane are needed, these {len(steps)} lie on one line")
+        raise GradscopeError(f"epochs must span a plane, these {len(steps)} lie on one line")
     weights = vectors[:, [-1, -2]] / np.sqrt(largest)
     # An eigenvector's sign is arbitrary: the earliest state is on the positive side.
     weights *= np.where((gram @ weights)[0] < 0, -1, 1)
@@ -227,9 +227,7 @@ class Measures:
             start = None
             if attack is not None:
                 start = batch.double() if attack.precision == "float64" else batch
-                if attack.start != "none":
-                    threat = threat_model(attack)
-                    start = threat.random_start(start, attack.start, seed, ("start", 0), numbers[indices])
+                start = Streams(seed, numbers[indices]).start(start, attack)
             self.batches.append((batch, labels, start, (indices % self.groups).to(device)))
         sizes = torch.arange(self.count) % self.groups
         self.group_sizes = torch.bincount(sizes, minlength=self.groups).double()
@@ -255,7 +253,7 @@ class Measures:
         if self.attack is not None:
             with prepared(model, self.attack) as attacked:
                 for batch, labels, start, groups in self._batches():
-                    adversarial = pgd(attacked, batch.to(start), labels, self.attack, start=start)
+                    adversarial = pgd(attacked, batch.to(start), labels, self.attack, start=start).points
                     self._add(sums, "adversarial_", attacked(adversarial), labels, groups)
         found: dict[str, Tensor | float] = {name: total.cpu() for name, total in sums.items()}
         if self.custom is not None:

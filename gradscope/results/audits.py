@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gradscope.errors import GradscopeError
-from gradscope.results.rows import AUDIT_JSON, EXHIBITS, FIRES_BELOW
+from gradscope.results.schemas import AUDIT_JSON, EXHIBITS, FIRES_BELOW
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Exhibits = Mapping[str, NDArray[Any]]
@@ -62,7 +62,7 @@ class Bound(_Entry):
     n: Annotated[int, Field(gt=0)]
 
 
-class Ball(_Entry):
+class AuditedBall(_Entry):
     """What an attack may do to an image; pixel units."""
 
     norm: str
@@ -98,7 +98,7 @@ class AuditOf(_Entry):
     robust_accuracy: Bound
     clean_accuracy: Accuracy
     under: dict[str, Share]
-    threat: Ball
+    threat: AuditedBall
     budget: str
     left_out: dict[str, str]
     checks: tuple[MadeCheck, ...]
@@ -134,7 +134,7 @@ class Audits(_Entry):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             said = " ".join(f"{where}: {first['msg']}".split()).removeprefix(": ")
-            raise GradscopeError(f"DIR: {AUDIT_JSON} is damaged or of another version of gradscope: {said}") from None
+            raise GradscopeError(f"directory: {AUDIT_JSON} is damaged or of another version: {said}") from None
 
 
 def balls(audits: Sequence[AuditOf]) -> str:
@@ -158,9 +158,9 @@ def read_document(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise GradscopeError(f"DIR: {path} cannot be read: {error.strerror}") from None
+        raise GradscopeError(f"directory: {path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise GradscopeError(f"DIR: {path} is not an {AUDIT_JSON}: {error}") from None
+        raise GradscopeError(f"directory: {path} is not an {AUDIT_JSON}: {error}") from None
 
 
 def read_exhibits(path: Path) -> Exhibits:
@@ -169,12 +169,12 @@ def read_exhibits(path: Path) -> Exhibits:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             found = {name: kept[name] for name in EXHIBIT_ARRAYS if name in kept.files}
     except OSError as error:
-        raise GradscopeError(f"DIR: {path} cannot be read: {error.strerror or error}") from None
+        raise GradscopeError(f"directory: {path} cannot be read: {error.strerror or error}") from None
     except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise GradscopeError(f"DIR: {path} is not an {EXHIBITS}: {' '.join(str(error).split())}") from None
+        raise GradscopeError(f"directory: {path} is not an {EXHIBITS}: {' '.join(str(error).split())}") from None
     missing = [name for name in EXHIBIT_ARRAYS if name not in found]
     if missing:
-        raise GradscopeError(f"DIR: {path} lacks {', '.join(missing)} of an {EXHIBITS}")
+        raise GradscopeError(f"directory: {path} lacks {', '.join(missing)} of an {EXHIBITS}")
     _require_alike(path, found)
     return found
 
@@ -183,14 +183,14 @@ def _require_alike(path: Path, found: Exhibits) -> None:
     """As many rows in every array, numbers where they belong; images of one or three channels, alike in shape."""
     rows = {len(values) if values.ndim else -1 for values in found.values()}
     if len(rows) > 1 or -1 in rows:
-        raise GradscopeError(f"DIR: {path} is not an {EXHIBITS}: its arrays differ in their number of rows")
+        raise GradscopeError(f"directory: {path} is not an {EXHIBITS}: its arrays differ in their number of rows")
     if rows == {0}:
         return
     clean, adversarial = found["clean"], found["adversarial"]
     if clean.shape != adversarial.shape or clean.ndim != 4 or clean.shape[1] not in (1, 3):
         shapes = f"{clean.shape} and {adversarial.shape}"
-        raise GradscopeError(f"DIR: {path}: images (K, C, H, W) of 1 or 3 channels are allowed, got {shapes}")
+        raise GradscopeError(f"directory: {path}: images (K, C, H, W) of 1 or 3 channels are allowed, got {shapes}")
     kinds = {"index": "iu", "label": "iu", "clean_predicted": "iu", "adversarial_predicted": "iu"}
     for name, allowed in {**kinds, "clean": "f", "adversarial": "f"}.items():
         if found[name].dtype.kind not in allowed:
-            raise GradscopeError(f"DIR: {path}: {name} holds {found[name].dtype}, numbers of another kind are needed")
+            raise GradscopeError(f"directory: {path}: {name} holds {found[name].dtype}, another kind is needed")

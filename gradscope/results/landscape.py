@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gradscope.errors import GradscopeError
-from gradscope.results.rows import BANDS, IDENTITY, LANDSCAPE, METRICS
+from gradscope.results.schemas import BANDS, IDENTITY, LANDSCAPE, METRICS
 
 _GRID_OF = ["checkpoint", "attack", "space"]
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
@@ -17,7 +17,7 @@ _METRICS = ("loss", "margin")
 def require_whole(landscape: pd.DataFrame) -> None:
     """Raise :class:`GradscopeError` unless LANDSCAPE rows are whole grids: a file that was cut short is none."""
     if landscape.empty:
-        raise GradscopeError(f"DIR: {LANDSCAPE.file} holds no rows")
+        raise GradscopeError(f"directory: {LANDSCAPE.file} holds no rows")
     grids = landscape.groupby(_GRID_OF, sort=False, as_index=False)[["a", "b"]].nunique()
     counts = landscape.groupby([*_GRID_OF, "index"], sort=False, dropna=False, as_index=False).size()
     counts = counts.merge(grids, on=_GRID_OF)
@@ -26,7 +26,7 @@ def require_whole(landscape: pd.DataFrame) -> None:
         first = short.iloc[0]
         where = "" if pd.isna(first["index"]) else f" around image {first['index']:g}"
         points = f"{first['size']} of {first['a'] * first['b']} points"
-        raise GradscopeError(f"DIR: {LANDSCAPE.file} is incomplete: {first['checkpoint']}{where} has {points}")
+        raise GradscopeError(f"directory: {LANDSCAPE.file} is incomplete: {first['checkpoint']}{where} has {points}")
 
 
 def bands(landscape: pd.DataFrame) -> pd.DataFrame:

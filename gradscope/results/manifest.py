@@ -1,79 +1,166 @@
-"""How a result was made: versions, commit, machine. Written beside every result, kept in every checkpoint."""
+"""``manifest.json`` as typed entries: how a result was made, read back. What a manifest lacks is None or empty."""
 
-import os
-import platform
-import subprocess
-import sys
-from datetime import UTC, datetime
-from functools import cache
-from importlib import metadata
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import gradscope
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "lightning-fabric",
-    "numpy",
-    "scipy",
-    "pandas",
-    "matplotlib",
-    "seaborn",
-    "plotly",
-    "torchattacks",
-    "loss-landscapes",
-)
+from gradscope.errors import GradscopeError
+
+MANIFEST = "manifest.json"
 
 
-def provenance(device: str) -> dict[str, Any]:
-    """Versions of gradscope and its packages, git commit, machine, and the time (UTC)."""
-    return {
-        "gradscope": gradscope.__version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "device": device,
-        "command": ["gradscope", *sys.argv[1:]],
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+class _Entry(BaseModel):
+    """A part of the manifest; keys that it does not know are left for later versions."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-def _version(package: str) -> str | None:
+M = TypeVar("M", bound=_Entry)
+
+
+class ImagesOf(_Entry):
+    """Which images of a data set were examined."""
+
+    name: str = ""
+    split: str = ""
+    images: int | None = None
+    of: int | None = None
+    fingerprint: str | None = None
+
+
+class Provenance(_Entry):
+    """Versions, machine and time."""
+
+    gradscope: str | None = None
+    commit: str | None = None
+    python: str | None = None
+    packages: dict[str, str | None] = {}
+    platform: str | None = None
+    processor: str | None = None
+    device: str | None = None
+    command: tuple[str, ...] = ()
+    time: str | None = None
+
+
+class Examined(_Entry):
+    """A checkpoint that was examined, as the manifest has it."""
+
+    label: str = ""
+    source: str | None = None
+    sha256: str | None = None
+    fingerprint: str | None = None
+    config: dict[str, Any] | None = None
+    trained: Provenance | None = None
+    data: ImagesOf | None = None
+    seconds: float | dict[str, float] | None = None
+    skipped: dict[str, str] = {}
+
+    @property
+    def epochs(self) -> int | None:
+        """Epochs of training of all phases together; None where the manifest does not say."""
+        phases = (self.config or {}).get("phases")
+        if not isinstance(phases, list) or not phases:
+            return None
+        epochs = [phase.get("epochs") for phase in phases if isinstance(phase, Mapping)]
+        counts = [count for count in epochs if isinstance(count, int)]
+        return sum(counts) if len(counts) == len(phases) else None
+
+    @property
+    def total_seconds(self) -> float | None:
+        """Seconds that examining it took; None where the manifest does not say."""
+        if isinstance(self.seconds, dict):
+            return sum(self.seconds.values()) if self.seconds else None
+        return self.seconds
+
+
+class Manifest(_Entry):
+    """The manifest of one command's results; ``complete`` is None where it does not say."""
+
+    kind: str = ""
+    complete: bool | None = None
+    seed: int | None = None
+    attacks: dict[str, Any] = {}
+    checkpoints: tuple[Examined, ...] = ()
+    provenance: Provenance | None = None
+
+    def ball(self, attack: str) -> str:
+        """Norm and radius of one of its attacks in words; empty where it does not say."""
+        settings = self.attacks.get(attack)
+        if not isinstance(settings, Mapping) or not isinstance(settings.get("epsilon"), int | float):
+            return ""
+        return f"{settings.get('norm', '')} {settings['epsilon']:.4g}".strip()
+
+
+class StageOf(_Entry):
+    """A stage of a study: what has become of it, what it cost, and where it ran."""
+
+    label: str = ""
+    kind: str = ""
+    place: str = ""
+    needs: tuple[str, ...] = ()
+    state: str = ""
+    seconds: float | None = None
+    when: str | None = None
+    where: dict[str, str | int | None] = {}
+    log: str | None = None
+    error: str | None = None
+    blocked_by: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """The sub-directory of the study that a measurement writes; empty for other stages."""
+        return self.place.partition("/")[2] if self.kind == "measure" else ""
+
+
+class Absent(_Entry):
+    """What a study lacks: data set to the reason, and the stages that were left out for it."""
+
+    data: dict[str, str] = {}
+    stages: tuple[str, ...] = ()
+
+
+class StudyManifest(_Entry):
+    """The manifest of a whole study; ``complete`` is None where it is not one of a study."""
+
+    study: str = ""
+    complete: bool | None = None
+    stages: tuple[StageOf, ...] = ()
+    absent: Absent = Absent()
+    seconds: float | None = None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``; :class:`GradscopeError` where it cannot be read or is none."""
     try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GradscopeError(f"directory: {path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise GradscopeError(f"directory: {path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise GradscopeError(f"directory: {path} is damaged: an object is allowed, got {type(content).__name__}")
+    return content
 
 
-@cache
-def _commit() -> str | None:
-    """Commit of the source tree gradscope runs from, with "+changes" where it differs; None where it is installed.
+def read_manifest(path: Path) -> tuple[Manifest, dict[str, Any]]:
+    """The manifest in ``path``, typed and as it is; :class:`GradscopeError` where it is damaged."""
+    content = read_object(path)
+    return _typed(Manifest, content, path), content
 
-    The variable GRADSCOPE_COMMIT names it for a copy of a tree, whose ``.git`` is missing or another's.
-    """
-    if commit := os.environ.get("GRADSCOPE_COMMIT"):
-        return commit
-    tree = Path(gradscope.__file__).parent.parent
-    if not (tree / ".git").exists():
-        return None
+
+def read_study_manifest(path: Path) -> tuple[StudyManifest, dict[str, Any]]:
+    """The manifest of a study in ``path``, typed and as it is; :class:`GradscopeError` where it is damaged."""
+    content = read_object(path)
+    return _typed(StudyManifest, content, path), content
+
+
+def _typed(kind: type[M], content: dict[str, Any], path: Path) -> M:
     try:
-        head = subprocess.run(["git", "-C", tree, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        changed = subprocess.run(
-            ["git", "-C", tree, "status", "--porcelain"], capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
-
-
-def _processor() -> str:
-    cpu_info = Path("/proc/cpuinfo")
-    if cpu_info.exists():
-        for line in cpu_info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise GradscopeError(f"directory: {path} is damaged: {where}: {' '.join(first['msg'].split())}") from None

@@ -6,18 +6,19 @@ their size) is resolved in :mod:`gradscope.study.plan`.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 from gradscope.config import Config, Data
-from gradscope.data.sources import DATASETS
+from gradscope.data.names import DATASETS
 from gradscope.errors import GradscopeError, lookup, unknown_name
-from gradscope.models.architectures import ARCHITECTURES
-from gradscope.study.commands import COMMANDS, Names, Options
-from gradscope.study.recipe import CALIBRATED, NamedModel, Recipe, TrainingOptions, read_recipe
+from gradscope.measure.declaring import Names, Options
+from gradscope.measure.options import COMMANDS
+from gradscope.models.names import ARCHITECTURES
+from gradscope.study.recipe import CALIBRATED, ForeignModel, NamedModel, Recipe, TrainingOptions, read_recipe
 from gradscope.training.phases import MODES
 
 #: What becomes part of a file's name.
@@ -29,7 +30,7 @@ _MEASURE_KEYS = ("name", "command", "models")
 
 
 @dataclass(frozen=True)
-class Model:
+class StudyModel:
     """One checkpoint of a study; ``label`` is its file's stem and what results call it.
 
     It is trained in ``mode``, from fresh weights or those of the model labelled ``of``; where there is a ``factor``,
@@ -48,7 +49,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class PlannedMeasurement:
     """One directory of results: a command over models, ``surrogates`` and the like by role."""
 
     name: str
@@ -65,8 +66,9 @@ class Study:
 
     name: str
     recipe: Recipe
-    models: tuple[Model, ...]
-    measurements: tuple[Measurement, ...]
+    models: tuple[StudyModel, ...]
+    measurements: tuple[PlannedMeasurement, ...]
+    foreign: Mapping[str, ForeignModel] = field(default_factory=dict)
 
     def source(self, data: str) -> Data:
         """Where the images of a data set of the recipe come from."""
@@ -92,11 +94,15 @@ def expand(name: str, recipe: Recipe) -> Study:
     models = [*trained, *_scaled_models(recipe, trained)]
     _require_distinct([model.label for model in models], "models")
     ordered = _in_order(models)
-    measurements = list(_measurements(recipe, ordered))
+    foreign = list(_foreign_models(recipe))
+    _require_distinct([model.label for model in (*models, *foreign)], "foreign")
+    measurements = list(_measurements(recipe, [*ordered, *foreign]))
     _require_distinct([*_RESERVED, *(measurement.name for measurement in measurements)], "measure")
-    if not models:
-        raise GradscopeError("grid.modes: a recipe needs modes in its grid or a table [models.NAME], got none")
-    return Study(name, recipe, tuple(ordered), tuple(measurements))
+    if not models and not foreign:
+        raise GradscopeError(
+            "grid.modes: a recipe needs modes in its grid, a table [models.NAME] or [foreign.NAME], got none"
+        )
+    return Study(name, recipe, tuple(ordered), tuple(measurements), recipe.foreign)
 
 
 def _check_names(name: str, recipe: Recipe) -> None:
@@ -105,6 +111,7 @@ def _check_names(name: str, recipe: Recipe) -> None:
         "RECIPE": [name],
         "data": recipe.data,
         "models": recipe.models,
+        "foreign": recipe.foreign,
         "measure": [one["name"] for one in recipe.measure if isinstance(one.get("name"), str)],
     }.items():
         for one in names:
@@ -182,15 +189,15 @@ def _all_architectures(recipe: Recipe) -> set[str | None]:
     return grid | {name for model in recipe.models.values() for name in model.architectures or ()}
 
 
-def _grid_models(recipe: Recipe) -> Iterator[Model]:
+def _grid_models(recipe: Recipe) -> Iterator[StudyModel]:
     grid = recipe.grid
     for data, architecture, mode, seed in product(grid.data, grid.architectures or (None,), grid.modes, grid.seeds):
         options = recipe.modes.get(mode, TrainingOptions()).over(recipe.training)
         label = _label(recipe, data, architecture, mode, seed)
-        yield Model(mode, label, data, architecture, seed, options, mode)
+        yield StudyModel(mode, label, data, architecture, seed, options, mode)
 
 
-def _named_models(recipe: Recipe) -> Iterator[Model]:
+def _named_models(recipe: Recipe) -> Iterator[StudyModel]:
     grid = recipe.grid
     for name, model in recipe.models.items():
         options = model.over(recipe.training)
@@ -202,10 +209,17 @@ def _named_models(recipe: Recipe) -> Iterator[Model]:
         for data, architecture, seed in product(*every):
             of = None if model.start is None else _label(recipe, data, architecture, model.start, seed)
             label = _label(recipe, data, architecture, name, seed)
-            yield Model(name, label, data, architecture, seed, options, model.mode or name, of)
+            yield StudyModel(name, label, data, architecture, seed, options, model.mode or name, of)
 
 
-def _scaled_models(recipe: Recipe, trained: Sequence[Model]) -> Iterator[Model]:
+def _foreign_models(recipe: Recipe) -> Iterator[StudyModel]:
+    for name, foreign in recipe.foreign.items():
+        data = recipe.grid.data[0] if foreign.data is None else foreign.data
+        lookup(recipe.data, data, f"foreign.{name}.data")
+        yield StudyModel(name, name, data, None, 0, TrainingOptions())
+
+
+def _scaled_models(recipe: Recipe, trained: Sequence[StudyModel]) -> Iterator[StudyModel]:
     for number, scale in enumerate(recipe.scale):
         for model in choose_models(trained, scale.models, f"scale.{number}.models"):
             for factor in scale.factors:
@@ -214,12 +228,12 @@ def _scaled_models(recipe: Recipe, trained: Sequence[Model]) -> Iterator[Model]:
                 yield replace(model, name=name, label=label, of=model.label, factor=factor)
 
 
-def _in_order(models: Sequence[Model]) -> list[Model]:
+def _in_order(models: Sequence[StudyModel]) -> list[StudyModel]:
     """The models, each after the one it is made of; one that is made of none there is raises GradscopeError."""
     known = {model.label: model for model in models}
-    placed: dict[str, Model] = {}
+    placed: dict[str, StudyModel] = {}
 
-    def place(model: Model) -> None:
+    def place(model: StudyModel) -> None:
         if model.of is not None and model.of not in placed:
             if model.of not in known:
                 raise GradscopeError(f"models.{model.name}.from: there is no {model.of!r} for {model.label!r}")
@@ -231,12 +245,12 @@ def _in_order(models: Sequence[Model]) -> list[Model]:
     return list(placed.values())
 
 
-def choose_models(models: Sequence[Model], patterns: Sequence[str], key: str) -> list[Model]:
+def choose_models(models: Sequence[StudyModel], patterns: Sequence[str], key: str) -> list[StudyModel]:
     """The models whose name or label one of ``patterns`` matches, ``!pattern`` taking some out again.
 
     Each pattern that puts some in has to match one; else :class:`GradscopeError` says which names there are.
     """
-    chosen: dict[str, Model] = {}
+    chosen: dict[str, StudyModel] = {}
     for pattern in patterns:
         plain = pattern.removeprefix("!")
         found = [one for one in models if fnmatchcase(one.name, plain) or fnmatchcase(one.label, plain)]
@@ -252,7 +266,7 @@ def choose_models(models: Sequence[Model], patterns: Sequence[str], key: str) ->
     return list(chosen.values())
 
 
-def _measurements(recipe: Recipe, models: Sequence[Model]) -> Iterator[Measurement]:
+def _measurements(recipe: Recipe, models: Sequence[StudyModel]) -> Iterator[PlannedMeasurement]:
     for number, table in enumerate(recipe.measure):
         command = table.get("command")
         if not isinstance(command, str):
@@ -282,8 +296,8 @@ def _require_known_keys(key: str, table: Mapping[str, Any], options: type[Option
 
 
 def _one_for_each_data_set(
-    name: str, command: str, patterns: Sequence[str] | None, options: Options, models: Sequence[Model]
-) -> Iterator[Measurement]:
+    name: str, command: str, patterns: Sequence[str] | None, options: Options, models: Sequence[StudyModel]
+) -> Iterator[PlannedMeasurement]:
     """A directory for the models of each data set: commands that compare models want them on the same images."""
     trained = [model for model in models if model.factor is None]
     chosen = trained if patterns is None else choose_models(models, patterns, f"measure {name}: models")
@@ -294,13 +308,13 @@ def _one_for_each_data_set(
             role: tuple(model.label for model in choose_models(own, named, f"measure {name}: {role}"))
             for role, named in options.others.items()
         }
-        for role in options.single:
-            if len(others.get(role, "1")) != 1:
-                raise GradscopeError(f"measure {name}: {role}: one model is allowed, got {', '.join(others[role])}")
+        for role, found in others.items():
+            if isinstance(getattr(options, role), str) and len(found) != 1:
+                raise GradscopeError(f"measure {name}: {role} must be one model, got {', '.join(found)}")
         labels = tuple(model.label for model in chosen if model.data == data)
         try:
             options.check(len(labels))
         except GradscopeError as error:
             raise GradscopeError(f"measure {name}: {error}") from None
         folder = f"{name}-{data}" if len(data_sets) > 1 else name
-        yield Measurement(folder, command, data, labels, others, options)
+        yield PlannedMeasurement(folder, command, data, labels, others, options)

@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gradscope.results.manifest import provenance
-from gradscope.results.manifests import MANIFEST
-from gradscope.results.tables import write_json
-from gradscope.study.commands import plain
-from gradscope.study.execution import Ended
-from gradscope.study.inputs import device_name, resolve_device
+from gradscope.distributed.processes import device_name, resolve_device
+from gradscope.measure.declaring import plain
+from gradscope.results.files import write_json
+from gradscope.results.manifest import MANIFEST
+from gradscope.results.provenance import provenance
 from gradscope.study.plan import Plan
-from gradscope.study.records import Places
+from gradscope.study.runner import Ended
+from gradscope.study.state import Places
 
 #: What may differ in two manifests that say the same: whence they were written.
 _CIRCUMSTANCES = ("engine", "provenance")

@@ -13,117 +13,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradscope
-from gradscope.config import Data, Training
+from gradscope.config import Training
 from gradscope.data import sources
-from gradscope.data.image_set import Splits
 from gradscope.errors import GradscopeError, lookup
-from gradscope.models.architectures import ARCHITECTURES, ModelSpec
-from gradscope.results.rows import CLAIMS, PAGE
-from gradscope.study.commands import Options, plain
-from gradscope.study.expansion import Measurement, Model, Study
-from gradscope.study.recipe import Resources
+from gradscope.measure.declaring import ForeignOptions, plain
+from gradscope.models.architectures import ModelSpec
+from gradscope.models.names import ARCHITECTURES
+from gradscope.models.references import check_references
+from gradscope.results.schemas import CLAIMS, PAGE
+from gradscope.study.expansion import PlannedMeasurement, Study, StudyModel
+from gradscope.study.model_tasks import ScaleTask, TrainTask
+from gradscope.study.recipe import ForeignModel, Resources
+from gradscope.study.tasks import CHECKPOINTS, RESULTS, ClaimsTask, ImageFacts, MeasureTask, ReportTask, Stage, Task
 from gradscope.training.phases import resolve
-
-#: Roots of what stages write: a file's place is one of these and the path below it.
-CHECKPOINTS, RESULTS = "checkpoints", "results"
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """What a plan knows of a data set whose images are there."""
-
-    source: Data
-    name: str
-    fingerprint: str
-    train: int
-    test: int
-    channels: int
-    image_size: int
-    classes: int
-
-    @classmethod
-    def of(cls, source: Data, splits: Splits) -> "ImageFacts":
-        """The facts of the images that ``source`` names."""
-        digest = hashlib.sha256(f"{splits.train.fingerprint} {splits.test.fingerprint}".encode())
-        train = splits.train
-        return cls(
-            *(source, train.name, digest.hexdigest(), len(train), len(splits.test)),
-            *(train.channels, train.image_size, len(train.classes)),
-        )
-
-
-@dataclass(frozen=True)
-class TrainTask:
-    """A model to be trained, as it is resolved; from the weights of the model ``start`` where it is given."""
-
-    images: ImageFacts
-    training: Training
-    start: str | None
-    keep_epochs: bool
-
-
-@dataclass(frozen=True)
-class ScaleTask:
-    """A model whose logits are multiplied; ``name`` is what it is called."""
-
-    images: ImageFacts
-    name: str
-    source: str
-    factor: float | str
-
-
-@dataclass(frozen=True)
-class MeasureTask:
-    """A command over models; ``others`` are those it names in other roles."""
-
-    images: ImageFacts
-    command: str
-    options: Options
-    models: tuple[str, ...]
-    others: Mapping[str, tuple[str, ...]]
-
-
-@dataclass(frozen=True)
-class ClaimsTask:
-    """The paper's claims, judged on those of the places of ``results`` that are there."""
-
-    results: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ReportTask:
-    """The page of the whole study, made of everything that is there and of the study's manifest."""
-
-
-Task = TrainTask | ScaleTask | MeasureTask | ClaimsTask | ReportTask
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One piece of a study. ``kind`` is a key of the table of stage kinds; ``needs`` are labels of other stages.
-
-    ``settings`` is what the ``name`` is made of, beside the needs. The stage writes below ``place``, a file or a
-    directory under one of the two roots.
-    """
-
-    kind: str
-    label: str
-    name: str
-    place: str
-    needs: tuple[str, ...]
-    settings: Mapping[str, Any]
-    task: Task
-    resources: Resources
-
-    @property
-    def gathers(self) -> bool:
-        """Whether it runs on those of its needs that are done, however many are not."""
-        return isinstance(self.task, ClaimsTask | ReportTask)
-
-    @property
-    def reads_manifest(self) -> bool:
-        """Whether it is made from the study's manifest, too, which then says nothing of it."""
-        return isinstance(self.task, ReportTask)
 
 
 @dataclass(frozen=True)
@@ -142,7 +44,7 @@ def train_label(model: str) -> str:
     return f"model-{model}"
 
 
-def make_plan(study: Study, *, download: bool = False, with_report: bool = True) -> Plan:
+def make_plan(study: Study, *, download: bool = False, with_report: bool = True, trust_code: bool = False) -> Plan:
     """Resolve every model on its images. Images that are missing leave out what needs them, unless all are.
 
     What no run could do raises :class:`GradscopeError`.
@@ -155,7 +57,14 @@ def make_plan(study: Study, *, download: bool = False, with_report: bool = True)
             stages[stage.label] = stage
     for measurement in study.measurements:
         if measurement.data in images:
-            stage = _measure_stage(measurement, images[measurement.data], study.recipe.resources, stages)
+            stage = _measure_stage(
+                measurement,
+                images[measurement.data],
+                study.recipe.resources,
+                stages,
+                study.foreign,
+                trust_code=trust_code,
+            )
             stages[stage.label] = stage
     stages = _by_measurement(stages)
     _add_conclusions(stages, study.recipe.resources)
@@ -170,7 +79,8 @@ def _look_for_images(study: Study, download: bool) -> tuple[dict[str, ImageFacts
     """What is known of each data set that a model is trained on, and why the others are missing."""
     images: dict[str, ImageFacts] = {}
     absent: dict[str, str] = {}
-    for name in dict.fromkeys(model.data for model in study.models):
+    names = [model.data for model in study.models] + [measurement.data for measurement in study.measurements]
+    for name in dict.fromkeys(names):
         source = study.source(name)
         # Kept in checkpoints and sent to other machines, so it must hold in any working directory.
         source = source.model_copy(update={"data_root": source.data_root and source.data_root.expanduser().resolve()})
@@ -183,28 +93,28 @@ def _look_for_images(study: Study, download: bool) -> tuple[dict[str, ImageFacts
     return images, absent
 
 
-def _model_stage(model: Model, images: ImageFacts, resources: Resources, stages: Mapping[str, Stage]) -> Stage:
+def _model_stage(model: StudyModel, images: ImageFacts, resources: Resources, stages: Mapping[str, Stage]) -> Stage:
     needs = () if model.of is None else (train_label(model.of),)
     settings: dict[str, Any]
     task: Task
     if model.factor is not None:
         assert model.of is not None
         resources = resources.model_copy(update={"devices": 1})
-        kind, task = "scale", ScaleTask(images, model.name, model.of, model.factor)
+        task = ScaleTask(images, model.name, model.of, model.factor)
         settings = {"factor": model.factor, "name": model.name}
     else:
         training = _resolve(model, images)
-        kind, task = "train", TrainTask(images, training, model.of, bool(model.options.keep_epochs))
+        task = TrainTask(images, training, model.of, bool(model.options.keep_epochs))
         decisive = training.model_dump(mode="json")
         del decisive["data"]["data_root"]
         settings = {"training": decisive, "images": images.fingerprint, "keep_epochs": task.keep_epochs}
         if resources.devices > 1:  # each has dropout and, on a CPU, batch norm of its own
             settings["devices"] = resources.devices
     place = f"{CHECKPOINTS}/{model.label}.pt"
-    return _stage(kind, train_label(model.label), place, needs, settings, task, resources, stages)
+    return _stage(train_label(model.label), place, needs, settings, task, resources, stages)
 
 
-def _resolve(model: Model, images: ImageFacts) -> Training:
+def _resolve(model: StudyModel, images: ImageFacts) -> Training:
     """The whole configuration of a model's training; its mode is called what the model is called."""
     options = model.options
     given = {
@@ -233,21 +143,64 @@ def _resolve(model: Model, images: ImageFacts) -> Training:
 
 
 def _measure_stage(
-    measurement: Measurement, images: ImageFacts, resources: Resources, stages: Mapping[str, Stage]
+    measurement: PlannedMeasurement,
+    images: ImageFacts,
+    resources: Resources,
+    stages: Mapping[str, Stage],
+    foreign: Mapping[str, ForeignModel],
+    *,
+    trust_code: bool,
 ) -> Stage:
     _require_images(measurement, images)
     everyone = [*measurement.models, *(label for labels in measurement.others.values() for label in labels)]
-    needs = tuple(train_label(label) for label in dict.fromkeys(everyone))
-    task = MeasureTask(images, measurement.command, measurement.options, measurement.models, measurement.others)
+    needs = tuple(train_label(label) for label in dict.fromkeys(everyone) if label not in foreign)
+    outsiders = {label: foreign[label] for label in dict.fromkeys(everyone) if label in foreign}
+    task = MeasureTask(
+        images,
+        measurement.command,
+        measurement.options,
+        measurement.models,
+        measurement.others,
+        outsiders,
+        _normalisation(measurement, outsiders, trust_code=trust_code),
+    )
     settings = {
         "command": measurement.command,
-        "options": measurement.options.resolved(),
+        "options": measurement.options.content(),
         "models": list(measurement.models),
         "others": plain(measurement.others),
         "images": images.fingerprint,
     }
+    if outsiders:
+        settings["foreign"] = {label: _facts(model) for label, model in outsiders.items()}
     label, place = f"measure-{measurement.name}", f"{RESULTS}/{measurement.name}"
-    return _stage("measure", label, place, needs, settings, task, resources, stages)
+    return _stage(label, place, needs, settings, task, resources, stages)
+
+
+def _normalisation(
+    measurement: PlannedMeasurement, foreign: Mapping[str, ForeignModel], *, trust_code: bool
+) -> ForeignOptions:
+    """What is said of the foreign models of a measurement; what no run could load raises :class:`GradscopeError`."""
+    models = list(foreign.values())
+    both = {(model.mean, model.std) for model in models}
+    if len(both) > 1:
+        raise GradscopeError(
+            f"measure {measurement.name}: foreign models must have one mean and std, got {len(both)}; "
+            "measure them in separate measurements"
+        )
+    mean, std = next(iter(both), (None, None))
+    weights = tuple(model.weights for model in models if model.weights is not None)
+    try:
+        check_references([model.model for model in models], weights=weights, mean=mean, std=std, trust_code=trust_code)
+    except GradscopeError as error:
+        raise GradscopeError(f"measure {measurement.name}: {error}") from None
+    return ForeignOptions(weights=weights, mean=mean, std=std, trust_code=trust_code)
+
+
+def _facts(model: ForeignModel) -> dict[str, Any]:
+    """What decides a foreign model's numbers."""
+    weights = None if model.weights is None else hashlib.sha256(model.weights.read_bytes()).hexdigest()
+    return {"model": model.model, "weights": weights, "mean": plain(model.mean), "std": plain(model.std)}
 
 
 def _by_measurement(stages: Mapping[str, Stage]) -> dict[str, Stage]:
@@ -274,14 +227,14 @@ def _add_conclusions(stages: dict[str, Stage], resources: Resources) -> None:
         return
     modest = resources.model_copy(update={"gpus": 0.0, "devices": 1})
     claims = ClaimsTask(tuple(stage.place for stage in measured))
-    for kind, needs, place, task in (
-        ("claims", tuple(stages), f"{RESULTS}/{CLAIMS.file}", claims),
-        ("report", (*(stage.label for stage in measured), "claims"), f"{RESULTS}/{PAGE}", ReportTask()),
+    for task, needs, place in (
+        (claims, tuple(stages), f"{RESULTS}/{CLAIMS.file}"),
+        (ReportTask(), (*(stage.label for stage in measured), "claims"), f"{RESULTS}/{PAGE}"),
     ):
-        stages[kind] = _stage(kind, kind, place, needs, {}, task, modest, stages)
+        stages[task.kind] = _stage(task.kind, place, needs, {}, task, modest, stages)
 
 
-def _require_images(measurement: Measurement, images: ImageFacts) -> None:
+def _require_images(measurement: PlannedMeasurement, images: ImageFacts) -> None:
     """As many test images as are asked for; to find that out after days of training would be late."""
     for name in ("samples", "images"):
         count = getattr(measurement.options, name, None)
@@ -299,7 +252,6 @@ def _require_images(measurement: Measurement, images: ImageFacts) -> None:
 
 
 def _stage(
-    kind: str,
     label: str,
     place: str,
     needs: tuple[str, ...],
@@ -309,10 +261,10 @@ def _stage(
     stages: Mapping[str, Stage],
 ) -> Stage:
     content = {
-        "kind": kind,
+        "kind": task.kind,
         "settings": settings,
         "needs": [stages[need].name for need in needs],
         "gradscope": gradscope.__version__,
     }
     name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
-    return Stage(kind, label, name, place, needs, settings, task, resources)
+    return Stage(label, name, place, needs, settings, task, resources)

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from gradscope.config import Config, Data, Precision, apply_setting, read_toml
+from gradscope.config import Config, Data, Precision, apply_setting, merge, read_toml
 from gradscope.errors import GradscopeError
-from gradscope.study.commands import Names
+from gradscope.measure.declaring import Names
 
 CALIBRATED: Literal["calibrated"] = "calibrated"
 
@@ -22,7 +22,7 @@ Seed = Annotated[int, Field(ge=0)]
 Factor = Annotated[float, Field(gt=0)] | Literal["calibrated"]
 
 
-class Grid(Config):
+class ModelGrid(Config):
     """One model for every data set, architecture, mode and seed; no architecture is that of the preset."""
 
     data: Names = ("digits",)
@@ -63,6 +63,20 @@ class NamedModel(TrainingOptions):
     seeds: tuple[Seed, ...] | None = Field(default=None, min_length=1)
 
 
+class ForeignModel(Config):
+    """A model trained elsewhere, which is measured but not trained.
+
+    ``model``: as a command's CKPT, such as ``torchvision:resnet18``; its code runs only where the study is told to
+    trust it. ``data``: on which of the recipe's data sets; the grid's first where it does not say.
+    """
+
+    model: str
+    weights: Path | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    data: str | None = None
+
+
 class Scale(Config):
     """Copies of models whose logits are multiplied by each of ``factors``; "calibrated" is a factor, too.
 
@@ -88,11 +102,12 @@ class Recipe(Config):
     """A whole study as it is written; :func:`read_recipe` makes one."""
 
     description: str = ""
-    grid: Grid = Grid()
+    grid: ModelGrid = ModelGrid()
     data: dict[str, Data] = Field(default_factory=dict)
     training: TrainingOptions = TrainingOptions()
     modes: dict[str, TrainingOptions] = Field(default_factory=dict)
     models: dict[str, NamedModel] = Field(default_factory=dict)
+    foreign: dict[str, ForeignModel] = Field(default_factory=dict)
     scale: tuple[Scale, ...] = ()
     measure: tuple[dict[str, Any], ...] = ()
     resources: Resources = Resources()
@@ -109,16 +124,13 @@ def read_recipe(
 
     Raises :class:`GradscopeError` in one line at the first thing that is wrong.
     """
-    try:
-        values = read_toml(path)
-    except GradscopeError as error:
-        raise GradscopeError(str(error).replace("--config", "RECIPE", 1)) from None
+    values = _read_extended(path)
     _name_the_data(values)
     for setting in settings:
         apply_setting(values, setting)
     recipe = Recipe.parse(values)
     if seeds is not None:
-        grid = Grid.parse(recipe.grid.model_dump() | {"seeds": tuple(seeds)})
+        grid = ModelGrid.parse(recipe.grid.model_dump() | {"seeds": tuple(seeds)})
         recipe = recipe.model_copy(update={"grid": grid})
     if data_root is not None:
         moved = {
@@ -129,13 +141,46 @@ def read_recipe(
     return recipe
 
 
+def _read_extended(path: Path, below: Sequence[Path] = ()) -> dict[str, Any]:
+    """The tables in ``path`` laid over those of the recipe that it ``extends``, a path beside it.
+
+    Measurements are laid over those of the same name; lists else are replaced.
+    """
+    if path.resolve() in below:
+        raise GradscopeError(f"extends must not lead back to {path}")
+    try:
+        values = read_toml(path)
+    except GradscopeError as error:
+        raise GradscopeError(str(error).replace("config", "recipe", 1)) from None
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise GradscopeError(f"extends must be the path of another recipe, got {base!r}", "extends")
+    found = _read_extended(path.parent / base, [*below, path.resolve()])
+    measure = _laid_over(found.get("measure", ()), values.get("measure", ()))
+    return merge(found, values) | ({"measure": measure} if measure else {})
+
+
+def _laid_over(base: Any, changes: Any) -> Any:
+    """The measurements of ``base``, each with those of ``changes`` that have its name laid over it, then the others."""
+    tables = [*base, *changes] if isinstance(base, list | tuple) and isinstance(changes, list | tuple) else changes
+    named: dict[object, Any] = {}
+    for table in tables:
+        if not isinstance(table, dict):
+            return changes
+        name = table.get("name", table.get("command"))
+        named[name] = {**named.get(name, {}), **table}
+    return list(named.values())
+
+
 def _name_the_data(values: dict[str, Any]) -> None:
     """A table for every data set of the grid; its name is its data set where it does not say."""
     values.setdefault("training", {})
     grid = values.setdefault("grid", {})
     tables = values.setdefault("data", {})
     if isinstance(grid, dict) and isinstance(tables, dict):
-        named = grid.get("data", Grid().data)
+        named = grid.get("data", ModelGrid().data)
         for name in [named] if isinstance(named, str) else named if isinstance(named, list | tuple) else []:
             tables.setdefault(name, {})
         for name, table in tables.items():

@@ -7,15 +7,18 @@ from functools import partial
 from math import inf
 from pathlib import Path
 
+from gradscope.distributed.processes import resolve_device
 from gradscope.errors import GradscopeError, lookup
-from gradscope.study.cluster import RayEngine
-from gradscope.study.costs import Estimate, Estimator, Limit, work_of
-from gradscope.study.execution import Ended, Engine, LocalEngine, run_plan
+from gradscope.study.engines import ENGINES
+from gradscope.study.engines.local import LocalEngine
+from gradscope.study.engines.ray import RayEngine
+from gradscope.study.estimate import Estimate, Estimator, Limit, work_of
 from gradscope.study.expansion import read_study
-from gradscope.study.inputs import resolve_device
 from gradscope.study.manifest import write_manifest
-from gradscope.study.plan import Plan, Stage, make_plan
-from gradscope.study.records import Places, Record
+from gradscope.study.plan import Plan, make_plan
+from gradscope.study.runner import Ended, Engine, run_plan
+from gradscope.study.state import Places, Record
+from gradscope.study.tasks import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,7 @@ class StudyRequest:
     until: float | None = None
     began: float = field(default_factory=time.time)
     figures: bool = True
+    trust_code: bool = False
 
     @property
     def places(self) -> Places:
@@ -51,9 +55,9 @@ def plan_study(request: StudyRequest) -> Plan:
     """Read the recipe and plan it; whatever is wrong with it raises :class:`GradscopeError`."""
     resolve_device(request.device)
     if request.until is not None and not 0 < request.until < inf:
-        raise GradscopeError(f"--until must be a positive number of seconds, got {request.until:g}")
+        raise GradscopeError(f"until must be a positive number of seconds, got {request.until:g}")
     study = read_study(request.recipe, settings=request.settings, seeds=request.seeds, data_root=request.data_root)
-    return make_plan(study, download=request.download, with_report=request.figures)
+    return make_plan(study, download=request.download, with_report=request.figures, trust_code=request.trust_code)
 
 
 @dataclass(frozen=True)
@@ -123,18 +127,9 @@ def run_study(
 
 def _engine(request: StudyRequest) -> Engine:
     """The engine that is asked for; what it refuses raises :class:`GradscopeError` before anything is written."""
-    return lookup(ENGINES, request.engine, "--engine")(request)
-
-
-def _local(request: StudyRequest) -> Engine:
+    lookup(ENGINES, request.engine, "engine")
+    if request.engine == "ray":
+        return RayEngine(request.address, request.device)
     if request.address is not None:
-        raise GradscopeError("--address: it belongs to --engine ray, got --engine local")
+        raise GradscopeError("address must be left out where engine is 'local', it belongs to 'ray'", "address")
     return LocalEngine()
-
-
-def _ray(request: StudyRequest) -> Engine:
-    return RayEngine(request.address, request.device)
-
-
-#: The engines by name.
-ENGINES: dict[str, Callable[[StudyRequest], Engine]] = {"local": _local, "ray": _ray}

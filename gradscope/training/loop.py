@@ -19,18 +19,20 @@ from torch import Tensor, nn
 
 from gradscope.config import Phase, Training
 from gradscope.data import augment
-from gradscope.data.image_set import ImageSet, stratified_split
-from gradscope.errors import GradscopeError
+from gradscope.data.image_set import ImageSet, as_floats, training_split
+from gradscope.distributed.processes import Hardware
+from gradscope.errors import CannotResumeError, GradscopeError
 from gradscope.losses import cross_entropy
 from gradscope.models.architectures import ModelSpec, build
 from gradscope.models.checkpoint import Checkpoint, load, load_strictly, load_weights_only, save
-from gradscope.models.inspection import evaluating
+from gradscope.models.inspection import check_fits, evaluating
+from gradscope.models.names import is_own
 from gradscope.progress import Advance, progress_bar
-from gradscope.results.manifest import provenance
-from gradscope.results.rows import HISTORY
-from gradscope.results.tables import atomic, ensure_writable, write_table
+from gradscope.results.files import atomic, ensure_writable
+from gradscope.results.provenance import provenance
+from gradscope.results.schemas import HISTORY
+from gradscope.results.tables import write_table
 from gradscope.seeding import generator, seeded
-from gradscope.training.hardware import Hardware
 from gradscope.training.objectives import (
     Draws,
     adversarial_example,
@@ -38,6 +40,7 @@ from gradscope.training.objectives import (
     phase_outcome,
     shares_the_clean_pass,
 )
+from gradscope.training.request import epochs_folder, state_path
 from gradscope.training.totals import Totals
 
 #: Updates between two looks at the loss: each look waits for the device.
@@ -63,6 +66,7 @@ def train(
     keep_epochs: bool = False,
     initial: Path | None = None,
     deadline: float = inf,
+    trust_code: bool = False,
 ) -> Checkpoint:
     """Train a classifier and write it to ``out``; the history goes beside it as CSV.
 
@@ -70,14 +74,16 @@ def train(
     the last, as ``training.selection`` says. The state after each epoch is kept in ``out`` + ``.resume`` until the run
     is complete. A loss that is not finite raises :class:`GradscopeError`; the last good checkpoint stays. With
     ``keep_epochs`` the weights before the first and after each epoch are kept too, as checkpoints in
-    :func:`epochs_folder`. The run begins with the weights of the checkpoint ``initial``, where it is given.
+    :func:`gradscope.training.request.epochs_folder`. The run begins with the weights of the checkpoint ``initial``,
+    where it is given.
 
     No epoch begins that would end after ``deadline`` (``time.time()``), if it takes as long as the last one; the run
-    is then left as an interrupted one is, and its checkpoint says how many epochs are done.
+    is then left as an interrupted one is, and its checkpoint says how many epochs are done. A user's own architecture
+    runs code, which takes ``trust_code``.
     """
     ensure_writable(out.parent)
     if resume and out.exists() and not state_path(out).exists():
-        raise GradscopeError(f"--resume: {out} is complete; nothing is left to do")
+        raise CannotResumeError(f"resume: {out} is complete; nothing is left to do")
     begin: Checkpoint | None = None
     if initial is not None:
         begin = load(initial)
@@ -93,19 +99,10 @@ def train(
             keep_epochs=keep_epochs,
             initial=begin,
             deadline=deadline,
+            trust_code=trust_code,
         ),
     )
-    return load(out)
-
-
-def state_path(out: Path) -> Path:
-    """Where the state of an unfinished run lies."""
-    return out.with_name(out.name + ".resume")
-
-
-def epochs_folder(out: Path) -> Path:
-    """Where the weights after each epoch lie, if they are kept."""
-    return out.with_suffix(".epochs")
+    return load(out, trust_code=trust_code)
 
 
 def _run(
@@ -117,8 +114,9 @@ def _run(
     keep_epochs: bool,
     initial: Checkpoint | None,
     deadline: float,
+    trust_code: bool,
 ) -> None:
-    run = Run(fabric, training, train_set, out, keep_epochs=keep_epochs, initial=initial)
+    run = Run(fabric, training, train_set, out, keep_epochs=keep_epochs, initial=initial, trust_code=trust_code)
     if resume:
         run.resume()
     elif fabric.is_global_zero:
@@ -141,6 +139,7 @@ class Run:
         *,
         keep_epochs: bool = False,
         initial: Checkpoint | None = None,
+        trust_code: bool = False,
     ) -> None:
         self.fabric = fabric
         self.keep_epochs = keep_epochs
@@ -148,25 +147,32 @@ class Run:
         self.out = out
         self.advance: Advance = lambda done, note: None
         # Indices, not copies: a set larger than memory stays the memory map it is.
-        self.trained, self.held_out = stratified_split(train_set.labels, training.validation_fraction, training.seed)
+        self.trained, self.held_out = training_split(
+            train_set.labels, training.validation_fraction, training.seed, training.train_samples
+        )
         if len(self.held_out) == 0:
             raise GradscopeError(
-                f"--dataset: {train_set.name} needs a class with at least 2 training images, one to validate on"
+                f"data must have a class with at least 2 training images, one to validate on; {train_set.name} has none"
             )
         self.batch_size = min(training.batch_size, len(self.trained))
         self.updates = len(self.trained) // self.batch_size
         self.images = train_set.on(fabric.device)
-        mean, std = train_set.channel_statistics(self.trained)
+        own = is_own(training.architecture)
+        mean, std = ((0.0,), (1.0,)) if own else train_set.channel_statistics(self.trained)
+        height, width = train_set.height, train_set.width
         self.spec = ModelSpec(
             architecture=training.architecture,
             classes=len(train_set.classes),
             channels=train_set.channels,
-            image_size=train_set.image_size,
+            image_size=height if height == width else (height, width),
             mean=mean,
             std=std,
         )
         with seeded(training.seed, "weights"):
-            network = build(self.spec)
+            network = build(self.spec, trust_code=trust_code)
+        if own:
+            name = f"architecture: {training.architecture}"
+            check_fits(network, train_set, name=name, device=torch.device("cpu"))
         if initial is not None:
             load_strictly(network, initial.state_dict, f"from: the weights of {initial.mode!r} do not fit this model")
         if fabric.world_size > 1 and fabric.device.type == "cuda":
@@ -184,13 +190,16 @@ class Run:
         """Continue where the state file says; a run of another configuration or other data is refused."""
         path = state_path(self.out)
         if not path.exists():
-            raise GradscopeError(f"--resume: there is no unfinished run at {path}")
-        state = load_weights_only(path, "--resume")
+            raise CannotResumeError(f"resume: there is no unfinished run at {path}")
+        try:
+            state = load_weights_only(path, "resume")
+        except GradscopeError as error:
+            raise CannotResumeError(str(error)) from None
         if state["config"] != self._config() or state["fingerprint"] != self.images.fingerprint:
             changed = [key for key, value in self._config().items() if state["config"].get(key) != value]
             what = ", ".join(changed) or "the images"
-            raise GradscopeError(f"--resume: {path} belongs to another run; it differs in {what}")
-        self.network.load_state_dict(state["network"])
+            raise CannotResumeError(f"resume: {path} belongs to another run; it differs in {what}")
+        load_strictly(self.network, state["network"], f"resume: {path} does not fit {self.training.architecture}")
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(state["epochs_done"], state["best_accuracy"], state["history"])
         self.best = None if state["best"] is None else replace(self._checkpoint(), state_dict=state["best"])
@@ -332,7 +341,8 @@ class Run:
         count = len(indices)
         transforms = augment.draw(
             count,
-            self.images.image_size,
+            self.images.height,
+            self.images.width,
             horizontal_flip=training.horizontal_flip,
             vertical_flip=training.vertical_flip,
             shift=training.shift,
@@ -345,7 +355,7 @@ class Run:
         if phase.adversary is not None and phase.adversary.method == "pgd" and phase.adversary.random_start:
             noise = torch.rand((count, *self.images.images.shape[1:]), generator=stream)[start:stop].mul_(2).sub_(1)
         raw, labels = self.images.raw_batch(indices[start:stop], device)
-        images = augment.apply(raw, transforms[start:stop]).float().div_(255)
+        images = as_floats(augment.apply(raw, transforms[start:stop]))
         images = images.contiguous(memory_format=torch.channels_last)
         clean, adversarial = (part.share(start, stop, device) for part in draws)
         return images, labels, (clean, adversarial), noise.to(device)

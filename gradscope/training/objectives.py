@@ -122,4 +122,4 @@ def adversarial_example(
 
     loss = own if adversary.objective == "own" else None
     with evaluating(model):
-        return pgd(model, images, labels, settings, start=start, loss=loss)
+        return pgd(model, images, labels, settings, start=start, loss=loss).points

@@ -70,7 +70,7 @@ def size_for(data: Data, image_size: int, *, paper: bool) -> Size:
 
 def phases_for(mode: str, size: Size) -> list[Phase]:
     """The phases of a preset mode."""
-    lookup(MODES, mode, "--mode")
+    lookup(MODES, mode, "mode")
     adversary = Adversary(epsilon=size.adversary_epsilon)
     if mode in ("sl", "rl"):
         return [_supervised(size, size.sl_epochs) if mode == "sl" else _reinforced(size, size.rl_epochs)]
@@ -130,7 +130,7 @@ def _split(whole: Phase, clean_epochs: int, adversary: Adversary) -> list[Phase]
 def scale_epochs(phases: Sequence[Phase], epochs: int) -> list[Phase]:
     """The phases stretched or shrunk to ``epochs`` in all, in their proportions, each at least one epoch."""
     if epochs < len(phases):
-        raise GradscopeError(f"--epochs: at least {len(phases)}, one a phase, is allowed, got {epochs}")
+        raise GradscopeError(f"epochs must be at least {len(phases)}, one a phase, got {epochs}")
     total = sum(phase.epochs for phase in phases)
     scaled = [max(1, round(phase.epochs * epochs / total)) for phase in phases]
     scaled[scaled.index(max(scaled))] += epochs - sum(scaled)

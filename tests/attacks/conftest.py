@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gradscope.attacks.problem import Problem
 from gradscope.attacks.threat import ThreatModel
-from gradscope.attacks.victims import Victims
 from gradscope.config import Budget
 from gradscope.data.image_set import ImageSet
 
 
 @dataclass(frozen=True)
-class Problem:
+class LinearProblem:
     """A linear model, images that it gets right, and each image's distance to the nearest boundary, in closed form."""
 
     model: nn.Module
@@ -30,7 +30,7 @@ class Problem:
         return float((ordered[below] * ordered[below + 1]).sqrt())
 
 
-def make_problem(linear, norm: str, classes: int, count: int = 24, side: int = 6) -> Problem:
+def make_linear(linear, norm: str, classes: int, count: int = 24, side: int = 6) -> LinearProblem:
     """Classes 0 and 1 meet in the middle of the images; the others are far, so that every loss points at the boundary.
 
     The distance in a norm is the gap of the logits over the dual norm of the difference of the weights.
@@ -49,30 +49,30 @@ def make_problem(linear, norm: str, classes: int, count: int = 24, side: int = 6
     distance = (logits.gather(1, labels.unsqueeze(1)) - logits) / dual
     distance[torch.arange(count), labels] = torch.inf
     image_set = ImageSet.from_tensors("linear", images, labels, [str(name) for name in range(classes)])
-    return Problem(model, image_set, distance.amin(dim=1))
+    return LinearProblem(model, image_set, distance.amin(dim=1))
 
 
 @pytest.fixture
-def boundary(linear) -> Callable[..., Problem]:
+def boundary(linear) -> Callable[..., LinearProblem]:
     """The maker of linear problems: norm, number of classes, and of images."""
-    return partial(make_problem, linear)
+    return partial(make_linear, linear)
 
 
 @pytest.fixture(params=[("linf", 2), ("linf", 3), ("l2", 2), ("l2", 3)], ids=lambda case: f"{case[0]}-{case[1]}")
-def problem_and_norm(request, boundary) -> tuple[Problem, str]:
+def case_and_norm(request, boundary) -> tuple[LinearProblem, str]:
     norm, classes = request.param
     return boundary(norm, classes), norm
 
 
-def make_victims(
+def make_problem(
     model: nn.Module, image_set: ImageSet, threat: ThreatModel, count: int | None = None, **budget: int
-) -> Victims:
+) -> Problem:
     images, labels = image_set.batch(torch.arange(count or len(image_set)), "cpu")
     model.eval().requires_grad_(False)
-    return Victims(model, images, labels, torch.arange(len(images)), len(image_set.classes), threat, Budget(**budget))
+    return Problem(model, images, labels, torch.arange(len(images)), len(image_set.classes), threat, Budget(**budget))
 
 
 @pytest.fixture
-def victims_of() -> Callable[..., Victims]:
-    """The maker of victims from a model, which it freezes, the first images of a set, and a threat model."""
-    return make_victims
+def problem_of() -> Callable[..., Problem]:
+    """The maker of problem from a model, which it freezes, the first images of a set, and a threat model."""
+    return make_problem

@@ -7,8 +7,8 @@ from torch import nn
 
 import gradscope.vision  # noqa: F401, before torchattacks, which imports torchvision
 from gradscope.attacks.apgd import apgd, apgd_targeted, ascend, checkpoints, targeted_dlr
+from gradscope.attacks.problem import Counted, Tally
 from gradscope.attacks.threat import ThreatModel
-from gradscope.attacks.victims import Counted, Tally
 from gradscope.losses import LOSSES
 
 torchattacks = importlib.import_module("torchattacks")
@@ -22,10 +22,10 @@ def test_checkpoints_are_the_papers():
     assert list(checkpoints(3)) == [1, 2, 3]
 
 
-def right_when_clean(model, image_set, victims_of, threat, **budget):
+def right_when_clean(model, image_set, problem_of, threat, **budget):
     """The images with the labels that the model gives them."""
-    victims = victims_of(model, image_set, threat, **budget)
-    return replace(victims, labels=model(victims.images).argmax(dim=1))
+    problem = problem_of(model, image_set, threat, **budget)
+    return replace(problem, labels=model(problem.images).argmax(dim=1))
 
 
 def published_start(norm, images, epsilon):
@@ -39,25 +39,25 @@ def published_start(norm, images, epsilon):
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "dlr"])
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.02), ("l2", 0.3)])
-def test_equals_torchattacks_from_the_same_start(convolutional, image_set, victims_of, norm, epsilon, loss):
+def test_equals_torchattacks_from_the_same_start(convolutional, image_set, problem_of, norm, epsilon, loss):
     """Of the images that stand, the point of largest loss; of the others, that they fall."""
-    victims = right_when_clean(convolutional, image_set, victims_of, ThreatModel(norm, epsilon), steps=40)
+    problem = right_when_clean(convolutional, image_set, problem_of, ThreatModel(norm, epsilon), steps=40)
     short = {"cross-entropy": "ce", "dlr": "dlr"}[loss]
-    reference = torchattacks.APGD(victims.model, norm=NAMES[norm], eps=epsilon, steps=40, loss=short)
+    reference = torchattacks.APGD(problem.model, norm=NAMES[norm], eps=epsilon, steps=40, loss=short)
     torch.manual_seed(5)
-    best, right, best_loss, _ = reference.attack_single_run(victims.images, victims.labels)
+    best, right, best_loss, _ = reference.attack_single_run(problem.images, problem.labels)
     torch.manual_seed(5)
-    start = published_start(norm, victims.images, epsilon)
+    start = published_start(norm, problem.images, epsilon)
 
     def untargeted(logits, labels, targets):
         return LOSSES[loss](logits, labels)
 
-    points = ascend(victims, untargeted, victims.labels, start)
-    stands = ~victims.fooled_at(points)
+    points = ascend(problem, untargeted, problem.labels, start)
+    stands = ~problem.fooled_at(points)
     assert torch.equal(stands, right)
-    assert 3 < int(stands.sum()) < len(victims) - 3
+    assert 3 < int(stands.sum()) < len(problem) - 3
     with torch.no_grad():
-        found = LOSSES[loss](victims.model(points), victims.labels)
+        found = LOSSES[loss](problem.model(points), problem.labels)
     torch.testing.assert_close(found[stands], best_loss[stands], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(points[stands], best[stands], rtol=0, atol=2e-3)
 
@@ -85,14 +85,14 @@ class Towards(nn.Module):
         return torch.cat([torch.zeros(len(images), 1), others], dim=1)
 
 
-def test_every_wrong_class_is_aimed_at(image_set, victims_of):
+def test_every_wrong_class_is_aimed_at(image_set, problem_of):
     """Only class 3 is within reach: it is the likeliest, so one target is enough; two cost twice where it is not."""
-    victims = victims_of(Towards(), image_set, ThreatModel("linf", 0.3), 6, steps=10, targets=1)
-    victims = replace(
-        victims, images=torch.full((6, 3, 8, 8), 0.5), labels=torch.zeros(6, dtype=torch.int64), classes=4
+    problem = problem_of(Towards(), image_set, ThreatModel("linf", 0.3), 6, steps=10, targets=1)
+    problem = replace(
+        problem, images=torch.full((6, 3, 8, 8), 0.5), labels=torch.zeros(6, dtype=torch.int64), classes=4
     )
-    assert victims.fooled_at(apgd_targeted(victims)).all()
-    near = replace(victims, threat=ThreatModel("linf", 0.1))
+    assert problem.fooled_at(apgd_targeted(problem)).all()
+    near = replace(problem, threat=ThreatModel("linf", 0.1))
     for targets, looks in ((1, 11), (3, 33), (9, 33)):
         tally = Tally()
         model = Counted(near.model, tally)
@@ -112,37 +112,37 @@ class Scale(nn.Module):
         return self.factor * self.model(images)
 
 
-def test_a_gradient_too_small_for_torchattacks(convolutional, image_set, victims_of):
+def test_a_gradient_too_small_for_torchattacks(convolutional, image_set, problem_of):
     """Why ours: where the square of the gradient's norm underflows, torchattacks stays at its random start (L2)."""
-    victims = right_when_clean(convolutional, image_set, victims_of, ThreatModel("l2", 0.5), steps=10)
-    flat = replace(victims, model=Scale(victims.model, 1e-26))
-    found = [attacked.fooled_at(apgd(attacked, "cross-entropy")).float().mean() for attacked in (victims, flat)]
+    problem = right_when_clean(convolutional, image_set, problem_of, ThreatModel("l2", 0.5), steps=10)
+    flat = replace(problem, model=Scale(problem.model, 1e-26))
+    found = [attacked.fooled_at(apgd(attacked, "cross-entropy")).float().mean() for attacked in (problem, flat)]
     assert min(found) > 0.8
     stuck = torchattacks.APGD(flat.model, norm="L2", eps=0.5, steps=10)(flat.images, flat.labels)
     assert flat.fooled_at(stuck).float().mean() < 0.5
 
 
-def test_the_l2_step_of_torchattacks_targeted_form_is_the_first_images(convolutional, image_set, victims_of):
+def test_the_l2_step_of_torchattacks_targeted_form_is_the_first_images(convolutional, image_set, problem_of):
     """Why ours: with the same draws, another first image changes what becomes of all others."""
-    victims = right_when_clean(convolutional, image_set, victims_of, ThreatModel("l2", 1.0), steps=30)
+    problem = right_when_clean(convolutional, image_set, problem_of, ThreatModel("l2", 1.0), steps=30)
     one, other = torch.arange(1, 40), torch.tensor([0, *range(2, 40)])
-    reference = torchattacks.APGDT(victims.model, norm="L2", eps=1.0, steps=30, n_classes=5)
+    reference = torchattacks.APGDT(problem.model, norm="L2", eps=1.0, steps=30, n_classes=5)
     reference.target_class = 3
 
     def theirs(rows):
         torch.manual_seed(0)
-        return reference.attack_single_run(victims.images[rows], victims.labels[rows])[0][1:]
+        return reference.attack_single_run(problem.images[rows], problem.labels[rows])[0][1:]
 
     def ours(rows):
-        targets = victims.model(victims.images[rows]).argsort(dim=1)[:, -3]
-        start = torch.cat([victims.images[rows[:1]], victims.start("surface", "here")[2:]])
-        return ascend(victims.only(rows), targeted_dlr, targets, start)[1:]
+        targets = problem.model(problem.images[rows]).argsort(dim=1)[:, -3]
+        start = torch.cat([problem.images[rows[:1]], problem.start("surface", "here")[2:]])
+        return ascend(problem.only(rows), targeted_dlr, targets, start)[1:]
 
     assert (theirs(one) - theirs(other)).abs().amax() > 0.01
     torch.testing.assert_close(ours(one), ours(other), rtol=0, atol=1e-4)
 
 
-def test_a_step_is_halved_where_the_loss_goes_up_and_down(image_set, victims_of):
+def test_a_step_is_halved_where_the_loss_goes_up_and_down(image_set, problem_of):
     """A narrow ridge: steps of 2 epsilon jump over it for ever, halved ones climb it."""
 
     class Ridge(nn.Module):
@@ -150,6 +150,6 @@ def test_a_step_is_halved_where_the_loss_goes_up_and_down(image_set, victims_of)
             height = -(images.flatten(1) - 0.53).abs().amax(dim=1)
             return torch.stack([torch.full_like(height, -0.003), height], dim=1)
 
-    victims = victims_of(Ridge(), image_set, ThreatModel("linf", 0.1), 4, steps=100)
-    victims = replace(victims, images=torch.full((4, 1, 1, 1), 0.5), labels=torch.zeros(4, dtype=torch.int64))
-    assert victims.fooled_at(apgd(victims, "margin")).all()
+    problem = problem_of(Ridge(), image_set, ThreatModel("linf", 0.1), 4, steps=100)
+    problem = replace(problem, images=torch.full((4, 1, 1, 1), 0.5), labels=torch.zeros(4, dtype=torch.int64))
+    assert problem.fooled_at(apgd(problem, "margin")).all()

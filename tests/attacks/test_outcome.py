@@ -5,7 +5,7 @@ import torch
 
 from gradscope.attacks.outcome import AttackOutcome, Outcome
 from gradscope.attacks.threat import ThreatModel
-from gradscope.results.rows import ATTACK_SAMPLES, ATTACKS
+from gradscope.results.schemas import ATTACK_SAMPLES, ATTACKS
 from gradscope.results.stats import mcnemar, wilson_interval
 from gradscope.results.tables import read_table, write_table
 

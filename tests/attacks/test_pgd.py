@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import gradscope.vision  # noqa: F401, before torchattacks, which imports torchvision
 from gradscope.attacks.pgd import Streams, look, pgd, prepared
-from gradscope.config import ATTACKS, PGD, attack_settings
+from gradscope.config import PGD, attack_settings
 
 torchattacks = importlib.import_module("torchattacks")
 
@@ -30,7 +30,7 @@ def test_l2_equals_torchattacks_from_the_same_start(convolutional, image_set, ra
     expected = reference(images, labels)
     torch.manual_seed(5)
     start = l2_start(images, 1.0) if random_start else images
-    ours = pgd(model, images, labels, PGD(steps=25), start=start)
+    ours = pgd(model, images, labels, PGD(steps=25), start=start).points
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
 
 
@@ -43,8 +43,8 @@ def test_linf_equals_torchattacks_from_the_same_start(convolutional, image_set, 
     expected = reference(images, labels)
     torch.manual_seed(5)
     noise = torch.empty_like(images).uniform_(-8 / 255, 8 / 255) if random_start else 0
-    settings = attack_settings("pgd", {"norm": "linf", "steps": 25})
-    ours = pgd(model, images, labels, settings, start=(images + noise).clamp(0, 1))
+    settings = attack_settings("pgd", {"norm": "linf", "steps": 25, "step_size": "2/255"})
+    ours = pgd(model, images, labels, settings, start=(images + noise).clamp(0, 1)).points
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
 
 
@@ -69,7 +69,7 @@ def test_pgd_paper_is_the_paper_to_the_letter(convolutional, image_set, scale):
     images, labels = image_set.batch(torch.arange(40), "cpu")
     settings = attack_settings("pgd-paper", {"steps": 20})
     start = images + 0.01 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
-    ours = pgd(model, images, labels, settings, start=start)
+    ours = pgd(model, images, labels, settings, start=start).points
     expected = paper_pgd(model, images, labels, start, 1.0, 0.1, 20)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
     assert ours.min() < 0 or ours.max() > 1
@@ -92,7 +92,7 @@ def test_a_linear_models_closed_form(linear):
     labels = torch.tensor([0, 1, 0])
     settings = PGD(epsilon=0.35, step_size=0.1, steps=6, start="none", box=False)
     seen = []
-    final = pgd(model, images, labels, settings, observe=seen.append)
+    final = pgd(model, images, labels, settings, observe=seen.append).points
     towards = torch.stack([weight[1 - int(label)] - weight[int(label)] for label in labels])
     unit = towards / towards.norm(dim=1, keepdim=True)
     torch.testing.assert_close(final.flatten(1), images.flatten(1) + 0.35 * unit)
@@ -103,14 +103,14 @@ def test_a_linear_models_closed_form(linear):
         torch.testing.assert_close(iterate.images.flatten(1), images.flatten(1) + walked * unit)
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", ["pgd", "pgd-paper"])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_every_record_belongs_to_the_iterate_it_names(convolutional, image_set, attack, norm):
     model = convolutional.eval()
     images, labels = image_set.batch(torch.arange(16), "cpu")
     settings = attack_settings(attack, {"norm": norm, "steps": 5})
     seen = []
-    final = pgd(model, images, labels, settings, observe=seen.append)
+    final = pgd(model, images, labels, settings, observe=seen.append).points
     assert [iterate.step for iterate in seen] == [0, 1, 2, 3, 4, 5]
     assert torch.equal(seen[-1].images, final)
     assert seen[-1].gradient is None
@@ -179,10 +179,10 @@ class Quadratic(nn.Module):
 def test_a_smoothed_gradient_is_the_mean_over_its_copies():
     images = torch.rand(5, 1, 3, 3, generator=torch.Generator().manual_seed(1))
     labels = torch.zeros(5, dtype=torch.int64)
-    noise = Streams(7, ("here",), torch.arange(5))
+    noise = Streams(7, torch.arange(5))
     settings = PGD(loss="margin", smoothing=6, smoothing_radius=0.2)
     model = Quadratic(9)
-    smoothed = look(model, images, labels, settings, 3, noise=noise)
+    smoothed = look(model, images, labels, settings, 3, streams=noise)
     drawn = noise.gaussian(images, 6, 3)
     centre = images + 0.2 * drawn.mean(dim=0)
     torch.testing.assert_close(smoothed.gradient.flatten(1), 2 * centre.flatten(1) @ model.matrix)
@@ -190,23 +190,23 @@ def test_a_smoothed_gradient_is_the_mean_over_its_copies():
     assert torch.equal(smoothed.logits, plain.logits)
     assert torch.equal(smoothed.loss, plain.loss)
     assert torch.equal(smoothed.images, plain.images)
-    mean = look(model, images, labels, settings.model_copy(update={"reduction": "mean"}), 3, noise=noise)
+    mean = look(model, images, labels, settings.model_copy(update={"reduction": "mean"}), 3, streams=noise)
     torch.testing.assert_close(mean.own_norm, smoothed.own_norm)
 
 
 def test_noise_depends_on_the_image_and_the_step_alone():
     like = torch.zeros(40, 3, 8, 8)
     numbers = torch.arange(100, 140)
-    whole = Streams(7, ("here",), numbers).gaussian(like, 3, 2)
+    whole = Streams(7, numbers).gaussian(like, 3, 2)
     assert whole.shape == (3, 40, 3, 8, 8)
     assert abs(float(whole.mean())) < 0.02
     assert float(whole.std()) == pytest.approx(1, abs=0.02)
     for part in numbers.split(7):
         rows = part - 100
-        assert torch.equal(Streams(7, ("here",), part).gaussian(like[rows], 3, 2), whole[:, rows])
-    for other in (Streams(8, ("here",), numbers), Streams(7, ("there",), numbers)):
+        assert torch.equal(Streams(7, part).gaussian(like[rows], 3, 2), whole[:, rows])
+    for other in (Streams(8, numbers), Streams(7, numbers, restart=1)):
         assert not torch.equal(other.gaussian(like, 3, 2), whole)
-    assert not torch.equal(Streams(7, ("here",), numbers).gaussian(like, 3, 1), whole)
+    assert not torch.equal(Streams(7, numbers).gaussian(like, 3, 1), whole)
 
 
 def test_smoothed_pgd_records_what_belongs_together(convolutional, image_set):
@@ -214,13 +214,13 @@ def test_smoothed_pgd_records_what_belongs_together(convolutional, image_set):
     images, labels = image_set.batch(torch.arange(16), "cpu")
     settings = PGD(steps=4, smoothing=3, smoothing_radius=0.05)
     seen = []
-    final = pgd(model, images, labels, settings, observe=seen.append)
+    final = pgd(model, images, labels, settings, observe=seen.append).points
     assert [iterate.step for iterate in seen] == [0, 1, 2, 3, 4]
     assert torch.equal(seen[-1].images, final)
     assert seen[-1].gradient is None
     for iterate in seen:
         torch.testing.assert_close(iterate.logits, model(iterate.images).detach())
-    assert torch.equal(pgd(model, images, labels, settings), final)
+    assert torch.equal(pgd(model, images, labels, settings).points, final)
 
 
 class Shattered(nn.Module):

@@ -12,19 +12,19 @@ from gradscope.results.stats import wilson_interval
 
 def test_a_matrix_of_linear_models_by_hand(boundary):
     """Examples over the boundary of one fool its negative's labels nowhere, and a scaled copy as itself."""
-    problem = boundary("l2", 2, count=60)
-    images, labels = problem.image_set.batch(torch.arange(60), "cpu")
-    towards = problem.model.weight[1 - labels] - problem.model.weight[labels]
+    case = boundary("l2", 2, count=60)
+    images, labels = case.image_set.batch(torch.arange(60), "cpu")
+    towards = case.model.weight[1 - labels] - case.model.weight[labels]
     unit = towards / towards.norm(dim=1, keepdim=True)
 
     def moved(factor):
-        return (images + (factor * problem.distance[:, None] * unit).reshape(images.shape)).detach()
+        return (images + (factor * case.distance[:, None] * unit).reshape(images.shape)).detach()
 
-    stronger = type(problem.model)(3 * problem.model.weight.detach(), 3 * problem.model.bias.detach())
-    biased = type(problem.model)(problem.model.weight.detach(), problem.model.bias.detach() + torch.tensor([1.0, 0.0]))
-    models = {"one": problem.model, "scaled": stronger, "biased": biased}
+    stronger = type(case.model)(3 * case.model.weight.detach(), 3 * case.model.bias.detach())
+    biased = type(case.model)(case.model.weight.detach(), case.model.bias.detach() + torch.tensor([1.0, 0.0]))
+    models = {"one": case.model, "scaled": stronger, "biased": biased}
     examples = {"clean": images, "near": moved(0.9), "over": moved(1.1)}
-    found = transfer(models, problem.image_set, examples, ThreatModel("l2", 1.0), batch_size=7)
+    found = transfer(models, case.image_set, examples, ThreatModel("l2", 1.0), batch_size=7)
     assert found.sources == ("clean", "near", "over")
     assert found.targets == ("one", "scaled", "biased")
     assert found.clean.shape == (3, 60)
@@ -36,7 +36,7 @@ def test_a_matrix_of_linear_models_by_hand(boundary):
     assert torch.equal(found.of("over", "biased"), labels == 0)
     assert found.interval("over", "biased") == wilson_interval(int((labels == 0).sum()), 60)
     assert torch.equal(found.numbers, torch.arange(60))
-    assert torch.equal(found.labels, problem.image_set.labels)
+    assert torch.equal(found.labels, case.image_set.labels)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_examples_are_the_last_iterates(convolutional, image_set, settings, dige
     threat = ThreatModel(settings.norm, settings.epsilon)
     start = None if settings.start == "none" else threat.random_start(images, "ball", 3, ("start", 0), numbers)
     with prepared(convolutional, settings) as model:
-        torch.testing.assert_close(made, pgd(model, images, labels, settings, start=start), rtol=0, atol=1e-5)
+        torch.testing.assert_close(made, pgd(model, images, labels, settings, start=start).points, rtol=0, atol=1e-5)
     alone = make_examples(convolutional, image_set, settings, numbers=numbers, seed=3, batch_size=1)
     torch.testing.assert_close(alone, made, rtol=0, atol=1e-4)
 
@@ -103,8 +103,8 @@ def test_mistakes_are_named_in_one_line(convolutional, image_set):
         ({"a": convolutional}, broken, "examples: those of s hold values that are not finite"),
         ({"a": convolutional}, images + 0.01, r"examples: those of s leave \[0, 1\]"),
         ({"a": convolutional}, 1 - images, "examples: those of s are up to .* from their images, the radius is 0.1"),
-        ({"b": nn.Flatten()}, images, "CKPT: b has 192 classes, the data has 5"),
-        ({"b": nn.Conv2d(1, 3, 1)}, images, "CKPT: b does not take the data's 3 x 8 x 8 images"),
+        ({"b": nn.Flatten()}, images, "model: b has 192 classes, the data has 5"),
+        ({"b": nn.Conv2d(1, 3, 1)}, images, "model: b does not take the data's 3 x 8 x 8 images"),
     ]
     for models, examples, message in cases:
         with pytest.raises(GradscopeError, match=message) as caught:

@@ -25,6 +25,7 @@ import gradscope.vision  # noqa: F401, before torchattacks, which imports torchv
 from gradscope.attacks.pgd import prepared, threat_model
 from gradscope.config import PGD, Data, Grid
 from gradscope.data.image_set import ImageSet
+from gradscope.distributed.processes import Hardware
 from gradscope.models.architectures import ModelSpec, build
 from gradscope.models.inspection import strict_float32
 from gradscope.probes.input_landscape import (
@@ -37,8 +38,7 @@ from gradscope.probes.input_landscape import (
 )
 from gradscope.probes.trajectory import measure_trajectory
 from gradscope.probes.weight_landscape import Measures, evaluate_plane, filter_normalised_direction
-from gradscope.results.rows import METRICS
-from gradscope.training.hardware import Hardware
+from gradscope.results.schemas import METRICS
 from gradscope.training.loop import Run
 from gradscope.training.phases import resolve
 from gradscope.training.totals import Totals

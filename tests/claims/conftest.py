@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gradscope.results.rows import ATTACK_SAMPLES, HISTORY, SAMPLES, TRANSFER_SAMPLES
+from gradscope.results.schemas import ATTACK_SAMPLES, HISTORY, SAMPLES, TRANSFER_SAMPLES
 from gradscope.results.tables import write_table
 
 EXACT = {"norm": "l2", "epsilon": 1.0, "step_size": 0.1, "steps": 100, "loss": "cross-entropy", "start": "ball"}
@@ -15,6 +15,7 @@ SETTINGS = {
     "pgd": {**EXACT, "box": True, "reduction": "sum", "norm_floor": 0.0, "precision": "float32"},
     "pgd-paper": {**EXACT, "start": "cube", "box": False, "reduction": "mean", "norm_floor": 1e-6},
 }
+BUDGET = {"steps": 50}
 Cells = Mapping[tuple[str, ...], Sequence[float]]
 
 
@@ -72,7 +73,14 @@ class Directories:
         grid = {"space": "input", "points": points, "indices": list(range(points))}
         return self.manifest(path, kind="landscape", landscape=grid, attacks={"pgd": SETTINGS["pgd"]})
 
-    def battery(self, cells: Cells, name: str = "attacks", kind: str = "attack", epsilon: float = 1.0) -> Path:
+    def battery(
+        self,
+        cells: Cells,
+        name: str = "attacks",
+        kind: str = "attack",
+        epsilon: float = 1.0,
+        budget: Mapping[str, Any] = BUDGET,
+    ) -> Path:
         """``cells``: (label, attack) to 1, 0 or, where an image was not attacked, None; attack "none" is clean."""
         path = self.new(name)
         rows = [
@@ -86,7 +94,7 @@ class Directories:
         ]
         write_table(path / ATTACK_SAMPLES.file, ATTACK_SAMPLES, rows)
         attacks = {attack: {"meaning": ""} for _, attack in cells if attack != "none"}
-        return self.manifest(path, kind=kind, attacks=attacks, budget={"steps": 50}, norm="l2")
+        return self.manifest(path, kind=kind, attacks=attacks, budget=budget, norm="l2")
 
     def transfer(self, cells: Cells, name: str = "transfer", attack: str = "pgd") -> Path:
         """``cells``: (source, target) to 1 or 0; source "" is clean."""

@@ -11,7 +11,7 @@ from gradscope.claims.directories import read_directories
 from gradscope.claims.reading import read_study
 from gradscope.claims.table import claim_rows, judge
 from gradscope.errors import GradscopeError
-from gradscope.results.rows import CLAIMS
+from gradscope.results.schemas import CLAIMS
 from gradscope.results.tables import read_table
 from tests.claims.conftest import Directories
 

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from gradscope.claims.effects import Effect, between_groups, difference, matched, paired, shared
-from gradscope.claims.measured import Ball, Measured, Model
+from gradscope.claims.measured import Ball, Measured, MeasuredModel
 from gradscope.results.stats import Interval, mcnemar, newcombe_interval, paired_rates_interval
 
 
@@ -15,7 +15,7 @@ def series(values, first=0):
 
 
 def measured(values, mode="rl", seed=0, first=0, kind="analysis", settings="", label=0, attack="pgd"):
-    model = Model("d", "a", mode, seed, mode, f"{mode}{seed}")
+    model = MeasuredModel("d", "a", mode, seed, mode, f"{mode}{seed}")
     held = series(values, first)
     return Measured(model, kind, attack, Ball("l2", 1), "accuracy", "final", settings, held, held * 0 + label)
 

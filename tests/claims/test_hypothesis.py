@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -79,7 +80,8 @@ def test_what_other_attacks_take(made, one):
             ("rl", "pgd-paper"): [*SURVIVED[:16], *[None] * 4],
             ("rl", "pgd-log-odds"): [1.0, 1.0, *[0.0] * 14, *[None] * 4],
             ("rl", "square"): [0.0, 0.0, *[None] * 18],
-        }
+        },
+        budget={"steps": 100, "step_size": None, "relative_step_size": 0.1},
     )
     rows = claim_rows(made.all)
     exact = one(rows, "H4", "exact PGD")
@@ -97,6 +99,46 @@ def test_what_of_the_advantage_is_the_attacks(made, one):
     half = 2.093024 * difference.std(ddof=1) / math.sqrt(20)
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((0.15 - half, 0.15 + half), abs=1e-6)
     assert "rl - sl under pgd-paper 20.0 %, under pgd 5.0 %: +15.0 points" in row["why"]
+
+
+@pytest.mark.parametrize("changed", [{"step_size": 0.025}, {"steps": 250}])
+def test_attacks_of_unequal_steps_are_not_compared(directories, one, changed):
+    """Half of the difference would be the step's: the claims that compare the two attacks say so, others are made."""
+    study = directories(rl=("rl", 0), sl=("sl", 0))
+    cells = {
+        (label, attack, "accuracy", "final"): SURVIVED for label in ("rl", "sl") for attack in ("pgd", "pgd-paper")
+    }
+    path = study.analysis(cells) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["attacks"]["pgd"] |= changed
+    path.write_text(json.dumps(manifest))
+    rows = claim_rows(study.all)
+    own = f"{changed.get('steps', 100)} steps of {changed.get('step_size', 0.1)}"
+    for row in (one(rows, "H4", "exact PGD"), one(rows, "H5", "")):
+        assert row["verdict"] == "not tested"
+        assert f"pgd-paper takes 100 steps of 0.1, pgd {own}; give both relative_step_size = 0.1" in row["why"]
+    assert one(rows, "H4", "every attack")["verdict"] != "not tested"
+    assert one(rows, "C1", "exact PGD")["value"] == 0
+
+
+@pytest.mark.parametrize(
+    ("budget", "alike"),
+    [
+        ({"steps": 25}, True),
+        ({"steps": 20}, False),
+        ({"steps": 20, "step_size": None, "relative_step_size": 0.1}, True),
+        ({"steps": 20, "step_size": 0.07, "relative_step_size": None}, True),
+        ({"steps": 20, "step_size": 0.07}, False),
+    ],
+)
+def test_the_steps_of_an_evaluation_follow_from_its_budget(directories, one, budget, alike):
+    """2.5 epsilon / 25 is the paper's tenth; before `relative_step_size` a step size was not the paper's attack's."""
+    study = directories(rl=("rl", 0))
+    cells = {("rl", "none"): [1.0] * 20, ("rl", "pgd-paper"): SURVIVED, ("rl", "pgd-margin"): [0.0] * 20}
+    study.battery(cells, budget=budget)
+    row = one(claim_rows(study.all), "H4", "pgd-margin")
+    assert (row["verdict"] != "not tested") == alike
+    assert ("give both relative_step_size" in row["why"]) != alike
 
 
 def test_rescaled_copies(directories, one):

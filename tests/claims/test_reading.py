@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from gradscope.claims.measured import Ball, Model
+from gradscope.claims.measured import Ball, MeasuredModel
 from gradscope.claims.reading import read_study
 from gradscope.errors import GradscopeError
 
@@ -213,7 +213,7 @@ def test_a_damaged_history_is_said_in_one_line(directories):
 
 
 def test_a_model_is_the_same_by_its_file_or_its_weights():
-    one = Model("d", "a", "rl", 0, "rl", "file", "weights")
+    one = MeasuredModel("d", "a", "rl", 0, "rl", "file", "weights")
     assert one.is_same(replace(one, file="another"))
     assert one.is_same(replace(one, fingerprint=""))
     assert not one.is_same(replace(one, file="another", fingerprint="other"))

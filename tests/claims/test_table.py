@@ -11,7 +11,7 @@ from scipy import stats
 from gradscope.claims.table import TESTS, claim_rows, write_claims
 from gradscope.claims.verdicts import STATEMENTS
 from gradscope.errors import GradscopeError
-from gradscope.results.rows import CLAIMS
+from gradscope.results.schemas import CLAIMS
 from gradscope.results.tables import read_table
 
 REPORTS = Path(__file__).parents[2] / "reports"
@@ -90,7 +90,7 @@ def test_values_that_are_not_finite_break_nothing(directories):
 
 def test_a_file_that_cannot_be_written(directories, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(GradscopeError, match="--out"):
+    with pytest.raises(GradscopeError, match="out: "):
         write_claims([], tmp_path / "file" / "claims.csv")
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from gradscope.claims.effects import Effect
 from gradscope.claims.verdicts import ABOVE, BELOW, EITHER, STATEMENTS, Direction, Finding, rows, shown
-from gradscope.results.rows import CLAIMS
+from gradscope.results.schemas import CLAIMS
 from gradscope.results.stats import UNDEFINED, Interval, holm
 
 

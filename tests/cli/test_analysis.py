@@ -18,12 +18,11 @@ import gradscope
 from gradscope.cli import main
 from gradscope.config import Data
 from gradscope.data import sources
+from gradscope.measure import analyze
 from gradscope.models import checkpoint as checkpoints
 from gradscope.probes import trajectory
-from gradscope.report import figures
-from gradscope.results.rows import METRICS, SAMPLES, STEPS, SUMMARY
+from gradscope.results.schemas import METRICS, SAMPLES, STEPS, SUMMARY
 from gradscope.results.tables import read_table
-from gradscope.study import stages
 from gradscope.vision import torchvision
 
 Done = Callable[..., str]
@@ -134,7 +133,7 @@ def test_the_manifest_says_how_it_was_made(analysis: Path, world: Path) -> None:
     said = manifest(analysis)
     assert set(said["attacks"]) == {"pgd", "pgd-paper"}
     exact, paper = said["attacks"]["pgd"], said["attacks"]["pgd-paper"]
-    assert (exact["norm"], exact["epsilon"], exact["step_size"], exact["steps"]) == ("l2", 1.0, 0.1, 4)
+    assert (exact["norm"], exact["epsilon"], exact["step_size"], exact["steps"]) == ("l2", 1.0, 2.5 / 4, 4)
     assert (exact["box"], exact["reduction"], exact["norm_floor"]) == (True, "sum", 0)
     assert (paper["box"], paper["reduction"], paper["norm_floor"], paper["start"]) == (False, "mean", 1e-6, "cube")
     assert said["seed"] == 3
@@ -201,7 +200,7 @@ def test_numerics_restarts_and_loss_are_the_users(world: Path, tmp_path: Path, d
     done("analyze", world / "sl.pt", *options, *measure, "--out", tmp_path)
     settings = manifest(tmp_path)["attacks"]["pgd"]
     assert (settings["loss"], settings["restarts"], settings["precision"]) == ("margin", 3, "float64")
-    assert (settings["box"], settings["epsilon"], settings["step_size"]) == (False, 8 / 255, 2 / 255)
+    assert (settings["box"], settings["epsilon"], settings["step_size"]) == (False, 8 / 255, 2.5 * (8 / 255) / 3)
     norms = rows(tmp_path, STEPS).query("metric == 'norm'")
     assert set(norms["unit"]) == {"logits per unit pixel range"}
     values = rows(tmp_path, SAMPLES).query("metric == 'norm'")["value"]
@@ -313,7 +312,7 @@ def test_results_without_a_manifest_are_results(world: Path, tmp_path: Path, run
 def test_an_interrupted_analysis_keeps_what_was_measured(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: Done, run: Run
 ) -> None:
-    measure = stages.measure_trajectory
+    measure = analyze.measure_trajectory
     measured = []
 
     def stop_at_the_second(model: object, *arguments: object, **options: object) -> object:
@@ -324,12 +323,12 @@ def test_an_interrupted_analysis_keeps_what_was_measured(
 
     arguments = [str(part) for part in ("analyze", world / "sl.pt", world / "rl.pt", *QUICK, "--out", tmp_path)]
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "measure_trajectory", stop_at_the_second)
+        patch.setattr(analyze, "measure_trajectory", stop_at_the_second)
         with pytest.raises(StoppedError):
             main(arguments)
     for table in TABLES:
         assert set(rows(tmp_path, table)["checkpoint"]) == {"sl"}
-    assert [one["label"] for one in manifest(tmp_path)["checkpoints"]] == ["sl"]
+    assert [bool(one["seconds"]) for one in manifest(tmp_path)["checkpoints"]] == [True, False]
     first = {table.file: (tmp_path / table.file).read_bytes() for table in TABLES}
     done("analyze", world / "sl.pt", *QUICK, "--out", tmp_path / "alone")
     assert {name: (tmp_path / "alone" / name).read_bytes() for name in first} == first
@@ -344,8 +343,8 @@ def test_an_interrupted_analysis_goes_on_where_it_stopped(
 ) -> None:
     few = ("--steps", 2, "--samples", 6, "--batch-size", 2)
     arguments = ("analyze", world / "sl.pt", world / "rl.pt", *few)
-    monkeypatch.setattr(figures, "draw", lambda directory: [])
-    monkeypatch.setattr(stages, "KEEP_EVERY", 0.0)
+    monkeypatch.setattr("gradscope.figures.draw.draw", lambda directory: [])
+    monkeypatch.setattr(analyze, "KEEP_EVERY", 0.0)
     done(*arguments, "--out", tmp_path / "whole")
     measure, batches = trajectory._measure_batch, []
 
@@ -385,7 +384,7 @@ def test_an_interrupt_while_overwriting_keeps_the_old_results(
     def stop(*arguments: object, **options: object) -> None:
         raise StoppedError
 
-    monkeypatch.setattr(stages, "measure_trajectory", stop)
+    monkeypatch.setattr(analyze, "measure_trajectory", stop)
     with pytest.raises(StoppedError):
         main(["analyze", str(world / "rl.pt"), "--overwrite", "--out", str(tmp_path / "results")])
     shutil.rmtree(tmp_path / "results" / ".tiles")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from gradscope.results.rows import ATTACK_SAMPLES, ATTACKS, TRANSFER, Table
+from gradscope.results.schemas import ATTACK_SAMPLES, ATTACKS, TRANSFER, Table
 from gradscope.results.tables import read_table
 
 Done = Callable[..., str]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gradscope.results.rows import CLAIMS
+from gradscope.results.schemas import CLAIMS
 from gradscope.results.tables import read_table
 
 Done = Callable[..., str]

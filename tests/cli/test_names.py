@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from gradscope.attacks.battery import BATTERY
+from gradscope.attacks.registry import ATTACKS
 from gradscope.config import OBJECTIVES
-from gradscope.data.sources import DATASETS
-from gradscope.models.architectures import ARCHITECTURES
-from gradscope.results.rows import METRICS
+from gradscope.data.names import DATASETS
+from gradscope.models.names import ARCHITECTURES
+from gradscope.results.schemas import METRICS
 from gradscope.training.phases import MODES
 
 Done = Callable[..., str]
@@ -20,7 +20,7 @@ Done = Callable[..., str]
         ("datasets", DATASETS),
         ("architectures", ARCHITECTURES),
         ("metrics", METRICS),
-        ("attacks", BATTERY),
+        ("attacks", ATTACKS),
         ("objectives", OBJECTIVES),
         ("modes", MODES),
     ],

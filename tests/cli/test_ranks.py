@@ -14,10 +14,9 @@ import pytest
 import torch
 
 import gradscope
+from gradscope.measure import analyze
+from gradscope.measure.partial_results import PartialResults
 from gradscope.models.checkpoint import load
-from gradscope.report import figures
-from gradscope.study import stages
-from gradscope.study.tiles import Tiles
 
 Arguments = tuple[object, ...]
 Run = Callable[..., Any]
@@ -28,11 +27,11 @@ import json, os, sys
 from pathlib import Path
 import torch
 from gradscope.cli import main
-from gradscope.report import figures
+from gradscope.figures import draw
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    figures.draw = lambda directory: []  # takes longer than all else here; where main starts processes, they do draw
+    draw.draw = lambda directory: []  # takes longer than all else here; where main starts processes, they do draw
     ended = []
     for arguments in json.loads(Path("calls.json").read_text()):
         try:
@@ -163,7 +162,7 @@ def alone(place: Path, commands: dict[str, Arguments], run: Run) -> dict[str, Pa
     """The results of one process."""
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "draw", lambda directory: [])
+        patch.setattr("gradscope.figures.draw.draw", lambda directory: [])
         patch.syspath_prepend(place)
         torch.set_num_threads(1)
         try:
@@ -196,17 +195,17 @@ FOREIGN = ("--trust-code", "--dataset", "digits")
 @pytest.fixture(scope="module")
 def unfinished(place: Path, commands: dict[str, Arguments], run: Run) -> Path:
     """An analysis that one process leaves after the second model's first batch."""
-    write, written, out = Tiles.write, [], place / "two" / "long"
+    write, written, out = PartialResults.write, [], place / "two" / "long"
 
-    def stops(self: Tiles, name: str, values: Any) -> None:
+    def stops(self: PartialResults, name: str, values: Any) -> None:
         write(self, name, values)
         written.append(name)
         if len(written) == 4:
             raise InterruptedError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tiles, "write", stops)
-        patch.setattr(stages, "KEEP_EVERY", 0.0)
+        patch.setattr(PartialResults, "write", stops)
+        patch.setattr(analyze, "KEEP_EVERY", 0.0)
         with pytest.raises(InterruptedError):
             run(*commands["long"], "--out", out)
     return out
@@ -215,16 +214,16 @@ def unfinished(place: Path, commands: dict[str, Arguments], run: Run) -> Path:
 @pytest.fixture(scope="module")
 def interrupted(place: Path, commands: dict[str, Arguments], alone: dict[str, Path], run: Run) -> Path:
     """What one process leaves when it is interrupted at the fifth piece."""
-    get, made, out = Tiles.get, [], place / "two" / "continued"
+    get, made, out = PartialResults.get, [], place / "two" / "continued"
 
-    def stops(self: Tiles, name: str, make: Any) -> Any:
+    def stops(self: PartialResults, name: str, make: Any) -> Any:
         made.append(name)
         if len(made) == 5:
             raise InterruptedError
         return get(self, name, make)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tiles, "get", stops)
+        patch.setattr(PartialResults, "get", stops)
         patch.syspath_prepend(place)
         with pytest.raises(InterruptedError):
             run(*commands["resumed"], "--out", out)
@@ -291,16 +290,16 @@ def test_what_two_processes_left_one_completes(
     out = torchrun[0]["resumed"]
     pieces = {path.name: path.stat().st_mtime_ns for path in (out / ".tiles").glob("*.pt")}
     assert len(pieces) == 4, "three of the clean images, and what the first made when the second broke"
-    get, read = Tiles.get, []
+    get, read = PartialResults.get, []
 
-    def seen(self: Tiles, name: str, make: Any) -> Any:
+    def seen(self: PartialResults, name: str, make: Any) -> Any:
         path = self.folder / f"{name}.pt"
         if path.exists():
             read.append((path.name, path.stat().st_mtime_ns))
         return get(self, name, make)
 
-    monkeypatch.setattr(Tiles, "get", seen)
-    monkeypatch.setattr(figures, "draw", lambda directory: [])
+    monkeypatch.setattr(PartialResults, "get", seen)
+    monkeypatch.setattr("gradscope.figures.draw.draw", lambda directory: [])
     monkeypatch.syspath_prepend(place)
     refused = run(*commands["resumed"], "--out", out)
     assert (refused.code, "--resume continues it" in refused.err) == (2, True)

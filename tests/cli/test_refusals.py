@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from gradscope.study import attacks, audits, examined, input_landscapes, stages, transfer, weight_landscapes
+from gradscope.measure import analyze, attack, audit, input_landscape, models, transfer, weight_landscape
 from gradscope.training import loop
 
 Run = Callable[..., Any]
@@ -38,7 +38,7 @@ BAD = {
     "nan epsilon": (ON + "--epsilon nan", ["epsilon", "8/255", "'nan'"]),
     "infinite epsilon": (ON + "--epsilon inf", ["epsilon", "8/255", "'inf'"]),
     "epsilon over nothing": (ON + "--epsilon 8/0", ["epsilon", "8/255", "'8/0'"]),
-    "step size": (ON + "--step-size x", ["step_size", "8/255", "'x'"]),
+    "step size": (ON + "--step-size x", ["--step-size", "8/255", "'x'"]),
     "steps": (ON + "--steps 0", ["steps", "1", "got 0"]),
     "start": (ON + "--start zero", ["start", "ball", "'zero'"]),
     "restarts": (ON + "--restarts 0", ["restarts", "1", "got 0"]),
@@ -137,15 +137,15 @@ BAD = {
         ANALYZE + "torchvision:resnet18 --dataset digits --weights {world}/weights.pt",
         ["--weights", "weights.pt does not fit torchvision:resnet18", "missing", "unexpected"],
     ),
-    "mean in words": (ON + "--mean a,b", ["--mean", "numbers", "'a,b'"]),
+    "mean in words": (ON + "--mean a,b", ["--mean", "a valid number", "'a'"]),
     "mean without std": (
         ANALYZE + "torchvision:resnet18 --dataset digits --weights {world}/weights.pt --mean 0.5",
-        ["--mean", "--std", "both"],
+        ["--std must be given with --mean", "None"],
     ),
     "mean for our own": (ON + "--mean 0.5 --std 0.5", ["--mean", "foreign"]),
     "code without trust": (ANALYZE + "a.b:make --dataset digits", ["CKPT", "a.b:make", "--trust-code"]),
     "batch size": (ON + "--batch-size 0", ["--batch-size", "1"]),
-    "batch size of training": (TRAIN + "--mode sl --batch-size 0", ["batch_size", "2", "got 0"]),
+    "batch size of training": (TRAIN + "--mode sl --batch-size 0", ["--batch-size", "2", "got 0"]),
     "epochs": (TRAIN + "--mode sl --epochs 0", ["--epochs", "1"]),
     "fewer epochs than phases": (TRAIN + "--mode sl-adv", ["--epochs", "2", "got 1"]),
     "device": (ON + "--device gpu", ["--device", "auto, cpu or cuda", "'gpu'"]),
@@ -157,26 +157,33 @@ BAD = {
     "option": (TRAIN + "--mode sl --epoch 3", ["--epoch", "train --help"]),
     "command": ("analyse {world}/sl.pt", ["'analyse'", "--help"]),
     "listing": ("list metric", ["'metric'", "metrics", "architectures"]),
-    "space": (AROUND + "--space input-space", ["--space", "'input-space'", "weights"]),
+    "space": (AROUND + "--space input-space", ["--space", "did you mean 'input'", "'input-space'", "weights"]),
     "one point": (AROUND + "--points 1", ["points", "greater than or equal to 2", "got 1"]),
     "no span": (AROUND + "--span 0", ["span", "greater than 0", "got 0"]),
+    "radius of 255": (ON + "--norm linf --epsilon 8", ["--epsilon must be in pixel units", '"8/255"; got 8']),
+    "radius of 255 in an audit": (AUDIT + "--norm linf --epsilon 8", ["--epsilon must be in pixel units", "got 8"]),
+    "radii of 255": (BATTLE + "--norm linf --epsilons 2,4", ["--epsilons must be in pixel units", "got 2"]),
+    "radius past the diameter": (ON + "--epsilon 9", ["--epsilon must be", "at most 8 in l2 for 1 x 8 x 8", "got 9"]),
     "no radius": (AROUND + "--epsilon 0", ["--epsilon", "above 0", "got 0"]),
-    "index in words": ("landscape --overwrite --out {world}/results {world}/sl.pt --index a,b", ["--index", "'a,b'"]),
+    "index in words": (
+        "landscape --overwrite --out {world}/results {world}/sl.pt --index a,b",
+        ["--index", "integer", "'a'"],
+    ),
     "index that is not there": (
         "landscape --overwrite --out {world}/results {world}/sl.pt --index 3,359",
         ["--index", "0 to 358", "got 359"],
     ),
-    "index and images": (AROUND + "--index 3", ["--index", "--images"]),
+    "index and images": (AROUND + "--index 3", ["--index", "images"]),
     "shared plane of one": (AROUND + "--plane shared", ["--plane", "two checkpoints", "got 1"]),
     "two data sets": (AROUND + "{world}/grey.pt", ["CKPT", "one data set", "digits", "grey", "--dataset"]),
-    "weights' option around images": (AROUND + "--line", ["--line", "--space weights", "input"]),
-    "images' option around weights": (WEIGHTS + "--right", ["--right", "--space input", "weights"]),
+    "weights' option around images": (AROUND + "--line", ["--line", "space is 'input'", "'weights'"]),
+    "images' option around weights": (WEIGHTS + "--right", ["--right", "space is 'weights'", "'input'"]),
     "towards itself": (WEIGHTS + "--towards {world}/sl.pt", ["CKPT", "once"]),
     "towards another shape": (
         WEIGHTS + "--dataset digits --ignore-class-names --towards {world}/large.pt",
         ["CKPT", "the same parameters", "network.6.weight"],
     ),
-    "attack that is not made": (WEIGHTS + "--epsilon 0.5", ["--epsilon", "--adversarial"]),
+    "attack that is not made": (WEIGHTS + "--epsilon 0.5", ["--epsilon", "adversarial"]),
     "metric without a factory": (
         WEIGHTS + "--trust-code --metric make",
         ["--metric", "package.module:factory", "'make'"],
@@ -191,7 +198,7 @@ BAD = {
     "a ball that is a point": (BATTLE + "--epsilon 0", ["epsilon", "above 0", "got 0"]),
     "radius of the curve": (BATTLE + "--epsilons 0.5,,1", ["epsilons.1", "8/255", "''"]),
     "queries": (BATTLE + "--queries 0", ["queries", "1", "got 0"]),
-    "step of the battery": (BATTLE + "--step-size -1", ["step_size", "not below 0", "'-1'"]),
+    "step of the battery": (BATTLE + "--step-size -1", ["--step-size", "not below 0", "'-1'"]),
     "samples of the battery": (BATTLE + "--samples 360", ["--samples", "1 to 359", "got 360"]),
     "surrogate for nobody": (BATTLE + "--surrogate {world}/rl.pt", ["--surrogate", "pgd-from, transfer", "got pgd"]),
     "surrogate with other channels": (
@@ -219,7 +226,7 @@ BAD = {
     "no results to judge": ("claims {world}/tree", ["DIR", "must hold results", "{world}/tree"]),
     "no directory to judge": ("claims {world}/results {world}/no", ["DIR", "{world}/no"]),
     "results to judge of another schema": ("claims {world}/later", ["DIR", "later/manifest.json", "schema 1, got 2"]),
-    "no directory to draw": ("figures {world}/no", ["DIR", "steps.csv", "{world}/no"]),
+    "no directory to draw": ("figures {world}/no", ["DIR", "{world}/no", "no directory"]),
     "no results to report": ("report {world}/empty", ["DIR", "steps.csv", "{world}/empty", "sub-directories"]),
     "no directory to report": ("report {world}/no", ["DIR", "{world}/no", "directory"]),
     "file to report": ("report {world}/file", ["DIR", "{world}/file", "directory"]),
@@ -242,13 +249,13 @@ def test_bad_input_is_one_line_and_loses_nothing(
         pytest.fail("the work began before the mistake was found")
 
     monkeypatch.setattr(loop.Run, "_epoch", work)
-    monkeypatch.setattr(stages, "measure_trajectory", work)
-    monkeypatch.setattr(input_landscapes, "attack_walk", work)
-    monkeypatch.setattr(weight_landscapes, "evaluate_plane", work)
-    monkeypatch.setattr(attacks, "run_battery", work)
+    monkeypatch.setattr(analyze, "measure_trajectory", work)
+    monkeypatch.setattr(input_landscape, "attack_walk", work)
+    monkeypatch.setattr(weight_landscape, "evaluate_plane", work)
+    monkeypatch.setattr(attack, "evaluate", work)
     monkeypatch.setattr(transfer, "make_examples", work)
-    monkeypatch.setattr(examined, "make_examples", work)
-    monkeypatch.setattr(audits, "examine", work)
+    monkeypatch.setattr(models, "make_examples", work)
+    monkeypatch.setattr(audit, "examine", work)
     line, expected = BAD[case]
     ended = run(*line.format(world=world).split())
     assert ended.code == 2
@@ -267,6 +274,6 @@ def test_an_absent_cuda_device_is_named(world: Path, before: dict[str, bytes], r
     for line in (TRAIN + "--mode sl --device cuda", ON + "--device cuda"):
         ended = run(*line.format(world=world).split())
         assert ended.code == 2
-        assert "--device: cuda" in ended.err
+        assert "--device must be auto or cpu" in ended.err
         assert len(ended.err.splitlines()) == 1
     assert content(world) == before

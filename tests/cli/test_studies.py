@@ -96,7 +96,7 @@ def test_missing_images_and_failures_end_with_1(
     failed = next(line for line in lines if line.startswith("model-digits-blown-s0: failed, see "))
     assert (tmp_path / "results" / failed.split("see ")[1].split(":")[0]).exists()
     assert "measure-transfer-digits: not begun, for it needs model-digits-blown-s0" in lines
-    assert any(line.startswith("npz is absent, and 3 stages with it: --data-root:") for line in lines)
+    assert any(line.startswith("npz is absent, and 3 stages with it: data_root:") for line in lines)
     assert lines[-1] == str(tmp_path / "results" / "report.html")
     page = (tmp_path / "results" / "report.html").read_text()
     assert "The images of npz are absent, and with them model-npz-sl-s0, " in page
@@ -117,8 +117,8 @@ def test_missing_images_and_failures_end_with_1(
         (["--seeds", "0,0"], "grid.seeds: 0 is there twice"),
         (["--set", "training.epoch=1"], "'epoch' is unknown; did you mean 'epochs'?"),
         (["--engine", "lokal"], "--engine: 'lokal' is unknown; did you mean 'local'?"),
-        (["--address", "auto"], "--address: it belongs to --engine ray"),
-        (["--device", "tpu"], "--device: auto, cpu or cuda is allowed, got 'tpu'"),
+        (["--address", "auto"], "--address must be left out where engine is 'local'"),
+        (["--device", "tpu"], "--device must be auto, cpu or cuda, got 'tpu'"),
     ],
 )
 def test_what_is_refused_leaves_nothing(

@@ -6,21 +6,21 @@ from dataclasses import fields
 import torch
 from torch import Tensor, nn
 
-from gradscope.attacks.cascade import run_battery
+from gradscope.attacks.evaluation import evaluate
 from gradscope.attacks.outcome import Outcome
 from gradscope.attacks.pgd import prepared, threat_model
 from gradscope.attacks.threat import ThreatModel
 from gradscope.attacks.transfer import Transfer, make_examples, transfer
-from gradscope.audit.verdict import Audit, examine
+from gradscope.auditing.verdict import Audit, examine
 from gradscope.config import PGD, Budget, Grid
 from gradscope.data.image_set import ImageSet
+from gradscope.distributed.units import Values
 from gradscope.probes.comparison import compare_planes, compare_surroundings
 from gradscope.probes.curvature import input_curvature, weight_curvature, weight_curvature_along
 from gradscope.probes.input_landscape import Planes, adversarial_planes, attack_walk, evaluate_planes
 from gradscope.probes.trajectory import measure_trajectory
 from gradscope.probes.weight_landscape import Measures, evaluate_plane, filter_normalised_direction
-from gradscope.results.rows import METRICS
-from gradscope.sharing import Values
+from gradscope.results.schemas import METRICS
 
 #: Radii at which attacks fool some of the images and not all of them.
 EPSILONS = {"l2": 0.7, "linf": 10 / 255}
@@ -46,7 +46,7 @@ def attack(model: nn.Module, images: ImageSet, device: torch.device, norm: str, 
     threat = ThreatModel(norm, EPSILONS[norm])
     batch, _ = images.batch(torch.arange(len(images)), "cpu")
     examples = [threat.project(batch.flip(dims), batch) for dims in ([2], [3])]
-    return run_battery(
+    return evaluate(
         model, images, [name], threat, BUDGET, examples=examples, cascade=False, keep_images=True, device=device
     )
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gradscope.attacks.battery import BATTERY
+from gradscope.attacks.registry import ATTACKS
 from tests.cuda.measurements import EPSILONS, attack
 
 pytestmark = pytest.mark.cuda
@@ -13,7 +13,7 @@ MAY_DIFFER = 2
 
 
 @pytest.mark.parametrize("norm", EPSILONS)
-@pytest.mark.parametrize("name", BATTERY)
+@pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_does_on_the_device_what_it_does_on_the_cpu(name, norm, model, images, device, to_device):
     expected = attack(model, images, torch.device("cpu"), norm, name)
     found = attack(to_device(model), images, device, norm, name)
@@ -24,7 +24,7 @@ def test_an_attack_does_on_the_device_what_it_does_on_the_cpu(name, norm, model,
     assert int((found.standing() != expected.standing()).sum()) <= MAY_DIFFER
     points = found.attacks[name]
     assert points.forward > 0
-    assert ("gradient" in BATTERY[name].needs) == (points.backward > 0)
+    assert ("gradient" in ATTACKS[name].needs) == (points.backward > 0)
     assert (points.distance[points.fooled] <= EPSILONS[norm] * (1 + 1e-5)).all()
     # The device's points, judged on the CPU; only one that lies within rounding of a boundary may change sides.
     assert points.adversarial is not None

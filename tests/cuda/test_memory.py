@@ -16,10 +16,10 @@ import torch
 
 from gradscope.cli import main
 from gradscope.config import Data, Grid
+from gradscope.distributed.processes import Hardware
+from gradscope.distributed.units import is_out_of_memory
 from gradscope.models import checkpoint as checkpoints
 from gradscope.probes.input_landscape import evaluate_planes
-from gradscope.sharing import is_out_of_memory
-from gradscope.training.hardware import Hardware
 from gradscope.training.loop import train
 from gradscope.training.phases import resolve
 from tests.cuda.measurements import FEW, planes_of, weight_landscape

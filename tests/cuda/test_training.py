@@ -4,9 +4,9 @@ import torch
 from gradscope.config import Data, Training
 from gradscope.data.augment import apply, draw
 from gradscope.data.image_set import ImageSet
+from gradscope.distributed.processes import Hardware
 from gradscope.errors import GradscopeError
 from gradscope.models.checkpoint import Checkpoint, load
-from gradscope.training.hardware import Hardware
 from gradscope.training.loop import train
 from gradscope.training.phases import MODES, resolve
 from tests.training.test_loop import InterruptedRunError, interrupt_after
@@ -101,14 +101,14 @@ def test_resuming_equals_no_interruption(architecture, device, train_set, tmp_pa
 def test_two_gpus_of_one_are_refused(cuda):
     if torch.cuda.device_count() > 1:
         pytest.skip("there is more than one GPU")
-    with pytest.raises(GradscopeError, match=r"^--device cuda --devices 2: ") as raised:
+    with pytest.raises(GradscopeError, match=r"^device cuda --devices 2: ") as raised:
         Hardware("cuda", 2).fabric("32")
     assert "\n" not in str(raised.value)
 
 
 def test_augmented_images_are_those_of_the_cpu(device, train_set):
     stream = torch.Generator().manual_seed(0)
-    drawn = draw(64, 8, horizontal_flip=True, vertical_flip=True, shift=0.2, generator=stream)
+    drawn = draw(64, 8, 8, horizontal_flip=True, vertical_flip=True, shift=0.2, generator=stream)
     images = train_set.images[:64]
     assert torch.equal(apply(images.to(device), drawn).cpu(), apply(images, drawn))
 

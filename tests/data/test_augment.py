@@ -15,7 +15,7 @@ def images(count: int = 64, channels: int = 3, side: int = 9) -> Tensor:
 
 def drawn(count: int = 64, side: int = 9, *, seed: int = 0, **asked: object) -> Augmentation:
     settings = {"horizontal_flip": False, "vertical_flip": False, "shift": 0.0} | asked
-    return draw(count, side, **settings, generator=torch.Generator().manual_seed(seed))
+    return draw(count, side, side, **settings, generator=torch.Generator().manual_seed(seed))
 
 
 def one_by_one(batch: Tensor, augmentation: Augmentation) -> Tensor:
@@ -31,6 +31,24 @@ def one_by_one(batch: Tensor, augmentation: Augmentation) -> Tensor:
             image = functional.affine(image, angle=0.0, translate=translate, scale=1.0, shear=[0.0, 0.0])
         results.append(image)
     return torch.stack(results)
+
+
+def test_the_numbers_drawn_for_square_images_are_those_of_every_version() -> None:
+    """One draw of (2, count) once made both shifts; checkpoints would not repeat if that changed."""
+    stream = torch.Generator().manual_seed(0)
+    torch.rand(2, 64, generator=stream)
+    expected = torch.randint(-2, 3, (2, 64), generator=stream)
+    shifts = drawn(shift=0.2)
+    assert torch.equal(torch.stack([shifts.shift_down, shifts.shift_right]), expected)
+
+
+def test_each_side_has_its_own_reach() -> None:
+    stream = torch.Generator().manual_seed(0)
+    wide = draw(500, 10, 30, horizontal_flip=True, vertical_flip=True, shift=0.1, generator=stream)
+    assert wide.shift_down.abs().max() == 1
+    assert wide.shift_right.abs().max() == 3
+    batch = torch.rand(500, 1, 10, 30)
+    assert torch.equal(apply(batch, wide), one_by_one(batch, wide))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -100,17 +100,23 @@ def test_resizing_is_torchvisions(tmp_path: Path, width: int, height: int) -> No
 def test_one_colour_image_makes_all_colour(tmp_path: Path) -> None:
     grey = read_header(saved(tmp_path, Image.fromarray(RAMP), ".png"))
     colour = read_header(saved(tmp_path, Image.fromarray(COLOUR), ".bmp"))
-    assert common_format([grey, grey], None) == (1, 8)
-    assert common_format([grey, colour], None) == (3, 8)
-    assert common_format([grey, colour], 5) == (3, 5)
+    assert common_format([grey, grey], None) == (1, 8, 8)
+    assert common_format([grey, colour], None) == (3, 8, 8)
+    assert common_format([grey, colour], 5) == (3, 5, 5)
 
 
 def test_differing_sizes_need_an_image_size(tmp_path: Path) -> None:
     eight = read_header(saved(tmp_path, Image.fromarray(RAMP), ".png"))
     other = read_header(saved(tmp_path, Image.fromarray(RAMP[:5]), ".bmp"))
-    with pytest.raises(GradscopeError, match=r"--image-size: .*image\.bmp is 8x5"):
+    with pytest.raises(GradscopeError, match=r"image_size must be given .*image\.bmp is 8x5"):
         common_format([eight, other], None)
-    assert common_format([eight, other], 4) == (1, 4)
+    assert common_format([eight, other], 4) == (1, 4, 4)
+
+
+def test_images_of_one_size_need_not_be_square(tmp_path: Path) -> None:
+    path = saved(tmp_path, Image.fromarray(COLOUR[:5]))
+    assert common_format([read_header(path)], None) == (3, 5, 8)
+    assert np.array_equal(read_pixels(path, 3, None), COLOUR[:5].transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"cut"], ids=["empty", "text", "cut short"])

@@ -3,6 +3,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from sklearn.datasets import load_digits
 
 from gradscope.config import Data
 from gradscope.data.image_set import Splits
@@ -49,6 +51,31 @@ def test_every_layout_gives_the_same_images(tmp_path: Path, images: Any, channel
     assert splits.train.name == "blobs.v1"
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_floats_that_are_no_bytes_stay_what_they_are(tmp_path: Path, dtype: str) -> None:
+    pixels = (load_digits().images[:6, None] / 16).astype(dtype)
+    splits = load_saved(tmp_path, arrays(X_train=pixels, X_test=pixels[:2]))
+    assert np.array_equal(splits.train.images.numpy(), pixels.astype(np.float32))
+    assert splits.train.batch(torch.arange(6), "cpu")[0].equal(torch.from_numpy(pixels).float())
+
+
+def test_images_need_not_be_square(tmp_path: Path) -> None:
+    splits = load_saved(tmp_path, arrays(X_train=IMAGES[:, :, :4], X_test=IMAGES[:2, :, :4]))
+    assert (splits.test.height, splits.test.width) == (4, 5)
+    with pytest.raises(GradscopeError, match="'npz' has images of 4 x 5 pixels and is not resized"):
+        load(Data(dataset="npz", data_root=tmp_path / "blobs.v1.npz", image_size=5))
+
+
+@pytest.mark.parametrize("keys", [("images", "labels"), ("x", "y"), ("X", "y"), ("X_test", "y_test")])
+def test_one_split_is_test_images_alone(tmp_path: Path, keys: tuple[str, str]) -> None:
+    splits = load_saved(tmp_path, dict(zip(keys, (IMAGES, LABELS), strict=True)))
+    assert np.array_equal(splits.test.images.numpy(), IMAGES)
+    assert splits.test.classes == ("0", "1", "2")
+    assert splits.training is None
+    with pytest.raises(GradscopeError, match=r"blobs\.v1: training images are needed here, got test images alone"):
+        _ = splits.train
+
+
 def test_classes_may_be_named(tmp_path: Path) -> None:
     splits = load_saved(tmp_path, arrays(classes=np.array(["ant", "bee", "cat", "unseen"])))
     assert splits.test.classes == ("ant", "bee", "cat", "unseen")
@@ -69,13 +96,17 @@ def test_the_names_of_keras_and_medmnist_are_known(tmp_path: Path, keys: tuple[s
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"X_train": None},
+            "lacks X_train; allowed: .* or images, labels or x, y or X, y; got: y_train, X_test, y_test",
+        ),
         ({"X_test": None, "y_test": None}, "lacks X_test, y_test; allowed: X_train, .*; got: X_train, y_train"),
         ({"X_train": IMAGES.astype(np.int64)}, "X_train must be uint8 or float in .*, got int64"),
         ({"X_train": IMAGES.astype(np.float32)}, "X_train as floats must be in .*, got 0 to 255|got [0-9]+ to 255"),
         ({"X_test": np.full((2, 3, 5, 5), np.nan)}, "X_test as floats must be in"),
         ({"X_train": IMAGES[0, 0]}, r"X_train must be \(N, H, W\), .*got \(5, 5\)"),
         ({"X_train": np.zeros((6, 5, 5, 2), np.uint8)}, "with 1 or 3 channels"),
-        ({"X_train": IMAGES[:, :, :4]}, "square, got height 4 and width 5"),
+        ({"X_train": IMAGES[:, :, :4]}, "agree in height, got 4 and 5"),
         ({"X_train": IMAGES[:4]}, "one for each image"),
         ({"X_train": IMAGES[:0], "y_train": LABELS[:0]}, "at least one image"),
         ({"X_test": IMAGES[:2, 0]}, "agree in channels, got 3 and 1"),
@@ -107,5 +138,5 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes | str) 
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(GradscopeError, match=r"'npz' needs an \.npz file, .*none"):
+    with pytest.raises(GradscopeError, match=r"nowhere\.npz does not exist"):
         load(Data(dataset="npz", data_root=tmp_path / "nowhere.npz"))

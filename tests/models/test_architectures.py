@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradscope.errors import GradscopeError
-from gradscope.models.architectures import ARCHITECTURES, ModelSpec, Normalise, build
+from gradscope.models.architectures import ModelSpec, Normalise, build
+from gradscope.models.names import ARCHITECTURES
 from gradscope.vision import torchvision
 
 CIFAR = ModelSpec("cnn6", classes=10, channels=3, image_size=32, mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26))
@@ -201,10 +202,10 @@ def test_specification_round_trip() -> None:
         ({"architecture": "resnet81"}, "architecture: 'resnet81' is unknown; did you mean 'resnet18'"),
         ({"classes": 1}, "classes: at least 2 are allowed, got 1"),
         ({"channels": 0}, "channels: at least 1 is allowed, got 0"),
-        ({"mean": (0.5, 0.5)}, "--mean: 1 or 3 numbers are allowed, got 2"),
-        ({"mean": (math.nan,)}, "--mean: finite numbers"),
-        ({"std": ()}, "--std: 1 or 3 numbers are allowed, got 0"),
-        ({"std": (0.5, 0.0, 0.5)}, "--std: numbers above 0"),
+        ({"mean": (0.5, 0.5)}, "mean must be 1 or 3 numbers, got 2"),
+        ({"mean": (math.nan,)}, "mean must be finite"),
+        ({"std": ()}, "std must be 1 or 3 numbers, got 0"),
+        ({"std": (0.5, 0.0, 0.5)}, "std must be above 0"),
     ],
 )
 def test_what_no_network_can_be_built_from(change: dict[str, object], message: str) -> None:

@@ -47,7 +47,7 @@ def complaint(path: Path) -> str:
     message = str(raised.value)
     assert "\n" not in message
     assert "weights_only" not in message
-    assert message.startswith("CKPT: ")
+    assert message.startswith("model: ")
     return message
 
 
@@ -196,7 +196,7 @@ def test_other_peoples_weights_are_pointed_to_the_right_door(tmp_path: Path, nam
     torch.save(nn.Linear(2, 2).state_dict(), path)
     message = complaint(path)
     assert "is no gradscope checkpoint" in message
-    assert f"torchvision:NAME, timm:NAME or package.module:factory with --weights {path}" in message
+    assert f"torchvision:NAME, timm:NAME or package.module:factory with `weights` {path}" in message
 
 
 def rewrite(path: Path, **changes: object) -> None:
@@ -236,8 +236,8 @@ def test_weights_that_do_not_fit_their_own_specification(checkpoint: Checkpoint)
     with pytest.raises(GradscopeError) as raised:
         wrong.build()
     assert str(raised.value) == (
-        "CKPT: the checkpoint's weights do not fit cnn2: 1 missing (first network.0.bias), 1 unexpected (first extra), "
-        "1 of other shape (first network.8.bias: file (4,), model (3,))"
+        "model: the checkpoint's weights do not fit cnn2: 1 missing (first network.0.bias), 1 unexpected "
+        "(first extra), 1 of other shape (first network.8.bias: file (4,), model (3,))"
     )
 
 
@@ -258,8 +258,8 @@ def test_load_strictly_lets_only_the_batch_counter_be_missing() -> None:
 
 
 def test_argument_is_the_callers(tmp_path: Path) -> None:
-    with pytest.raises(GradscopeError, match=r"^--weights: "):
-        load_weights_only(tmp_path / "nothing.pt", "--weights")
+    with pytest.raises(GradscopeError, match=r"^weights: "):
+        load_weights_only(tmp_path / "nothing.pt", "weights")
 
 
 def test_a_fingerprint_is_of_what_a_checkpoint_is(checkpoint: Checkpoint) -> None:

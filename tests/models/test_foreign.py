@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from gradscope.errors import GradscopeError
 from gradscope.models.architectures import ModelSpec, build
 from gradscope.models.checkpoint import Checkpoint, save
-from gradscope.models.foreign import PREFIXES, WRAPPERS, is_foreign, load_foreign
+from gradscope.models.foreign import PREFIXES, WRAPPERS, load_foreign
+from gradscope.models.references import parse_reference
 from gradscope.vision import torchvision
 
 FACTORY = """
@@ -49,6 +50,16 @@ def leaves():
 
 def text():
     return "model"
+
+def sized(bias, *, width=5):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, width))
+    nn.init.constant_(model[1].bias, bias)
+    return model
+
+class Zoo:
+    @classmethod
+    def open(cls, name):
+        return sized({"half": 0.5}[name])
 """
 
 
@@ -78,11 +89,11 @@ def foreign(
     trust_code: bool = True,
 ) -> nn.Module:
     return load_foreign(
-        reference,
+        parse_reference(reference),
         weights=weights,
         classes=classes,
         channels=channels,
-        image_size=image_size,
+        size=(image_size, image_size),
         mean=mean,
         std=std,
         trust_code=trust_code,
@@ -105,32 +116,9 @@ def fits(model: nn.Module) -> bool:
     return torch.equal(model(torch.ones(2, 1, 4, 4))[0], state["1.weight"].sum(1) + state["1.bias"])
 
 
-@pytest.mark.parametrize(
-    "reference", ["torchvision:resnet18", "timm:vit_tiny.a-b", "timm:", "a.b:make", "a:b", "é.x:y"]
-)
-def test_is_foreign(reference: str) -> None:
-    assert is_foreign(reference)
-
-
-@pytest.mark.parametrize(
-    "reference",
-    ["model.pt", "runs/a.pt", "runs/a:b.pt", "a.b", "a:", ":b", "a:b:c", "http://host/a.pt", "C:\\a.pt", ""],
-)
-def test_is_not_foreign(reference: str) -> None:
-    assert not is_foreign(reference)
-
-
-def test_an_existing_file_is_never_foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("runs:best").touch()
-    Path("timm:mine").touch()
-    assert not is_foreign("runs:best")
-    assert not is_foreign("timm:mine")
-
-
 def test_code_runs_only_when_trusted(project: Path) -> None:
     message = complaint(trust_code=False)
-    assert message == "CKPT: theirs:tiny runs the code of theirs; pass --trust-code if you trust it"
+    assert message == "model: theirs:tiny runs the code of theirs; pass `trust_code` if you trust it"
     assert not (project / "ran").exists()
     path = list(sys.path)
     before = torch.get_rng_state()
@@ -162,9 +150,17 @@ def test_a_factory_may_import_while_it_runs(project: Path) -> None:
 def test_factories_that_fail(project: Path, reference: str, words: str) -> None:
     path = list(sys.path)
     message = complaint(reference)
-    assert message.startswith(f"CKPT: {reference}")
+    assert message.startswith(f"model: {reference}")
     assert words in message
     assert sys.path == path
+
+
+def test_a_factory_takes_literal_arguments(project: Path) -> None:
+    black = torch.zeros(1, 1, 4, 4)
+    assert foreign("theirs:sized(-2, width=7)")(black).tolist() == [[-2.0] * 7]
+    assert foreign("theirs:Zoo.open('half')")(black).tolist() == [[0.5] * 5]
+    assert complaint("theirs:sized(depth=2)").startswith("model: theirs:sized(depth=2) cannot be built: TypeError")
+    assert "theirs has no Zoo.shut" in complaint("theirs:Zoo.shut()")
 
 
 def test_normalisation_is_put_in_front(project: Path) -> None:
@@ -177,10 +173,10 @@ def test_normalisation_is_put_in_front(project: Path) -> None:
 
 
 def test_normalisation_that_makes_no_sense(project: Path) -> None:
-    assert complaint(mean=(0.5,)) == "--mean, --std: both or neither are allowed, got only --mean"
-    assert complaint(std=(0.5,)) == "--mean, --std: both or neither are allowed, got only --std"
-    assert complaint(mean=(0.5, 0.5), std=(1.0,)) == "--mean: 1 numbers are allowed, got 2"
-    assert complaint(mean=(0.5,), std=(0.0,)) == "--std: numbers above 0 are allowed, got [0.0]"
+    assert complaint(mean=(0.5,)) == "std must be given with `mean`, or both be left out; got None"
+    assert complaint(std=(0.5,)) == "mean must be given with `std`, or both be left out; got None"
+    assert complaint(mean=(0.5, 0.5), std=(1.0,)) == "mean must be 1 numbers, got 2"
+    assert complaint(mean=(0.5,), std=(0.0,)) == "std must be above 0, got [0.0]"
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
@@ -241,7 +237,7 @@ def test_weights_that_are_none(project: Path) -> None:
     assert "cannot be read: No such file" in complaint(weights=project / "nothing.pt")
     torch.save({"epoch": 3, "weights": linear_state()}, project / "odd.pt")
     message = complaint(weights=project / "odd.pt")
-    assert message.startswith(f"--weights: {project}/odd.pt must hold a state dict")
+    assert message.startswith(f"weights: {project}/odd.pt must hold a state dict")
     assert message.endswith("got the keys epoch, weights")
     torch.save([1, 2], project / "list.pt")
     assert complaint(weights=project / "list.pt").endswith("got <class 'list'>")
@@ -292,9 +288,9 @@ def test_torchvision_vision_transformer_takes_the_datas_image_size(tmp_path: Pat
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("torchvision:resnet81", "CKPT: torchvision has no model 'resnet81'; did you mean 'resnet18'? torchvision."),
-        ("torchvision:fasterrcnn_resnet50_fpn", "CKPT: torchvision has no model 'fasterrcnn_resnet50_fpn'; "),
-        ("torchvision:", "CKPT: torchvision has no model ''; torchvision.models.list_models() has all "),
+        ("torchvision:resnet81", "model: torchvision has no model 'resnet81'; did you mean 'resnet18'? torchvision."),
+        ("torchvision:fasterrcnn_resnet50_fpn", "model: torchvision has no model 'fasterrcnn_resnet50_fpn'; "),
+        ("torchvision:", "model: torchvision has no model ''; torchvision.models.list_models() has all "),
     ],
 )
 def test_unknown_torchvision_names(tmp_path: Path, reference: str, message: str) -> None:
@@ -305,7 +301,7 @@ def test_unknown_torchvision_names(tmp_path: Path, reference: str, message: str)
 @pytest.mark.parametrize("reference", ["torchvision:resnet18", "timm:resnet18"])
 def test_libraries_need_weights(reference: str) -> None:
     message = complaint(reference, trust_code=False)
-    assert message == f"--weights: {reference} needs a file of weights; random weights measure nothing"
+    assert message == f"weights must be a file for {reference}; random weights measure nothing"
 
 
 def test_timm(tmp_path: Path) -> None:
@@ -316,7 +312,7 @@ def test_timm(tmp_path: Path) -> None:
     images = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
         assert torch.equal(model(images), theirs(images))
-    assert complaint("timm:resnet81", tmp_path / "w.pt").startswith("CKPT: timm has no model 'resnet81'; did you mean")
+    assert complaint("timm:resnet81", tmp_path / "w.pt").startswith("model: timm has no model 'resnet81'; did you mean")
     assert "has no model 'hf_hub:a/b'" in complaint("timm:hf_hub:a/b", tmp_path / "w.pt")
 
 
@@ -357,7 +353,7 @@ class TestOurOwnCheckpointAsWeights:
     def test_with_another_normalisation(self, ours: tuple[Path, nn.Module]) -> None:
         options = {"classes": 4, "channels": 3, "image_size": 64, "mean": (0.5,), "std": (0.5,)}
         message = complaint("torchvision:resnet18", ours[0], **options)
-        assert message.startswith("--mean, --std: the weights were trained with (0.4")
+        assert message.startswith("mean and std of the weights are (0.4")
 
     def test_in_a_factory_of_the_very_same_network(self, ours: tuple[Path, nn.Module], project: Path) -> None:
         (project / "theirs.py").write_text(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
 from gradscope.models.inspection import check_differentiable, check_fits, evaluating, measuring, one_line
 
@@ -19,6 +20,12 @@ def mixed() -> nn.Sequential:
     model[0].bias.requires_grad_(False)
     model[4].weight.grad = torch.ones_like(model[4].weight)
     return model
+
+
+def like(side: int, classes: int) -> ImageSet:
+    """A grey image of that size, and that many classes."""
+    image = torch.zeros(1, 1, side, side)
+    return ImageSet.from_tensors("grey", image, torch.zeros(1).long(), [str(name) for name in range(classes)])
 
 
 def flags(model: nn.Module) -> tuple[list[bool], list[bool]]:
@@ -86,7 +93,7 @@ def test_check_fits_leaves_no_trace() -> None:
     before = flags(model)
     seen = model.seen
     random = torch.get_rng_state()
-    check_fits(model, channels=1, image_size=8, classes=5, name="restless", device=CPU)
+    check_fits(model, like(8, 5), name="restless", device=CPU)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     assert model.seen is seen
@@ -108,23 +115,23 @@ class Returns(nn.Module):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "CKPT: mine has 10 classes, the data has 5"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "model: mine has 10 classes, the data has 5"),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(32, 5)),
-            "CKPT: mine does not take the data's 1 x 8 x 8 images: Runtime",
+            "model: mine does not take the data's 1 x 8 x 8 images: Runtime",
         ),
-        (nn.Conv2d(3, 5, 3), "CKPT: mine does not take the data's 1 x 8 x 8 images: RuntimeError: Given groups=1"),
-        (nn.Conv2d(1, 5, 3), "CKPT: mine must return logits (N, classes), got a tensor (2, 5, 6, 6) for 2 images"),
-        (Returns(torch.zeros(1, 5)), "CKPT: mine must return logits (N, classes), got a tensor (1, 5) for 2 images"),
-        (Returns((torch.zeros(2, 5),)), "CKPT: mine must return logits (N, classes), got a tuple for 2 images"),
-        (Returns(torch.tensor([[0.0] * 5, [0.0] * 4 + [torch.nan]])), "CKPT: mine must return finite logits"),
-        (Returns(torch.full((2, 5), -torch.inf)), "CKPT: mine must return finite logits"),
+        (nn.Conv2d(3, 5, 3), "model: mine does not take the data's 1 x 8 x 8 images: RuntimeError: Given groups=1"),
+        (nn.Conv2d(1, 5, 3), "model: mine must return logits (N, classes), got a tensor (2, 5, 6, 6) for 2 images"),
+        (Returns(torch.zeros(1, 5)), "model: mine must return logits (N, classes), got a tensor (1, 5) for 2 images"),
+        (Returns((torch.zeros(2, 5),)), "model: mine must return logits (N, classes), got a tuple for 2 images"),
+        (Returns(torch.tensor([[0.0] * 5, [0.0] * 4 + [torch.nan]])), "model: mine must return finite logits"),
+        (Returns(torch.full((2, 5), -torch.inf)), "model: mine must return finite logits"),
     ],
 )
 def test_what_does_not_fit(model: nn.Module, message: str) -> None:
     before = flags(model)
     with pytest.raises(GradscopeError) as raised:
-        check_fits(model, channels=1, image_size=8, classes=5, name="mine", device=CPU)
+        check_fits(model, like(8, 5), name="model: mine", device=CPU)
     assert str(raised.value).startswith(message)
     assert "\n" not in str(raised.value)
     assert flags(model) == before
@@ -142,10 +149,10 @@ class Cut(nn.Module):
 
 def test_logits_that_autograd_cannot_follow_are_refused() -> None:
     cpu = torch.device("cpu")
-    with pytest.raises(GradscopeError, match="CKPT: cut has no gradient in the image"):
-        check_differentiable(Cut(), channels=1, image_size=4, name="cut", device=cpu)
+    with pytest.raises(GradscopeError, match="model: cut has no gradient in the image"):
+        check_differentiable(Cut(), like(4, 3), name="model: cut", device=cpu)
     quantised = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Threshold(1e9, 0.0))
-    check_differentiable(quantised, channels=1, image_size=4, name="zero gradient", device=cpu)
+    check_differentiable(quantised, like(4, 3), name="zero gradient", device=cpu)
 
 
 def test_integer_logits_are_refused() -> None:
@@ -154,7 +161,7 @@ def test_integer_logits_are_refused() -> None:
             return images.flatten(1)[:, :3].long()
 
     with pytest.raises(GradscopeError, match=r"floating-point logits, got torch\.int64"):
-        check_fits(Rounded(), channels=1, image_size=4, classes=3, name="m", device=torch.device("cpu"))
+        check_fits(Rounded(), like(4, 3), name="model: m", device=torch.device("cpu"))
 
 
 def arithmetic() -> dict[str, object]:

@@ -7,8 +7,9 @@ import torch
 
 from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
-from gradscope.models.architectures import ARCHITECTURES, ModelSpec, build
+from gradscope.models.architectures import ModelSpec, build
 from gradscope.models.checkpoint import Checkpoint
+from gradscope.models.names import ARCHITECTURES
 from gradscope.models.rescaling import calibrating_factor, rescaled
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from gradscope.attacks.pgd import pgd
 from gradscope.config import PGD, AttackLoss, attack_settings
 from gradscope.data.image_set import ImageSet
 from gradscope.probes.trajectory import Trajectory, measure_trajectory
-from gradscope.results.rows import METRICS, SAMPLES, STEPS, SUMMARY
+from gradscope.results.schemas import METRICS, SAMPLES, STEPS, SUMMARY
 
 ALL = frozenset(METRICS)
 IDENTITY = {"checkpoint": "c", "mode": "sl", "dataset": "d", "arch": "a", "seed": 0, "attack": "pgd"}
@@ -139,6 +139,7 @@ def test_rows_have_the_columns_of_their_tables(convolutional, image_set):
     for schema, rows in ((STEPS, result.step_rows), (SAMPLES, result.sample_rows), (SUMMARY, result.summary_rows)):
         for row in rows(IDENTITY):
             assert set(row) == set(schema.names)
+            assert schema is SAMPLES or (row["norm"], row["epsilon"]) == ("l2", 1.0)
 
 
 def test_a_linear_model_has_cosine_one_and_walks_straight(linear, image_set):

@@ -5,7 +5,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from gradscope.errors import GradscopeError
 from gradscope.results.landscape import QUANTILES, bands, quantiles, require_whole
-from gradscope.results.rows import BANDS, LANDSCAPE
+from gradscope.results.schemas import BANDS, LANDSCAPE
 from gradscope.results.tables import read_table, write_table
 
 LEVELS = list(QUANTILES.values())

@@ -1,96 +1,59 @@
 import json
-import platform
-import subprocess
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from importlib import metadata
-from pathlib import Path
 
 import pytest
 
-import gradscope
-from gradscope.results import manifest
-from gradscope.results.manifest import PACKAGES, provenance
+from gradscope.errors import GradscopeError
+from gradscope.results.manifest import Examined, Manifest, read_manifest
 
 
-@pytest.fixture(autouse=True)
-def _fresh_commit() -> Iterator[None]:
-    manifest._commit.cache_clear()
-    yield
-    manifest._commit.cache_clear()
+def test_what_a_manifest_lacks_is_none(tmp_path):
+    path = tmp_path / "manifest.json"
+    path.write_text("{}")
+    made, raw = read_manifest(path)
+    assert raw == {}
+    assert made == Manifest()
+    assert (made.complete, made.seed, made.provenance, made.checkpoints) == (None, None, None, ())
 
 
-def git(tree: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(["git", "-C", tree, *identity, *arguments], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
+def test_later_keys_are_left(tmp_path):
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({"kind": "x", "later": 1, "checkpoints": [{"label": "a", "later": [2]}]}))
+    assert read_manifest(path)[0].checkpoints[0].label == "a"
 
 
-@pytest.fixture
-def tree(tmp_path, monkeypatch) -> Path:
-    """A source tree that gradscope seems to run from."""
-    (tmp_path / "gradscope").mkdir()
-    (tmp_path / "gradscope" / "__init__.py").touch()
-    monkeypatch.setattr(gradscope, "__file__", str(tmp_path / "gradscope" / "__init__.py"))
-    return tmp_path
+@pytest.mark.parametrize(
+    ("config", "epochs"),
+    [
+        (None, None),
+        ({"phases": []}, None),
+        ({"phases": [{"epochs": 2}, {"epochs": 3}]}, 5),
+        ({"phases": [{"epochs": 2}, {}]}, None),
+        ({"phases": 3}, None),
+    ],
+)
+def test_epochs_are_of_all_phases(config, epochs):
+    assert Examined(label="a", config=config).epochs == epochs
 
 
-def test_versions_and_machine(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["/somewhere/gradscope", "audit", "x.pt"])
-    facts = provenance("cpu")
-    assert facts["gradscope"] == gradscope.__version__
-    assert facts["python"] == platform.python_version()
-    assert facts["device"] == "cpu"
-    assert facts["command"] == ["gradscope", "audit", "x.pt"]
-    assert set(facts["packages"]) == set(PACKAGES)
-    assert facts["packages"]["numpy"] == metadata.version("numpy")
-    assert facts["processor"]
-    assert json.loads(json.dumps(facts)) == facts
+@pytest.mark.parametrize(("seconds", "total"), [(None, None), (2.5, 2.5), ({"a": 1.0, "b": 2.0}, 3.0), ({}, None)])
+def test_seconds_add_up(seconds, total):
+    assert Examined(seconds=seconds).total_seconds == total
 
 
-def test_time_is_now_and_utc():
-    time = datetime.fromisoformat(provenance("cpu")["time"])
-    assert time.utcoffset() == timedelta(0)
-    assert abs(datetime.now(UTC) - time) < timedelta(minutes=1)
+def test_a_ball_is_said_where_it_is_known():
+    made = Manifest(attacks={"pgd": {"norm": "l2", "epsilon": 0.5}, "square": {"meaning": "x"}, "odd": 3})
+    assert [made.ball(name) for name in ("pgd", "square", "odd", "none")] == ["l2 0.5", "", "", ""]
 
 
-def test_a_package_that_is_not_there_is_null(monkeypatch):
-    monkeypatch.setattr(manifest, "PACKAGES", ("no-such-package",))
-    assert provenance("cpu")["packages"] == {"no-such-package": None}
+@pytest.mark.parametrize("content", ["{", "[]", '{"attacks": []}', '{"checkpoints": [3]}', "[" * 100_000])
+def test_damage_is_one_line(tmp_path, content):
+    path = tmp_path / "manifest.json"
+    path.write_text(content)
+    with pytest.raises(GradscopeError, match=r"^directory: .*manifest\.json is") as caught:
+        read_manifest(path)
+    assert "\n" not in str(caught.value)
 
 
-def test_commit_is_the_trees_and_says_whether_it_differs(tree):
-    git(tree, "init", "-q")
-    git(tree, "add", ".")
-    git(tree, "commit", "-qm", "one")
-    head = git(tree, "rev-parse", "HEAD")
-    assert provenance("cpu")["commit"] == head
-    manifest._commit.cache_clear()
-    (tree / "new").touch()
-    assert provenance("cpu")["commit"] == f"{head}+changes"
-
-
-def test_commit_is_null_outside_a_tree(tree):
-    assert provenance("cpu")["commit"] is None
-
-
-def test_commit_is_null_before_the_first(tree):
-    git(tree, "init", "-q")
-    assert provenance("cpu")["commit"] is None
-
-
-def test_commit_is_null_without_git(tree, monkeypatch):
-    git(tree, "init", "-q")
-    monkeypatch.setenv("PATH", "")
-    assert provenance("cpu")["commit"] is None
-
-
-def test_a_copy_has_the_commit_that_the_variable_names(tree, monkeypatch):
-    git(tree, "init", "--quiet")
-    git(tree, "add", ".")
-    git(tree, "commit", "--quiet", "--message", "first")
-    monkeypatch.setenv("GRADSCOPE_COMMIT", "0123abc")
-    assert provenance("cpu")["commit"] == "0123abc"
-    manifest._commit.cache_clear()
-    monkeypatch.delenv("GRADSCOPE_COMMIT")
-    assert provenance("cpu")["commit"] == git(tree, "rev-parse", "HEAD")
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(GradscopeError, match="cannot be read"):
+        read_manifest(tmp_path / "manifest.json")

@@ -26,10 +26,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gradscope.data.image_set import ImageSet
+from gradscope.distributed import processes
+from gradscope.distributed.processes import Hardware
 from gradscope.probes.input_landscape import POINTS_AT_ONCE
 from gradscope.probes.weight_landscape import IMAGES_AT_ONCE
-from gradscope.study import inputs
-from gradscope.training.hardware import Hardware
 
 DEVICE = torch.device("meta")
 aten = torch.ops.aten
@@ -191,7 +191,7 @@ def stand_in() -> Iterator[Device]:
     is Fabric's own. Training images are moved to the device whole, as on a GPU that has room for them; measurements
     move them batch by batch. Raises :class:`DeviceError` at the end where gradscope caught a refusal and went on.
     """
-    resolve = inputs.resolve_device
+    resolve = processes.resolve_device
     with pytest.MonkeyPatch.context() as patch, Device() as device:
         for name, module in list(sys.modules.items()):
             if name.startswith("gradscope.") and getattr(module, "resolve_device", None) is resolve:

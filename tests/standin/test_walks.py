@@ -12,13 +12,13 @@ from gradscope import functional
 from gradscope.attacks import transfer
 from gradscope.attacks.pgd import Streams
 from gradscope.attacks.threat import ThreatModel
-from gradscope.audit import gradients
+from gradscope.auditing import gradients
 from gradscope.data import augment
 from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
+from gradscope.measure import weight_landscape
 from gradscope.probes import curvature, input_landscape
 from gradscope.seeding import generator
-from gradscope.study import weight_landscapes
 from gradscope.training import loop
 from gradscope.training.objectives import Draws
 from tests.standin.device import DeviceError, stand_in
@@ -109,11 +109,11 @@ MISTAKES = {
     "a tensor in a metric": ("analysis", functional, "margin", made_on_the_cpu, "same device"),
     "a tensor in an attack": ("attacks linf", ThreatModel, "steepest_step", made_on_the_cpu, "same device"),
     "the direction of a probe": ("input landscape", input_landscape, "_random_units", left_on_the_cpu, "same device"),
-    "a direction of the weights": ("line", weight_landscapes, "direction_towards", left_on_the_cpu, "same device"),
+    "a direction of the weights": ("line", weight_landscape, "direction_towards", left_on_the_cpu, "same device"),
     "a curvature that the audit gives up": ("audit", curvature, "_product", left_on_the_cpu, "caught.*same device"),
     "what transfer judges": ("transfer", transfer, "fooled", made_on_the_cpu, "same device"),
     "the draws of training": ("rl", Draws, "share", never_moved, "same device"),
-    "a generator in an attack": ("analysis", Streams, "gaussian", drawn_by_the_cpu, "generator"),
+    "a generator in an attack": ("attacks linf", Streams, "gaussian", drawn_by_the_cpu, "generator"),
     "a generator in training": ("sl", augment, "apply", drawn_by_the_cpu, "generator"),
     "an array in a metric": ("analysis", functional, "entropy", through_numpy, "numpy"),
     "an array in an audit": ("audit", gradients, "is_dead", through_numpy, "numpy"),

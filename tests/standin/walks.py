@@ -12,43 +12,31 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradscope.attacks.battery import BATTERY
-from gradscope.audit.budgets import BUDGETS
-from gradscope.config import PGD, Balls, Budget, Data, attack_settings
+from gradscope.auditing.budgets import BUDGETS
+from gradscope.config import Budget, Data
 from gradscope.data import sources
 from gradscope.data.image_set import Splits
+from gradscope.distributed import processes
+from gradscope.distributed.processes import Hardware
+from gradscope.measure import weight_landscape
+from gradscope.measure.partial_results import PartialResults
 from gradscope.models import checkpoint as checkpoints
 from gradscope.models.rescaling import calibrating_factor
-from gradscope.models.subject import Foreign
 from gradscope.probes import comparison
-from gradscope.results.rows import METRICS
-from gradscope.study import inputs, weight_landscapes
-from gradscope.study.analysis import Analysis
-from gradscope.study.attacks import Battery, run_attacks
-from gradscope.study.audits import AuditRequest, run_audits
-from gradscope.study.input_landscapes import InputLandscape, run_input_landscape
-from gradscope.study.stages import configure_training, run_analysis, run_training
-from gradscope.study.tiles import Tiles
-from gradscope.study.transfer import TransferMatrix, run_transfer
-from gradscope.study.weight_landscapes import WeightLandscape, run_weight_landscape
 from gradscope.training import loop
-from gradscope.training.hardware import Hardware
+from gradscope.training.request import TrainingRequest
+from gradscope.training.runs import configure_training, run_training
+from tests.measure.requests import measured
 
 #: A run that writes its files into a folder. Measurements read the trained models from the working directory.
 Walk = Callable[[Path], object]
 SL, RL = "sl/sl.pt", "rl/rl.pt"
-COMMON = {"figures": False, "data": {"dataset": "digits"}}
 
 PGD_IN_TRAINING = ("phases.1.adversary.method=pgd", "phases.1.adversary.steps=2")
-SHORT = PGD(step_size=0.4, steps=3)
-BUDGET = Budget(steps=3, restarts=2, smoothing=2, targets=2, queries=8, draws=3)
-LINF = Balls(norm="linf", epsilon=0.05)
-PROBED = {
-    "pgd": SHORT.model_copy(update={"restarts": 2}),
-    "pgd-paper": attack_settings("pgd-paper", {"steps": 3}),
-    "pgd-smooth": SHORT.model_copy(update={"loss": "margin", "smoothing": 2, "smoothing_radius": 0.1}),
-    "pgd-float64": SHORT.model_copy(update={"norm": "linf", "epsilon": 0.1, "precision": "float64"}),
-}
+SHORT: dict[str, Any] = {"step_size": 0.4, "steps": 3}
+FLOAT64: dict[str, Any] = {**SHORT, "norm": "linf", "epsilon": 0.1, "precision": "float64", "loss": "margin"}
+BUDGET: dict[str, Any] = {"steps": 3, "restarts": 2, "smoothing": 2, "targets": 2, "queries": 8, "draws": 3}
+LINF: dict[str, Any] = {"norm": "linf", "epsilon": 0.05}
 
 
 @contextmanager
@@ -56,8 +44,8 @@ def reduced() -> Iterator[None]:
     """Reduce what no request can reduce."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "MOST_PRODUCTS", 3)
-        patch.setattr(weight_landscapes, "MOST_PRODUCTS", 6)
-        patch.setitem(BUDGETS, "quick", replace(BUDGETS["quick"], attacks=BUDGET))
+        patch.setattr(weight_landscape, "MOST_PRODUCTS", 6)
+        patch.setitem(BUDGETS, "quick", replace(BUDGETS["quick"], attacks=Budget(**BUDGET)))
         yield
 
 
@@ -89,7 +77,7 @@ def few_images() -> Splits:
 
 def train(out: Path, mode: str, epochs: int, *settings: str, resume: bool = False, keep_epochs: bool = False) -> None:
     training, _ = configure_training(
-        *(mode, {}), paper=False, table={}, settings=settings, epochs=epochs, options={"shift": 0.1}, download=False
+        TrainingRequest(mode=mode, settings=settings, epochs=epochs, options={"shift": 0.1})
     )
     how = {"resume": resume, "overwrite": False, "keep_epochs": keep_epochs}
     run_training(training, few_images(), out / f"{mode}.pt", Hardware("cpu"), **how)
@@ -145,55 +133,42 @@ def noisy() -> nn.Module:
 
 
 def calibrate(out: Path) -> None:
-    factor = calibrating_factor(checkpoints.load(Path(SL)), few_images().test, inputs.resolve_device("cpu"))
+    factor = calibrating_factor(checkpoints.load(Path(SL)), few_images().test, processes.resolve_device("cpu"))
     (out / "factor.json").write_text(json.dumps({"factor": factor}))
 
 
-def analyze(out: Path, *models: str, resume: bool = False) -> None:
-    request = Analysis(attacks=PROBED, metrics=frozenset(METRICS), samples=6, batch_size=4, resume=resume, **COMMON)
-    run_analysis(models, request, Foreign(), out)
+def measure(command: str, out: Path, *models: str, **given: Any) -> None:
+    measured(command, models, out, dataset="digits", device="auto", **given)
 
 
-def around_images(out: Path, *models: str, **options: Any) -> None:
-    request = InputLandscape(attack="pgd", settings=SHORT, points=3, span=2.0, images=2, **COMMON, **options)
-    run_input_landscape(models, request, Foreign(), out)
+def analyze(out: Path, *models: str, **given: Any) -> None:
+    options = {"attack": "pgd,pgd-paper,pgd-margin", "restarts": 2, "samples": 6, "batch_size": 4, **SHORT}
+    measure("analyze", out, *models, **options | given)
 
 
-def around_weights(out: Path, model: str, **options: Any) -> None:
-    request = WeightLandscape(points=3, images=12, **COMMON, **options)
-    run_weight_landscape([model], request, Foreign(trust_code=True), out)
+def around_images(out: Path, *models: str, **given: Any) -> None:
+    measure("landscape", out, *models, points=3, span=2.0, images=2, **SHORT, **given)
 
 
-def attack(out: Path, balls: Balls, *, cascade: bool) -> None:
-    request = Battery(
-        attacks=tuple(BATTERY),
-        balls=balls,
-        budget=BUDGET,
-        samples=6,
-        batch_size=4,
-        cascade=cascade,
-        surrogates=(RL,),
-        save_images=True,
-        **COMMON,
-    )
-    run_attacks([SL], request, Foreign(), out)
+def around_weights(out: Path, model: str, **given: Any) -> None:
+    measure("landscape", out, model, space="weights", points=3, images=12, trust_code=True, **given)
 
 
-def transfer(out: Path) -> None:
-    request = TransferMatrix(attack="pgd", settings=SHORT, samples=6, batch_size=4, **COMMON)
-    run_transfer([SL, RL], request, Foreign(), out)
+def attack(out: Path, **given: Any) -> None:
+    options = {"attacks": "all", "samples": 6, "batch_size": 4, "surrogate": (RL,), "save_images": True, **BUDGET}
+    measure("attack", out, SL, **options, **given)
 
 
 def audit(out: Path, model: str, *surrogates: str) -> None:
-    request = AuditRequest(balls=LINF, budget="quick", samples=6, batch_size=4, surrogates=surrogates, **COMMON)
-    run_audits([model], request, Foreign(trust_code=True), out)
+    options = {"budget": "quick", "samples": 6, "batch_size": 4, "surrogate": surrogates, "trust_code": True, **LINF}
+    measure("audit", out, model, **options)
 
 
 def resumed(measure: Callable[..., None], *models: str) -> Walk:
     """Interrupt a measurement once it has kept two partial results, and resume it."""
 
     def walk(out: Path) -> None:
-        with interrupted(Tiles, "write", 2):
+        with interrupted(PartialResults, "write", 2):
             measure(out, *models)
         measure(out, *models, resume=True)
 
@@ -203,19 +178,20 @@ def resumed(measure: Callable[..., None], *models: str) -> Walk:
 MEASUREMENTS: dict[str, Walk] = {
     "calibration": calibrate,
     "analysis": lambda out: analyze(out, SL),
+    "analysis in float64": lambda out: analyze(out, SL, **FLOAT64),
     "analysis resumed": resumed(analyze, SL),
     "input landscape": lambda out: around_images(out, SL),
-    "shared landscape": lambda out: around_images(out, SL, RL, shared=True, right=True),
+    "shared landscape": lambda out: around_images(out, SL, RL, plane="shared", right=True),
     "input landscape resumed": resumed(around_images, SL),
     "weight landscape": lambda out: around_weights(out, SL),
-    "adversarial weight landscape": lambda out: around_weights(out, SL, attack="pgd", settings=SHORT),
+    "adversarial weight landscape": lambda out: around_weights(out, SL, adversarial=True, **SHORT),
     "line": lambda out: around_weights(out, SL, towards=RL, line=True, metric=f"{__name__}:mean_loss"),
     "plane towards": lambda out: around_weights(out, SL, towards=RL),
-    "plane of the epochs": lambda out: around_weights(out, SL, epochs=Path("sl/sl.epochs")),
-    "batch norm": lambda out: around_weights(out, f"{__name__}:batch_normed", line=True, reestimate=True),
-    "attacks l2": lambda out: attack(out, Balls(norm="l2", epsilon=0.5), cascade=False),
-    "attacks linf": lambda out: attack(out, LINF, cascade=True),
-    "transfer": transfer,
+    "plane of the epochs": lambda out: around_weights(out, SL, epochs="sl/sl.epochs"),
+    "batch norm": lambda out: around_weights(out, f"{__name__}:batch_normed", line=True, batch_norm="re-estimated"),
+    "attacks l2": lambda out: attack(out, epsilon=0.5, cascade=False),
+    "attacks linf": lambda out: attack(out, **LINF),
+    "transfer": lambda out: measure("transfer", out, SL, RL, samples=6, batch_size=4, **SHORT),
     "audit": lambda out: audit(out, SL, RL),
     "audit of probabilities": lambda out: audit(out, f"{__name__}:probabilities"),
     "audit of a random model": lambda out: audit(out, f"{__name__}:noisy"),

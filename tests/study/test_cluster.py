@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from gradscope.errors import GradscopeError
-from gradscope.study import cluster as engines
-from gradscope.study.cluster import RayEngine
-from gradscope.study.execution import Ended
+from gradscope.study.engines import ray as engines
+from gradscope.study.engines.ray import RayEngine
+from gradscope.study.runner import Ended
 from gradscope.study.studies import StudyRequest, plan_study, run_study
 from tests.study.contents import content
 
@@ -263,7 +263,7 @@ def test_ray_that_does_not_start(ray: Any, monkeypatch: pytest.MonkeyPatch) -> N
         raise Exception("The current node timed out\nduring startup.")
 
     monkeypatch.setattr(ray, "init", fail)
-    with pytest.raises(GradscopeError, match=r"^--engine: Ray does not start on this machine: .* timed out during s"):
+    with pytest.raises(GradscopeError, match=r"^engine: Ray does not start on this machine: .* timed out during s"):
         RayEngine(None, "cpu")
 
 
@@ -273,7 +273,7 @@ def test_an_address_where_nothing_listens(ray: Any, tmp_path: Path) -> None:
         port = free.getsockname()[1]
     request = request_in(tmp_path, "ray", address=f"127.0.0.1:{port}")
     plan = plan_study(request)
-    with pytest.raises(GradscopeError, match=rf"^--address: no Ray cluster at '127.0.0.1:{port}' answers: .*refused$"):
+    with pytest.raises(GradscopeError, match=rf"^address: no Ray cluster at '127.0.0.1:{port}' answers: .*refused$"):
         run_study(plan, request)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
 
@@ -309,7 +309,7 @@ def test_a_cluster_that_asks_for_a_token(ray: Any, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_what_is_no_address(ray: Any, address: str, reason: str) -> None:
-    with pytest.raises(GradscopeError, match=f"^--address: {reason}") as raised:
+    with pytest.raises(GradscopeError, match=f"^address: {reason}") as raised:
         RayEngine(address, "cpu")
     assert "\n" not in str(raised.value)
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from gradscope.study import costs
-from gradscope.study.costs import Estimate, Estimator, work_of
+from gradscope.study import estimate
+from gradscope.study.estimate import Estimate, Estimator, work_of
 from gradscope.study.expansion import read_study
 from gradscope.study.plan import Plan, make_plan
-from gradscope.study.records import Places, Record
+from gradscope.study.state import Places, Record
 
 NETWORK = "cnn2 1x8x8 10"
 #: Training and test images of the digits; a tenth of the former is held out.
@@ -42,7 +42,7 @@ def test_training_in_bf16_is_timed_in_bf16(tmp_path: Path) -> None:
     work = work_of(plan(tmp_path, text))["model-sl-s0"]
     assert work[f"{NETWORK} gradient-bf16"] == pytest.approx(10 * 0.9 * TRAIN)
     assert work.keys() == {f"{NETWORK} gradient-bf16", f"{NETWORK} forward-bf16"}
-    assert costs._Probe("cpu").seconds({f"{NETWORK} gradient-bf16": 1.0, f"{NETWORK} forward": 1.0}) > 0
+    assert estimate._Probe("cpu").seconds({f"{NETWORK} gradient-bf16": 1.0, f"{NETWORK} forward": 1.0}) > 0
 
 
 def test_passes_of_the_commands(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         timed.append(f"{network} {gradient}")
         return 0.001
 
-    monkeypatch.setattr(costs._Probe, "_time", time)
+    monkeypatch.setattr(estimate._Probe, "_time", time)
     return timed
 
 

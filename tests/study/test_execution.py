@@ -21,13 +21,14 @@ import pytest
 import torch
 
 from gradscope.errors import GradscopeError
+from gradscope.figures import background
 from gradscope.models.checkpoint import load
-from gradscope.report import figures, page
-from gradscope.results.rows import TRANSFER
-from gradscope.results.tables import exclusive
-from gradscope.study import kinds, records
-from gradscope.study.execution import Ended
-from gradscope.study.records import Places, disk_refusal
+from gradscope.reporting import page
+from gradscope.results.files import exclusive
+from gradscope.results.schemas import TRANSFER
+from gradscope.study import model_tasks, state
+from gradscope.study.runner import Ended
+from gradscope.study.state import Places, disk_refusal
 from gradscope.study.studies import StudyRequest, foresee, plan_study, run_study
 from tests.study.contents import content
 
@@ -80,7 +81,7 @@ def list_results(directory: Path) -> Path:
 
 def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than all else here, and is tested with the command."""
-    patch.setattr(figures, "draw", lambda directory: [])
+    patch.setattr(background.Drawer, "draw", lambda drawer, directory: None)
     patch.setattr(page, "write_report", list_results)
 
 
@@ -181,6 +182,26 @@ def damage(path: Path) -> None:
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(raw)
+
+
+def test_figures_are_drawn_while_the_study_goes_on(
+    done: StudyRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage is done when its tables are; the report waits for the figures, and says which could not be drawn."""
+    events: list[str] = []
+
+    def wait(drawer: background.Drawer) -> list[str]:
+        events.append("wait")
+        return ["transfer: its figures could not be drawn: no memory"] if len(events) < 4 else []
+
+    monkeypatch.setattr(background.Drawer, "draw", lambda drawer, directory: events.append(directory.name))
+    monkeypatch.setattr(background.Drawer, "wait", wait)
+    for name in ("transfer", "landscape"):
+        (tmp_path / "results" / name / "manifest.json").unlink()
+    ended = run(done)
+    assert events == ["transfer", "landscape", "wait", "wait"]
+    assert {record.state for record in ended.records.values()} == {"done"}
+    assert ended.records["report"].printed == "transfer: its figures could not be drawn: no memory"
 
 
 def test_a_damaged_checkpoint_is_made_again_alone(done: StudyRequest, tmp_path: Path) -> None:
@@ -319,7 +340,7 @@ def test_a_copy_whose_record_is_lost_is_made_anew(done: StudyRequest, tmp_path: 
 def test_after_a_failure_the_rest_goes_on_and_it_alone_is_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = kinds.run_training
+    train = model_tasks.run_training
     trained = []
 
     def fail(training: Any, *arguments: Any, **options: Any) -> Any:
@@ -328,7 +349,7 @@ def test_after_a_failure_the_rest_goes_on_and_it_alone_is_retried(
             raise RuntimeError("no luck\ntoday")
         return train(training, *arguments, **options)
 
-    monkeypatch.setattr(kinds, "run_training", fail)
+    monkeypatch.setattr(model_tasks, "run_training", fail)
     request = request_in(tmp_path)
     ended = run(request)
     assert [(one.label, one.error) for one in ended.failed] == [("model-rl-adv-s0", "RuntimeError: no luck today")]
@@ -343,7 +364,7 @@ def test_after_a_failure_the_rest_goes_on_and_it_alone_is_retried(
     assert states["measure-attack"] == "blocked"
     assert states["measure-analyze"] == states["claims"] == "done"
     assert ended.records["report"].state == "done"
-    monkeypatch.setattr(kinds, "run_training", train)
+    monkeypatch.setattr(model_tasks, "run_training", train)
     trained.clear()
     again = run(request)
     assert redone(again) == {"model-rl-adv-s0", "measure-attack", "measure-transfer", "measure-landscape"}
@@ -356,16 +377,16 @@ def test_a_full_disk_is_one_line_and_nothing_is_damaged(
 ) -> None:
     whole = content(tmp_path)
     damage(tmp_path / "checkpoints" / "longer-s0.pt")
-    run_training = kinds.run_training
+    run_training = model_tasks.run_training
 
     def full(*arguments: Any, **options: Any) -> Any:
         raise GradscopeError("--out: c.pt cannot be written: No space left on device") from OSError(28, "No space left")
 
-    monkeypatch.setattr(kinds, "run_training", full)
+    monkeypatch.setattr(model_tasks, "run_training", full)
     with pytest.raises(GradscopeError, match=r"the disk of .* is full: .*run the same command again$") as raised:
         run(done)
     assert "\n" not in str(raised.value)
-    monkeypatch.setattr(kinds, "run_training", run_training)
+    monkeypatch.setattr(model_tasks, "run_training", run_training)
     run(done)
     assert content(tmp_path) == whole
 
@@ -464,19 +485,19 @@ def test_what_a_lost_worker_completes_is_kept(done: StudyRequest, tmp_path: Path
 
 
 def test_a_lost_worker_that_does_not_end(done: StudyRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "PATIENCE", 0.3)
+    monkeypatch.setattr(state, "PATIENCE", 0.3)
     damage(tmp_path / "checkpoints" / "longer-s0.pt")
     record = tmp_path / "results" / ".stages" / "model-longer-s0.json"
     before = record.read_bytes()
     with lingering(tmp_path, 60):
         (failed,) = run(done).failed
-    assert re.fullmatch(r"--out: another process is at model-longer-s0, and after 0.3 s still holds .*", failed.error)
+    assert re.fullmatch(r"out: another process is at model-longer-s0, and after 0.3 s still holds .*", failed.error)
     assert record.read_bytes() == before
 
 
 def test_a_machine_that_does_not_see_the_study(done: StudyRequest, tmp_path: Path) -> None:
     places = Places(tmp_path / "elsewhere", tmp_path / "elsewhere")
-    with pytest.raises(GradscopeError, match=r"--out: .* does not see .*elsewhere"), places.held("model-sl-s0"):
+    with pytest.raises(GradscopeError, match=r"out: .* does not see .*elsewhere"), places.held("model-sl-s0"):
         pass
     assert not (tmp_path / "elsewhere").exists()
 
@@ -533,5 +554,5 @@ def test_too_little_time_for_an_epoch_does_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("until", [0, -1, float("nan"), float("inf")])
 def test_time_must_be_positive(tmp_path: Path, until: float) -> None:
-    with pytest.raises(GradscopeError, match=r"--until must be a positive number of seconds, got (0|-1|nan|inf)"):
+    with pytest.raises(GradscopeError, match=r"until must be a positive number of seconds, got (0|-1|nan|inf)"):
         run(request_in(tmp_path, until=until))

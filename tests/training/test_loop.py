@@ -10,13 +10,14 @@ from torch.nn import functional as F
 
 from gradscope.config import Data
 from gradscope.data import sources
-from gradscope.data.image_set import ImageSet
+from gradscope.data.image_set import ImageSet, stratified_sample, stratified_split
+from gradscope.distributed.processes import Hardware
 from gradscope.errors import GradscopeError
 from gradscope.models import checkpoint as checkpoints
 from gradscope.training import loop
-from gradscope.training.hardware import Hardware
-from gradscope.training.loop import state_path, train
+from gradscope.training.loop import train
 from gradscope.training.phases import MODES, resolve
+from gradscope.training.request import state_path
 
 CPU = Hardware("cpu")
 
@@ -144,7 +145,7 @@ def test_one_update_is_adamw_on_the_mean_loss(tmp_path, digits):
     settings = ["phases.0.warmup_epochs=0", "phases.0.clip_norm=0.05", "batch_size=1000", "selection='last'"]
     training = configure("sl", 1, settings)
     trained = train(training, few, tmp_path / "c.pt", CPU)
-    kept, _ = loop.stratified_split(few.labels, 0.1, 0)
+    kept, _ = stratified_split(few.labels, 0.1, 0)
     with loop.seeded(0, "weights"):
         model = loop.build(trained.spec)
     phase = training.phases[0]
@@ -163,7 +164,7 @@ def test_an_adversarial_update_sums_the_two_gradients(tmp_path, digits):
     adversary = "phases.0.adversary={epsilon=0.1, weight=2.0}"
     settings = ["phases.0.warmup_epochs=0", "phases.0.clip_norm=1e-3", "batch_size=1000", adversary]
     trained = train(configure("sl", 1, settings), few, tmp_path / "c.pt", CPU)
-    kept, _ = loop.stratified_split(few.labels, 0.1, 0)
+    kept, _ = stratified_split(few.labels, 0.1, 0)
     with loop.seeded(0, "weights"):
         model = loop.build(trained.spec)
     optimizer = torch.optim.AdamW(model.parameters(), lr=configure("sl", 1, settings).phases[0].learning_rate_at(1))
@@ -201,7 +202,7 @@ def test_the_best_of_the_last_phase_is_kept(tmp_path, digits):
     trained = train(resolve("mine", Data(), 8, table={"phases": phases}), digits, tmp_path / "c.pt", CPU)
     accuracies = [row["validation_accuracy"] for row in trained.history]
     assert max(accuracies[:6]) > max(accuracies[6:])
-    _, held_out = loop.stratified_split(digits.labels, 0.1, 0)
+    _, held_out = stratified_split(digits.labels, 0.1, 0)
     images, labels = digits.batch(held_out, "cpu")
     with torch.no_grad():
         kept = (trained.build()(images).argmax(1) == labels).double().mean()
@@ -226,7 +227,7 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path, mode):
         from pathlib import Path
         from gradscope.config import Data
         from gradscope.data import sources
-        from gradscope.training.hardware import Hardware
+        from gradscope.distributed.processes import Hardware
         from gradscope.training.loop import train
         from gradscope.training.phases import resolve
         import torch
@@ -254,11 +255,31 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path, mode):
 def test_an_absent_device_is_named():
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    with pytest.raises(GradscopeError, match="--device cuda --devices 1: "):
+    with pytest.raises(GradscopeError, match="device cuda, devices 1: "):
         Hardware("cuda").fabric("32")
 
 
 def test_a_class_with_two_images_is_needed_to_validate_on(tmp_path, digits):
     firsts = torch.stack([(digits.labels == label).nonzero()[0, 0] for label in range(10)])
-    with pytest.raises(GradscopeError, match="needs a class with at least 2 training images"):
+    with pytest.raises(GradscopeError, match="must have a class with at least 2 training images"):
         train(configure(), digits.subset(firsts), tmp_path / "c.pt", CPU)
+
+
+def test_a_part_of_the_training_images_is_used_and_recorded(tmp_path, digits):
+    """A run on 60 of 200 images is a run on those 60 alone, but for what it says of its data."""
+    few = digits.subset(torch.arange(200))
+    part = train(configure("sl", 2, train_samples=60), few, tmp_path / "part.pt", CPU)
+    assert part.config["train_samples"] == 60
+    assert part.data_fingerprint == few.fingerprint
+    alone = few.subset(stratified_sample(few.labels, 60, 0))
+    assert same_weights(part, train(configure("sl", 2), alone, tmp_path / "alone.pt", CPU))
+    with pytest.raises(GradscopeError, match="train_samples must be from 2 to 200, the training images, got 201"):
+        train(configure("sl", 2, train_samples=201), few, tmp_path / "more.pt", CPU)
+
+
+def test_a_run_on_all_images_is_described_as_ever():
+    """Stages and checkpoints of older versions keep their names."""
+    assert set(configure().model_dump(mode="json")) == {
+        *("mode", "data", "architecture", "phases", "batch_size", "horizontal_flip", "vertical_flip", "shift"),
+        *("validation_fraction", "selection", "seed", "precision", "initial"),
+    }

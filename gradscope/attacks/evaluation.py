@@ -1,0 +1,227 @@
+"""A run of many attacks on one model: what has fallen need not be attacked again, and no attack is believed."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.attacks.dispatch import run_attack
+from gradscope.attacks.outcome import AttackOutcome, Outcome
+from gradscope.attacks.pgd import prepared, usual_batch_size
+from gradscope.attacks.problem import Counted, Problem, Tally
+from gradscope.attacks.registry import ATTACKS, Attack
+from gradscope.attacks.threat import ThreatModel
+from gradscope.config import PGD, Budget
+from gradscope.data.image_set import ImageSet
+from gradscope.distributed.units import Each, Values, alone, is_out_of_memory
+from gradscope.errors import GradscopeError, lookup
+from gradscope.functional import fooled
+from gradscope.models.inspection import measuring, one_line
+from gradscope.seeding import derive, seeded
+
+
+def evaluate(
+    model: nn.Module,
+    image_set: ImageSet,
+    names: Sequence[str],
+    threat: ThreatModel,
+    budget: Budget,
+    *,
+    numbers: Tensor | None = None,
+    examples: Sequence[Tensor] = (),
+    cascade: bool = True,
+    keep_images: bool = False,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    batch_size: int | None = None,
+    each: Each = alone,
+    advanced: Callable[[int, str], None] = lambda images, note: None,
+) -> Outcome:
+    """Attack ``image_set`` with each of ``names`` in turn; ``cascade``: only the images that stand after the last.
+
+    Without it every attack has all images that are right when clean, as a paired test needs. ``numbers`` are the
+    images' indices in the set they were taken from, 0 .. N-1 where None: they name the images' random streams.
+    ``examples`` are adversarial images ``(N, C, H, W)`` of ``image_set`` made on other models. With ``keep_images``
+    the points the attacks reached are in the outcome.
+
+    What an attack claims is not believed: its points are projected into ball and box and judged by a forward pass of
+    their own. An image whose clean logits are not finite is undefined: it is counted, is not attacked, and is not
+    right; a point of an attack with such logits fools the model. Attacks that the model rules out are skipped, with the
+    reason.
+
+    Work is done in units, an attack on a batch of images each, the clean images first; ``each`` may keep them or let
+    others make them, under a name that changes with the attack, the seed and the images in the batch, and with nothing
+    else. ``advanced`` is told how many images are done, of as many as there are images times attacks.
+
+    Results do not depend on the batch size, to rounding. Those on a model that draws random numbers do: torch's global
+    state is seeded once for each unit, by the images in it, so the same batches give the same results.
+    """
+    device = torch.device(device)
+    attacks = {name: lookup(ATTACKS, name, "--attacks") for name in names}
+    usual = batch_size or usual_batch_size(None, device)
+    numbers = torch.arange(len(image_set)) if numbers is None else numbers
+    bench = _Bench(model, image_set, numbers, threat, budget, tuple(examples), seed, device, keep_images)
+    bench.check_examples()
+    found: dict[str, AttackOutcome] = {}
+    skipped: dict[str, str] = {}
+    with measuring(model):
+        parts = torch.arange(len(image_set)).split(usual)
+        clean = list(each([(bench.unit("clean", part), partial(bench.look_at_clean, part)) for part in parts]))
+        right, undefined = (torch.cat([unit[key] for unit in clean]) for key in ("right", "undefined"))
+        classes = int(clean[0]["classes"])
+        stands = right.clone()
+        for name, attack in attacks.items():
+            reason = bench.hindrance(attack, classes)
+            if reason:
+                skipped[name] = reason
+                advanced(len(image_set), name)
+                continue
+            attacked = (stands if cascade else right).nonzero().squeeze(1)
+            advanced(len(image_set) - len(attacked), name)
+            units = []
+            parts = attacked.split(attack.batch_size or usual) if len(attacked) else ()
+            work = [(bench.unit(name, part), partial(bench.attack, name, attack, part, classes)) for part in parts]
+            for part, unit in zip(parts, each(work), strict=True):
+                units.append(unit)
+                advanced(len(part), name)
+            found[name] = _together(units, attacked)
+            stands[attacked] &= ~found[name].fooled
+    cascaded = frozenset(names if cascade else ())
+    return Outcome(threat, numbers, image_set.labels.cpu(), right, undefined, cascaded, found, skipped)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """The model and the images of a run; each method is the work on some of them, ``part`` their places."""
+
+    model: nn.Module
+    image_set: ImageSet
+    numbers: Tensor
+    threat: ThreatModel
+    budget: Budget
+    examples: tuple[Tensor, ...]
+    seed: int
+    device: torch.device
+    keep_images: bool
+
+    def unit(self, name: str, part: Tensor) -> str:
+        """The name of a unit of work: another one for other images."""
+        digest = derive(self.seed, name, *self.numbers[part].tolist())
+        return f"{name}-{int(part[0]):06d}-{digest:016x}"
+
+    def check_examples(self) -> None:
+        """Raise :class:`GradscopeError` unless each of the examples is as large as the images together."""
+        wanted = tuple(self.image_set.images.shape)
+        for example in self.examples:
+            if tuple(example.shape) != wanted:
+                raise GradscopeError(f"examples: one image for each of {wanted} is needed, got {tuple(example.shape)}")
+
+    def look_at_clean(self, part: Tensor) -> Values:
+        """Which images are right, which undefined, and how many logits there are."""
+        images, labels = self.image_set.batch(part, self.device)
+        with seeded(self.seed, "clean", *self.numbers[part].tolist()), torch.no_grad():
+            logits = self.model(images)
+        undefined = ~logits.isfinite().all(dim=1)
+        return {
+            "right": ~fooled(logits, labels).cpu(),
+            "undefined": undefined.cpu(),
+            "classes": torch.tensor(logits.shape[1]),
+        }
+
+    def attack(self, name: str, attack: Attack, part: Tensor, classes: int) -> Values:
+        """Attack a batch and judge the points reached; the model is handed over with its passes counted."""
+        images, labels = self.image_set.batch(part, self.device)
+        numbers, tally = self.numbers[part], Tally()
+        problem = Problem(
+            Counted(self.model, tally),
+            images,
+            labels,
+            numbers,
+            classes,
+            self.threat,
+            self.budget,
+            [example[part].to(images) for example in self.examples],
+            self.seed,
+        )
+        began = time.perf_counter()
+        with seeded(self.seed, name, *numbers.tolist()):
+            reached = run_attack(attack, problem)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            seconds = time.perf_counter() - began
+            points = self.threat.project(torch.where(reached.isfinite(), reached, images), images)
+            with torch.no_grad():
+                wrong = fooled(self.model(points), labels)
+        distance = self.threat.distance(points, images).double()
+        kept = {"adversarial": points.cpu()} if self.keep_images else {}
+        return {
+            "fooled": wrong.cpu(),
+            "distance": torch.where(wrong, distance, torch.nan).cpu(),
+            "passes": torch.tensor([tally.forward, tally.backward]),
+            "seconds": torch.tensor(seconds, dtype=torch.float64),
+            **kept,
+        }
+
+    def hindrance(self, attack: Attack, classes: int) -> str:
+        """Why ``attack`` cannot be run on this model; empty where it can."""
+        if self.threat.norm not in attack.norms:
+            return f"is not defined in {self.threat.norm}"
+        if classes < attack.classes:
+            return f"needs at least {attack.classes} classes, the model has {classes}"
+        if "examples" in attack.needs and not self.examples:
+            return "needs adversarial examples made on another model"
+        image, _ = self.image_set.batch(torch.zeros(1, dtype=torch.int64), self.device)
+        if "gradient" in attack.needs:
+            return (
+                _no_gradient(self.model, image) or ("float64" in attack.needs and _no_float64(self.model, image)) or ""
+            )
+        return ""
+
+
+def _no_gradient(model: nn.Module, image: Tensor) -> str:
+    """Why the logits have no gradient in the image that autograd can follow; empty where they have (be it zero)."""
+    point = image.clone().requires_grad_()
+    slope = None
+    try:
+        with torch.enable_grad(), seeded(0, "gradient"):
+            logits = model(point)
+            if logits.requires_grad:
+                (slope,) = torch.autograd.grad(logits.sum(), point, allow_unused=True)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return f"needs a gradient, the model has none: {one_line(error)}"
+    return "needs a gradient, the model has none: its logits are cut off from the image" if slope is None else ""
+
+
+def _no_float64(model: nn.Module, image: Tensor) -> str:
+    """Why the model does not run in float64; empty where it does."""
+    try:
+        with prepared(model, PGD(precision="float64")) as double, torch.no_grad(), seeded(0, "float64"):
+            double(image.double())
+    except (RuntimeError, TypeError) as error:  # TypeError: a model that cannot be copied
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        return f"needs a model that runs in float64: {one_line(error)}"
+    return ""
+
+
+def _together(units: Sequence[Values], attacked: Tensor) -> AttackOutcome:
+    """One attack's units as its outcome."""
+    if not units:
+        nobody = torch.zeros(0, dtype=torch.bool)
+        return AttackOutcome(attacked, nobody, torch.zeros(0, dtype=torch.float64), 0, 0, 0.0)
+    forward, backward = (int(count) for count in torch.stack([unit["passes"] for unit in units]).sum(dim=0))
+    kept = [unit["adversarial"] for unit in units if "adversarial" in unit]
+    return AttackOutcome(
+        attacked,
+        torch.cat([unit["fooled"] for unit in units]),
+        torch.cat([unit["distance"] for unit in units]),
+        forward,
+        backward,
+        float(sum(unit["seconds"] for unit in units)),
+        torch.cat(kept) if len(kept) == len(units) else None,
+    )

@@ -1,0 +1,123 @@
+"""What an attack is given, and what it costs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.attacks.pgd import Begin, Reached, Streams, pgd_restarted, prepared, settings_inside
+from gradscope.attacks.threat import Start, ThreatModel
+from gradscope.config import PGD, Budget
+from gradscope.functional import fooled
+
+
+@dataclass
+class Tally:
+    """Passes through a model, each image of a batch counted."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Itself: a copy of a model in another precision counts on the same tally."""
+        return self
+
+
+class Counted(nn.Module):
+    """``model``, its passes counted on ``tally``: forward at each call, backward as a gradient reaches the logits."""
+
+    def __init__(self, model: nn.Module, tally: Tally) -> None:
+        super().__init__()
+        self.model = model
+        self.tally = tally
+        self.training = model.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits of the model."""
+        logits: Tensor = self.model(images)
+        self.tally.forward += len(images)
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)
+        return logits
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.tally.backward += len(gradient)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Images ``(N, C, H, W)`` that ``model`` gets right, and what an attack may do to them.
+
+    ``model`` is in evaluation mode with frozen parameters and returns ``classes`` logits. ``numbers`` ``(N,)``, on the
+    CPU, name the images' random streams under ``seed``. ``examples`` are adversarial images ``(N, C, H, W)`` made on
+    other models, one tensor for each of them.
+    """
+
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    numbers: Tensor
+    classes: int
+    threat: ThreatModel
+    budget: Budget
+    examples: Sequence[Tensor] = ()
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def only(self, rows: Tensor) -> "Problem":
+        """Those at ``rows`` ``(M,)``."""
+        return replace(
+            self,
+            images=self.images[rows],
+            labels=self.labels[rows],
+            numbers=self.numbers[rows.cpu()],
+            examples=[example[rows] for example in self.examples],
+        )
+
+    def settings(self, attack: str = "pgd", **given: object) -> PGD:
+        """Resolve the PGD called ``attack`` inside this threat model and budget, with what is ``given``."""
+        return settings_inside(self.threat, self.budget, attack, **given)
+
+    def start(self, shape: Start, *names: object) -> Tensor:
+        """A random point of the ball around each image; see :meth:`ThreatModel.random_start`."""
+        return self.threat.random_start(self.images, shape, self.seed, names, self.numbers)
+
+    @property
+    def streams(self) -> Streams:
+        """The random numbers of these images."""
+        return Streams(self.seed, self.numbers)
+
+    def climb(self, settings: PGD, begin: Begin | None = None) -> Reached:
+        """Run PGD from every start of ``settings``; what it reaches is judged inside the threat model's box.
+
+        ``begin`` takes the place of the start that ``settings`` names. See :func:`pgd_restarted`.
+        """
+        given = (self.images, self.labels, settings, self.streams)
+        with prepared(self.model, settings) as model:
+            return pgd_restarted(model, *given, restarts=range(settings.restarts), begin=begin, boxed=self.threat.box)
+
+    def fooled_at(self, points: Tensor) -> Tensor:
+        """Which images ``(N,)`` the model gets wrong at ``points``; costs a forward pass."""
+        with torch.no_grad():
+            return fooled(self.model(points), self.labels)
+
+
+#: An attack, or a part of one: for each image the point ``(N, C, H, W)`` it holds to fool the model, else any.
+Run = Callable[[Problem], Tensor]
+
+
+def in_turn(problem: Problem, runs: Sequence[Run]) -> Tensor:
+    """Each image's point of the first of ``runs`` that fools the model, else of the last; each gets what is left."""
+    points = problem.images.clone()
+    standing = torch.arange(len(problem), device=points.device)
+    for run in runs:
+        left = problem.only(standing)
+        points[standing] = run(left)
+        standing = standing[~left.fooled_at(points[standing])]
+        if not len(standing):
+            break
+    return points

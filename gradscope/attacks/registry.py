@@ -1,0 +1,98 @@
+"""The attacks by name: what each is, what it needs of a model, and where its code lies. No torch here.
+
+The command line and recipes check names with this table; the code of an attack is imported when it runs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gradscope.config import Norm
+
+Need = Literal["gradient", "float64", "examples"]
+
+#: Images of a batch where the batch is part of the attack: the paper's.
+PAPER_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack: in a line what it is, what it needs of a model, and how it is run.
+
+    It is PGD with the settings of ``pgd``, a name of :data:`gradscope.config.PGD_ATTACKS`, and the fields of the budget
+    that it ``takes``; or else it is ``code``, "module:function", called with a problem and ``arguments``. Without the
+    need "gradient" it asks for logits only. ``classes`` is the fewest it is defined for. ``batch_size`` is set where
+    the batch is part of the attack.
+    """
+
+    meaning: str
+    pgd: str = ""
+    takes: tuple[str, ...] = ()
+    code: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    needs: frozenset[Need] = frozenset({"gradient"})
+    classes: int = 2
+    norms: frozenset[Norm] = frozenset({"linf", "l2"})
+    batch_size: int | None = None
+
+
+_LOGITS: frozenset[Need] = frozenset()
+
+ATTACKS: dict[str, Attack] = {
+    "fgsm": Attack("one step of epsilon along the gradient, from the image", "fgsm"),
+    "pgd": Attack("PGD on cross-entropy, start uniform in the ball", "pgd"),
+    "pgd-paper": Attack(
+        "PGD as the paper writes it: batch-mean loss, norm floored at 1e-6, cube start, cut to the box when judged",
+        "pgd-paper",
+        batch_size=PAPER_BATCH,
+    ),
+    "pgd-log-odds": Attack("PGD on the log-odds: cross-entropy's path, without its rounding", "pgd-log-odds"),
+    "pgd-margin": Attack("PGD on the margin of the logits", "pgd-margin"),
+    "pgd-dlr": Attack("PGD on the difference of logits ratio", "pgd-dlr", classes=3),
+    "pgd-rescaled": Attack("PGD on cross-entropy of rescaled logits", "pgd-rescaled"),
+    "pgd-float64": Attack(
+        "PGD with model and image in float64", "pgd-float64", needs=frozenset({"gradient", "float64"})
+    ),
+    "pgd-smooth": Attack("PGD on gradients averaged over input noise", "pgd", takes=("smoothing",)),
+    "pgd-large-steps": Attack("PGD with steps ten times as long", "pgd-large-steps"),
+    "pgd-restarts": Attack("PGD from many random starts", "pgd", takes=("restarts",)),
+    "pgd-from": Attack("PGD from other models' adversarial examples", "pgd", needs=frozenset({"gradient", "examples"})),
+    "apgd-ce": Attack(
+        "auto-PGD on cross-entropy", code="gradscope.attacks.apgd:apgd", arguments={"loss": "cross-entropy"}
+    ),
+    "apgd-dlr": Attack(
+        "auto-PGD on the difference of logits ratio",
+        code="gradscope.attacks.apgd:apgd",
+        arguments={"loss": "dlr"},
+        classes=3,
+    ),
+    "apgd-t": Attack(
+        "auto-PGD aimed at the likeliest wrong classes, one after another",
+        code="gradscope.attacks.apgd:apgd_targeted",
+    ),
+    "fab": Attack(
+        "fast adaptive boundary: the nearest point over any boundary",
+        code="gradscope.attacks.wrapped:fab",
+        arguments={"targeted": False},
+    ),
+    "fab-t": Attack(
+        "fast adaptive boundary, aimed at one wrong class after another",
+        code="gradscope.attacks.wrapped:fab",
+        arguments={"targeted": True},
+    ),
+    "square": Attack(
+        "random search with squares, by logits alone", code="gradscope.attacks.black_box:square", needs=_LOGITS
+    ),
+    "autoattack": Attack(
+        "AutoAttack standard: apgd-ce, apgd-t, fab-t, square in a cascade",
+        code="gradscope.attacks.dispatch:autoattack",
+    ),
+    "noise": Attack(
+        "random points of the ball, by logits alone", code="gradscope.attacks.black_box:noise", needs=_LOGITS
+    ),
+    "transfer": Attack(
+        "adversarial examples made on other models",
+        code="gradscope.attacks.dispatch:try_examples",
+        needs=frozenset({"examples"}),
+    ),
+}

@@ -1,0 +1,88 @@
+"""How much an audit may cost, and what each budget leaves out."""
+
+from dataclasses import dataclass, replace
+
+from gradscope.attacks.registry import ATTACKS
+from gradscope.config import Budget
+from gradscope.errors import lookup
+
+#: Attacks that take a gradient, in every budget; they run on all images that are right, as the paired tests need.
+_WHITE_BOX = (
+    "fgsm",
+    "pgd",
+    "pgd-paper",
+    "pgd-log-odds",
+    "pgd-float64",
+    "pgd-margin",
+    "pgd-dlr",
+    "pgd-rescaled",
+    "pgd-smooth",
+)
+_STRONGER = ("pgd-restarts", "apgd-ce", "apgd-t")
+_STRONGEST = ("pgd-large-steps", "apgd-dlr", "fab", "fab-t")
+_BLACK_BOX = ("square", "noise")
+_EXAMPLES = ("transfer", "pgd-from")
+#: No attack of an audit: a cascade of others.
+_NEVER = ("autoattack",)
+
+
+@dataclass(frozen=True)
+class AuditBudget:
+    """What an audit gathers: attacks, and how closely the gradients and the output are looked at.
+
+    ``images`` are attacked where the user does not say how many; ``probed`` of them have their gradients taken apart,
+    along ``directions`` random directions, and every fourth of those its curvature; a random output is averaged over
+    ``draws`` passes.
+    """
+
+    meaning: str
+    attacks: Budget
+    names: tuple[str, ...]
+    images: int
+    probed: int
+    directions: int
+    draws: int
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Attacks of the registry that this budget does not run, and why."""
+        missing = [name for name in ATTACKS if name not in (*self.names, *_EXAMPLES, *_NEVER)]
+        return dict.fromkeys(missing, "costs more than this budget allows")
+
+
+BUDGETS: dict[str, AuditBudget] = {
+    "quick": AuditBudget(
+        "about a minute on two cores for a small model and 200 images",
+        Budget(steps=20, restarts=3, smoothing=3, targets=3, queries=500, draws=50),
+        (*_WHITE_BOX, *_BLACK_BOX),
+        images=200,
+        probed=48,
+        directions=4,
+        draws=8,
+    ),
+    "standard": AuditBudget(
+        "the default: restarts, auto-PGD, and four times the queries",
+        Budget(steps=50, restarts=5, smoothing=8, targets=5, queries=2000, draws=200),
+        (*_WHITE_BOX, *_STRONGER, *_BLACK_BOX),
+        images=500,
+        probed=128,
+        directions=16,
+        draws=16,
+    ),
+    "full": AuditBudget(
+        "every attack at the usual size of the published ones",
+        Budget(),
+        (*_WHITE_BOX, *_STRONGER, *_STRONGEST, *_BLACK_BOX),
+        images=1000,
+        probed=512,
+        directions=32,
+        draws=32,
+    ),
+}
+
+
+def budget_of(name: str, *, with_examples: bool) -> AuditBudget:
+    """The budget called ``name``; the attacks that need other models' examples only where there are some."""
+    found = lookup(BUDGETS, name, "budget")
+    names = (*found.names, *_EXAMPLES) if with_examples else found.names
+    return replace(found, names=names)

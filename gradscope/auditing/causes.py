@@ -1,0 +1,282 @@
+"""Checks of what can blind an attack: the set-up, dead, rounded or false gradients, too little work. None accuses."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from gradscope.attacks.pgd import settings_inside
+from gradscope.auditing.check import ALPHA, Cause, Check, State, abstained, numbers_at
+from gradscope.auditing.evidence import SAME_LOGITS, Evidence
+from gradscope.auditing.gradients import is_dead, kinds_of_slope
+from gradscope.results.stats import Interval, mcnemar, paired_rates_interval, wilson_interval
+
+#: Fewer images than this say nothing about a share of 1 to 5 %.
+FEWEST_PROBED = 20
+#: DESIGN: share of samples with a dead gradient, and of those whose gradient float32 bends.
+DEAD_SHARE = 0.01
+BENT_SHARE = 0.05
+BENT_COSINE = 0.99
+#: Share of images whose slopes are not autograd's. Honest networks have none of them beside a rare kink.
+FALSE_SHARE = 0.05
+#: A point of robust accuracy gained by twice the steps is what users take for settled (Carlini et al. 2019 ask for
+#: none); two leave room for the few images at the boundary among 100 to 200.
+STILL_FALLING = 0.02
+#: I4 of Pintor et al. 2022: what the last ten steps may still move, in their code, and on how many of the images.
+STILL_MOVING = 0.05
+MOVING_SHARE = 0.5
+#: Fewer images that stand at the end of PGD say nothing about convergence.
+FEWEST_STANDING = 10
+#: Steps that are shorter together, in multiples of epsilon, cannot cross their ball.
+ACROSS = 2.0
+#: Median cosine of consecutive gradients below which they are called erratic: honest classifiers of digits have 0.97
+#: to 1, a backward pass of noise -0.01.
+ERRATIC = 0.1
+
+
+def set_up(evidence: Evidence) -> Check:
+    """D1: what makes every number after it mean something else; ``value`` counts what was found."""
+    outputs = evidence.outputs
+    found: list[str] = []
+    causes: list[Cause] = []
+    images = torch.zeros(len(evidence), dtype=torch.bool)
+    looked = len(outputs["flips"])
+    if evidence.random:
+        found.append("two passes over one image differ")
+        causes.append("randomness")
+        images[:looked] |= outputs["flips"] | (outputs["wander"] > SAME_LOGITS)
+    elif float(outputs["alone"].nan_to_num(0.0).max()) > SAME_LOGITS:
+        found.append("the output depends on the other images of the batch")
+        images[:looked] |= outputs["alone"].nan_to_num(0.0) > SAME_LOGITS
+    if evidence.probabilities:
+        found.append("the outputs are probabilities, where attacks take logits")
+        causes.append("probabilities")
+    if bool(outputs["outside"].any()):
+        found.append("images leave [0, 1]")
+        images[:looked] |= outputs["outside"]
+    if not evidence.threat.box:
+        found.append("attacks may leave [0, 1]")
+    if bool(evidence.main.undefined.any()):
+        found.append("the output is not finite on some images")
+        images |= evidence.main.undefined
+    if near_chance(evidence):
+        found.append("clean accuracy is not above chance")
+    if not evidence.differentiable:
+        found.append("there is no gradient, so only attacks by query were run")
+        causes.append("missing gradient")
+    said = "; ".join(found) or "outputs are fixed, alone or in a batch, and are logits; images lie in [0, 1]"
+    step = "mend the set-up first, then audit again" if found else "nothing to do"
+    if causes == ["randomness"] and len(found) == 1:
+        step = "judge the mean over many draws: see S1"
+    if causes == ["missing gradient"] and len(found) == 1:
+        step = "replace the backward pass (BPDA), or try examples of other models (surrogate)"
+    state: State = "fired" if found else "passed"
+    return Check(
+        "D1",
+        "set-up",
+        state,
+        len(found),
+        0,
+        said,
+        step,
+        n=looked,
+        images=numbers_at(evidence.numbers, images),
+        points_to=tuple(causes),
+    )
+
+
+def near_chance(evidence: Evidence) -> bool:
+    """Whether the clean accuracy's interval reaches down to a guess; not known of few images."""
+    accuracy = wilson_interval(int(evidence.main.right.sum()), len(evidence))
+    return len(evidence) >= FEWEST_PROBED and accuracy.low <= 1 / evidence.classes
+
+
+def depends_on_the_batch(evidence: Evidence) -> bool:
+    """Whether an image's output depends on those beside it."""
+    return not evidence.random and float(evidence.outputs["alone"].nan_to_num(0.0).max()) > SAME_LOGITS
+
+
+def dead_gradients(evidence: Evidence) -> Check:
+    """N1: a loss of zero, no gradient or one below the usual floors, at the image or along PGD."""
+    name = "dead gradients"
+    if evidence.start is None or evidence.path is None:
+        return abstained("N1", name, "no gradient was taken", "see D1", DEAD_SHARE)
+    dead = is_dead(evidence.start["loss"], evidence.start["norm"]) | evidence.path["dead"]
+    return _share(
+        evidence,
+        ("N1", name, DEAD_SHARE),
+        dead,
+        "the cross-entropy or its gradient is zero, or too small for the floors that attacks put under it"
+        + (f"; {missed}" if (missed := blind_with_floors(evidence)) else ""),
+        ("attack a margin or rescaled loss, or in float64", "nothing to do"),
+        (_kind_of_death(evidence),),
+    )
+
+
+def _kind_of_death(evidence: Evidence) -> Cause:
+    """Saturated where the loss is next to nothing; where it is that of a guess, the gradient was scaled away."""
+    assert evidence.start is not None
+    dead = is_dead(evidence.start["loss"], evidence.start["norm"])
+    losses = evidence.start["loss"][dead]
+    scaled_away = len(losses) > 0 and float(losses.median()) > math.log(evidence.classes) / 2
+    return "missing gradient" if scaled_away else "saturation"
+
+
+def blind_with_floors(evidence: Evidence) -> str:
+    """What stands under PGD with such floors and under exact PGD, in words; empty unless a paired test parts them."""
+    attacks = evidence.main.attacks.keys()
+    if not {"pgd", "pgd-paper"} <= attacks or mcnemar(*evidence.main.only("pgd", "pgd-paper"), greater=True) > ALPHA:
+        return ""
+    floored, exact = (100 * float(evidence.main.standing(name).double().mean()) for name in ("pgd-paper", "pgd"))
+    return f"{floored:.1f} % stand under PGD with floors (pgd-paper), {exact:.1f} % under exact PGD"
+
+
+def rounding(evidence: Evidence) -> Check:
+    """N2: the gradient in float32 points elsewhere than in float64."""
+    name = "rounding"
+    if evidence.precision is None:
+        why = "the output is random" if evidence.random else "the model has no gradient in float64"
+        return abstained("N2", name, why, "compare in float64 by hand", BENT_SHARE)
+    bent = evidence.precision["cosine"] < BENT_COSINE
+    return _share(
+        evidence,
+        ("N2", name, BENT_SHARE),
+        bent,
+        "the gradient of cross-entropy in float32 and in float64 point in different directions",
+        ("attack in float64, or on the margin", "nothing to do"),
+        ("saturation",),
+    )
+
+
+def slopes_of(evidence: Evidence) -> tuple[Tensor, Cause | None]:
+    """Which of the looked-at images have slopes that are not autograd's, and the commonest reason if they are many."""
+    assert evidence.slopes is not None
+    kinds = kinds_of_slope(evidence.slopes)
+    names: dict[str, Cause] = {"stepped": "shattering", "missing": "missing gradient", "false": "false gradient"}
+    wrong = torch.stack(list(kinds.values())).any(dim=0)
+    if len(wrong) < FEWEST_PROBED or float(wrong.double().mean()) <= FALSE_SHARE:
+        return wrong, None
+    return wrong, names[max(kinds, key=lambda kind: int(kinds[kind].sum()))]
+
+
+def step_length(evidence: Evidence) -> float:
+    """How far all steps of PGD lead together, in multiples of epsilon."""
+    settings = settings_inside(evidence.threat, evidence.budget.attacks)
+    return settings.steps * settings.step_size / settings.epsilon
+
+
+def convergence(evidence: Evidence) -> Check:
+    """C2: PGD was stopped while its margin still fell, or could not cross its ball; on images that stand."""
+    name = "convergence"
+    if evidence.path is None:
+        return abstained("C2", name, "no gradient was taken", "see D1", MOVING_SHARE)
+    length = step_length(evidence)
+    if length < ACROSS:
+        cause = f"{evidence.budget.attacks.steps} steps reach {length:g} epsilon, the ball is 2 epsilon wide"
+        return Check("C2", name, "fired", 1.0, MOVING_SHARE, cause, "longer or more steps", points_to=("weak attack",))
+    standing = evidence.path["standing"]
+    if int(standing.sum()) < FEWEST_STANDING:
+        why = f"{int(standing.sum())} images stand at the end of PGD, {FEWEST_STANDING} are needed"
+        return abstained("C2", name, why, "nothing to do: what has fallen needs no more steps", MOVING_SHARE)
+    moving = evidence.path["moved"][standing] > STILL_MOVING
+    count = int(moving.sum())
+    interval = wilson_interval(count, len(moving))
+    return Check(
+        "C2",
+        name,
+        "fired" if interval.low > MOVING_SHARE else "passed",
+        count / len(moving),
+        MOVING_SHARE,
+        "the lowest margin still falls in the last steps of PGD on images that it leaves standing",
+        "audit with a larger budget: more steps" if interval.low > MOVING_SHARE else "nothing to do",
+        interval,
+        len(moving),
+        images=numbers_at(evidence.numbers[evidence.places[standing]], moving),
+        points_to=("weak attack",),
+    )
+
+
+def budget(evidence: Evidence) -> Check:
+    """C1: twice the steps fell more images than the same two attacks did."""
+    name = "budget"
+    if evidence.doubled is None or len(evidence.main.right.nonzero()) < FEWEST_PROBED:
+        return abstained("C1", name, "no attack was doubled, or too few images are right", "see D1", STILL_FALLING)
+    names = [attack for attack in evidence.doubled.attacks if attack in evidence.main.attacks]
+    once, twice = evidence.main.standing(*names), evidence.doubled.standing(*names)
+    value = float(once.double().mean() - twice.double().mean())
+    fired = value > STILL_FALLING
+    new = once & ~twice
+    return Check(
+        "C1",
+        name,
+        "fired" if fired else "passed",
+        value,
+        STILL_FALLING,
+        "robust accuracy that twice the steps of PGD take away",
+        "audit with a larger budget: these attacks are too weak to tell" if fired else "nothing to do",
+        paired_rates_interval(int(new.sum()), int((twice & ~once).sum()), len(new)),
+        len(new),
+        images=numbers_at(evidence.numbers, new),
+        points_to=("weak attack",),
+    )
+
+
+def geometry(evidence: Evidence) -> Check:
+    """G1: how steady the gradients are along PGD; supporting evidence, never alone."""
+    name = "geometry"
+    if evidence.path is None or evidence.start is None:
+        return abstained("G1", name, "no gradient was taken", "see D1", ERRATIC)
+    known = evidence.path["cosine"][~evidence.path["cosine"].isnan()]
+    if len(known) < FEWEST_PROBED:
+        why = f"{len(known)} images have a gradient at two iterates, {FEWEST_PROBED} are needed"
+        return abstained("G1", name, why, "see N1", ERRATIC)
+    value = float(known.median())
+    sign, norm = (float(evidence.path[key].nanmedian()) for key in ("sign", "norm"))
+    bends = "" if evidence.curvature is None else f", the median curvature {_median(evidence.curvature['curvature'])}"
+    fired = value < ERRATIC
+    return Check(
+        "G1",
+        name,
+        "fired" if fired else "passed",
+        value,
+        ERRATIC,
+        f"median cosine of consecutive gradients; {sign:.2f} of the signs agree, the median norm is {norm:.2g}{bends}",
+        "look at S1 and at the landscape: this alone says nothing" if fired else "nothing to do",
+        n=len(known),
+    )
+
+
+def _median(values: Tensor) -> str:
+    known = values[values.isfinite()]
+    return f"{float(known.median()):.2g} nats per squared unit" if len(known) else "is not defined"
+
+
+def _share(
+    evidence: Evidence,
+    what: tuple[str, str, float],
+    holds: Tensor,
+    cause: str,
+    steps: tuple[str, str],
+    points_to: tuple[Cause, ...],
+) -> Check:
+    """A check of the share of looked-at images for which ``holds`` ``(M,)``; fires above its threshold."""
+    identifier, name, threshold = what
+    count, n = int(holds.sum()), len(holds)
+    if n < FEWEST_PROBED:
+        why = f"{n} images are right when clean, {FEWEST_PROBED} are needed"
+        return abstained(identifier, name, why, "give more images", threshold)
+    fired = count / n > threshold
+    interval: Interval = wilson_interval(count, n)
+    return Check(
+        identifier,
+        name,
+        "fired" if fired else "passed",
+        count / n,
+        threshold,
+        cause,
+        steps[0] if fired else steps[1],
+        interval,
+        n,
+        images=numbers_at(evidence.numbers[evidence.places], holds),
+        points_to=points_to,
+    )

@@ -1,0 +1,353 @@
+"""What an audit rests on: attacks on all images, others on what those leave, a look at outputs and gradients."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.attacks.evaluation import evaluate
+from gradscope.attacks.outcome import AttackOutcome, Outcome
+from gradscope.attacks.pgd import Streams, pgd, settings_inside
+from gradscope.attacks.threat import ThreatModel
+from gradscope.auditing import gradients
+from gradscope.auditing.budgets import AuditBudget
+from gradscope.auditing.outputs import Averaged, LogProbabilities, look_at_outputs
+from gradscope.config import PGD, Budget
+from gradscope.data.image_set import ImageSet
+from gradscope.distributed.units import Each, Values, prefixed
+from gradscope.functional import fooled
+from gradscope.models.inspection import measuring
+from gradscope.seeding import derive, seeded
+
+Advanced = Callable[[int, str], None]
+
+#: L2 distance of normalised logits above which two passes differ (AutoAttack's check_randomized).
+SAME_LOGITS = 1e-4
+#: How far from [0, 1] and from a sum of 1 probabilities may round (AutoAttack's check_range_output).
+PROBABILITY_ROUNDING = 1e-5
+#: PGD on the two losses that no scale of the logits makes blind in the same way.
+_PAIR = ("pgd", "pgd-margin")
+
+
+#: Attacks that have each only what those that follow the gradient from the image leave standing: what fools the model
+#: there, the gradient had hidden. The last starts where the first leads.
+LAST = ("transfer", "square", "noise", "pgd-from")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A random model over many draws, at ``places`` ``(M,)``: right when clean, and under each attack.
+
+    ``plain`` is PGD on one draw a step, ``averaged`` PGD on the mean over the draws; all are judged by that mean.
+    """
+
+    places: Tensor
+    clean: Tensor
+    plain: Tensor
+    averaged: Tensor
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything the checks are made from; None where it was not gathered: no gradient, or a random output.
+
+    ``main`` has all attacks on all images that are right, but those of :data:`LAST`; ``doubled`` twice the steps,
+    ``smaller`` and ``larger`` half and twice the radius, ``unbounded`` a ball that covers the box, ``repaired``
+    logarithms of the output. ``places`` ``(M,)`` are the images whose gradients were looked at; of every fourth the
+    curvature.
+    """
+
+    threat: ThreatModel
+    budget: AuditBudget
+    numbers: Tensor
+    classes: int
+    outputs: Values
+    main: Outcome
+    places: Tensor
+    doubled: Outcome | None = None
+    smaller: Outcome | None = None
+    larger: Outcome | None = None
+    unbounded: Outcome | None = None
+    repaired: Outcome | None = None
+    expected: Expected | None = None
+    start: Values | None = None
+    precision: Values | None = None
+    slopes: Values | None = None
+    path: Values | None = None
+    curvature: Values | None = None
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def random(self) -> bool:
+        """Whether two passes over the same images differ."""
+        return bool(self.outputs["flips"].any()) or float(self.outputs["wander"].max()) > SAME_LOGITS
+
+    @property
+    def probabilities(self) -> bool:
+        """Whether the outputs lie in [0, 1] and add up to 1."""
+        return are_probabilities(self.outputs)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether attacks that need a gradient could be run."""
+        return "pgd" in self.main.attacks
+
+    @property
+    def white_box(self) -> list[str]:
+        """The attacks of ``main`` that follow the model's gradient from the image."""
+        return [name for name in self.main.attacks if name not in LAST]
+
+    def standing(self) -> Tensor:
+        """Which images ``(N,)`` are right when clean and under everything tried within the radius.
+
+        For a random model on the mean of its draws, where it was taken: one draw judges nothing.
+        """
+        if self.expected is not None:
+            stands = self.main.right.clone()
+            stands[self.expected.places] = self.expected.clean & self.expected.plain & self.expected.averaged
+            return stands
+        stands = self.main.standing()
+        for outcome in (self.doubled, self.smaller, self.repaired):
+            stands = stands & outcome.standing() if outcome is not None else stands
+        return stands
+
+
+def are_probabilities(outputs: Values) -> bool:
+    """Whether all outputs, those that are finite, lie in [0, 1] and add up to 1."""
+    known = outputs["sum"].isfinite()
+    low, high, total = (outputs[key][known] for key in ("lowest", "highest", "sum"))
+    return bool(
+        known.any()
+        and (low > -PROBABILITY_ROUNDING).all()
+        and (high < 1 + PROBABILITY_ROUNDING).all()
+        and ((total - 1).abs() < PROBABILITY_ROUNDING).all()
+    )
+
+
+def stages(budget: AuditBudget, images: int) -> int:
+    """How many images ``advanced`` is told of in :func:`gather`, at most.
+
+    Beside the main attacks: two of twice the steps, two unbounded, two at other radii, three on logarithms.
+    """
+    return images * (len(budget.names) + 9)
+
+
+@dataclass(frozen=True)
+class _Gathering:
+    model: nn.Module
+    image_set: ImageSet
+    numbers: Tensor
+    threat: ThreatModel
+    budget: AuditBudget
+    examples: tuple[Tensor, ...]
+    seed: int
+    device: torch.device
+    batch_size: int
+    each: Each
+    advanced: Advanced
+
+    def unit(self, stage: str, places: Tensor) -> str:
+        """The name of a unit of work on the images at ``places``."""
+        return f"{stage}-{derive(self.seed, stage, *self.numbers[places].tolist()):016x}"
+
+    def evaluate(
+        self,
+        stage: str,
+        names: Sequence[str],
+        *,
+        model: nn.Module | None = None,
+        threat: ThreatModel | None = None,
+        budget: Budget | None = None,
+        places: Tensor | None = None,
+        cascade: bool = True,
+        keep_images: bool = False,
+    ) -> Outcome:
+        """Attacks under a name of their own; what is not given is the audit's."""
+        image_set = self.image_set if places is None else self.image_set.subset(places)
+        examples = self.examples if places is None else [example[places] for example in self.examples]
+        return evaluate(
+            self.model if model is None else model,
+            image_set,
+            names,
+            threat or self.threat,
+            budget or self.budget.attacks,
+            numbers=self.numbers if places is None else self.numbers[places],
+            examples=examples,
+            cascade=cascade,
+            keep_images=keep_images,
+            seed=self.seed,
+            device=self.device,
+            batch_size=self.batch_size,
+            each=prefixed(self.each, stage),
+            advanced=lambda images, note: self.advanced(images, f"{stage} {note}"),
+        )
+
+    def then(self, first: Outcome, names: Sequence[str]) -> Outcome:
+        """``first`` with the attacks called ``names``, each on what stands after it."""
+        places = first.standing().nonzero().squeeze(1)
+        attacks, skipped = dict(first.attacks), dict(first.skipped)
+        for name in names:
+            if len(places):
+                last = self.evaluate("last", [name], places=places)
+                skipped |= last.skipped
+                if name in last.attacks:
+                    attacks[name] = _elsewhere(last.attacks[name], places)
+            else:
+                attacks[name] = AttackOutcome(places, places.bool(), places.double(), 0, 0, 0.0)
+            self.advanced(int((~first.standing()).sum()), name)
+        return replace(first, attacks=attacks, skipped=skipped, cascade=frozenset(names))
+
+    def settings(self, names: Sequence[str]) -> PGD:
+        """The audit's PGD, in float64 where the model can."""
+        precision = "float64" if "pgd-float64" in names else "float32"
+        return settings_inside(self.threat, self.budget.attacks, precision=precision)
+
+    def over(
+        self,
+        stage: str,
+        places: Tensor,
+        look: Callable[[Tensor, Tensor, Tensor], Values],
+    ) -> Values:
+        """``look`` at the images of ``places`` in batches, each a unit of work."""
+
+        def look_at(part: Tensor) -> Values:
+            return look(*self.image_set.batch(part, self.device), self.numbers[part])
+
+        found = []
+        parts = places.split(self.batch_size)
+        for unit in self.each([(self.unit(stage, part), partial(look_at, part)) for part in parts]):
+            found.append(unit)
+            self.advanced(0, stage)
+        return {key: torch.cat([unit[key] for unit in found]) for key in found[0]}
+
+    def expected(self, places: Tensor) -> Expected:
+        """PGD on one draw and on the mean of many, judged by the mean.
+
+        The first stops where a draw is fooled, as an evaluation's does and by luck; the second at its last iterate.
+        """
+        averaged = Averaged(self.model, self.budget.draws)
+        settings = self.settings(())
+        plain = self.evaluate("one-draw", ["pgd"], places=places, keep_images=True)
+
+        def judge(images: Tensor, labels: Tensor, numbers: Tensor) -> Values:
+            rows = torch.isin(self.numbers[places], numbers).nonzero().squeeze(1)
+            with measuring(averaged), seeded(self.seed, "judge", *numbers.tolist()):
+                reached = pgd(averaged, images, labels, settings, streams=Streams(self.seed, numbers)).points
+                seen = {"clean": images, "plain": _points(plain, images, rows), "averaged": reached}
+                with torch.no_grad():
+                    return {key: ~fooled(averaged(points), labels).cpu() for key, points in seen.items()}
+
+        return Expected(places, **self.over("judge", places, judge))
+
+
+def _elsewhere(attack: AttackOutcome, places: Tensor) -> AttackOutcome:
+    """An attack on the images at ``places``, as one on all."""
+    return replace(attack, attacked=places[attack.attacked])
+
+
+def _points(outcome: Outcome, images: Tensor, rows: Tensor) -> Tensor:
+    """What PGD reached for the images at ``rows`` of ``outcome``; the image where it was not attacked."""
+    found = images.clone()
+    attack = outcome.attacks["pgd"]
+    if attack.adversarial is None:
+        return found
+    where = {place: position for position, place in enumerate(attack.attacked.tolist())}
+    for row, place in enumerate(rows.tolist()):
+        if place in where:
+            found[row] = attack.adversarial[where[place]].to(found)
+    return found
+
+
+def gather(
+    model: nn.Module,
+    image_set: ImageSet,
+    numbers: Tensor,
+    threat: ThreatModel,
+    budget: AuditBudget,
+    *,
+    examples: Sequence[Tensor],
+    seed: int,
+    device: torch.device,
+    batch_size: int,
+    each: Each,
+    advanced: Advanced,
+) -> Evidence:
+    """All that ``budget`` pays for; what the model rules out (no gradient, a random output) is left None.
+
+    Work is done on ``batch_size`` images at once. Every unit of it has a name that changes with stage, attack, seed and
+    images; ``each`` may keep it or let others make it.
+    """
+    given = (model, image_set, numbers, threat, budget, tuple(examples), seed, device, batch_size, each, advanced)
+    work = _Gathering(*given)
+
+    def look(images: Tensor, labels: Tensor, who: Tensor) -> Values:
+        return look_at_outputs(model, images, labels, who, seed, work.batch_size)
+
+    outputs = work.over("outputs", torch.arange(min(len(image_set), budget.probed)), look)
+    main = work.evaluate("main", [name for name in budget.names if name not in LAST], cascade=False)
+    main = work.then(main, [name for name in LAST if name in budget.names])
+    places = main.right.nonzero().squeeze(1)[: budget.probed]
+    evidence = Evidence(threat, budget, numbers, len(image_set.classes), outputs, main, places)
+    if not evidence.differentiable or not len(places):
+        return evidence
+    evidence = _with_gradients(evidence, work)
+    if evidence.probabilities and not evidence.random:
+        names = [name for name in (*_PAIR, "pgd-float64") if name in main.attacks]
+        evidence = replace(evidence, repaired=work.evaluate("logarithm", names, model=LogProbabilities(model)))
+    if evidence.random:
+        return replace(evidence, expected=work.expected(main.right.nonzero().squeeze(1)))
+    return _with_other_radii(evidence, work)
+
+
+def _with_other_radii(evidence: Evidence, work: _Gathering) -> Evidence:
+    threat, attacks = work.threat, work.budget.attacks
+    size = work.image_set.images[0].numel()
+    whole = replace(threat, epsilon=1.0 if threat.norm == "linf" else size**0.5)
+    twice = {"steps": 2 * attacks.steps, "restarts": 2 * attacks.restarts}
+    sizes = {"step_size": attacks.step_size, "relative_step_size": attacks.relative_step_size}
+    halved = {key: None if size is None else size / 2 for key, size in sizes.items()}
+    longer = attacks.model_copy(update={**twice, **halved})
+    free = attacks.model_copy(update=dict.fromkeys(sizes))
+    return replace(
+        evidence,
+        doubled=work.evaluate("doubled", _PAIR, budget=longer),
+        smaller=work.evaluate("half-radius", ["pgd"], threat=replace(threat, epsilon=threat.epsilon / 2)),
+        larger=work.evaluate("twice-radius", ["pgd"], threat=replace(threat, epsilon=2 * threat.epsilon), budget=free),
+        unbounded=work.evaluate("unbounded", _PAIR, threat=whole, budget=free),
+    )
+
+
+def _with_gradients(evidence: Evidence, work: _Gathering) -> Evidence:
+    model, seed, directions = work.model, work.seed, work.budget.directions
+    finest = work.settings(list(evidence.main.attacks))
+    plain = finest.model_copy(update={"precision": "float32"})
+    places = evidence.places
+    precise = finest.precision == "float64" and not evidence.random
+
+    def start(images: Tensor, labels: Tensor, who: Tensor) -> Values:
+        return gradients.at_the_image(model, images, labels, who, plain, seed)
+
+    def precision(images: Tensor, labels: Tensor, who: Tensor) -> Values:
+        return gradients.in_float64(model, images, labels, who, plain, seed)
+
+    def slopes(images: Tensor, labels: Tensor, who: Tensor) -> Values:
+        return gradients.against_differences(model, images, labels, who, finest, directions, seed)
+
+    def path(images: Tensor, labels: Tensor, who: Tensor) -> Values:
+        return gradients.along_the_path(model, images, labels, who, plain, seed)
+
+    def curvature(images: Tensor, labels: Tensor, who: Tensor) -> Values:
+        return gradients.curvature(model, images, labels, who, seed)
+
+    return replace(
+        evidence,
+        curvature=None if evidence.random else work.over("curvature", places[::4], curvature),
+        start=work.over("gradient", places, start),
+        precision=work.over("precision", places, precision) if precise else None,
+        slopes=work.over("slopes", places, slopes),
+        path=work.over("path", places, path),
+    )

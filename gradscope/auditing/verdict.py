@@ -1,0 +1,242 @@
+"""What the checks add up to: is it robust, or is the attack blind?"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.attacks.pgd import usual_batch_size
+from gradscope.attacks.threat import ThreatModel
+from gradscope.auditing.budgets import budget_of
+from gradscope.auditing.causes import (
+    ACROSS,
+    blind_with_floors,
+    depends_on_the_batch,
+    near_chance,
+    slopes_of,
+    step_length,
+)
+from gradscope.auditing.check import Cause, Check
+from gradscope.auditing.checks import check
+from gradscope.auditing.evidence import Advanced, Evidence, gather
+from gradscope.data.image_set import ImageSet
+from gradscope.distributed.units import Each, alone
+from gradscope.errors import GradscopeError
+from gradscope.results.stats import Interval, wilson_interval
+
+Row = dict[str, Any]
+Verdict = Literal["masking found", "none found within this budget", "inconclusive", "set-up invalid"]
+
+#: Version of ``audit.json``, whose entries are :meth:`Audit.to_json`. It rises when a key changes its meaning or goes;
+#: new keys may come without.
+SCHEMA = 1
+#: Without these no audit ends in "none found": another loss, an attack by query, an unbounded ball.
+ESSENTIAL = ("N3", "X1", "M2")
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A verdict, its reasons and the lowest robust accuracy that was reached.
+
+    ``causes``: what blinds the attack, the likeliest first; of what was seen where nothing was found. ``left_out``:
+    attacks that were not run, and why. ``standing`` ``(N,)``: right when clean and under everything.
+    """
+
+    verdict: Verdict
+    causes: tuple[Cause, ...]
+    reason: str
+    checks: tuple[Check, ...]
+    left_out: Mapping[str, str]
+    standing: Tensor
+    evidence: Evidence
+    budget: str
+
+    @property
+    def cause(self) -> Cause | None:
+        """The likeliest."""
+        return self.causes[0] if self.causes else None
+
+    @property
+    def upper_bound(self) -> float:
+        """The lowest robust accuracy reached, over all images; the true one is not higher, to sampling."""
+        return float(self.standing.double().mean())
+
+    @property
+    def interval(self) -> Interval:
+        """Wilson interval of the upper bound."""
+        return wilson_interval(int(self.standing.sum()), len(self.standing))
+
+    def rows(self, identity: Row) -> Iterator[Row]:
+        """Rows of ``audit.csv``, one a check; ``identity`` says whose."""
+        threat = self.evidence.threat
+        whole = {"attack": "audit", "norm": threat.norm, "epsilon": threat.epsilon, "budget": self.budget}
+        for made in self.checks:
+            yield {**identity, **whole, "verdict": self.verdict, **made.row()}
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of ``audit.json``, by version :data:`SCHEMA`, without NaN.
+
+        ``verdict``, ``causes`` and ``reason``; ``robust_accuracy`` with ``upper_bound``,
+        ``ci_low``, ``ci_high`` and ``n``; ``clean_accuracy``; ``under`` each attack that was run on all images, alone;
+        ``threat`` with ``norm``, ``epsilon`` and ``box``; ``budget``; ``left_out`` attack to reason; ``checks`` in
+        order, with ``id`` and the columns of ``audit.csv``, ``images`` as a list.
+        """
+        main, threat = self.evidence.main, self.evidence.threat
+        clean = wilson_interval(int(main.right.sum()), len(main))
+        return {
+            "verdict": self.verdict,
+            "causes": list(self.causes),
+            "reason": self.reason,
+            "robust_accuracy": {
+                "upper_bound": self.upper_bound,
+                "ci_low": self.interval.low,
+                "ci_high": self.interval.high,
+                "n": len(self.standing),
+            },
+            "clean_accuracy": {"value": float(main.right.double().mean()), "ci_low": clean.low, "ci_high": clean.high},
+            "under": {
+                name: float(main.standing(name).double().mean()) for name in main.attacks if name not in main.cascade
+            },
+            "threat": {"norm": threat.norm, "epsilon": threat.epsilon, "box": threat.box},
+            "budget": self.budget,
+            "left_out": dict(self.left_out),
+            "checks": [_plain(made) for made in self.checks],
+        }
+
+
+def _plain(made: Check) -> dict[str, Any]:
+    row = {
+        key: None if isinstance(value, float) and not isfinite(value) else value for key, value in made.row().items()
+    }
+    return {"id": row.pop("check"), **row, "accuses": bool(row["accuses"]), "images": list(made.images)}
+
+
+def examine(
+    model: nn.Module,
+    image_set: ImageSet,
+    numbers: Tensor | None,
+    threat: ThreatModel,
+    budget_name: str,
+    *,
+    surrogate_examples: Sequence[Tensor] = (),
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    batch_size: int | None = None,
+    each: Each = alone,
+    advanced: Advanced = lambda images, note: None,
+) -> Audit:
+    """Attack ``model`` on ``image_set`` with what ``budget_name`` pays for, and tell masking from robustness.
+
+    ``numbers`` are the images' indices in the set they were taken from, 0 .. N-1 where None. ``surrogate_examples``
+    are adversarial images ``(N, C, H, W)`` of these made on other models, in this threat model. ``each`` may keep the
+    units of work or let others make them, each under a name that changes with stage, attack, seed and images: an audit
+    that was interrupted goes on where it was. ``advanced`` is told of the images done.
+    Raises :class:`GradscopeError` for a budget it does not know, a radius of 0, and examples of another size.
+    """
+    if threat.epsilon <= 0:
+        raise GradscopeError(f"epsilon must be above 0 in an audit, got {threat.epsilon:g}")
+    device = torch.device(device)
+    budget = budget_of(budget_name, with_examples=bool(surrogate_examples))
+    numbers = torch.arange(len(image_set)) if numbers is None else numbers
+    evidence = gather(
+        model,
+        image_set,
+        numbers,
+        threat,
+        budget,
+        examples=surrogate_examples,
+        seed=seed,
+        device=device,
+        batch_size=batch_size or usual_batch_size(None, device),
+        each=each,
+        advanced=advanced,
+    )
+    left_out = {**budget.left_out, **evidence.main.skipped}
+    if not surrogate_examples:
+        left_out["transfer"] = left_out["pgd-from"] = "no examples of another model were given"
+    checks = check(evidence)
+    verdict, causes, reason = judge(evidence, checks)
+    return Audit(verdict, causes, reason, tuple(checks), left_out, evidence.standing(), evidence, budget_name)
+
+
+def judge(evidence: Evidence, checks: Sequence[Check]) -> tuple[Verdict, tuple[Cause, ...], str]:
+    """The verdict, the causes and why.
+
+    Outcomes accuse, causes explain: saturated cross-entropy, say, is found on honest models too, where exact attacks
+    are not blinded by it. An outcome that no cause explains counts where more steps do not explain it either.
+    """
+    fired = {made.id: made for made in checks if made.fired}
+    accusing = [identifier for identifier, made in fired.items() if made.accuses]
+    seen = _causes(evidence, fired)
+    undefined = float(evidence.main.undefined.double().mean())
+    if undefined > 0.5:
+        return "set-up invalid", (), f"the output is not finite on {100 * undefined:.0f} % of the images"
+    if near_chance(evidence):
+        return "set-up invalid", (), "clean accuracy is not above chance: there is nothing to attack"
+    if depends_on_the_batch(evidence):
+        return "set-up invalid", (), "an image's output depends on the other images of its batch"
+    explained = [identifier for identifier in accusing if set(fired[identifier].points_to) & set(seen)]
+    if explained:
+        return "masking found", seen, f"{', '.join(explained)} fired; cause: {seen[0]}"
+    beyond = _beyond_effort(evidence, checks)
+    if beyond:
+        return "masking found", ("unexplained", *seen), f"{', '.join(beyond)} fired, and no check says why"
+    if evidence.probabilities:
+        return "set-up invalid", seen, "outputs are probabilities in place of logits; the attacks here got through"
+    return _without_outcome(evidence, checks, fired, seen)
+
+
+def _beyond_effort(evidence: Evidence, checks: Sequence[Check]) -> list[str]:
+    """The checks that accuse of over twice what twice the steps took away; none where steps cannot cross a ball."""
+    made = {one.id: one for one in checks}
+    if step_length(evidence) < ACROSS:
+        return []
+    gained = made["C1"].value if made["C1"].state != "abstained" else 0.0
+    return [one.id for one in checks if one.fired and one.accuses and one.value > 2 * gained]
+
+
+def _without_outcome(
+    evidence: Evidence, checks: Sequence[Check], fired: Mapping[str, Check], seen: tuple[Cause, ...]
+) -> tuple[Verdict, tuple[Cause, ...], str]:
+    if not evidence.differentiable:
+        stands = 100 * float(evidence.standing().double().mean())
+        reason = f"the model has no gradient: only attacks by query were run, and {stands:.1f} % stand"
+        return "inconclusive", ("missing gradient",), reason
+    if evidence.random:
+        return "inconclusive", ("randomness",), "the output is random, and its mean falls no sooner than single draws"
+    weak = [identifier for identifier in ("C1", "C2") if identifier in fired]
+    if weak and float(evidence.standing().double().mean()) > 1 / evidence.classes:
+        return "inconclusive", ("weak attack",), f"{', '.join(weak)} fired: the attack is too weak to tell"
+    if bool(evidence.main.undefined.any()):
+        return "inconclusive", seen, "the output is not finite on some images"
+    missing = [made.id for made in checks if made.id in ESSENTIAL and made.state == "abstained"]
+    if missing:
+        return "inconclusive", seen, f"{', '.join(missing)} could not be made"
+    dead = [identifier for identifier in ("N1", "N2") if identifier in fired]
+    blind = blind_with_floors(evidence) or "others, with floors or in float32, may be blind"
+    aside = f"; {', '.join(dead)} fired: {blind}" if dead else ""
+    return "none found within this budget", (), f"no outcome speaks against these attacks{aside}"
+
+
+def _causes(evidence: Evidence, fired: Mapping[str, Check]) -> tuple[Cause, ...]:
+    """What could blind the attack, the surest first.
+
+    The kind of output comes before its slopes, which it bends (a saturated softmax moves in steps); slopes before
+    saturation, which they imitate. Gradients that turn at every step are those of a surface in ripples.
+    """
+    found: list[Cause] = []
+    if evidence.probabilities:
+        found.append("probabilities")
+    if evidence.random:
+        found.append("randomness")
+    if evidence.slopes is not None:
+        kind = slopes_of(evidence)[1]
+        found += [kind] if kind and not (evidence.probabilities and kind == "shattering") else []
+    if not found and fired.keys() & {"N1", "N2"}:
+        found += fired["N1"].points_to if "N1" in fired else ["saturation"]
+    if not found and fired.keys() & {"S1", "G1"}:
+        found.append("shattering")
+    return tuple(found)

@@ -1,0 +1,82 @@
+"""The measuring commands: ``gradscope analyze``, ``landscape``, ``attack``, ``transfer`` and ``audit``."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gradscope.cli import options
+from gradscope.cli.declared import filled, panel, parameters, plain_parameter, with_signature
+from gradscope.errors import GradscopeError
+from gradscope.measure.declaring import MEASURING, RUNNING, Circumstances, DataOptions, ForeignOptions, Options
+from gradscope.measure.options import AuditOptions, Request
+from gradscope.measure.refusals import refuse
+
+#: Exit code where --fail-on-masking is set and a model is masked, or cannot be judged as it is set up.
+MASKED = 3
+
+_Out = Annotated[
+    Path | None,
+    typer.Option(help="directory of results; reports/FIRST-CKPT-COMMAND", rich_help_panel=panel(RUNNING)),
+]
+_FailOnMasking = Annotated[
+    bool,
+    typer.Option(
+        "--fail-on-masking",
+        help="exit with 3 where masking is found or the set-up is invalid",
+        rich_help_panel=panel(MEASURING),
+    ),
+]
+
+
+def measuring_command(kind: type[Options]) -> Callable[..., None]:
+    """The command whose options are the fields of ``kind`` and of what every measurement takes."""
+
+    def command(checkpoints: list[str], out: Path | None, **values: Any) -> None:
+        try:
+            request = Request(
+                options=kind.parse(filled(kind, values)),
+                models=tuple(checkpoints),
+                data=DataOptions.parse(filled(DataOptions, values)),
+                foreign=ForeignOptions.parse(filled(ForeignOptions, values)),
+                where=Circumstances.parse(filled(Circumstances, values)),
+            )
+            results = out or Path("reports") / f"{_stem(checkpoints[0])}{request.options.suffix}"
+            refuse(request, results)
+        except GradscopeError as error:
+            error.shared = True  # every process that torchrun has started sees the same
+            raise
+        _measure(request, results)
+        if values.get("fail_on_masking") and _is_masked(results):
+            raise typer.Exit(MASKED)
+
+    arguments = [plain_parameter("checkpoints", options.Checkpoints)]
+    if kind is AuditOptions:
+        arguments.append(plain_parameter("fail_on_masking", _FailOnMasking, False))
+    arguments += parameters(kind, DataOptions, ForeignOptions, Circumstances)
+    arguments.append(plain_parameter("out", _Out, None))
+    command.__doc__ = kind.summary
+    return with_signature(command, arguments)
+
+
+def _measure(request: Request, results: Path) -> None:
+    """Measure, and print what came out and where it is."""
+    from gradscope.measure.runner import run
+    from gradscope.reporting import console
+
+    run(request, results)
+    if options.is_first_process():
+        print(getattr(console, request.options.lines)(results))
+        print(results)
+
+
+def _is_masked(results: Path) -> bool:
+    from gradscope.results.audits import Audits, read_document
+    from gradscope.results.schemas import AUDIT_JSON
+
+    return any(found.blocks for found in Audits.parse(read_document(results / AUDIT_JSON)).audits)
+
+
+def _stem(checkpoint: str) -> str:
+    return Path(checkpoint.rpartition(":")[2]).stem

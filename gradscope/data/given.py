@@ -1,0 +1,196 @@
+"""Images that a user has in memory: tensors, arrays, a DataLoader, a data set."""
+
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from gradscope.data.image_set import INTEGERS, ImageSet, numbered, require_unit_range
+from gradscope.errors import GradscopeError
+
+
+def as_image_set(x: Any, y: Any = None, *, classes: Sequence[str] | None = None, name: str = "given") -> ImageSet:
+    """The images and labels that a user hands over, on the device where they are.
+
+    ``x`` is float ``(N, C, H, W)`` in [0, 1], kept as float32, or uint8, and ``y`` integers ``(N,)``: tensors, arrays
+    or lists. In place of both: the pair ``(x, y)``; a DataLoader of such pairs, whose batches are joined in its order;
+    a data set whose items are pairs of an image (tensor, array or PIL) and a label; an :class:`ImageSet`, which is
+    returned as it is. Without ``classes`` the names are those of the data set
+    (``.classes``), or else the numbers from "0" to the largest label. Every mistake raises :class:`GradscopeError`.
+
+    >>> images = as_image_set(torch.zeros(2, 1, 4, 6), [0, 1])
+    >>> len(images), images.height, images.width, images.classes
+    (2, 4, 6, ('0', '1'))
+    """
+    if isinstance(x, ImageSet):
+        if y is not None:
+            raise GradscopeError("y must be left out where x is an ImageSet, which has labels of its own")
+        return x
+    if y is None:
+        x, y, named = _pair(x)
+        classes = named if classes is None else classes
+    images, labels = _images(x), _labels(y, len(x))
+    if classes is not None:
+        classes = tuple(str(label) for label in classes)
+        _require_below(labels, len(classes), "classes")
+    return ImageSet.from_tensors(name, images, labels, classes)
+
+
+def with_classes(images: ImageSet, count: int) -> ImageSet:
+    """``images`` with ``count`` classes, those of a model: where its classes are only numbers, there may be fewer.
+
+    Raises :class:`GradscopeError` where labels are beyond them, or where named classes are of another number.
+    """
+    if len(images.classes) == count:
+        return images
+    if images.classes != numbered(len(images.classes)):
+        raise GradscopeError(f"classes must be the model's {count}, got {len(images.classes)} names")
+    _require_below(images.labels, count, "classes of the model")
+    return ImageSet.from_tensors(images.name, images.images, images.labels, numbered(count))
+
+
+def _pair(x: Any) -> tuple[Any, Any, Sequence[str] | None]:
+    """Images, labels and perhaps class names of what holds both."""
+    if isinstance(x, DataLoader):
+        return *_joined(x), _class_names(x.dataset)
+    if isinstance(x, tuple | list) and len(x) == 2 and isinstance(x[0], Tensor | np.ndarray):
+        return x[0], x[1], None
+    if isinstance(x, Tensor | np.ndarray):
+        raise GradscopeError("y must be given where x is a tensor or an array, got None")
+    if hasattr(x, "__getitem__") and hasattr(x, "__len__") and not isinstance(x, str | dict):
+        images, labels = _unzipped((x[index] for index in range(len(x))), "an item of x")
+        return _stacked([_pixels(image) for image in images]), [_number(label) for label in labels], _class_names(x)
+    raise GradscopeError(
+        f"x must be a tensor, an array, a DataLoader, a data set or an ImageSet, got {type(x).__name__}"
+    )
+
+
+def _joined(loader: Iterable[Any]) -> tuple[Tensor, Tensor]:
+    """All batches of a loader, in the order it gives them."""
+    images, labels = _unzipped(loader, "a batch of x")
+    for part, of_part in zip(images, labels, strict=True):
+        if not isinstance(part, Tensor) or not isinstance(of_part, Tensor) or len(part) != len(of_part):
+            raise GradscopeError("a batch of x must be tensors (images, labels) of one length, got something else")
+    if len({(part.dtype, part.shape[1:]) for part in images}) > 1:
+        raise GradscopeError("x must have images of one size and type, got several; resize them in the data set")
+    return torch.cat(images), torch.cat(labels)
+
+
+def _unzipped(pairs: Iterable[Any], what: str) -> tuple[list[Any], list[Any]]:
+    images, labels = [], []
+    for pair in pairs:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            size = f" of {len(pair)}" if isinstance(pair, tuple | list) else ""
+            raise GradscopeError(f"{what} must be a pair of images and labels, got {type(pair).__name__}{size}")
+        images.append(pair[0])
+        labels.append(pair[1])
+    if not images:
+        raise GradscopeError("x must hold at least one image, got none")
+    return images, labels
+
+
+def _pixels(image: Any) -> Tensor:
+    """One image of a data set, ``(C, H, W)``: grey or RGB where it is PIL's."""
+    if isinstance(image, Image.Image):
+        pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+        return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1).copy())
+    if isinstance(image, np.ndarray):
+        image = _tensor(image)
+    if not isinstance(image, Tensor) or image.dim() != 3:
+        got = f"the shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise GradscopeError(f"an item of x must begin with an image (C, H, W), got {got}")
+    return image
+
+
+def _stacked(images: Sequence[Tensor]) -> Tensor:
+    formats = {(image.dtype, image.shape) for image in images}
+    if len(formats) > 1:
+        (_, first), (_, second) = list(formats)[:2]
+        raise GradscopeError(f"x must have images of one size and type, got {tuple(first)} and {tuple(second)}")
+    return torch.stack(list(images))
+
+
+def _number(label: Any) -> int:
+    try:
+        return operator.index(label)
+    except TypeError:
+        raise GradscopeError(f"an item of x must end with a whole number as label, got {label!r}") from None
+
+
+def _class_names(dataset: Any) -> Sequence[str] | None:
+    """``.classes`` of a data set, or of the one that it is a part of."""
+    for each in _nested(dataset):
+        names = getattr(each, "classes", None)
+        if isinstance(names, list | tuple) and names:
+            return names
+    return None
+
+
+def _nested(dataset: Any) -> Iterator[Any]:
+    while dataset is not None:
+        yield dataset
+        dataset = getattr(dataset, "dataset", None)
+
+
+def _tensor(values: Any) -> Tensor:
+    """A tensor of what may be read-only, strided or in another byte order."""
+    if isinstance(values, Tensor):
+        return values.detach()
+    array = np.asarray(values)
+    array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _images(x: Any) -> Tensor:
+    """``x`` as uint8 or float32 ``(N, C, H, W)``."""
+    try:
+        images = _tensor(x)
+    except (TypeError, ValueError):
+        raise GradscopeError(f"x must be a tensor or an array of numbers, got {type(x).__name__}") from None
+    shape, kind = tuple(images.shape), str(images.dtype).removeprefix("torch.")
+    if images.dim() != 4:
+        hint = "; one image is x[None]" if images.dim() == 3 else ""
+        raise GradscopeError(f"x must have the shape (N, C, H, W), got {shape}{hint}")
+    if 0 in shape:
+        raise GradscopeError(f"x must hold at least one image, got the shape {shape}")
+    if shape[3] in (1, 3) and shape[1] not in (1, 3):
+        raise GradscopeError(
+            f"x must have the shape (N, C, H, W), got {shape}, which looks like (N, H, W, C); "
+            "move the channels, as torch.movedim(x, 3, 1) does"
+        )
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise GradscopeError(f"x must be float in [0, 1] or uint8, got {kind}")
+    require_unit_range(images, "x")
+    return images.float()
+
+
+def _labels(y: Any, count: int) -> Tensor:
+    """``y`` as int64 ``(N,)``, none below 0."""
+    try:
+        labels = _tensor(y)
+    except (TypeError, ValueError):
+        raise GradscopeError(f"y must be integers (N,), got {type(y).__name__}") from None
+    if labels.dim() != 1:
+        hint = "; pass y.argmax(1) if it is one-hot" if labels.dim() == 2 and labels.shape[1] > 1 else ""
+        raise GradscopeError(f"y must be labels (N,), got the shape {tuple(labels.shape)}{hint}")
+    if labels.dtype not in INTEGERS:
+        raise GradscopeError(f"y must be integers, got {str(labels.dtype).removeprefix('torch.')}")
+    if len(labels) != count:
+        raise GradscopeError(f"y must have a label for each image of x ({count}), got {len(labels)}")
+    labels = labels.long()
+    if int(labels.min()) < 0:
+        raise GradscopeError(f"y must be labels from 0 on, got {int(labels.min())}")
+    return labels
+
+
+def _require_below(labels: Tensor, count: int, what: str) -> None:
+    highest = int(labels.max())
+    if highest >= count:
+        raise GradscopeError(f"y must be labels from 0 to {count - 1} ({count} {what}), got {highest}")

@@ -1,0 +1,67 @@
+"""The names of the data sets and what each needs. No torch here: the command line refuses mistakes with these."""
+
+from dataclasses import dataclass
+
+from gradscope.config import Data
+from gradscope.errors import GradscopeError, lookup
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is known of a data set before it is read.
+
+    ``needs_root``: its files are where ``data_root`` says and nowhere else. ``resizes``: ``image_size`` brings its
+    images to that size. ``downloads``: ``download`` can fetch it.
+    """
+
+    description: str
+    needs_root: bool = False
+    resizes: bool = False
+    downloads: bool = False
+
+
+DATASETS: dict[str, Source] = {
+    "digits": Source("handwritten digits, 8x8 grey, 10 classes, 1797 images; embedded (scikit-learn)"),
+    "fashion-mnist": Source(
+        "clothes, 28x28 grey, 10 classes, 70000 images; IDX files or downloaded",
+        downloads=True,
+    ),
+    "cifar10": Source(
+        "objects, 32x32 RGB, 10 classes, 60000 images; torchvision's files, an image folder, an .npz or downloaded",
+        downloads=True,
+    ),
+    "cifar100": Source(
+        "objects, 32x32 RGB, 100 classes, 60000 images; torchvision's files, an image folder, an .npz or downloaded",
+        downloads=True,
+    ),
+    "tiny-imagenet": Source(
+        "photographs, 64x64 RGB, any of its 200 classes; the published files, an image folder or an .npz",
+        needs_root=True,
+    ),
+    "imagenet100": Source(
+        "a folder train/ and val/ or test/ of ImageNet's class folders, at 32 or 224 pixels; "
+        "classes.txt or Labels.json picks the classes",
+        needs_root=True,
+        resizes=True,
+    ),
+    "folder": Source(
+        "a folder train/ and test/ or val/ with a folder of images for each class; without train/, test images alone",
+        needs_root=True,
+        resizes=True,
+    ),
+    "npz": Source(
+        "a file with X_train, y_train, X_test, y_test and optionally classes; or test images alone, as images, labels",
+        needs_root=True,
+    ),
+}
+
+
+def check_data(data: Data) -> None:
+    """Raise :class:`GradscopeError` for an unknown name and for a ``data_root`` that is needed and not there."""
+    source = lookup(DATASETS, data.dataset, "dataset")
+    if not source.needs_root:
+        return
+    if data.data_root is None:
+        raise GradscopeError(f"data_root: {data.dataset!r} needs it ({source.description}), got none")
+    if not data.data_root.expanduser().exists():
+        raise GradscopeError(f"data_root: {data.data_root} does not exist")

@@ -1,0 +1,24 @@
+"""A measurement on every process that shares it: those it starts itself, or those that ``torchrun`` has started."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from lightning_fabric import Fabric
+
+from gradscope.distributed.processes import Hardware, resolve_device
+from gradscope.distributed.units import Team
+
+
+def on_every_rank(hardware: Hardware, work: Callable[[Team], None]) -> None:
+    """Run ``work``, which must be picklable, on every rank of the team that ``hardware`` asks for."""
+    device = resolve_device(hardware.device)
+    hardware = replace(hardware, device=device.type)
+    if hardware.is_shared:
+        hardware.launch("32", partial(_run, work=work))
+    else:
+        Team(device).run(work)
+
+
+def _run(fabric: Fabric, work: Callable[[Team], None]) -> None:
+    Team(fabric.device, fabric.global_rank, fabric.world_size).run(work)

@@ -1,0 +1,222 @@
+"""Redraw every figure of a directory of results from its files, with captions."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from gradscope.errors import GradscopeError, lookup
+from gradscope.figures import style
+from gradscope.figures.attack import draw_attacks
+from gradscope.figures.audit import draw_audit
+from gradscope.figures.distributions import draw_samples, read_samples
+from gradscope.figures.landscape import draw_landscapes
+from gradscope.figures.planes import is_plane
+from gradscope.figures.steps import draw_steps
+from gradscope.figures.style import Drawing
+from gradscope.figures.surfaces import write_surfaces
+from gradscope.figures.transfer import draw_transfer
+from gradscope.results.audits import Exhibits, read_document, read_exhibits
+from gradscope.results.files import write_json
+from gradscope.results.landscape import require_whole
+from gradscope.results.schemas import ATTACKS, AUDIT, AUDIT_JSON, EXHIBITS, LANDSCAPE, PATH, SAMPLES, STEPS, TRANSFER
+from gradscope.results.tables import find_table, read_table
+
+_BOXES = {True: "inside [0, 1]", False: "no box"}
+_REDUCTIONS = {"sum": "summed loss", "mean": "batch-mean loss"}
+_WORDS = {
+    "norm": "{}",
+    "epsilon": "epsilon {}",
+    "step_size": "step size {}",
+    "steps": "{} steps",
+    "restarts": "restarts {}",
+    "start": "start {}",
+    "loss": "loss {}",
+    "norm_floor": "step's norm floored at {}",
+    "precision": "{}",
+    "smoothing": "{} smoothing copies",
+    "targets": "{} target classes",
+    "queries": "{} queries",
+    "draws": "{} random points",
+}
+#: Values that go without saying.
+_UNSAID = {"restarts": 1, "norm_floor": 0, "smoothing": 1}
+
+
+#: How the names of figures begin, those that show most first.
+_MAIN = (
+    *("audit-robustness", "attacks-epsilon", "attacks-", "transfer-", "landscape-median", "landscape-", "weights-"),
+    *("steps-cosine", "steps-", "distribution-", "audit-"),
+)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What figures are drawn from.
+
+    ``tables``: rows by file, such as ``steps.csv``, with the types of :func:`gradscope.results.tables.read_table`.
+    ``manifest``, ``audit``: the parsed ``manifest.json`` and ``audit.json``; ``exhibits``: arrays of ``evidence.npz``.
+    """
+
+    tables: Mapping[str, pd.DataFrame]
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    audit: Any = None
+    exhibits: Exhibits | None = None
+
+    @property
+    def landscape(self) -> dict[str, Any]:
+        """What the manifest says of a landscape."""
+        found = self.manifest.get("landscape")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def attacks(self) -> dict[str, Any]:
+        """The manifest's attacks by name.
+
+        The attack on the networks of a weight landscape is called adversarial, what a battery may spend its budget.
+        """
+        found = self.manifest.get("attacks")
+        others = {"adversarial": self.landscape.get("adversarial"), "budget": self.manifest.get("budget")}
+        return others | (found if isinstance(found, dict) else {})
+
+
+class Composed(NamedTuple):
+    """The figures of a directory of results, and what its interactive page is made of.
+
+    ``landscape``: rows of LANDSCAPE that span a plane, None where there are none; ``settings``: what the manifest says
+    of them.
+    """
+
+    drawings: tuple[Drawing, ...]
+    captions: dict[str, str]
+    landscape: pd.DataFrame | None
+    settings: dict[str, Any]
+
+
+def holds_results(directory: Path) -> bool:
+    """Whether there are files in ``directory`` from which figures are drawn."""
+    tables = (STEPS, SAMPLES, LANDSCAPE, ATTACKS, TRANSFER)
+    return any(find_table(directory / table.file) for table in tables) or _is_audited(directory)
+
+
+def _is_audited(directory: Path) -> bool:
+    return find_table(directory / AUDIT.file) is not None and (directory / AUDIT_JSON).exists()
+
+
+def draw(directory: Path) -> list[Path]:
+    """Draw what the files in ``directory`` hold into ``directory/figures``; the paths of the figures.
+
+    ``figures/captions.json`` says of each, in a sentence, what it shows; ``figures/landscape-3d.html`` says it itself.
+    Raises :class:`GradscopeError` where there is nothing to draw from or a file is damaged.
+    """
+    if not holds_results(directory):
+        raise GradscopeError(
+            f"directory must hold {STEPS.file} or {SAMPLES.file} (`gradscope analyze` makes them), {LANDSCAPE.file} "
+            f"(`gradscope landscape`), {ATTACKS.file} (`gradscope attack`), {TRANSFER.file} (`gradscope transfer`) or "
+            f"{AUDIT.file} and {AUDIT_JSON} (`gradscope audit`), got {directory}"
+        )
+    with style.paper():
+        return save(compose(read_sources(directory)), directory)
+
+
+def figure(sources: Sources, name: str | None = None) -> Figure:
+    """Make the figure called ``name``, such as ``steps-cosine``, or the one that shows most; nothing is written.
+
+    Raises :class:`GradscopeError` where ``sources`` give no figure of that name, or none at all.
+    """
+    with style.paper():
+        found = {drawing.name: drawing.figure for drawing in drawings(sources)}
+    if not found:
+        raise GradscopeError(f"there is no figure of {', '.join(sources.tables) or 'no tables'}")
+    return lookup(found, min(found, key=_rank) if name is None else name, "name")
+
+
+def _rank(name: str) -> int:
+    return next((place for place, start in enumerate(_MAIN) if name.startswith(start)), len(_MAIN))
+
+
+def read_sources(directory: Path) -> Sources:
+    """Read what the figures of ``directory`` are drawn from."""
+    tables = {
+        table.file: read_samples(found) if table is SAMPLES else read_table(found, table)
+        for table in (STEPS, SAMPLES, LANDSCAPE, PATH, ATTACKS, TRANSFER)
+        if (found := find_table(directory / table.file))
+    }
+    audit = exhibits = None
+    if _is_audited(directory):
+        tables[AUDIT.file] = read_table(directory / AUDIT.file, AUDIT)
+        audit = read_document(directory / AUDIT_JSON)
+        exhibits = read_exhibits(directory / EXHIBITS) if (directory / EXHIBITS).exists() else None
+    return Sources(tables, _read_manifest(directory / "manifest.json"), audit, exhibits)
+
+
+def drawings(sources: Sources) -> Iterator[Drawing]:
+    """Make the figures of ``sources`` one after the other. Call it inside :func:`gradscope.figures.style.paper`."""
+    tables = sources.tables
+    if STEPS.file in tables:
+        yield from draw_steps(tables[STEPS.file])
+    if SAMPLES.file in tables:
+        yield from draw_samples(tables[SAMPLES.file])
+    if LANDSCAPE.file in tables:
+        require_whole(tables[LANDSCAPE.file])
+        yield from draw_landscapes(tables[LANDSCAPE.file], tables.get(PATH.file, pd.DataFrame()), sources.landscape)
+    if AUDIT.file in tables and sources.audit is not None:
+        yield from draw_audit(tables[AUDIT.file], sources.audit, sources.exhibits)
+    if ATTACKS.file in tables:
+        yield from draw_attacks(tables[ATTACKS.file])
+    if TRANSFER.file in tables:
+        yield from draw_transfer(tables[TRANSFER.file])
+
+
+def compose(sources: Sources) -> Composed:
+    """The figures of ``sources``, not yet saved. Call it inside :func:`gradscope.figures.style.paper`."""
+    made = tuple(drawings(sources))
+    captions = {drawing.name: _caption(drawing, sources.attacks) for drawing in made}
+    rows = sources.tables.get(LANDSCAPE.file)
+    return Composed(made, captions, rows if rows is not None and is_plane(rows) else None, sources.landscape)
+
+
+def save(composed: Composed, directory: Path) -> list[Path]:
+    """Write the figures and their captions into ``directory/figures``; the paths of the figures."""
+    figures = directory / "figures"
+    paths = [path for drawing in composed.drawings for path in style.save(drawing.figure, figures, drawing.name)]
+    if composed.landscape is not None:
+        paths.append(figures / "landscape-3d.html")
+        write_surfaces(composed.landscape, composed.settings, paths[-1])
+    write_json(figures / "captions.json", composed.captions)
+    return paths
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The content of ``manifest.json``; nothing where it is not there."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise GradscopeError(f"directory: {path} is not a manifest: {error}") from None
+    if not isinstance(content, dict):
+        raise GradscopeError(f"directory: {path} is not a manifest: {type(content).__name__}, not an object")
+    return content
+
+
+def _caption(drawing: Drawing, settings: Mapping[str, Any]) -> str:
+    parts = [f"{name}: {described}" for name in drawing.attacks if (described := describe_attack(settings.get(name)))]
+    return "; ".join([drawing.caption, *parts]) + "."
+
+
+def describe_attack(settings: object) -> str:
+    """An attack's settings in words, those of :class:`gradscope.config.PGD` that are there; else empty."""
+    if not isinstance(settings, Mapping):
+        return ""
+    known = {key: settings[key] for key in _WORDS if settings.get(key) not in (None, _UNSAID.get(key))}
+    parts = [_WORDS[key].format(f"{value:.4g}" if isinstance(value, float) else value) for key, value in known.items()]
+    if "box" in settings:
+        parts.append(_BOXES[bool(settings["box"])])
+    if settings.get("reduction") in _REDUCTIONS:
+        parts.append(_REDUCTIONS[settings["reduction"]])
+    return ", ".join(parts)

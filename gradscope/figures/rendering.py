@@ -1,0 +1,36 @@
+"""Pages from the templates: every value is escaped unless it is markup already."""
+
+import json
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("gradscope", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """The template, such as ``report/templates/page.html``, with ``values`` in it."""
+    return _environment().get_template(template).render(**values)
+
+
+def source(name: str) -> Markup:
+    """A script or style sheet, such as ``report/templates/page.css``, as it is."""
+    return Markup((resources.files("gradscope") / name).read_text(encoding="utf-8"))
+
+
+def script_json(value: Any) -> Markup:
+    """``value`` as JSON that can stand in a script element: nothing in it ends or opens one."""
+    return Markup(json.dumps(value, allow_nan=False).replace("<", "\\u003c"))

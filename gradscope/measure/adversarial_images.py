@@ -1,0 +1,65 @@
+"""The adversarial images of an attack as a file, and what a model that is loaded anew makes of them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gradscope.attacks.outcome import Outcome
+from gradscope.functional import fooled
+from gradscope.measure.inputs import Chosen, Entry, Inputs
+from gradscope.models.inspection import measuring
+from gradscope.results.files import atomic
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def felled_images(label: str, outcome: Outcome, chosen: Chosen) -> Arrays:
+    """Every point ``(M, C, H, W)`` at which an attack fooled the model, and whose it is."""
+    shape = tuple(chosen.images.images.shape[1:])
+    points, numbers, labels, names = [torch.zeros(0, *shape)], [], [], []
+    for name, attack in outcome.attacks.items():
+        if attack.adversarial is not None:
+            places = attack.attacked[attack.fooled]
+            points.append(attack.adversarial[attack.fooled].float())
+            numbers += outcome.numbers[places].tolist()
+            labels += outcome.labels[places].tolist()
+            names += [name] * len(places)
+    return {
+        "images": torch.cat(points).numpy(),
+        "index": np.array(numbers, dtype=np.int64),
+        "label": np.array(labels, dtype=np.int64),
+        "attack": np.array(names, dtype=np.str_),
+        "checkpoint": np.array([label] * len(names), dtype=np.str_),
+        "epsilon": np.full(len(names), outcome.threat.epsilon),
+    }
+
+
+def write_images(path: Path, parts: Sequence[Arrays]) -> None:
+    """All parts as one .npz."""
+    joined: dict[str, Any] = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **joined)
+
+
+def rescore(path: Path, entry: Entry, inputs: Inputs, batch_size: int) -> dict[str, int]:
+    """Judge a model's saved images, read back from ``path``, with the model loaded anew.
+
+    "disagreeing" counts the images that it gets right, though it got them wrong when they were made: batches of
+    another size round otherwise, and a model that draws random numbers draws others.
+    """
+    named = inputs.references(inputs.request.options.others.get("surrogate", ()))
+    reference = next(one for one in named if one.text == entry.reference.text)
+    subject = inputs.load(reference, entry.chosen.images, differentiable=False)
+    with np.load(path) as kept:
+        mine = kept["checkpoint"] == subject.label
+        points, labels = torch.from_numpy(kept["images"][mine]), torch.from_numpy(kept["label"][mine])
+    disagreeing = 0
+    with measuring(subject.model), torch.no_grad():
+        for part in torch.arange(len(points)).split(batch_size) if len(points) else ():
+            logits = subject.model(points[part].to(inputs.device))
+            disagreeing += int((~fooled(logits, labels[part].to(inputs.device))).sum())
+    return {"images": len(points), "disagreeing": disagreeing, "batch_size": batch_size}

@@ -1,0 +1,119 @@
+"""AttackMeasurement: a set of them on each model, at one radius or several, kept by attack and batch."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+from gradscope.attacks.evaluation import evaluate
+from gradscope.attacks.outcome import Outcome
+from gradscope.attacks.pgd import usual_batch_size
+from gradscope.attacks.threat import ThreatModel
+from gradscope.distributed.units import prefixed
+from gradscope.measure.adversarial_images import Arrays, felled_images, rescore, write_images
+from gradscope.measure.directory import IMAGES
+from gradscope.measure.inputs import Entry
+from gradscope.measure.models import (
+    describe_surrogates,
+    read_entries,
+    require_one_shape,
+    surrogate_examples,
+    unit_prefix,
+)
+from gradscope.measure.options import AttackOptions
+from gradscope.measure.partial_results import PartialResults
+from gradscope.measure.runner import Measurement, Row
+from gradscope.measure.writer import Part
+from gradscope.models.loading import LoadedModel
+from gradscope.progress import Advance, progress_bar
+from gradscope.results.schemas import ATTACK_SAMPLES, ATTACKS
+
+
+class AttackMeasurement(Measurement[AttackOptions]):
+    """``gradscope attack``."""
+
+    def read(self) -> Sequence[Entry]:
+        """Every model on its own data set, with its surrogates."""
+        entries = read_entries(self.inputs, self.options.surrogate, self.options.samples)
+        if self.options.save_images:
+            require_one_shape(entries, "save_images")
+        return entries
+
+    def described(self) -> Row:
+        """AttackMeasurement, radii and budget, and the surrogates."""
+        shared = {"batch_size": self._batch_size, "surrogates": describe_surrogates(self.entries)}
+        return self.options.resolved() | shared
+
+    @property
+    def _batch_size(self) -> int:
+        return self.options.batch_size or usual_batch_size(None, self.device)
+
+    def depends(self) -> Row:
+        """Whether the images are in the pieces."""
+        return {"save_images": self.options.save_images}
+
+    def parts(self, kept: PartialResults) -> Iterator[Part]:
+        """One part for each model, and what its saved images are worth."""
+        saved: list[Arrays] = []
+        for position, entry in enumerate(self.entries):
+            started = time.perf_counter()
+            subject = self.inputs.load(entry.reference, entry.chosen.images, differentiable=False)
+            outcomes = [self._at(subject, entry, epsilon, kept) for epsilon in self.options.balls.radii]
+            files = {}
+            if self.options.save_images:
+                saved += [felled_images(subject.label, outcome, entry.chosen) for outcome in outcomes]
+                files[IMAGES] = partial(write_images, parts=saved)
+            identity = subject.identity(entry.chosen.images.name, "")
+            rows = {
+                ATTACKS: partial(_rows, Outcome.attack_rows, outcomes, identity),
+                ATTACK_SAMPLES: partial(_rows, Outcome.sample_rows, outcomes, identity),
+            }
+            facts = {"seconds": time.perf_counter() - started, "skipped": dict(outcomes[0].skipped)}
+            yield Part(position, rows, facts, files)
+            if self.options.save_images and self.team.is_first:
+                rescored = rescore(self.out / IMAGES, entry, self.inputs, self._batch_size // 2 + 1)
+                yield Part(position, facts={"rescored": rescored})
+
+    def _at(self, subject: LoadedModel, entry: Entry, epsilon: float, kept: PartialResults) -> Outcome:
+        """What stands at a radius."""
+        options = self.options
+        wanted = len(entry.chosen.images) * (len(options.names) + len(entry.surrogates))
+        title = f"{subject.label} {options.norm} {epsilon:.4g}"
+        with progress_bar(title, wanted, visible=self.team.is_first) as advance:
+            found = self._run(subject, entry, ThreatModel(options.norm, epsilon), kept, advance)
+        return found if options.save_images else _bare(found)
+
+    def _run(
+        self, subject: LoadedModel, entry: Entry, threat: ThreatModel, kept: PartialResults, advance: Advance
+    ) -> Outcome:
+        options = self.options
+        shared = threat, options.budget, self._batch_size, kept.each, advance
+        return evaluate(
+            subject.model,
+            entry.chosen.images,
+            options.names,
+            threat,
+            options.budget,
+            numbers=entry.chosen.numbers,
+            examples=surrogate_examples(entry, self.inputs, *shared),
+            cascade=options.cascade,
+            keep_images=options.save_images,
+            seed=options.seed,
+            device=self.device,
+            batch_size=self._batch_size,
+            each=prefixed(kept.each, unit_prefix(entry, subject.label, threat)),
+            advanced=advance,
+        )
+
+
+def _rows(
+    rows_of: Callable[[Outcome, Row], Iterator[Row]], outcomes: Iterable[Outcome], identity: Row
+) -> Iterator[Row]:
+    for outcome in outcomes:
+        yield from rows_of(outcome, identity)
+
+
+def _bare(outcome: Outcome) -> Outcome:
+    """The outcome without its images, which would fill the memory."""
+    attacks = {name: replace(attack, adversarial=None) for name, attack in outcome.attacks.items()}
+    return replace(outcome, attacks=attacks)

@@ -1,0 +1,140 @@
+"""Audits: each model attacked with what a budget allows, and what the checks add up to."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradscope.attacks.pgd import usual_batch_size
+from gradscope.attacks.threat import ThreatModel
+from gradscope.auditing.evidence import stages
+from gradscope.auditing.example_images import Exhibit, exhibits
+from gradscope.auditing.verdict import SCHEMA, Audit, examine
+from gradscope.distributed.units import prefixed
+from gradscope.measure.inputs import Entry
+from gradscope.measure.models import (
+    describe_surrogates,
+    read_entries,
+    require_one_shape,
+    surrogate_examples,
+    unit_prefix,
+)
+from gradscope.measure.options import AuditOptions
+from gradscope.measure.partial_results import PartialResults
+from gradscope.measure.runner import Measurement, Row
+from gradscope.measure.writer import Part
+from gradscope.models.loading import LoadedModel
+from gradscope.progress import progress_bar
+from gradscope.results.files import atomic, write_json
+from gradscope.results.schemas import ATTACK_SAMPLES, ATTACKS, AUDIT, AUDIT_JSON, EXHIBITS
+
+
+class AuditMeasurement(Measurement[AuditOptions]):
+    """``gradscope audit``."""
+
+    def read(self) -> Sequence[Entry]:
+        """Every model on its own data set, with its surrogates; all images of one shape."""
+        entries = read_entries(self.inputs, self.options.surrogate, self.options.samples)
+        require_one_shape(entries, "model")
+        return entries
+
+    def described(self) -> Row:
+        """Ball and budget, and the surrogates."""
+        shared = {"batch_size": self._batch_size, "surrogates": describe_surrogates(self.entries)}
+        return self.options.resolved() | shared
+
+    @property
+    def _batch_size(self) -> int:
+        return self.options.batch_size or usual_batch_size(None, self.device)
+
+    def parts(self, kept: PartialResults) -> Iterator[Part]:
+        """One part for each model."""
+        documents: list[Row] = []
+        shown: list[Row] = []
+        for position, entry in enumerate(self.entries):
+            started = time.perf_counter()
+            subject = self.inputs.load(entry.reference, entry.chosen.images, differentiable=False)
+            found, pictures = self._audit(subject, entry, kept)
+            identity = subject.identity(entry.chosen.images.name, "")
+            documents.append(_document(identity, found))
+            shown += [_pictured(subject.label, exhibit, entry.chosen.images.classes) for exhibit in pictures]
+            rows = {
+                AUDIT: partial(found.rows, identity),
+                ATTACKS: partial(found.evidence.main.attack_rows, identity),
+                ATTACK_SAMPLES: partial(found.evidence.main.sample_rows, identity),
+            }
+            files = {
+                AUDIT_JSON: partial(write_json, value={"schema": SCHEMA, "audits": documents}),
+                EXHIBITS: partial(_write_exhibits, shown=shown),
+            }
+            facts = {"seconds": time.perf_counter() - started, "skipped": dict(found.left_out)}
+            yield Part(position, rows, facts, files)
+
+    def _audit(self, subject: LoadedModel, entry: Entry, kept: PartialResults) -> tuple[Audit, list[Exhibit]]:
+        """A model's audit and the pictures that show it."""
+        options, device, images = self.options, self.device, entry.chosen.images
+        threat = ThreatModel(options.norm, options.radius)
+        budget = options.spending_of(with_examples=bool(entry.surrogates))
+        each = prefixed(kept.each, unit_prefix(entry, subject.label, threat))
+        wanted = stages(budget, len(images)) + len(images) * len(entry.surrogates)
+        with progress_bar(f"auditing {subject.label}", wanted, visible=self.team.is_first) as advance:
+            examples = surrogate_examples(
+                entry, self.inputs, threat, budget.attacks, self._batch_size, kept.each, advance
+            )
+            found = examine(
+                subject.model,
+                images,
+                entry.chosen.numbers,
+                threat,
+                options.budget,
+                surrogate_examples=examples,
+                seed=options.seed,
+                device=device,
+                batch_size=self._batch_size,
+                each=each,
+                advanced=advance,
+            )
+            shown = exhibits(
+                found, subject.model, images, surrogate_examples=examples, seed=options.seed, device=device, each=each
+            )
+        if options.surrogate and not entry.surrogates:
+            itself = dict.fromkeys(("transfer", "pgd-from"), "the surrogate given is this model itself")
+            found = replace(found, left_out={**found.left_out, **itself})
+        return found, list(shown)
+
+
+def _document(identity: Row, found: Audit) -> Row:
+    """The audit's part of ``audit.json``, with whose it is in front."""
+    return {key: value for key, value in identity.items() if key != "attack"} | found.to_json()
+
+
+def _pictured(label: str, exhibit: Exhibit, classes: Sequence[str]) -> Row:
+    """An exhibit as a row of ``evidence.npz``: numbers, pictures, and the names of the classes."""
+    numbers = {
+        "label": exhibit.label,
+        "clean_predicted": exhibit.clean_predicted,
+        "adversarial_predicted": exhibit.adversarial_predicted,
+    }
+    return {
+        "clean": exhibit.clean.numpy(),
+        "adversarial": exhibit.adversarial.numpy(),
+        "index": exhibit.index,
+        **numbers,
+        **{f"{key}_name": classes[number] for key, number in numbers.items()},
+        "attack": exhibit.attack,
+        "check": exhibit.check,
+        "checkpoint": label,
+    }
+
+
+def _write_exhibits(path: Path, shown: Sequence[Row]) -> None:
+    """All pictures as one .npz, an array a key; none where there is nothing to show."""
+    if not shown:
+        return
+    arrays: dict[str, Any] = {key: np.array([row[key] for row in shown]) for key in shown[0]}
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)

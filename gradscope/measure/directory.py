@@ -1,0 +1,77 @@
+"""The directory of results: one writer at a time, never a mixture of two runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gradscope.errors import GradscopeError
+from gradscope.results.files import ensure_writable, exclusive
+from gradscope.results.schemas import (
+    ATTACKS,
+    AUDIT,
+    AUDIT_JSON,
+    BANDS,
+    EXHIBITS,
+    LANDSCAPE,
+    PAGE,
+    PAPER,
+    PATH,
+    SAMPLES,
+    STEPS,
+    SUMMARY,
+    TRANSFER,
+)
+
+#: The folder of finished pieces of work; it is removed when the whole is written.
+PARTIAL = ".tiles"
+#: Adversarial images that were asked for.
+IMAGES = "adversarial.npz"
+_TABLES = (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, TRANSFER, AUDIT)
+#: What a measuring stage writes beside its figures.
+FILES = (*(table.file + end for table in _TABLES for end in ("", ".gz")), IMAGES, AUDIT_JSON, EXHIBITS, "manifest.json")
+
+
+def require_room(out: Path, what: str, *, resume: bool, overwrite: bool) -> None:
+    """Raise :class:`GradscopeError` where ``out`` holds results, or an unfinished ``what``, that may not go."""
+    if overwrite:
+        return
+    if unfinished(out):
+        if not resume:
+            raise GradscopeError(
+                f"out must be another directory: {out} holds an unfinished {what}; `resume` continues it, "
+                "`overwrite` drops it"
+            )
+    elif any((out / name).exists() for name in FILES):
+        raise GradscopeError(f"out must be another directory: {out} holds results; pass `overwrite` to replace them")
+
+
+def unfinished(out: Path) -> bool:
+    """Whether ``out`` holds pieces of a measurement that has not been completed."""
+    return (out / PARTIAL).is_dir()
+
+
+@contextmanager
+def results_directory(out: Path, what: str, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Hold ``out`` for a measurement that writes its results there; what was interrupted may ``resume``.
+
+    Raises :class:`GradscopeError` where it holds results and ``overwrite`` is not set, or cannot be written. What is
+    refused before anything is written leaves no new directory behind.
+    """
+    new = not out.exists()
+    with exclusive(out):
+        require_room(out, what, resume=resume, overwrite=overwrite)
+        ensure_writable(out)
+        try:
+            yield
+        except GradscopeError:
+            if new and not any(out.iterdir()):
+                out.rmdir()
+            raise
+
+
+def clear(out: Path) -> None:
+    """Remove the results that are about to be replaced, figures and report among them: they show other numbers."""
+    drawn = [path for kind in ("pdf", "png", "html") for path in (out / "figures").glob(f"*-*.{kind}")]
+    written = [path for kind in ("pdf", "tex") for path in (out / PAPER).glob(f"*.{kind}")]
+    for path in [*(out / name for name in FILES), out / PAGE, *drawn, *written]:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,333 @@
+"""Landscapes of input space: a plane around each image, for one model or several on the same axes."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from gradscope.attacks.pgd import prepared, threat_model, usual_batch_size
+from gradscope.config import PGD
+from gradscope.data.image_set import ImageSet
+from gradscope.distributed.units import Unit, Values
+from gradscope.errors import GradscopeError
+from gradscope.functional import margin
+from gradscope.measure.inputs import Chosen, Entry, order, take
+from gradscope.measure.landscape import summary_row
+from gradscope.measure.options import LandscapeOptions
+from gradscope.measure.partial_results import PartialResults
+from gradscope.measure.runner import Measurement, Row
+from gradscope.measure.writer import Part, Rows
+from gradscope.models.inspection import measuring
+from gradscope.models.loading import LoadedModel
+from gradscope.probes.comparison import compare_planes, compare_surroundings
+from gradscope.probes.input_landscape import (
+    Planes,
+    PlaneValues,
+    adversarial_planes,
+    attack_walk,
+    coordinates,
+    evaluate_planes,
+    shared_planes,
+)
+from gradscope.progress import Advance, progress_bar
+from gradscope.results.landscape import bands
+from gradscope.results.schemas import BANDS, LANDSCAPE, LANDSCAPE_METRICS, PATH, SAMPLES, SUMMARY
+from gradscope.results.stats import mean_interval, wilson_interval
+from gradscope.results.tables import read_table, write_table
+from gradscope.seeding import seeded
+
+#: Points of a plane that are kept at a time; rows stay whole.
+_TILE_POINTS = 8192
+_ALL = slice(None)
+#: What of a :class:`Planes` is kept beside the images.
+_FIELDS = ("first", "second", "unit", "paths", "fallback")
+#: Bytes that the iterates of a batch of attacks may take.
+_WALK_BYTES = 2**30
+
+
+class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
+    """``gradscope landscape --space input``: every model's planes, what is on them and what compares them."""
+
+    subjects: list[LoadedModel]
+    settings: PGD
+    kept: PartialResults
+
+    def read(self) -> Sequence[Entry]:
+        """All models on the same images."""
+        assert self.options.settings is not None
+        self.settings = self.options.settings
+        references = self.inputs.references()
+        test = self.inputs.one_data_set(references, "landscape").test
+        self.subjects = [self.inputs.load(reference, test) for reference in references]
+        self.images = self._choose(test)
+        size = _batch_size(self.settings, self.images.images, self.device, len(self.subjects))
+        self.batches = list(torch.arange(len(self.images.images)).split(size))
+        return [Entry(reference, self.images) for reference in references]
+
+    def _choose(self, test: ImageSet) -> Chosen:
+        """The images that are asked for, in the set's order; those of ``index`` in the order given."""
+        options = self.options
+        if options.index:
+            for index in options.index:
+                if not 0 <= index < len(test):
+                    raise GradscopeError(
+                        f"index must be 0 to {len(test) - 1}, the test images of {test.name}, got {index}"
+                    )
+            return take(test, torch.tensor(list(dict.fromkeys(options.index))))
+        if not options.right:
+            return self.inputs.choose(test, options.images, "images")
+        wanted = options.default_images if options.images is None else options.images
+        found: list[int] = []
+        # A few forward passes, which every rank makes; a GPU may round otherwise than another, so the first one's
+        # count.
+        with torch.no_grad():
+            for numbers in order(test, options.seed).split(256):
+                images, labels = test.batch(numbers, self.device)
+                right = torch.ones(len(numbers), dtype=torch.bool, device=self.device)
+                for subject in self.subjects:
+                    with measuring(subject.model):
+                        right &= subject.model(images).argmax(dim=1) == labels
+                found += numbers[right.cpu()].tolist()
+                if len(found) >= wanted:
+                    break
+        found = self.team.of_first(found)
+        if len(found) < wanted or wanted < 1:
+            raise GradscopeError(
+                f"images must be 1 to {len(found)} with `right`, as many of {test.name} as every model is right about, "
+                f"got {wanted}"
+            )
+        return take(test, torch.tensor(found[:wanted]).sort().values)
+
+    def described(self) -> Row:
+        """Points, axes and images."""
+        options, unit = self.options, "multiples of epsilon"
+        labels = [subject.label for subject in self.subjects]
+        names = ["adversarial direction", "random direction"]
+        if options.plane == "shared":
+            names = [f"adversarial direction of {labels[0]}", f"adversarial direction of {labels[1]}, orthogonal part"]
+        landscape = {
+            "seed": options.seed,
+            "points": options.points,
+            "space": "input",
+            "span": options.grid.span,
+            "axes": [{"name": name, "unit": unit} for name in names],
+            "plane": options.plane,
+            "epsilon": self.settings.epsilon,
+            "chosen": "by index" if options.index else "right when clean" if options.right else "drawn by seed",
+            "indices": self.images.numbers.tolist(),
+            "classes": list(self.images.images.classes),
+            "batch_size": len(self.batches[0]),
+        }
+        return {"landscape": landscape, "attacks": {options.attack: self.settings.model_dump()}}
+
+    def parts(self, kept: PartialResults) -> Iterator[Part]:
+        """One part for each model."""
+        self.kept = kept
+        points = len(self.subjects) * len(self.images.images) * self.options.points**2
+        with progress_bar("landscape", points, visible=self.team.is_first) as advance:
+            for position in range(len(self.subjects)):
+                started = time.perf_counter()
+                walks = self._each(
+                    [(f"planes-{number}", partial(self._walk, number, advance)) for number in self._numbers]
+                )
+                planes = list(walks)
+                values = self._values(position, planes, advance)
+                compare = partial(self._compared, position, planes, values, advance)
+                compared = self._each(
+                    [(f"compared-{position}-{number}", partial(compare, number)) for number in self._numbers]
+                )
+                result = _Result(self, position, planes, values, list(compared))
+                yield Part(position, result.rows(), {"seconds": time.perf_counter() - started, **result.facts()})
+
+    def conclude(self) -> None:
+        """Write the quantiles over images."""
+        quantiles = bands(read_table(self.out / LANDSCAPE.file, LANDSCAPE))
+        rows = quantiles.itertuples(index=False, name=None)
+        write_table(self.out / BANDS.file, BANDS, (dict(zip(BANDS.names, row, strict=True)) for row in rows))
+
+    @property
+    def _numbers(self) -> range:
+        return range(len(self.batches))
+
+    def _each(self, units: Sequence[Unit]) -> Iterator[Values]:
+        """The units, kept; a model that draws random numbers draws those of the unit, whoever makes it."""
+
+        def drawing(name: str, make: Callable[[], Values]) -> Values:
+            with seeded(self.options.seed, name):
+                return make()
+
+        return self.kept.each([(name, partial(drawing, name, make)) for name, make in units])
+
+    def _walk(self, number: int, advance: Advance) -> Values:
+        """The planes of every checkpoint around a batch of images, and those that they share."""
+        settings, seed = self.settings, self.options.seed
+        threat = threat_model(settings)
+        images, labels, named = self._batch(number)
+        advance(0, "attacking")
+        walks = []
+        for subject in self.subjects:
+            with prepared(subject.model, settings) as model:
+                walks.append(attack_walk(model, images, labels, settings, numbers=named, seed=seed))
+        found = [adversarial_planes(images, walk, threat, numbers=named, seed=seed) for walk in walks]
+        if self.options.plane == "shared":
+            found.append(shared_planes(images, (walks[0], walks[1]), threat, numbers=named, seed=seed))
+        return {f"{place}-{name}": getattr(planes, name) for place, planes in enumerate(found) for name in _FIELDS}
+
+    def _batch(self, number: int, part: slice = _ALL) -> tuple[Tensor, Tensor, Tensor]:
+        """Images and labels of a batch, or a part of it, on the device, and the images' numbers."""
+        indices = self.batches[number][part]
+        return *self.images.images.batch(indices, self.device), self.images.numbers[indices]
+
+    def _planes(self, position: int, number: int, kept: Values, part: slice = _ALL, *, own: bool = False) -> Planes:
+        """The planes that are evaluated for a checkpoint, on the device, or those of its ``own`` direction."""
+        place = len(self.subjects) if self.options.plane == "shared" and not own else position
+        images, _, _ = self._batch(number, part)
+        first, second, unit, paths, fallback = (kept[f"{place}-{name}"] for name in _FIELDS)
+        parts = (first[part], second[part], unit[part], paths[:, part], fallback[part])
+        return Planes(images, *(tensor.to(self.device) for tensor in parts))
+
+    def _values(self, position: int, planes: Sequence[Values], advance: Advance) -> list[PlaneValues]:
+        """Loss, margin and predicted class on the planes of each batch, made tile by tile."""
+        points, subject = self.options.points, self.subjects[position]
+        height = max(1, _TILE_POINTS // points)
+        tiles = [range(start, min(start + height, points)) for start in range(0, points, height)]
+        work = [
+            (number, place, rows)
+            for number, part in enumerate(self.batches)
+            for place in range(len(part))
+            for rows in tiles
+        ]
+        told = [0]
+
+        def advanced(done: int, note: str) -> None:
+            told[0] += done
+            advance(done, subject.label)
+
+        def evaluate(number: int, place: int, rows: range) -> Values:
+            part = slice(place, place + 1)
+            plane, labels = self._planes(position, number, planes[number], part), self._batch(number, part)[1]
+            found = evaluate_planes(subject.model, plane, labels, self.options.grid, rows=rows, advanced=advanced)
+            return {"loss": found.loss, "margin": found.margin, "predicted": found.predicted}
+
+        def told_of() -> Iterator[Values]:
+            units: list[Unit] = [
+                (f"plane-{position}-{number}-{place}-{rows.start}", partial(evaluate, number, place, rows))
+                for number, place, rows in work
+            ]
+            done = 0
+            for (_, _, rows), unit in zip(work, self._each(units), strict=True):
+                done += len(rows) * points
+                advanced(max(0, done - told[0]), "")
+                yield unit
+
+        found = told_of()
+        joined = []
+        for part in self.batches:
+            of_each = [[next(found) for _ in tiles] for _ in part]
+            whole = [{key: torch.cat([tile[key] for tile in one], dim=1) for key in one[0]} for one in of_each]
+            fields = ("loss", "margin", "predicted")
+            joined.append(PlaneValues(*(torch.cat([one[field] for one in whole]) for field in fields)))
+        return joined
+
+    def _compared(
+        self, position: int, planes: Sequence[Values], values: Sequence[PlaneValues], advance: Advance, number: int
+    ) -> Values:
+        """The numbers to compare the images of a batch by, and whether each is ``right`` when clean."""
+        options, subject = self.options, self.subjects[position]
+        images, labels, named = self._batch(number)
+        advance(0, f"{subject.label}: curvature")
+        with measuring(subject.model), torch.no_grad():
+            logits = subject.model(images.contiguous(memory_format=torch.channels_last))
+        own = self._planes(position, number, planes[number], own=True)
+        around = compare_surroundings(subject.model, own, labels, self.settings, numbers=named, seed=options.seed)
+        drawn = self._planes(position, number, planes[number])
+        on_plane = compare_planes(subject.model, drawn, labels, values[number], options.grid)
+        return on_plane | around | {"right": margin(logits, labels) > 0}
+
+
+def _batch_size(settings: PGD, images: ImageSet, device: torch.device, checkpoints: int) -> int:
+    """Images attacked at once: as everywhere, or as many as the iterates of all checkpoints fit in memory for."""
+    walk = checkpoints * (settings.steps + 1) * images.images[0].numel() * 4
+    return max(1, min(usual_batch_size(settings, device), len(images), _WALK_BYTES // walk))
+
+
+class _Result:
+    """What was measured of one checkpoint, as rows."""
+
+    def __init__(
+        self,
+        of: InputLandscapeMeasurement,
+        position: int,
+        planes: Sequence[Values],
+        values: Sequence[PlaneValues],
+        compared: Sequence[Values],
+    ) -> None:
+        self.of, self.values, options = of, values, of.options
+        self.identity = of.subjects[position].identity(of.images.images.name, options.attack)
+        shared = options.plane == "shared"
+        self.walkers = [one.label for one in (of.subjects[:2] if shared else [of.subjects[position]])]
+        drawn = len(of.subjects) if shared else position
+        self.paths = torch.cat([part[f"{drawn}-paths"] for part in planes], dim=1).numpy()
+        self.fallback = torch.cat([part[f"{drawn}-fallback"] for part in planes])
+        self.numbers = of.images.numbers
+        self.right = torch.cat([part["right"] for part in compared])
+        self.compared = {name: torch.cat([part[name].double() for part in compared]) for name in LANDSCAPE_METRICS}
+
+    def rows(self) -> Rows:
+        """The rows of each table."""
+        return {
+            LANDSCAPE: self._landscape,
+            PATH: self._path,
+            SAMPLES: self._samples,
+            SUMMARY: self._summary,
+        }
+
+    def facts(self) -> Row:
+        """Which images have a random direction where an adversarial one was wanted."""
+        columns = zip(("first", "second"), self.fallback.T, strict=True)
+        return {"random_instead_of_adversarial": {which: self.numbers[lost].tolist() for which, lost in columns}}
+
+    def _images(self) -> Iterator[tuple[Row, int]]:
+        """The identity of each image's rows, and its place."""
+        labels = self.of.images.images.labels.tolist()
+        for place, (index, label) in enumerate(zip(self.numbers.tolist(), labels, strict=True)):
+            yield self.identity | {"space": "input", "index": index, "label": label}, place
+
+    def _landscape(self) -> Iterator[Row]:
+        axis = coordinates(self.of.options.grid).tolist()
+        planes = ((part, place) for part in self.values for place in range(len(part.loss)))
+        for (identity, _), (part, place) in zip(self._images(), planes, strict=True):
+            columns = [tensor[place].numpy() for tensor in (part.loss, part.margin, part.predicted)]
+            for a, *rows in zip(axis, *columns, strict=True):
+                for b, loss, difference, predicted in zip(axis, *rows, strict=True):
+                    yield identity | {"a": a, "b": b, "loss": loss, "margin": difference, "predicted": predicted}
+
+    def _path(self) -> Iterator[Row]:
+        for walker, paths in zip(self.walkers, self.paths, strict=True):
+            for identity, place in self._images():
+                shared = {key: value for key, value in identity.items() if key != "label"} | {"walker": walker}
+                for step, (a, b, off) in enumerate(paths[place]):
+                    yield shared | {"step": step, "a": a, "b": b, "off": off}
+
+    def _samples(self) -> Iterator[Row]:
+        for name, values in self.compared.items():
+            known = {"metric": name, "point": "around", "unit": LANDSCAPE_METRICS[name].unit}
+            for identity, place in self._images():
+                shared = {key: value for key, value in identity.items() if key != "space"}
+                yield shared | known | {"value": float(values[place])}
+
+    def _summary(self) -> Iterator[Row]:
+        identity = self.identity | self.of.settings.ball
+        subsets = {"all": torch.ones_like(self.right), "correct": self.right, "wrong": ~self.right}
+        for name, values in self.compared.items():
+            for subset, inside in subsets.items():
+                defined = values[inside & ~values.isnan()]
+                count = len(defined)
+                mean = float(defined.mean()) if count else math.nan
+                interval = mean_interval(mean, float(defined.std()), count) if count > 1 else None
+                if name.startswith("beyond"):  # shares: a mean of eight yes or no varies no more than one of them
+                    interval = wilson_interval(round(float(defined.sum())), count)
+                yield summary_row(identity, name, f"around/{subset}", mean, interval, count)

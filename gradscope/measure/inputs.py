@@ -1,0 +1,171 @@
+"""What a measurement reads: the models that a request names, and the images they are examined on."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradscope.config import Data
+from gradscope.data import sources
+from gradscope.data.image_set import ImageSet, Splits
+from gradscope.errors import GradscopeError, lookup
+from gradscope.measure.options import Request
+from gradscope.models.inspection import check_differentiable
+from gradscope.models.loading import Foreign, LoadedModel, ModelSource, load_model, read_references
+from gradscope.models.references import ModelRef
+from gradscope.seeding import generator
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The images that are examined and their indices in the test set."""
+
+    images: ImageSet
+    numbers: torch.Tensor
+    available: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of a measurement, its images, and its surrogates: the other models that are attacked in its place."""
+
+    reference: ModelSource
+    chosen: Chosen
+    surrogates: tuple[ModelSource, ...] = ()
+
+
+@dataclass(frozen=True)
+class Given:
+    """Models that a user has in memory, by name, and the images that they are examined on.
+
+    ``everything``: measure all of them where their number is not said (of a landscape, the usual number).
+    """
+
+    models: Mapping[str, LoadedModel]
+    images: ImageSet
+    everything: bool = True
+
+
+class Inputs:
+    """The models and images of a request; what has been read is not read again.
+
+    ``given``: those in memory, in the place of files and data sets.
+    """
+
+    def __init__(self, request: Request, device: torch.device, given: Given | None = None) -> None:
+        self.request, self.device, self.given = request, device, given
+        self.foreign = Foreign(**{name: getattr(request.foreign, name) for name in type(request.foreign).model_fields})
+        self._loaded: dict[Data, Splits] = {}
+
+    def references(self, extra: Sequence[str] = ()) -> list[ModelSource]:
+        """Every model that is named, then the ``extra`` ones that are none of them."""
+        named = self.request.models
+        if self.given is not None:
+            wanted = dict.fromkeys([*named, *extra])
+            models = {name: lookup(self.given.models, name, "model") for name in wanted}
+            return [ModelSource(ModelRef(name, "memory"), name, None, None) for name in models]
+        return read_references([*named, *(text for text in dict.fromkeys(extra) if text not in named)], self.foreign)
+
+    def splits(self, reference: ModelSource) -> Splits:
+        """The data set that the request names, or the checkpoint's own, with what is said of where it is."""
+        if self.given is not None:
+            return Splits(self.given.images, self.given.images)
+        own, given = reference.data, self.request.data.given()
+        if own is None and "dataset" not in given:
+            raise GradscopeError(f"dataset must be given for the foreign model {reference.text}, to examine it on")
+        known = own.model_dump() if own is not None and "dataset" not in given else {}
+        data = Data.parse(known | given)
+        try:
+            if data not in self._loaded:
+                self._loaded[data] = sources.load(data, download=self.request.data.download)
+            return self._loaded[data]
+        except GradscopeError as error:
+            if known.get("data_root") is None or "data_root" in given:
+                raise
+            raise GradscopeError(
+                f"{error} ({reference.label} was trained from there; `data_root` says where now)"
+            ) from None
+
+    def one_data_set(self, references: Sequence[ModelSource], purpose: str) -> Splits:
+        """The one data set of all ``references``, which ``purpose`` needs."""
+        first, *others = [self.splits(reference) for reference in references]
+        for reference, splits in zip(references[1:], others, strict=True):
+            if splits.test.fingerprint != first.test.fingerprint:
+                raise GradscopeError(
+                    f"model must be models of one data set in a {purpose}: {references[0].label} has "
+                    f"{first.test.name}, {reference.label} {splits.test.name}; pass `dataset` to view all on one"
+                )
+        return first
+
+    def load(
+        self, reference: ModelSource, images: ImageSet, *, differentiable: bool = True, argument: str = "model"
+    ) -> LoadedModel:
+        """Build a model on the device; what does not fit ``images`` raises :class:`GradscopeError`."""
+        if self.given is not None:
+            subject = self.given.models[reference.label]
+            if differentiable:
+                name = f"{argument}: {reference.label}"
+                check_differentiable(subject.model, images, name=name, device=self.device)
+            return subject
+        how: dict[str, Any] = {"differentiable": differentiable, "argument": argument}
+        return load_model(reference, images, self.foreign, self.device, **how)
+
+    def choose(self, test: ImageSet, count: int | None, argument: str) -> Chosen:
+        """``count`` test images drawn by the seed without replacement, in the set's order; None: the default or all."""
+        available, options = len(test), self.request.options
+        if count is None:
+            everything = self.given is not None and self.given.everything and argument == "samples"
+            count = available if everything else min(options.default_images, available)
+        if not 1 <= count <= available:
+            raise GradscopeError(
+                f"{argument} must be 1 to {available}, as many test images as {test.name} has, got {count}"
+            )
+        return take(test, order(test, options.seed)[:count].sort().values)
+
+
+def take(test: ImageSet, numbers: torch.Tensor) -> Chosen:
+    """The test images at ``numbers`` ``(M,)``."""
+    return Chosen(test.subset(numbers), numbers, len(test))
+
+
+def order(test: ImageSet, seed: int) -> torch.Tensor:
+    """The order in which ``seed`` draws the test images."""
+    return torch.randperm(len(test), generator=generator(seed, "images"))
+
+
+def describe(entry: Entry) -> dict[str, Any]:
+    """A model and its images as the manifest names them."""
+    reference, images = entry.reference, entry.chosen
+    ours = reference.checkpoint
+    return {
+        "label": reference.label,
+        "source": reference.text,
+        "weights": None if reference.weights is None else str(reference.weights),
+        "sha256": _digest(reference),
+        "fingerprint": None if ours is None else ours.fingerprint,
+        "config": None if ours is None else _published(ours.config),
+        "epochs": None if ours is None else {"done": ours.epochs, "planned": ours.planned_epochs},
+        "trained": None if ours is None else ours.provenance,
+        "data": {
+            "name": images.images.name,
+            "split": "test",
+            "images": len(images.images),
+            "of": images.available,
+            "fingerprint": images.images.fingerprint,
+        },
+        "seconds": {},
+    }
+
+
+def _digest(reference: ModelSource) -> str | None:
+    """SHA-256 of the file the weights came from; None where a factory brought its own."""
+    file = Path(reference.text) if reference.checkpoint is not None else reference.weights
+    return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _published(config: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's configuration without where its images lay: the fingerprint says which they were."""
+    return config | {"data": {key: value for key, value in config["data"].items() if key != "data_root"}}

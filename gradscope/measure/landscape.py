@@ -1,0 +1,19 @@
+"""What the landscapes of input and weight space share."""
+
+from typing import Any
+
+from gradscope.results.schemas import LANDSCAPE_METRICS, METRICS
+from gradscope.results.stats import UNDEFINED, Interval
+
+Row = dict[str, Any]
+
+
+def summary_row(identity: Row, metric: str, subset: str, value: float, interval: Interval | None, count: int) -> Row:
+    """Make a row of SUMMARY; ``identity`` has the ball where there is one.
+
+    ``interval`` None is undefined, and what is given is cut where the metric's range ends.
+    """
+    known = LANDSCAPE_METRICS.get(metric) or METRICS[metric]
+    low, high = UNDEFINED if interval is None else interval.within(known.low, known.high)
+    columns = {"metric": metric, "subset": subset, "unit": known.unit, "value": value}
+    return identity | columns | {"ci_low": low, "ci_high": high, "n": count}

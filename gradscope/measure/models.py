@@ -1,0 +1,95 @@
+"""Models that are attacked, each with surrogates: other models whose examples are tried on it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from gradscope.attacks.pgd import settings_inside
+from gradscope.attacks.threat import ThreatModel
+from gradscope.attacks.transfer import make_examples
+from gradscope.config import Budget
+from gradscope.distributed.units import Each, prefixed
+from gradscope.errors import GradscopeError
+from gradscope.measure.inputs import Chosen, Entry, Inputs, describe
+from gradscope.models.loading import ModelSource
+from gradscope.progress import Advance
+from gradscope.seeding import derive
+
+
+def read_entries(inputs: Inputs, surrogates: Sequence[str], samples: int | None) -> list[Entry]:
+    """Every model of the request with its images and surrogates, each loaded once to see that they fit.
+
+    Models and surrogates may share names: no model is its own surrogate. Raises :class:`GradscopeError` where a model
+    does not fit, or a surrogate has no gradient.
+    """
+    references = inputs.references(surrogates)
+    named = {reference.text: reference for reference in references}
+    entries = []
+    for reference in references[: len(inputs.request.models)]:
+        chosen = inputs.choose(inputs.splits(reference).test, samples, "samples")
+        inputs.load(reference, chosen.images, differentiable=False)
+        mine = tuple(named[text] for text in dict.fromkeys(surrogates) if text != reference.text)
+        for surrogate in mine:
+            _check_surrogate(surrogate, chosen, inputs)
+        entries.append(Entry(reference, chosen, mine))
+    return entries
+
+
+def require_one_shape(entries: Sequence[Entry], argument: str) -> None:
+    """Images that go into one file must be alike in shape; else a :class:`GradscopeError` that names ``argument``."""
+    shapes = {tuple(entry.chosen.images.images.shape[1:]) for entry in entries}
+    if len(shapes) > 1:
+        raise GradscopeError(
+            f"{argument} must have images of one shape, got {', '.join(map(str, sorted(shapes)))}", argument
+        )
+
+
+def _check_surrogate(surrogate: ModelSource, chosen: Chosen, inputs: Inputs) -> None:
+    inputs.load(surrogate, chosen.images, argument="surrogate")
+
+
+def unit_prefix(entry: Entry, label: str, threat: ThreatModel) -> str:
+    """How the names of pieces of work begin: otherwise for another model, set of images or ball."""
+    return f"{derive(0, label, entry.chosen.images.fingerprint, threat.norm, threat.epsilon):016x}"
+
+
+def surrogate_examples(
+    entry: Entry,
+    inputs: Inputs,
+    threat: ThreatModel,
+    budget: Budget,
+    batch_size: int,
+    each: Each,
+    advance: Advance,
+) -> list[Tensor]:
+    """Exact PGD's last iterates ``(N, C, H, W)`` on each surrogate, inside ``threat`` and ``budget``.
+
+    A batch of them is a unit of work of ``each``; models that are seen on the same images share them.
+    """
+    settings = settings_inside(threat, budget)
+    images = entry.chosen.images
+
+    def examples_of(reference: ModelSource) -> Tensor:
+        return make_examples(
+            inputs.load(reference, images).model,
+            images,
+            settings,
+            numbers=entry.chosen.numbers,
+            seed=inputs.request.options.seed,
+            device=inputs.device,
+            batch_size=batch_size,
+            each=prefixed(each, unit_prefix(entry, reference.label, threat)),
+            advanced=lambda done, note: advance(done, f"examples of {reference.label}"),
+        )
+
+    return [examples_of(reference) for reference in entry.surrogates]
+
+
+def describe_surrogates(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Each surrogate once, as the manifest names it, with the images of the first model it is tried on."""
+    first: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        for reference in entry.surrogates:
+            first.setdefault(reference.text, describe(Entry(reference, entry.chosen)))
+    return list(first.values())

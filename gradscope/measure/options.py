@@ -1,0 +1,426 @@
+"""The options of every measuring command."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, model_validator
+
+from gradscope.attacks.registry import ATTACKS
+from gradscope.auditing.budgets import BUDGETS, AuditBudget, budget_of
+from gradscope.config import (
+    PGD,
+    PGD_ATTACKS,
+    Balls,
+    Budget,
+    Config,
+    Grid,
+    Norm,
+    attack_settings,
+    short_attack_settings,
+)
+from gradscope.errors import GradscopeError, known_names, lookup
+from gradscope.measure.declaring import (
+    ATTACK,
+    IMAGES,
+    RUNNING,
+    Circumstances,
+    DataOptions,
+    ForeignOptions,
+    GradientAttack,
+    Names,
+    Number,
+    OneName,
+    Options,
+    Sampled,
+    option,
+    split,
+)
+from gradscope.results.schemas import METRICS
+
+
+class AnalyzeOptions(GradientAttack, Sampled):
+    """``gradscope analyze``, :func:`gradscope.trace`."""
+
+    command, kind, suffix = "analyze", "analysis", ""
+    summary = "Measure gradients, loss, entropy and accuracy along PGD, for one checkpoint or many side by side."
+    measurement = "gradscope.measure.analyze:TrajectoryMeasurement"
+    lines = "analysis_lines"
+
+    metrics: Names = option(
+        ("all",),
+        "comma-separated, see `gradscope list metrics`; all of them",
+        names="gradscope.results.schemas:METRICS",
+    )
+    attack: Names = option(
+        ("pgd",),
+        "comma-separated: pgd (exact), pgd-paper (the paper's, to the letter), and other PGDs by their loss",
+        ATTACK,
+        names="gradscope.config:PGD_ATTACKS",
+    )
+    restarts: int | None = option(None, "random starts; the first is measured, all count for 'worst'", ATTACK)
+
+    @property
+    def attacks(self) -> dict[str, PGD]:
+        """Every attack with its settings."""
+        return {name: attack_settings(name, self.changes()) for name in known_names(self.attack, PGD_ATTACKS, "attack")}
+
+    @property
+    def measured(self) -> frozenset[str]:
+        """The metrics asked for."""
+        return frozenset(METRICS if self.metrics == ("all",) else known_names(self.metrics, METRICS, "metrics"))
+
+    @model_validator(mode="after")
+    def _resolves(self) -> Self:
+        self.resolved()
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Attacks and metrics."""
+        attacks = {name: settings.model_dump() for name, settings in self.attacks.items()}
+        return {"attacks": attacks, "metrics": sorted(self.measured)}
+
+
+class LandscapeOptions(GradientAttack):
+    """``gradscope landscape``, :func:`gradscope.landscape`: around images or weights."""
+
+    command, kind = "landscape", "landscape"
+    summary = "Draw the loss on planes around images or around the weights, and what compares checkpoints there."
+    lines = "landscape_lines"
+    roles = ("towards", "epochs")
+    settled = GradientAttack.settled | {"points", "span"}
+
+    space: Literal["input", "weights"] = option("input", "around images, or around the network's weights")
+    points: int = option(51, "points a side; an odd number has the centre among them")
+    span: float | None = option(
+        None,
+        "input: 3 multiples of epsilon each way; weights: 1 multiple of the filters' norms, with --towards 0.5 beyond "
+        "either end, with --epochs 0.2 of their extent around them",
+    )
+    images: int | None = option(
+        None, "test images, drawn by --seed; 16 planes, or the mean over 256 in weight space", IMAGES
+    )
+    index: Annotated[tuple[int, ...], BeforeValidator(split)] = option(
+        (), "input: these test images instead, such as 3,17", IMAGES
+    )
+    right: bool = option(False, "input: images only that every CKPT is right about", IMAGES)
+    plane: Literal["own", "shared"] = option(
+        "own", "input: own (a CKPT's adversarial direction, a random one) or shared (of the first two CKPT)"
+    )
+    line: bool = option(False, "weights: along the first direction only")
+    towards: OneName = option(None, "weights: the first direction leads to this checkpoint", metavar="CKPT")
+    epochs: OneName = option(None, "weights: principal directions of what `train --keep-epochs` kept", metavar="DIR")
+    batch_norm: Literal["as-is", "re-estimated"] = option(
+        "as-is", "weights: statistics as they are, or taken anew at every point"
+    )
+    adversarial: bool = option(False, "weights: also under the attack, made anew at every point, 5 steps", ATTACK)
+    metric: str | None = option(
+        None,
+        "weights: factory(images, labels) of a loss_landscapes metric; --trust-code",
+        metavar="MODULE:FACTORY",
+    )
+    attack: str = option(
+        "pgd", "pgd (exact), pgd-paper, or another PGD by its loss", ATTACK, names="gradscope.config:PGD_ATTACKS"
+    )
+
+    #: Options that say nothing in the other space, where they are refused.
+    _OF_WEIGHTS: ClassVar = ("line", "towards", "epochs", "batch_norm", "adversarial", "metric")
+    _OF_IMAGES: ClassVar = ("index", "right", "plane")
+    #: Multiples of a random direction; share of what lies between two checkpoints; share of the extent of the epochs.
+    _SPANS: ClassVar = {"random": 1.0, "towards": 0.5, "epochs": 0.2}
+
+    @property
+    def measurement(self) -> str:  # type: ignore[override]  # of the space
+        """The measurement of the space."""
+        if self.space == "input":
+            return "gradscope.measure.input_landscape:InputLandscapeMeasurement"
+        return "gradscope.measure.weight_landscape:WeightLandscapeMeasurement"
+
+    @property
+    def default_images(self) -> int:  # type: ignore[override]  # of the space
+        """Planes, or images of the mean."""
+        return 16 if self.space == "input" else 256
+
+    @property
+    def suffix(self) -> str:  # type: ignore[override]  # of the space
+        """The space is part of the directory's name."""
+        return f"-{self.space}-landscape"
+
+    @property
+    def directions(self) -> Literal["random", "towards", "epochs"]:
+        """What gives the directions in weight space."""
+        return "towards" if self.towards is not None else "epochs" if self.epochs is not None else "random"
+
+    @property
+    def grid(self) -> Grid:
+        """The points of each plane."""
+        usual = 3.0 if self.space == "input" else self._SPANS[self.directions]
+        return Grid.parse({"points": self.points, "span": usual if self.span is None else self.span})
+
+    @property
+    def attacked_with(self) -> str:
+        """The attack's name; "none" in weight space where there is none."""
+        return self.attack if self.space == "input" or self.adversarial else "none"
+
+    @property
+    def settings(self) -> PGD | None:
+        """The attack's settings; None in weight space where there is none."""
+        lookup(PGD_ATTACKS, self.attack, "attack")
+        if self.space == "input":
+            return attack_settings(self.attack, self.changes())
+        return short_attack_settings(self.attack, self.changes()) if self.adversarial else None
+
+    @model_validator(mode="after")
+    def _fits_the_space(self) -> Self:
+        other, refused = ("weights", self._OF_WEIGHTS) if self.space == "input" else ("input", self._OF_IMAGES)
+        for name in refused:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise GradscopeError(
+                    f"{name} must be left out where space is {self.space!r}, it belongs to {other!r}", argument=name
+                )
+        if self.space == "weights" and not self.adversarial:
+            for name in [name for name in self.changes() if name != "norm"]:
+                raise GradscopeError(
+                    f"{name} must be left out in weight space without adversarial = true", argument=name
+                )
+        self.resolved()
+        return self
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        settings = self.settings
+        if self.space == "input" and settings is not None and settings.epsilon == 0:
+            raise GradscopeError(
+                "epsilon must be above 0, for the axes are in multiples of it, got 0", argument="epsilon"
+            )
+        if self.index and (self.images is not None or self.right):
+            raise GradscopeError("index must stand alone: images and right choose others", argument="index")
+        if self.towards is not None and self.epochs is not None:
+            raise GradscopeError("towards must be left out beside epochs: each gives the first direction")
+        if self.epochs is not None and self.line:
+            raise GradscopeError("epochs must be left out beside line: it gives a plane", argument="epochs")
+        return self
+
+    def check(self, models: int) -> None:
+        """Validate what depends on how many models there are."""
+        if self.plane == "shared" and models < 2:
+            raise GradscopeError(
+                f"plane must be 'own', for 'shared' takes the directions of two checkpoints, got {models}",
+                argument="plane",
+            )
+        if self.epochs is not None and models > 1:
+            raise GradscopeError(f"epochs must be given with one checkpoint, got {models}", argument="epochs")
+
+    def resolved(self) -> dict[str, Any]:
+        """The attack, the points and the span."""
+        settings = self.settings
+        attacks = {} if settings is None else {self.attack: settings.model_dump()}
+        return {"attacks": attacks, "grid": self.grid.model_dump()}
+
+
+class AttackOptions(Sampled):
+    """``gradscope attack``, :func:`gradscope.attack`."""
+
+    command, kind, suffix = "attack", "attack", "-attack"
+    summary = "Attack checkpoints with a battery, one attack after the other on what still stands."
+    measurement = "gradscope.measure.attack:AttackMeasurement"
+    lines = "attack_lines"
+    roles = ("surrogate",)
+    settled = frozenset({"epsilon", *Budget.model_fields})
+
+    attacks: Names = option(
+        ("pgd", "apgd-ce", "apgd-t", "square"),
+        "comma-separated, in the order they are run, or all; see `gradscope list attacks`",
+        ATTACK,
+        names="gradscope.attacks.registry:ATTACKS",
+    )
+    norm: Norm = option("l2", "l2 or linf", ATTACK)
+    epsilon: Number | None = option(None, "radius in pixel units, 0.5 or 8/255; 1.0 for l2, 8/255 for linf", ATTACK)
+    epsilons: Annotated[tuple[Number, ...], BeforeValidator(split)] = option(
+        (), "radii of a curve, such as 0.25,0.5,1.0", ATTACK
+    )
+    step_size: Number | None = option(
+        None, "of PGD, pixel units; 2.5 epsilon / steps, of pgd-paper epsilon / 10", ATTACK
+    )
+    relative_step_size: Number | None = option(None, "the same in multiples of epsilon", ATTACK)
+    steps: int | None = option(None, "of every gradient attack; 100", ATTACK)
+    restarts: int | None = option(None, "random starts of pgd-restarts; 10", ATTACK)
+    smoothing: int | None = option(None, "copies a step of pgd-smooth; 16", ATTACK)
+    targets: int | None = option(None, "wrong classes that apgd-t and fab-t aim at; 9", ATTACK)
+    queries: int | None = option(None, "forward passes of square; 5000", ATTACK)
+    draws: int | None = option(None, "random points of noise; 1000", ATTACK)
+    surrogate: Names = option(
+        (), "a model whose examples transfer and pgd-from use; repeatable", ATTACK, metavar="CKPT", repeatable=True
+    )
+    cascade: bool = option(True, "each attack on what still stands, or on all that is right", both_ways=True)
+    batch_size: int | None = option(None, "images attacked at once", RUNNING, ge=1)
+    save_images: bool = option(False, "keep the adversarial images, in adversarial.npz, and judge them again")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The attacks, each once."""
+        return tuple(ATTACKS if self.attacks == ("all",) else known_names(self.attacks, ATTACKS, "attacks"))
+
+    @property
+    def balls(self) -> Balls:
+        """The threat models."""
+        radii = {"norm": self.norm, "epsilon": self.epsilon, "epsilons": self.epsilons}
+        return Balls.parse({key: value for key, value in radii.items() if value is not None})
+
+    @property
+    def radii(self) -> tuple[float, ...]:
+        """Every radius, ascending."""
+        return self.balls.radii
+
+    @property
+    def budget(self) -> Budget:
+        """How much work each attack may take."""
+        return Budget.parse({key: value for key in Budget.model_fields if (value := getattr(self, key)) is not None})
+
+    @model_validator(mode="after")
+    def _surrogates_are_used(self) -> Self:
+        self.resolved()
+        takers = [name for name, attack in ATTACKS.items() if "examples" in attack.needs]
+        if not self.surrogate and all(name in takers for name in self.names):
+            named = ", ".join(self.names)
+            raise GradscopeError(
+                f"attacks must not be {named} alone, which needs another model's examples; give `surrogate`"
+            )
+        if self.surrogate and not any(name in takers for name in self.names):
+            named = f"one of {', '.join(takers)}"
+            raise GradscopeError(
+                f"surrogate must be left out unless {named} is among the attacks, got {', '.join(self.names)}"
+            )
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Radii, budget and the attacks in order."""
+        return {
+            "norm": self.norm,
+            "epsilons": list(self.balls.radii),
+            "budget": self.budget.model_dump(),
+            "cascade": self.cascade,
+            "attacks": {
+                name: {"meaning": ATTACKS[name].meaning, "needs": sorted(ATTACKS[name].needs)} for name in self.names
+            },
+        }
+
+
+class TransferOptions(GradientAttack, Sampled):
+    """``gradscope transfer``, :func:`gradscope.transfer`."""
+
+    command, kind, suffix = "transfer", "transfer", "-transfer"
+    summary = "Judge the adversarial examples made on each checkpoint on every other, and on itself."
+    measurement = "gradscope.measure.transfer:TransferMeasurement"
+    lines = "transfer_lines"
+
+    attack: str = option(
+        "pgd", "pgd (exact), pgd-paper, or another PGD by its loss", ATTACK, names="gradscope.config:PGD_ATTACKS"
+    )
+
+    @property
+    def settings(self) -> PGD:
+        """The attack that makes the examples."""
+        return attack_settings(self.attack, self.changes())
+
+    @model_validator(mode="after")
+    def _moves(self) -> Self:
+        if self.settings.epsilon == 0:
+            raise GradscopeError("epsilon must be above 0 in an attack, got 0", argument="epsilon")
+        return self
+
+    def check(self, models: int) -> None:
+        """Refuse one model alone."""
+        if models < 2:
+            raise GradscopeError(f"model must be two or more models by name in a transfer, got {models}")
+
+    def resolved(self) -> dict[str, Any]:
+        """The attack."""
+        return {"attacks": {self.attack: self.settings.model_dump()}}
+
+
+class AuditOptions(Sampled):
+    """``gradscope audit``, :func:`gradscope.audit`."""
+
+    command, kind, suffix = "audit", "audit", "-audit"
+    summary = "Say whether a model's robustness is real or its gradients are masked, with the evidence and the cause."
+    measurement = "gradscope.measure.audit:AuditMeasurement"
+    lines = "audit_lines"
+    roles = ("surrogate",)
+
+    budget: str = option(
+        "standard",
+        "quick (a minute for a small model and 200 images), standard, or full (attacks at their usual size)",
+        ATTACK,
+        names="gradscope.auditing.budgets:BUDGETS",
+    )
+    norm: Norm = option("l2", "l2 or linf", ATTACK)
+    epsilon: Number | None = option(None, "radius in pixel units, 0.5 or 8/255; 1.0 for l2, 8/255 for linf", ATTACK)
+    surrogate: Names = option(
+        (),
+        "another model whose adversarial examples are tried too; repeatable",
+        ATTACK,
+        metavar="CKPT",
+        repeatable=True,
+    )
+    samples: int | None = option(
+        None, "test images, drawn by --seed; 200, 500 or 1000 by budget, or all there are", IMAGES
+    )
+    batch_size: int | None = option(None, "images attacked at once", RUNNING, ge=1)
+
+    @property
+    def default_images(self) -> int:  # type: ignore[override]  # of the budget
+        """Images of the budget."""
+        return BUDGETS[self.budget].images
+
+    @property
+    def radius(self) -> float:
+        """The ball's radius, pixel units."""
+        given = {"norm": self.norm} | ({} if self.epsilon is None else {"epsilon": self.epsilon})
+        return Balls.parse(given).radii[0]
+
+    @property
+    def radii(self) -> tuple[float, ...]:
+        """The radius."""
+        return (self.radius,)
+
+    def spending_of(self, *, with_examples: bool) -> AuditBudget:
+        """The budget; the attacks that need other models' examples only where there are some."""
+        return budget_of(self.budget, with_examples=with_examples)
+
+    @model_validator(mode="after")
+    def _resolves(self) -> Self:
+        lookup(BUDGETS, self.budget, "budget")
+        self.resolved()
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Ball, budget, attacks."""
+        budget = BUDGETS[self.budget]
+        return {
+            "norm": self.norm,
+            "epsilon": self.radius,
+            "audit_budget": self.budget,
+            "budget": budget.attacks.model_dump(),
+            "probed": {"images": budget.probed, "directions": budget.directions, "draws": budget.draws},
+            "attacks": {name: {"meaning": ATTACKS[name].meaning} for name in budget.names},
+        }
+
+
+#: The measuring commands by name, in the order in which the help lists them.
+COMMANDS: dict[str, type[Options]] = {
+    kind.command: kind for kind in (AnalyzeOptions, LandscapeOptions, AttackOptions, TransferOptions, AuditOptions)
+}
+
+
+class Request(Config):
+    """A measurement that is asked for: of which models, with which options, on which images, where, into what."""
+
+    options: Options
+    models: tuple[str, ...]
+    data: DataOptions = DataOptions()
+    foreign: ForeignOptions = ForeignOptions()
+    where: Circumstances = Circumstances()
+
+    def check(self) -> Self:
+        """Refuse what can be refused before torch is loaded."""
+        self.options.check(len(self.models))
+        return self

@@ -1,0 +1,26 @@
+"""What can be refused before torch is loaded: names, paths, and code that nobody has said to trust."""
+
+from pathlib import Path
+
+from gradscope.config import Data
+from gradscope.data.names import check_data
+from gradscope.measure.directory import require_room
+from gradscope.measure.options import Request
+from gradscope.models.references import check_references
+
+
+def refuse(request: Request, out: Path) -> None:
+    """Raise :class:`GradscopeError` for what is wrong with ``request``, as far as that can be seen without torch."""
+    foreign, data = request.foreign, request.data
+    others = [name for name in dict.fromkeys(request.options.other_models) if name not in request.models]
+    check_references(
+        [*request.models, *others],
+        weights=foreign.weights,
+        mean=foreign.mean,
+        std=foreign.std,
+        trust_code=foreign.trust_code,
+    )
+    request.check()
+    if data.dataset is not None:
+        check_data(Data.parse(data.given()))
+    require_room(out, request.options.kind, resume=request.where.resume, overwrite=request.where.overwrite)

@@ -1,0 +1,384 @@
+"""What a measurement gives: the files that the command writes, held in memory, and what a person wants to see first."""
+
+import html
+import io
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from gradscope.errors import GradscopeError, lookup
+from gradscope.measure.directory import FILES, IMAGES, require_room
+from gradscope.results.audits import AuditOf, Audits
+from gradscope.results.files import atomic, exclusive
+from gradscope.results.manifest import MANIFEST
+from gradscope.results.schemas import (
+    ATTACK_SAMPLES,
+    ATTACKS,
+    AUDIT,
+    AUDIT_JSON,
+    BANDS,
+    EXHIBITS,
+    LANDSCAPE,
+    PATH,
+    SAMPLES,
+    STEPS,
+    SUMMARY,
+    TRANSFER,
+    TRANSFER_SAMPLES,
+    Table,
+)
+from gradscope.results.stats import Interval
+from gradscope.results.tables import find_table, parse_table, table_content
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from gradscope.figures.draw import Sources
+
+#: Every table by its name without the ending.
+TABLES: dict[str, Table] = {
+    table.file.removesuffix(".csv"): table
+    for table in (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, TRANSFER, AUDIT)
+}
+
+
+#: Findings that a ``repr`` shows.
+_MOST_FINDINGS = 4
+
+
+class Result:
+    """The files of one measurement, in memory: tables as pandas frames, figures drawn when they are asked for.
+
+    ``files`` are the contents by name, ``manifest`` says how they were made. Two results are equal where all files are.
+    """
+
+    #: The ``kind`` that the manifest says, and the table that :meth:`frame` gives.
+    kind: ClassVar[str]
+    main: ClassVar[str]
+    #: What :mod:`gradscope.reporting.console` prints of it.
+    lines: ClassVar[str]
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        self.files = dict(files)
+        self.manifest: dict[str, Any] = json.loads(self.files[MANIFEST])
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and isinstance(other, Result) and self.files == other.files
+
+    __hash__ = None  # type: ignore[assignment]  # equal by content
+
+    @property
+    def models(self) -> list[str]:
+        """The names of the models that were measured."""
+        return [entry["label"] for entry in self.manifest["checkpoints"]]
+
+    @property
+    def tables(self) -> list[str]:
+        """The names that :meth:`frame` takes."""
+        return [name for name, table in TABLES.items() if table.file in self.files]
+
+    def frame(self, table: str | None = None) -> pd.DataFrame:
+        """A table with the columns of its CSV: the main one, or one of :attr:`tables`."""
+        known = {name: TABLES[name] for name in self.tables}
+        wanted = lookup(known, self.main if table is None else table, "table")
+        if wanted.file == SAMPLES.file:
+            wanted = self._samples
+        return parse_table(self.files[wanted.file], wanted)
+
+    @property
+    def _samples(self) -> Table:
+        return SAMPLES
+
+    def plot(self, name: str | None = None) -> "Figure":
+        """Draw the main figure, or the one called ``name``: "steps-cosine", or "cosine" in short; see :attr:`plots`."""
+        from gradscope.figures.draw import figure
+
+        if name is not None:
+            names = self.plots
+            close = [known for known in names if known == name or known.endswith(f"-{name}")]
+            name = close[0] if close else lookup(dict.fromkeys(names, name), name, "name")
+        _let_notebooks_show_figures()
+        return figure(self._sources(), name)
+
+    @property
+    def plots(self) -> list[str]:
+        """The names that :meth:`plot` takes."""
+        from gradscope.figures import style
+        from gradscope.figures.draw import drawings
+
+        with style.paper():
+            return [drawing.name for drawing in drawings(self._sources())]
+
+    def _sources(self) -> "Sources":
+        from gradscope.figures.draw import Sources
+
+        wanted = [name for name in self.tables if name not in ("summary", "bands")]
+        tables = {TABLES[name].file: self.frame(name) for name in wanted}
+        audit = json.loads(self.files[AUDIT_JSON]) if AUDIT_JSON in self.files else None
+        return Sources(tables, self.manifest, audit, self._arrays(EXHIBITS))
+
+    def _arrays(self, name: str) -> dict[str, Any] | None:
+        if name not in self.files:
+            return None
+        with np.load(io.BytesIO(self.files[name])) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+
+    def save(self, out: str | Path, *, overwrite: bool = False, figures: bool = True) -> Path:
+        """Write the files that the command writes, and its figures, into the directory ``out``, and return it.
+
+        :func:`gradscope.read` reads them back. Raises :class:`GradscopeError` where ``out`` holds results and
+        ``overwrite`` is not set, or cannot be written.
+        """
+        from gradscope.figures.draw import draw
+        from gradscope.measure.directory import clear
+
+        directory = Path(out)
+        with exclusive(directory):
+            require_room(directory, self.kind, resume=False, overwrite=overwrite)
+            clear(directory)
+            for name, content in sorted(self.files.items(), key=lambda file: file[0] == MANIFEST):
+                with atomic(directory / name) as temporary:
+                    temporary.write_bytes(content)
+            if figures:
+                draw(directory)
+        return directory
+
+    def summary(self) -> str:
+        """What the command prints: the finding in lines of text."""
+        import tempfile
+
+        from gradscope.reporting import console
+
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in self.files.items():
+                Path(folder, name).write_bytes(content)
+            lines: str = getattr(console, self.lines)(Path(folder))
+        return lines
+
+    def _require_one(self, name: str, instead: str = ".frame()") -> None:
+        """Refuse the attribute ``name`` of several models."""
+        if len(self.models) != 1:
+            raise GradscopeError(
+                f"{name} must be asked of a result of one model, got {', '.join(self.models)}; see {instead}"
+            )
+
+    def _findings(self) -> Iterator[str]:
+        """What was found of each model, in a few words."""
+        yield from self.models
+
+    def __repr__(self) -> str:
+        findings = list(self._findings())
+        more = f"; and {len(findings) - _MOST_FINDINGS} more" if len(findings) > _MOST_FINDINGS else ""
+        return f"<{type(self).__name__} {'; '.join(findings[:_MOST_FINDINGS])}{more}>"
+
+    def _repr_html_(self) -> str:
+        lines = html.escape(self.summary())
+        table = self.frame().head(10).to_html(index=False, border=0, float_format="{:.4g}".format)
+        return f"<div><b>{html.escape(repr(self).strip('<>'))}</b><pre>{lines}</pre>{table}</div>"
+
+
+def _let_notebooks_show_figures() -> None:
+    """Have IPython, where it runs, show a figure that pyplot did not make, as it shows those that pyplot did."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is None:
+        return
+    from matplotlib.figure import Figure
+
+    try:
+        shell.display_formatter.formatters["image/png"].lookup_by_type(Figure)
+    except KeyError:
+        import_module("IPython.core.pylabtools").select_figure_formats(shell, {"png"})
+
+
+class Trace(Result):
+    """What the gradients do along attacks: ``steps`` (by step), ``samples`` (by image), ``summary``."""
+
+    kind, main, lines = "analysis", "steps", "analysis_lines"
+
+    def mean(self, metric: str) -> pd.Series:
+        """The mean of ``metric`` over the images, by checkpoint, attack and step."""
+        steps = self.frame()
+        known = dict.fromkeys(steps["metric"])
+        lookup(known, metric, "metric")
+        return steps[steps["metric"] == metric].set_index(["checkpoint", "attack", "step"])["mean"]
+
+    def _findings(self) -> Iterator[str]:
+        rows = self.frame("summary")
+        accuracy = rows[(rows["metric"] == "accuracy") & rows["subset"].str.endswith("/all")]
+        steps = self.frame()
+        cosines = steps[steps["metric"] == "cosine"].groupby(["checkpoint", "attack"])["mean"].last().to_dict()
+        for names, own in accuracy.groupby(["checkpoint", "attack"], sort=False):
+            (model, attack), at = names, own.set_index("subset")["value"]
+            last = f", cosine {cosines[names]:.3g}" if names in cosines else ""
+            yield f"{model}: accuracy {at['clean/all']:.1%} clean, {at['worst/all']:.1%} under {attack}{last}"
+
+
+class Landscape(Result):
+    """Planes around images or weights: ``landscape`` (by point), ``summary``, ``samples``, ``path``."""
+
+    kind, main, lines = "landscape", "landscape", "landscape_lines"
+
+    def _findings(self) -> Iterator[str]:
+        facts, rows = self.manifest["landscape"], self.frame("summary")
+        rows = rows[(rows["metric"] == "sharpness") & (rows["subset"] == "around/all")]
+        where = f"{facts['space']} space, {facts['points']} points a side"
+        for model, sharpness in zip(rows["checkpoint"], rows["value"], strict=True):
+            yield f"{model}: {where}, sharpness {sharpness:.3g} nats"
+
+
+class Attacks(Result):
+    """Robust accuracy under a set of attacks: ``attacks``, ``samples``."""
+
+    kind, main, lines = "attack", "attacks", "attack_lines"
+
+    @property
+    def _samples(self) -> Table:
+        return ATTACK_SAMPLES
+
+    @property
+    def robust_accuracy(self) -> float:
+        """The share of all images right when clean and under every attack, where there is one radius."""
+        return float(self._robust("robust_accuracy")["value"])
+
+    @property
+    def interval(self) -> Interval:
+        """Its 95 % Wilson interval."""
+        lowest = self._robust("interval")
+        return Interval(float(lowest["ci_low"]), float(lowest["ci_high"]))
+
+    def _robust(self, name: str) -> pd.Series:
+        self._require_one(name)
+        rows = self._lowest
+        if len(rows) != 1:
+            radii = ", ".join(f"{radius:g}" for radius in self.manifest["epsilons"])
+            raise GradscopeError(
+                f"{name} must be asked of attacks at one radius that were run, got {radii}; see .frame()"
+            )
+        return rows.iloc[0]
+
+    @property
+    def _lowest(self) -> pd.DataFrame:
+        """The lowest robust accuracy of each model at each radius."""
+        rows = self.frame()
+        rows = rows[(rows["metric"] == "robust-accuracy") & (rows["subset"] == "all") & (rows["attack"] != "none")]
+        rows = rows.sort_values("value", kind="stable").drop_duplicates(["checkpoint", "norm", "epsilon"])
+        return rows.sort_index()
+
+    def _findings(self) -> Iterator[str]:
+        for row in self._lowest.to_dict("records"):
+            ball = f"{row['norm']} {row['epsilon']:.3g}"
+            yield f"{row['checkpoint']}: robust accuracy at most {row['value']:.1%}, {ball}"
+
+    @property
+    def adversarial(self) -> dict[str, Any]:
+        """The arrays of ``adversarial.npz``: every point that fooled a model; with ``save_images=True``."""
+        found = self._arrays(IMAGES)
+        if found is None:
+            raise GradscopeError("save_images must be True for adversarial images to be kept, got False")
+        return found
+
+
+class TransferMatrix(Result):
+    """Whose examples fool whom: ``transfer``, ``samples``."""
+
+    kind, main, lines = "transfer", "transfer", "transfer_lines"
+
+    @property
+    def _samples(self) -> Table:
+        return TRANSFER_SAMPLES
+
+    @property
+    def matrix(self) -> pd.DataFrame:
+        """Accuracy by source (rows; "" are the clean images) and target (columns), models in their order."""
+        cells = self.frame().pivot_table(index="source", columns="checkpoint", values="accuracy")
+        return cells.loc[["", *self.models], self.models]
+
+    def _findings(self) -> Iterator[str]:
+        cells = self.matrix
+        for target in self.models:
+            others = cells[target].drop(["", target])
+            yield f"{target}: accuracy {cells[target][target]:.1%} on its own examples, {others.min():.1%} on others'"
+
+
+class AuditReport(Result):
+    """Verdicts on gradient masking: ``audit`` (by check), ``attacks``, ``samples``."""
+
+    kind, main, lines = "audit", "audit", "audit_lines"
+
+    @property
+    def _samples(self) -> Table:
+        return ATTACK_SAMPLES
+
+    @property
+    def audits(self) -> tuple[AuditOf, ...]:
+        """The audit of each model."""
+        return Audits.parse(json.loads(self.files[AUDIT_JSON])).audits
+
+    def _audit(self, name: str) -> AuditOf:
+        self._require_one(name, ".audits")
+        return self.audits[0]
+
+    @property
+    def verdict(self) -> str:
+        """``masking found``, ``none found within this budget``, ``inconclusive`` or ``set-up invalid``."""
+        return self._audit("verdict").verdict
+
+    @property
+    def causes(self) -> tuple[str, ...]:
+        """The likeliest causes, first the likeliest."""
+        return self._audit("causes").causes
+
+    @property
+    def upper_bound(self) -> float:
+        """The lowest robust accuracy that was reached."""
+        return self._audit("upper_bound").robust_accuracy.upper_bound
+
+    @property
+    def interval(self) -> Interval:
+        """Its 95 % Wilson interval."""
+        bound = self._audit("interval").robust_accuracy
+        return Interval(bound.ci_low, bound.ci_high)
+
+    def _findings(self) -> Iterator[str]:
+        for one in self.audits:
+            bound = one.robust_accuracy.upper_bound
+            yield f"{one.checkpoint}: {one.verdict_and_cause}, robust accuracy at most {bound:.1%}"
+
+
+#: The class of each kind of result.
+KINDS: dict[str, type[Result]] = {kind.kind: kind for kind in (Trace, Landscape, Attacks, TransferMatrix, AuditReport)}
+
+
+def read(directory: str | Path) -> Result:
+    """Read back what a command or :meth:`Result.save` wrote; tables may be compressed.
+
+    Raises :class:`GradscopeError` where ``directory`` does not hold the results of one measurement.
+    """
+    folder = Path(directory)
+    try:
+        content = (folder / MANIFEST).read_bytes()
+        kind = json.loads(content)["kind"]
+    except OSError as error:
+        raise GradscopeError(f"directory must hold {MANIFEST}, got {folder}: {error.strerror}", "directory") from None
+    except (ValueError, KeyError, TypeError):
+        raise GradscopeError(f"directory must hold a {MANIFEST} of gradscope, got {folder}", "directory") from None
+    if kind not in KINDS:
+        below = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
+        hint = f"; the results of a study are in {', '.join(below)}" if below else ""
+        raise GradscopeError(f"directory must hold one measurement, got a {kind}{hint}", "directory")
+    files = {MANIFEST: content}
+    for name in FILES:
+        path = folder / name
+        if name.endswith(".csv"):
+            found = find_table(path)
+            if found is not None:
+                files[name] = table_content(found)
+        elif not name.endswith(".gz") and path.exists():
+            files[name] = path.read_bytes()
+    return KINDS[kind](files)

@@ -1,0 +1,373 @@
+"""Landscapes of weight space: planes and lines around a network's weights."""
+
+import copy
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.config import Grid
+from gradscope.data.image_set import ImageSet
+from gradscope.distributed.units import Unit, Values, halving
+from gradscope.errors import GradscopeError
+from gradscope.measure.inputs import Chosen, Entry
+from gradscope.measure.landscape import summary_row
+from gradscope.measure.options import LandscapeOptions
+from gradscope.measure.partial_results import PartialResults
+from gradscope.measure.runner import Measurement, Row
+from gradscope.measure.writer import Part, Rows
+from gradscope.models import checkpoint as checkpoints
+from gradscope.models.factories import call_factory
+from gradscope.models.inspection import measuring, one_line
+from gradscope.models.loading import LoadedModel
+from gradscope.probes.comparison import MOST_PRODUCTS, TOLERANCE
+from gradscope.probes.curvature import Eigenvalue, weight_curvature, weight_curvature_along
+from gradscope.probes.input_landscape import coordinates, roughness
+from gradscope.probes.weight_landscape import (
+    Custom,
+    Direction,
+    Measures,
+    aligned_axis,
+    direction_towards,
+    evaluate_plane,
+    filter_normalised_direction,
+    line_axis,
+    orthogonal_to,
+    principal_directions,
+    reestimate_batch_norm,
+    sharpness,
+)
+from gradscope.progress import Advance, progress_bar
+from gradscope.results.schemas import LANDSCAPE, PATH, SUMMARY
+from gradscope.results.stats import Interval, jackknife_interval, wilson_interval
+from gradscope.seeding import generator
+
+#: Points that are kept at a time; rows stay whole.
+_TILE_POINTS = 32
+#: Images whose graph of second derivatives is in memory at a time.
+_CURVATURE_BATCH = 64
+#: Training images on which batch norm's statistics are taken anew, and about so many a batch.
+NORM_IMAGES, _NORM_BATCH = 1024, 256
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Where a model is viewed: directions, the coordinates along them, and the path of its training."""
+
+    first: Direction
+    second: Direction | None
+    axes: tuple[Tensor, Tensor]
+    path: Sequence[tuple[int, float, float, float]] = ()
+    explained: tuple[float, float] | None = None
+
+
+class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
+    """``gradscope landscape --space weights``: what is measured at every point of every model's plane."""
+
+    def read(self) -> Sequence[Entry]:
+        """All models on the same images, with the plane of each."""
+        options, inputs = self.options, self.inputs
+        if options.metric is not None and not inputs.foreign.trust_code:
+            raise GradscopeError(f"metric: {options.metric} runs code; pass `trust_code` if you trust it")
+        references = inputs.references(() if options.towards is None else (options.towards,))
+        if options.towards is not None and len(references) == len(inputs.request.models):
+            raise GradscopeError(f"model must be each model once, got {options.towards!r} again")
+        splits = inputs.one_data_set(references, "landscape")
+        self.subjects = [inputs.load(reference, splits.test) for reference in references]
+        self.other = self.subjects.pop() if options.towards is not None else None
+        self.planes = [_plane(subject, self.other, options) for subject in self.subjects]
+        self.images = inputs.choose(splits.test, options.images, "images")
+        custom = None
+        if options.metric is not None:
+            custom = _custom(options.metric, self.images, self.subjects, self.device)
+        self.measures = Measures(
+            *(self.images.images, self.images.numbers, self.device),
+            attack=options.settings,
+            seed=options.seed,
+            reestimate=self._norm_batches(splits.train) if options.batch_norm == "re-estimated" else [],
+            custom=custom,
+        )
+        return [Entry(reference, self.images) for reference in references[: len(self.subjects)]]
+
+    def _norm_batches(self, train: ImageSet) -> list[Tensor]:
+        """Training images for batch norm, in batches of one size: each counts as much in the mean of the statistics."""
+        drawn = torch.randperm(len(train), generator=generator(self.options.seed, "batch norm"))[:NORM_IMAGES]
+        size = len(drawn) // max(1, round(len(drawn) / _NORM_BATCH))
+        if size < 2:
+            raise GradscopeError(
+                f"batch_norm must be 'as-is' with less than 2 training images, {train.name} has {len(train)}"
+            )
+        return [train.batch(part, self.device)[0] for part in drawn.split(size) if len(part) == size]
+
+    def described(self) -> Row:
+        """Points, axes and images."""
+        options, other = self.options, self.other
+        filters = "multiples of the filters' norms"
+        axes = [(f"random direction {number}, filter-normalised", filters) for number in (1, 2)]
+        if other is not None:
+            axes[0] = (f"towards {other.label}", "share of the way")
+            axes[1] = ("random direction, filter-normalised, orthogonal", filters)
+        if options.epochs is not None:
+            axes = [(f"principal direction {number} of the epochs", "L2 distance of the weights") for number in (1, 2)]
+        reestimated = f"re-estimated on {NORM_IMAGES} training images or all"
+        landscape = {
+            "seed": options.seed,
+            "points": options.points,
+            "space": "weights",
+            "span": options.grid.span,
+            "axes": [{"name": name, "unit": unit} for name, unit in axes[: 1 if options.line else 2]],
+            "line": options.line,
+            "towards": None if other is None else other.label,
+            "orthogonalised": options.directions != "random",
+            "images": len(self.images.images),
+            "batch_norm": "as-is" if options.batch_norm == "as-is" else reestimated,
+            "adversarial": None if options.settings is None else options.settings.model_dump(),
+            "custom": options.metric,
+        }
+        attacks = {} if options.settings is None else {options.attack: options.settings.model_dump()}
+        return {"landscape": landscape, "attacks": attacks}
+
+    def depends(self) -> Row:
+        """The directions, by numbers that change when one does."""
+        directions = [
+            part for plane in self.planes for along in (plane.first, plane.second or {}) for part in along.values()
+        ]
+        return {"direction": [float(part.double().sum()) for part in directions]}
+
+    def parts(self, kept: PartialResults) -> Iterator[Part]:
+        """One part for each model."""
+        points = sum(len(plane.axes[0]) * len(plane.axes[1]) for plane in self.planes)
+        with progress_bar("landscape", points, visible=self.team.is_first) as advance:
+            for position, (subject, plane) in enumerate(zip(self.subjects, self.planes, strict=True)):
+                started = time.perf_counter()
+                result = self._measure(position, subject, plane, kept, advance)
+                yield Part(position, result.rows(), {"seconds": time.perf_counter() - started, **result.facts()})
+
+    def _measure(
+        self, position: int, subject: LoadedModel, plane: Plane, kept: PartialResults, advance: Advance
+    ) -> "_Result":
+        """Measure a model's plane."""
+        label, model = subject.label, subject.model
+        width = len(plane.axes[1])
+        height = max(1, _TILE_POINTS // width)
+        rows = [plane.axes[0][start : start + height] for start in range(0, len(plane.axes[0]), height)]
+        units: list[Unit] = []
+        told = [0]
+
+        def advanced(done: int, note: str) -> None:
+            told[0] += done
+            advance(done, label)
+
+        def evaluate(along: Tensor) -> Values:
+            return self._evaluate(model, plane, (along, plane.axes[1]), advanced)
+
+        for number, along in enumerate(rows):
+            units.append((f"rows-{position}-{number * height}", partial(evaluate, along)))
+        # Of all images at once, so one rank's: the products' sums round otherwise where they are added in parts.
+        units.append((f"compared-{position}", lambda: self._compared(model, advance, label)))
+        tiles = []
+        for number, tile in enumerate(kept.each(units)):
+            tiles.append(tile)
+            done = sum(len(along) for along in rows[: number + 1]) * width
+            advanced(max(0, done - told[0]), "")
+        *tiles, compared = tiles
+        failures = [bytes(tile.pop("failure").tolist()).decode() for tile in tiles if "failure" in tile]
+        found = {name: torch.cat([tile[name] for tile in tiles]) for name in tiles[0]}
+        identity = subject.identity(self.images.images.name, self.options.attacked_with)
+        normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+        keeps = normed and self.other is not None and self.options.batch_norm == "as-is"
+        return _Result(identity, plane, found, compared, self.measures, failures, keeps)
+
+    def _evaluate(self, model: nn.Module, plane: Plane, axes: tuple[Tensor, Tensor], advanced: Advance) -> Values:
+        """What is measured on a part of the plane; where the metric fails, also why it does first, as ``failure``."""
+        custom = self.measures.custom
+        before = len(custom.failures) if custom else 0
+        found = evaluate_plane(model, plane.first, plane.second, axes, self.measures, advanced=advanced)
+        values = {name: torch.from_numpy(value) for name, value in found.items()}
+        for failure in custom.failures[before : before + 1] if custom else ():
+            values["failure"] = torch.tensor(list(failure.encode()), dtype=torch.uint8)
+        return values
+
+    def _compared(self, model: nn.Module, advance: Advance, label: str) -> Values:
+        """The sums at the weights themselves, and the curvature: of all images and of each group of them."""
+        advance(0, f"{label}: curvature")
+        zero = torch.zeros(1, dtype=torch.float64)
+        still = {key: torch.zeros_like(parameter) for key, parameter in model.named_parameters()}
+        centre = evaluate_plane(model, still, None, (zero, zero), self.measures)
+        if self.measures.reestimate:
+            model = copy.deepcopy(model)
+            with measuring(model), torch.no_grad():
+                reestimate_batch_norm(model, self.measures.reestimate)
+        found, sums = halving(partial(self._curvature, model), _CURVATURE_BATCH)
+        return {
+            **{f"centre-{name}": torch.from_numpy(values)[0, 0] for name, values in centre.items() if name != "custom"},
+            "curvature": found.value,
+            "curvature-residual": found.residual,
+            "curvature-sums": sums,
+        }
+
+    def _curvature(self, model: nn.Module, size: int) -> tuple[Eigenvalue, Tensor]:
+        """The largest eigenvalue, and each group's sum of what its images give of it; ``size`` images a batch."""
+        groups = self.measures.groups
+        parts = [torch.arange(group, self.measures.count, groups).split(size) for group in range(groups)]
+        batches = [self.images.images.batch(indices, self.device) for group in parts for indices in group]
+        found = weight_curvature(model, batches, seed=self.options.seed, tolerance=TOLERANCE, most=MOST_PRODUCTS // 2)
+        along = weight_curvature_along(model, batches, found.vector[0]).double().cpu()
+        sizes = torch.tensor([len(labels) for _, labels in batches], dtype=torch.float64)
+        owner = torch.tensor([group for group, indices in enumerate(parts) for _ in indices])
+        return found, torch.zeros(groups, dtype=torch.float64).index_add_(0, owner, sizes * along)
+
+
+def _plane(subject: LoadedModel, other: LoadedModel | None, options: LandscapeOptions) -> Plane:
+    """The directions and axes that are asked for; what does not span a plane raises :class:`GradscopeError`."""
+    model, seed, grid = subject.model, options.seed, options.grid
+    still = torch.zeros(1, dtype=torch.float64)
+    if options.epochs is not None:
+        return _principal_plane(model, Path(options.epochs), grid)
+    if other is not None:
+        first = direction_towards(model, other.model.state_dict())
+        if not any(part.any() for part in first.values()):
+            raise GradscopeError(f"towards must be other weights than those of {subject.label}, got {other.label}")
+        axis = line_axis(grid.span, grid.points)
+        if options.line:
+            return Plane(first, None, (axis, still))
+        second = orthogonal_to(filter_normalised_direction(model, seed=seed, name="second direction"), first)
+        return Plane(first, second, (axis, coordinates(Grid(points=grid.points, span=0.5 + grid.span))))
+    first = filter_normalised_direction(model, seed=seed, name="first direction")
+    if options.line:
+        return Plane(first, None, (coordinates(grid), still))
+    second = filter_normalised_direction(model, seed=seed, name="second direction")
+    return Plane(first, second, (coordinates(grid), coordinates(grid)))
+
+
+def _principal_plane(model: nn.Module, folder: Path, grid: Grid) -> Plane:
+    files = sorted(folder.glob("*.pt"))
+    if not files:
+        raise GradscopeError(f"epochs must be a folder of checkpoints (`train --keep-epochs` makes one), got {folder}")
+    saved = [checkpoints.load(file) for file in files]
+    (first, second), path, explained = principal_directions(model, [one.state_dict for one in saved])
+    axes = []
+    for along in path.T[:2]:
+        low, high = min(0.0, along.min()), max(0.0, along.max())
+        room = grid.span * (high - low)
+        axes.append(aligned_axis(low - room, high + room, grid.points))
+    steps = [(len(one.history), float(a), float(b), float(off)) for one, (a, b, off) in zip(saved, path, strict=True)]
+    return Plane(first, second, (axes[0], axes[1]), steps, explained)
+
+
+def _custom(reference: str, images: Chosen, subjects: Sequence[LoadedModel], device: torch.device) -> Custom:
+    """The metric that ``factory(images, labels)`` returns, once it has given a number for every checkpoint."""
+    if ":" not in reference:
+        raise GradscopeError(f"metric must be package.module:factory, got {reference!r}")
+    batch = images.images.batch(torch.arange(len(images.images)), device)
+    try:
+        metric = call_factory(reference, "metric", *batch)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, GradscopeError):
+            raise
+        raise GradscopeError(f"metric: {reference} cannot be made: {one_line(error)}") from error
+    if not callable(metric):
+        raise GradscopeError(
+            f"metric: {reference} must return a metric that can be called, got {type(metric).__name__}"
+        )
+    for subject in subjects:
+        custom = Custom(metric)
+        if math.isnan(custom(subject.model)):
+            raise GradscopeError(
+                f"metric: {reference} must give a number for a network; for {subject.label} "
+                f"{custom.failures[0] if custom.failures else 'it gave NaN'}"
+            )
+    return Custom(metric)
+
+
+class _Result:
+    """What was measured of one checkpoint, as rows."""
+
+    def __init__(
+        self,
+        identity: Row,
+        plane: Plane,
+        found: Mapping[str, Tensor],
+        compared: Mapping[str, Tensor],
+        measures: Measures,
+        failures: Sequence[str],
+        keeps_norms: bool,
+    ) -> None:
+        """``failures``: why the metric failed, first of all and later; ``keeps_norms``: the way leads to another
+        checkpoint, but batch norm's statistics stay behind.
+        """
+        self.identity, self.plane, self.found, self.compared, self.measures = identity, plane, found, compared, measures
+        self.failures = failures
+        self.keeps_norms = keeps_norms
+
+    def rows(self) -> Rows:
+        """The rows of each table."""
+        path = {PATH: self._path} if self.plane.path else {}
+        return {LANDSCAPE: self._landscape, SUMMARY: self._summary} | path
+
+    def facts(self) -> Row:
+        """What the manifest says of it: points at which the metric failed, and what the directions explain."""
+        failed = int(self.found["custom"].isnan().sum()) if "custom" in self.found else None
+        why = next(iter(self.failures), None)
+        facts: Row = {} if failed is None else {"custom_failed": failed, "custom_failure": why}
+        if self.plane.explained is not None:
+            facts["explained"] = self.plane.explained
+        if self.keeps_norms:
+            facts["keeps_batch_norm"] = True
+        return facts
+
+    def _landscape(self) -> Iterator[Row]:
+        columns = {}
+        for prefix in ("", "adversarial_"):
+            if f"{prefix}loss" in self.found:
+                columns[f"{prefix}loss"] = self.measures.mean(self.found[f"{prefix}loss"])
+                columns[f"{prefix}accuracy"] = self.measures.mean(self.found[f"{prefix}right"])
+        if "custom" in self.found:
+            columns["custom"] = self.found["custom"]
+        for row, a in enumerate(self.plane.axes[0].tolist()):
+            for column, b in enumerate(self.plane.axes[1].tolist()):
+                values = {name: float(table[row, column]) for name, table in columns.items()}
+                yield self.identity | {"space": "weights", "a": a, "b": b} | values
+
+    def _path(self) -> Iterator[Row]:
+        walker = {"space": "weights", "walker": self.identity["checkpoint"]}
+        for step, a, b, off in self.plane.path:
+            yield self.identity | walker | {"step": step, "a": a, "b": b, "off": off}
+
+    def _summary(self) -> Iterator[Row]:
+        count = self.measures.count
+        for prefix in ("", "adversarial_"):
+            if f"centre-{prefix}loss" not in self.compared:
+                continue
+            at = f"{'attacked' if prefix else 'clean'}/all"
+            attack = self.measures.attack if prefix else None
+            identity = self.identity | ({} if attack is None else attack.ball)
+            losses, right = (self.compared[f"centre-{prefix}{name}"] for name in ("loss", "right"))
+            loss, others = self.measures.mean(losses), self.measures.leave_one_out(losses)
+            yield summary_row(identity, "loss", at, float(loss), self._jackknife(loss, others), count)
+            correct = int(right.sum())
+            accuracy = wilson_interval(correct, count)
+            yield summary_row(identity, "accuracy", at, correct / count, accuracy, count)
+        losses, centre = self.found["loss"], self.compared["centre-loss"]
+        whole, others = self.measures.mean(losses), self.measures.leave_one_out(losses)
+        rough = roughness(whole, self.plane.axes)
+        yield self._around("roughness", rough, roughness(others, self.plane.axes))
+        sharp = sharpness(whole, self.measures.mean(centre), self.plane.axes)
+        leaving = sharpness(others, self.measures.leave_one_out(centre), self.plane.axes)
+        yield self._around("sharpness", sharp, leaving)
+        sums = self.compared["curvature-sums"]
+        yield self._around("curvature", self.compared["curvature"][0], self.measures.leave_one_out(sums))
+        residual = float(self.compared["curvature-residual"][0])
+        yield summary_row(self.identity, "curvature-residual", "around/all", residual, None, count)
+
+    def _around(self, name: str, value: Tensor, leave_one_out: Tensor) -> Row:
+        interval = self._jackknife(value, leave_one_out)
+        return summary_row(self.identity, name, "around/all", float(value), interval, self.measures.count)
+
+    def _jackknife(self, value: Tensor, leave_one_out: Tensor) -> Interval:
+        return jackknife_interval(float(value), leave_one_out.tolist())

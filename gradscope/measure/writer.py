@@ -1,0 +1,71 @@
+"""The files of a measurement: tables that grow, the manifest that says what is in them, and how far the work is."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gradscope.measure.directory import clear
+from gradscope.results.files import write_json
+from gradscope.results.manifest import MANIFEST
+from gradscope.results.schemas import Table
+from gradscope.results.tables import append_rows
+
+Row = dict[str, Any]
+#: Rows of each table, made when they are written: as rows they would not fit in memory.
+Rows = Mapping[Table, Callable[[], Iterable[Row]]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What has been measured of the model at ``position`` (of all, where None), to be written.
+
+    ``facts`` go into the manifest's entry of the model; ``files`` are written whole, each by a function of its path.
+    """
+
+    position: int | None
+    rows: Rows = field(default_factory=dict)
+    facts: Row = field(default_factory=dict)
+    files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
+
+
+class Writer:
+    """Writes the parts of a measurement to ``out`` as they come; what lay there before goes with the first."""
+
+    def __init__(self, out: Path, manifest: Row) -> None:
+        self.out, self.manifest = out, manifest
+        self._begun = False
+
+    def add(self, part: Part) -> None:
+        """Append the rows of ``part``, write its files, and say in the manifest that it is there."""
+        if not self._begun:
+            clear(self.out)
+            self._begun = True
+        for table, make in part.rows.items():
+            append_rows(self.out / table.file, table, make())
+        for name, write in part.files.items():
+            write(self.out / name)
+        if part.position is not None:
+            _merge(self.manifest["checkpoints"][part.position], part.facts)
+        write_json(self.out / MANIFEST, self.manifest)
+
+    def complete(self) -> None:
+        """Say that everything asked for has been measured. The partial results stay until the figures are drawn."""
+        self.manifest["complete"] = True
+        write_json(self.out / MANIFEST, self.manifest)
+
+
+def _merge(entry: Row, facts: Row) -> None:
+    """Lay ``facts`` over ``entry``; those that are mappings join the ones that are there."""
+    for key, value in facts.items():
+        both = isinstance(value, dict) and isinstance(entry.get(key), dict)
+        entry[key] = entry[key] | value if both else value
+
+
+def dependencies(manifest: Row, more: Mapping[str, Any]) -> Row:
+    """What the values of partial results depend on: everything in ``manifest`` that decides them, and ``more``."""
+    books = ("kind", "options", "intervals", "complete", "checkpoints", "surrogates", "provenance", "landscape")
+    decisive = {key: value for key, value in manifest.items() if key not in books}
+    found: Row = json.loads(json.dumps(decisive | manifest.get("landscape", {}) | dict(more), default=str))
+    return found

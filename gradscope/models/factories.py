@@ -1,0 +1,66 @@
+"""Calling ``package.module:factory(...)``: code of the user's, which runs only where it is trusted."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from gradscope.errors import GradscopeError
+from gradscope.models.inspection import one_line
+from gradscope.models.references import parse_reference, working_directory_importable
+
+
+def call_factory(text: str, argument: str, *values: object, **offered: object) -> object:
+    """``factory(*values, ...)`` of ``package.module:factory(...)``; the module may be in the working directory.
+
+    ``offered`` are keyword arguments that the factory gets where it has a parameter of that name and ``text`` gives it
+    no value. What is no such text, cannot be imported or cannot be called raises :class:`GradscopeError` with
+    ``argument`` in front; the factory's own errors pass.
+    """
+    reference = parse_reference(text, argument)
+    if reference.kind != "factory":
+        raise GradscopeError(f"{argument} must be package.module:factory, got {text!r}")
+    module_name, name = reference.module, reference.name
+    with working_directory_importable():
+        try:
+            module = importlib.import_module(module_name)
+        except (Exception, SystemExit) as error:
+            raise GradscopeError(f"{argument}: {text}: {module_name} cannot be imported: {one_line(error)}") from error
+        factory: Any = module
+        for part in name.split("."):
+            factory = getattr(factory, part, None)
+        if not callable(factory):
+            problem = "has no" if factory is None else "cannot be called as it is no function:"
+            raise GradscopeError(f"{argument}: {text}: {module_name} {problem} {name}")
+        arguments = (*values, *reference.arguments)
+        return factory(*arguments, **_taken(factory, arguments, reference.options, offered), **reference.options)
+
+
+def _taken(
+    factory: Callable[..., object],
+    arguments: tuple[Any, ...],
+    options: Mapping[str, Any],
+    offered: Mapping[str, object],
+) -> dict[str, object]:
+    """Those of ``offered`` for which ``factory`` has a parameter that is still without a value."""
+    try:
+        signature = inspect.signature(factory)
+        given = signature.bind_partial(*arguments, **options).arguments
+    except (TypeError, ValueError):  # no signature, or arguments that do not fit: the call itself says so best
+        return {}
+    return {name: value for name, value in offered.items() if name in signature.parameters and name not in given}
+
+
+def built(text: str, argument: str, make: Callable[[], object]) -> nn.Module:
+    """``make()``; an error, or what is no module, raises :class:`GradscopeError` with ``argument`` in front."""
+    try:
+        model = make()
+    except GradscopeError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise GradscopeError(f"{argument}: {text} cannot be built: {one_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise GradscopeError(f"{argument}: {text} must return a torch.nn.Module, got {type(model).__name__}")
+    return model

@@ -1,0 +1,171 @@
+"""What the commands print of a directory of results: lines of text from its CSV and JSON files."""
+
+import json
+from collections.abc import Hashable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gradscope.results.audits import NO_PROOF, NONE_FOUND, AuditOf, Audits, read_document
+from gradscope.results.schemas import ATTACKS, AUDIT_JSON, CLAIMS, SUMMARY, TRANSFER
+from gradscope.results.stats import wilson_interval
+from gradscope.results.tables import read_table
+
+
+def analysis_lines(results: Path) -> str:
+    """A line for each checkpoint and attack: accuracy when clean and under attack, with its interval."""
+    rows = read_table(results / SUMMARY.file, SUMMARY)
+    rows = rows[rows["metric"] == "accuracy"]
+    lines = []
+    for (checkpoint, attack), ours in rows.groupby(["checkpoint", "attack"], sort=False):
+        clean, worst = (_one(ours, str(attack), "accuracy", f"{point}/all") for point in ("clean", "worst"))
+        accuracy = f"clean {100 * clean['value']:5.1f} %  under attack {_share(worst)}"
+        lines.append(f"{checkpoint:16} {attack:10} {accuracy}")
+    return "\n".join(lines)
+
+
+def landscape_lines(results: Path) -> str:
+    """A line for each checkpoint and number of a landscape, with its interval, and what went wrong on the way."""
+    rows = read_table(results / SUMMARY.file, SUMMARY)
+    rows = rows[rows["subset"].str.endswith("/all")]
+    lines = [
+        f"{row['checkpoint']:16} {row['subset'].removesuffix('/all') + ' ' + row['metric']:26} {row['value']:11.4g} "
+        f"[{row['ci_low']:.4g}, {row['ci_high']:.4g}]  n = {row['n']}  {row['unit'].strip('-')}".rstrip()
+        for row in rows.to_dict("records")
+    ]
+    for entry in json.loads((results / "manifest.json").read_text())["checkpoints"]:
+        for which, images in entry.get("random_instead_of_adversarial", {}).items():
+            if images:
+                lines.append(f"{entry['label']}: the attack gave no {which} direction for {len(images)} image(s)")
+        if entry.get("keeps_batch_norm"):
+            lines.append(
+                f"{entry['label']}: batch norm's statistics stay its own, so the far end is not the other "
+                "checkpoint; --batch-norm re-estimated takes them anew"
+            )
+        if entry.get("custom_failed"):
+            lines.append(
+                f"{entry['label']}: --metric failed at {entry['custom_failed']} points, {entry['custom_failure']}"
+            )
+    return "\n".join(lines)
+
+
+def attack_lines(results: Path) -> str:
+    """For each checkpoint and radius: clean, each attack, and the lowest robust accuracy, with its interval.
+
+    Then what was skipped and why, and whether saved images still fool the model.
+    """
+    rows = read_table(results / ATTACKS.file, ATTACKS)
+    lines = []
+    for (checkpoint, norm, epsilon), ours in rows.groupby(["checkpoint", "norm", "epsilon"], sort=False):
+        ball = f"{norm} {epsilon:.4g}"
+        clean = _one(ours, "none", "accuracy", "all")
+        lines.append(f"{checkpoint:16} {ball:12} {'clean':16} {_share(clean)}")
+        if undefined := _one(ours, "none", "undefined", "all")["value"]:
+            lines.append(f"{checkpoint:16} {ball:12} logits not finite on {_percent(undefined)}, which count as wrong")
+        names = [name for name in ours["attack"].unique() if name != "none"]
+        for name in names:
+            alone, standing = _one(ours, name, "accuracy", "attacked"), _one(ours, name, "robust-accuracy", "all")
+            left = f"{_percent(alone['value'])} of {int(alone['n'])} attacked stand" if alone["n"] else "none left"
+            lines.append(f"{checkpoint:16} {ball:12} {name:16} {left}, {_percent(standing['value'])} of all so far")
+        if names:
+            lowest = _one(ours, names[-1], "robust-accuracy", "all")
+            lines.append(f"{checkpoint:16} {ball:12} lowest robust accuracy, an upper bound: {_share(lowest)}")
+        else:
+            lines.append(f"{checkpoint:16} {ball:12} no attack could be run: nothing is known of its robustness")
+    for entry in json.loads((results / "manifest.json").read_text())["checkpoints"]:
+        lines += [f"{entry['label']}: {name} was skipped, it {why}" for name, why in entry["skipped"].items()]
+        if again := entry.get("rescored"):
+            judged = f"{again['disagreeing']} of {again['images']} saved images"
+            lines.append(f"{entry['label']}: {judged} do not fool it when loaded anew, in batches of another size")
+    return "\n".join(lines)
+
+
+def transfer_lines(results: Path) -> str:
+    """A line for each source and target: how many examples of the one the other gets right, with the interval."""
+    rows = read_table(results / TRANSFER.file, TRANSFER)
+    return "\n".join(
+        f"{'clean images' if not row['source'] else 'from ' + row['source']:22} on {row['checkpoint']:16} {_share(row)}"
+        + ("  white-box" if row["source"] == row["checkpoint"] else "")
+        for row in rows.rename(columns={"accuracy": "value"}).to_dict("records")
+    )
+
+
+def audit_lines(results: Path) -> str:
+    """For each checkpoint the verdict, accuracies, the checks that fired and those that could not be made, in ASCII.
+
+    From ``audit.json`` alone; what the budget left out comes last.
+    """
+    document = Audits.parse(read_document(results / AUDIT_JSON))
+    return "\n\n".join("\n".join(_audit(one)) for one in document.audits)
+
+
+def claim_lines(claims: Path) -> str:
+    """For each data set and architecture a line a claim: how many of its tests have each verdict, and the claim."""
+    rows = read_table(claims, CLAIMS)
+    lines = []
+    for (dataset, arch), group in rows.groupby(["dataset", "arch"], sort=False):
+        lines.append(f"{dataset}, {arch}: tests that are supported, not supported, not tested")
+        for (claim, statement), tests in group.groupby(["claim", "statement"], sort=False):
+            counts = tests["verdict"].value_counts()
+            supported, against, untested = (
+                counts.get(verdict, 0) for verdict in ("supported", "not supported", "not tested")
+            )
+            lines.append(f"{claim:3} {supported:3} {against:3} {untested:3}  {statement}")
+    return "\n".join(lines)
+
+
+def _audit(one: AuditOf) -> Iterator[str]:
+    cause = f", cause: {one.causes[0]}" if one.causes else ""
+    yield f"{one.checkpoint}: {one.verdict.upper()}{cause}"
+    yield f"  {one.reason}"
+    if one.verdict == NONE_FOUND:
+        yield f"  {NO_PROOF}"
+    yield from _accuracies(one)
+    for made in sorted((made for made in one.checks if made.state == "fired"), key=lambda made: not made.accuses):
+        value = f"{_number(made.value)} {made.sign} {_number(made.threshold)}"
+        p_value = "" if made.p_value is None else f"p = {made.p_value:.2g}"
+        weight = "accuses" if made.accuses else "does not accuse"
+        yield f"  {made.id}  {made.name:16} {value:16} {p_value:12} {weight}"
+        yield f"      {made.cause}"
+        yield f"      next: {made.next_step}"
+    for made in one.checks:
+        if made.state == "abstained":
+            yield f"  {made.id}  {made.name:16} abstained: {made.cause}"
+    if one.left_out:
+        reasons = dict.fromkeys(one.left_out.values())
+        left = [f"{', '.join(name for name, its in one.left_out.items() if its == why)} ({why})" for why in reasons]
+        yield f"  not run: {'; '.join(left)}"
+
+
+def _accuracies(one: AuditOf) -> Iterator[str]:
+    """The clean accuracy, that under PGD alone, and the lowest."""
+    n = one.robust_accuracy.n
+    clean = {"n": n, **one.clean_accuracy.model_dump()}
+    lowest = {"value": one.robust_accuracy.upper_bound, **one.robust_accuracy.model_dump()}
+    yield f"  {'clean accuracy':24} {_share(clean)}"
+    if "pgd" in one.under:
+        low, high = wilson_interval(round(one.under["pgd"] * n), n)
+        alone = {"value": one.under["pgd"], "ci_low": low, "ci_high": high, "n": n}
+        yield f"  {'under PGD alone':24} {_share(alone)}"
+    else:
+        yield f"  {'under PGD alone':24} not run"
+    yield f"  {'lowest robust accuracy':24} {_share(lowest)}  an upper bound, {one.ball}, budget {one.budget}"
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3g}"
+
+
+def _one(rows: pd.DataFrame, attack: str, metric: str, subset: str) -> dict[Hashable, Any]:
+    found = rows[(rows["attack"] == attack) & (rows["metric"] == metric) & (rows["subset"] == subset)]
+    return found.iloc[0].to_dict()
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _share(row: Mapping[Any, Any]) -> str:
+    interval = f"[{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]"
+    return f"{100 * row['value']:5.1f} % {interval}  n = {int(row['n'])}"

@@ -1,0 +1,106 @@
+"""``report.html``: one page of everything in a directory of results, which needs nothing from outside itself."""
+
+import base64
+import gzip
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from markupsafe import Markup
+
+import gradscope
+from gradscope.figures.rendering import render, script_json, source
+from gradscope.reporting.contents import Contents, read_contents
+from gradscope.reporting.headline import headline
+from gradscope.reporting.paper import write_paper
+from gradscope.reporting.provenance import making, manifests
+from gradscope.reporting.sections import Section, sections
+from gradscope.results.files import atomic, ensure_writable
+from gradscope.results.manifest import MANIFEST
+from gradscope.results.schemas import AUDIT_JSON, CLAIMS, PAGE
+from gradscope.results.tables import find_table, find_tables, table_content
+
+#: Files up to so many bytes are in the page, larger ones are named.
+LARGEST = 1_000_000
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A file of the results. ``content``: compressed, in base64; empty where it is only named."""
+
+    path: str
+    address: str
+    size: int
+    content: str
+
+
+def write_report(directory: Path) -> Path:
+    """Write ``report.html`` into ``directory`` and the set for a paper into ``directory/paper``; the page's path.
+
+    Raises :class:`GradscopeError` where there are no results, a file is damaged, or ``directory`` is not writable.
+    """
+    if directory.is_dir():
+        ensure_writable(directory, "directory")
+    contents = read_contents(directory)
+    chapters = sections(contents)
+    text = page(contents, chapters)
+    path = directory / PAGE
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    write_paper(contents)
+    return path
+
+
+def page(contents: Contents, chapters: list[Section]) -> str:
+    """The page of ``contents``; the same contents give the same bytes."""
+    surfaces = [block.surface for chapter in chapters for block in chapter.blocks if block.surface]
+    script = source("reporting/templates/page.js")
+    if surfaces:
+        script = Markup(source("figures/templates/surfaces.js") + script)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return render(
+        "reporting/templates/page.html",
+        # Drawing surfaces makes functions from text, which the browser allows only where it is told so.
+        allowed=Markup(f"'sha256-{digest}'" + (" 'unsafe-eval'" if surfaces else "")),
+        contents=contents,
+        headline=headline(contents),
+        chapters=chapters,
+        making=making(contents),
+        manifests=manifests(contents),
+        files=list(_files(contents)),
+        style=source("reporting/templates/page.css"),
+        script=script,
+        plotly=_plotly() if surfaces else "",
+        script_json=script_json,
+        version=gradscope.__version__,
+    )
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return _packed(get_plotlyjs().encode())
+
+
+def _packed(content: bytes) -> str:
+    """Compressed, in base64; always the same for the same content."""
+    return base64.b64encode(gzip.compress(content, mtime=0)).decode()
+
+
+def _files(contents: Contents) -> Iterator[Attached]:
+    """The tables and what programs read, part by part; a compressed table is in the page as the table it holds."""
+    folders = [("", contents.directory), *((part.name, part.directory) for part in contents.parts if part.name)]
+    own = any(not part.name for part in contents.parts)
+    for name, folder in folders:
+        tables = find_tables(folder) if name or own else [find_table(folder / CLAIMS.file)]
+        for path in [*tables, folder / AUDIT_JSON, folder / MANIFEST]:
+            if path and path.is_file():
+                content = table_content(path)
+                where = f"{name}/{path.name}" if name else path.name
+                address = f"./{quote(where)}"
+                if len(content) <= LARGEST:
+                    yield Attached(where.removesuffix(".gz"), address, len(content), _packed(content))
+                else:
+                    yield Attached(where, address, path.stat().st_size, "")

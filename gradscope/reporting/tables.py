@@ -1,0 +1,293 @@
+"""Tables for reading, the same for the page and for LaTeX: headings, and cells that know what they sort by."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import isfinite, nan
+from typing import Any, Literal
+
+import pandas as pd
+
+from gradscope.figures.checks import STATES, state_of
+from gradscope.results.audits import AuditOf
+from gradscope.results.schemas import FIRES_BELOW
+
+#: What stands where there is no value.
+NOTHING = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Heading:
+    """The head of a column: "text", "number", or "long" where sentences stand in it."""
+
+    text: str
+    kind: Literal["text", "number", "long"] = "text"
+    aside: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a cell, smaller beside it its interval or a note, and what it sorts by where that is a number."""
+
+    text: str
+    aside: str = ""
+    key: float = nan
+    tone: str = ""
+
+    @property
+    def sorts_by(self) -> str:
+        """The key as JavaScript reads it; empty where there is none."""
+        return repr(self.key) if isfinite(self.key) else ""
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """A table. ``name``: of its files."""
+
+    name: str
+    caption: str
+    headings: tuple[Heading, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def words(value: object) -> Cell:
+    """Text as it is; a dash where there is none."""
+    return Cell(str(value) if value is not None and not _is_missing(value) and str(value) else NOTHING)
+
+
+def number(value: float | None, unit: str = "", low: float = nan, high: float = nan) -> Cell:
+    """A number with three digits, its interval beside it."""
+    if value is None or _is_missing(value):
+        return Cell(NOTHING)
+    suffix = "" if unit in ("", "-") else f" {unit}"
+    return Cell(f"{_digits(value)}{suffix}", _interval(_digits, low, high), float(value))
+
+
+def count(value: float | None) -> Cell:
+    """A whole number."""
+    return Cell(NOTHING) if value is None or _is_missing(value) else Cell(f"{int(value):,}", key=float(value))
+
+
+def share(value: float | None, low: float = nan, high: float = nan, note: str = "") -> Cell:
+    """A share in per cent, its interval beside it."""
+    if value is None or _is_missing(value):
+        return Cell(NOTHING)
+    aside = ", ".join(part for part in (_interval(_percent, low, high), note) if part)
+    return Cell(f"{_percent(value)} %", aside, float(value))
+
+
+def _is_missing(value: object) -> bool:
+    return value is pd.NA or (isinstance(value, float) and value != value)
+
+
+def _interval(shown: Any, low: float, high: float) -> str:
+    return "" if _is_missing(low) or _is_missing(high) else f"[{shown(low)}, {shown(high)}]"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _digits(value: float) -> str:
+    return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
+
+
+def statements_table(claims: pd.DataFrame) -> ReportTable:
+    """Each claim of the table CLAIMS once, and how many of its tests had which verdict."""
+    verdicts = ("supported", "not supported", "not tested")
+    headings = (
+        Heading("Claim"),
+        Heading("Statement", "long"),
+        *(Heading(name.capitalize(), "number") for name in verdicts),
+    )
+    rows = []
+    for (claim, statement), tests in claims.groupby(["claim", "statement"], sort=False):
+        counts = (int((tests["verdict"] == name).sum()) for name in verdicts)
+        rows.append((words(claim), words(statement), *(count(found) for found in counts)))
+    return ReportTable(
+        "statements", "The claims, and how many tests of each came out in which way", headings, tuple(rows)
+    )
+
+
+def claims_table(claims: pd.DataFrame, *, with_reasons: bool = True) -> ReportTable:
+    """Rows of the table CLAIMS: what was tested, what was found, and the paper's figure beside ours."""
+    headings = (
+        Heading("Claim"),
+        Heading("Test", "long"),
+        Heading("Verdict"),
+        Heading("Effect", "number", "over images"),
+        Heading("Over seeds", "number"),
+        Heading("Paper", "long"),
+        Heading("p", "number", "adjusted"),
+        Heading("Images", "number", "\N{MULTIPLICATION SIGN} seeds"),
+        Heading("Why", "long"),
+    )
+    rows = tuple(_claim(row) for row in claims.to_dict("records"))
+    kept = len(headings) if with_reasons else len(headings) - 1
+    return ReportTable("claims", _CLAIMS, headings[:kept], tuple(row[:kept] for row in rows))
+
+
+_CLAIMS = (
+    "The tests of the claims. Effect: as measured, with its 95 % interval over images; over seeds: the 95 % "
+    "interval over training seeds, where there are two or more; paper: the figure that the paper gives"
+)
+
+
+def _claim(row: Mapping[Any, Any]) -> tuple[Cell, ...]:
+    where = ", ".join(str(row[key]) for key in ("dataset", "arch") if row[key])
+    effect = number(row["value"], str(row["unit"]), row["ci_low"], row["ci_high"])
+    predicted = f"predicted {row['direction']}" if row["direction"] else ""
+    seeds = _interval(_digits, row["seeds_low"], row["seeds_high"])
+    tone = {"supported": "passed", "not supported": "accuses"}.get(str(row["verdict"]), "abstained")
+    images = "" if _is_missing(row["n"]) else f"{int(row['n']):,} \N{MULTIPLICATION SIGN} {_whole(row['seeds'])}"
+    return (
+        words(row["claim"]),
+        Cell(words(row["statistic"]).text, "; ".join(part for part in (predicted, where) if part)),
+        Cell(str(row["verdict"]), tone=tone),
+        effect,
+        Cell(seeds or NOTHING, key=float(row["seeds_low"]) if seeds else nan),
+        words(row["paper"]),
+        number(row["p_value"]),
+        Cell(images or NOTHING, key=float(row["n"]) if images else nan),
+        words(row["why"]),
+    )
+
+
+def _whole(value: float) -> str:
+    return "?" if _is_missing(value) else str(int(value))
+
+
+def attacks_table(attacks: pd.DataFrame, name: str = "attacks") -> ReportTable:
+    """Rows of the table ATTACKS: a row for each checkpoint, ball and attack."""
+    headings = (
+        Heading("Model"),
+        Heading("Ball"),
+        Heading("Attack"),
+        Heading("Right under it", "number", "of those attacked"),
+        Heading("Robust so far", "number", "of all images"),
+        Heading("Attacked", "number", "images"),
+        Heading("Forward", "number", "passes an image"),
+        Heading("Backward", "number", "passes an image"),
+        Heading("Seconds", "number"),
+    )
+    rows = []
+    for (checkpoint, norm, epsilon, attack), ours in attacks.groupby(
+        ["checkpoint", "norm", "epsilon", "attack"], sort=False
+    ):
+        alone, so_far = _row(ours, "accuracy"), _row(ours, "robust-accuracy")
+        attacked = _row(ours, "forward") or (alone if alone.get("subset") == "attacked" else {})
+        rows.append(
+            (
+                words(checkpoint),
+                Cell(f"{norm} {epsilon:.4g}"),
+                Cell("clean" if attack == "none" else str(attack)),
+                share(alone.get("value"), alone.get("ci_low", nan), alone.get("ci_high", nan), _of_all(alone)),
+                share(so_far.get("value"), so_far.get("ci_low", nan), so_far.get("ci_high", nan)),
+                count(attacked.get("n")),
+                number(_row(ours, "forward").get("value")),
+                number(_row(ours, "backward").get("value")),
+                number(_row(ours, "seconds").get("value")),
+            )
+        )
+    return ReportTable(name, _ATTACKS, headings, tuple(rows))
+
+
+_ATTACKS = (
+    "Accuracy under each attack in the order they were run. Robust so far: right when clean, under this attack and all "
+    "above it, an upper bound of the robust accuracy; 95 % Wilson intervals over images"
+)
+
+
+def _row(rows: pd.DataFrame, metric: str) -> dict[Any, Any]:
+    """The first row of a metric; empty where there is none."""
+    found = rows[rows["metric"] == metric]
+    return found.iloc[0].to_dict() if len(found) else {}
+
+
+def _of_all(row: Mapping[Any, Any]) -> str:
+    return "of all" if row.get("subset") == "all" else ""
+
+
+def transfer_table(transfer: pd.DataFrame) -> ReportTable:
+    """Rows of the table TRANSFER as a matrix: sources by targets."""
+    targets = [str(name) for name in transfer["checkpoint"].unique()]
+    cells = {
+        (str(row["source"]), str(row["checkpoint"])): share(row["accuracy"], row["ci_low"], row["ci_high"])
+        for row in transfer.to_dict("records")
+    }
+    rows = tuple(
+        (Cell(source or "clean images"), *(cells.get((source, target), Cell(NOTHING)) for target in targets))
+        for source in (str(name) for name in transfer["source"].unique())
+    )
+    found = transfer[["norm", "epsilon"]].drop_duplicates().itertuples(index=False, name=None)
+    balls = " and ".join(f"{norm}, epsilon {epsilon:.4g}" for norm, epsilon in found)
+    caption = (
+        f"Accuracy of each target (column) on the examples made on each source (row), {balls}; "
+        "95 % Wilson intervals over images"
+    )
+    return ReportTable("transfer", caption, (Heading("Made on"), *(Heading(name, "number") for name in targets)), rows)
+
+
+def checks_table(audits: Iterable[AuditOf]) -> ReportTable:
+    """Every check of every audit."""
+    headings = (
+        Heading("Model"),
+        Heading("Check"),
+        Heading("Outcome"),
+        Heading("Value", "number"),
+        Heading("Fires", "number"),
+        Heading("p", "number", "adjusted"),
+        Heading("What it saw", "long"),
+        Heading("What to do next", "long"),
+    )
+    rows = []
+    for one in audits:
+        for made in one.checks:
+            state = state_of({"state": made.state, "accuses": made.accuses})
+            below = "<" if made.id in FIRES_BELOW else ">"
+            threshold = number(made.threshold)
+            rows.append(
+                (
+                    words(one.checkpoint),
+                    Cell(f"{made.id} {made.name}"),
+                    Cell(f"{STATES[state].symbol} {_OUTCOMES[state]}", tone=state),
+                    number(made.value),
+                    threshold if threshold.text == NOTHING else Cell(f"{below} {threshold.text}", key=threshold.key),
+                    number(made.p_value),
+                    words(made.cause),
+                    words(made.next_step),
+                )
+            )
+    return ReportTable("audit", _CHECKS, headings, tuple(rows))
+
+
+_OUTCOMES = {"accuses": "accuses", "fired": "fired", "passed": "passed", "abstained": "abstained"}
+_CHECKS = (
+    "Checks of the audit. A check that accuses fired on an outcome and is alone enough for the verdict; one that "
+    "fired without accusing says why, or what the attack lacked"
+)
+
+
+def numbers_table(summary: pd.DataFrame, name: str, caption: str) -> ReportTable:
+    """Rows of the table SUMMARY as they are."""
+    headings = (
+        Heading("Model"),
+        Heading("Attack"),
+        Heading("Metric"),
+        Heading("Of"),
+        Heading("Value", "number"),
+        Heading("Unit"),
+        Heading("n", "number", "images"),
+    )
+    rows = tuple(
+        (
+            words(row["checkpoint"]),
+            words(row["attack"]),
+            words(row["metric"]),
+            words(str(row["subset"]).replace("/", ", ")),
+            number(row["value"], "", row["ci_low"], row["ci_high"]),
+            words("" if row["unit"] == "-" else row["unit"]),
+            count(row["n"]),
+        )
+        for row in summary.to_dict("records")
+    )
+    return ReportTable(name, caption, headings, rows)

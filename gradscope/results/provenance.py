@@ -1,0 +1,79 @@
+"""How a result was made: versions, commit, machine. Written beside every result, kept in every checkpoint."""
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import gradscope
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning-fabric",
+    "numpy",
+    "scipy",
+    "pandas",
+    "matplotlib",
+    "seaborn",
+    "plotly",
+    "torchattacks",
+    "loss-landscapes",
+)
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """Versions of gradscope and its packages, git commit, machine, and the time (UTC)."""
+    return {
+        "gradscope": gradscope.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "device": device,
+        "command": ["gradscope", *sys.argv[1:]],
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@cache
+def _commit() -> str | None:
+    """Commit of the source tree gradscope runs from, with "+changes" where it differs; None where it is installed.
+
+    The variable GRADSCOPE_COMMIT names it for a copy of a tree, whose ``.git`` is missing or another's.
+    """
+    if commit := os.environ.get("GRADSCOPE_COMMIT"):
+        return commit
+    tree = Path(gradscope.__file__).parent.parent
+    if not (tree / ".git").exists():
+        return None
+    try:
+        head = subprocess.run(["git", "-C", tree, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run(
+            ["git", "-C", tree, "status", "--porcelain"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+
+
+def _processor() -> str:
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.exists():
+        for line in cpu_info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

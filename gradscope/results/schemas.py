@@ -1,0 +1,348 @@
+"""Every CSV schema: which columns a file has, in which order, what they mean and in what unit."""
+
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table; a ``later`` one is read as empty where a table was written before it existed."""
+
+    name: str
+    kind: Literal["text", "integer", "number"]
+    meaning: str
+    later: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """One CSV file: its name and its columns, in order."""
+
+    file: str
+    columns: tuple[Column, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Column names, in order."""
+        return [column.name for column in self.columns]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A quantity measured along an attack; its values and intervals lie between ``low`` and ``high``.
+
+    ``per_sample`` is False where it is a property of the whole set.
+    """
+
+    unit: str
+    meaning: str
+    low: float = -inf
+    high: float = inf
+    per_sample: bool = True
+
+
+IDENTITY = (
+    Column("checkpoint", "text", "short name of the checkpoint"),
+    Column("mode", "text", "training mode, or 'foreign' for a model trained elsewhere"),
+    Column("dataset", "text", "data set that was attacked"),
+    Column("arch", "text", "architecture"),
+    Column("seed", "integer", "training seed; empty for a foreign model"),
+    Column("attack", "text", "attack along which it was measured"),
+)
+
+#: The ball that a row of STEPS or SUMMARY belongs to.
+_BALL = (
+    Column("norm", "text", "norm of the attack's ball: linf or l2; empty where no attack had a part in it", later=True),
+    Column("epsilon", "number", "radius of that ball, pixel units; empty where there is none", later=True),
+)
+
+STEPS = Table(
+    "steps.csv",
+    (
+        *IDENTITY,
+        *_BALL,
+        Column("step", "integer", "iterate x_t the value belongs to; 0 is the start, T the final point"),
+        Column("metric", "text", "name, see `gradscope list metrics`"),
+        Column("unit", "text", "unit of mean, std and interval"),
+        Column("mean", "number", "mean over the images for which the metric is defined"),
+        Column("std", "number", "sample standard deviation over those images"),
+        Column("ci_low", "number", "lower end of the 95 % interval (manifest.json names the method)"),
+        Column("ci_high", "number", "upper end of the 95 % interval"),
+        Column("n", "integer", "images for which the metric is defined"),
+        Column("undefined", "integer", "images for which it is not (a gradient is exactly 0)"),
+    ),
+)
+
+SAMPLES = Table(
+    "samples.csv",
+    (
+        *IDENTITY,
+        Column("index", "integer", "index of the image in the test set"),
+        Column("label", "integer", "its class"),
+        Column("metric", "text", "name, see `gradscope list metrics`"),
+        Column(
+            "point",
+            "text",
+            "clean: the image; final: x_T; worst: the strongest iterate of all starts; path: over x_0 .. x_T-1; "
+            "around: over the ball or the plane around the image",
+        ),
+        Column("unit", "text", "unit of value"),
+        Column("value", "number", "the value; nan where undefined"),
+    ),
+)
+
+SUMMARY = Table(
+    "summary.csv",
+    (
+        *IDENTITY,
+        *_BALL,
+        Column("metric", "text", "name, see `gradscope list metrics`"),
+        Column("subset", "text", "point, and after a slash which images: all, correct or wrong at that point"),
+        Column("unit", "text", "unit of value and interval"),
+        Column("value", "number", "mean over the subset, or the value of the whole set"),
+        Column("ci_low", "number", "lower end of the 95 % interval (manifest.json names the method)"),
+        Column("ci_high", "number", "upper end of the 95 % interval"),
+        Column("n", "integer", "images in the subset for which the metric is defined"),
+    ),
+)
+
+ATTACKS = Table(
+    "attacks.csv",
+    (
+        *IDENTITY,
+        Column("norm", "text", "norm of the ball: linf or l2"),
+        Column("epsilon", "number", "its radius, pixel units"),
+        Column("metric", "text", "name, see ATTACK_METRICS"),
+        Column(
+            "subset",
+            "text",
+            "the denominator. all: every image, those wrong when clean or undefined too; attacked: those the attack "
+            "was run on, right when clean and, in a cascade, under every attack before it",
+        ),
+        Column("unit", "text", "unit of value and interval"),
+        Column("value", "number", "share or mean over the subset; seconds are the sum over it"),
+        Column("ci_low", "number", "lower end of the 95 % Wilson interval; empty for costs"),
+        Column("ci_high", "number", "upper end of the 95 % Wilson interval; empty for costs"),
+        Column("n", "integer", "images in the subset"),
+    ),
+)
+
+AUDIT = Table(
+    "audit.csv",
+    (
+        *IDENTITY,
+        Column("norm", "text", "norm of the ball: linf or l2"),
+        Column("epsilon", "number", "its radius, pixel units"),
+        Column("budget", "text", "what the audit could spend, see `gradscope audit --help`"),
+        Column("verdict", "text", "masking found, none found within this budget, inconclusive, or set-up invalid"),
+        Column("check", "text", "short name of the check: D1 to G1"),
+        Column("name", "text", "its name in words"),
+        Column("state", "text", "fired, passed or abstained"),
+        Column("accuses", "integer", "1 where it fired on an outcome: alone enough for the verdict; else 0"),
+        Column("value", "number", "what it measured; nan where it abstained"),
+        Column("threshold", "number", "above which it fires (G1: below which)"),
+        Column("ci_low", "number", "lower end of its 95 % interval: Wilson of a share, Tango of a paired difference"),
+        Column("ci_high", "number", "upper end of that interval; both nan where there is none"),
+        Column("n", "integer", "images it rests on; empty where that does not say anything"),
+        Column("p_value", "number", "McNemar's exact, one-sided, adjusted over all tests (Holm); empty where none"),
+        Column("images", "text", "indices in the test set of the images it rests on, with spaces between"),
+        Column("cause", "text", "what it saw or, where it abstained, why, in a sentence"),
+        Column("next_step", "text", "what to do next, in a sentence"),
+    ),
+)
+
+#: Checks that fire below their threshold, as AUDIT says.
+FIRES_BELOW = ("G1",)
+#: What an audit writes beside its tables, see :mod:`gradscope.results.audits`.
+AUDIT_JSON = "audit.json"
+EXHIBITS = "evidence.npz"
+#: The page of a directory of results, and the folder of what a paper would include of them.
+PAGE = "report.html"
+PAPER = "paper"
+
+ATTACK_SAMPLES = Table(
+    SAMPLES.file,
+    (
+        *IDENTITY,
+        Column("norm", "text", "norm of the ball: linf or l2"),
+        Column("epsilon", "number", "its radius, pixel units"),
+        Column("index", "integer", "index of the image in the test set"),
+        Column("label", "integer", "its class"),
+        Column("metric", "text", "accuracy: 1 where the prediction is right; distance: see ATTACK_METRICS"),
+        Column("point", "text", "clean: the image, as attack 'none'; worst: where the attack led it"),
+        Column("unit", "text", "unit of value"),
+        Column("value", "number", "the value; nan where undefined. An image without a row was not attacked"),
+        Column("first", "integer", "1 where this attack is the first of those run that fooled the model on the image"),
+    ),
+)
+
+_SOURCE = Column("source", "text", "the checkpoint that the examples were made on; empty for the clean images")
+
+TRANSFER = Table(
+    "transfer.csv",
+    (
+        _SOURCE,
+        *IDENTITY,
+        Column("norm", "text", "norm of the ball: linf or l2"),
+        Column("epsilon", "number", "its radius, pixel units"),
+        Column("accuracy", "number", "share of all images whose example the checkpoint, as target, gets right"),
+        Column("ci_low", "number", "lower end of the 95 % Wilson interval"),
+        Column("ci_high", "number", "upper end of the 95 % Wilson interval"),
+        Column("n", "integer", "images, those wrong when clean too"),
+    ),
+)
+
+TRANSFER_SAMPLES = Table(
+    SAMPLES.file,
+    (
+        _SOURCE,
+        *IDENTITY,
+        Column("index", "integer", "index of the image in the test set"),
+        Column("label", "integer", "its class"),
+        Column("metric", "text", "accuracy: 1 where the checkpoint, as target, is right"),
+        Column("point", "text", "clean: the image; final: the source's example of it"),
+        Column("unit", "text", "unit of value"),
+        Column("value", "number", "the value"),
+    ),
+)
+
+CLAIMS = Table(
+    "claims.csv",
+    (
+        Column("claim", "text", "short name of the claim: C1 to C9 of the paper, H1 and on of the hypothesis about it"),
+        Column("statement", "text", "the claim, in a sentence"),
+        Column("dataset", "text", "data set of the models; empty where the study has none"),
+        Column("arch", "text", "their architecture; empty where the study has none"),
+        Column("statistic", "text", "what was measured, in words: the difference or share that value holds"),
+        Column("direction", "text", "what the claim predicts of value: above or below a number, or not 0"),
+        Column("unit", "text", "unit of value and interval"),
+        Column("value", "number", "the effect as measured; nan where not tested"),
+        Column("ci_low", "number", "lower end of its 95 % interval over images"),
+        Column("ci_high", "number", "upper end of that interval"),
+        Column("seeds_low", "number", "lower end of the 95 % interval over seeds; nan with fewer than two"),
+        Column("seeds_high", "number", "upper end of that interval"),
+        Column(
+            "p_value",
+            "number",
+            "of the paired test where there is one, adjusted over all of one data set and arch (Holm); else empty",
+        ),
+        Column("n", "integer", "images"),
+        Column("seeds", "integer", "training seeds of each mode"),
+        Column("paper", "text", "the paper's figure; empty where it gives none"),
+        Column("verdict", "text", "supported, not supported or not tested"),
+        Column("why", "text", "why that verdict, in a sentence"),
+    ),
+)
+
+HISTORY = Table(
+    "history.csv",
+    (
+        Column("epoch", "integer", "epochs done, from 1"),
+        Column("phase", "integer", "index of the phase, from 0"),
+        Column("loss", "number", "mean training loss, adversarial share included"),
+        Column("accuracy", "number", "share of training predictions (argmax, training mode) that are right"),
+        Column("reward", "number", "mean reward of the sampled actions; empty where none are sampled"),
+        Column("validation_loss", "number", "mean cross-entropy on the validation images, nats"),
+        Column("validation_accuracy", "number", "share of validation images that are right"),
+        Column("learning_rate", "number", "learning rate of the last update"),
+        Column("images_per_second", "number", "training images a second, all devices"),
+        Column("seconds", "number", "seconds the epoch took, validation included"),
+    ),
+)
+
+_SPACE = Column("space", "text", "input: around an image; weights: around a network's weights")
+
+LANDSCAPE = Table(
+    "landscape.csv",
+    (
+        *IDENTITY,
+        _SPACE,
+        Column("index", "integer", "index of the image in the test set; empty in weight space"),
+        Column("label", "integer", "the image's class; empty in weight space"),
+        Column("a", "number", "coordinate along the first direction (manifest.json names both and their unit)"),
+        Column("b", "number", "coordinate along the second direction; 0 on a line"),
+        Column("loss", "number", "cross-entropy in nats, in weight space the mean over the images"),
+        Column("margin", "number", "logit of the label minus the largest other; empty in weight space"),
+        Column("predicted", "integer", "predicted class; empty in weight space"),
+        Column("accuracy", "number", "share of images whose prediction is right; empty in input space"),
+        Column("adversarial_loss", "number", "mean cross-entropy after an attack on the network of this point"),
+        Column("adversarial_accuracy", "number", "share of images that are right after that attack"),
+        Column("custom", "number", "what --metric gave at this point; nan where it failed"),
+    ),
+)
+
+PATH = Table(
+    "path.csv",
+    (
+        *IDENTITY,
+        _SPACE,
+        Column("index", "integer", "index of the image in the test set; empty in weight space"),
+        Column("walker", "text", "input: the checkpoint whose attack walked; weights: what was trained"),
+        Column("step", "integer", "input: iterate x_t of the attack; weights: epoch"),
+        Column("a", "number", "its projection onto the plane, see landscape.csv"),
+        Column("b", "number", "see a"),
+        Column("off", "number", "its distance from the plane, in the unit of a and b"),
+    ),
+)
+
+BANDS = Table(
+    "bands.csv",
+    (
+        *IDENTITY,
+        Column("a", "number", "see landscape.csv"),
+        Column("b", "number", "see landscape.csv"),
+        Column("metric", "text", "loss or margin"),
+        Column("unit", "text", "unit of the quantiles"),
+        Column("q05", "number", "5 % quantile over the images"),
+        Column("q25", "number", "25 % quantile"),
+        Column("median", "number", "50 % quantile"),
+        Column("q75", "number", "75 % quantile"),
+        Column("q95", "number", "95 % quantile"),
+        Column("right", "number", "share of the images whose prediction is right at this point"),
+        Column("n", "integer", "images"),
+    ),
+)
+
+#: What `analyze --metrics` knows.
+METRICS: dict[str, Metric] = {
+    "cosine": Metric("-", "cosine of the gradients at consecutive iterates, <g_t, g_t-1> / (|g_t| |g_t-1|)", -1, 1),
+    "sign": Metric("-", "share of coordinates with equal sign in g_t and g_t-1, among those non-zero in both", 0, 1),
+    "zero": Metric("-", "share of coordinates where g_t or g_t-1 is zero; comes with sign", 0, 1),
+    "norm": Metric("nats per unit pixel range", "L2 norm of the gradient of the sample's own loss in the image", 0),
+    "loss": Metric("nats", "cross-entropy", 0),
+    "margin": Metric("logits", "logit of the label minus the largest other"),
+    "entropy": Metric("bits", "entropy of the softmax", 0),
+    "accuracy": Metric("-", "share of images whose prediction is the label", 0, 1),
+    "dispersion": Metric("-", "1 - norm of the mean over the set of the unit gradients", 0, 1, per_sample=False),
+    "path-variance": Metric("-", "1 - mean pairwise cosine of an image's gradients along the path", 0, 2),
+    "displacement": Metric("-", "|x_T - x_0| / sum of the step lengths", 0, 1),
+}
+
+#: What `landscape` reports beside the planes, for each image in input space and for the network in weight space.
+LANDSCAPE_METRICS: dict[str, Metric] = {
+    "radius-adversarial": Metric(
+        "multiples of epsilon",
+        "distance along the adversarial direction at which the prediction turns wrong, up to 3",
+        0,
+    ),
+    "radius-random": Metric("multiples of epsilon", "the same along random directions, mean of 8", 0),
+    "beyond-adversarial": Metric("-", "share of those rays that are right to their end, where the radius is cut", 0, 1),
+    "beyond-random": Metric("-", "the same along random directions", 0, 1),
+    "roughness": Metric("nats per squared unit of the axes", "mean absolute second difference of the loss", 0),
+    "sharpness": Metric("nats", "largest loss on the plane within 1 of its centre, minus the loss at the centre", 0),
+    "curvature": Metric("nats per squared unit", "Hessian eigenvalue of largest size, of the loss"),
+    "curvature-residual": Metric("-", "|H v - value v| / |value| that the power iteration reached", 0),
+    "nonlinearity": Metric("nats", "max over the ball of |loss(x + d) - loss(x) - <d, g>|, by a short ascent", 0),
+}
+
+#: What `attack` reports for each attack, and for "none": the clean images.
+ATTACK_METRICS: dict[str, Metric] = {
+    "accuracy": Metric("-", "share of the subset that is right under this attack alone", 0, 1),
+    "robust-accuracy": Metric("-", "share of all images right when clean, under this attack and all before it", 0, 1),
+    "undefined": Metric("-", "share of all images whose clean logits are not finite; they count as wrong", 0, 1),
+    "distance": Metric("pixel units", "norm of the perturbation that fooled the model; nan where none did", 0),
+    "forward": Metric("passes per image", "forward passes of the model, the final judgement not counted", 0),
+    "backward": Metric("passes per image", "backward passes of the model", 0),
+    "seconds": Metric("s", "time the attack took, the final judgement not counted", 0),
+}

@@ -1,0 +1,84 @@
+"""A training from what is asked for to a checkpoint that is judged on the test images."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from gradscope.config import Training
+from gradscope.data import sources
+from gradscope.data.image_set import ImageSet, Splits
+from gradscope.distributed.processes import Hardware, resolve_device
+from gradscope.models.checkpoint import Checkpoint
+from gradscope.models.inspection import measuring
+from gradscope.results.files import exclusive
+from gradscope.results.stats import Interval, wilson_interval
+from gradscope.training.loop import train
+from gradscope.training.request import TrainingRequest, require_free
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint that was trained, and how right it is on the test images."""
+
+    path: Path
+    checkpoint: Checkpoint
+    test_accuracy: float
+    test_interval: Interval
+    test_images: int
+
+
+def configure_training(request: TrainingRequest, *, download: bool = False) -> tuple[Training, Splits]:
+    """The resolved configuration of a run and its images, on whose size the presets depend."""
+    source = request.source
+    splits = sources.load(source, download=download)
+    return request.resolved(source, splits.train.height), splits
+
+
+def run_training(
+    training: Training,
+    splits: Splits,
+    out: Path,
+    hardware: Hardware,
+    *,
+    resume: bool,
+    overwrite: bool,
+    keep_epochs: bool = False,
+    initial: Path | None = None,
+    deadline: float = inf,
+    trust_code: bool = False,
+) -> Trained:
+    """Train a checkpoint, from the weights of ``initial`` where it is given, and judge it on the test images.
+
+    A user's own architecture runs code, which takes ``trust_code``.
+    A run that ``deadline`` (``time.time()``) stops is left unfinished.
+    """
+    device = resolve_device(hardware.device)
+    with exclusive(out) if hardware.is_first else nullcontext():
+        require_free(out, resume=resume, overwrite=overwrite)
+        checkpoint = train(
+            training,
+            splits.train,
+            out,
+            hardware,
+            resume=resume,
+            keep_epochs=keep_epochs,
+            initial=initial,
+            deadline=deadline,
+            trust_code=trust_code,
+        )
+    right, total = count_right(checkpoint.build().to(device), splits.test, device), len(splits.test)
+    return Trained(out, checkpoint, right / total, wilson_interval(right, total), total)
+
+
+def count_right(model: nn.Module, images: ImageSet, device: torch.device) -> int:
+    """How many images the prediction of ``model``, which is on ``device``, is right for."""
+    right = 0
+    with measuring(model), torch.no_grad():
+        for _, batch, labels in images.batches(256, device):
+            logits = model(batch.contiguous(memory_format=torch.channels_last))
+            right += int((logits.argmax(dim=1) == labels).sum())
+    return right

@@ -1,0 +1,87 @@
+import copy
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from gradscope.attacks.problem import Counted, Tally, fooled, in_turn
+from gradscope.attacks.threat import ThreatModel
+from gradscope.config import PGD
+
+
+def test_fooled_is_a_wrong_argmax_or_logits_that_are_not_finite():
+    nan, inf = float("nan"), float("inf")
+    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, nan], [nan, nan], [inf, 0.0], [1.0, -inf]])
+    assert fooled(logits, torch.zeros(6, dtype=torch.int64)).tolist() == [False, True, True, True, True, True]
+
+
+def test_passes_are_counted_image_by_image(convolutional, image_set):
+    tally = Tally()
+    model = Counted(convolutional.eval().requires_grad_(False), tally)
+    images, labels = image_set.batch(torch.arange(7), "cpu")
+    with torch.no_grad():
+        assert torch.equal(model(images), convolutional(images))
+    assert (tally.forward, tally.backward) == (7, 0)
+    point = images.requires_grad_()
+    logits = model(point)
+    F.cross_entropy(logits, labels).backward(retain_graph=True)
+    torch.autograd.grad(logits[:, 0].sum(), point)
+    assert (tally.forward, tally.backward) == (14, 14)
+    doubled = copy.deepcopy(model).double()
+    doubled(images.double())
+    assert tally.forward == 21
+
+
+def test_counting_leaves_the_training_flag_as_it_is(convolutional):
+    """torchattacks puts a model that seems to be in training mode back into it: the wrapper must not seem so."""
+    assert not Counted(convolutional.eval(), Tally()).training
+    assert Counted(convolutional.train(), Tally()).training
+
+
+def test_the_usual_settings_cross_the_ball(convolutional, image_set, problem_of):
+    problem = problem_of(convolutional, image_set, ThreatModel("linf", 0.1, box=False), steps=20)
+    assert problem.settings() == PGD(norm="linf", epsilon=0.1, box=False, steps=20, step_size=0.0125)
+    assert problem.settings(loss="margin", steps=3).steps == 3
+    told = problem_of(convolutional, image_set, ThreatModel("l2", 1.0), step_size=0.5)
+    assert told.settings().step_size == 0.5
+
+
+def test_some_of_the_victims_keep_what_is_theirs(convolutional, image_set, problem_of):
+    problem = problem_of(convolutional, image_set, ThreatModel("l2", 1.0))
+    rows = torch.tensor([5, 2, 30])
+    some = problem.only(rows)
+    assert torch.equal(some.images, problem.images[rows])
+    assert torch.equal(some.labels, problem.labels[rows])
+    assert some.numbers.tolist() == [5, 2, 30]
+    assert torch.equal(some.start("ball", "here"), problem.start("ball", "here")[rows])
+    drawn = problem.streams.gaussian(problem.images, 2, 0)
+    assert torch.equal(some.streams.gaussian(some.images, 2, 0), drawn[:, rows])
+
+
+class Brightness(nn.Module):
+    """Class 1 where the first pixel is above a half."""
+
+    def forward(self, images):
+        first = images.flatten(1)[:, 0]
+        return torch.stack([torch.full_like(first, 0.5), first], dim=1)
+
+
+def test_in_turn_the_next_gets_what_is_left(image_set, problem_of):
+    """Attacks that each fool the images whose number they divide."""
+    problem = problem_of(Brightness(), image_set, ThreatModel("linf", 1.0), 12)
+    asked = []
+
+    def of_multiples(divisor, left):
+        asked.append((divisor, left.numbers.tolist()))
+        points = torch.zeros_like(left.images)
+        points[left.numbers % divisor == 0] = 1 / divisor + 0.3
+        return points
+
+    problem = problem.only(torch.arange(1, 12))
+    labelled = replace(problem, labels=torch.zeros(11, dtype=torch.int64))
+    points = in_turn(labelled, [partial(of_multiples, divisor) for divisor in (2, 3, 4)])
+    assert asked == [(2, list(range(1, 12))), (3, [1, 3, 5, 7, 9, 11]), (4, [1, 5, 7, 11])]
+    found = points.flatten(1)[:, 0]
+    torch.testing.assert_close(found, torch.tensor([0, 0.8, 1.9 / 3, 0.8, 0, 0.8, 0, 0.8, 1.9 / 3, 0.8, 0]))

@@ -1,0 +1,48 @@
+import torch
+from torch import nn
+
+from gradscope.auditing.gradients import against_differences, in_float64, is_dead, kinds_of_slope
+from gradscope.config import PGD
+
+SETTINGS = PGD(norm="linf", epsilon=0.1, step_size=0.01, precision="float64")
+
+
+def looked_at(digits, model, settings=SETTINGS):
+    images, labels = digits.test.batch(torch.arange(20), "cpu")
+    return against_differences(model, images, labels, torch.arange(20), settings, 8, 0)
+
+
+def test_slopes_of_a_linear_model_are_its_weights(digits, zoo):
+    found = looked_at(digits, zoo(0).honest["linear"])
+    assert torch.allclose(found["autograd"], found["small"], atol=1e-9)
+
+
+def test_each_mask_has_its_kind_of_slope(digits, zoo):
+    wanted = {"input quantised": "stepped", "backward zero": "missing", "backward noise": "false"}
+    for name, kind in wanted.items():
+        kinds = kinds_of_slope(looked_at(digits, zoo(0).masked[name][0]))
+        assert float(kinds[kind].double().mean()) > 0.8, name
+    for name, model in zoo(0).honest.items():
+        kinds = kinds_of_slope(looked_at(digits, model))
+        assert not any(kind.any() for kind in kinds.values()), name
+
+
+def test_a_random_model_is_differenced_with_its_numbers_held(digits, zoo):
+    kinds = kinds_of_slope(looked_at(digits, zoo(0).masked["noise layer"][0]))
+    assert not any(kind.any() for kind in kinds.values())
+
+
+def test_float32_bends_the_gradient_of_saturated_logits_only(digits, zoo):
+    images, labels = digits.test.batch(torch.arange(20), "cpu")
+    plain = PGD(norm="linf", epsilon=0.1, step_size=0.01)
+
+    def cosine(model: nn.Module) -> torch.Tensor:
+        return in_float64(model, images, labels, torch.arange(20), plain, 0)["cosine"]
+
+    assert float(cosine(zoo(0).honest["SL"]).min()) > 0.99
+    assert float((cosine(zoo(0).masked["logits x 100"][0]) < 0.99).double().mean()) > 0.3
+
+
+def test_dead_is_no_loss_no_gradient_or_no_number():
+    loss, norm = torch.tensor([0.0, 1.0, 1.0, 1.0]), torch.tensor([1.0, 0.0, torch.nan, 1.0])
+    assert is_dead(loss, norm).tolist() == [True, True, True, False]

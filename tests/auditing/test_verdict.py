@@ -1,0 +1,263 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from gradscope.attacks.threat import ThreatModel
+from gradscope.auditing.budgets import BUDGETS
+from gradscope.auditing.check import Check, adjusted
+from gradscope.auditing.checks import CHECKS, check
+from gradscope.auditing.evidence import gather
+from gradscope.auditing.verdict import examine, judge
+from gradscope.config import Budget
+from gradscope.data.image_set import ImageSet
+from gradscope.distributed.units import alone
+from gradscope.errors import GradscopeError
+from gradscope.results.schemas import AUDIT
+
+THREAT = ThreatModel("linf", 0.1)
+WEAK = Budget(steps=1, step_size=0.02, restarts=1, smoothing=1, queries=10, draws=2)
+
+
+class Changed(nn.Module):
+    """A classifier whose logits pass through ``change(images, logits)``."""
+
+    def __init__(self, model, change):
+        super().__init__()
+        self.model, self.change = model, change
+
+    def forward(self, images):
+        return self.change(images, self.model(images))
+
+
+@pytest.fixture(scope="module")
+def images(digits):
+    return digits.test.subset(torch.arange(50))
+
+
+@pytest.fixture
+def plain(zoo):
+    return zoo(0).honest["linear"]
+
+
+def audit(model, images, threat=THREAT, **options):
+    return examine(model, images, None, threat, "quick", **options)
+
+
+def checks_of(found):
+    return {made.id: made for made in found.checks}
+
+
+def test_every_check_is_there_with_a_sentence_and_a_next_step(plain, images):
+    found = audit(plain, images)
+    assert [made.id for made in found.checks] == list(CHECKS)
+    for made in found.checks:
+        assert made.cause
+        assert made.next_step
+        assert (made.state == "abstained") == math.isnan(made.value)
+    assert found.upper_bound == pytest.approx(float(found.standing.double().mean()))
+    assert found.interval.low <= found.upper_bound <= found.interval.high
+    main = found.evidence.main
+    assert all(found.upper_bound <= float(main.standing(name).double().mean()) for name in main.attacks)
+
+
+def test_rows_and_json_say_the_same_and_keep_to_their_schemas(plain, images):
+    found = audit(plain, images)
+    identity = dict.fromkeys(["checkpoint", "mode", "dataset", "arch", "seed"], "x")
+    rows = list(found.rows(identity))
+    document = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert all(list(row) == AUDIT.names for row in rows)
+    assert [row["check"] for row in rows] == [made["id"] for made in document["checks"]]
+    assert document["robust_accuracy"]["upper_bound"] == found.upper_bound
+    assert document["verdict"] == rows[0]["verdict"]
+    assert document["left_out"]["transfer"] == "no examples of another model were given"
+    assert "autoattack" not in document["left_out"]
+
+
+def test_the_model_and_the_random_state_are_left_as_they_were(plain, images, digest):
+    plain.train()
+    before = digest(plain)
+    audit(plain, images)
+    assert digest(plain) == before
+
+
+def test_a_mask_that_more_steps_do_not_explain_is_found_though_they_gain(zoo, images):
+    """Ripples on the input: gradients are exact, and lead nowhere; Square walks over them."""
+
+    class Rippled(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixels):
+            return self.model(pixels + 0.03 * torch.sin(400 * pixels))
+
+    found = audit(Rippled(zoo(0).honest["SL"]), images)
+    assert checks_of(found)["C1"].fired
+    assert checks_of(found)["X1"].value > 0.2
+    assert (found.verdict, found.cause) == ("masking found", "shattering")
+
+
+def test_a_gradient_that_was_scaled_away_is_missing_and_not_saturated(zoo, images):
+    found = audit(Changed(zoo(0).honest["SL"], lambda pixels, logits: 1e-30 * logits), images)
+    assert found.cause != "saturation"
+    assert checks_of(found)["N1"].points_to == ("missing gradient",)
+
+
+def test_a_direction_that_accuses_nobody_has_no_small_p_value(zoo, images):
+    radius = checks_of(audit(zoo(0).honest["SL"], images))["M1"]
+    assert radius.value < -0.05
+    assert radius.p_value == 1
+    assert radius.interval.low <= radius.value <= radius.interval.high
+
+
+def test_a_model_that_is_hardly_defined_is_named_so(plain, images):
+    def broken(pixels, logits):
+        return torch.where(pixels.mean(dim=(1, 2, 3)).unsqueeze(1) < 0.9, math.nan, logits)
+
+    found = audit(Changed(plain, broken), images)
+    assert (found.verdict, found.reason) == ("set-up invalid", "the output is not finite on 100 % of the images")
+
+
+def test_few_images_make_checks_abstain_and_the_verdict_inconclusive(plain, digits):
+    found = audit(plain, digits.test.subset(torch.arange(8)))
+    assert found.verdict == "inconclusive"
+    assert checks_of(found)["X1"].state == "abstained"
+    assert "30 are needed" in checks_of(found)["X1"].cause
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_two_and_three_classes(digits, images, classes):
+    few = digits.test.subset((digits.test.labels < classes).nonzero().squeeze(1)[:40])
+    few = ImageSet.from_tensors("few", few.images, few.labels, [str(name) for name in range(classes)])
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+    pixels, labels = few.batch(torch.arange(len(few)), "cpu")
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    for _ in range(50):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(pixels), labels).backward()
+        optimizer.step()
+    found = audit(model, few)
+    assert found.verdict == "none found within this budget"
+    assert ("pgd-dlr" in found.left_out) == (classes == 2)
+
+
+def test_a_model_that_cannot_be_differentiated_is_attacked_by_query_only(plain, images):
+    found = audit(Changed(plain, lambda pixels, logits: logits.detach()), images)
+    assert found.verdict == "inconclusive"
+    assert found.cause == "missing gradient"
+    assert set(found.evidence.main.attacks) == {"square", "noise"}
+    assert "only attacks by query" in found.reason
+    assert found.upper_bound < float(found.evidence.main.right.double().mean())
+
+
+def test_logits_that_are_not_finite_are_named(plain, images):
+    def broken(pixels, logits):
+        return torch.where(pixels[:, :, 3, 3].mean(dim=1, keepdim=True) < 0.1, math.nan, logits)
+
+    found = audit(Changed(plain, broken), images)
+    undefined = found.evidence.main.undefined
+    assert 0 < int(undefined.sum()) < len(images)
+    assert "not finite" in checks_of(found)["D1"].cause
+    assert set(found.evidence.numbers[undefined].tolist()) <= set(checks_of(found)["D1"].images)
+    assert not found.standing[undefined].any()
+
+
+def test_an_output_that_depends_on_the_batch_and_a_guess_are_set_ups_that_are_invalid(plain, images):
+    batch = audit(Changed(plain, lambda pixels, logits: logits - logits.mean(dim=0)), images)
+    assert (batch.verdict, batch.causes) == ("set-up invalid", ())
+    guess = audit(Changed(plain, lambda pixels, logits: 0 * logits), images)
+    assert guess.verdict == "set-up invalid"
+    assert "chance" in guess.reason
+
+
+def test_examples_of_another_model_are_judged(plain, images):
+    pixels, _ = images.batch(torch.arange(len(images)), "cpu")
+    found = audit(plain, images, surrogate_examples=[pixels])
+    assert checks_of(found)["X2"].state == "passed"
+    assert "transfer" not in found.left_out
+    with pytest.raises(GradscopeError, match="examples: one image for each"):
+        audit(plain, images, surrogate_examples=[pixels[:3]])
+
+
+def test_an_interrupted_audit_goes_on_where_it_was(plain, images):
+    kept = {}
+
+    class Interrupted(Exception):  # noqa: N818
+        pass
+
+    def until(most):
+        def each(units):
+            for name, make in units:
+                if name not in kept:
+                    if len(kept) == most:
+                        raise Interrupted
+                    kept[name] = make()
+                yield kept[name]
+
+        return each
+
+    with pytest.raises(Interrupted):
+        audit(plain, images, each=until(9))
+    resumed = audit(plain, images, each=until(math.inf))
+    assert resumed.to_json() == audit(plain, images).to_json()
+
+
+def test_a_weak_attack_is_inconclusive(plain, images):
+    quick = BUDGETS["quick"]
+    weak = replace(quick, attacks=WEAK)
+    evidence = gather(
+        plain,
+        images,
+        torch.arange(len(images)),
+        THREAT,
+        weak,
+        examples=(),
+        seed=0,
+        device=torch.device("cpu"),
+        batch_size=32,
+        each=alone,
+        advanced=lambda count, note: None,
+    )
+    verdict, causes, reason = judge(evidence, check(evidence))
+    assert (verdict, causes) == ("inconclusive", ("weak attack",))
+    assert "C2" in reason
+
+
+def test_a_larger_budget_leaves_out_less():
+    assert set(BUDGETS["quick"].left_out) > set(BUDGETS["standard"].left_out) > set(BUDGETS["full"].left_out)
+
+
+def test_wrong_arguments_are_said_in_one_line(plain, images):
+    with pytest.raises(GradscopeError, match="budget: 'quik' is unknown; did you mean 'quick'"):
+        examine(plain, images, None, THREAT, "quik")
+    with pytest.raises(GradscopeError, match="epsilon must be above 0 in an audit"):
+        audit(plain, images, ThreatModel("linf", 0.0))
+
+
+def test_only_rounding_parts_the_log_odds_from_cross_entropy(zoo, images):
+    """On a model that float32 can hold both take the same path, and fool the same images."""
+    for name, model in zoo(0).honest.items():
+        main = audit(model, images).evidence.main
+        assert main.only("pgd-log-odds", "pgd") == (0, 0), name
+    main = audit(zoo(0).masked["logits x 100"][0], images).evidence.main
+    assert main.only("pgd-log-odds", "pgd")[0] > 10
+    assert main.only("pgd-log-odds", "pgd")[1] == 0
+
+
+def test_each_question_of_a_check_counts_as_a_test(zoo, images):
+    evidence = audit(zoo(0).honest["linear"], images).evidence
+    questions = [made for made in CHECKS.values() for made in [made(evidence)] if isinstance(made, list)]
+    assert [len(asked) for asked in questions] == [5, 2]
+    tested = [made for asked in questions for made in asked if made.p_value is not None]
+    assert len(tested) == 7
+
+
+def test_p_values_are_adjusted_together():
+    one = Check("X1", "query", "fired", 1.0, 0.0, "", "", p_value=0.03)
+    assert [(made.state, made.p_value) for made in adjusted([one, one])] == [("passed", 0.06), ("passed", 0.06)]
+    assert adjusted([one])[0].fired

@@ -1,0 +1,3 @@
+from tests.synthetic import make_results, make_study
+
+__all__ = ["make_results", "make_study"]

@@ -1,0 +1,38 @@
+"""What a measurement holds and replaces in the directory of its results."""
+
+import pytest
+
+from gradscope.errors import GradscopeError
+from gradscope.measure.directory import clear, results_directory
+from gradscope.results.schemas import AUDIT, AUDIT_JSON, EXHIBITS, SAMPLES
+
+
+@pytest.mark.parametrize("name", [AUDIT.file, f"{SAMPLES.file}.gz", AUDIT_JSON, EXHIBITS])
+def test_an_audit_is_a_result_that_is_not_overwritten_unasked(tmp_path, name):
+    (tmp_path / name).touch()
+    with (
+        pytest.raises(GradscopeError, match="holds results"),
+        results_directory(tmp_path, "audit", resume=False, overwrite=False),
+    ):
+        pass
+
+
+def test_an_audit_its_figures_and_its_report_are_cleared_and_nothing_else(tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "paper").mkdir()
+    drawn = ["figures/audit-checks.pdf", "figures/audit-evidence-sl-0.png", "paper/audit.tex", "paper/audit.pdf"]
+    for name in (
+        AUDIT.file,
+        f"{SAMPLES.file}.gz",
+        AUDIT_JSON,
+        EXHIBITS,
+        "report.html",
+        *drawn,
+        "notes.txt",
+        "paper/notes.txt",
+    ):
+        (tmp_path / name).touch()
+    clear(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"figures", "paper", "notes.txt"}
+    assert not any((tmp_path / "figures").iterdir())
+    assert [path.name for path in (tmp_path / "paper").iterdir()] == ["notes.txt"]

@@ -1,0 +1,67 @@
+"""What is printed of results, to the letter, from files written by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradscope.reporting.console import analysis_lines, landscape_lines
+from gradscope.results.files import write_json
+from gradscope.results.schemas import SUMMARY
+from gradscope.results.tables import write_table
+
+
+def row(subset: str, value: float, low: float, high: float, **changes: Any) -> dict[str, Any]:
+    identity = {"checkpoint": "sl", "mode": "sl", "dataset": "digits", "arch": "cnn2", "seed": 0, "attack": "pgd"}
+    measured = {"metric": "accuracy", "unit": "-", "value": value, "ci_low": low, "ci_high": high, "n": 40}
+    return identity | measured | {"subset": subset} | changes
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A directory with one checkpoint and nothing to remark on it."""
+    rows = [
+        row("clean/all", 0.975, 0.871, 0.9956),
+        row("worst/all", 0.05, 0.0138, 0.165),
+        row("worst/wrong", 0.0, 0.0, 0.1, n=38),
+        row("clean/all", 0.4, 0.26, 0.55, attack="pgd-paper"),
+        row("worst/all", 1.0, 0.912, 1.0, attack="pgd-paper"),
+        row("worst/all", 123456.0, -0.5, 3e-7, metric="loss", unit="nats"),
+    ]
+    write_table(tmp_path / SUMMARY.file, SUMMARY, rows)
+    write_json(tmp_path / "manifest.json", {"checkpoints": [{"label": "sl"}]})
+    return tmp_path
+
+
+def test_an_analysis_is_accuracy_clean_and_under_each_attack(results: Path) -> None:
+    assert analysis_lines(results).splitlines() == [
+        "sl               pgd        clean  97.5 %  under attack   5.0 % [1.4, 16.5]  n = 40",
+        "sl               pgd-paper  clean  40.0 %  under attack 100.0 % [91.2, 100.0]  n = 40",
+    ]
+
+
+def test_a_landscape_is_every_number_over_all_images(results: Path) -> None:
+    assert landscape_lines(results).splitlines() == [
+        "sl               clean accuracy                   0.975 [0.871, 0.9956]  n = 40",
+        "sl               worst accuracy                    0.05 [0.0138, 0.165]  n = 40",
+        "sl               clean accuracy                     0.4 [0.26, 0.55]  n = 40",
+        "sl               worst accuracy                       1 [0.912, 1]  n = 40",
+        "sl               worst loss                   1.235e+05 [-0.5, 3e-07]  n = 40  nats",
+    ]
+
+
+def test_what_went_wrong_in_a_landscape_follows_its_numbers(results: Path) -> None:
+    entry = {
+        "label": "sl",
+        "random_instead_of_adversarial": {"first": [3, 17], "second": []},
+        "keeps_batch_norm": True,
+        "custom_failed": 2,
+        "custom_failure": "ValueError: no",
+    }
+    write_json(results / "manifest.json", {"checkpoints": [entry, {"label": "rl"}]})
+    assert landscape_lines(results).splitlines()[5:] == [
+        "sl: the attack gave no first direction for 2 image(s)",
+        "sl: batch norm's statistics stay its own, so the far end is not the other checkpoint; "
+        "--batch-norm re-estimated takes them anew",
+        "sl: --metric failed at 2 points, ValueError: no",
+    ]

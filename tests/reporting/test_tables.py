@@ -1,0 +1,115 @@
+"""Tables for reading: what stands in their cells, and what the cells sort by."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from gradscope.reporting.contents import read_contents
+from gradscope.reporting.models import models, models_table
+from gradscope.reporting.tables import (
+    attacks_table,
+    claims_table,
+    count,
+    number,
+    share,
+    statements_table,
+    transfer_table,
+    words,
+)
+from gradscope.results.schemas import ATTACKS, CLAIMS, TRANSFER
+from gradscope.results.tables import read_table
+
+
+def texts(table):
+    return [[f"{cell.text} {cell.aside}".strip() for cell in row] for row in table.rows]
+
+
+@pytest.mark.parametrize(
+    ("cell", "text", "aside", "key"),
+    [
+        (share(0.134, 0.107, 0.167), "13.4 %", "[10.7, 16.7]", "0.134"),
+        (share(0.5, math.nan, math.nan, "n = 40"), "50.0 %", "n = 40", "0.5"),
+        (share(None), "\N{EN DASH}", "", ""),
+        (share(math.nan), "\N{EN DASH}", "", ""),
+        (
+            number(-0.00123456, "nats", -0.002, 0.0),
+            "\N{MINUS SIGN}0.00123 nats",
+            "[\N{MINUS SIGN}0.002, 0]",
+            "-0.00123456",
+        ),
+        (number(1234.5, "-"), "1.23e+03", "", "1234.5"),
+        (number(math.inf), "inf", "", ""),
+        (count(12345), "12,345", "", "12345.0"),
+        (words(pd.NA), "\N{EN DASH}", "", ""),
+        (words(""), "\N{EN DASH}", "", ""),
+        (words("<b>"), "<b>", "", ""),
+    ],
+)
+def test_a_cell_says_what_it_holds(cell, text, aside, key):
+    assert (cell.text, cell.aside, cell.sorts_by) == (text, aside, key)
+
+
+def test_the_papers_figure_stands_beside_ours(study):
+    table = claims_table(read_table(study / CLAIMS.file, CLAIMS))
+    names = [heading.text for heading in table.headings]
+    tested, untested = (dict(zip(names, row, strict=True)) for row in texts(table))
+    assert tested["Effect"] == "\N{MINUS SIGN}2.5 points [\N{MINUS SIGN}4, \N{MINUS SIGN}1]"
+    assert tested["Over seeds"] == "[\N{MINUS SIGN}3, \N{MINUS SIGN}2]"
+    assert tested["Paper"] == "+38.5"
+    assert tested["Images"] == "40 \N{MULTIPLICATION SIGN} 3"
+    assert tested["Test"] == "RL minus SL predicted above 0; digits, cnn2"
+    assert {untested[name] for name in ("Effect", "Over seeds", "Paper", "p", "Images")} == {"\N{EN DASH}"}
+    assert (untested["Verdict"], untested["Test"]) == ("not tested", "\N{EN DASH}")
+
+
+def test_each_claim_stands_once_with_its_verdicts(study):
+    claims = read_table(study / CLAIMS.file, CLAIMS)
+    again = pd.concat([claims, claims.assign(verdict="supported"), claims.iloc[:1]])
+    assert [row[2:] for row in texts(statements_table(again))] == [["1", "2", "0"], ["1", "0", "1"]]
+    assert [row[0].text for row in statements_table(again).rows] == ["C1", "C2"]
+
+
+def test_an_attack_has_its_accuracy_alone_so_far_and_its_cost(study):
+    table = attacks_table(read_table(study / "attack" / ATTACKS.file, ATTACKS))
+    clean, pgd, *_ = texts(table)
+    assert clean[2:] == ["clean", "90.0 % [30.0, 70.0], of all", *["\N{EN DASH}"] * 5]
+    assert pgd[1:] == ["linf 0.1", "pgd", "55.0 % [30.0, 70.0]", "50.0 % [30.0, 70.0]", "36", "10", "9", "\N{EN DASH}"]
+
+
+def test_transfer_is_a_matrix(study):
+    table = transfer_table(read_table(study / "transfer" / TRANSFER.file, TRANSFER))
+    assert [row[0].text for row in table.rows] == ["clean images", *(heading.text for heading in table.headings[1:])]
+    assert table.rows[1][2].text == "50.0 %"
+
+
+def test_a_model_is_one_row_whatever_parts_it_is_in(study):
+    found = models(read_contents(study))
+    assert len(found) == 2
+    table = models_table(found)
+    names = [f"{heading.text} {heading.aside}".strip() for heading in table.headings]
+    assert names[6:] == [
+        "Clean accuracy",
+        "pgd l2 1",
+        "pgd-paper l2 1",
+        "all attacks linf 0.1",
+        "audit linf 0.1",
+        "SHA-256",
+    ]
+    row = dict(zip(names, texts(table)[0], strict=True))
+    assert row["Epochs"] == "5"
+    assert row["SHA-256"] == "08319e54"
+    assert row["Clean accuracy"] == "90.0 % [88.0, 92.0]"
+    assert row["pgd-paper l2 1"] == "40.0 % [38.0, 42.0]"
+    assert row["all attacks linf 0.1"] == "50.0 % [30.0, 70.0]"
+    assert row["audit linf 0.1"] == "10.0 % [5.0, 20.0]"
+
+
+def test_one_label_with_two_files_is_two_models(make_study):
+    root = make_study("attack", "transfer")
+    path = root / "transfer" / "manifest.json"
+    path.write_text(path.read_text().replace("08319e5414557ab6", "feedfacefeedface"))
+    found = models(read_contents(root))
+    assert [model.sha256[:4] for model in found] == ["0831", "1831", "feed"]
+    path.unlink()
+    assert len(models(read_contents(root))) == 2
