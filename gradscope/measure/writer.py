@@ -48,7 +48,8 @@ class Writer:
             write(self.out / name)
         if part.position is not None:
             _merge(self.manifest["checkpoints"][part.position], part.facts)
-        write_json(self.out / MANIFEST, self.manifest)
+        # It is rewritten after every part: indented, sixty models would take ten times as long a model as six.
+        write_json(self.out / MANIFEST, self.manifest, indented=False)
 
     def complete(self) -> None:
         """Say that everything asked for has been measured. The partial results stay until the figures are drawn."""
