@@ -354,6 +354,8 @@ def _given(models: Mapping[str, Model], images: ImageSet, request: Request, *, e
         module = model if isinstance(model, nn.Module) else next(loaded).to(device)
         normalisation = {"mean": foreign.mean, "std": foreign.std} if here else {}
         ours = module.checkpoint if isinstance(module, TrainedModel) else None
+        if ours is not None and (foreign.mean is not None or foreign.std is not None):
+            raise GradscopeError(f"mean must be left out, and `std`, for {name}: gradscope trained it, it has its own")
         network = module.network if isinstance(module, TrainedModel) else module
         subject, images = given_model(network, images, **normalisation, label=name)
         if ours is not None:

@@ -337,14 +337,14 @@ OBJECTIVES: dict[str, str] = {
 }
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file; a missing or malformed one raises :class:`GradscopeError`."""
+def read_toml(path: Path, argument: str = "config") -> dict[str, Any]:
+    """Read the tables of the TOML file that ``argument`` names; a missing or malformed one raises GradscopeError."""
     try:
         return tomllib.loads(path.read_text())
     except OSError as error:
-        raise GradscopeError(f"config: {path} cannot be read: {error.strerror}") from None
+        raise GradscopeError(f"{argument}: {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise GradscopeError(f"config: {path} is not TOML: {error}") from None
+        raise GradscopeError(f"{argument}: {path} is not TOML: {error}") from None
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -148,10 +148,7 @@ def _read_extended(path: Path, below: Sequence[Path] = ()) -> dict[str, Any]:
     """
     if path.resolve() in below:
         raise GradscopeError(f"extends must not lead back to {path}")
-    try:
-        values = read_toml(path)
-    except GradscopeError as error:
-        raise GradscopeError(str(error).replace("config", "recipe", 1)) from None
+    values = read_toml(path, "recipe")
     base = values.pop("extends", None)
     if base is None:
         return values

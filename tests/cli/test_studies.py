@@ -135,3 +135,23 @@ def test_a_recipe_that_is_not_there(tmp_path: Path, run: Run) -> None:
     code, _, err = run("study", tmp_path / "none.toml")
     assert code == 2
     assert "RECIPE: " in err
+
+
+def test_a_foreign_model_needs_trust_and_trains_nothing(
+    recipe: Path, places: tuple[object, ...], tmp_path: Path, done: Done, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "study_nets.py").write_text(
+        "import torch\n\n\ndef make(width):\n    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    measure = RECIPE[RECIPE.index("[[measure]]") :]
+    recipe.write_text(f'[foreign.theirs]\nmodel = "study_nets:make(width=3)"\n{measure}')
+    code, out, err = run("study", recipe, *places)
+    assert (code, out) == (2, "")
+    assert "measure analyze: model: study_nets:make(width=3) runs the code of study_nets" in err
+    told = done("study", recipe, *places, "--trust-code").splitlines()
+    assert [line.split(": ")[0] for line in told if ": done in " in line] == ["measure-analyze", "claims", "report"]
+    manifest = json.loads((tmp_path / "results" / "analyze" / "manifest.json").read_text())
+    assert [entry["source"] for entry in manifest["checkpoints"]] == ["study_nets:make(width=3)"]
+    assert done("study", recipe, *places, "--trust-code").splitlines()[0] == "measure-analyze: done before"

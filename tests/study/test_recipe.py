@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gradscope.errors import GradscopeError
+from gradscope.measure.options import AnalyzeOptions
 from gradscope.study.expansion import Study, read_study
 
 GRID = '[grid]\nmodes = ["sl", "rl"]\nseeds = [0, 1]\n'
@@ -202,3 +203,41 @@ def test_the_recipes_that_come_along_are_sound(path: Path) -> None:
     assert study.recipe.description
     assert study.models
     assert study.measurements
+
+
+def test_a_recipe_is_laid_over_the_one_it_extends(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text(
+        GRID + ANALYZE + 'steps = 5\n[[measure]]\ncommand = "attack"\n[training]\nepochs = 1\nbatch_size = 64\n'
+    )
+    study = read(
+        tmp_path,
+        'extends = "base.toml"\n[training]\nepochs = 2\n[[measure]]\ncommand = "analyze"\nsamples = 7\n'
+        '[[measure]]\ncommand = "transfer"\n',
+    )
+    assert labels(study) == ["sl-s0", "sl-s1", "rl-s0", "rl-s1"]
+    assert {(model.options.epochs, model.options.batch_size) for model in study.models} == {(2, 64)}
+    assert [one.name for one in study.measurements] == ["analyze", "attack", "transfer"]
+    analyze = study.measurements[0].options
+    assert isinstance(analyze, AnalyzeOptions)
+    assert (analyze.steps, analyze.samples) == (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('extends = "study.toml"\n', "extends must not lead back to .*study.toml"),
+        ('extends = "none.toml"\n', "recipe: .*none.toml cannot be read"),
+        ("extends = 3\n", "extends must be the path of another recipe, got 3"),
+    ],
+)
+def test_a_recipe_that_cannot_be_extended_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(GradscopeError, match=message):
+        read(tmp_path, text + GRID)
+
+
+def test_a_foreign_model_is_measured_beside_trained_ones(tmp_path: Path) -> None:
+    study = read(tmp_path, GRID + ANALYZE + '[foreign.theirs]\nmodel = "torchvision:resnet18"\n')
+    assert labels(study) == ["sl-s0", "sl-s1", "rl-s0", "rl-s1"], "it is not trained"
+    assert study.measurements[0].models == ("sl-s0", "sl-s1", "rl-s0", "rl-s1", "theirs")
+    with pytest.raises(GradscopeError, match="'cifar' is unknown"):
+        read(tmp_path, GRID + ANALYZE + '[foreign.theirs]\nmodel = "a.pt"\ndata = "cifar"\n')
