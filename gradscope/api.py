@@ -568,4 +568,6 @@ def report(directory: str | Path) -> Path:
     """
     from gradscope.reporting.page import write_report
 
+    if isinstance(directory, Result):
+        raise GradscopeError("directory must be a path, got a result; save it first: gs.report(result.save(PATH))")
     return write_report(Path(directory))

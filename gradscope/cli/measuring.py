@@ -16,10 +16,6 @@ from gradscope.measure.refusals import refuse
 #: Exit code where --fail-on-masking is set and a model is masked, or cannot be judged as it is set up.
 MASKED = 3
 
-_Out = Annotated[
-    Path | None,
-    typer.Option(help="directory of results; reports/FIRST-CKPT-COMMAND", rich_help_panel=panel(RUNNING)),
-]
 _FailOnMasking = Annotated[
     bool,
     typer.Option(
@@ -55,7 +51,9 @@ def measuring_command(kind: type[Options]) -> Callable[..., None]:
     if kind is AuditOptions:
         arguments.append(plain_parameter("fail_on_masking", _FailOnMasking, False))
     arguments += parameters(kind, DataOptions, ForeignOptions, Circumstances)
-    arguments.append(plain_parameter("out", _Out, None))
+    suffix = kind.suffix if isinstance(kind.suffix, str) else "-SPACE-landscape"
+    where = typer.Option(help=f"directory of results; reports/FIRST-CKPT{suffix}", rich_help_panel=panel(RUNNING))
+    arguments.append(plain_parameter("out", Annotated[Path | None, where], None))
     command.__doc__ = kind.summary
     return with_signature(command, arguments)
 

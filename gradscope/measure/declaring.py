@@ -8,7 +8,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
@@ -29,6 +29,11 @@ def split(value: object) -> object:
 def _split_names(value: object) -> object:
     parts = split(value)
     return tuple(part for part in parts if part != "") if isinstance(parts, tuple) else parts
+
+
+def _several(value: object) -> object:
+    """One path alone as several."""
+    return (value,) if isinstance(value, str | Path) else value
 
 
 def _single(value: object) -> object:
@@ -204,7 +209,7 @@ class GradientAttack(Options):
 class Circumstances(Config):
     """Where a measurement runs, and what becomes of what lies there; decides none of its numbers."""
 
-    device: str = option("auto", "auto, cpu or cuda", RUNNING)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "CUDA where there is one, or as said", RUNNING)
     devices: int = option(1, "processes, one a device, that share the images; the same results", RUNNING, ge=1)
     resume: bool = option(False, "continue the unfinished run at --out", RUNNING)
     overwrite: bool = option(False, "replace what --out holds", RUNNING)
@@ -229,7 +234,7 @@ class DataOptions(Config):
 class ForeignOptions(Config):
     """What there is to say about models trained elsewhere; ``weights`` has a file for each, in order, or none."""
 
-    weights: tuple[Path, ...] = option(
+    weights: Annotated[tuple[Path, ...], BeforeValidator(_several)] = option(
         (), "weights of a foreign model; once for each, in order", MODEL, repeatable=True
     )
     mean: Annotated[tuple[float, ...] | None, BeforeValidator(split)] = option(

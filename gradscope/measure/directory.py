@@ -42,6 +42,11 @@ def require_room(out: Path, what: str, *, resume: bool, overwrite: bool) -> None
                 "`overwrite` drops it"
             )
     elif any((out / name).exists() for name in FILES):
+        if resume:
+            raise GradscopeError(
+                f"out must be another directory: {out} holds results of a finished run, with nothing to resume; "
+                "`overwrite` replaces them"
+            )
         raise GradscopeError(f"out must be another directory: {out} holds results; pass `overwrite` to replace them")
 
 

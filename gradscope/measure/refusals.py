@@ -4,9 +4,10 @@ from pathlib import Path
 
 from gradscope.config import Data
 from gradscope.data.names import check_data
+from gradscope.errors import GradscopeError
 from gradscope.measure.directory import require_room
 from gradscope.measure.options import Request
-from gradscope.models.references import check_references
+from gradscope.models.references import check_references, parse_reference
 
 
 def refuse(request: Request, out: Path) -> None:
@@ -21,6 +22,14 @@ def refuse(request: Request, out: Path) -> None:
         trust_code=foreign.trust_code,
     )
     request.check()
+    require_data_set(request)
     if data.dataset is not None:
         check_data(Data.parse(data.given()))
     require_room(out, request.options.kind, resume=request.where.resume, overwrite=request.where.overwrite)
+
+
+def require_data_set(request: Request) -> None:
+    """Raise :class:`GradscopeError` where a foreign model is to be examined on no data set."""
+    for text in request.models:
+        if request.data.dataset is None and parse_reference(text).is_foreign:
+            raise GradscopeError(f"dataset must be given for the foreign model {text}: what it is examined on")

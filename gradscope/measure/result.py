@@ -330,6 +330,11 @@ class AuditReport(Result):
         return self._audit("verdict").verdict
 
     @property
+    def reason(self) -> str:
+        """Why the verdict is so, in a sentence."""
+        return self._audit("reason").reason
+
+    @property
     def causes(self) -> tuple[str, ...]:
         """The likeliest causes, first the likeliest."""
         return self._audit("causes").causes

@@ -148,7 +148,7 @@ BAD = {
     "batch size of training": (TRAIN + "--mode sl --batch-size 0", ["--batch-size", "2", "got 0"]),
     "epochs": (TRAIN + "--mode sl --epochs 0", ["--epochs", "1"]),
     "fewer epochs than phases": (TRAIN + "--mode sl-adv", ["--epochs", "2", "got 1"]),
-    "device": (ON + "--device gpu", ["--device", "auto, cpu or cuda", "'gpu'"]),
+    "device": (ON + "--device gpu", ["--device", "did you mean 'cpu'", "'gpu'", "cuda"]),
     "device of training": (TRAIN + "--mode sl --device gpu", ["--device", "auto, cpu or cuda", "'gpu'"]),
     "seed": (ON + "--seed -1", ["--seed", "0"]),
     "seed of training": (TRAIN + "--mode sl --seed -1", ["seed", "0", "got -1"]),
