@@ -94,7 +94,7 @@ def _declared(kind: type[Options]) -> Callable[[Measure], Measure]:
         ]
         progress = inspect.Parameter("progress", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=bool | None)
         signature = inspect.signature(function).replace(parameters=[*own, *keywords, progress])
-        measure.__signature__ = signature  # type: ignore[attr-defined]
+        measure.__signature__ = signature  # type: ignore[attr-defined]  # what help() reads
         texts = {name: str(field.description) for name, field in declared.items()}
         measure.__doc__ = _document(function.__doc__ or "", texts)
         return cast(Measure, measure)

@@ -73,7 +73,7 @@ def filled(kind: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:
 
 def with_signature(command: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> Callable[..., None]:
     """``command(**values)`` with the signature that typer reads."""
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
     command.__annotations__ = {one.name: one.annotation for one in parameters}
     return command
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from gradscope.cli import options
+from gradscope.cli.declared import completing
 
 
 def train(
@@ -13,7 +14,7 @@ def train(
         str,
         typer.Option(
             help="sl, rl, sl-adv, rl-adv, sl-rl, rl-sl, or any label with --config phases",
-            autocompletion=options.completing("gradscope.training.phases", "MODES"),
+            autocompletion=completing("gradscope.training.phases:MODES"),
         ),
     ],
     dataset: Annotated[str | None, typer.Option(help="see `gradscope list datasets`; digits where not given")] = None,

@@ -49,7 +49,8 @@ class Drawer:
         """Wait until all that was given is drawn; one line for each directory whose figures could not be."""
         failures = []
         while self._pending:
-            assert self._process is not None and self._process.stdout is not None  # noqa: PT018
+            assert self._process is not None
+            assert self._process.stdout is not None
             answer = self._process.stdout.readline()
             directory = self._pending.popleft()
             if not answer.endswith(b"\n"):
@@ -86,7 +87,8 @@ class Drawer:
                 self._send(directory)
 
     def _send(self, directory: Path) -> None:
-        assert self._process is not None and self._process.stdin is not None  # noqa: PT018
+        assert self._process is not None
+        assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it has died, and `wait` will see it
             self._process.stdin.write(json.dumps(str(directory)).encode() + b"\n")
 
