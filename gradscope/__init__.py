@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from gradscope.api import attack, audit, landscape, load, report, trace, train, transfer
+    from gradscope.api.measurements import attack, audit, landscape, report, trace, transfer
+    from gradscope.api.models import load
+    from gradscope.api.training import train
     from gradscope.attacks.threat import ThreatModel
     from gradscope.config import PGD, Adversary, Budget, Phase, Training
     from gradscope.data.image_set import ImageSet
@@ -39,20 +41,23 @@ __all__ = [
 
 #: Where each public name lives; it is imported when it is first asked for, so that `import gradscope` is fast.
 _HOMES = {
-    **dict.fromkeys(("attack", "audit", "landscape", "load", "report", "trace", "train", "transfer"), "api"),
+    **dict.fromkeys(("attack", "audit", "landscape", "report", "trace", "transfer"), "api.measurements"),
     **dict.fromkeys(("PGD", "Adversary", "Budget", "Phase", "Training"), "config"),
     "GradscopeError": "errors",
     "ImageSet": "data.image_set",
+    "load": "api.models",
     "ThreatModel": "attacks.threat",
     "read": "measure.result",
+    "train": "api.training",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        hint = "; did you mean 'trace'?" if name == "analyze" else ""  # the command's name
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

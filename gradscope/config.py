@@ -29,7 +29,15 @@ from gradscope.errors import GradscopeError, lookup, unknown_name
 Objective = Literal["cross-entropy", "policy-gradient", "expected-reward"]
 AttackLoss = Literal["cross-entropy", "log-odds", "margin", "dlr", "rescaled-cross-entropy"]
 Norm = Literal["linf", "l2"]
+Start = Literal["none", "ball", "cube"]
+Reduction = Literal["sum", "mean"]
+Arithmetic = Literal["float32", "float64"]
 Precision = Annotated[Literal["32", "bf16"], BeforeValidator(lambda value: str(value) if value == 32 else value)]
+Seed = Annotated[int, Field(ge=0)]
+Epochs = Annotated[int, Field(ge=1)]
+BatchSize = Annotated[int, Field(ge=2)]
+TrainSamples = Annotated[int, Field(ge=2)]
+ImageSize = Annotated[int, Field(ge=4)]
 
 
 def parse_radius(value: object) -> float:
@@ -60,24 +68,66 @@ class Config(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            first = error.errors()[0]
+            first = _told(error.errors())
             ours = first.get("ctx", {}).get("error")
             raise (ours if isinstance(ours, GradscopeError) else _explain(cls, first)) from None
 
 
+#: What a value must be, by the type of pydantic's error; filled in with the error's context.
+MUST = {
+    "greater_than": "be above {gt:g}",
+    "greater_than_equal": "be at least {ge:g}",
+    "less_than": "be below {lt:g}",
+    "less_than_equal": "be at most {le:g}",
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "be a number"),
+    "finite_number": "be a finite number",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "be true or false"),
+    **dict.fromkeys(("string_type", "string_unicode"), "be text"),
+    "path_type": "be a path",
+    "literal_error": "be one of {expected}",
+    **dict.fromkeys(("tuple_type", "list_type"), "be a list"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "be a table"),
+    "missing": "be given",
+    "too_short": "have at least {min_length} {entries}",
+}
+
+
 def _explain(config: type[Config], error: ErrorDetails) -> GradscopeError:
     """One line for pydantic's first error: the key, what is allowed, what came."""
-    location = tuple(part for part in error["loc"] if not str(part).startswith("["))  # no tags of a union
+    location = _place(error)
     key = ".".join(str(part) for part in location)
+    each = ""
+    if len(location) == 2 and isinstance(location[1], int) and "number" in MUST.get(error["type"], ""):
+        key, each = str(location[0]), " in each place"  # of a list that is an option
     given = error["input"]
+    if type(given).__module__.partition(".")[0] in ("torch", "numpy") or callable(given):
+        given = type(given)  # whose value would fill the screen
     if error["type"] == "extra_forbidden":
         return unknown_name(key, str(location[-1]), _fields_at(config, location[:-1]))
-    if error["type"] == "literal_error" and isinstance(given, str):
-        allowed = [name.strip(" '") for name in str(error["ctx"]["expected"]).replace(" or ", ",").split(",")]
-        return unknown_name(key, given, allowed)
+    facts = dict(error.get("ctx", {}))
+    if error["type"] == "literal_error":
+        allowed = [name.strip(" '") for name in str(facts["expected"]).replace(" or ", ",").split(",")]
+        if isinstance(given, str):
+            return unknown_name(key, given, allowed)
+        facts["expected"] = ", ".join(allowed)
+    if error["type"] in MUST:
+        entries = "entry" if facts.get("min_length") == 1 else "entries"
+        came = "" if error["type"] == "missing" else f", got {given!r}"
+        return GradscopeError(f"{key} must {MUST[error['type']].format(**facts, entries=entries)}{each}{came}", key)
     message = error["msg"].removeprefix("Value error, ")
     colon = "" if message.startswith("must ") else ":"
     return GradscopeError(f"{key}{colon} {message}, got {given!r}", key) if key else GradscopeError(message)
+
+
+def _place(error: ErrorDetails) -> tuple[int | str, ...]:
+    """The keys that lead to an error, without the members of a union, which pydantic names by type or tag."""
+    return tuple(part for part in error["loc"] if part not in ("str", "float") and not str(part).startswith("["))
+
+
+def _told(errors: list[ErrorDetails]) -> ErrorDetails:
+    """The first error; of a union the last member's: of text or number, that it is no number."""
+    return [error for error in errors if _place(error) == _place(errors[0])][-1]
 
 
 def _fields_at(config: type[Config], location: tuple[int | str, ...]) -> list[str]:
@@ -111,7 +161,7 @@ class StepSize(Config):
     def _not_both(self) -> Self:
         if self.step_size is not None and self.relative_step_size is not None:
             given = f"got {self.step_size:g} and {self.relative_step_size:g}"
-            raise ValueError(f"step_size must not be given beside relative_step_size, {given}")
+            raise ValueError(f"step_size must not be given beside `relative_step_size`, {given}")
         return self
 
 
@@ -154,7 +204,7 @@ class Phase(Config):
     """
 
     objective: Mix = "cross-entropy"
-    epochs: int = Field(ge=1)
+    epochs: Epochs
     learning_rate: float = Field(gt=0)
     final_learning_rate: float | None = Field(default=None, gt=0)
     warmup_epochs: int = Field(default=0, ge=0)
@@ -185,7 +235,7 @@ class Data(Config):
 
     dataset: str = "digits"
     data_root: Path | None = None
-    image_size: int | None = Field(default=None, ge=4)
+    image_size: ImageSize | None = None
 
 
 class Training(Config):
@@ -200,16 +250,16 @@ class Training(Config):
     data: Data = Data()
     architecture: str
     phases: tuple[Phase, ...] = Field(min_length=1)
-    batch_size: int = Field(default=128, ge=2)
+    batch_size: BatchSize = 128
     horizontal_flip: bool = False
     vertical_flip: bool = False
     shift: float = Field(default=0.0, ge=0, lt=0.5)
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5)
     selection: Literal["best", "last"] = "best"
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     precision: Precision = "32"
     initial: str | None = None
-    train_samples: int | None = Field(default=None, ge=2)
+    train_samples: TrainSamples | None = None
 
     @model_serializer(mode="wrap")
     def _without_new_keys(self, values_of: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -240,12 +290,12 @@ class PGD(Config):
     steps: int = Field(default=100, ge=1)
     step_size: Radius = Field(default_factory=lambda given: StepSize().at(given["epsilon"], given["steps"]))
     loss: AttackLoss = "cross-entropy"
-    start: Literal["none", "ball", "cube"] = "ball"
+    start: Start = "ball"
     restarts: int = Field(default=1, ge=1)
     box: bool = True
-    reduction: Literal["sum", "mean"] = "sum"
+    reduction: Reduction = "sum"
     norm_floor: float = Field(default=0.0, ge=0)
-    precision: Literal["float32", "float64"] = "float32"
+    precision: Arithmetic = "float32"
     smoothing: int = Field(default=1, ge=1)
     smoothing_radius: Radius = 0.0
 
@@ -384,7 +434,9 @@ def apply_setting(values: dict[str, Any], setting: str) -> None:
 def _child(target: Any, part: str, key: str) -> Any:
     if isinstance(target, list):
         if not part.isdecimal() or int(part) >= len(target):
-            raise GradscopeError(f"set: {key!r} needs an index from 0 to {len(target) - 1}, got {part!r}")
+            has = "1 entry, so 0 alone" if len(target) == 1 else f"{len(target)} entries, so 0 to {len(target) - 1}"
+            name = key.partition(f".{part}")[0]
+            raise GradscopeError(f"set: {key!r}: {name} has {has} can be named, got {part!r}")
         return target[int(part)]
     if part not in target:
         raise unknown_name(f"set: {key}", part, target)
@@ -392,8 +444,14 @@ def _child(target: Any, part: str, key: str) -> Any:
 
 
 def attack_settings(name: str, given: Mapping[str, Any]) -> PGD:
-    """Resolve the attack called ``name`` of :data:`PGD_ATTACKS` with what is ``given`` laid over it."""
+    """Resolve the attack called ``name`` of :data:`PGD_ATTACKS` with what is ``given`` laid over it.
+
+    Raises :class:`GradscopeError` where it would no longer be the attack of that name: with another loss or precision.
+    """
     changes = lookup(PGD_ATTACKS, name, "attack")
+    for key in ("loss", "precision"):
+        if key in changes and given.get(key, changes[key]) != changes[key]:
+            raise GradscopeError(f"{key} must be {changes[key]} in {name}, got {given[key]}; pgd takes any")
     sizes = StepSize.model_fields.keys()
     if "steps" in changes:
         given = {key: value for key, value in given.items() if key not in {"steps", *sizes}}

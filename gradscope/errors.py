@@ -35,10 +35,23 @@ class CannotResumeError(GradscopeError):
     """An unfinished run that cannot be continued: it was begun otherwise, or its state is damaged."""
 
 
+#: What other commands, or the command line, call the same.
+_ELSEWHERE = {
+    "samples": "images",
+    "images": "samples",
+    "attack": "attacks",
+    "attacks": "attack",
+    "dataset": "data",
+    "arch": "architecture",
+}
+
+
 def unknown_name(argument: str, name: str, known: Iterable[str]) -> GradscopeError:
     """The error for a name that is in no table: offers the closest one and lists all."""
     names = sorted(known)
-    close = get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    begun = [known for known in names if len(name) > 1 and known.startswith(name.lower())]
+    close = [min(begun, key=len)] if begun else get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    close = [_ELSEWHERE[name]] if _ELSEWHERE.get(name) in names else close
     hint = f"did you mean {close[0]!r}? " if close else ""
     return GradscopeError(f"{argument}: {name!r} is unknown; {hint}known: {', '.join(names)}")
 
@@ -57,3 +70,8 @@ def known_names(names: Sequence[str], table: Mapping[str, Any], argument: str) -
     if not names:
         raise GradscopeError(f"{argument}: at least one name is needed, known: {', '.join(table)}")
     return list(dict.fromkeys(names))
+
+
+def first_of(names: Sequence[str]) -> str:
+    """Five of ``names`` and how many more there are, for a message."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -3,13 +3,14 @@
 PyPI's torchvision wheel is compiled against CUDA. Beside a CPU-only torch its operator library does not load, and
 ``import torchvision`` fails because it registers a fake kernel for ``torchvision::nms``, an operator that is not there.
 Nothing gradscope uses needs the compiled operators, so where the library does not load, declaring the two schemas
-that torchvision refers to at import is enough. Where it loads, nothing is touched.
+that torchvision refers to at import is enough. Where it loads, or torchvision is imported already, nothing is touched.
 
 Import torchvision through this module (``from gradscope.vision import torchvision``), and this module before whatever
 imports torchvision itself (torchattacks).
 """
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import torch
@@ -32,11 +33,12 @@ def _compiled_operators_load() -> bool:
     return hasattr(torch.ops.torchvision, "nms")
 
 
-if not _compiled_operators_load():
-    # Kept at module level: the schemas live as long as this object does.
-    _declared = torch.library.Library("torchvision", "DEF")
+if "torchvision" not in sys.modules and not _compiled_operators_load():
+    # Kept at module level: the schemas live as long as this object does. A fragment, for others may declare some too.
+    _declared = torch.library.Library("torchvision", "FRAGMENT")
     for _schema in _SCHEMAS:
-        _declared.define(_schema)
+        if not hasattr(torch.ops.torchvision, _schema.partition("(")[0]):
+            _declared.define(_schema)
 
 # Only now: the schemas must be there first, hence not at the top.
 import torchvision  # noqa: E402

@@ -12,6 +12,7 @@ from gradscope.config import Data
 from gradscope.data import sources
 from gradscope.data.image_set import ImageSet, Splits
 from gradscope.distributed.processes import Hardware
+from gradscope.training.options import TrainOptions
 from gradscope.training.request import TrainingRequest
 from gradscope.training.runs import configure_training, run_training
 
@@ -125,7 +126,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Checkpoints ``sl.pt``, its epochs beside it, and ``rl.pt``, on digits."""
     root = tmp_path_factory.mktemp("checkpoints")
     for mode, epochs in (("sl", 3), ("rl", 4)):
-        training, splits = configure_training(TrainingRequest(mode=mode, epochs=epochs))
+        training, splits = configure_training(TrainingRequest(options=TrainOptions(mode=mode, epochs=epochs)))
         out = root / f"{mode}.pt"
         run_training(training, splits, out, Hardware("cpu"), resume=False, overwrite=False, keep_epochs=mode == "sl")
     return [str(root / f"{mode}.pt") for mode in ("sl", "rl")]

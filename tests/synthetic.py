@@ -8,20 +8,11 @@ import numpy as np
 import pytest
 
 from gradscope.results.files import write_json
+from gradscope.results.metrics import METRICS
 from gradscope.results.schemas import (
     ATTACKS as ATTACK_ROWS,
 )
-from gradscope.results.schemas import (
-    AUDIT,
-    AUDIT_JSON,
-    CLAIMS,
-    LANDSCAPE,
-    METRICS,
-    SAMPLES,
-    STEPS,
-    SUMMARY,
-    TRANSFER,
-)
+from gradscope.results.schemas import AUDIT, AUDIT_JSON, CLAIMS, LANDSCAPE, SAMPLES, STEPS, SUMMARY, TRANSFER
 from gradscope.results.tables import write_table
 
 FOUR_MODES = (("sl-0", "sl"), ("rl-0", "rl"), ("sl-adv-0", "sl-adv"), ("rl-adv-0", "rl-adv"))

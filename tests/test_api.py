@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,18 @@ def expected(net: nn.Module, bytes_of: Tensor, y: Tensor) -> Result:
     return gs.trace(net, bytes_of / 255, y, steps=2)
 
 
+def test_a_model_of_images_in_memory_asks_for_data(saved: tuple[Path, list[str]]) -> None:
+    with pytest.raises(
+        gs.GradscopeError, match=r"^dataset must be given for sl, trained on your-data, which is no data"
+    ):
+        gs.trace(saved[1][0])
+
+
 class TestWhatImagesMayBe:
+    def test_an_image_set_names_its_results(self, net: nn.Module, x: Tensor, y: Tensor) -> None:
+        found = gs.trace(net, gs.ImageSet.from_tensors("scans", x, y), steps=1)
+        assert set(found.frame()["dataset"]) == {"scans"}
+
     @pytest.mark.parametrize(
         "form",
         ["numpy", "uint8", "uint8 numpy", "float64", "pair", "loader", "dataset", "image set", "int32", "uint8 labels"],
@@ -184,7 +196,7 @@ class TestWhatImagesMayBe:
             "pair": ((floats, y),),
             "loader": (DataLoader(TensorDataset(floats, y), batch_size=7),),
             "dataset": (TensorDataset(floats, y),),
-            "image set": (gs.ImageSet.from_tensors("given", floats, y, [str(digit) for digit in range(10)]),),
+            "image set": (gs.ImageSet.from_tensors("your-data", floats, y, [str(digit) for digit in range(10)]),),
             "int32": (floats, y.int()),
             "uint8 labels": (floats, y.byte().numpy()),
         }
@@ -245,6 +257,46 @@ def test_a_radius_may_be_a_fraction(net: nn.Module, x: Tensor, y: Tensor) -> Non
     first, second = (gs.trace(net, x, y, norm="linf", epsilon=radius, steps=2) for radius in ("8/255", 8 / 255))
     assert first.frame().equals(second.frame())
     assert first.frame()["epsilon"].iloc[0] == 8 / 255
+
+
+def _scripted(model: nn.Module) -> nn.Module:
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
+        return torch.jit.script(model)  # type: ignore[no-any-return]
+
+
+def _traced(model: nn.Module) -> nn.Module:
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
+        return torch.jit.trace(model, torch.zeros(2, 1, 8, 8))  # type: ignore[no-any-return]
+
+
+def _exported(model: nn.Module) -> nn.Module:
+    batch = {0: torch.export.Dim("batch")}
+    return torch.export.export(model, (torch.zeros(2, 1, 8, 8),), dynamic_shapes=(batch,)).module()
+
+
+@pytest.mark.parametrize("form", [_scripted, _traced, _exported])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("audit", SMALL["audit"]),
+        ("landscape", {"space": "weights", "points": 3, "adversarial": True, "images": 8}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_models_are_measured_as_what_they_were_made_of(
+    form: Callable[[nn.Module], nn.Module], name: str, options: dict[str, Any], x: Tensor, y: Tensor, digest: Digest
+) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)).eval()
+    model = form(plain)
+    before = digest(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an untrained model is at chance
+        ours, expected = (getattr(gs, name)({"net": one}, x, y, **options).frame() for one in (model, plain))
+    pd.testing.assert_frame_equal(
+        _timeless(ours).drop(columns="arch"), _timeless(expected).drop(columns="arch"), rtol=1e-4
+    )
+    assert digest(model) == before
 
 
 class TestResults:
@@ -315,9 +367,37 @@ class TestResults:
         results["attack"].save(tmp_path, overwrite=True, figures=False)
         assert gs.read(tmp_path) == results["attack"]
 
+    @pytest.mark.parametrize("name", ["figures/my-own.png", "report.html", "manifest.json"])
+    def test_files_of_others_are_not_replaced_unasked(
+        self, name: str, results: dict[str, Result], tmp_path: Path
+    ) -> None:
+        own = tmp_path / name
+        own.parent.mkdir(exist_ok=True)
+        own.write_text("mine")
+        with pytest.raises(gs.GradscopeError, match=r"^out must be another directory: .* holds .*pass `overwrite`"):
+            results["trace"].save(tmp_path)
+        assert own.read_text() == "mine"
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == [own]
+
+    def test_results_may_lie_beside_other_files(self, results: dict[str, Result], tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("mine")
+        results["trace"].save(tmp_path, figures=False)
+        assert (tmp_path / "notes.txt").read_text() == "mine"
+        assert gs.read(tmp_path) == results["trace"]
+
     def test_what_holds_no_results_is_not_read(self, tmp_path: Path) -> None:
         with pytest.raises(gs.GradscopeError, match=r"^directory must hold manifest\.json, got .*: No such file"):
             gs.read(tmp_path / "none")
+        (tmp_path / "file").write_text("")
+        with pytest.raises(
+            gs.GradscopeError, match=r"^directory must hold manifest\.json, got .*/file: Not a directory"
+        ):
+            gs.read(tmp_path / "file")
+        for name in "abcdefg":
+            (tmp_path / "study" / name).mkdir(parents=True)
+            (tmp_path / "study" / name / "manifest.json").write_text("{}")
+        with pytest.raises(gs.GradscopeError, match=r"; the results .* one by one: a, b, c, d, e and 2 more$"):
+            gs.read(tmp_path / "study")
         (tmp_path / "manifest.json").write_text("[]")
         with pytest.raises(gs.GradscopeError, match=r"^directory must hold a manifest\.json of gradscope"):
             gs.read(tmp_path)
@@ -359,6 +439,9 @@ class TestTheNames:
             assert value.__name__ == name
         with pytest.raises(AttributeError, match="no attribute 'adit'"):
             gs.adit  # noqa: B018
+        with pytest.raises(AttributeError, match="no attribute 'analyze'; did you mean 'trace'"):
+            gs.analyze  # noqa: B018
+        assert [name for name in dir(gs) if not name.startswith("__")] == sorted(gs.__all__)
 
     @pytest.mark.parametrize("name", SMALL)
     def test_help_shows_every_option(self, name: str) -> None:
@@ -420,6 +503,16 @@ class TestModels:
             gs.trace(blank, x, y, metrics="loss", steps=1)
         assert warned[0].filename == __file__
 
+    def test_a_masked_one_is_warned_of_before_its_accuracy_misleads(self, net: nn.Module, x: Tensor, y: Tensor) -> None:
+        class Blinded(nn.Module):
+            def forward(self, images: Tensor) -> Tensor:
+                return 1e4 * net(images)
+
+        with pytest.warns(UserWarning, match=r"^Blinded: the gradient of the cross-entropy is exactly 0 on \d+ of"):
+            blinded = gs.trace(Blinded().eval(), x, y, metrics="accuracy", steps=2)
+        assert "caution: Blinded: the gradient" in blinded.summary()
+        assert "caution: Blinded: the gradient" in blinded._repr_html_()
+
     def test_progress_is_drawn_or_not(
         self, net: nn.Module, x: Tensor, y: Tensor, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -476,6 +569,15 @@ MISUSE: dict[str, tuple[Callable[..., Any], str]] = {
         r"^y must be labels from 0 to 9 \(10 classes of the model\), got 14",
     ),
     "labels one-hot": (lambda net, x, y: gs.trace(net, x, nn.functional.one_hot(y)), r"^y must be labels .*argmax"),
+    "labels of a column": (lambda net, x, y: gs.trace(net, x, y[:, None]), r"^y must be labels .*; pass y\[:, 0\]$"),
+    "labels that are floats": (
+        lambda net, x, y: gs.trace(net, x, y.float()),
+        r"^y must be integers, got float32; pass y\.long\(\)$",
+    ),
+    "a model in float64": (
+        lambda net, x, y: gs.trace(copy.deepcopy(net).double(), x, y),
+        r"^model must take float32 images, got float64 parameters; call model\.float\(\)$",
+    ),
     "fewer labels than images": (lambda net, x, y: gs.trace(net, x, y[:3]), r"^y must have a label .*\(40\), got 3"),
     "a model in training mode": (
         lambda net, x, y: gs.trace(copy.deepcopy(net).train(), x, y),
@@ -497,9 +599,14 @@ MISUSE: dict[str, tuple[Callable[..., Any], str]] = {
     "no model": (lambda net, x, y: gs.trace({}, x, y), "^model must be one model or several by name, got none"),
     "one model in a transfer": (
         lambda net, x, y: gs.transfer(net, x, y),
-        "^model must be two or more models by name in a transfer, got 1",
+        "^model must be two models or more in a transfer, got 1",
     ),
     "a file that is not there": (lambda net, x, y: gs.trace("no.pt", x, y), "^model: no.pt cannot be read: No such"),
+    "the name of a network": (
+        lambda net, x, y: gs.load("resnet18"),
+        "^model: resnet18 is no file of a model; a model of torchvision is torchvision:resnet18, of your own module",
+    ),
+    "the name of a module": (lambda net, x, y: gs.load("this"), "^model: this is .* the code of this makes is this:F"),
     "a model that takes other images": (
         lambda net, x, y: gs.trace(net, x[:, :, :4], y),
         r"^model does not take the data's 1 x 4 x 8 images",
@@ -514,16 +621,16 @@ MISUSE: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     "more images than there are": (
         lambda net, x, y: gs.trace(net, x, y, samples=41),
-        "^samples must be 1 to 40, as many test images as given has, got 41",
+        "^samples must be 1 to 40, as many test images as your-data has, got 41",
     ),
     "an image that is not there": (
         lambda net, x, y: gs.landscape(net, x, y, index=[40]),
-        "^index must be 0 to 39, the test images of given, got 40",
+        "^index must be 0 to 39, the test images of your-data, got 40",
     ),
     "mean without std": (lambda net, x, y: gs.trace(net, x, y, mean=0.5), "^std must be given with `mean`"),
     "a mean of three for one channel": (
         lambda net, x, y: gs.trace(net, x, y, mean=[0.5] * 3, std=[0.5] * 3),
-        r"^mean must be 1 numbers?, got 3",
+        r"^mean must be one number, for there is one channel, got 3 numbers",
     ),
     "a data set beside images": (
         lambda net, x, y: gs.trace(net, x, y, dataset="digits"),
@@ -535,12 +642,68 @@ MISUSE: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     "a metric's option of the other space": (
         lambda net, x, y: gs.landscape(net, x, y, adversarial=True),
-        "^adversarial must be left out where space is 'input'",
+        "^adversarial must be left out unless `space` is weights, got True",
+    ),
+    "weights beside a model in memory": (
+        lambda net, x, y: gs.trace(net, x, y, weights="no.pt"),
+        "^weights must be left out where models are in memory",
+    ),
+    "a surrogate that is a number": (
+        lambda net, x, y: gs.attack(net, x, y, surrogate=3),
+        "^surrogate must be a model, a path, or several by name, got int",
+    ),
+    "another loss in an attack named after one": (
+        lambda net, x, y: gs.trace(net, x, y, attack="pgd,pgd-margin", loss="dlr"),
+        "^loss must be margin in pgd-margin, got dlr",
+    ),
+    "a step in 0..255": (
+        lambda net, x, y: gs.attack(net, x, y, norm="linf", step_size=2),
+        r"^step_size must be in pixel units of images in \[0, 1\], .*got 2",
+    ),
+    "one step for the cosine of two": (
+        lambda net, x, y: gs.trace(net, x, y, metrics="cosine", steps=1),
+        "^steps must be at least 2 for the cosine of consecutive gradients, got 1",
+    ),
+    "a metric that was not measured": (
+        lambda net, x, y: gs.trace(net, x, y, metrics="loss", steps=1).mean("margin"),
+        "^metric must be one that was measured, accuracy, loss, got 'margin'",
+    ),
+    "another command's option": (
+        lambda net, x, y: gs.landscape(net, x, y, samples=3),
+        r"^landscape\(\): 'samples' is unknown; did you mean 'images'",
+    ),
+    "a tensor where a number is meant": (
+        lambda net, x, y: gs.landscape(net, x, y, images=x),
+        "^images must be a whole number, got <class 'torch.Tensor'>",
+    ),
+    "text in a list of numbers": (
+        lambda net, x, y: gs.landscape(net, x, y, index="1,x"),
+        "^index must be a whole number in each place, got 'x'",
+    ),
+    "labels beside the name of a data set": (
+        lambda net, x, y: gs.train("sl", "digits", y),
+        "^y must be left out where data is the name",
     ),
     "a mode with a typo": (lambda net, x, y: gs.train("rl-avd", (x, y)), "^mode: 'rl-avd' is unknown; did you mean 'r"),
     "an architecture with a typo": (
         lambda net, x, y: gs.train("sl", (x, y), architecture="cnn22"),
         "^architecture: 'cnn22' is unknown; did you mean 'cnn2'",
+    ),
+    "training on one class": (
+        lambda net, x, y: gs.train("sl", (x, 0 * y), epochs=1, progress=False),
+        "^y must hold at least 2 classes, got 1$",
+    ),
+    "training on an image of each class": (
+        lambda net, x, y: gs.train("sl", (x, torch.arange(COUNT)), epochs=1, progress=False),
+        "^y must have a class with at least 2 training images, one to validate on; your-data has none$",
+    ),
+    "training on too few images": (
+        lambda net, x, y: gs.train("sl", (x, y), epochs=1, train_samples=9, progress=False),
+        "^train_samples must be large enough for 2 images of a class, .* as 11 are of your-data; got 9$",
+    ),
+    "a file in the place of a data set": (
+        lambda net, x, y: gs.train("sl", "mine/cifar10.npz"),
+        "^dataset must be a name .*; a file is given as dataset 'npz' with `data_root` mine/cifar10.npz",
     ),
     "nothing to report": (lambda net, x, y: gs.report("nowhere"), "^directory must be a directory with results, got n"),
 }
@@ -567,5 +730,5 @@ def test_logits_without_a_gradient_are_refused(x: Tensor, y: Tensor) -> None:
             return images.flatten(1)[:, :10].detach()
 
     sentence = r"^model: Cut has no gradient in the image"
-    with pytest.warns(UserWarning, match="guessing"), pytest.raises(gs.GradscopeError, match=sentence):
+    with pytest.raises(gs.GradscopeError, match=sentence):
         gs.trace(Cut().eval(), x, y)

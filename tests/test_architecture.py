@@ -17,6 +17,7 @@ FLOORS = {
         [
             "errors",
             "config",
+            "options",
             "seeding",
             "functional",
             "losses",
@@ -48,6 +49,7 @@ NARROW = {
     "results": {"errors", "config"},
     "claims": {"results", "config", "errors"},
     "config": {"errors"},
+    "options": {"config"},
     "figures": {"results", "config", "errors"},
     "reporting": {"figures", "results", "config", "errors"},
 }

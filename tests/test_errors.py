@@ -18,6 +18,12 @@ def test_a_miss_says_argument_what_came_the_closest_and_all(name, hint):
     assert str(caught.value) == f"--attacks: {name!r} is unknown; {hint}known: autoattack, pgd, square"
 
 
+@pytest.mark.parametrize(("name", "meant"), [("eps", "epsilon"), ("step", "steps"), ("Batch", "batch_size")])
+def test_a_name_that_begins_so_is_meant_first(name, meant):
+    known = ("epsilon", "epsilons", "step_size", "steps", "relative_step_size", "batch_size")
+    assert f"did you mean {meant!r}?" in str(unknown_name("attack()", name, known))
+
+
 def test_the_message_is_one_line_whatever_came():
     assert "\n" not in str(unknown_name("--mode", "two\nlines", ["sl", "rl"]))
 

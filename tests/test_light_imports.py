@@ -18,7 +18,8 @@ LIGHT = (
     "gradscope.measure.refusals",
     "gradscope.models.names",
     "gradscope.models.references",
-    "gradscope.training.phases",
+    "gradscope.study.recipe",
+    "gradscope.training.request",
 )
 
 

@@ -40,3 +40,30 @@ def test_where_the_compiled_operators_load_they_are_used() -> None:
         "assert kept == (None if hasattr(vision, '_declared') else [1]), kept\n"
     )
     assert finished.returncode == 0, finished.stderr
+
+
+def test_torchvision_that_is_imported_already_is_left_alone() -> None:
+    """Where its compiled operators do not load, the schemas that it needs are somebody else's."""
+    finished = run(
+        "import torch\n"
+        "own = torch.library.Library('torchvision', 'DEF')\n"
+        "own.define('mine(Tensor x) -> Tensor')\n"
+        "try: import torchvision\n"
+        "except RuntimeError:\n"
+        "    for name in ('nms', 'qnms'): own.define(f'{name}(Tensor a, Tensor b, float c) -> Tensor')\n"
+        "    import torchvision\n"
+        "from gradscope.vision import torchvision as ours\n"
+        "assert ours is torchvision and torch.ops.torchvision.mine\n"
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_a_library_of_ones_own_for_torchvision_may_be_there() -> None:
+    finished = run(
+        "import torch\n"
+        "own = torch.library.Library('torchvision', 'DEF')\n"
+        "own.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')\n"
+        "from gradscope.vision import torchvision\n"
+        "assert torch.ops.torchvision.nms and torchvision.models\n"
+    )
+    assert finished.returncode == 0, finished.stderr

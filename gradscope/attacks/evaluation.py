@@ -1,7 +1,7 @@
 """A run of many attacks on one model: what has fallen need not be attacked again, and no attack is believed."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +16,7 @@ from gradscope.attacks.registry import ATTACKS, Attack
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import PGD, Budget
 from gradscope.data.image_set import ImageSet
-from gradscope.distributed.units import Each, Values, alone, is_out_of_memory
+from gradscope.distributed.units import PLAIN, Values, Work, is_out_of_memory
 from gradscope.errors import GradscopeError, lookup
 from gradscope.functional import fooled
 from gradscope.models.inspection import measuring, one_line
@@ -34,11 +34,7 @@ def evaluate(
     examples: Sequence[Tensor] = (),
     cascade: bool = True,
     keep_images: bool = False,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    batch_size: int | None = None,
-    each: Each = alone,
-    advanced: Callable[[int, str], None] = lambda images, note: None,
+    work: Work = PLAIN,
 ) -> Outcome:
     """Attack ``image_set`` with each of ``names`` in turn; ``cascade``: only the images that stand after the last.
 
@@ -52,24 +48,23 @@ def evaluate(
     right; a point of an attack with such logits fools the model. Attacks that the model rules out are skipped, with the
     reason.
 
-    Work is done in units, an attack on a batch of images each, the clean images first; ``each`` may keep them or let
-    others make them, under a name that changes with the attack, the seed and the images in the batch, and with nothing
-    else. ``advanced`` is told how many images are done, of as many as there are images times attacks.
+    The units of ``work`` are an attack on a batch of images each, the clean images first; their names change with the
+    attack, the seed and the images in the batch, and with nothing else. It is told how many images are done, of as many
+    as there are images times attacks.
 
     Results do not depend on the batch size, to rounding. Those on a model that draws random numbers do: torch's global
     state is seeded once for each unit, by the images in it, so the same batches give the same results.
     """
-    device = torch.device(device)
-    attacks = {name: lookup(ATTACKS, name, "--attacks") for name in names}
-    usual = batch_size or usual_batch_size(None, device)
+    attacks = {name: lookup(ATTACKS, name, "attacks") for name in names}
+    usual = work.batch_size or usual_batch_size(None, work.device)
     numbers = torch.arange(len(image_set)) if numbers is None else numbers
-    bench = _Bench(model, image_set, numbers, threat, budget, tuple(examples), seed, device, keep_images)
+    bench = _Bench(model, image_set, numbers, threat, budget, tuple(examples), work.seed, work.device, keep_images)
     bench.check_examples()
     found: dict[str, AttackOutcome] = {}
     skipped: dict[str, str] = {}
     with measuring(model):
         parts = torch.arange(len(image_set)).split(usual)
-        clean = list(each([(bench.unit("clean", part), partial(bench.look_at_clean, part)) for part in parts]))
+        clean = list(work.each([(bench.unit("clean", part), partial(bench.look_at_clean, part)) for part in parts]))
         right, undefined = (torch.cat([unit[key] for unit in clean]) for key in ("right", "undefined"))
         classes = int(clean[0]["classes"])
         stands = right.clone()
@@ -77,17 +72,17 @@ def evaluate(
             reason = bench.hindrance(attack, classes)
             if reason:
                 skipped[name] = reason
-                advanced(len(image_set), name)
+                work.advance(len(image_set), name)
                 continue
             attacked = (stands if cascade else right).nonzero().squeeze(1)
-            advanced(len(image_set) - len(attacked), name)
-            units = []
+            work.advance(len(image_set) - len(attacked), name)
+            made = []
             parts = attacked.split(attack.batch_size or usual) if len(attacked) else ()
-            work = [(bench.unit(name, part), partial(bench.attack, name, attack, part, classes)) for part in parts]
-            for part, unit in zip(parts, each(work), strict=True):
-                units.append(unit)
-                advanced(len(part), name)
-            found[name] = _together(units, attacked)
+            units = [(bench.unit(name, part), partial(bench.attack, name, attack, part, classes)) for part in parts]
+            for part, unit in zip(parts, work.each(units), strict=True):
+                made.append(unit)
+                work.advance(len(part), name)
+            found[name] = _together(made, attacked)
             stands[attacked] &= ~found[name].fooled
     cascaded = frozenset(names if cascade else ())
     return Outcome(threat, numbers, image_set.labels.cpu(), right, undefined, cascaded, found, skipped)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gradscope.attacks.threat import ThreatModel
-from gradscope.results.schemas import ATTACK_METRICS
+from gradscope.results.metrics import ATTACK_METRICS
 from gradscope.results.stats import Interval, wilson_interval
 
 Row = dict[str, Any]

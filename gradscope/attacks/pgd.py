@@ -1,6 +1,5 @@
 """Projected gradient descent, once: every iterate is shown to an observer with the facts that belong to it."""
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from gradscope.attacks.threat import ThreatModel
 from gradscope.config import PGD, Budget, attack_settings
 from gradscope.functional import flatten, fooled, norm_and_unit
 from gradscope.losses import LOSSES, Loss
-from gradscope.models.inspection import measuring
+from gradscope.models.inspection import copied, measuring
 from gradscope.seeding import derive
 
 
@@ -134,7 +133,7 @@ def prepared(model: nn.Module, settings: PGD) -> Iterator[nn.Module]:
 
     float64 works on a copy, so the caller's parameters are not touched there either.
     """
-    working = copy.deepcopy(model).double() if settings.precision == "float64" else model
+    working = copied(model).double() if settings.precision == "float64" else model
     with measuring(working):
         yield working
 

@@ -1,6 +1,6 @@
 """Model against model: adversarial examples made on one, judged on every other."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +11,7 @@ from gradscope.attacks.pgd import Streams, pgd, prepared
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import PGD
 from gradscope.data.image_set import ImageSet
-from gradscope.distributed.units import Each, Values, alone
+from gradscope.distributed.units import PLAIN, Values, Work
 from gradscope.errors import GradscopeError
 from gradscope.functional import fooled
 from gradscope.models.inspection import check_fits, measuring
@@ -19,7 +19,6 @@ from gradscope.results.stats import Interval, wilson_interval
 from gradscope.seeding import seeded
 
 #: Told after each batch how many images it held, and whose they were.
-Advanced = Callable[[int, str], None]
 
 
 @dataclass(frozen=True)
@@ -58,35 +57,31 @@ def make_examples(
     settings: PGD,
     *,
     numbers: Tensor | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    batch_size: int = 32,
-    each: Each = alone,
-    advanced: Advanced = lambda images, note: None,
+    work: Work = PLAIN,
 ) -> Tensor:
     """The last iterates of PGD on ``model``, ``(N, C, H, W)`` float32 on the CPU, for other models to be shown.
 
     Not the first that fools it, as an evaluation keeps: those lie just behind the boundary of ``model`` and fool few
     others. One start, that of restart 0; ``numbers`` name the images' streams, 0 .. N-1 where None. A batch is a unit
-    of work, named by its place, which ``each`` may keep or let others make.
+    of work, named by its place.
     """
     named = torch.arange(len(image_set)) if numbers is None else numbers
-    batches = torch.arange(len(image_set)).split(batch_size)
+    batches = torch.arange(len(image_set)).split(work.batch_size or 32)
     found = []
     with prepared(model, settings) as attacked:
 
         def reach(indices: Tensor) -> Values:
-            images, labels = image_set.batch(indices, device)
+            images, labels = image_set.batch(indices, work.device)
             images = images.double() if settings.precision == "float64" else images
             part = named[indices]
-            with seeded(seed, "examples", *part.tolist()):
-                reached = pgd(attacked, images, labels, settings, streams=Streams(seed, part))
+            with seeded(work.seed, "examples", *part.tolist()):
+                reached = pgd(attacked, images, labels, settings, streams=Streams(work.seed, part))
             return {"examples": reached.points.float()}
 
         units = [(f"examples-{int(indices[0]):06d}", partial(reach, indices)) for indices in batches]
-        for indices, unit in zip(batches, each(units), strict=True):
+        for indices, unit in zip(batches, work.each(units), strict=True):
             found.append(unit["examples"])
-            advanced(len(indices), "")
+            work.advance(len(indices), "")
     return torch.cat(found)
 
 
@@ -97,31 +92,26 @@ def transfer(
     threat: ThreatModel,
     *,
     numbers: Tensor | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    batch_size: int = 256,
-    each: Each = alone,
-    advanced: Advanced = lambda images, note: None,
+    work: Work = PLAIN,
 ) -> Transfer:
     """Judge every source's ``examples`` ``(N, C, H, W)`` of ``image_set``, on the CPU, on every one of ``models``.
 
-    A target's look at a batch is a unit of work, which ``each`` may let others make.
+    A target's look at a batch is a unit of work.
     Raises :class:`GradscopeError` for a model that does not take these images or has other classes, and for examples
     that are of another shape, not finite, or outside ball or box by more than rounding.
     """
-    device = torch.device(device)
     numbers = torch.arange(len(image_set)) if numbers is None else numbers
     for source, example in examples.items():
         _check_examples(source, example, image_set, threat)
     for target, model in models.items():
-        check_fits(model, image_set, name=f"model: {target}", device=device)
-    batches = torch.arange(len(image_set)).split(batch_size)
+        check_fits(model, image_set, name=f"model: {target}", device=work.device)
+    batches = torch.arange(len(image_set)).split(work.batch_size or 256)
     named = numbers
 
     def look(model: nn.Module, indices: Tensor) -> Values:
-        images, labels = image_set.batch(indices, device)
+        images, labels = image_set.batch(indices, work.device)
         shown = [example[indices].to(images) for example in examples.values()]
-        with measuring(model), torch.no_grad(), seeded(seed, "transfer", *named[indices].tolist()):
+        with measuring(model), torch.no_grad(), seeded(work.seed, "transfer", *named[indices].tolist()):
             own = ~fooled(model(images), labels)
             return {"clean": own, "right": torch.stack([~fooled(model(points), labels) for points in shown])}
 
@@ -129,9 +119,9 @@ def transfer(
     for target, model in models.items():
         units = [(f"{target}-{int(indices[0]):06d}", partial(look, model, indices)) for indices in batches]
         judged = []
-        for indices, unit in zip(batches, each(units), strict=True):
+        for indices, unit in zip(batches, work.each(units), strict=True):
             judged.append(unit)
-            advanced(len(indices), target)
+            work.advance(len(indices), target)
         clean.append(torch.cat([unit["clean"] for unit in judged]))
         right.append(torch.cat([unit["right"] for unit in judged], dim=1))
     labels = image_set.labels.cpu()

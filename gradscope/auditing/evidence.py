@@ -9,24 +9,18 @@ from torch import Tensor, nn
 
 from gradscope.attacks.evaluation import evaluate
 from gradscope.attacks.outcome import AttackOutcome, Outcome
-from gradscope.attacks.pgd import Streams, pgd, settings_inside
+from gradscope.attacks.pgd import Streams, pgd, settings_inside, usual_batch_size
 from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing import gradients
 from gradscope.auditing.budgets import AuditBudget
-from gradscope.auditing.outputs import Averaged, LogProbabilities, look_at_outputs
+from gradscope.auditing.outputs import Averaged, LogProbabilities, are_probabilities, are_random, look_at_outputs
 from gradscope.config import PGD, Budget
 from gradscope.data.image_set import ImageSet
-from gradscope.distributed.units import Each, Values, prefixed
+from gradscope.distributed.units import Values, Work
 from gradscope.functional import fooled
 from gradscope.models.inspection import measuring
 from gradscope.seeding import derive, seeded
 
-Advanced = Callable[[int, str], None]
-
-#: L2 distance of normalised logits above which two passes differ (AutoAttack's check_randomized).
-SAME_LOGITS = 1e-4
-#: How far from [0, 1] and from a sum of 1 probabilities may round (AutoAttack's check_range_output).
-PROBABILITY_ROUNDING = 1e-5
 #: PGD on the two losses that no scale of the logits makes blind in the same way.
 _PAIR = ("pgd", "pgd-margin")
 
@@ -84,7 +78,7 @@ class Evidence:
     @property
     def random(self) -> bool:
         """Whether two passes over the same images differ."""
-        return bool(self.outputs["flips"].any()) or float(self.outputs["wander"].max()) > SAME_LOGITS
+        return are_random(self.outputs)
 
     @property
     def probabilities(self) -> bool:
@@ -95,6 +89,15 @@ class Evidence:
     def differentiable(self) -> bool:
         """Whether attacks that need a gradient could be run."""
         return "pgd" in self.main.attacks
+
+    @property
+    def constant(self) -> bool:
+        """Whether one class is predicted for every image that was looked at, and no attack changes that of any."""
+        if bool(self.main.undefined.any()):
+            return False
+        tried = (self.main, self.doubled, self.smaller, self.larger, self.unbounded, self.repaired)
+        changed = any(bool((outcome.standing() != outcome.right).any()) for outcome in tried if outcome is not None)
+        return not changed and len(self.outputs["predicted"].unique()) == 1
 
     @property
     def white_box(self) -> list[str]:
@@ -116,20 +119,8 @@ class Evidence:
         return stands
 
 
-def are_probabilities(outputs: Values) -> bool:
-    """Whether all outputs, those that are finite, lie in [0, 1] and add up to 1."""
-    known = outputs["sum"].isfinite()
-    low, high, total = (outputs[key][known] for key in ("lowest", "highest", "sum"))
-    return bool(
-        known.any()
-        and (low > -PROBABILITY_ROUNDING).all()
-        and (high < 1 + PROBABILITY_ROUNDING).all()
-        and ((total - 1).abs() < PROBABILITY_ROUNDING).all()
-    )
-
-
 def stages(budget: AuditBudget, images: int) -> int:
-    """How many images ``advanced`` is told of in :func:`gather`, at most.
+    """How many images ``work`` is told of in :func:`gather`, at most.
 
     Beside the main attacks: two of twice the steps, two unbounded, two at other radii, three on logarithms.
     """
@@ -144,15 +135,16 @@ class _Gathering:
     threat: ThreatModel
     budget: AuditBudget
     examples: tuple[Tensor, ...]
-    seed: int
-    device: torch.device
-    batch_size: int
-    each: Each
-    advanced: Advanced
+    work: Work
+
+    @property
+    def batch_size(self) -> int:
+        """Images worked on at once."""
+        return self.work.batch_size or usual_batch_size(None, self.work.device)
 
     def unit(self, stage: str, places: Tensor) -> str:
         """The name of a unit of work on the images at ``places``."""
-        return f"{stage}-{derive(self.seed, stage, *self.numbers[places].tolist()):016x}"
+        return f"{stage}-{derive(self.work.seed, stage, *self.numbers[places].tolist()):016x}"
 
     def evaluate(
         self,
@@ -179,11 +171,9 @@ class _Gathering:
             examples=examples,
             cascade=cascade,
             keep_images=keep_images,
-            seed=self.seed,
-            device=self.device,
-            batch_size=self.batch_size,
-            each=prefixed(self.each, stage),
-            advanced=lambda images, note: self.advanced(images, f"{stage} {note}"),
+            work=replace(
+                self.work.prefixed(stage), advance=lambda images, note: self.work.advance(images, f"{stage} {note}")
+            ),
         )
 
     def then(self, first: Outcome, names: Sequence[str]) -> Outcome:
@@ -198,7 +188,7 @@ class _Gathering:
                     attacks[name] = _elsewhere(last.attacks[name], places)
             else:
                 attacks[name] = AttackOutcome(places, places.bool(), places.double(), 0, 0, 0.0)
-            self.advanced(int((~first.standing()).sum()), name)
+            self.work.advance(int((~first.standing()).sum()), name)
         return replace(first, attacks=attacks, skipped=skipped, cascade=frozenset(names))
 
     def settings(self, names: Sequence[str]) -> PGD:
@@ -215,13 +205,13 @@ class _Gathering:
         """``look`` at the images of ``places`` in batches, each a unit of work."""
 
         def look_at(part: Tensor) -> Values:
-            return look(*self.image_set.batch(part, self.device), self.numbers[part])
+            return look(*self.image_set.batch(part, self.work.device), self.numbers[part])
 
         found = []
         parts = places.split(self.batch_size)
-        for unit in self.each([(self.unit(stage, part), partial(look_at, part)) for part in parts]):
+        for unit in self.work.each([(self.unit(stage, part), partial(look_at, part)) for part in parts]):
             found.append(unit)
-            self.advanced(0, stage)
+            self.work.advance(0, stage)
         return {key: torch.cat([unit[key] for unit in found]) for key in found[0]}
 
     def expected(self, places: Tensor) -> Expected:
@@ -235,8 +225,8 @@ class _Gathering:
 
         def judge(images: Tensor, labels: Tensor, numbers: Tensor) -> Values:
             rows = torch.isin(self.numbers[places], numbers).nonzero().squeeze(1)
-            with measuring(averaged), seeded(self.seed, "judge", *numbers.tolist()):
-                reached = pgd(averaged, images, labels, settings, streams=Streams(self.seed, numbers)).points
+            with measuring(averaged), seeded(self.work.seed, "judge", *numbers.tolist()):
+                reached = pgd(averaged, images, labels, settings, streams=Streams(self.work.seed, numbers)).points
                 seen = {"clean": images, "plain": _points(plain, images, rows), "averaged": reached}
                 with torch.no_grad():
                     return {key: ~fooled(averaged(points), labels).cpu() for key, points in seen.items()}
@@ -270,42 +260,36 @@ def gather(
     budget: AuditBudget,
     *,
     examples: Sequence[Tensor],
-    seed: int,
-    device: torch.device,
-    batch_size: int,
-    each: Each,
-    advanced: Advanced,
+    work: Work,
 ) -> Evidence:
     """All that ``budget`` pays for; what the model rules out (no gradient, a random output) is left None.
 
-    Work is done on ``batch_size`` images at once. Every unit of it has a name that changes with stage, attack, seed and
-    images; ``each`` may keep it or let others make it.
+    The names of the units of ``work`` change with stage, attack, seed and images.
     """
-    given = (model, image_set, numbers, threat, budget, tuple(examples), seed, device, batch_size, each, advanced)
-    work = _Gathering(*given)
+    gathering = _Gathering(model, image_set, numbers, threat, budget, tuple(examples), work)
 
     def look(images: Tensor, labels: Tensor, who: Tensor) -> Values:
-        return look_at_outputs(model, images, labels, who, seed, work.batch_size)
+        return look_at_outputs(model, images, labels, who, work.seed, gathering.batch_size)
 
-    outputs = work.over("outputs", torch.arange(min(len(image_set), budget.probed)), look)
-    main = work.evaluate("main", [name for name in budget.names if name not in LAST], cascade=False)
-    main = work.then(main, [name for name in LAST if name in budget.names])
+    outputs = gathering.over("predictions", torch.arange(min(len(image_set), budget.probed)), look)
+    main = gathering.evaluate("main", [name for name in budget.names if name not in LAST], cascade=False)
+    main = gathering.then(main, [name for name in LAST if name in budget.names])
     places = main.right.nonzero().squeeze(1)[: budget.probed]
     evidence = Evidence(threat, budget, numbers, len(image_set.classes), outputs, main, places)
     if not evidence.differentiable or not len(places):
         return evidence
-    evidence = _with_gradients(evidence, work)
+    evidence = _with_gradients(evidence, gathering)
     if evidence.probabilities and not evidence.random:
         names = [name for name in (*_PAIR, "pgd-float64") if name in main.attacks]
-        evidence = replace(evidence, repaired=work.evaluate("logarithm", names, model=LogProbabilities(model)))
+        evidence = replace(evidence, repaired=gathering.evaluate("logarithm", names, model=LogProbabilities(model)))
     if evidence.random:
-        return replace(evidence, expected=work.expected(main.right.nonzero().squeeze(1)))
-    return _with_other_radii(evidence, work)
+        return replace(evidence, expected=gathering.expected(main.right.nonzero().squeeze(1)))
+    return _with_other_radii(evidence, gathering)
 
 
-def _with_other_radii(evidence: Evidence, work: _Gathering) -> Evidence:
-    threat, attacks = work.threat, work.budget.attacks
-    size = work.image_set.images[0].numel()
+def _with_other_radii(evidence: Evidence, gathering: _Gathering) -> Evidence:
+    threat, attacks = gathering.threat, gathering.budget.attacks
+    size = gathering.image_set.images[0].numel()
     whole = replace(threat, epsilon=1.0 if threat.norm == "linf" else size**0.5)
     twice = {"steps": 2 * attacks.steps, "restarts": 2 * attacks.restarts}
     sizes = {"step_size": attacks.step_size, "relative_step_size": attacks.relative_step_size}
@@ -314,16 +298,18 @@ def _with_other_radii(evidence: Evidence, work: _Gathering) -> Evidence:
     free = attacks.model_copy(update=dict.fromkeys(sizes))
     return replace(
         evidence,
-        doubled=work.evaluate("doubled", _PAIR, budget=longer),
-        smaller=work.evaluate("half-radius", ["pgd"], threat=replace(threat, epsilon=threat.epsilon / 2)),
-        larger=work.evaluate("twice-radius", ["pgd"], threat=replace(threat, epsilon=2 * threat.epsilon), budget=free),
-        unbounded=work.evaluate("unbounded", _PAIR, threat=whole, budget=free),
+        doubled=gathering.evaluate("doubled", _PAIR, budget=longer),
+        smaller=gathering.evaluate("half-radius", ["pgd"], threat=replace(threat, epsilon=threat.epsilon / 2)),
+        larger=gathering.evaluate(
+            "twice-radius", ["pgd"], threat=replace(threat, epsilon=2 * threat.epsilon), budget=free
+        ),
+        unbounded=gathering.evaluate("unbounded", _PAIR, threat=whole, budget=free),
     )
 
 
-def _with_gradients(evidence: Evidence, work: _Gathering) -> Evidence:
-    model, seed, directions = work.model, work.seed, work.budget.directions
-    finest = work.settings(list(evidence.main.attacks))
+def _with_gradients(evidence: Evidence, gathering: _Gathering) -> Evidence:
+    model, seed, directions = gathering.model, gathering.work.seed, gathering.budget.directions
+    finest = gathering.settings(list(evidence.main.attacks))
     plain = finest.model_copy(update={"precision": "float32"})
     places = evidence.places
     precise = finest.precision == "float64" and not evidence.random
@@ -345,9 +331,9 @@ def _with_gradients(evidence: Evidence, work: _Gathering) -> Evidence:
 
     return replace(
         evidence,
-        curvature=None if evidence.random else work.over("curvature", places[::4], curvature),
-        start=work.over("gradient", places, start),
-        precision=work.over("precision", places, precision) if precise else None,
-        slopes=work.over("slopes", places, slopes),
-        path=work.over("path", places, path),
+        curvature=None if evidence.random else gathering.over("curvature", places[::4], curvature),
+        start=gathering.over("gradient", places, start),
+        precision=gathering.over("precision", places, precision) if precise else None,
+        slopes=gathering.over("slopes", places, slopes),
+        path=gathering.over("path", places, path),
     )

@@ -1,7 +1,7 @@
 """Pictures of a few of the images that a verdict rests on: what they were, and what an attack made of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from gradscope.attacks.evaluation import evaluate
 from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.verdict import Audit
 from gradscope.data.image_set import ImageSet
-from gradscope.distributed.units import Each, alone, prefixed
+from gradscope.distributed.units import PLAIN, Work
 from gradscope.models.inspection import measuring
 from gradscope.seeding import seeded
 
@@ -19,7 +19,7 @@ EACH, MOST, OTHERWISE = 4, 12, 6
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class ExampleImage:
     """An image ``(C, H, W)`` of ``check`` (its id; "" where none accuses) before and after ``attack``.
 
     ``index`` is its place in its set; ``clean_predicted`` and ``adversarial_predicted`` are the model's classes.
@@ -35,16 +35,14 @@ class Exhibit:
     adversarial_predicted: int
 
 
-def exhibits(
+def example_images(
     audit: Audit,
     model: nn.Module,
     image_set: ImageSet,
     *,
     surrogate_examples: Sequence[Tensor] = (),
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    each: Each = alone,
-) -> list[Exhibit]:
+    work: Work,
+) -> list[ExampleImage]:
     """A few images of every check that accuses; where none does, those that fell last, or that stand.
 
     None of a random model: a single pass over an image shows nothing.
@@ -54,7 +52,7 @@ def exhibits(
     :func:`gradscope.auditing.verdict.examine`.
     """
     evidence = audit.evidence
-    found: list[Exhibit] = []
+    found: list[ExampleImage] = []
     for check, attack, threat, places in _chosen(audit):
         outcome = evaluate(
             model,
@@ -65,20 +63,18 @@ def exhibits(
             numbers=evidence.numbers[places],
             examples=[example[places] for example in surrogate_examples],
             keep_images=True,
-            seed=seed,
-            device=device,
             # Names of the pictures' own: the audit made the same units without keeping images.
-            each=prefixed(each, f"exhibit-{check}"),
+            work=replace(work.prefixed(f"exhibit-{check}"), batch_size=None, advance=PLAIN.advance),
         )
         points = outcome.attacks[attack].adversarial
         if points is None:
             continue
         shown = places[outcome.attacks[attack].attacked]
-        images, labels = image_set.batch(shown, device)
-        with measuring(model), torch.no_grad(), seeded(seed, "exhibits", *evidence.numbers[shown].tolist()):
+        images, labels = image_set.batch(shown, work.device)
+        with measuring(model), torch.no_grad(), seeded(work.seed, "exhibits", *evidence.numbers[shown].tolist()):
             before, after = (model(batch).argmax(dim=1).tolist() for batch in (images, points.to(images)))
         columns = (evidence.numbers[shown].tolist(), labels.tolist(), images.cpu(), points, before, after)
-        found += [Exhibit(check, attack, *row) for row in zip(*columns, strict=True)]
+        found += [ExampleImage(check, attack, *row) for row in zip(*columns, strict=True)]
     return found
 
 

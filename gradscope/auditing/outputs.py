@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from gradscope.distributed.units import Values
 from gradscope.functional import norm_and_unit
 from gradscope.models.inspection import measuring
 from gradscope.seeding import seeded
@@ -13,17 +14,19 @@ from gradscope.seeding import seeded
 PASSES = 5
 #: Images shown alone as well as in a batch.
 ALONE = 8
+#: L2 distance of normalised logits above which two passes differ (AutoAttack's check_randomized).
+SAME_LOGITS = 1e-4
+#: How far from [0, 1] and from a sum of 1 probabilities may round (AutoAttack's check_range_output).
+PROBABILITY_ROUNDING = 1e-5
 
 
-def look_at_outputs(
-    model: nn.Module, images: Tensor, labels: Tensor, numbers: Tensor, seed: int, usual: int
-) -> dict[str, Tensor]:
+def look_at_outputs(model: nn.Module, images: Tensor, labels: Tensor, numbers: Tensor, seed: int, usual: int) -> Values:
     """The outputs of ``images`` ``(N, C, H, W)``, each value ``(N,)``.
 
     ``wander``: largest L2 distance of the normalised logits over :data:`PASSES` passes, each under another seed (as
     AutoAttack's check_randomized); ``flips``: the prediction is not the same in all; ``alone``: that distance from the
-    logits of the image shown without others, NaN where it was not tried; ``lowest``, ``highest`` and ``sum`` of the
-    outputs; ``outside``: the image leaves [0, 1].
+    logits of the image shown without others, NaN where it was not tried; ``predicted``: the class; ``lowest``,
+    ``highest`` and ``sum`` of the outputs; ``outside``: the image leaves [0, 1].
     """
     with measuring(model), torch.no_grad():
         drawn = [_logits(model, images, numbers, (seed, "outputs", draw), usual) for draw in range(PASSES)]
@@ -37,11 +40,34 @@ def look_at_outputs(
         "wander": torch.stack([_apart(one, first) for one in passes[1:]]).amax(dim=0).cpu(),
         "flips": (passes.argmax(dim=2) != first.argmax(dim=1)).any(dim=0).cpu(),
         "alone": alone,
+        "predicted": first.argmax(dim=1).cpu(),
         "lowest": first.amin(dim=1).cpu(),
         "highest": first.amax(dim=1).cpu(),
         "sum": first.sum(dim=1).cpu(),
         "outside": ((images < 0) | (images > 1)).flatten(1).any(dim=1).cpu(),
     }
+
+
+def are_random(outputs: Values) -> bool:
+    """Whether two passes over the same images differ."""
+    return bool(outputs["flips"].any()) or float(outputs["wander"].max()) > SAME_LOGITS
+
+
+def depend_on_the_batch(outputs: Values) -> bool:
+    """Whether an image's output depends on those beside it; not known of random outputs."""
+    return not are_random(outputs) and float(outputs["alone"].nan_to_num(0.0).max()) > SAME_LOGITS
+
+
+def are_probabilities(outputs: Values) -> bool:
+    """Whether all outputs, those that are finite, lie in [0, 1] and add up to 1."""
+    known = outputs["sum"].isfinite()
+    low, high, total = (outputs[key][known] for key in ("lowest", "highest", "sum"))
+    return bool(
+        known.any()
+        and (low > -PROBABILITY_ROUNDING).all()
+        and (high < 1 + PROBABILITY_ROUNDING).all()
+        and ((total - 1).abs() < PROBABILITY_ROUNDING).all()
+    )
 
 
 def _logits(model: nn.Module, images: Tensor, numbers: Tensor, stream: tuple[object, ...], usual: int) -> Tensor:

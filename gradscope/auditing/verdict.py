@@ -8,22 +8,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from gradscope.attacks.pgd import usual_batch_size
 from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.budgets import budget_of
-from gradscope.auditing.causes import (
+from gradscope.auditing.checks import check
+from gradscope.auditing.checks.base import Cause, Check
+from gradscope.auditing.checks.causes import (
     ACROSS,
     blind_with_floors,
-    depends_on_the_batch,
     near_chance,
+    predicts_one_class,
     slopes_of,
     step_length,
 )
-from gradscope.auditing.check import Cause, Check
-from gradscope.auditing.checks import check
-from gradscope.auditing.evidence import Advanced, Evidence, gather
+from gradscope.auditing.evidence import Evidence, gather
+from gradscope.auditing.outputs import depend_on_the_batch
 from gradscope.data.image_set import ImageSet
-from gradscope.distributed.units import Each, alone
+from gradscope.distributed.units import PLAIN, Work
 from gradscope.errors import GradscopeError
 from gradscope.results.stats import Interval, wilson_interval
 
@@ -122,23 +122,17 @@ def examine(
     budget_name: str,
     *,
     surrogate_examples: Sequence[Tensor] = (),
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    batch_size: int | None = None,
-    each: Each = alone,
-    advanced: Advanced = lambda images, note: None,
+    work: Work = PLAIN,
 ) -> Audit:
     """Attack ``model`` on ``image_set`` with what ``budget_name`` pays for, and tell masking from robustness.
 
     ``numbers`` are the images' indices in the set they were taken from, 0 .. N-1 where None. ``surrogate_examples``
-    are adversarial images ``(N, C, H, W)`` of these made on other models, in this threat model. ``each`` may keep the
-    units of work or let others make them, each under a name that changes with stage, attack, seed and images: an audit
-    that was interrupted goes on where it was. ``advanced`` is told of the images done.
+    are adversarial images ``(N, C, H, W)`` of these made on other models, in this threat model. The names of the
+    units of ``work`` change with stage, attack, seed and images: an audit that was interrupted goes on where it was.
     Raises :class:`GradscopeError` for a budget it does not know, a radius of 0, and examples of another size.
     """
     if threat.epsilon <= 0:
         raise GradscopeError(f"epsilon must be above 0 in an audit, got {threat.epsilon:g}")
-    device = torch.device(device)
     budget = budget_of(budget_name, with_examples=bool(surrogate_examples))
     numbers = torch.arange(len(image_set)) if numbers is None else numbers
     evidence = gather(
@@ -148,11 +142,7 @@ def examine(
         threat,
         budget,
         examples=surrogate_examples,
-        seed=seed,
-        device=device,
-        batch_size=batch_size or usual_batch_size(None, device),
-        each=each,
-        advanced=advanced,
+        work=work,
     )
     left_out = {**budget.left_out, **evidence.main.skipped}
     if not surrogate_examples:
@@ -176,8 +166,12 @@ def judge(evidence: Evidence, checks: Sequence[Check]) -> tuple[Verdict, tuple[C
         return "set-up invalid", (), f"the output is not finite on {100 * undefined:.0f} % of the images"
     if near_chance(evidence):
         return "set-up invalid", (), "clean accuracy is not above chance: there is nothing to attack"
-    if depends_on_the_batch(evidence):
+    if predicts_one_class(evidence):
+        return "set-up invalid", (), "one class is predicted for every image, attacked or not"
+    if depend_on_the_batch(evidence.outputs):
         return "set-up invalid", (), "an image's output depends on the other images of its batch"
+    if not len(evidence.places):
+        return "inconclusive", (), "no image is right: there is nothing to attack"
     explained = [identifier for identifier in accusing if set(fired[identifier].points_to) & set(seen)]
     if explained:
         return "masking found", seen, f"{', '.join(explained)} fired; cause: {seen[0]}"

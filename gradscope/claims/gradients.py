@@ -8,7 +8,7 @@ import numpy as np
 from gradscope.claims.group import Group, Pick, Question
 from gradscope.claims.measured import Measured, MeasuredModel
 from gradscope.claims.verdicts import BELOW, EITHER, Finding
-from gradscope.results.schemas import LANDSCAPE_METRICS, METRICS
+from gradscope.results.metrics import LANDSCAPE_METRICS, METRICS
 
 _MODES = ("rl", "sl")
 _PATHS = ("pgd-paper", "pgd")

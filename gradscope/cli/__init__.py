@@ -15,7 +15,7 @@ from gradscope.cli.declared import GroupedCommand
 from gradscope.cli.drawing import figures, report
 from gradscope.cli.measuring import measuring_command
 from gradscope.cli.names import list_names
-from gradscope.cli.options import is_first_process
+from gradscope.cli.shared import is_first_process
 from gradscope.cli.studies import study
 from gradscope.cli.training import train
 from gradscope.errors import GradscopeError
@@ -53,21 +53,23 @@ def _gradscope(
 
 
 # In the order in which the help lists them.
-app.command()(train)
+app.command("train", cls=GroupedCommand)(train)
 for name, kind in COMMANDS.items():
     app.command(name, cls=GroupedCommand)(measuring_command(kind))
-app.command()(study)
-app.command()(claims)
-app.command()(figures)
-app.command()(report)
-app.command(name="list")(list_names)
+app.command(cls=GroupedCommand)(study)
+app.command(cls=GroupedCommand)(claims)
+app.command(cls=GroupedCommand)(figures)
+app.command(cls=GroupedCommand)(report)
+app.command(name="list", cls=GroupedCommand)(list_names)
 
 
 def _usage(error: Any) -> str:
     """One line for click's error, and where the options are explained."""
     command = f"{error.ctx.command_path} --help" if error.ctx else "gradscope --help"
     message = " ".join(error.format_message().replace("Value error, ", "").split())
-    return f"{message.removesuffix('.')}; see `{command}`"
+    if "No such command 'trace'" in message:  # the library's name
+        message = "No such command 'trace'. Did you mean 'analyze'?"
+    return f"{message} See `{command}`" if message.endswith("?") else f"{message.removesuffix('.')}; see `{command}`"
 
 
 def _with_flag(error: GradscopeError, arguments: list[str] | None) -> str:
@@ -78,7 +80,7 @@ def _with_flag(error: GradscopeError, arguments: list[str] | None) -> str:
     command: Any = typer.main.get_command(app)
     given = sys.argv[1:] if arguments is None else arguments
     options = command.commands[given[0]].params if given and given[0] in command.commands else ()
-    flags = {"model": "CKPT", "directory": "DIR", "recipe": "RECIPE", "architecture": "--arch", "set": "--set"}
+    flags = {"model": "CKPT", "directory": "DIR", "recipe": "RECIPE", "set": "--set"}
     flags |= {option.name: max(option.opts, key=len) for option in options if option.param_type_name == "option"}
     message, named = str(error), (error.argument or "").partition(".")[0]
     if named in flags and message.startswith(named):

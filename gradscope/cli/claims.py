@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gradscope.cli.options import require_directory
+from gradscope.cli.shared import require_directory
 
 
 def claims(
@@ -15,7 +15,9 @@ def claims(
             metavar="DIR...", help="studies, directories of results, or what holds some below", show_default=False
         ),
     ],
-    out: Annotated[Path | None, typer.Option(help="directory or .csv file; reports/FIRST-DIR-claims")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="directory or .csv file", show_default="reports/FIRST-DIR-claims")
+    ] = None,
 ) -> None:
     """Judge the paper's claims on results made on any machine."""
     for directory in directories:

@@ -1,7 +1,9 @@
 """Commands made from declared options: a field of an options class is an option of the command."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
@@ -12,7 +14,7 @@ from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
 from gradscope.config import Config
-from gradscope.measure.declaring import GROUPS
+from gradscope.options import GROUPS
 
 
 def completing(table: str) -> Any:
@@ -27,8 +29,16 @@ def completing(table: str) -> Any:
     return names
 
 
+#: What stands for a value of a type in ``--help``.
+_VALUES = {"str": "TEXT", "int": "N", "float": "NUMBER", "path": "PATH", "list[str]": "TEXT"}
+
+
 class GroupedCommand(TyperCommand):
     """A command whose ``--help`` lists its options in groups, in the order in which they come."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Write ``CKPT...``, not ``{CKPT}...``."""
+        return [re.sub(r"\{(\w+)(\.\.\.)?\}", r"\1", piece) for piece in super().collect_usage_pieces(ctx)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write each group under its name."""
@@ -36,19 +46,42 @@ class GroupedCommand(TyperCommand):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
-                group = getattr(parameter, "rich_help_panel", None)
-                title = "Arguments" if parameter.param_type_name == "argument" else group or "Options"
-                groups.setdefault(title, []).append(record)
+                is_argument = parameter.param_type_name == "argument"
+                title = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or "Options"
+                name = re.sub(r" <.*>", "", record[0]) if is_argument else _with_value(record[0])
+                # Typer puts a default in words into parentheses of its own.
+                text = re.sub(r"\[default: \((.*)\)\]", r"[default: \1]", record[1])
+                groups.setdefault(title, []).append((name, text))
         for title, records in groups.items():
             with formatter.section(title):
                 formatter.write_dl(records)
 
 
+def _with_value(flags: str) -> str:
+    return re.sub(r"<(.*)>", lambda kind: _VALUES[kind[1]], flags)
+
+
 def parameters(*kinds: type[Config]) -> list[inspect.Parameter]:
-    """The options of a command that fill the fields of ``kinds``, those of a group together."""
-    fields = [(name, field) for kind in kinds for name, field in kind.model_fields.items()]
-    fields.sort(key=lambda one: GROUPS.index(_extra(one[1])["group"]))
+    """The options of a command that fill the fields of ``kinds``, those of a group together, the required first."""
+    fields = [(name, field) for name, field in _fields(kinds).items() if _extra(field)["typed"]]
+    fields.sort(key=lambda one: (GROUPS.index(_extra(one[1])["group"]), not one[1].is_required()))
     return [_parameter(name, field) for name, field in fields]
+
+
+def declared(*kinds: type[Config]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Take the options of a command that say nothing themselves from the fields of these names."""
+    fields = _fields(kinds)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command).parameters
+        plain = [name for name, one in own.items() if get_origin(one.annotation) is not Annotated]
+        return with_signature(command, [*(own | {name: _parameter(name, fields[name]) for name in plain}).values()])
+
+    return decorate
+
+
+def _fields(kinds: Sequence[type[Config]]) -> dict[str, FieldInfo]:
+    return {name: field for kind in kinds for name, field in kind.model_fields.items()}
 
 
 def plain_parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
@@ -68,7 +101,20 @@ def _extra(field: FieldInfo) -> dict[str, Any]:
 
 def filled(kind: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:
     """What the command line gave of ``kind``'s fields."""
-    return {name: values[name] for name in kind.model_fields if values[name] is not None}
+    given = {name: value for name in kind.model_fields if (value := values.get(name)) is not None}
+    return {name: _number(value) if _is_number(kind.model_fields[name]) else value for name, value in given.items()}
+
+
+def _is_number(field: FieldInfo) -> bool:
+    return _kinds(field.annotation) in ({int}, {float})
+
+
+def _number(text: str) -> object:
+    """The number that ``text`` says; what says none is left for the field to refuse."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def with_signature(command: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> Callable[..., None]:
@@ -80,35 +126,33 @@ def with_signature(command: Callable[..., None], parameters: Sequence[inspect.Pa
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     extra = _extra(field)
-    flag = f"--{name.replace('_', '-')}"
-    kind, default, declared = _on_the_command_line(field)
-    if kind is bool and extra["both_ways"]:
-        declared = (f"{flag}/--no-{flag[2:]}",)
-    elif kind is bool:
-        declared = (flag,)
+    flag = extra["flag"] or f"--{name.replace('_', '-')}"
+    kind, default = _on_the_command_line(field)
     names = extra["names"]
     option = typer.Option(
-        *declared,
+        f"{flag}/--no-{flag[2:]}" if extra["both_ways"] else flag,
         help=field.description,
-        metavar=extra["metavar"] or _choices(field.annotation),
+        metavar=extra["metavar"] or _choices(field.annotation) or _value(field, default),
+        show_default=extra["usual"] or True,
         autocompletion=completing(names) if names else None,
         rich_help_panel=panel(extra["group"]),
     )
-    return plain_parameter(name, Annotated[kind if default is not None else kind | None, option], default)
+    optional = default is None and not field.is_required()
+    return plain_parameter(name, Annotated[kind | None if optional else kind, option], default)
 
 
-def _on_the_command_line(field: FieldInfo) -> tuple[Any, Any, tuple[str, ...]]:
-    """The type that the command line reads, its default, and how the option is declared where not by its name."""
+def _on_the_command_line(field: FieldInfo) -> tuple[Any, Any]:
+    """The type that the command line reads, and its default; the field itself reads numbers, in its own words."""
     kinds = _kinds(field.annotation)
-    default = field.default
+    default: Any = inspect.Parameter.empty if field.is_required() else field.default
     if tuple in kinds or isinstance(default, tuple):
         if _extra(field)["repeatable"]:
-            return list[str], None, ()
-        return str, ",".join(map(str, default)) or None if default else None, ()
-    for plain in (bool, int, float, Path):
+            return list[str], None
+        return str, ",".join(map(str, default)) or None if default else None
+    for plain in (bool, Path):
         if kinds == {plain}:
-            return plain, default, ()
-    return str, default, ()
+            return plain, default
+    return str, str(default) if isinstance(default, int) else default
 
 
 def _kinds(annotation: Any) -> set[Any]:
@@ -123,6 +167,22 @@ def _kinds(annotation: Any) -> set[Any]:
     return {NoneType} if annotation is None else {origin or annotation}
 
 
+def _value(field: FieldInfo, default: Any) -> str | None:
+    """What stands for the value: a number, ``NAME`` of a table's, or more of these."""
+    kinds = _kinds(field.annotation)
+    if float in kinds and tuple not in kinds:
+        return "NUMBER"
+    if kinds == {int}:
+        return "N"
+    if _extra(field)["names"] is None:
+        return None
+    return "NAME,..." if "," in str(default or "") else "NAME"
+
+
 def _choices(annotation: Any) -> str | None:
-    """``[a|b]`` for a literal."""
+    """``[a|b]`` for a literal, or one that may be None."""
+    if get_origin(annotation) in (Union, UnionType):
+        return next(filter(None, map(_choices, get_args(annotation))), None)
+    if get_origin(annotation) is Annotated:
+        return _choices(get_args(annotation)[0])
     return f"[{'|'.join(map(str, get_args(annotation)))}]" if get_origin(annotation) is Literal else None

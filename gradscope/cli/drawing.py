@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gradscope.cli.options import require_directory
+from gradscope.cli.shared import require_directory
 
 
 def figures(

@@ -6,16 +6,24 @@ from typing import Annotated, Any
 
 import typer
 
-from gradscope.cli import options
 from gradscope.cli.declared import filled, panel, parameters, plain_parameter, with_signature
-from gradscope.errors import GradscopeError
-from gradscope.measure.declaring import MEASURING, RUNNING, Circumstances, DataOptions, ForeignOptions, Options
+from gradscope.cli.shared import is_first_process, shared_mistakes, warn
+from gradscope.measure.common_options import Circumstances, ForeignOptions, Options
 from gradscope.measure.options import AuditOptions, Request
 from gradscope.measure.refusals import refuse
+from gradscope.options import MEASURING, RUNNING, DataOptions
 
 #: Exit code where --fail-on-masking is set and a model is masked, or cannot be judged as it is set up.
 MASKED = 3
 
+_Checkpoints = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CKPT...",
+        help="our .pt files, or foreign models: torchvision:NAME, timm:NAME, package.module:factory",
+        show_default=False,
+    ),
+]
 _FailOnMasking = Annotated[
     bool,
     typer.Option(
@@ -30,7 +38,7 @@ def measuring_command(kind: type[Options]) -> Callable[..., None]:
     """The command whose options are the fields of ``kind`` and of what every measurement takes."""
 
     def command(checkpoints: list[str], out: Path | None, **values: Any) -> None:
-        try:
+        with shared_mistakes():
             request = Request(
                 options=kind.parse(filled(kind, values)),
                 models=tuple(checkpoints),
@@ -40,19 +48,21 @@ def measuring_command(kind: type[Options]) -> Callable[..., None]:
             )
             results = out or Path("reports") / f"{_stem(checkpoints[0])}{request.options.suffix}"
             refuse(request, results)
-        except GradscopeError as error:
-            error.shared = True  # every process that torchrun has started sees the same
-            raise
         _measure(request, results)
         if values.get("fail_on_masking") and _is_masked(results):
             raise typer.Exit(MASKED)
 
-    arguments = [plain_parameter("checkpoints", options.Checkpoints)]
+    arguments = [plain_parameter("checkpoints", _Checkpoints)]
     if kind is AuditOptions:
         arguments.append(plain_parameter("fail_on_masking", _FailOnMasking, False))
     arguments += parameters(kind, DataOptions, ForeignOptions, Circumstances)
     suffix = kind.suffix if isinstance(kind.suffix, str) else "-SPACE-landscape"
-    where = typer.Option(help=f"directory of results; reports/FIRST-CKPT{suffix}", rich_help_panel=panel(RUNNING))
+    where = typer.Option(
+        help="directory of results",
+        metavar="DIR",
+        show_default=f"reports/FIRST-CKPT{suffix}",
+        rich_help_panel=panel(RUNNING),
+    )
     arguments.append(plain_parameter("out", Annotated[Path | None, where], None))
     command.__doc__ = kind.summary
     return with_signature(command, arguments)
@@ -63,9 +73,9 @@ def _measure(request: Request, results: Path) -> None:
     from gradscope.measure.runner import run
     from gradscope.reporting import console
 
-    run(request, results)
-    if options.is_first_process():
-        print(getattr(console, request.options.lines)(results))
+    run(request, results, warn=warn)
+    if is_first_process():
+        print(console.measured_lines(results))
         print(results)
 
 

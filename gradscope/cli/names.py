@@ -17,7 +17,9 @@ class Listing(StrEnum):
     modes = "modes"
 
 
-def list_names(what: Annotated[Listing, typer.Argument(help="what to list", show_default=False)]) -> None:
+def list_names(
+    what: Annotated[Listing, typer.Argument(metavar="WHAT", help=", ".join(Listing), show_default=False)],
+) -> None:
     """List the names that the other commands know."""
     for name, meaning in _listing(what).items():
         print(f"{name:18} {meaning}")
@@ -33,7 +35,7 @@ def _listing(what: Listing) -> dict[str, str]:
 
         return {name: architecture.description for name, architecture in ARCHITECTURES.items()}
     if what is Listing.metrics:
-        from gradscope.results.schemas import METRICS
+        from gradscope.results.metrics import METRICS
 
         return {name: f"{metric.meaning} [{metric.unit}]" for name, metric in METRICS.items()}
     if what is Listing.modes:

@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gradscope.cli import options
+from gradscope.cli.declared import declared, panel
 from gradscope.errors import GradscopeError, lookup
+from gradscope.measure.common_options import Circumstances, ForeignOptions
+from gradscope.options import RUNNING, DataOptions
 
 if TYPE_CHECKING:
     from gradscope.study.estimate import Estimate
@@ -20,32 +23,51 @@ INCOMPLETE = 1
 #: What a stage prints beyond so many lines is in its log alone.
 _MOST_LINES = 12
 
+_running = partial(typer.Option, rich_help_panel=panel(RUNNING))
 
+
+@declared(DataOptions, ForeignOptions, Circumstances)
 def study(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="a TOML file, such as analyses/quickstart.toml")],
-    engine: Annotated[str, typer.Option(help="local (one stage after the other) or ray (spread over a cluster)")] = (
-        "local"
-    ),
-    address: Annotated[str | None, typer.Option(help="of a Ray cluster, such as auto; ray starts its own here")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print the plan, what is done already, and about how long the rest takes")
-    ] = False,
-    seeds: Annotated[str | None, typer.Option(help="instead of the recipe's, such as 0,1,2")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="seeds in place of the recipe's, such as 0,1,2", metavar="N,...")
+    ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="of the recipe, such as training.epochs=1; repeatable"),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="change a setting of the recipe, such as training.epochs=1; repeatable"
+        ),
     ] = None,
-    data_root: options.DataRoot = None,
-    download: options.Download = False,
-    device: options.Device = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the plan, what is done and how long the rest will take, and stop")
+    ] = False,
+    trust_code: bool = False,
+    data_root: Path | None = None,
+    download: bool = False,
+    engine: Annotated[
+        str,
+        _running(
+            help="run stages one after the other here (local) or spread over a cluster (ray)", metavar="[local|ray]"
+        ),
+    ] = "local",
+    address: Annotated[
+        str | None, _running(help="address of a Ray cluster, such as auto", show_default="a cluster of its own, here")
+    ] = None,
+    device: str = "auto",
     until: Annotated[
         float | None,
-        typer.Option(help="seconds after which nothing more is begun that cannot end; run it again to go on"),
+        _running(
+            help="stop after so many seconds: begin nothing that would take longer; run it again to go on",
+            metavar="SECONDS",
+        ),
     ] = None,
-    no_figures: options.NoFigures = False,
-    trust_code: options.TrustCode = False,
-    checkpoints: Annotated[Path | None, typer.Option(help="directory of the models; checkpoints/RECIPE")] = None,
-    out: Annotated[Path | None, typer.Option(help="directory of results; reports/RECIPE")] = None,
+    no_figures: bool = False,
+    checkpoints: Annotated[
+        Path | None, _running(help="directory of the models", metavar="DIR", show_default="checkpoints/RECIPE")
+    ] = None,
+    out: Annotated[
+        Path | None, _running(help="directory of results", metavar="DIR", show_default="reports/RECIPE")
+    ] = None,
 ) -> None:
     """Train, measure and audit everything a recipe asks for; what is done and intact is never done again.
 
@@ -56,6 +78,7 @@ def study(
     from gradscope.study.expansion import read_study
 
     lookup(ENGINES, engine, "engine")
+    Circumstances.parse({"device": device})
     read_study(recipe, settings=settings or (), seeds=_seeds(seeds), data_root=data_root)
     from gradscope.results.schemas import PAGE
     from gradscope.study.studies import StudyRequest, foresee, plan_study, run_study

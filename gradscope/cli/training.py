@@ -1,90 +1,54 @@
 """``gradscope train``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from gradscope.cli import options
-from gradscope.cli.declared import completing
+from gradscope.cli.declared import filled, panel, parameters, plain_parameter, with_signature
+from gradscope.cli.shared import shared_mistakes
+from gradscope.config import read_toml
+from gradscope.models.names import short_name
+from gradscope.options import RUNNING, TRAINING, RunOptions
+from gradscope.training.options import TrainingData, TrainOptions
+from gradscope.training.request import TrainingRequest
+
+_Table = Annotated[
+    Path | None, typer.Option(help="TOML file with settings that replace the preset's", rich_help_panel=panel(TRAINING))
+]
+_Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="checkpoint to write", show_default="checkpoints/DATA-ARCH-MODE-sSEED.pt", rich_help_panel=panel(RUNNING)
+    ),
+]
 
 
-def train(
-    mode: Annotated[
-        str,
-        typer.Option(
-            help="sl, rl, sl-adv, rl-adv, sl-rl, rl-sl, or any label with --config phases",
-            autocompletion=completing("gradscope.training.phases:MODES"),
-        ),
-    ],
-    dataset: Annotated[str | None, typer.Option(help="see `gradscope list datasets`; digits where not given")] = None,
-    data_root: options.DataRoot = None,
-    image_size: options.ImageSize = None,
-    download: options.Download = False,
-    arch: Annotated[
-        str | None,
-        typer.Option(
-            help="see `gradscope list architectures`, or your own package.module:factory(...); sized for the data"
-        ),
-    ] = None,
-    train_samples: Annotated[
-        int | None, typer.Option(min=2, help="training images to use, every class in its share; all")
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="epochs in all, shared by the phases, at least one each")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="images an update, over all devices")] = None,
-    seed: Annotated[int | None, typer.Option(help="decides weights, order, augmentation and actions")] = None,
-    paper: Annotated[bool, typer.Option("--paper", help="the paper's architecture, schedule and augmentation")] = False,
-    config: Annotated[Path | None, typer.Option(help="TOML file laid over the mode's preset")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="such as phases.0.exploration=0.3; repeatable"),
-    ] = None,
-    device: options.Device = "auto",
-    devices: Annotated[int, typer.Option(min=1, help="processes, one a device, that share each batch")] = 1,
-    precision: Annotated[str | None, typer.Option(help="32, or bf16 autocast (training only)")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the unfinished run at --out")] = False,
-    keep_epochs: Annotated[
-        bool, typer.Option("--keep-epochs", help="keep the weights after every epoch, in NAME.epochs")
-    ] = False,
-    trust_code: options.TrustCode = False,
-    overwrite: options.Overwrite = False,
-    out: Annotated[Path | None, typer.Option(help="checkpoint file; checkpoints/DATA-ARCH-MODE-sSEED.pt")] = None,
-) -> None:
+def _train(config: Path | None, out: Path | None, **values: Any) -> None:
     """Train a classifier: supervised, by policy gradient, adversarially, or in phases of these."""
-    from gradscope.config import read_toml
-    from gradscope.models.names import short_name
-    from gradscope.training.request import TrainingRequest
-
-    request = TrainingRequest(
-        mode=mode,
-        data=options.given(dataset=dataset, data_root=data_root, image_size=image_size),
-        paper=paper,
-        table={} if config is None else read_toml(config),
-        settings=settings or (),
-        epochs=epochs,
-        options=options.given(
-            architecture=arch, batch_size=batch_size, seed=seed, precision=precision, train_samples=train_samples
-        ),
-        trust_code=trust_code,
-    )
-    request.check(out, resume=resume, overwrite=overwrite)
+    with shared_mistakes():
+        request = TrainingRequest(
+            options=TrainOptions.parse(filled(TrainOptions, values)),
+            data=TrainingData.parse(filled(TrainingData, values)),
+            table={} if config is None else read_toml(config),
+        )
+        where = RunOptions.parse(filled(RunOptions, values))
+        request.check(out, resume=where.resume, overwrite=where.overwrite)
     from gradscope.distributed.processes import Hardware
     from gradscope.training.runs import configure_training, run_training
 
-    training, splits = configure_training(request, download=download)
+    training, splits = configure_training(request)
     name = f"{splits.train.name}-{short_name(training.architecture)}-{training.mode}-s{training.seed}.pt"
-    hardware = Hardware(device, devices)
+    hardware = Hardware(where.device, where.devices)
     trained = run_training(
         training,
         splits,
         out or Path("checkpoints") / name,
         hardware,
-        resume=resume,
-        overwrite=overwrite,
-        keep_epochs=keep_epochs,
-        trust_code=trust_code,
+        resume=where.resume,
+        overwrite=where.overwrite,
+        keep_epochs=request.options.keep_epochs,
+        trust_code=request.options.trust_code,
     )
     low, high = trained.test_interval
     if hardware.is_first:
@@ -92,3 +56,13 @@ def train(
             f"{trained.path}  clean accuracy {100 * trained.test_accuracy:.1f} % "
             f"[{100 * low:.1f}, {100 * high:.1f}] on {trained.test_images} test images"
         )
+
+
+train = with_signature(
+    _train,
+    [
+        *parameters(TrainOptions, TrainingData, RunOptions),
+        plain_parameter("config", _Table, None),
+        plain_parameter("out", _Out, None),
+    ],
+)

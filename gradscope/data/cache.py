@@ -25,7 +25,8 @@ from rich.progress import Progress
 
 from gradscope.data.decode import common_format, read_header, read_pixels
 from gradscope.data.image_set import ImageSet, Splits, fingerprint
-from gradscope.errors import GradscopeError
+from gradscope.data.places import cache_directory
+from gradscope.errors import GradscopeError, first_of
 from gradscope.vision import torchvision
 
 T = TypeVar("T")
@@ -79,11 +80,6 @@ class _Listing:
     def splits(self) -> dict[str, tuple[_File, ...]]:
         """The splits that there are."""
         return {"train": self.train, "test": self.test} if self.train else {"test": self.test}
-
-
-def cache_directory(given: Path | None = None) -> Path:
-    """``given``, else the environment's GRADSCOPE_CACHE, else ``~/.cache/gradscope``."""
-    return given or Path(os.environ.get("GRADSCOPE_CACHE") or Path.home() / ".cache" / "gradscope")
 
 
 def load_tree(name: str, tree: Tree, cache: Path | None = None) -> Splits:
@@ -146,11 +142,6 @@ def _list_tree(tree: Tree) -> _Listing:
     if not test:
         raise GradscopeError(f"data_root: {tree.test} holds no images; {_extensions()}")
     return _Listing(classes, train, test)
-
-
-def first_of(names: Sequence[str]) -> str:
-    """Five of ``names`` and how many more there are, for a message."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _extensions() -> str:

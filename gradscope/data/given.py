@@ -8,13 +8,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from gradscope.data.image_set import INTEGERS, ImageSet, numbered, require_unit_range
 from gradscope.errors import GradscopeError
 
+#: What images in memory are called that have no name.
+UNNAMED = "your-data"
 
-def as_image_set(x: Any, y: Any = None, *, classes: Sequence[str] | None = None, name: str = "given") -> ImageSet:
+
+def as_image_set(x: Any, y: Any = None, *, classes: Sequence[str] | None = None, name: str = UNNAMED) -> ImageSet:
     """The images and labels that a user hands over, on the device where they are.
 
     ``x`` is float ``(N, C, H, W)`` in [0, 1], kept as float32, or uint8, and ``y`` integers ``(N,)``: tensors, arrays
@@ -31,6 +34,9 @@ def as_image_set(x: Any, y: Any = None, *, classes: Sequence[str] | None = None,
         if y is not None:
             raise GradscopeError("y must be left out where x is an ImageSet, which has labels of its own")
         return x
+    if y is not None and isinstance(x, DataLoader | Dataset):
+        kind = "a DataLoader, whose batches" if isinstance(x, DataLoader) else "a data set, whose items"
+        raise GradscopeError(f"y must be left out where x is {kind} have labels")
     if y is None:
         x, y, named = _pair(x)
         classes = named if classes is None else classes
@@ -178,10 +184,14 @@ def _labels(y: Any, count: int) -> Tensor:
     except (TypeError, ValueError):
         raise GradscopeError(f"y must be integers (N,), got {type(y).__name__}") from None
     if labels.dim() != 1:
-        hint = "; pass y.argmax(1) if it is one-hot" if labels.dim() == 2 and labels.shape[1] > 1 else ""
+        hint = ""
+        if labels.dim() == 2:
+            hint = "; pass y[:, 0]" if labels.shape[1] == 1 else "; pass y.argmax(1) if it is one-hot"
         raise GradscopeError(f"y must be labels (N,), got the shape {tuple(labels.shape)}{hint}")
     if labels.dtype not in INTEGERS:
-        raise GradscopeError(f"y must be integers, got {str(labels.dtype).removeprefix('torch.')}")
+        whole = bool((labels.double() == labels.double().round()).all())
+        hint = ("; pass y.long()" if isinstance(y, Tensor) else "; pass y.astype(int)") if whole else ""
+        raise GradscopeError(f"y must be integers, got {str(labels.dtype).removeprefix('torch.')}{hint}")
     if len(labels) != count:
         raise GradscopeError(f"y must have a label for each image of x ({count}), got {len(labels)}")
     labels = labels.long()

@@ -31,7 +31,7 @@ def fingerprint(images: Tensor, labels: Tensor, classes: Sequence[str]) -> str:
     digest.update(labels.cpu().numpy().tobytes())
     rows = max(1, _CHUNK_BYTES // max(1, images[:1].nbytes))
     for part in images.split(rows):
-        digest.update(part.reshape(-1).cpu().numpy())
+        digest.update(part.reshape(-1).contiguous().cpu().numpy())
     return digest.hexdigest()
 
 

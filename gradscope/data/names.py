@@ -1,8 +1,12 @@
 """The names of the data sets and what each needs. No torch here: the command line refuses mistakes with these."""
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from gradscope.config import Data
+from gradscope.data.places import REQUIRED, given_root
 from gradscope.errors import GradscopeError, lookup
 
 
@@ -56,12 +60,24 @@ DATASETS: dict[str, Source] = {
 }
 
 
-def check_data(data: Data) -> None:
-    """Raise :class:`GradscopeError` for an unknown name and for a ``data_root`` that is needed and not there."""
+def _is_path(text: str) -> bool:
+    with suppress(OSError):  # of a text too long for a path
+        return os.sep in text or text.endswith(".npz") or (text != "" and Path(text).exists())
+    return False
+
+
+def check_data(data: Data, *, download: bool = True) -> None:
+    """Raise :class:`GradscopeError` for an unknown name, and for files that are not there and not to be downloaded."""
+    if data.dataset not in DATASETS and _is_path(data.dataset):
+        kind, place = ("folder", "folder") if Path(data.dataset).is_dir() else ("npz", "file")
+        raise GradscopeError(
+            f"dataset must be a name of `gradscope list datasets`, got {data.dataset!r}; "
+            f"a {place} is given as dataset {kind!r} with `data_root` {data.dataset}"
+        )
     source = lookup(DATASETS, data.dataset, "dataset")
-    if not source.needs_root:
-        return
-    if data.data_root is None:
+    if source.needs_root and data.data_root is None:
         raise GradscopeError(f"data_root: {data.dataset!r} needs it ({source.description}), got none")
-    if not data.data_root.expanduser().exists():
+    if source.needs_root and not given_root(data).exists():
         raise GradscopeError(f"data_root: {data.data_root} does not exist")
+    if data.dataset in REQUIRED and not (download and source.downloads):
+        REQUIRED[data.dataset](data)

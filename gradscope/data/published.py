@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
-from gradscope.data.cache import Tree, class_folders, first_of, load_tree
+from gradscope.data.cache import Tree, class_folders, load_tree
 from gradscope.data.formats import read_npz
 from gradscope.data.image_set import ImageSet, Splits
-from gradscope.errors import GradscopeError
+from gradscope.data.places import split_folder
+from gradscope.errors import GradscopeError, first_of
 
 #: The table of Tiny-ImageNet's validation images, which lie in one folder as published.
 _VAL_ANNOTATIONS = "val_annotations.txt"
@@ -30,13 +31,6 @@ class Published:
     side: int
     class_count: int
     classes: tuple[str, ...] | None = None
-
-    def find(self, root: Path) -> Path | None:
-        """The storage at ``root``: that file, ``name.npz`` or the folder ``name`` in it, or the folder itself."""
-        if root.is_file():
-            return root
-        candidates = (root / f"{self.name}.npz", root / self.name, root)
-        return next((path for path in candidates if path.is_file() or (path / "train").is_dir()), None)
 
     def read(self, path: Path, cache: Path | None) -> Splits:
         """The splits in ``path``, a folder with ``train`` or an ``.npz`` with ``classes``.
@@ -88,17 +82,6 @@ class Published:
         labels = torch.tensor([classes.index(name) for name in images.classes])[images.labels]
         order = labels.argsort(stable=True)
         return ImageSet.from_tensors(self.name, images.images[order], labels[order], classes)
-
-
-def split_folder(root: Path, *names: str) -> Path:
-    """The first of the folders ``names`` that ``root`` has; :class:`GradscopeError` where it has none."""
-    if not root.is_dir():
-        raise GradscopeError(f"data_root: a folder with train/ and test/ (or val/) is needed, {root} is none")
-    for name in names:
-        if (root / name).is_dir():
-            return root / name
-    found = ", ".join(sorted(each.name for each in root.iterdir())[:5]) or "nothing"
-    raise GradscopeError(f"data_root: {root} needs a folder {' or '.join(f'{name}/' for name in names)}, has {found}")
 
 
 _CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"

@@ -4,7 +4,7 @@ import io
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
 from functools import partial
 from http.client import HTTPException
@@ -16,19 +16,29 @@ import torch
 from filelock import FileLock
 
 from gradscope.config import Data
-from gradscope.data.cache import Tree, cache_directory, load_tree
+from gradscope.data.cache import Tree, load_tree
 from gradscope.data.formats import read_idx, read_npz
 from gradscope.data.image_set import ImageSet, Splits, stratified_split
 from gradscope.data.names import check_data
-from gradscope.data.published import CIFAR10, CIFAR100, TINY_IMAGENET, Published, split_folder
+from gradscope.data.places import (
+    CIFAR_FOLDERS,
+    download_root,
+    fashion_mnist_files,
+    find_published,
+    first_file,
+    folders,
+    given_root,
+    imagenet100_folders,
+    no_cifar,
+    npz_file,
+    tiny_imagenet_storage,
+)
+from gradscope.data.published import CIFAR10, CIFAR100, TINY_IMAGENET, Published
 from gradscope.errors import GradscopeError
 from gradscope.vision import torchvision
 
 #: Fraction and seed of the test split of the digits, which come in one piece.
 _DIGITS_TEST = (0.2, 0)
-
-_DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-_IDX_FILES = tuple(f"{split}-{what}-ubyte" for split in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
 
 _IMAGENET100_SIZES = (32, 224)
 
@@ -64,17 +74,14 @@ def _digits(data: Data, download: bool, cache: Path | None) -> Splits:
 
 def _fashion_mnist(data: Data, download: bool, cache: Path | None) -> Splits:
     kind = torchvision.datasets.FashionMNIST
-    root = _download_root(data, cache)
-    candidates = [root, root / "FashionMNIST" / "raw", _DEBIAN_FASHION_MNIST]
-    files = _idx_files(candidates)
-    if files is None and download:
+    root = download_root(data, cache)
+    try:
+        files = fashion_mnist_files(root)
+    except GradscopeError:
+        if not download:
+            raise
         _download(kind, root)
-        files = _idx_files(candidates)
-    if files is None:
-        raise GradscopeError(
-            f"data_root: no {', '.join(_IDX_FILES)} (raw or .gz) in {', '.join(map(str, candidates))}; "
-            "give `data_root` or `download`"
-        )
+        files = fashion_mnist_files(root)
     train_images, train_labels, test_images, test_labels = (torch.from_numpy(read_idx(file).copy()) for file in files)
     return Splits(
         ImageSet.from_tensors("fashion-mnist", train_images[:, None], train_labels.long(), kind.classes),
@@ -82,23 +89,10 @@ def _fashion_mnist(data: Data, download: bool, cache: Path | None) -> Splits:
     )
 
 
-def _idx_files(folders: Iterable[Path]) -> list[Path] | None:
-    """The four files in the first of ``folders`` that has all, raw before ``.gz``."""
-    for folder in folders:
-        found = [file for name in _IDX_FILES if (file := _first_file(folder / name, folder / f"{name}.gz"))]
-        if len(found) == len(_IDX_FILES):
-            return found
-    return None
-
-
-def _first_file(*paths: Path) -> Path | None:
-    return next((path for path in paths if path.is_file()), None)
-
-
 def _cifar(data: Data, download: bool, cache: Path | None, *, kind: Any, published: Published) -> Splits:
     """Torchvision's files where ``--data-root`` holds them, else an image folder or an ``.npz``, else a download."""
-    root = _download_root(data, cache)
-    stored = None if (root / kind.base_folder).is_dir() else published.find(root)
+    root = download_root(data, cache)
+    stored = None if (root / CIFAR_FOLDERS[data.dataset]).is_dir() else find_published(data.dataset, root)
     if stored is not None:
         return published.read(stored, cache)
     if download:
@@ -109,18 +103,11 @@ def _cifar(data: Data, download: bool, cache: Path | None, *, kind: Any, publish
             warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
             parts = [kind(root, train=train) for train in (True, False)]
     except RuntimeError:
-        raise GradscopeError(
-            f"data_root: no sound {kind.base_folder}, train/ and test/ or {data.dataset}.npz in {root}; "
-            "give `data_root` or `download`"
-        ) from None
+        raise no_cifar(data.dataset, root) from None
     images = [torch.from_numpy(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))) for part in parts]
     labels = [torch.tensor(part.targets, dtype=torch.int64) for part in parts]
     classes = parts[0].classes
     return Splits(*(ImageSet.from_tensors(data.dataset, *split, classes) for split in zip(images, labels, strict=True)))
-
-
-def _download_root(data: Data, cache: Path | None) -> Path:
-    return cache_directory(cache) / "downloads" if data.data_root is None else data.data_root.expanduser()
 
 
 def _download(kind: Any, root: Path) -> None:
@@ -136,25 +123,21 @@ def _download(kind: Any, root: Path) -> None:
 
 
 def _tiny_imagenet(data: Data, download: bool, cache: Path | None) -> Splits:
-    root = _given_root(data)
-    stored = TINY_IMAGENET.find(root)
-    if stored is None:
-        raise GradscopeError(f"data_root: {root} must hold train/ and test/ (or val/), or tiny-imagenet.npz")
-    return TINY_IMAGENET.read(stored, cache)
+    return TINY_IMAGENET.read(tiny_imagenet_storage(given_root(data)), cache)
 
 
 def _imagenet100(data: Data, download: bool, cache: Path | None) -> Splits:
     size = 32 if data.image_size is None else data.image_size
     if size not in _IMAGENET100_SIZES:
         raise GradscopeError(f"image_size: 'imagenet100' allows 32 or 224, got {size}")
-    root = _given_root(data)
-    tree = Tree(split_folder(root, "train"), split_folder(root, "val", "test"), _class_list(root), size)
+    root = given_root(data)
+    tree = Tree(*imagenet100_folders(root), _class_list(root), size)
     return load_tree("imagenet100", tree, cache)
 
 
 def _class_list(root: Path) -> tuple[str, ...] | None:
     """Class folders in the order of ``classes.txt`` (a name a line) or ``Labels.json`` (names as keys), if any."""
-    path = _first_file(root / "classes.txt", root / "Labels.json")
+    path = first_file(root / "classes.txt", root / "Labels.json")
     if path is None:
         return None
     try:
@@ -169,25 +152,12 @@ def _class_list(root: Path) -> tuple[str, ...] | None:
 
 
 def _folder(data: Data, download: bool, cache: Path | None) -> Splits:
-    """``train/`` with ``test/`` or ``val/``; or test images alone, in one of these or in the folder itself."""
-    root = _given_root(data)
-    if (root / "train").is_dir():
-        train, test = root / "train", split_folder(root, "test", "val")
-    else:
-        train, test = None, next((root / name for name in ("test", "val") if (root / name).is_dir()), root)
-    return load_tree(root.resolve().name, Tree(train, test, image_size=data.image_size), cache)
+    root = given_root(data)
+    return load_tree(root.resolve().name, Tree(*folders(root), image_size=data.image_size), cache)
 
 
 def _npz(data: Data, download: bool, cache: Path | None) -> Splits:
-    path = _given_root(data)
-    if not path.is_file():
-        raise GradscopeError(f"data_root: 'npz' needs an .npz file, {path} is none")
-    return read_npz(path)
-
-
-def _given_root(data: Data) -> Path:
-    assert data.data_root is not None  # check_data made sure
-    return data.data_root.expanduser()
+    return read_npz(npz_file(given_root(data)))
 
 
 #: How each of :data:`~gradscope.data.names.DATASETS` is read: ``read(data, download, cache)``.

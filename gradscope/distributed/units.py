@@ -7,7 +7,7 @@ process alone would have had.
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, distributed
 
 from gradscope.errors import GradscopeError
+from gradscope.progress import Advance
 
 T = TypeVar("T")
 
@@ -40,6 +41,28 @@ def prefixed(each: Each, prefix: str) -> Each:
     """``each`` with ``prefix`` and a hyphen before the name of every unit."""
     return lambda units: each([(f"{prefix}-{name}", make) for name, make in units])
 
+
+@dataclass(frozen=True)
+class Work:
+    """How images are worked through: where, how many at once, under which seed, by whom, and who is told.
+
+    ``batch_size`` None: what is usual for the work. ``each`` may keep the units of work or let others make them, under
+    names that change with whatever decides their values. ``advance`` is told how many images are done.
+    """
+
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    batch_size: int | None = None
+    each: Each = alone
+    advance: Advance = lambda images, note: None
+
+    def prefixed(self, prefix: str) -> "Work":
+        """The same with ``prefix`` and a hyphen before the name of every unit."""
+        return replace(self, each=prefixed(self.each, prefix))
+
+
+#: Work on the CPU by this process alone, of seed 0.
+PLAIN = Work()
 
 #: What PyTorch's errors say where a device's memory is full: its allocators, cuBLAS, cuDNN, and the driver.
 _NO_MEMORY = (

@@ -13,11 +13,11 @@ from matplotlib.patches import Patch, Rectangle
 from gradscope.errors import GradscopeError
 from gradscope.figures import style
 from gradscope.figures.checks import VERDICTS, draw_checks
-from gradscope.figures.example_images import draw_exhibits
+from gradscope.figures.example_images import draw_example_images
 from gradscope.figures.style import Drawing
 from gradscope.figures.text_layout import height_of, write
-from gradscope.results.audits import AuditOf, Audits, Exhibits, balls, images, warnings
-from gradscope.results.schemas import AUDIT, AUDIT_JSON, EXHIBITS
+from gradscope.results.audits import AuditOf, Audits, ExampleImages, balls, images, warnings
+from gradscope.results.schemas import AUDIT, AUDIT_JSON, EXAMPLE_IMAGES
 from gradscope.results.stats import Interval, wilson_interval
 
 PGD = "pgd"
@@ -47,7 +47,7 @@ DOTS = {
 _LANES = 4
 
 
-def draw_audit(audit: pd.DataFrame, document: Mapping[str, Any], exhibits: Exhibits | None) -> list[Drawing]:
+def draw_audit(audit: pd.DataFrame, document: Mapping[str, Any], examples: ExampleImages | None) -> list[Drawing]:
     """The figures of rows of the table AUDIT, of the parsed ``audit.json`` and of the arrays of ``evidence.npz``.
 
     ``audit-checks``: every check of every checkpoint; ``audit-robustness``: clean accuracy, accuracy under PGD alone
@@ -59,10 +59,10 @@ def draw_audit(audit: pd.DataFrame, document: Mapping[str, Any], exhibits: Exhib
     if not audits:
         return []
     drawings = [draw_checks(audit, audits), _draw_robustness(audits)]
-    if exhibits is not None:
-        shown = set(exhibits["checkpoint"].astype(str).tolist())
-        _require_same([one for one in audits if one.checkpoint in shown], shown, EXHIBITS)
-        drawings += draw_exhibits(exhibits, audits)
+    if examples is not None:
+        shown = set(examples["checkpoint"].astype(str).tolist())
+        _require_same([one for one in audits if one.checkpoint in shown], shown, EXAMPLE_IMAGES)
+        drawings += draw_example_images(examples, audits)
     return drawings
 
 

@@ -20,10 +20,20 @@ from gradscope.figures.steps import draw_steps
 from gradscope.figures.style import Drawing
 from gradscope.figures.surfaces import write_surfaces
 from gradscope.figures.transfer import draw_transfer
-from gradscope.results.audits import Exhibits, read_document, read_exhibits
+from gradscope.results.audits import ExampleImages, read_document, read_example_images
 from gradscope.results.files import write_json
 from gradscope.results.landscape import require_whole
-from gradscope.results.schemas import ATTACKS, AUDIT, AUDIT_JSON, EXHIBITS, LANDSCAPE, PATH, SAMPLES, STEPS, TRANSFER
+from gradscope.results.schemas import (
+    ATTACKS,
+    AUDIT,
+    AUDIT_JSON,
+    EXAMPLE_IMAGES,
+    LANDSCAPE,
+    PATH,
+    SAMPLES,
+    STEPS,
+    TRANSFER,
+)
 from gradscope.results.tables import find_table, read_table
 
 _BOXES = {True: "inside [0, 1]", False: "no box"}
@@ -59,13 +69,13 @@ class Sources:
     """What figures are drawn from.
 
     ``tables``: rows by file, such as ``steps.csv``, with the types of :func:`gradscope.results.tables.read_table`.
-    ``manifest``, ``audit``: the parsed ``manifest.json`` and ``audit.json``; ``exhibits``: arrays of ``evidence.npz``.
+    ``manifest``, ``audit``: the parsed ``manifest.json`` and ``audit.json``; ``examples``: arrays of ``evidence.npz``.
     """
 
     tables: Mapping[str, pd.DataFrame]
     manifest: Mapping[str, Any] = field(default_factory=dict)
     audit: Any = None
-    exhibits: Exhibits | None = None
+    examples: ExampleImages | None = None
 
     @property
     def landscape(self) -> dict[str, Any]:
@@ -146,12 +156,12 @@ def read_sources(directory: Path) -> Sources:
         for table in (STEPS, SAMPLES, LANDSCAPE, PATH, ATTACKS, TRANSFER)
         if (found := find_table(directory / table.file))
     }
-    audit = exhibits = None
+    audit = examples = None
     if _is_audited(directory):
         tables[AUDIT.file] = read_table(directory / AUDIT.file, AUDIT)
         audit = read_document(directory / AUDIT_JSON)
-        exhibits = read_exhibits(directory / EXHIBITS) if (directory / EXHIBITS).exists() else None
-    return Sources(tables, _read_manifest(directory / "manifest.json"), audit, exhibits)
+        examples = read_example_images(directory / EXAMPLE_IMAGES) if (directory / EXAMPLE_IMAGES).exists() else None
+    return Sources(tables, _read_manifest(directory / "manifest.json"), audit, examples)
 
 
 def drawings(sources: Sources) -> Iterator[Drawing]:
@@ -165,7 +175,7 @@ def drawings(sources: Sources) -> Iterator[Drawing]:
         require_whole(tables[LANDSCAPE.file])
         yield from draw_landscapes(tables[LANDSCAPE.file], tables.get(PATH.file, pd.DataFrame()), sources.landscape)
     if AUDIT.file in tables and sources.audit is not None:
-        yield from draw_audit(tables[AUDIT.file], sources.audit, sources.exhibits)
+        yield from draw_audit(tables[AUDIT.file], sources.audit, sources.examples)
     if ATTACKS.file in tables:
         yield from draw_attacks(tables[ATTACKS.file])
     if TRANSFER.file in tables:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from gradscope.figures import style
 from gradscope.figures.style import Drawing
 from gradscope.figures.text_layout import height_of, sheet, write
-from gradscope.results.audits import AuditOf, Exhibits
+from gradscope.results.audits import AuditOf, ExampleImages
 
 MOST = 12
 _COLUMNS = 6
@@ -24,13 +24,13 @@ _LONGEST_NAME = 60
 _OTHER_BALLS = ("M1", "M2")
 
 
-def draw_exhibits(exhibits: Exhibits, audits: Sequence[AuditOf]) -> list[Drawing]:
-    """The figure ``audit-evidence-CHECKPOINT`` of each of ``audits`` that has exhibits, the first twelve of them."""
-    owners = exhibits["checkpoint"].astype(str)
+def draw_example_images(examples: ExampleImages, audits: Sequence[AuditOf]) -> list[Drawing]:
+    """The figure ``audit-evidence-CHECKPOINT`` of each of ``audits`` that has examples, the first twelve of them."""
+    owners = examples["checkpoint"].astype(str)
     names = file_names([one.checkpoint for one in audits])
     drawings = []
     for one in audits:
-        ours = {key: values[owners == one.checkpoint] for key, values in exhibits.items()}
+        ours = {key: values[owners == one.checkpoint] for key, values in examples.items()}
         if len(ours["index"]):
             drawings.append(_draw(f"audit-evidence-{names[one.checkpoint]}", ours, one))
     return drawings
@@ -49,19 +49,19 @@ def file_names(checkpoints: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _draw(name: str, exhibits: Exhibits, one: AuditOf) -> Drawing:
-    total = len(exhibits["index"])
+def _draw(name: str, examples: ExampleImages, one: AuditOf) -> Drawing:
+    total = len(examples["index"])
     count = min(MOST, total)
     bands = -(-count // _COLUMNS)
     columns = -(-count // bands)
     side = _CELL - _GAP
-    tall = side * min(_TALLEST, exhibits["clean"].shape[2] / exhibits["clean"].shape[3])
+    tall = side * min(_TALLEST, examples["clean"].shape[2] / examples["clean"].shape[3])
     above = height_of("#", _TEXT) + _GAP / 2
-    scales = _scales(exhibits)
-    feet = [_below(exhibits, place, scales[place]) for place in range(count)]
+    scales = _scales(examples)
+    feet = [_below(examples, place, scales[place]) for place in range(count)]
     lowest = [max(height_of(foot, _TEXT) for foot in feet[band * columns :][:columns]) for band in range(bands)]
     tops = [_EDGE + band * (above + 3 * (tall + _GAP) + _BAND) + above + sum(lowest[:band]) for band in range(bands)]
-    pictures = _pictures(exhibits, count, scales)
+    pictures = _pictures(examples, count, scales)
     margin = _EDGE + max(style.text_width(words, _TEXT) for words in pictures) + _GAP
     size = (margin + columns * _CELL, tops[-1] + 3 * (tall + _GAP) + lowest[-1] + _EDGE)
     figure, paper = sheet(*size)
@@ -74,21 +74,21 @@ def _draw(name: str, exhibits: Exhibits, one: AuditOf) -> Drawing:
             _show(axes, images[place])
             if column == 0:
                 write(paper, _EDGE, y + tall / 2, words, _TEXT, ha="left")
-        write(paper, left + side / 2, tops[band] - _GAP / 2, _above(exhibits, place), _TEXT, "bottom", weight="bold")
+        write(paper, left + side / 2, tops[band] - _GAP / 2, _above(examples, place), _TEXT, "bottom", weight="bold")
         write(paper, left + side / 2, tops[band] + 3 * (tall + _GAP), feet[place], _TEXT, "top")
-    return Drawing(name, figure, _caption(one, exhibits["check"][:count].tolist(), total), ())
+    return Drawing(name, figure, _caption(one, examples["check"][:count].tolist(), total), ())
 
 
-def _scales(exhibits: Exhibits) -> NDArray[np.float64]:
-    """Of each exhibit ``(K,)`` the largest change of a pixel: black and white in its difference; 1 where none is."""
-    changes = np.nan_to_num(np.abs(exhibits["adversarial"].astype(np.float64) - exhibits["clean"]))
+def _scales(examples: ExampleImages) -> NDArray[np.float64]:
+    """Of each image ``(K,)`` the largest change of a pixel: black and white in its difference; 1 where none is."""
+    changes = np.nan_to_num(np.abs(examples["adversarial"].astype(np.float64) - examples["clean"]))
     largest = changes.reshape(len(changes), -1).max(axis=1)
     return np.where(largest > 0, largest, 1.0)
 
 
-def _pictures(exhibits: Exhibits, count: int, scales: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+def _pictures(examples: ExampleImages, count: int, scales: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     """Each row of pictures, in [0, 1], by what is written beside it."""
-    clean, adversarial = (exhibits[key][:count].astype(np.float64) for key in ("clean", "adversarial"))
+    clean, adversarial = (examples[key][:count].astype(np.float64) for key in ("clean", "adversarial"))
     difference = (adversarial - clean) / scales[:count, None, None, None]
     words = "difference,\nblack \N{MINUS SIGN}\nwhite +"
     return {"clean": clean, "adversarial": adversarial, words: (difference + 1) / 2}
@@ -107,22 +107,22 @@ def _show(axes: Axes, image: NDArray[np.float64]) -> None:
         spine.set_linewidth(0.5)
 
 
-def _above(exhibits: Exhibits, place: int) -> str:
-    check = str(exhibits["check"][place])
-    return f"#{int(exhibits['index'][place])}" + (f", {check}" if check else "")
+def _above(examples: ExampleImages, place: int) -> str:
+    check = str(examples["check"][place])
+    return f"#{int(examples['index'][place])}" + (f", {check}" if check else "")
 
 
-def _below(exhibits: Exhibits, place: int, scale: float) -> str:
+def _below(examples: ExampleImages, place: int, scale: float) -> str:
     """The scale of the difference, the label, what the model made of both images, and the attack."""
-    label, first, second = (int(exhibits[key][place]) for key in ("label", "clean_predicted", "adversarial_predicted"))
+    label, first, second = (int(examples[key][place]) for key in ("label", "clean_predicted", "adversarial_predicted"))
     true, before, after = (
-        style.shorten(str(exhibits[f"{key}_name"][place]))
+        style.shorten(str(examples[f"{key}_name"][place]))
         for key in ("label", "clean_predicted", "adversarial_predicted")
     )
     parts = [f"\N{PLUS-MINUS SIGN}{scale:.2g}", f"{true} stands" if second == label else f"{true} → {after}"]
     if first != label:
         parts.append(f"clean: {before}")
-    parts.append(str(exhibits["attack"][place]))
+    parts.append(str(examples["attack"][place]))
     return "\n".join(style.wrapped(part, _CELL - _GAP, _TEXT) for part in parts)
 
 

@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gradscope.figures import style
 from gradscope.figures.style import Drawing, Look, Series
-from gradscope.results.schemas import METRICS
+from gradscope.results.metrics import METRICS
 from gradscope.results.stats import METHODS
 
 #: Metrics that are shares, or bounded like one: always drawn on [0, 1].

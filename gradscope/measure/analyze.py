@@ -65,13 +65,9 @@ class TrajectoryMeasurement(Measurement[AnalyzeOptions]):
                 options.attacks[attack],
                 options.measured,
                 numbers=chosen.numbers,
-                batch_size=options.batch_size,
-                seed=options.seed,
-                device=self.device,
-                each=team.each,
+                work=self.work(team.each, advance),
                 begun=team.of_first(kept.read(piece) if team.is_first else None),
                 keep=_keeping(kept, piece) if team.is_first else lambda so_far: None,
-                advanced=advance,
             )
 
 

@@ -9,7 +9,6 @@ from gradscope.attacks.evaluation import evaluate
 from gradscope.attacks.outcome import Outcome
 from gradscope.attacks.pgd import usual_batch_size
 from gradscope.attacks.threat import ThreatModel
-from gradscope.distributed.units import prefixed
 from gradscope.measure.adversarial_images import Arrays, felled_images, rescore, write_images
 from gradscope.measure.directory import IMAGES
 from gradscope.measure.inputs import Entry
@@ -41,11 +40,12 @@ class AttackMeasurement(Measurement[AttackOptions]):
 
     def described(self) -> Row:
         """AttackMeasurement, radii and budget, and the surrogates."""
-        shared = {"batch_size": self._batch_size, "surrogates": describe_surrogates(self.entries)}
+        shared = {"batch_size": self.batch_size, "surrogates": describe_surrogates(self.entries)}
         return self.options.resolved() | shared
 
     @property
-    def _batch_size(self) -> int:
+    def batch_size(self) -> int:
+        """Images attacked at once."""
         return self.options.batch_size or usual_batch_size(None, self.device)
 
     def depends(self) -> Row:
@@ -71,7 +71,7 @@ class AttackMeasurement(Measurement[AttackOptions]):
             facts = {"seconds": time.perf_counter() - started, "skipped": dict(outcomes[0].skipped)}
             yield Part(position, rows, facts, files)
             if self.options.save_images and self.team.is_first:
-                rescored = rescore(self.out / IMAGES, entry, self.inputs, self._batch_size // 2 + 1)
+                rescored = rescore(self.out / IMAGES, entry, self.inputs, self.batch_size // 2 + 1)
                 yield Part(position, facts={"rescored": rescored})
 
     def _at(self, subject: LoadedModel, entry: Entry, epsilon: float, kept: PartialResults) -> Outcome:
@@ -86,8 +86,7 @@ class AttackMeasurement(Measurement[AttackOptions]):
     def _run(
         self, subject: LoadedModel, entry: Entry, threat: ThreatModel, kept: PartialResults, advance: Advance
     ) -> Outcome:
-        options = self.options
-        shared = threat, options.budget, self._batch_size, kept.each, advance
+        options, work = self.options, self.work(kept.each, advance)
         return evaluate(
             subject.model,
             entry.chosen.images,
@@ -95,14 +94,10 @@ class AttackMeasurement(Measurement[AttackOptions]):
             threat,
             options.budget,
             numbers=entry.chosen.numbers,
-            examples=surrogate_examples(entry, self.inputs, *shared),
+            examples=surrogate_examples(entry, self.inputs, threat, options.budget, work),
             cascade=options.cascade,
             keep_images=options.save_images,
-            seed=options.seed,
-            device=self.device,
-            batch_size=self._batch_size,
-            each=prefixed(kept.each, unit_prefix(entry, subject.label, threat)),
-            advanced=advance,
+            work=work.prefixed(unit_prefix(entry, subject.label, threat)),
         )
 
 

@@ -12,9 +12,8 @@ import numpy as np
 from gradscope.attacks.pgd import usual_batch_size
 from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.evidence import stages
-from gradscope.auditing.example_images import Exhibit, exhibits
+from gradscope.auditing.example_images import ExampleImage, example_images
 from gradscope.auditing.verdict import SCHEMA, Audit, examine
-from gradscope.distributed.units import prefixed
 from gradscope.measure.inputs import Entry
 from gradscope.measure.models import (
     describe_surrogates,
@@ -30,7 +29,7 @@ from gradscope.measure.writer import Part
 from gradscope.models.loading import LoadedModel
 from gradscope.progress import progress_bar
 from gradscope.results.files import atomic, write_json
-from gradscope.results.schemas import ATTACK_SAMPLES, ATTACKS, AUDIT, AUDIT_JSON, EXHIBITS
+from gradscope.results.schemas import ATTACK_SAMPLES, ATTACKS, AUDIT, AUDIT_JSON, EXAMPLE_IMAGES
 
 
 class AuditMeasurement(Measurement[AuditOptions]):
@@ -44,11 +43,12 @@ class AuditMeasurement(Measurement[AuditOptions]):
 
     def described(self) -> Row:
         """Ball and budget, and the surrogates."""
-        shared = {"batch_size": self._batch_size, "surrogates": describe_surrogates(self.entries)}
+        shared = {"batch_size": self.batch_size, "surrogates": describe_surrogates(self.entries)}
         return self.options.resolved() | shared
 
     @property
-    def _batch_size(self) -> int:
+    def batch_size(self) -> int:
+        """Images attacked at once."""
         return self.options.batch_size or usual_batch_size(None, self.device)
 
     def parts(self, kept: PartialResults) -> Iterator[Part]:
@@ -61,7 +61,7 @@ class AuditMeasurement(Measurement[AuditOptions]):
             found, pictures = self._audit(subject, entry, kept)
             identity = subject.identity(entry.chosen.images.name, "")
             documents.append(_document(identity, found))
-            shown += [_pictured(subject.label, exhibit, entry.chosen.images.classes) for exhibit in pictures]
+            shown += [_pictured(subject.label, example, entry.chosen.images.classes) for example in pictures]
             rows = {
                 AUDIT: partial(found.rows, identity),
                 ATTACKS: partial(found.evidence.main.attack_rows, identity),
@@ -69,22 +69,21 @@ class AuditMeasurement(Measurement[AuditOptions]):
             }
             files = {
                 AUDIT_JSON: partial(write_json, value={"schema": SCHEMA, "audits": documents}),
-                EXHIBITS: partial(_write_exhibits, shown=shown),
+                EXAMPLE_IMAGES: partial(_write_example_images, shown=shown),
             }
             facts = {"seconds": time.perf_counter() - started, "skipped": dict(found.left_out)}
             yield Part(position, rows, facts, files)
 
-    def _audit(self, subject: LoadedModel, entry: Entry, kept: PartialResults) -> tuple[Audit, list[Exhibit]]:
+    def _audit(self, subject: LoadedModel, entry: Entry, kept: PartialResults) -> tuple[Audit, list[ExampleImage]]:
         """A model's audit and the pictures that show it."""
-        options, device, images = self.options, self.device, entry.chosen.images
+        options, images = self.options, entry.chosen.images
         threat = ThreatModel(options.norm, options.radius)
         budget = options.spending_of(with_examples=bool(entry.surrogates))
-        each = prefixed(kept.each, unit_prefix(entry, subject.label, threat))
         wanted = stages(budget, len(images)) + len(images) * len(entry.surrogates)
         with progress_bar(f"auditing {subject.label}", wanted, visible=self.team.is_first) as advance:
-            examples = surrogate_examples(
-                entry, self.inputs, threat, budget.attacks, self._batch_size, kept.each, advance
-            )
+            work = self.work(kept.each, advance)
+            examples = surrogate_examples(entry, self.inputs, threat, budget.attacks, work)
+            work = work.prefixed(unit_prefix(entry, subject.label, threat))
             found = examine(
                 subject.model,
                 images,
@@ -92,15 +91,9 @@ class AuditMeasurement(Measurement[AuditOptions]):
                 threat,
                 options.budget,
                 surrogate_examples=examples,
-                seed=options.seed,
-                device=device,
-                batch_size=self._batch_size,
-                each=each,
-                advanced=advance,
+                work=work,
             )
-            shown = exhibits(
-                found, subject.model, images, surrogate_examples=examples, seed=options.seed, device=device, each=each
-            )
+            shown = example_images(found, subject.model, images, surrogate_examples=examples, work=work)
         if options.surrogate and not entry.surrogates:
             itself = dict.fromkeys(("transfer", "pgd-from"), "the surrogate given is this model itself")
             found = replace(found, left_out={**found.left_out, **itself})
@@ -112,26 +105,26 @@ def _document(identity: Row, found: Audit) -> Row:
     return {key: value for key, value in identity.items() if key != "attack"} | found.to_json()
 
 
-def _pictured(label: str, exhibit: Exhibit, classes: Sequence[str]) -> Row:
-    """An exhibit as a row of ``evidence.npz``: numbers, pictures, and the names of the classes."""
+def _pictured(label: str, example: ExampleImage, classes: Sequence[str]) -> Row:
+    """An example image as a row of ``evidence.npz``: numbers, pictures, and the names of the classes."""
     numbers = {
-        "label": exhibit.label,
-        "clean_predicted": exhibit.clean_predicted,
-        "adversarial_predicted": exhibit.adversarial_predicted,
+        "label": example.label,
+        "clean_predicted": example.clean_predicted,
+        "adversarial_predicted": example.adversarial_predicted,
     }
     return {
-        "clean": exhibit.clean.numpy(),
-        "adversarial": exhibit.adversarial.numpy(),
-        "index": exhibit.index,
+        "clean": example.clean.numpy(),
+        "adversarial": example.adversarial.numpy(),
+        "index": example.index,
         **numbers,
         **{f"{key}_name": classes[number] for key, number in numbers.items()},
-        "attack": exhibit.attack,
-        "check": exhibit.check,
+        "attack": example.attack,
+        "check": example.check,
         "checkpoint": label,
     }
 
 
-def _write_exhibits(path: Path, shown: Sequence[Row]) -> None:
+def _write_example_images(path: Path, shown: Sequence[Row]) -> None:
     """All pictures as one .npz, an array a key; none where there is nothing to show."""
     if not shown:
         return

@@ -11,7 +11,7 @@ from gradscope.results.schemas import (
     AUDIT,
     AUDIT_JSON,
     BANDS,
-    EXHIBITS,
+    EXAMPLE_IMAGES,
     LANDSCAPE,
     PAGE,
     PAPER,
@@ -28,11 +28,19 @@ PARTIAL = ".tiles"
 IMAGES = "adversarial.npz"
 _TABLES = (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, TRANSFER, AUDIT)
 #: What a measuring stage writes beside its figures.
-FILES = (*(table.file + end for table in _TABLES for end in ("", ".gz")), IMAGES, AUDIT_JSON, EXHIBITS, "manifest.json")
+FILES = (
+    *(table.file + end for table in _TABLES for end in ("", ".gz")),
+    IMAGES,
+    AUDIT_JSON,
+    EXAMPLE_IMAGES,
+    "manifest.json",
+)
 
 
 def require_room(out: Path, what: str, *, resume: bool, overwrite: bool) -> None:
     """Raise :class:`GradscopeError` where ``out`` holds results, or an unfinished ``what``, that may not go."""
+    if out.is_file():
+        raise GradscopeError(f"out must be a directory, got {out}, a file")
     if overwrite:
         return
     if unfinished(out):
@@ -48,6 +56,11 @@ def require_room(out: Path, what: str, *, resume: bool, overwrite: bool) -> None
                 "`overwrite` replaces them"
             )
         raise GradscopeError(f"out must be another directory: {out} holds results; pass `overwrite` to replace them")
+    elif others := _replaced(out):
+        raise GradscopeError(
+            f"out must be another directory: {out} holds no results, but {others[0].relative_to(out)}, which results "
+            "would replace; pass `overwrite` to let them"
+        )
 
 
 def unfinished(out: Path) -> bool:
@@ -76,7 +89,12 @@ def results_directory(out: Path, what: str, *, resume: bool, overwrite: bool) ->
 
 def clear(out: Path) -> None:
     """Remove the results that are about to be replaced, figures and report among them: they show other numbers."""
+    for path in _replaced(out):
+        path.unlink()
+
+
+def _replaced(out: Path) -> list[Path]:
+    """The files in ``out`` that have the names of results, figures or reports."""
     drawn = [path for kind in ("pdf", "png", "html") for path in (out / "figures").glob(f"*-*.{kind}")]
     written = [path for kind in ("pdf", "tex") for path in (out / PAPER).glob(f"*.{kind}")]
-    for path in [*(out / name for name in FILES), out / PAGE, *drawn, *written]:
-        path.unlink(missing_ok=True)
+    return [path for path in (*(out / name for name in FILES), out / PAGE, *drawn, *written) if path.is_file()]

@@ -34,7 +34,8 @@ from gradscope.probes.input_landscape import (
 )
 from gradscope.progress import Advance, progress_bar
 from gradscope.results.landscape import bands
-from gradscope.results.schemas import BANDS, LANDSCAPE, LANDSCAPE_METRICS, PATH, SAMPLES, SUMMARY
+from gradscope.results.metrics import LANDSCAPE_METRICS
+from gradscope.results.schemas import BANDS, LANDSCAPE, PATH, SAMPLES, SUMMARY
 from gradscope.results.stats import mean_interval, wilson_interval
 from gradscope.results.tables import read_table, write_table
 from gradscope.seeding import seeded
@@ -94,6 +95,8 @@ class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
                 if len(found) >= wanted:
                     break
         found = self.team.of_first(found)
+        if not found:
+            raise GradscopeError(f"right must be left out: every image of {test.name} fools one of the models as it is")
         if len(found) < wanted or wanted < 1:
             raise GradscopeError(
                 f"images must be 1 to {len(found)} with `right`, as many of {test.name} as every model is right about, "
@@ -322,6 +325,7 @@ class _Result:
     def _summary(self) -> Iterator[Row]:
         identity = self.identity | self.of.settings.ball
         subsets = {"all": torch.ones_like(self.right), "correct": self.right, "wrong": ~self.right}
+        subsets = {subset: inside for subset, inside in subsets.items() if inside.any()}
         for name, values in self.compared.items():
             for subset, inside in subsets.items():
                 defined = values[inside & ~values.isnan()]

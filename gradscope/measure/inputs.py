@@ -11,6 +11,7 @@ import torch
 from gradscope.config import Data
 from gradscope.data import sources
 from gradscope.data.image_set import ImageSet, Splits
+from gradscope.data.names import DATASETS
 from gradscope.errors import GradscopeError, lookup
 from gradscope.measure.options import Request
 from gradscope.models.inspection import check_differentiable
@@ -76,6 +77,10 @@ class Inputs:
         own, given = reference.data, self.request.data.given()
         if own is None and "dataset" not in given:
             raise GradscopeError(f"dataset must be given for the foreign model {reference.text}, to examine it on")
+        if own is not None and "dataset" not in given and own.dataset not in DATASETS:
+            raise GradscopeError(
+                f"dataset must be given for {reference.label}, trained on {own.dataset}, which is no data set by name"
+            )
         known = own.model_dump() if own is not None and "dataset" not in given else {}
         data = Data.parse(known | given)
         try:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gradscope.results.schemas import LANDSCAPE_METRICS, METRICS
+from gradscope.results.metrics import LANDSCAPE_METRICS, METRICS
 from gradscope.results.stats import UNDEFINED, Interval
 
 Row = dict[str, Any]

@@ -1,6 +1,7 @@
 """Models that are attacked, each with surrogates: other models whose examples are tried on it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -9,11 +10,10 @@ from gradscope.attacks.pgd import settings_inside
 from gradscope.attacks.threat import ThreatModel
 from gradscope.attacks.transfer import make_examples
 from gradscope.config import Budget
-from gradscope.distributed.units import Each, prefixed
+from gradscope.distributed.units import Work
 from gradscope.errors import GradscopeError
 from gradscope.measure.inputs import Chosen, Entry, Inputs, describe
 from gradscope.models.loading import ModelSource
-from gradscope.progress import Advance
 from gradscope.seeding import derive
 
 
@@ -59,13 +59,11 @@ def surrogate_examples(
     inputs: Inputs,
     threat: ThreatModel,
     budget: Budget,
-    batch_size: int,
-    each: Each,
-    advance: Advance,
+    work: Work,
 ) -> list[Tensor]:
     """Exact PGD's last iterates ``(N, C, H, W)`` on each surrogate, inside ``threat`` and ``budget``.
 
-    A batch of them is a unit of work of ``each``; models that are seen on the same images share them.
+    A batch of them is a unit of ``work``; models that are seen on the same images share them.
     """
     settings = settings_inside(threat, budget)
     images = entry.chosen.images
@@ -76,11 +74,10 @@ def surrogate_examples(
             images,
             settings,
             numbers=entry.chosen.numbers,
-            seed=inputs.request.options.seed,
-            device=inputs.device,
-            batch_size=batch_size,
-            each=prefixed(each, unit_prefix(entry, reference.label, threat)),
-            advanced=lambda done, note: advance(done, f"examples of {reference.label}"),
+            work=replace(
+                work.prefixed(unit_prefix(entry, reference.label, threat)),
+                advance=lambda done, note: work.advance(done, f"examples of {reference.label}"),
+            ),
         )
 
     return [examples_of(reference) for reference in entry.surrogates]

@@ -13,28 +13,23 @@ from gradscope.config import (
     Budget,
     Config,
     Grid,
-    Norm,
     attack_settings,
     short_attack_settings,
 )
 from gradscope.errors import GradscopeError, known_names, lookup
-from gradscope.measure.declaring import (
-    ATTACK,
-    IMAGES,
-    RUNNING,
+from gradscope.measure.common_options import (
     Circumstances,
-    DataOptions,
     ForeignOptions,
     GradientAttack,
-    Names,
+    InBall,
     Number,
     OneName,
     Options,
     Sampled,
-    option,
-    split,
+    pgd_option,
 )
-from gradscope.results.schemas import METRICS
+from gradscope.options import ATTACK, IMAGES, RUNNING, DataOptions, Names, option, split
+from gradscope.results.metrics import METRICS
 
 
 class AnalyzeOptions(GradientAttack, Sampled):
@@ -43,20 +38,21 @@ class AnalyzeOptions(GradientAttack, Sampled):
     command, kind, suffix = "analyze", "analysis", ""
     summary = "Measure gradients, loss, entropy and accuracy along PGD, for one checkpoint or many side by side."
     measurement = "gradscope.measure.analyze:TrajectoryMeasurement"
-    lines = "analysis_lines"
 
     metrics: Names = option(
         ("all",),
-        "comma-separated, see `gradscope list metrics`; all of them",
-        names="gradscope.results.schemas:METRICS",
+        "metrics with commas between, or all; see `gradscope list metrics`",
+        metavar="NAME,...",
+        names="gradscope.results.metrics:METRICS",
     )
     attack: Names = option(
         ("pgd",),
-        "comma-separated: pgd (exact), pgd-paper (the paper's, to the letter), and other PGDs by their loss",
+        f"attacks with commas between, of {', '.join(PGD_ATTACKS)}; pgd is exact, pgd-paper is the paper's attack",
         ATTACK,
+        metavar="NAME,...",
         names="gradscope.config:PGD_ATTACKS",
     )
-    restarts: int | None = option(None, "random starts; the first is measured, all count for 'worst'", ATTACK)
+    restarts: int | None = option(None, "random starts; the first is traced, all count for 'worst'", ATTACK, usual="1")
 
     @property
     def attacks(self) -> dict[str, PGD]:
@@ -71,6 +67,10 @@ class AnalyzeOptions(GradientAttack, Sampled):
     @model_validator(mode="after")
     def _resolves(self) -> Self:
         self.resolved()
+        if self.metrics != ("all",) and "cosine" in self.metrics:
+            most = max(attack.steps for attack in self.attacks.values())
+            if most < 2:
+                raise GradscopeError(f"steps must be at least 2 for the cosine of consecutive gradients, got {most}")
         return self
 
     def resolved(self) -> dict[str, Any]:
@@ -84,42 +84,48 @@ class LandscapeOptions(GradientAttack):
 
     command, kind = "landscape", "landscape"
     summary = "Draw the loss on planes around images or around the weights, and what compares checkpoints there."
-    lines = "landscape_lines"
     roles = ("towards", "epochs")
     settled = GradientAttack.settled | {"points", "span"}
 
-    space: Literal["input", "weights"] = option("input", "around images, or around the network's weights")
-    points: int = option(51, "points a side; an odd number has the centre among them")
+    space: Literal["input", "weights"] = option("input", "draw planes around images, or around the network's weights")
+    points: int = option(51, "points on each side; an odd number includes the centre")
     span: float | None = option(
         None,
-        "input: 3 multiples of epsilon each way; weights: 1 multiple of the filters' norms, with --towards 0.5 beyond "
-        "either end, with --epochs 0.2 of their extent around them",
+        "how far it reaches. input: multiples of epsilon each way. weights: multiples of the filters' norms each way; "
+        "with --towards, share of the distance beyond either end; with --epochs, share of their extent around them",
+        usual="input 3, weights 1, --towards 0.5, --epochs 0.2",
     )
     images: int | None = option(
-        None, "test images, drawn by --seed; 16 planes, or the mean over 256 in weight space", IMAGES
+        None,
+        "test images to draw. input: a plane for each; weights: the loss is their mean",
+        IMAGES,
+        usual="16 in input space, 256 in weight space",
+        ge=1,
     )
     index: Annotated[tuple[int, ...], BeforeValidator(split)] = option(
-        (), "input: these test images instead, such as 3,17", IMAGES
+        (), "input: planes of these test images instead, such as 3,17", IMAGES, metavar="N,..."
     )
-    right: bool = option(False, "input: images only that every CKPT is right about", IMAGES)
+    right: bool = option(False, "input: draw only images that every CKPT is right about", IMAGES)
     plane: Literal["own", "shared"] = option(
-        "own", "input: own (a CKPT's adversarial direction, a random one) or shared (of the first two CKPT)"
+        "own", "input: each CKPT's own adversarial direction and a random one, or the first two CKPT's shared by all"
     )
-    line: bool = option(False, "weights: along the first direction only")
-    towards: OneName = option(None, "weights: the first direction leads to this checkpoint", metavar="CKPT")
-    epochs: OneName = option(None, "weights: principal directions of what `train --keep-epochs` kept", metavar="DIR")
+    line: bool = option(False, "weights: draw a line, along the first direction alone")
+    towards: OneName = option(None, "weights: let the first direction lead to this checkpoint", metavar="CKPT")
+    epochs: OneName = option(
+        None, "weights: use the principal directions of what `train --keep-epochs` kept in DIR", metavar="DIR"
+    )
     batch_norm: Literal["as-is", "re-estimated"] = option(
-        "as-is", "weights: statistics as they are, or taken anew at every point"
+        "as-is", "weights: keep the statistics of batch normalisation, or take them anew at every point"
     )
-    adversarial: bool = option(False, "weights: also under the attack, made anew at every point, 5 steps", ATTACK)
+    adversarial: bool = option(
+        False, "weights: also draw the loss under attack, made anew at every point in 5 steps", ATTACK
+    )
     metric: str | None = option(
         None,
-        "weights: factory(images, labels) of a loss_landscapes metric; --trust-code",
+        "weights: also draw a metric of loss_landscapes, made by factory(images, labels); needs --trust-code",
         metavar="MODULE:FACTORY",
     )
-    attack: str = option(
-        "pgd", "pgd (exact), pgd-paper, or another PGD by its loss", ATTACK, names="gradscope.config:PGD_ATTACKS"
-    )
+    attack: str = pgd_option()
 
     #: Options that say nothing in the other space, where they are refused.
     _OF_WEIGHTS: ClassVar = ("line", "towards", "epochs", "batch_norm", "adversarial", "metric")
@@ -174,13 +180,11 @@ class LandscapeOptions(GradientAttack):
         for name in refused:
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise GradscopeError(
-                    f"{name} must be left out where space is {self.space!r}, it belongs to {other!r}", argument=name
+                    f"{name} must be left out unless `space` is {other}, got {getattr(self, name)!r}", argument=name
                 )
         if self.space == "weights" and not self.adversarial:
             for name in [name for name in self.changes() if name != "norm"]:
-                raise GradscopeError(
-                    f"{name} must be left out in weight space without adversarial = true", argument=name
-                )
+                raise GradscopeError(f"{name} must be left out in weight space without `adversarial`", argument=name)
         self.resolved()
         return self
 
@@ -192,11 +196,13 @@ class LandscapeOptions(GradientAttack):
                 "epsilon must be above 0, for the axes are in multiples of it, got 0", argument="epsilon"
             )
         if self.index and (self.images is not None or self.right):
-            raise GradscopeError("index must stand alone: images and right choose others", argument="index")
+            raise GradscopeError(
+                "index must be left out beside `images` and `right`, which choose images too", argument="index"
+            )
         if self.towards is not None and self.epochs is not None:
-            raise GradscopeError("towards must be left out beside epochs: each gives the first direction")
+            raise GradscopeError("towards must be left out beside `epochs`: each gives the first direction")
         if self.epochs is not None and self.line:
-            raise GradscopeError("epochs must be left out beside line: it gives a plane", argument="epochs")
+            raise GradscopeError("epochs must be left out beside `line`: it gives a plane", argument="epochs")
         return self
 
     def check(self, models: int) -> None:
@@ -216,43 +222,48 @@ class LandscapeOptions(GradientAttack):
         return {"attacks": attacks, "grid": self.grid.model_dump()}
 
 
-class AttackOptions(Sampled):
+class AttackOptions(InBall, Sampled):
     """``gradscope attack``, :func:`gradscope.attack`."""
 
     command, kind, suffix = "attack", "attack", "-attack"
     summary = "Attack checkpoints with a battery, one attack after the other on what still stands."
     measurement = "gradscope.measure.attack:AttackMeasurement"
-    lines = "attack_lines"
     roles = ("surrogate",)
     settled = frozenset({"epsilon", *Budget.model_fields})
 
     attacks: Names = option(
         ("pgd", "apgd-ce", "apgd-t", "square"),
-        "comma-separated, in the order they are run, or all; see `gradscope list attacks`",
+        "attacks with commas between, run in this order, or all; see `gradscope list attacks`",
         ATTACK,
         names="gradscope.attacks.registry:ATTACKS",
     )
-    norm: Norm = option("l2", "l2 or linf", ATTACK)
-    epsilon: Number | None = option(None, "radius in pixel units, 0.5 or 8/255; 1.0 for l2, 8/255 for linf", ATTACK)
     epsilons: Annotated[tuple[Number, ...], BeforeValidator(split)] = option(
-        (), "radii of a curve, such as 0.25,0.5,1.0", ATTACK
+        (), "several radii, such as 0.25,0.5,1.0, and --epsilon where it is given", ATTACK, metavar="NUMBER,..."
     )
     step_size: Number | None = option(
-        None, "of PGD, pixel units; 2.5 epsilon / steps, of pgd-paper epsilon / 10", ATTACK
+        None, "length of PGD's steps, in pixel units", ATTACK, usual="2.5 epsilon / steps; of pgd-paper epsilon / 10"
     )
-    relative_step_size: Number | None = option(None, "the same in multiples of epsilon", ATTACK)
-    steps: int | None = option(None, "of every gradient attack; 100", ATTACK)
-    restarts: int | None = option(None, "random starts of pgd-restarts; 10", ATTACK)
-    smoothing: int | None = option(None, "copies a step of pgd-smooth; 16", ATTACK)
-    targets: int | None = option(None, "wrong classes that apgd-t and fab-t aim at; 9", ATTACK)
-    queries: int | None = option(None, "forward passes of square; 5000", ATTACK)
-    draws: int | None = option(None, "random points of noise; 1000", ATTACK)
+    relative_step_size: Number | None = option(
+        None, "length of PGD's steps in multiples of epsilon, instead of --step-size", ATTACK
+    )
+    steps: int | None = option(None, "steps of every attack that follows the gradient", ATTACK, usual="100")
+    restarts: int | None = option(None, "random starts of pgd-restarts", ATTACK, usual="10")
+    smoothing: int | None = option(None, "noisy copies in each step of pgd-smooth", ATTACK, usual="16")
+    targets: int | None = option(None, "wrong classes that apgd-t and fab-t aim at", ATTACK, usual="9")
+    queries: int | None = option(None, "forward passes of square for each image", ATTACK, usual="5000")
+    draws: int | None = option(None, "random points of noise for each image", ATTACK, usual="1000")
     surrogate: Names = option(
-        (), "a model whose examples transfer and pgd-from use; repeatable", ATTACK, metavar="CKPT", repeatable=True
+        (),
+        "another model, whose adversarial examples transfer and pgd-from use; repeatable",
+        ATTACK,
+        metavar="CKPT",
+        repeatable=True,
     )
-    cascade: bool = option(True, "each attack on what still stands, or on all that is right", both_ways=True)
-    batch_size: int | None = option(None, "images attacked at once", RUNNING, ge=1)
-    save_images: bool = option(False, "keep the adversarial images, in adversarial.npz, and judge them again")
+    cascade: bool = option(
+        True, "run each attack on what those before left standing, or on all that is right", both_ways=True
+    )
+    batch_size: int | None = option(None, "images attacked at once", RUNNING, usual="32 on a CPU, 512 on a GPU", ge=1)
+    save_images: bool = option(False, "write the adversarial images to adversarial.npz, and judge them again")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -310,11 +321,8 @@ class TransferOptions(GradientAttack, Sampled):
     command, kind, suffix = "transfer", "transfer", "-transfer"
     summary = "Judge the adversarial examples made on each checkpoint on every other, and on itself."
     measurement = "gradscope.measure.transfer:TransferMeasurement"
-    lines = "transfer_lines"
 
-    attack: str = option(
-        "pgd", "pgd (exact), pgd-paper, or another PGD by its loss", ATTACK, names="gradscope.config:PGD_ATTACKS"
-    )
+    attack: str = pgd_option()
 
     @property
     def settings(self) -> PGD:
@@ -330,30 +338,28 @@ class TransferOptions(GradientAttack, Sampled):
     def check(self, models: int) -> None:
         """Refuse one model alone."""
         if models < 2:
-            raise GradscopeError(f"model must be two or more models by name in a transfer, got {models}")
+            raise GradscopeError(f"model must be two models or more in a transfer, got {models}")
 
     def resolved(self) -> dict[str, Any]:
         """The attack."""
         return {"attacks": {self.attack: self.settings.model_dump()}}
 
 
-class AuditOptions(Sampled):
+class AuditOptions(InBall, Sampled):
     """``gradscope audit``, :func:`gradscope.audit`."""
 
     command, kind, suffix = "audit", "audit", "-audit"
     summary = "Say whether a model's robustness is real or its gradients are masked, with the evidence and the cause."
     measurement = "gradscope.measure.audit:AuditMeasurement"
-    lines = "audit_lines"
     roles = ("surrogate",)
 
     budget: str = option(
         "standard",
-        "quick (a minute for a small model and 200 images), standard, or full (attacks at their usual size)",
+        "sets the attacks and their steps: quick (a minute for a small model and 200 images), standard, or full "
+        "(steps and restarts as published)",
         ATTACK,
         names="gradscope.auditing.budgets:BUDGETS",
     )
-    norm: Norm = option("l2", "l2 or linf", ATTACK)
-    epsilon: Number | None = option(None, "radius in pixel units, 0.5 or 8/255; 1.0 for l2, 8/255 for linf", ATTACK)
     surrogate: Names = option(
         (),
         "another model whose adversarial examples are tried too; repeatable",
@@ -362,9 +368,9 @@ class AuditOptions(Sampled):
         repeatable=True,
     )
     samples: int | None = option(
-        None, "test images, drawn by --seed; 200, 500 or 1000 by budget, or all there are", IMAGES
+        None, "test images to draw", IMAGES, usual="200, 500 or 1000 by budget, or all if there are fewer", ge=1
     )
-    batch_size: int | None = option(None, "images attacked at once", RUNNING, ge=1)
+    batch_size: int | None = option(None, "images attacked at once", RUNNING, usual="32 on a CPU, 512 on a GPU", ge=1)
 
     @property
     def default_images(self) -> int:  # type: ignore[override]  # of the budget

@@ -13,18 +13,20 @@ from gradscope.models.references import check_references, parse_reference
 def refuse(request: Request, out: Path) -> None:
     """Raise :class:`GradscopeError` for what is wrong with ``request``, as far as that can be seen without torch."""
     foreign, data = request.foreign, request.data
-    others = [name for name in dict.fromkeys(request.options.other_models) if name not in request.models]
+    roles = {name: role for role, names in request.options.others.items() for name in names if role != "epochs"}
+    others = [name for name in roles if name not in request.models]
     check_references(
         [*request.models, *others],
         weights=foreign.weights,
         mean=foreign.mean,
         std=foreign.std,
         trust_code=foreign.trust_code,
+        arguments={name: roles[name] for name in others},
     )
     request.check()
     require_data_set(request)
     if data.dataset is not None:
-        check_data(Data.parse(data.given()))
+        check_data(Data.parse(data.given()), download=data.download)
     require_room(out, request.options.kind, resume=request.where.resume, overwrite=request.where.overwrite)
 
 

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from gradscope.errors import GradscopeError, lookup
+from gradscope.errors import GradscopeError, first_of, lookup
 from gradscope.measure.directory import FILES, IMAGES, require_room
 from gradscope.results.audits import AuditOf, Audits
 from gradscope.results.files import atomic, exclusive
 from gradscope.results.manifest import MANIFEST
+from gradscope.results.metrics import METRICS
 from gradscope.results.schemas import (
     ATTACK_SAMPLES,
     ATTACKS,
     AUDIT,
     AUDIT_JSON,
     BANDS,
-    EXHIBITS,
+    EXAMPLE_IMAGES,
     LANDSCAPE,
     PATH,
     SAMPLES,
@@ -61,8 +62,6 @@ class Result:
     #: The ``kind`` that the manifest says, and the table that :meth:`frame` gives.
     kind: ClassVar[str]
     main: ClassVar[str]
-    #: What :mod:`gradscope.reporting.console` prints of it.
-    lines: ClassVar[str]
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self.files = dict(files)
@@ -121,7 +120,7 @@ class Result:
         wanted = [name for name in self.tables if name not in ("summary", "bands")]
         tables = {TABLES[name].file: self.frame(name) for name in wanted}
         audit = json.loads(self.files[AUDIT_JSON]) if AUDIT_JSON in self.files else None
-        return Sources(tables, self.manifest, audit, self._arrays(EXHIBITS))
+        return Sources(tables, self.manifest, audit, self._arrays(EXAMPLE_IMAGES))
 
     def _arrays(self, name: str) -> dict[str, Any] | None:
         if name not in self.files:
@@ -158,8 +157,7 @@ class Result:
         with tempfile.TemporaryDirectory() as folder:
             for name, content in self.files.items():
                 Path(folder, name).write_bytes(content)
-            lines: str = getattr(console, self.lines)(Path(folder))
-        return lines
+            return console.finding_lines(Path(folder))
 
     def _require_one(self, name: str, instead: str = ".frame()") -> None:
         """Refuse the attribute ``name`` of several models."""
@@ -199,13 +197,15 @@ def _let_notebooks_show_figures() -> None:
 class Trace(Result):
     """What the gradients do along attacks: ``steps`` (by step), ``samples`` (by image), ``summary``."""
 
-    kind, main, lines = "analysis", "steps", "analysis_lines"
+    kind, main = "analysis", "steps"
 
     def mean(self, metric: str) -> pd.Series:
         """The mean of ``metric`` over the images, by checkpoint, attack and step."""
         steps = self.frame()
-        known = dict.fromkeys(steps["metric"])
-        lookup(known, metric, "metric")
+        measured = dict.fromkeys(steps["metric"])
+        if metric in METRICS and metric not in measured:
+            raise GradscopeError(f"metric must be one that was measured, {', '.join(measured)}, got {metric!r}")
+        lookup(measured, metric, "metric")
         return steps[steps["metric"] == metric].set_index(["checkpoint", "attack", "step"])["mean"]
 
     def _findings(self) -> Iterator[str]:
@@ -222,7 +222,7 @@ class Trace(Result):
 class Landscape(Result):
     """Planes around images or weights: ``landscape`` (by point), ``summary``, ``samples``, ``path``."""
 
-    kind, main, lines = "landscape", "landscape", "landscape_lines"
+    kind, main = "landscape", "landscape"
 
     def _findings(self) -> Iterator[str]:
         facts, rows = self.manifest["landscape"], self.frame("summary")
@@ -235,7 +235,7 @@ class Landscape(Result):
 class Attacks(Result):
     """Robust accuracy under a set of attacks: ``attacks``, ``samples``."""
 
-    kind, main, lines = "attack", "attacks", "attack_lines"
+    kind, main = "attack", "attacks"
 
     @property
     def _samples(self) -> Table:
@@ -271,9 +271,13 @@ class Attacks(Result):
         return rows.sort_index()
 
     def _findings(self) -> Iterator[str]:
-        for row in self._lowest.to_dict("records"):
+        lowest = self._lowest
+        for row in lowest.to_dict("records"):
             ball = f"{row['norm']} {row['epsilon']:.3g}"
             yield f"{row['checkpoint']}: robust accuracy at most {row['value']:.1%}, {ball}"
+        yield from (
+            f"{model}: no attack could be run" for model in self.models if model not in set(lowest["checkpoint"])
+        )
 
     @property
     def adversarial(self) -> dict[str, Any]:
@@ -287,7 +291,7 @@ class Attacks(Result):
 class TransferMatrix(Result):
     """Whose examples fool whom: ``transfer``, ``samples``."""
 
-    kind, main, lines = "transfer", "transfer", "transfer_lines"
+    kind, main = "transfer", "transfer"
 
     @property
     def _samples(self) -> Table:
@@ -309,7 +313,7 @@ class TransferMatrix(Result):
 class AuditReport(Result):
     """Verdicts on gradient masking: ``audit`` (by check), ``attacks``, ``samples``."""
 
-    kind, main, lines = "audit", "audit", "audit_lines"
+    kind, main = "audit", "audit"
 
     @property
     def _samples(self) -> Table:
@@ -356,6 +360,11 @@ class AuditReport(Result):
             yield f"{one.checkpoint}: {one.verdict_and_cause}, robust accuracy at most {bound:.1%}"
 
 
+def _below(folder: Path) -> list[str]:
+    """The sub-directories with results."""
+    return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
+
+
 #: The class of each kind of result.
 KINDS: dict[str, type[Result]] = {kind.kind: kind for kind in (Trace, Landscape, Attacks, TransferMatrix, AuditReport)}
 
@@ -370,12 +379,16 @@ def read(directory: str | Path) -> Result:
         content = (folder / MANIFEST).read_bytes()
         kind = json.loads(content)["kind"]
     except OSError as error:
-        raise GradscopeError(f"directory must hold {MANIFEST}, got {folder}: {error.strerror}", "directory") from None
+        below = first_of(_below(folder))
+        hint = f"; the results of its sub-directories are read one by one: {below}" if below else ""
+        raise GradscopeError(
+            f"directory must hold {MANIFEST}, got {folder}: {error.strerror}{hint}", "directory"
+        ) from None
     except (ValueError, KeyError, TypeError):
         raise GradscopeError(f"directory must hold a {MANIFEST} of gradscope, got {folder}", "directory") from None
     if kind not in KINDS:
-        below = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
-        hint = f"; the results of a study are in {', '.join(below)}" if below else ""
+        below = first_of(_below(folder))
+        hint = f"; the results of a study are in {below}" if below else ""
         raise GradscopeError(f"directory must hold one measurement, got a {kind}{hint}", "directory")
     files = {MANIFEST: content}
     for name in FILES:

@@ -1,7 +1,7 @@
 """The one way a measurement runs: models and images are read, the work is shared and kept, files are written."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib import import_module
@@ -10,11 +10,12 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from gradscope.auditing.first_look import first_look
 from gradscope.distributed.processes import Hardware, device_name
 from gradscope.distributed.ranks import on_every_rank
-from gradscope.distributed.units import Team
+from gradscope.distributed.units import Each, Team, Work
 from gradscope.figures import background
-from gradscope.measure.declaring import Options
+from gradscope.measure.common_options import Options
 from gradscope.measure.directory import results_directory
 from gradscope.measure.inputs import Entry, Given, Inputs, describe
 from gradscope.measure.options import Request
@@ -22,6 +23,9 @@ from gradscope.measure.partial_results import PartialResults
 from gradscope.measure.writer import Part, Writer, dependencies
 from gradscope.models.given import device_of
 from gradscope.models.inspection import FLOAT32
+from gradscope.progress import Advance
+from gradscope.results.cautions import cautions
+from gradscope.results.manifest import Manifest
 from gradscope.results.provenance import provenance
 from gradscope.results.stats import METHODS
 
@@ -43,6 +47,15 @@ class Measurement(ABC, Generic[OptionsT]):
     def read(self) -> Sequence[Entry]:
         """Every model with its images, each loaded once to see that they fit, before the first is measured."""
 
+    @property
+    def batch_size(self) -> int | None:
+        """Images worked on at once; None: what is usual for the work."""
+        return getattr(self.options, "batch_size", None)
+
+    def work(self, each: Each, advance: Advance) -> Work:
+        """How images are worked through: with the seed, the device and the batch size of the measurement."""
+        return Work(self.options.seed, self.device, self.batch_size, each, advance)
+
     @abstractmethod
     def described(self) -> Row:
         """What the manifest says of the measurement beside what it says of all."""
@@ -59,22 +72,27 @@ class Measurement(ABC, Generic[OptionsT]):
         """Write what is made from all tables together."""
 
 
-def run(request: Request, out: Path, given: Given | None = None) -> Path:
+def _say_nothing(caution: str) -> None:
+    """Leave cautions to those who read the manifest."""
+
+
+def run(request: Request, out: Path, given: Given | None = None, *, warn: Callable[[str], None] = _say_nothing) -> Path:
     """Measure what ``request`` asks for; write tables, manifest and figures to ``out``.
 
     Every model is loaded and checked before the first is measured, and the tables grow as the work goes on. Finished
     pieces of it are kept until all is done, so that an interrupted run can be resumed, to the same files but for the
-    seconds. ``given`` are models and images in memory, measured where the first model is.
+    seconds. ``given`` are models and images in memory, measured where the first model is. ``warn`` is told what to know
+    of the models before their numbers are read, which the manifest records, too.
     """
     request.check()
     if given is None:
-        on_every_rank(Hardware(request.where.device, request.where.devices), partial(_run, request, out, None))
+        on_every_rank(Hardware(request.where.device, request.where.devices), partial(_run, request, out, None, warn))
     else:
-        Team(device_of(next(iter(given.models.values())).model)).run(partial(_run, request, out, given))
+        Team(device_of(next(iter(given.models.values())).model)).run(partial(_run, request, out, given, warn))
     return out
 
 
-def _run(request: Request, out: Path, given: Given | None, team: Team) -> None:
+def _run(request: Request, out: Path, given: Given | None, warn: Callable[[str], None], team: Team) -> None:
     options, where = request.options, request.where
     module, _, name = options.measurement.partition(":")
     kind: type[Measurement[Any]] = getattr(import_module(module), name)
@@ -85,6 +103,11 @@ def _run(request: Request, out: Path, given: Given | None, team: Team) -> None:
         inputs = Inputs(request, team.device, given)
         measurement = kind(options, inputs, team, out)
         manifest = _manifest(request, measurement, inputs, team)
+        if team.is_first:
+            for entry, described in zip(measurement.entries, manifest["checkpoints"], strict=True):
+                described["first_look"] = _look(entry, inputs, options.seed)
+            for caution in cautions(Manifest.model_validate(manifest)):
+                warn(caution)
         more = {
             "checkpoint": _sources(manifest["checkpoints"]),
             "surrogate": _sources(manifest.get("surrogates", ())),
@@ -121,6 +144,12 @@ def _manifest(request: Request, measurement: Measurement[Any], inputs: Inputs, t
         "checkpoints": [describe(entry) for entry in measurement.entries],
         "provenance": made_by,
     }
+
+
+def _look(entry: Entry, inputs: Inputs, seed: int) -> Row:
+    chosen = entry.chosen
+    model = inputs.load(entry.reference, chosen.images, differentiable=False).model
+    return first_look(model, chosen.images, chosen.numbers, seed, inputs.device)
 
 
 def _sources(entries: Sequence[Row]) -> list[str]:

@@ -34,10 +34,11 @@ class TransferMeasurement(Measurement[TransferOptions]):
 
     def described(self) -> Row:
         """The attack and how many images are attacked at once."""
-        return self.options.resolved() | {"batch_size": self._batch_size}
+        return self.options.resolved() | {"batch_size": self.batch_size}
 
     @property
-    def _batch_size(self) -> int:
+    def batch_size(self) -> int:
+        """Images attacked at once."""
         return self.options.batch_size or usual_batch_size(self.options.settings, self.device)
 
     def parts(self, kept: PartialResults) -> Iterator[Part]:
@@ -51,21 +52,16 @@ class TransferMeasurement(Measurement[TransferOptions]):
     def _judge(self, kept: PartialResults, advance: Advance) -> Transfer:
         """The examples of each model, from their files or made, and what every model makes of them."""
         chosen = self.entries[0].chosen
-        shared: Row = {
-            "numbers": chosen.numbers,
-            "seed": self.options.seed,
-            "device": self.device,
-            "batch_size": self._batch_size,
-        }
 
         def examples_of(place: int, subject: LoadedModel) -> Tensor:
             return make_examples(
                 subject.model,
                 chosen.images,
                 self.options.settings,
-                **shared,
-                each=prefixed(kept.each, str(place)),
-                advanced=lambda done, note: advance(done, f"attacking {subject.label}"),
+                numbers=chosen.numbers,
+                work=self.work(
+                    prefixed(kept.each, str(place)), lambda done, note: advance(done, f"attacking {subject.label}")
+                ),
             )
 
         examples = {subject.label: examples_of(place, subject) for place, subject in enumerate(self.subjects)}
@@ -75,9 +71,8 @@ class TransferMeasurement(Measurement[TransferOptions]):
             chosen.images,
             examples,
             threat_model(self.options.settings),
-            **shared,
-            each=self.team.each,
-            advanced=lambda done, target: advance(done, f"judging on {target}"),
+            numbers=chosen.numbers,
+            work=self.work(self.team.each, lambda done, target: advance(done, f"judging on {target}")),
         )
 
     def _rows(self, found: Transfer) -> Iterator[Row]:

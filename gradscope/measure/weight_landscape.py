@@ -1,6 +1,5 @@
 """Landscapes of weight space: planes and lines around a network's weights."""
 
-import copy
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from gradscope.measure.runner import Measurement, Row
 from gradscope.measure.writer import Part, Rows
 from gradscope.models import checkpoint as checkpoints
 from gradscope.models.factories import call_factory
-from gradscope.models.inspection import measuring, one_line
+from gradscope.models.inspection import copied, is_scripted, measuring, one_line
 from gradscope.models.loading import LoadedModel
 from gradscope.probes.comparison import MOST_PRODUCTS, TOLERANCE
 from gradscope.probes.curvature import Eigenvalue, weight_curvature, weight_curvature_along
@@ -81,6 +80,10 @@ class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
         self.subjects = [inputs.load(reference, splits.test) for reference in references]
         self.other = self.subjects.pop() if options.towards is not None else None
         self.planes = [_plane(subject, self.other, options) for subject in self.subjects]
+        if options.batch_norm == "re-estimated" and any(is_scripted(subject.model) for subject in self.subjects):
+            raise GradscopeError(
+                "batch_norm must be as-is for a TorchScript model, whose statistics cannot be taken anew"
+            )
         self.images = inputs.choose(splits.test, options.images, "images")
         custom = None
         if options.metric is not None:
@@ -114,7 +117,8 @@ class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
             axes[1] = ("random direction, filter-normalised, orthogonal", filters)
         if options.epochs is not None:
             axes = [(f"principal direction {number} of the epochs", "L2 distance of the weights") for number in (1, 2)]
-        reestimated = f"re-estimated on {NORM_IMAGES} training images or all"
+        whose = "training" if self.inputs.given is None else "given"
+        reestimated = f"re-estimated on {NORM_IMAGES} {whose} images or all"
         landscape = {
             "seed": options.seed,
             "points": options.points,
@@ -200,7 +204,7 @@ class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
         still = {key: torch.zeros_like(parameter) for key, parameter in model.named_parameters()}
         centre = evaluate_plane(model, still, None, (zero, zero), self.measures)
         if self.measures.reestimate:
-            model = copy.deepcopy(model)
+            model = copied(model)
             with measuring(model), torch.no_grad():
                 reestimate_batch_norm(model, self.measures.reestimate)
         found, sums = halving(partial(self._curvature, model), _CURVATURE_BATCH)

@@ -39,8 +39,8 @@ def check_normalisation(mean: Sequence[float], std: Sequence[float], channels: i
     """Raise :class:`GradscopeError` unless both hold one finite value, or ``channels``, and every std is above 0."""
     for argument, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
-            wanted = " or ".join(str(count) for count in sorted({1, channels}))
-            raise GradscopeError(f"{argument} must be {wanted} numbers, got {len(values)}")
+            wanted = f", or one for each of {channels} channels" if channels > 1 else ", for there is one channel"
+            raise GradscopeError(f"{argument} must be one number{wanted}, got {len(values)} numbers")
         if not all(isfinite(value) for value in values):
             raise GradscopeError(f"{argument} must be finite, got {list(values)}")
     if min(std) <= 0:
@@ -117,24 +117,25 @@ class ModelSpec:
         )
 
 
-def build(spec: ModelSpec, *, trust_code: bool = False) -> nn.Sequential:
+def build(spec: ModelSpec, *, trust_code: bool = False, argument: str = "architecture") -> nn.Sequential:
     """The network of ``spec`` with fresh weights from torch's global generator, in train mode.
 
     Takes ``(N, channels, H, W)`` images in [0, 1], returns logits ``(N, classes)``. A user's factory is called with
-    ``num_classes`` where it has such a parameter; it runs code, which takes ``trust_code``.
+    ``num_classes`` where it has such a parameter; it runs code, which takes ``trust_code``. ``argument`` begins the
+    message of what a factory is refused for.
     """
     builder = _BUILDERS.get(spec.architecture)
-    network = _own(spec, trust_code) if builder is None else builder(spec)
+    network = _own(spec, trust_code, argument) if builder is None else builder(spec)
     return normalised(network, spec.mean, spec.std).train()
 
 
-def _own(spec: ModelSpec, trust_code: bool) -> nn.Module:
+def _own(spec: ModelSpec, trust_code: bool, argument: str) -> nn.Module:
     """The network that a user's factory returns."""
     text = spec.architecture
-    check_architecture(text, trust_code=trust_code)
-    network = built(text, "architecture", lambda: call_factory(text, "architecture", num_classes=spec.classes))
+    check_architecture(text, trust_code=trust_code, argument=argument)
+    network = built(text, argument, lambda: call_factory(text, argument, num_classes=spec.classes))
     if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise GradscopeError(f"architecture: {text} must have parameters to train, got none")
+        raise GradscopeError(f"{argument}: {text} must have parameters to train, got none")
     return network
 
 

@@ -8,7 +8,7 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from gradscope.errors import GradscopeError
 from gradscope.models.architectures import ModelSpec, build
-from gradscope.models.references import first_bytes
+from gradscope.models.references import (
+    PICKLE_HEAD,
+    first_bytes,
+    no_checkpoint,
+    no_tensors,
+    require_found,
+    require_tensors,
+    truncated,
+)
 from gradscope.results.files import atomic
 from gradscope.seeding import seeded
 
@@ -25,8 +33,6 @@ from gradscope.seeding import seeded
 FORMAT = 1
 _PRODUCER = "gradscope"
 _PLAIN = (type(None), bool, int, float, str)
-_ZIP_HEAD = b"PK\x03\x04"
-_PICKLE_HEAD = b"\x80"
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,8 @@ class Checkpoint:
 
     ``epochs`` is how many of ``planned_epochs`` its run had done when it was written.
     ``dataset`` names the data it was trained on, ``classes`` its class names in the order of the logits,
-    ``data_fingerprint`` its content. ``trust_code``: whether a user's own architecture may run to build it; not kept in
-    the file.
+    ``data_fingerprint`` its content. ``trust_code``: whether a user's own architecture may run to build it; ``path``:
+    the file it was read from, for messages. These two are not kept in the file.
     """
 
     spec: ModelSpec
@@ -49,6 +55,7 @@ class Checkpoint:
     history: list[dict[str, Any]]
     provenance: dict[str, Any]
     trust_code: bool = False
+    path: Path | None = field(default=None, repr=False, compare=False)
 
     @property
     def epochs(self) -> int:
@@ -81,8 +88,9 @@ class Checkpoint:
 
         Weights that do not fit the specification raise :class:`GradscopeError`. No random state is touched.
         """
+        argument = "model" if self.path is None else f"model: {self.path}"
         with seeded(0, "weights"):
-            model = build(self.spec, trust_code=self.trust_code)
+            model = build(self.spec, trust_code=self.trust_code, argument=argument)
         load_strictly(model, self.state_dict, f"model: the checkpoint's weights do not fit {self.spec.architecture}")
         return model.eval()
 
@@ -121,12 +129,10 @@ def load(path: Path, *, trust_code: bool = False) -> Checkpoint:
 
     Without ``trust_code`` the network of a user's own architecture cannot be built.
     """
+    require_found(path, "model")
     content = {} if path.suffix == ".safetensors" else load_weights_only(path, "model")
     if not isinstance(content, dict) or content.get("producer") != _PRODUCER:
-        raise GradscopeError(
-            f"model: {path} is no gradscope checkpoint; pass other models as torchvision:NAME, timm:NAME or "
-            f"package.module:factory with `weights` {path}"
-        )
+        raise no_checkpoint(path)
     written = content.get("format")
     if isinstance(written, int) and written > FORMAT:
         raise GradscopeError(f"model: {path} has format {written}, this gradscope reads up to {FORMAT}; update it")
@@ -143,6 +149,7 @@ def load(path: Path, *, trust_code: bool = False) -> Checkpoint:
             history=content["history"],
             provenance=content["provenance"],
             trust_code=trust_code,
+            path=path,
         )
     except GradscopeError as error:
         raise GradscopeError(f"model: {path} cannot be used: {error}") from None
@@ -176,32 +183,29 @@ def load_weights_only(path: Path, argument: str) -> Any:
     There is no way around this: a file that needs code, is truncated or is none of torch's raises
     :class:`GradscopeError`, with ``argument`` in front.
     """
-    head = first_bytes(path, argument)
+    require_tensors(path, argument)
     try:
         with warnings.catch_warnings():
-            # Torch warns of TorchScript archives and newer pickles; the error that follows says it better.
+            # Torch warns of newer pickles; the error that follows says it better.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # Torch's own message offers weights_only=False, so none of it is passed on.
-        raise GradscopeError(f"{argument}: {path} {_refusal(path, head, error)}") from None
+        raise _refusal(path, argument, error) from None
 
 
-def _refusal(path: Path, head: bytes, error: Exception) -> str:
+def _refusal(path: Path, argument: str, error: Exception) -> GradscopeError:
     """Why ``torch.load`` failed, from the file's first bytes and torch's error."""
     refused = re.search(r"GLOBAL (\S+)", str(error))
     if isinstance(error, pickle.UnpicklingError) and refused:
-        return (
-            f"was refused: it asks for {refused[1]}, and gradscope never runs code from a checkpoint; "
-            "save the model's state_dict() alone"
+        return GradscopeError(
+            f"{argument}: {path} was refused: it asks for {refused[1]}, and gradscope never runs code from a "
+            "checkpoint; save the model's state_dict() alone"
         )
-    cut_archive = _ZIP_HEAD.startswith(head[:4]) and not zipfile.is_zipfile(path)
-    cut_pickle = isinstance(error, EOFError | struct.error | IndexError) or "unexpected EOF" in str(error)
-    if cut_archive or (head.startswith(_PICKLE_HEAD) and cut_pickle):
-        return f"is truncated: its end is missing after {path.stat().st_size} bytes"
-    if "TorchScript" in str(error):
-        return "was refused: it is TorchScript, and gradscope never runs code from a checkpoint"
-    return f"is no file of tensors that torch.save wrote, or is damaged; it begins with {head!r}"
+    cut = isinstance(error, EOFError | struct.error | IndexError) or "unexpected EOF" in str(error)
+    if cut and first_bytes(path, argument).startswith(PICKLE_HEAD):
+        return truncated(path, argument)
+    return no_tensors(path, argument)
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], complaint: str) -> None:

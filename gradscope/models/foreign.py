@@ -16,10 +16,12 @@ from gradscope.models.architectures import check_normalisation, normalised
 from gradscope.models.checkpoint import load_strictly, load_weights_only
 from gradscope.models.factories import built, call_factory
 from gradscope.models.inspection import one_line
-from gradscope.models.references import ModelRef, check_reference, first_bytes, require_both
+from gradscope.models.references import ModelRef, check_reference, require_both, require_safetensors
 from gradscope.seeding import seeded
 from gradscope.vision import torchvision
 
+#: Classes that a model of a library is built for where neither data nor weights say.
+USUAL_CLASSES = 1000
 #: Keys under which training scripts put the state dict, in the order they are tried.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "ema", "state_dict_ema", "last", "network")
 #: What DataParallel, torch.compile and wrapping modules put in front of every key.
@@ -31,7 +33,7 @@ def load_foreign(
     reference: ModelRef,
     *,
     weights: Path | None,
-    classes: int,
+    classes: int | None,
     channels: int,
     size: tuple[int, int],
     mean: Sequence[float] | None,
@@ -40,7 +42,8 @@ def load_foreign(
 ) -> nn.Module:
     """The model that ``reference`` names, with ``weights``, in eval mode; it takes images in [0, 1].
 
-    ``size``: height and width of the images, for models that are built for one.
+    ``classes``: as many as ``weights`` have where None, or 1000. ``size``: height and width of the images, for models
+    that are built for one.
     Where ``mean`` and ``std`` are given, or ``weights`` is a gradscope checkpoint, which knows its own, the model is
     put behind :class:`Normalise`. A factory runs code, which takes ``trust_code``; it may bring its own weights.
     Random states stay as they were. Every mistake raises :class:`GradscopeError`.
@@ -50,16 +53,27 @@ def load_foreign(
         check_normalisation(mean, std, channels)
     check_reference(reference, weights, trust_code=trust_code)
     state = None if weights is None else _read_state_dict(weights)
-    with seeded(0, "foreign"):
-        if reference.kind == "library":
-            model = _BUILDERS[reference.module](reference.name, classes, channels, size)
-        else:
-            model = built(reference.text, "model", lambda: call_factory(reference.text, "model"))
+
+    def build(count: int) -> nn.Module:
+        with seeded(0, "foreign"):
+            if reference.kind == "library":
+                return _BUILDERS[reference.module](reference.name, count, channels, size)
+            return built(reference.text, "model", lambda: call_factory(reference.text, "model"))
+
+    model = build(classes or USUAL_CLASSES)
     if state is not None:
         own_keys = model.state_dict().keys()
         state, file_normalisation = _split_normalisation(state, own_keys)
         mean, std = _agree(file_normalisation, mean, std)
-        load_strictly(model, _without_prefix(state, own_keys), f"weights: {weights} does not fit {reference.text}")
+        state = _without_prefix(state, own_keys)
+        if theirs := _other_classes(model, state, classes or USUAL_CLASSES):
+            if classes is not None:
+                raise GradscopeError(
+                    f"weights: {weights} has {theirs} classes, the data {classes}; examine it on data of its classes, "
+                    "or give it another last layer in a package.module:factory"
+                )
+            model = build(theirs)
+        load_strictly(model, state, f"weights: {weights} does not fit {reference.text}")
     if mean is not None and std is not None:
         model = normalised(model, mean, std)
     return model.eval()
@@ -124,13 +138,11 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    head = first_bytes(path, "weights")
+    require_safetensors(path, "weights")
     try:
         return dict(safetensors.torch.load_file(path))
     except (safetensors.SafetensorError, OSError) as error:
-        raise GradscopeError(
-            f"weights: {path} is no safetensors file, or truncated; it begins with {head!r}: {one_line(error)}"
-        ) from None
+        raise GradscopeError(f"weights: {path} is no safetensors file, or truncated: {one_line(error)}") from None
 
 
 def _unwrap(content: object, depth: int) -> dict[str, Tensor] | None:
@@ -150,6 +162,17 @@ def _without_prefix(state: dict[str, Tensor], own_keys: Collection[str]) -> dict
         state = {key.removeprefix(prefix): value for key, value in state.items()}
         candidates.append(state)
     return min(reversed(candidates), key=lambda candidate: len(candidate.keys() ^ set(own_keys)))
+
+
+def _other_classes(model: nn.Module, state: Mapping[str, Tensor], classes: int) -> int | None:
+    """The number of classes of the weights, where they differ from the model's in that alone; else None."""
+    own = model.state_dict()
+    if not all(key.endswith("num_batches_tracked") for key in own.keys() ^ state.keys()):
+        return None
+    reshaped = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    counts = {len(state[key]) if state[key].dim() else 0 for key in reshaped}
+    alone = len(counts) == 1 and all(own[key].shape == (classes, *state[key].shape[1:]) for key in reshaped)
+    return counts.pop() if alone else None
 
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]

@@ -1,22 +1,19 @@
 """A model that a user has in memory, made ready to be measured."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
-from scipy import stats
-from torch import nn
+from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from gradscope.data.given import with_classes
 from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
 from gradscope.models.architectures import check_normalisation, normalised
-from gradscope.models.inspection import logits_for, returning_logits
+from gradscope.models.inspection import into_evaluation, logits_for, returning_logits
 from gradscope.models.loading import LoadedModel
 from gradscope.models.references import require_both
-
-#: A p-value from which on an accuracy is called chance.
-_SIGNIFICANT = 0.05
 
 Numbers = float | Sequence[float]
 
@@ -37,7 +34,7 @@ def given_model(
     that autograd cannot follow are none.
     """
     if not isinstance(model, nn.Module):
-        raise GradscopeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        raise no_module(model)
     _require_evaluation(model)
     require_both(mean, std)
     device = device_of(model)
@@ -46,8 +43,8 @@ def given_model(
     if mean is not None and std is not None:
         shift, scale = _numbers(mean, "mean"), _numbers(std, "std")
         check_normalisation(shift, scale, images.channels)
-        ready = normalised(model, shift, scale).eval()
-        ready[0].to(device)
+        ready = into_evaluation(normalised(model, shift, scale))
+        ready.get_submodule("normalise").to(device)
     ready = returning_logits(ready, batch, "model")
     logits = logits_for(ready, batch, "model")
     if logits.shape[1] < 2:
@@ -64,7 +61,29 @@ def _numbers(value: Numbers, argument: str) -> tuple[float, ...]:
         raise GradscopeError(f"{argument} must be one number, or one for each channel, got {value!r}") from None
 
 
+def no_module(model: object) -> GradscopeError:
+    """The error for what is given in the place of a model, with what to do about it."""
+    got, hint = type(model).__name__, ""
+    if isinstance(model, type):
+        got, hint = f"the class {model.__name__}", f"; call it: {model.__name__}()"
+    elif isinstance(model, torch.export.ExportedProgram):
+        hint = "; pass its .module()"
+    elif isinstance(model, Tensor) or (isinstance(model, Mapping) and _are_tensors(model.values())):
+        got, hint = "a state dict", "; build the model and call its load_state_dict"
+    elif isinstance(model, Mapping | Sequence):
+        hint = '; several models are a dictionary by name, {"a": model, "b": other}'
+    elif callable(model):
+        hint = "; make it the forward of one: class Net(torch.nn.Module): forward = staticmethod(FUNCTION)"
+    return GradscopeError(f"model must be a torch.nn.Module, a path, or several of these by name, got {got}{hint}")
+
+
+def _are_tensors(values: Iterable[object]) -> bool:
+    return all(isinstance(value, Tensor) for value in values)
+
+
 def _require_evaluation(model: nn.Module) -> None:
+    if isinstance(model, GraphModule) and "eval" in vars(model):
+        return  # of torch.export, whose flags say nothing: its mode was fixed when it was exported
     training = [name for name, module in model.named_modules() if module.training]
     if training:
         where = "" if "" in training else f" in its part {training[0]}"
@@ -75,21 +94,3 @@ def device_of(model: nn.Module) -> torch.device:
     """The device of the first parameter, or else of the first buffer; the CPU where there is neither."""
     first = next(model.parameters(), next(model.buffers(), None))
     return torch.device("cpu") if first is None else first.device
-
-
-def at_chance(right: int, images: int, classes: int) -> str | None:
-    """A warning where ``right`` of ``images`` are no more than guessing gives (binomial test), or None.
-
-    Where so few images were shown that even a perfect model could not be told from chance, nothing is said.
-    """
-    chance = 1 / classes
-    if chance**images > _SIGNIFICANT:
-        return None
-    p_value = float(stats.binomtest(right, images, chance, alternative="greater").pvalue)
-    if p_value < _SIGNIFICANT:
-        return None
-    return (
-        f"{right} of {images} images are right, no more than guessing among {classes} classes gives "
-        f"(binomial test, p = {p_value:.2g}): "
-        "gradients of a model that has learned nothing say nothing; check labels, mean= and std="
-    )

@@ -1,5 +1,6 @@
 """Looking at a model without leaving a trace, and telling whether it fits the data."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -79,14 +80,31 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     training = [(module, module.training) for module in model.modules()]
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        model.eval()
-        model.requires_grad_(False)
+        into_evaluation(model)
+        for parameter, _ in required:
+            parameter.requires_grad_(False)
         yield
     finally:
         for module, flag in training:
             module.training = flag
         for parameter, flag in required:
             parameter.requires_grad_(flag)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of ``model``; without gradients, which would make TorchScript's parameters results of the copying."""
+    with torch.no_grad():
+        return copy.deepcopy(model)
+
+
+def into_evaluation(model: nn.Module) -> nn.Module:
+    """Call ``model.eval()``, and set the flags alone of what ``torch.export`` made, which refuses it; return it."""
+    try:
+        return model.eval()
+    except NotImplementedError:
+        for module in model.modules():
+            module.training = False
+        return model
 
 
 class LogitsOnly(nn.Module):
@@ -106,7 +124,7 @@ def returning_logits(model: nn.Module, batch: Tensor, name: str) -> nn.Module:
     """``model``, in eval mode behind :class:`LogitsOnly` where what it returns for ``batch`` has ``.logits``."""
     output = _returned(model, batch, name)
     wrapped = not isinstance(output, Tensor) and isinstance(getattr(output, "logits", None), Tensor)
-    return LogitsOnly(model).eval() if wrapped else model
+    return into_evaluation(LogitsOnly(model)) if wrapped else model
 
 
 def grey(images: ImageSet, device: torch.device) -> Tensor:
@@ -134,7 +152,9 @@ def logits_for(model: nn.Module, batch: Tensor, name: str) -> Tensor:
     count = len(batch)
     if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != count:
         kind = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise GradscopeError(f"{name} must return logits (N, classes), got {kind} for {count} images")
+        first = isinstance(output, tuple | list) and len(output) > 0 and isinstance(output[0], Tensor)
+        hint = "; wrap it in a module whose forward returns the first of them" if first else ""
+        raise GradscopeError(f"{name} must return logits (N, classes), got {kind} for {count} images{hint}")
     if not output.is_floating_point():
         raise GradscopeError(f"{name} must return floating-point logits, got {output.dtype}")
     return output
@@ -146,15 +166,28 @@ def _returned(model: nn.Module, batch: Tensor, name: str) -> object:
         with torch.no_grad():
             return _run(model, batch)
     except Exception as error:
+        other = {p.dtype for p in model.parameters() if p.is_floating_point()} - {batch.dtype}
+        if other:
+            kind = str(other.pop()).removeprefix("torch.")
+            raise GradscopeError(
+                f"{name} must take float32 images, got {kind} parameters; call model.float()"
+            ) from error
         size = " x ".join(str(length) for length in batch.shape[1:])
         raise GradscopeError(f"{name} does not take the data's {size} images: {one_line(error)}") from error
+
+
+def call_with(model: nn.Module, tensors: dict[str, Tensor], batch: Tensor) -> Any:
+    """``model(batch)`` with ``tensors`` in the places of its parameters and buffers of these names."""
+    if isinstance(model, torch.jit.ScriptModule):  # which torch takes as a part of a module alone
+        model, tensors = nn.Sequential(model), {f"0.{name}": tensor for name, tensor in tensors.items()}
+    return functional_call(model, tensors, (batch,))
 
 
 def _run(model: nn.Module, batch: Tensor) -> Any:
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
     devices = [batch.device] if batch.device.type == "cuda" else []
     with measuring(model), torch.random.fork_rng(devices):
-        return functional_call(model, buffers, (batch,))
+        return call_with(model, buffers, batch)
 
 
 def check_differentiable(model: nn.Module, images: ImageSet, *, name: str, device: torch.device) -> None:
@@ -166,6 +199,11 @@ def check_differentiable(model: nn.Module, images: ImageSet, *, name: str, devic
         output = _run(model, grey(images, device).requires_grad_())
     if not output.requires_grad:
         raise GradscopeError(f"{name} has no gradient in the image: its logits are cut off from it (detached?)")
+
+
+def is_scripted(model: nn.Module) -> bool:
+    """Whether ``model`` or a part of it is TorchScript."""
+    return any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
 
 
 def one_line(error: BaseException) -> str:

@@ -112,9 +112,9 @@ def load_model(
     ours = reference.checkpoint
     if ours is not None:
         if ours.spec.channels != images.channels:
+            channels = "1 channel" if ours.spec.channels == 1 else f"{ours.spec.channels} channels"
             raise GradscopeError(
-                f"{argument}: {reference.label} takes images of {ours.spec.channels} channel(s), "
-                f"{images.name} has {images.channels}"
+                f"{argument}: {reference.label} takes images of {channels}, {images.name} has {images.channels}"
             )
         _require_classes(f"{argument}: {reference.label}", ours.classes, images, foreign.ignore_class_names)
         seed = ours.config.get("seed")

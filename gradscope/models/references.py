@@ -7,10 +7,12 @@ import ast
 import importlib
 import re
 import sys
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +24,13 @@ LIBRARIES = ("torchvision", "timm")
 #: A method of a class is told from a file's name by its call: ``package:Class.method()``.
 _FACTORY = re.compile(r"({0}(?:\.{0})*):(?:({0}(?:\.{0})*)(?=\()|({0})$)".format(r"[^\W\d]\w*"))
 _PREFIX = re.compile(r"(\w[\w.-]+):")
+#: What gives a module names that it does not spell.
+_MAKES_NAMES = re.compile(
+    r"import\s+\*|\b(?:__getattr__|__dict__|globals|locals|vars|setattr|exec|eval|modules|import_module)\b"
+)
+_ZIP_HEAD = b"PK\x03\x04"
+#: How a file begins that ``torch.save`` wrote before torch 1.6.
+PICKLE_HEAD = b"\x80"
 
 
 @dataclass(frozen=True)
@@ -108,14 +117,18 @@ def check_references(
     mean: object = None,
     std: object = None,
     trust_code: bool = False,
+    arguments: Mapping[str, str] | None = None,
 ) -> list[ModelRef]:
     """What each of ``texts`` names; every mistake that can be seen without loading raises :class:`GradscopeError`.
 
     ``weights`` has a file for each foreign model, in order, or none; without foreign models ``mean`` and ``std`` are
-    refused. Nothing is imported but what lies above a factory's module.
+    refused. ``arguments``: what named a text, where that was not ``model``. Nothing is imported but what lies above a
+    factory's module.
     """
     references = [parse_reference(text) for text in texts]
     foreign = [reference for reference in references if reference.is_foreign]
+    if weights and not foreign:
+        raise GradscopeError("weights must be left out where no model is foreign: a checkpoint has its own")
     if weights and len(weights) != len(foreign):
         raise GradscopeError(
             f"weights must be one file for each foreign model, in order ({len(foreign)}), got {len(weights)}"
@@ -127,7 +140,8 @@ def check_references(
         )
     files = weights_in_order(references, weights)
     for reference, file in zip(references, files, strict=True):
-        check_reference(reference, file, trust_code=trust_code)
+        argument = (arguments or {}).get(reference.text, "model")
+        check_reference(reference, file, trust_code=trust_code, argument=argument)
     _require_distinct(references, files)
     return references
 
@@ -155,14 +169,20 @@ def check_reference(reference: ModelRef, weights: Path | None, *, trust_code: bo
                 f"{argument}: {text} has the unknown prefix {prefix[1]!r}; "
                 f"known: {', '.join(LIBRARIES)}, package.module:factory"
             )
-        first_bytes(Path(text), argument)
+        require_found(Path(text), argument)
+        if Path(text).suffix == ".safetensors":
+            first_bytes(Path(text), argument)
+            raise no_checkpoint(Path(text), argument)
+        require_tensors(Path(text), argument)
     elif reference.kind == "factory":
         require_trust(reference, trust_code, argument)
         _require_module(reference, argument)
     elif weights is None:
         raise GradscopeError(f"weights must be a file for {text}; random weights measure nothing")
-    if weights is not None:
-        first_bytes(weights, "weights")
+    if weights is not None and weights.suffix == ".safetensors":
+        require_safetensors(weights, "weights")
+    elif weights is not None:
+        require_tensors(weights, "weights")
 
 
 def require_trust(reference: ModelRef, trust_code: bool, argument: str = "model") -> None:
@@ -178,16 +198,48 @@ def require_trust(reference: ModelRef, trust_code: bool, argument: str = "model"
 
 
 def _require_module(reference: ModelRef, argument: str) -> None:
-    """Raise :class:`GradscopeError` where the package of a factory is neither installed nor in this directory."""
+    """Raise :class:`GradscopeError` where the package of a factory is not to be found, or does not name the factory."""
     package = reference.module.partition(".")[0]
     if package in sys.modules:
         return
+    spec = _spec(package)
+    if spec is None:
+        raise GradscopeError(
+            f"{argument}: {reference.text}: {reference.module} cannot be imported: "
+            f"ModuleNotFoundError: No module named {package!r}"
+        )
+    if package == reference.module and _lacks(spec.origin, reference.name.partition(".")[0]):
+        raise GradscopeError(f"{argument}: {reference.text}: {reference.module} has no {reference.name}")
+
+
+def _spec(package: str) -> ModuleSpec | None:
+    """Where a package that is not loaded would be imported from; nothing is imported."""
     with working_directory_importable():
-        if find_spec(package) is None:
-            raise GradscopeError(
-                f"{argument}: {reference.text}: {reference.module} cannot be imported: "
-                f"ModuleNotFoundError: No module named {package!r}"
-            )
+        return find_spec(package)
+
+
+def require_found(path: Path, argument: str) -> None:
+    """Raise :class:`GradscopeError` where ``path`` is no file of a model but the name of a network or of code."""
+    name = str(path).removesuffix(".py")
+    is_code, exists = name != str(path), _exists(str(path))
+    if not name.isidentifier() or (exists and not is_code and not path.is_dir()):
+        return
+    if name in sys.modules or getattr(_spec(name), "origin", None) is not None:
+        hint = f"a model that the code of {name} makes is {name}:FACTORY"
+    elif exists or is_code:
+        return
+    else:
+        hint = f"a model of torchvision is torchvision:{name}, of your own module MODULE:FACTORY"
+    raise GradscopeError(f"{argument}: {path} is no file of a model; {hint}")
+
+
+def _lacks(source: str | None, name: str) -> bool:
+    """Whether a module's text neither spells ``name`` nor makes names in another way; no code of it runs."""
+    try:
+        text = Path(source or "").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):  # a built-in or compiled module
+        return False
+    return re.search(rf"\b{name}\b", text) is None and _MAKES_NAMES.search(text) is None
 
 
 def _require_distinct(references: Sequence[ModelRef], files: Sequence[Path | None]) -> None:
@@ -211,6 +263,54 @@ def first_bytes(path: Path, argument: str) -> bytes:
     if not head:
         raise GradscopeError(f"{argument}: {path} is truncated: it is empty")
     return head
+
+
+def require_tensors(path: Path, argument: str) -> None:
+    """Raise :class:`GradscopeError` where the form of a file shows that ``torch.save`` did not write it, or not all."""
+    head = first_bytes(path, argument)
+    if head.startswith(PICKLE_HEAD):  # of torch before 1.6
+        return
+    names: list[str] = []
+    if _ZIP_HEAD.startswith(head[:4]):
+        if not zipfile.is_zipfile(path):
+            raise truncated(path, argument)
+        with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            names = [name.rpartition("/")[2] for name in archive.namelist()]
+    if "constants.pkl" in names:
+        raise GradscopeError(
+            f"{argument}: {path} was refused: it is TorchScript, and gradscope never runs code from a checkpoint"
+        )
+    if "data.pkl" not in names:
+        raise no_tensors(path, argument)
+
+
+def require_safetensors(path: Path, argument: str) -> None:
+    """Raise :class:`GradscopeError` where a file does not begin as safetensors do: a length, then JSON that long."""
+    head = first_bytes(path, argument)
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] != b"{" or path.stat().st_size < 8 + length:
+        raise GradscopeError(f"{argument}: {path} is no safetensors file, or truncated; it begins with {head!r}")
+
+
+def truncated(path: Path, argument: str) -> GradscopeError:
+    """The error where the end of a file is missing."""
+    return GradscopeError(f"{argument}: {path} is truncated: its end is missing after {path.stat().st_size} bytes")
+
+
+def no_tensors(path: Path, argument: str) -> GradscopeError:
+    """The error where a file is none of ``torch.save``'s."""
+    return GradscopeError(
+        f"{argument}: {path} is no file of tensors that torch.save wrote, or is damaged; "
+        f"it begins with {first_bytes(path, argument)!r}"
+    )
+
+
+def no_checkpoint(path: Path, argument: str = "model") -> GradscopeError:
+    """The error where a file of tensors is named as one of our checkpoints."""
+    return GradscopeError(
+        f"{argument}: {path} is no gradscope checkpoint; pass other models as torchvision:NAME, timm:NAME or "
+        f"package.module:factory with `weights` {path}"
+    )
 
 
 @contextmanager

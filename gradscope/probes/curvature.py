@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from gradscope.functional import flatten, norm_and_unit
 from gradscope.losses import Loss, cross_entropy
-from gradscope.models.inspection import measuring
+from gradscope.models.inspection import call_with, measuring
 from gradscope.seeding import generator
 
 HessianProduct = Callable[[Tensor], Tensor]
@@ -125,7 +124,7 @@ def _weight_product(model: nn.Module, images: Tensor, labels: Tensor, vector: Te
     copies = {name: parameter.detach().clone().requires_grad_(True) for name, parameter in model.named_parameters()}
     points = list(copies.values())
     with torch.enable_grad():
-        mean = loss(functional_call(model, copies, (images,)), labels).mean()
+        mean = loss(call_with(model, copies, images), labels).mean()
         slopes = torch.autograd.grad(mean, points, create_graph=True, allow_unused=True, materialize_grads=True)
         slope = torch.cat([part.flatten() for part in slopes])
         return torch.cat([part.flatten() for part in _product(slope, points, vector)])

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from gradscope.attacks.pgd import Streams, look, pgd, pgd_restarted, prepared, usual_batch_size
 from gradscope.config import PGD
 from gradscope.data.image_set import ImageSet
-from gradscope.distributed.units import Each, Values, alone
+from gradscope.distributed.units import PLAIN, Values, Work
 from gradscope.probes.recorder import BETWEEN_ITERATES, Recorder, values_at
 from gradscope.probes.streaming import Array, Directions, Moments
-from gradscope.results.schemas import METRICS
+from gradscope.results.metrics import METRICS
 from gradscope.results.stats import Interval, mean_interval, wilson_interval
 from gradscope.seeding import derive, seeded
 
@@ -170,47 +170,42 @@ def measure_trajectory(
     metrics: frozenset[str],
     *,
     numbers: Tensor | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    each: Each = alone,
+    work: Work = PLAIN,
     begun: Values | None = None,
     keep: Callable[[Trajectory], None] = lambda so_far: None,
-    advanced: Callable[[int, str], None] = lambda images, note: None,
 ) -> Trajectory:
     """Attack every image of ``image_set`` by ``settings`` and measure ``metrics`` along the way.
 
-    ``metrics`` are names of :data:`gradscope.results.schemas.METRICS`; accuracy is always measured. ``numbers`` are
+    ``metrics`` are names of :data:`gradscope.results.metrics.METRICS`; accuracy is always measured. ``numbers`` are
     the images' indices in the set they were taken from, 0 .. N-1 where None: they name the images in the results
     and their random starts. With restarts the first start is the one that is measured; the others only attack
-    images that no iterate has felled yet, and decide the accuracy at "worst". ``batch_size`` is
-    :func:`usual_batch_size` where None. A batch is a unit of work, which ``each`` may let others make; what is made of
-    them is added in their order. ``begun`` is the state of a trajectory that was interrupted, ``keep`` is shown how far
-    this one is after each batch; ``advanced`` is told how many images it held.
+    images that no iterate has felled yet, and decide the accuracy at "worst". A batch, of :func:`usual_batch_size`
+    where ``work`` does not say, is a unit of work; what is made of them is added in their order. ``begun`` is the state
+    of a trajectory that was interrupted, ``keep`` is shown how far this one is after each batch.
 
     A model that draws random numbers draws those of its batch: of the seed and the images in it.
     """
-    batch_size = batch_size or usual_batch_size(settings, torch.device(device))
+    batch_size = work.batch_size or usual_batch_size(settings, work.device)
     metrics = metrics | {"accuracy"} | ({"zero"} if "sign" in metrics else frozenset())
     named = torch.arange(len(image_set)) if numbers is None else numbers
     result = Trajectory(settings, metrics, image_set.labels.cpu(), named)
     if begun is not None:
         result.restore(begun)
-        advanced(result.added, "")
+        work.advance(result.added, "")
     with prepared(model, settings) as attacked:
 
         def measure(indices: Tensor) -> Values:
-            images, labels = image_set.batch(indices, device)
+            images, labels = image_set.batch(indices, work.device)
             images = images.double() if settings.precision == "float64" else images
-            with seeded(seed, "trajectory", *named[indices].tolist()):
-                return _measure_batch(attacked, images, labels, named[indices], settings, metrics, seed)
+            with seeded(work.seed, "trajectory", *named[indices].tolist()):
+                return _measure_batch(attacked, images, labels, named[indices], settings, metrics, work.seed)
 
         batches = [part for part in torch.arange(len(image_set)).split(batch_size) if int(part[0]) >= result.added]
-        units = [(_unit(seed, named[indices]), partial(measure, indices)) for indices in batches]
-        for indices, batch in zip(batches, each(units), strict=True):
+        units = [(_unit(work.seed, named[indices]), partial(measure, indices)) for indices in batches]
+        for indices, batch in zip(batches, work.each(units), strict=True):
             result.add(indices, batch)
             keep(result)
-            advanced(len(indices), "")
+            work.advance(len(indices), "")
     return result
 
 

@@ -1,6 +1,5 @@
 """The loss around a network's weights: planes of filter-normalised or given directions, and what is measured there."""
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -15,7 +14,7 @@ from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import halving
 from gradscope.errors import GradscopeError
 from gradscope.losses import cross_entropy
-from gradscope.models.inspection import measuring, one_line
+from gradscope.models.inspection import copied, measuring, one_line
 from gradscope.seeding import generator, seeded
 
 #: A step in weight space: a tensor for each parameter, by name.
@@ -156,7 +155,7 @@ def evaluate_plane(
     done on a copy, whose buffers are as the model's at every point; ``second`` None is a line. ``measure`` is called
     with gradients off.
     """
-    moving = copy.deepcopy(model)
+    moving = copied(model)
     origin = {key: parameter.detach() for key, parameter in model.named_parameters()}
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
     values: dict[str, NDArray[np.float64]] = {}
@@ -297,11 +296,11 @@ class Custom:
         from loss_landscapes.model_interface.model_wrapper import wrap_model
 
         # A metric may do what it likes: it gets a copy, and random numbers that are the same at every point.
-        copied = copy.deepcopy(model)
+        twin = copied(model)
         try:
             with torch.enable_grad(), seeded(0, "metric"):
-                wrapped = wrap_model(copied)
-                copied.requires_grad_(True)
+                wrapped = wrap_model(twin)
+                twin.requires_grad_(True)
                 return float(self.metric(wrapped))  # type: ignore[arg-type]  # TypeError is kept
         except Exception as error:
             self.failures.append(one_line(error))

@@ -1,27 +1,42 @@
 """What the commands print of a directory of results: lines of text from its CSV and JSON files."""
 
-import json
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from gradscope.results.audits import NO_PROOF, NONE_FOUND, AuditOf, Audits, read_document
-from gradscope.results.schemas import ATTACKS, AUDIT_JSON, CLAIMS, SUMMARY, TRANSFER
+from gradscope.results.cautions import cautions
+from gradscope.results.manifest import MANIFEST, read_manifest
+from gradscope.results.schemas import ATTACKS, AUDIT_JSON, CLAIMS, STEPS, SUMMARY, TRANSFER
 from gradscope.results.stats import wilson_interval
 from gradscope.results.tables import read_table
 
 
+def finding_lines(results: Path) -> str:
+    """What was found, in the words of the kind of measurement, and what to know of the models before reading it."""
+    manifest, _ = read_manifest(results / MANIFEST)
+    return "\n".join([measured_lines(results), *(f"caution: {caution}" for caution in cautions(manifest))])
+
+
+def measured_lines(results: Path) -> str:
+    """What was found alone: the command has said its cautions before it began."""
+    return _LINES[read_manifest(results / MANIFEST)[0].kind](results)
+
+
 def analysis_lines(results: Path) -> str:
-    """A line for each checkpoint and attack: accuracy when clean and under attack, with its interval."""
+    """A line for each checkpoint and attack: accuracy clean and under attack, with its interval; the last cosine."""
     rows = read_table(results / SUMMARY.file, SUMMARY)
+    steps = read_table(results / STEPS.file, STEPS)
+    cosines = steps[steps["metric"] == "cosine"].groupby(["checkpoint", "attack"])["mean"].last().to_dict()
     rows = rows[rows["metric"] == "accuracy"]
     lines = []
     for (checkpoint, attack), ours in rows.groupby(["checkpoint", "attack"], sort=False):
         clean, worst = (_one(ours, str(attack), "accuracy", f"{point}/all") for point in ("clean", "worst"))
         accuracy = f"clean {100 * clean['value']:5.1f} %  under attack {_share(worst)}"
-        lines.append(f"{checkpoint:16} {attack:10} {accuracy}")
+        cosine = f"  cosine {cosines[checkpoint, attack]:.3f}" if (checkpoint, attack) in cosines else ""
+        lines.append(f"{checkpoint:16} {attack:10} {accuracy}{cosine}")
     return "\n".join(lines)
 
 
@@ -29,15 +44,17 @@ def landscape_lines(results: Path) -> str:
     """A line for each checkpoint and number of a landscape, with its interval, and what went wrong on the way."""
     rows = read_table(results / SUMMARY.file, SUMMARY)
     rows = rows[rows["subset"].str.endswith("/all")]
-    lines = [
-        f"{row['checkpoint']:16} {row['subset'].removesuffix('/all') + ' ' + row['metric']:26} {row['value']:11.4g} "
-        f"[{row['ci_low']:.4g}, {row['ci_high']:.4g}]  n = {row['n']}  {row['unit'].strip('-')}".rstrip()
-        for row in rows.to_dict("records")
-    ]
-    for entry in json.loads((results / "manifest.json").read_text())["checkpoints"]:
+    lines = []
+    for row in rows.to_dict("records"):
+        name = row["subset"].removesuffix("/all") + " " + row["metric"]
+        interval = "" if pd.isna(row["ci_low"]) else f" [{row['ci_low']:.4g}, {row['ci_high']:.4g}]"
+        counted = f"  n = {row['n']}  {row['unit'].strip('-')}".rstrip()
+        lines.append(f"{row['checkpoint']:16} {name:26} {row['value']:11.4g}{interval}{counted}")
+    for entry in read_manifest(results / MANIFEST)[1]["checkpoints"]:
         for which, images in entry.get("random_instead_of_adversarial", {}).items():
             if images:
-                lines.append(f"{entry['label']}: the attack gave no {which} direction for {len(images)} image(s)")
+                count = "1 image" if len(images) == 1 else f"{len(images)} images"
+                lines.append(f"{entry['label']}: the attack gave no {which} direction for {count}")
         if entry.get("keeps_batch_norm"):
             lines.append(
                 f"{entry['label']}: batch norm's statistics stay its own, so the far end is not the other "
@@ -73,7 +90,7 @@ def attack_lines(results: Path) -> str:
             lines.append(f"{checkpoint:16} {ball:12} lowest robust accuracy, an upper bound: {_share(lowest)}")
         else:
             lines.append(f"{checkpoint:16} {ball:12} no attack could be run: nothing is known of its robustness")
-    for entry in json.loads((results / "manifest.json").read_text())["checkpoints"]:
+    for entry in read_manifest(results / MANIFEST)[1]["checkpoints"]:
         lines += [f"{entry['label']}: {name} was skipped, it {why}" for name, why in entry["skipped"].items()]
         if again := entry.get("rescored"):
             judged = f"{again['disagreeing']} of {again['images']} saved images"
@@ -169,3 +186,13 @@ def _percent(value: float) -> str:
 def _share(row: Mapping[Any, Any]) -> str:
     interval = f"[{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]"
     return f"{100 * row['value']:5.1f} % {interval}  n = {int(row['n'])}"
+
+
+#: The lines of each kind of measurement.
+_LINES: Mapping[str, Callable[[Path], str]] = {
+    "analysis": analysis_lines,
+    "landscape": landscape_lines,
+    "attack": attack_lines,
+    "transfer": transfer_lines,
+    "audit": audit_lines,
+}

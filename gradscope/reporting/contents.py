@@ -11,6 +11,7 @@ from gradscope.errors import GradscopeError
 from gradscope.figures import draw, style
 from gradscope.figures.draw import Composed
 from gradscope.results.audits import AuditOf, Audits, read_document
+from gradscope.results.cautions import cautions
 from gradscope.results.manifest import (
     MANIFEST,
     Manifest,
@@ -100,6 +101,7 @@ def read_contents(directory: Path) -> Contents:
         *(f"{folder.name} is not of this study, and left out." for folder in others if _holds_numbers(folder)),
         *(f"{name} holds a {MANIFEST} but no results yet." for name in unfinished),
         *(remark for part in parts for remark in _remarks(part)),
+        *dict.fromkeys(f"{caution}." for part in parts for caution in cautions(part.manifest)),
     ]
     return Contents(
         directory, tuple(parts), read_table(claims, CLAIMS) if claims else None, study, raw_study, tuple(remarks)

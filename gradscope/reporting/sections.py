@@ -19,7 +19,8 @@ from gradscope.reporting.tables import (
     statements_table,
     transfer_table,
 )
-from gradscope.results.schemas import ATTACKS, LANDSCAPE_METRICS, SUMMARY, TRANSFER
+from gradscope.results.metrics import LANDSCAPE_METRICS
+from gradscope.results.schemas import ATTACKS, SUMMARY, TRANSFER
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gradscope.errors import GradscopeError
-from gradscope.results.schemas import AUDIT_JSON, EXHIBITS, FIRES_BELOW
+from gradscope.results.schemas import AUDIT_JSON, EXAMPLE_IMAGES, FIRES_BELOW
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Exhibits = Mapping[str, NDArray[Any]]
+ExampleImages = Mapping[str, NDArray[Any]]
 
-#: The arrays of EXHIBITS, K rows each.
-EXHIBIT_ARRAYS: dict[str, str] = {
+#: The arrays of EXAMPLE_IMAGES, K rows each.
+EXAMPLE_ARRAYS: dict[str, str] = {
     "clean": "the image, (K, C, H, W) in [0, 1], C is 1 or 3",
     "adversarial": "what an attack made of it, alike",
     "index": "index of the image in the test set",
@@ -163,27 +163,27 @@ def read_document(path: Path) -> Any:
         raise GradscopeError(f"directory: {path} is not an {AUDIT_JSON}: {error}") from None
 
 
-def read_exhibits(path: Path) -> Exhibits:
-    """The arrays of ``path``, all of EXHIBIT_ARRAYS; :class:`GradscopeError` where it is damaged."""
+def read_example_images(path: Path) -> ExampleImages:
+    """The arrays of ``path``, all of EXAMPLE_ARRAYS; :class:`GradscopeError` where it is damaged."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            found = {name: kept[name] for name in EXHIBIT_ARRAYS if name in kept.files}
+            found = {name: kept[name] for name in EXAMPLE_ARRAYS if name in kept.files}
     except OSError as error:
         raise GradscopeError(f"directory: {path} cannot be read: {error.strerror or error}") from None
     except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise GradscopeError(f"directory: {path} is not an {EXHIBITS}: {' '.join(str(error).split())}") from None
-    missing = [name for name in EXHIBIT_ARRAYS if name not in found]
+        raise GradscopeError(f"directory: {path} is not an {EXAMPLE_IMAGES}: {' '.join(str(error).split())}") from None
+    missing = [name for name in EXAMPLE_ARRAYS if name not in found]
     if missing:
-        raise GradscopeError(f"directory: {path} lacks {', '.join(missing)} of an {EXHIBITS}")
+        raise GradscopeError(f"directory: {path} lacks {', '.join(missing)} of an {EXAMPLE_IMAGES}")
     _require_alike(path, found)
     return found
 
 
-def _require_alike(path: Path, found: Exhibits) -> None:
+def _require_alike(path: Path, found: ExampleImages) -> None:
     """As many rows in every array, numbers where they belong; images of one or three channels, alike in shape."""
     rows = {len(values) if values.ndim else -1 for values in found.values()}
     if len(rows) > 1 or -1 in rows:
-        raise GradscopeError(f"directory: {path} is not an {EXHIBITS}: its arrays differ in their number of rows")
+        raise GradscopeError(f"directory: {path} is not an {EXAMPLE_IMAGES}: its arrays differ in their number of rows")
     if rows == {0}:
         return
     clean, adversarial = found["clean"], found["adversarial"]

@@ -7,7 +7,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gradscope.errors import GradscopeError
-from gradscope.results.schemas import BANDS, IDENTITY, LANDSCAPE, METRICS
+from gradscope.results.metrics import METRICS
+from gradscope.results.schemas import BANDS, IDENTITY, LANDSCAPE
 
 _GRID_OF = ["checkpoint", "attack", "space"]
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}

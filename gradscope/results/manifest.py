@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gradscope.errors import GradscopeError
 
@@ -45,6 +45,21 @@ class Provenance(_Entry):
     time: str | None = None
 
 
+class FirstLook(_Entry):
+    """What was seen of a model before it was measured: of all ``images``, and of the ``probed`` ones among them."""
+
+    images: int = Field(ge=1)
+    classes: int = Field(ge=1)
+    right: int = Field(ge=0)
+    classes_labelled: int
+    classes_predicted: int
+    probed: int
+    random: bool
+    depends_on_batch: bool
+    probabilities: bool
+    zero_gradients: int | None
+
+
 class Examined(_Entry):
     """A checkpoint that was examined, as the manifest has it."""
 
@@ -55,6 +70,7 @@ class Examined(_Entry):
     config: dict[str, Any] | None = None
     trained: Provenance | None = None
     data: ImagesOf | None = None
+    first_look: FirstLook | None = None
     seconds: float | dict[str, float] | None = None
     skipped: dict[str, str] = {}
 

@@ -22,7 +22,7 @@ from gradscope.distributed.processes import resolve_device
 from gradscope.distributed.units import halving
 from gradscope.errors import GradscopeError
 from gradscope.losses import cross_entropy
-from gradscope.measure.declaring import Options, Sampled
+from gradscope.measure.common_options import Options, Sampled
 from gradscope.measure.options import AnalyzeOptions, AttackOptions, AuditOptions, LandscapeOptions, TransferOptions
 from gradscope.models.architectures import ModelSpec, build
 from gradscope.models.inspection import strict_float32

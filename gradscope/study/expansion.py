@@ -15,10 +15,12 @@ from typing import Any, Literal
 from gradscope.config import Config, Data
 from gradscope.data.names import DATASETS
 from gradscope.errors import GradscopeError, lookup, unknown_name
-from gradscope.measure.declaring import Names, Options
+from gradscope.measure.common_options import Options
 from gradscope.measure.options import COMMANDS
 from gradscope.models.names import ARCHITECTURES
-from gradscope.study.recipe import CALIBRATED, ForeignModel, NamedModel, Recipe, TrainingOptions, read_recipe
+from gradscope.options import Names
+from gradscope.study.recipe import CALIBRATED, ForeignModel, NamedModel, Recipe, read_recipe
+from gradscope.training.options import TrainingOptions
 from gradscope.training.phases import MODES
 
 #: What becomes part of a file's name.

@@ -16,7 +16,7 @@ import gradscope
 from gradscope.config import Training
 from gradscope.data import sources
 from gradscope.errors import GradscopeError, lookup
-from gradscope.measure.declaring import ForeignOptions, plain
+from gradscope.measure.common_options import ForeignOptions, plain
 from gradscope.models.architectures import ModelSpec
 from gradscope.models.names import ARCHITECTURES
 from gradscope.models.references import check_references
@@ -25,7 +25,7 @@ from gradscope.study.expansion import PlannedMeasurement, Study, StudyModel
 from gradscope.study.model_tasks import ScaleTask, TrainTask
 from gradscope.study.recipe import ForeignModel, Resources
 from gradscope.study.tasks import CHECKPOINTS, RESULTS, ClaimsTask, ImageFacts, MeasureTask, ReportTask, Stage, Task
-from gradscope.training.phases import resolve
+from gradscope.training.options import TrainOptions
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _model_stage(model: StudyModel, images: ImageFacts, resources: Resources, st
         settings = {"factor": model.factor, "name": model.name}
     else:
         training = _resolve(model, images)
-        task = TrainTask(images, training, model.of, bool(model.options.keep_epochs))
+        task = TrainTask(images, training, model.of, model.options.keep_epochs)
         decisive = training.model_dump(mode="json")
         del decisive["data"]["data_root"]
         settings = {"training": decisive, "images": images.fingerprint, "keep_epochs": task.keep_epochs}
@@ -116,25 +116,9 @@ def _model_stage(model: StudyModel, images: ImageFacts, resources: Resources, st
 
 def _resolve(model: StudyModel, images: ImageFacts) -> Training:
     """The whole configuration of a model's training; its mode is called what the model is called."""
-    options = model.options
-    given = {
-        "architecture": model.architecture,
-        "batch_size": options.batch_size,
-        "precision": options.precision,
-        "seed": model.seed,
-        "data": images.source.model_dump(),
-    }
+    which = {"mode": model.mode, "architecture": model.architecture, "seed": model.seed}
     try:
-        training = resolve(
-            model.mode,
-            images.source,
-            images.image_size,
-            paper=bool(options.paper),
-            table={} if options.phases is None else {"phases": list(options.phases)},
-            settings=options.set,
-            epochs=options.epochs,
-            options={key: value for key, value in given.items() if value is not None},
-        )
+        training = TrainOptions(**model.options.model_dump(), **which).resolved(images.source, images.image_size)
         lookup(ARCHITECTURES, training.architecture, "architecture")
         ModelSpec(training.architecture, images.classes, images.channels, images.image_size, (0.5,), (0.5,))
     except GradscopeError as error:

@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from gradscope.config import Config, Data, Precision, apply_setting, merge, read_toml
+from gradscope.config import Config, Data, Seed, apply_setting, merge, read_toml
 from gradscope.errors import GradscopeError
-from gradscope.measure.declaring import Names
+from gradscope.options import Names
+from gradscope.training.options import TrainingOptions
 
 CALIBRATED: Literal["calibrated"] = "calibrated"
 
-Seed = Annotated[int, Field(ge=0)]
 #: What logits are multiplied by: a number, or what calibrates them.
 Factor = Annotated[float, Field(gt=0)] | Literal["calibrated"]
 
@@ -29,24 +29,6 @@ class ModelGrid(Config):
     architectures: Names = ()
     modes: Names = ()
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
-
-
-class TrainingOptions(Config):
-    """What ``gradscope train`` takes, under the same names; ``phases`` are those of its ``--config`` file."""
-
-    paper: bool | None = None
-    epochs: int | None = Field(default=None, ge=1)
-    batch_size: int | None = Field(default=None, ge=2)
-    precision: Precision | None = None
-    keep_epochs: bool | None = None
-    set: tuple[str, ...] = ()
-    phases: tuple[dict[str, Any], ...] | None = None
-
-    def over(self, base: "TrainingOptions") -> "TrainingOptions":
-        """These options where they are given, else those of ``base``; settings of both, ``base``'s first."""
-        given = {key: getattr(self, key) for key in TrainingOptions.model_fields if getattr(self, key) is not None}
-        common = {key: getattr(base, key) for key in TrainingOptions.model_fields}
-        return TrainingOptions(**common | given | {"set": (*base.set, *self.set)})
 
 
 class NamedModel(TrainingOptions):

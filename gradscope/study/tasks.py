@@ -17,9 +17,10 @@ from gradscope.data.image_set import Splits
 from gradscope.errors import CannotResumeError, GradscopeError
 from gradscope.figures import background
 from gradscope.measure import runner
-from gradscope.measure.declaring import Circumstances, DataOptions, ForeignOptions, Options
+from gradscope.measure.common_options import Circumstances, ForeignOptions, Options
 from gradscope.measure.directory import FILES, PARTIAL
 from gradscope.measure.options import Request
+from gradscope.options import DataOptions
 from gradscope.reporting import console
 from gradscope.results.manifest import MANIFEST
 from gradscope.results.schemas import CLAIMS, PAPER
@@ -193,8 +194,7 @@ class MeasureTask(Task):
             runner.run(request, job.out)
         except CannotResumeError:
             runner.run(request.model_copy(update={"where": where.model_copy(update={"resume": False})}), job.out)
-        lines: str = getattr(console, self.options.lines)(job.out)
-        return lines
+        return console.finding_lines(job.out)
 
     def _named(self, job: Job, model: str) -> str:
         """A model as a command names it."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gradscope.config import Phase, Training
 from gradscope.data import augment
 from gradscope.data.image_set import ImageSet, as_floats, training_split
+from gradscope.data.names import DATASETS
 from gradscope.distributed.processes import Hardware
 from gradscope.errors import CannotResumeError, GradscopeError
 from gradscope.losses import cross_entropy
@@ -127,6 +128,24 @@ def _run(
         run.complete(advance, deadline)
 
 
+def _require_trainable(train_set: ImageSet, training: Training, held_out: int) -> None:
+    """Raise :class:`GradscopeError` where there is one class, or no image is held out to validate on."""
+    argument = "dataset" if training.data.dataset in DATASETS else "y"
+    if len(train_set.classes) < 2:
+        raise GradscopeError(f"{argument} must hold at least 2 classes, got {len(train_set.classes)}")
+    if held_out:
+        return
+    _, counts = train_set.labels.unique(return_counts=True)
+    if int(counts.max()) > 1:
+        raise GradscopeError(
+            "train_samples must be large enough for 2 images of a class, one to validate on, as "
+            f"{len(counts) + 1} are of {train_set.name}; got {training.train_samples}"
+        )
+    raise GradscopeError(
+        f"{argument} must have a class with at least 2 training images, one to validate on; {train_set.name} has none"
+    )
+
+
 class Run:
     """One training run: network, optimiser, data and what has been reached."""
 
@@ -150,10 +169,7 @@ class Run:
         self.trained, self.held_out = training_split(
             train_set.labels, training.validation_fraction, training.seed, training.train_samples
         )
-        if len(self.held_out) == 0:
-            raise GradscopeError(
-                f"data must have a class with at least 2 training images, one to validate on; {train_set.name} has none"
-            )
+        _require_trainable(train_set, training, len(self.held_out))
         self.batch_size = min(training.batch_size, len(self.trained))
         self.updates = len(self.trained) // self.batch_size
         self.images = train_set.on(fabric.device)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradscope.config import Adversary, Data, Phase, Training, apply_setting, merge
-from gradscope.errors import GradscopeError, lookup
+from gradscope.errors import GradscopeError, lookup, unknown_name
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ MODES: dict[str, str] = {
     "sl-rl": "half of sl's epochs, then half of rl's",
     "rl-sl": "half of rl's epochs, then half of sl's",
 }
+
+#: What settings of a phase are also called.
+_ALSO = {"lr": "learning_rate", "wd": "weight_decay", "warmup": "warmup_epochs"}
 
 
 def size_for(data: Data, image_size: int, *, paper: bool) -> Size:
@@ -140,6 +143,21 @@ def scale_epochs(phases: Sequence[Phase], epochs: int) -> list[Phase]:
     ]
 
 
+def _require_known(setting: str) -> None:
+    """Raise :class:`GradscopeError` where KEY=VALUE begins with no key of a training; a phase's key is placed."""
+    key, equals, value = setting.partition("=")
+    first, dot, rest = key.partition(".")
+    if not first or not equals or first in Training.model_fields:
+        return
+    field = _ALSO.get(first, first)
+    if field in Phase.model_fields:
+        raise GradscopeError(
+            f"set: {first!r} is a setting of a phase, of which there may be several; "
+            f"pass phases.0.{field}{dot}{rest}={value} for the first"
+        )
+    raise unknown_name("set", first, Training.model_fields)
+
+
 def resolve(
     mode: str,
     data: Data,
@@ -173,6 +191,7 @@ def resolve(
     }
     values = merge(values, table)
     for setting in settings:
+        _require_known(setting)
         apply_setting(values, setting)
     values = merge(values, {**(options or {}), "mode": mode})
     training = Training.parse(values)

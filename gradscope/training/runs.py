@@ -31,10 +31,10 @@ class Trained:
     test_images: int
 
 
-def configure_training(request: TrainingRequest, *, download: bool = False) -> tuple[Training, Splits]:
+def configure_training(request: TrainingRequest) -> tuple[Training, Splits]:
     """The resolved configuration of a run and its images, on whose size the presets depend."""
     source = request.source
-    splits = sources.load(source, download=download)
+    splits = sources.load(source, download=request.data.download)
     return request.resolved(source, splits.train.height), splits
 
 

@@ -9,6 +9,7 @@ from gradscope.attacks.evaluation import evaluate
 from gradscope.attacks.registry import ATTACKS
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import Budget
+from gradscope.distributed.units import Work
 from gradscope.functional import margin
 
 NAMES = list(ATTACKS)
@@ -83,7 +84,7 @@ def test_results_lie_in_ball_and_box(convolutional, image_set, norm, name):
     budget = Budget(steps=5, queries=60, draws=5, restarts=2, smoothing=2)
     examples = [images + 3 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))]
     outcome = evaluate(
-        convolutional, image_set, [name], threat, budget, examples=examples, keep_images=True, batch_size=16
+        convolutional, image_set, [name], threat, budget, examples=examples, keep_images=True, work=Work(batch_size=16)
     )
     attack = outcome.attacks[name]
     points, origin = attack.adversarial, images[attack.attacked]

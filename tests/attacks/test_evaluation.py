@@ -9,6 +9,7 @@ from gradscope.attacks.registry import ATTACKS
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import Budget
 from gradscope.data.image_set import ImageSet
+from gradscope.distributed.units import Work
 from gradscope.errors import GradscopeError
 
 NAMES = list(ATTACKS)
@@ -43,7 +44,7 @@ def test_results_do_not_depend_on_the_batch_size(convolutional, image_set, norm)
             examples=some_examples(image_set),
             cascade=False,
             keep_images=True,
-            batch_size=batch_size,
+            work=Work(batch_size=batch_size),
         )
         for batch_size in (1, 7, 64)
     ]
@@ -84,7 +85,7 @@ def test_the_order_of_the_images_is_nothing(convolutional, image_set):
     whole = evaluate(convolutional, image_set, names, threat, TINY, cascade=False)
     some = torch.tensor([30, 3, 17, 8, 1])
     part = evaluate(convolutional, image_set.subset(some), names, threat, TINY, cascade=False, numbers=some)
-    other = evaluate(convolutional, image_set, names, threat, TINY, cascade=False, seed=1)
+    other = evaluate(convolutional, image_set, names, threat, TINY, cascade=False, work=Work(seed=1))
     for name in names:
         assert torch.equal(part.fooled_by(name), whole.fooled_by(name)[some])
         assert not torch.equal(other.attacks[name].distance, whole.attacks[name].distance)
@@ -129,7 +130,9 @@ def test_an_interrupted_battery_goes_on_where_it_stopped(convolutional, image_se
         def each(units):
             return (get(name, make) for name, make in units)
 
-        return evaluate(convolutional, image_set, names, threat, TINY, keep_images=True, batch_size=8, each=each)
+        return evaluate(
+            convolutional, image_set, names, threat, TINY, keep_images=True, work=Work(batch_size=8, each=each)
+        )
 
     straight = Kept()
     expected = run(straight.get)
@@ -161,8 +164,7 @@ def test_progress_adds_up(convolutional, image_set):
         names,
         ThreatModel("linf", 0.02),
         TINY,
-        batch_size=8,
-        advanced=lambda images, note: seen.append((note, images)),
+        work=Work(batch_size=8, advance=lambda images, note: seen.append((note, images))),
     )
     assert {note for note, _ in seen} == set(names)
     for name in names:
@@ -300,7 +302,7 @@ def test_a_random_model_gives_the_same_result_twice(convolutional, image_set):
 
 def test_mistakes_are_named(convolutional, image_set):
     threat = ThreatModel("linf", 0.02)
-    with pytest.raises(GradscopeError, match="--attacks: 'pgd-margins' is unknown; did you mean 'pgd-margin'"):
+    with pytest.raises(GradscopeError, match="attacks: 'pgd-margins' is unknown; did you mean 'pgd-margin'"):
         evaluate(convolutional, image_set, ["pgd-margins"], threat, TINY)
     with pytest.raises(GradscopeError, match=r"examples: one image for each of \(40, 3, 8, 8\) is needed, got \(3,"):
         evaluate(convolutional, image_set, ["transfer"], threat, TINY, examples=[torch.zeros(3, 3, 8, 8)])

@@ -6,6 +6,7 @@ from gradscope.attacks.pgd import pgd, prepared
 from gradscope.attacks.threat import ThreatModel
 from gradscope.attacks.transfer import make_examples, transfer
 from gradscope.config import PGD
+from gradscope.distributed.units import Work
 from gradscope.errors import GradscopeError
 from gradscope.results.stats import wilson_interval
 
@@ -24,7 +25,7 @@ def test_a_matrix_of_linear_models_by_hand(boundary):
     biased = type(case.model)(case.model.weight.detach(), case.model.bias.detach() + torch.tensor([1.0, 0.0]))
     models = {"one": case.model, "scaled": stronger, "biased": biased}
     examples = {"clean": images, "near": moved(0.9), "over": moved(1.1)}
-    found = transfer(models, case.image_set, examples, ThreatModel("l2", 1.0), batch_size=7)
+    found = transfer(models, case.image_set, examples, ThreatModel("l2", 1.0), work=Work(batch_size=7))
     assert found.sources == ("clean", "near", "over")
     assert found.targets == ("one", "scaled", "biased")
     assert found.clean.shape == (3, 60)
@@ -45,14 +46,14 @@ def test_a_matrix_of_linear_models_by_hand(boundary):
 def test_examples_are_the_last_iterates(convolutional, image_set, settings, digest):
     numbers = torch.arange(200, 240)
     before = digest(convolutional)
-    made = make_examples(convolutional, image_set, settings, numbers=numbers, seed=3)
+    made = make_examples(convolutional, image_set, settings, numbers=numbers, work=Work(seed=3))
     assert digest(convolutional) == before
     images, labels = image_set.batch(torch.arange(40), "cpu")
     threat = ThreatModel(settings.norm, settings.epsilon)
     start = None if settings.start == "none" else threat.random_start(images, "ball", 3, ("start", 0), numbers)
     with prepared(convolutional, settings) as model:
         torch.testing.assert_close(made, pgd(model, images, labels, settings, start=start).points, rtol=0, atol=1e-5)
-    alone = make_examples(convolutional, image_set, settings, numbers=numbers, seed=3, batch_size=1)
+    alone = make_examples(convolutional, image_set, settings, numbers=numbers, work=Work(seed=3, batch_size=1))
     torch.testing.assert_close(alone, made, rtol=0, atol=1e-4)
 
 
@@ -60,7 +61,7 @@ def test_smoothed_examples_do_not_depend_on_the_batch_size(convolutional, image_
     settings = PGD(steps=3, smoothing=2, smoothing_radius=0.05, precision="float64")
     made = make_examples(convolutional, image_set, settings)
     assert made.dtype == torch.float32
-    alone = make_examples(convolutional, image_set, settings, batch_size=7)
+    alone = make_examples(convolutional, image_set, settings, work=Work(batch_size=7))
     torch.testing.assert_close(alone, made, rtol=0, atol=1e-5)
 
 
@@ -73,8 +74,7 @@ def test_no_trace_is_left(convolutional, image_set, digest):
         image_set,
         {"a": images},
         ThreatModel("linf", 0.1),
-        batch_size=16,
-        advanced=lambda count, target: seen.append((target, count)),
+        work=Work(batch_size=16, advance=lambda count, target: seen.append((target, count))),
     )
     assert digest(convolutional) == before
     assert seen == [("a", 16), ("a", 16), ("a", 8)]

@@ -5,6 +5,7 @@ import torch
 
 from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.verdict import examine
+from gradscope.distributed.units import Work
 
 #: At 0.1 exact PGD leaves about half of the images of a plain classifier standing: room to fall, and to be fooled.
 THREAT = ThreatModel("linf", 0.1)
@@ -18,7 +19,7 @@ def test_every_mask_is_found_with_its_cause_and_no_honest_model_accused(digits, 
     print(f"\n{'model':24}{'seed':6}{'verdict':30}{'cause':20}{'clean':>7}{'PGD':>7}{'bound':>7}  fired (! accuses)")
     missed = []
     for name, (model, cause) in models.items():
-        audit = examine(model, images, None, THREAT, "quick", seed=seed)
+        audit = examine(model, images, None, THREAT, "quick", work=Work(seed=seed))
         main = audit.evidence.main
         fired = " ".join(check.id + "!" * check.accuses for check in audit.checks if check.fired)
         shares = [float(stands.double().mean()) for stands in (main.right, main.standing("pgd"))]

@@ -8,13 +8,13 @@ from torch import nn
 
 from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.budgets import BUDGETS
-from gradscope.auditing.check import Check, adjusted
 from gradscope.auditing.checks import CHECKS, check
+from gradscope.auditing.checks.base import Check, adjusted
 from gradscope.auditing.evidence import gather
 from gradscope.auditing.verdict import examine, judge
 from gradscope.config import Budget
 from gradscope.data.image_set import ImageSet
-from gradscope.distributed.units import alone
+from gradscope.distributed.units import Work
 from gradscope.errors import GradscopeError
 from gradscope.results.schemas import AUDIT
 
@@ -175,6 +175,37 @@ def test_an_output_that_depends_on_the_batch_and_a_guess_are_set_ups_that_are_in
     assert "chance" in guess.reason
 
 
+@pytest.mark.parametrize("output", [torch.eye(10)[3], torch.arange(10.0) * (torch.arange(10) == 3)])
+def test_one_class_for_every_image_is_a_set_up_that_is_invalid(plain, digits, output):
+    threes = digits.test.subset((digits.test.labels == 3).nonzero().squeeze(1)[:30])
+    found = audit(Changed(plain, lambda pixels, logits: 0 * logits + output), threes)
+    assert (found.verdict, found.reason) == (
+        "set-up invalid",
+        "one class is predicted for every image, attacked or not",
+    )
+    assert "one class is predicted for every image" in checks_of(found)["D1"].cause
+    few = audit(Changed(plain, lambda pixels, logits: 0 * logits + output), threes.subset(torch.arange(8)))
+    assert few.reason != found.reason
+    pixels, labels = threes.batch(torch.arange(30), "cpu")
+    honest = audit(plain, threes.subset((plain(pixels).argmax(dim=1) == labels).nonzero().squeeze(1)))
+    assert float(honest.evidence.main.right.double().mean()) == 1
+    assert "one class" not in checks_of(honest)["D1"].cause
+
+
+def test_checks_say_where_no_image_is_right(plain, images):
+    pixels, labels = images.batch(torch.arange(len(images)), "cpu")
+    wrong = images.subset((plain(pixels).argmax(dim=1) != labels).nonzero().squeeze(1).repeat(12)[:12])
+    made = audit(plain, wrong)
+    assert (made.verdict, made.reason) == ("inconclusive", "no image is right: there is nothing to attack")
+    found = checks_of(made)
+    assert "no image is right" in found["D1"].cause
+    for names, what in (("N1 N2 C2 G1", "no gradient was looked at"), ("N3 X1 X2 M1 M2 S1", "nothing to attack")):
+        for name in names.split():
+            assert found[name].state == "abstained"
+            assert found[name].cause.startswith("no image is right, so "), name
+            assert found[name].cause.endswith(what), name
+
+
 def test_examples_of_another_model_are_judged(plain, images):
     pixels, _ = images.batch(torch.arange(len(images)), "cpu")
     found = audit(plain, images, surrogate_examples=[pixels])
@@ -202,8 +233,8 @@ def test_an_interrupted_audit_goes_on_where_it_was(plain, images):
         return each
 
     with pytest.raises(Interrupted):
-        audit(plain, images, each=until(9))
-    resumed = audit(plain, images, each=until(math.inf))
+        audit(plain, images, work=Work(each=until(9)))
+    resumed = audit(plain, images, work=Work(each=until(math.inf)))
     assert resumed.to_json() == audit(plain, images).to_json()
 
 
@@ -217,11 +248,7 @@ def test_a_weak_attack_is_inconclusive(plain, images):
         THREAT,
         weak,
         examples=(),
-        seed=0,
-        device=torch.device("cpu"),
-        batch_size=32,
-        each=alone,
-        advanced=lambda count, note: None,
+        work=Work(batch_size=32),
     )
     verdict, causes, reason = judge(evidence, check(evidence))
     assert (verdict, causes) == ("inconclusive", ("weak attack",))

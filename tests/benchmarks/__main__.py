@@ -26,6 +26,7 @@ from gradscope.attacks.pgd import prepared, threat_model
 from gradscope.config import PGD, Data, Grid
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.processes import Hardware
+from gradscope.distributed.units import Work
 from gradscope.models.architectures import ModelSpec, build
 from gradscope.models.inspection import strict_float32
 from gradscope.probes.input_landscape import (
@@ -38,7 +39,7 @@ from gradscope.probes.input_landscape import (
 )
 from gradscope.probes.trajectory import measure_trajectory
 from gradscope.probes.weight_landscape import Measures, evaluate_plane, filter_normalised_direction
-from gradscope.results.schemas import METRICS
+from gradscope.results.metrics import METRICS
 from gradscope.training.loop import Run
 from gradscope.training.phases import resolve
 from gradscope.training.totals import Totals
@@ -91,7 +92,7 @@ def tracked_pgd(bench: Bench) -> Iterator[Ratio]:
     attack = torchattacks.PGDL2(model, eps=1.0, alpha=0.1, steps=steps, random_start=True)
 
     def ours() -> object:
-        return measure_trajectory(model, images, PGD(steps=steps), frozenset(METRICS), device=bench.device)
+        return measure_trajectory(model, images, PGD(steps=steps), frozenset(METRICS), work=Work(device=bench.device))
 
     pairs = {
         "torchattacks.PGDL2, no metrics": (lambda: attack(batch, labels), 0.5 if bench.on_gpu else 1.0),
@@ -110,7 +111,9 @@ def pgd_rates(bench: Bench) -> Iterator[Absolute]:
         model = network(architecture, bench.device).eval()
 
         def attacked(steps: int, model: torch.nn.Module = model) -> object:
-            return measure_trajectory(model, images, PGD(steps=steps), frozenset(METRICS), device=bench.device)
+            return measure_trajectory(
+                model, images, PGD(steps=steps), frozenset(METRICS), work=Work(device=bench.device)
+            )
 
         attacked(2)
         name = f"PGD-{steps} with every metric, {architecture}"

@@ -21,7 +21,8 @@ from gradscope.data import sources
 from gradscope.measure import analyze
 from gradscope.models import checkpoint as checkpoints
 from gradscope.probes import trajectory
-from gradscope.results.schemas import METRICS, SAMPLES, STEPS, SUMMARY
+from gradscope.results.metrics import METRICS
+from gradscope.results.schemas import SAMPLES, STEPS, SUMMARY
 from gradscope.results.tables import read_table
 from gradscope.vision import torchvision
 
@@ -207,9 +208,12 @@ def test_numerics_restarts_and_loss_are_the_users(world: Path, tmp_path: Path, d
     assert (values.astype("float32").astype("float64") != values).any(), "float32 would have done"
 
 
-def test_a_users_checkpoint_on_other_data(world: Path, tmp_path: Path, done: Done) -> None:
+def test_a_users_checkpoint_on_other_data(world: Path, tmp_path: Path, run: Callable[..., Any]) -> None:
     data = ("--dataset", "npz", "--data-root", world / "grey.npz")
-    done("analyze", world / "sl.pt", *data, *QUICK, "--out", tmp_path)
+    ended = run("analyze", world / "sl.pt", *data, *QUICK, "--out", tmp_path)
+    assert ended.code == 0
+    assert "caution" not in ended.out  # said once, before it began
+    assert ended.err.startswith("gradscope: caution: sl: 0 of 6 images are right")
     assert set(rows(tmp_path)["dataset"]) == {"grey"}
     assert manifest(tmp_path)["checkpoints"][0]["data"]["of"] == 40
 

@@ -1,5 +1,8 @@
 """What the commands refuse: one line, exit code 2, and not a byte lost."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import gradscope
 from gradscope.measure import analyze, attack, audit, input_landscape, models, transfer, weight_landscape
 from gradscope.training import loop
 
@@ -25,6 +29,18 @@ AROUND = "landscape --overwrite --out {world}/results --images 2 --steps 2 {worl
 BAD = {
     "data set": (TRAIN + "--mode sl --dataset digit", ["--dataset", "did you mean 'digits'", "'digit'", "cifar10"]),
     "data set to analyse": (ON + "--dataset cifar1", ["--dataset", "did you mean 'cifar10'"]),
+    "file in the place of a data set": (
+        TRAIN + "--mode sl --dataset {world}/grey.npz",
+        ["--dataset must be a name", "a file is given as dataset 'npz' with --data-root {world}/grey.npz"],
+    ),
+    "folder in the place of a data set": (
+        ON + "--dataset {world}/tree",
+        ["--dataset must be a name", "a folder is given as dataset 'folder' with --data-root {world}/tree"],
+    ),
+    "too few training images": (
+        TRAIN + "--mode sl --train-samples 10",
+        ["--train-samples must be large enough", "as 11 are of digits; got 10"],
+    ),
     "architecture": (TRAIN + "--mode sl --arch resnet-18", ["--arch", "did you mean 'resnet18'", "'resnet-18'"]),
     "mode": (TRAIN + "--mode rl-avd", ["--mode", "did you mean 'rl-adv'", "'rl-avd'", "sl-adv"]),
     "metric": (ON + "--metrics cosin,norm", ["--metrics", "did you mean 'cosine'", "'cosin'", "entropy"]),
@@ -52,7 +68,7 @@ BAD = {
     ),
     "channels": (
         ON + "--dataset npz --data-root {world}/colour.npz",
-        ["CKPT: sl", "1 channel", "colour has 3"],
+        ["CKPT: sl takes images of 1 channel, colour has 3"],
     ),
     "folder missing": (TRAIN + "--mode sl --dataset folder --data-root {world}/none", ["--data-root", "{world}/none"]),
     "folder empty": (TRAIN + "--mode sl --dataset folder --data-root {world}/empty", ["--data-root", "train/"]),
@@ -65,6 +81,14 @@ BAD = {
         TRAIN + "--mode sl --dataset folder --data-root {world}/corrupt",
         ["--data-root", "{world}/corrupt/train/dog/7.png"],
     ),
+    "no cifar10": (ON + "--dataset cifar10 --data-root {world}/no", ["--data-root", "cifar-10-batches-py", "--down"]),
+    "no fashion-mnist": (ON + "--dataset fashion-mnist --data-root {world}/no", ["--data-root", "t10k", "--download"]),
+    "no folder": (ON + "--dataset folder --data-root {world}/file", ["--data-root", "train/", "{world}/file is none"]),
+    "no npz": (ON + "--dataset npz --data-root {world}/tree", ["--data-root", "needs an .npz file", "{world}/tree"]),
+    "no tiny-imagenet": (
+        ON + "--dataset tiny-imagenet --data-root {world}/empty",
+        ["--data-root", "{world}/empty must hold train/"],
+    ),
     "no folder given": (TRAIN + "--mode sl --dataset folder", ["--data-root", "'folder' needs it"]),
     "image size": (TRAIN + "--mode sl --image-size 16", ["--image-size", "8 pixels", "got 16"]),
     "too many samples": (ON + "--samples 360", ["--samples", "1 to 359", "got 360"]),
@@ -72,11 +96,12 @@ BAD = {
         ON + "{world}/grey.pt --samples 41",
         ["--samples", "1 to 40", "grey", "got 41"],
     ),
-    "no samples": (ON + "--samples 0", ["--samples", "1 to 359", "got 0"]),
-    "fewer than no samples": (ON + "--samples -3", ["--samples", "1 to 359", "got -3"]),
-    "samples in words": (ON + "--samples ten", ["--samples", "integer"]),
+    "no samples": (ON + "--samples 0", ["--samples must be at least 1, got 0"]),
+    "fewer than no samples": (ON + "--samples -3", ["--samples must be at least 1, got -3"]),
+    "no images": (AROUND + "--images 0", ["--images must be at least 1, got 0"]),
+    "samples in words": (ON + "--samples ten", ["--samples must be a whole number, got 'ten'"]),
     "analysis below a file": (ON + "--out {world}/file/results", ["--out", "{world}/file/results", "not writable"]),
-    "analysis to a file": (ON + "--out {world}/file", ["--out", "{world}/file", "not writable"]),
+    "analysis to a file": (ON + "--out {world}/file", ["--out must be a directory", "{world}/file, a file"]),
     "training below a file": (TRAIN + "--mode sl --out {world}/file/c.pt", ["--out", "{world}/file", "not writable"]),
     "training to a directory": (TRAIN + "--mode sl --out {world}/other", ["--out", "{world}/other", "directory"]),
     "key in the file": (
@@ -87,9 +112,14 @@ BAD = {
         TRAIN + "--mode sl --config {world}/below.toml",
         ["phases.0.learning_rat", "did you mean 'learning_rate'"],
     ),
-    "key set": (TRAIN + "--mode sl --set batchsize=3", ["batchsize", "did you mean 'batch_size'"]),
+    "learning rate set": (TRAIN + "--mode sl --set lr=0.1", ["--set: 'lr'", "pass phases.0.learning_rate=0.1 for"]),
+    "epochs set": (TRAIN + "--mode sl --set epochs=3", ["--set: 'epochs'", "pass phases.0.epochs=3 for"]),
+    "key set": (TRAIN + "--mode sl --set batchsize=3", ["--set: 'batchsize'", "did you mean 'batch_size'"]),
     "key of a phase set": (TRAIN + "--mode sl --set phases.0.epoch=3", ["phases.0.epoch", "did you mean 'epochs'"]),
-    "phase that is not there": (TRAIN + "--mode sl --set phases.1.epochs=3", ["--set", "'1'", "0 to 0"]),
+    "phase that is not there": (
+        TRAIN + "--mode sl --set phases.1.epochs=3",
+        ["--set", "phases has 1 entry, so 0 alone can be named, got '1'"],
+    ),
     "table that is not there": (TRAIN + "--mode sl --set phase.0.epochs=3", ["--set", "did you mean 'phases'"]),
     "key of the data set": (TRAIN + "--mode sl --set data.root=x", ["root", "data_root"]),
     "no value": (TRAIN + "--mode sl --set seed", ["--set", "KEY=VALUE", "'seed'"]),
@@ -104,6 +134,9 @@ BAD = {
     "nothing to resume": ("train --mode sl --resume --out {world}/no.pt", ["--resume", "{world}/no.pt"]),
     "complete run": ("train --mode sl --resume --out {world}/sl.pt", ["--resume", "{world}/sl.pt", "complete"]),
     "missing checkpoint": (ANALYZE + "{world}/no.pt", ["CKPT", "{world}/no.pt", "No such file"]),
+    "name of a network": (ANALYZE + "resnet18", ["CKPT: resnet18", "a model of torchvision is torchvision:resnet18"]),
+    "name of code": (ANALYZE + "this", ["CKPT: this", "a model that the code of this makes is this:FACTORY"]),
+    "file that is no checkpoint": (ANALYZE + "{world}/file", ["CKPT", "{world}/file", "no file of tensors"]),
     "directory as checkpoint": (ANALYZE + "{world}/other", ["CKPT", "{world}/other", "directory"]),
     "truncated checkpoint": (ANALYZE + "{world}/truncated.pt", ["CKPT", "truncated.pt", "is truncated"]),
     "code in a checkpoint": (ANALYZE + "{world}/code.pt", ["CKPT", "code.pt", "refused", "never runs code"]),
@@ -116,7 +149,14 @@ BAD = {
         ON + "{world}/colour.pt --dataset digits",
         ["CKPT: colour", "3 channel", "digits has 1"],
     ),
-    "weights of no foreign model": (ON + "--weights {world}/weights.pt", ["--weights", "(0)", "got 1"]),
+    "weights of no foreign model": (
+        ON + "--weights {world}/weights.pt",
+        ["--weights must be left out where no model is foreign: a checkpoint"],
+    ),
+    "weights that are none": (
+        ANALYZE + "torchvision:resnet18 --dataset digits --weights {world}/key.toml",
+        ["--weights", "{world}/key.toml", "no file of tensors"],
+    ),
     "too few weights": (
         ANALYZE + "a:b torchvision:resnet18 --dataset digits --weights {world}/weights.pt",
         ["--weights", "(2)", "got 1"],
@@ -137,7 +177,7 @@ BAD = {
         ANALYZE + "torchvision:resnet18 --dataset digits --weights {world}/weights.pt",
         ["--weights", "weights.pt does not fit torchvision:resnet18", "missing", "unexpected"],
     ),
-    "mean in words": (ON + "--mean a,b", ["--mean", "a valid number", "'a'"]),
+    "mean in words": (ON + "--mean a,b", ["--mean must be a number in each place, got 'a'"]),
     "mean without std": (
         ANALYZE + "torchvision:resnet18 --dataset digits --weights {world}/weights.pt --mean 0.5",
         ["--std must be given with --mean", "None"],
@@ -149,7 +189,7 @@ BAD = {
     "epochs": (TRAIN + "--mode sl --epochs 0", ["--epochs", "1"]),
     "fewer epochs than phases": (TRAIN + "--mode sl-adv", ["--epochs", "2", "got 1"]),
     "device": (ON + "--device gpu", ["--device", "did you mean 'cpu'", "'gpu'", "cuda"]),
-    "device of training": (TRAIN + "--mode sl --device gpu", ["--device", "auto, cpu or cuda", "'gpu'"]),
+    "device of training": (TRAIN + "--mode sl --device gpu", ["--device", "did you mean 'cpu'", "'gpu'", "cuda"]),
     "seed": (ON + "--seed -1", ["--seed", "0"]),
     "seed of training": (TRAIN + "--mode sl --seed -1", ["seed", "0", "got -1"]),
     "no mode": (TRAIN, ["--mode"]),
@@ -158,8 +198,8 @@ BAD = {
     "command": ("analyse {world}/sl.pt", ["'analyse'", "--help"]),
     "listing": ("list metric", ["'metric'", "metrics", "architectures"]),
     "space": (AROUND + "--space input-space", ["--space", "did you mean 'input'", "'input-space'", "weights"]),
-    "one point": (AROUND + "--points 1", ["points", "greater than or equal to 2", "got 1"]),
-    "no span": (AROUND + "--span 0", ["span", "greater than 0", "got 0"]),
+    "one point": (AROUND + "--points 1", ["--points must be at least 2, got 1"]),
+    "no span": (AROUND + "--span 0", ["--span must be above 0, got 0"]),
     "radius of 255": (ON + "--norm linf --epsilon 8", ["--epsilon must be in pixel units", '"8/255"; got 8']),
     "radius of 255 in an audit": (AUDIT + "--norm linf --epsilon 8", ["--epsilon must be in pixel units", "got 8"]),
     "radii of 255": (BATTLE + "--norm linf --epsilons 2,4", ["--epsilons must be in pixel units", "got 2"]),
@@ -167,7 +207,7 @@ BAD = {
     "no radius": (AROUND + "--epsilon 0", ["--epsilon", "above 0", "got 0"]),
     "index in words": (
         "landscape --overwrite --out {world}/results {world}/sl.pt --index a,b",
-        ["--index", "integer", "'a'"],
+        ["--index must be a whole number in each place, got 'a'"],
     ),
     "index that is not there": (
         "landscape --overwrite --out {world}/results {world}/sl.pt --index 3,359",
@@ -176,8 +216,8 @@ BAD = {
     "index and images": (AROUND + "--index 3", ["--index", "images"]),
     "shared plane of one": (AROUND + "--plane shared", ["--plane", "two checkpoints", "got 1"]),
     "two data sets": (AROUND + "{world}/grey.pt", ["CKPT", "one data set", "digits", "grey", "--dataset"]),
-    "weights' option around images": (AROUND + "--line", ["--line", "space is 'input'", "'weights'"]),
-    "images' option around weights": (WEIGHTS + "--right", ["--right", "space is 'weights'", "'input'"]),
+    "weights' option around images": (AROUND + "--line", ["--line must be left out unless --space is weights"]),
+    "images' option around weights": (WEIGHTS + "--right", ["--right must be left out unless --space is input"]),
     "towards itself": (WEIGHTS + "--towards {world}/sl.pt", ["CKPT", "once"]),
     "towards another shape": (
         WEIGHTS + "--dataset digits --ignore-class-names --towards {world}/large.pt",
@@ -203,18 +243,18 @@ BAD = {
     "surrogate for nobody": (BATTLE + "--surrogate {world}/rl.pt", ["--surrogate", "pgd-from, transfer", "got pgd"]),
     "surrogate with other channels": (
         BATTLE + "--attacks transfer --surrogate {world}/colour.pt",
-        ["--surrogate: colour", "3 channel", "digits has 1"],
+        ["--surrogate: colour", "3 channels, digits has 1"],
     ),
     "budget of an audit": (AUDIT + "--budget quik", ["--budget", "did you mean 'quick'", "standard", "full"]),
     "norm of an audit": (AUDIT + "--norm l1", ["norm", "'l1'", "linf"]),
     "radius of an audit": (AUDIT + "--epsilon 0", ["epsilon", "above 0", "got 0"]),
-    "samples of an audit": (AUDIT + "--samples 0", ["--samples", "1 to 359", "got 0"]),
+    "samples of an audit": (AUDIT + "--samples 0", ["--samples must be at least 1, got 0"]),
     "surrogate of an audit": (AUDIT + "--surrogate {world}/colour.pt", ["--surrogate: colour", "3 channel", "has 1"]),
     "surrogate that is not there": (AUDIT + "--surrogate {world}/no.pt", ["{world}/no.pt", "cannot be read"]),
     "audit of one model twice": (AUDIT + "{world}/sl.pt", ["CKPT", "once", "sl.pt"]),
     "audit of two shapes": (AUDIT + "{world}/colour.pt", ["CKPT", "one shape", "(1, 8, 8)", "(3, "]),
     "existing results of an audit": ("audit {world}/rl.pt --out {world}/results", ["{world}/results", "--overwrite"]),
-    "transfer of one": (SHOWN, ["CKPT", "two or more", "got 1"]),
+    "transfer of one": (SHOWN, ["CKPT must be two models or more", "got 1"]),
     "transfer between data sets": (SHOWN + "{world}/grey.pt", ["CKPT", "one data set", "digits", "grey", "--dataset"]),
     "transfer between shapes": (
         SHOWN + "{world}/colour.pt --dataset digits",
@@ -277,3 +317,36 @@ def test_an_absent_cuda_device_is_named(world: Path, before: dict[str, bytes], r
         assert "--device must be auto or cpu" in ended.err
         assert len(ended.err.splitlines()) == 1
     assert content(world) == before
+
+
+#: What must be refused before torch is loaded, for a user waits for torch for seconds.
+EARLY = (
+    "file that is no checkpoint",
+    "name of a network",
+    "name of code",
+    "file in the place of a data set",
+    "truncated checkpoint",
+    "directory as checkpoint",
+    "no samples",
+    "no images",
+    "no cifar10",
+    "no fashion-mnist",
+    "no folder",
+    "no npz",
+    "folder missing",
+    "no tiny-imagenet",
+    "weights that are none",
+)
+
+
+def test_what_can_be_is_refused_before_torch_is_loaded(world: Path) -> None:
+    lines = [BAD[case][0].format(world=world).split() for case in EARLY]
+    script = (
+        "import sys\nfrom gradscope.cli import main\n"
+        f"for line in {lines!r}:\n"
+        "    try:\n        main(line)\n    except SystemExit as ended:\n"
+        "        print(ended.code, 'torch' in sys.modules, 'pandas' in sys.modules)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(gradscope.__file__).parents[1])}
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert ended.stdout.splitlines() == ["2 False False"] * len(EARLY), ended.stderr

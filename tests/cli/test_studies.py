@@ -118,7 +118,7 @@ def test_missing_images_and_failures_end_with_1(
         (["--set", "training.epoch=1"], "'epoch' is unknown; did you mean 'epochs'?"),
         (["--engine", "lokal"], "--engine: 'lokal' is unknown; did you mean 'local'?"),
         (["--address", "auto"], "--address must be left out where engine is 'local'"),
-        (["--device", "tpu"], "--device must be auto, cpu or cuda, got 'tpu'"),
+        (["--device", "tpu"], "--device: 'tpu' is unknown; did you mean 'cpu'?"),
     ],
 )
 def test_what_is_refused_leaves_nothing(

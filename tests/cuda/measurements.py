@@ -14,13 +14,13 @@ from gradscope.attacks.transfer import Transfer, make_examples, transfer
 from gradscope.auditing.verdict import Audit, examine
 from gradscope.config import PGD, Budget, Grid
 from gradscope.data.image_set import ImageSet
-from gradscope.distributed.units import Values
+from gradscope.distributed.units import Values, Work
 from gradscope.probes.comparison import compare_planes, compare_surroundings
 from gradscope.probes.curvature import input_curvature, weight_curvature, weight_curvature_along
 from gradscope.probes.input_landscape import Planes, adversarial_planes, attack_walk, evaluate_planes
 from gradscope.probes.trajectory import measure_trajectory
 from gradscope.probes.weight_landscape import Measures, evaluate_plane, filter_normalised_direction
-from gradscope.results.schemas import METRICS
+from gradscope.results.metrics import METRICS
 
 #: Radii at which attacks fool some of the images and not all of them.
 EPSILONS = {"l2": 0.7, "linf": 10 / 255}
@@ -38,7 +38,9 @@ def settings(norm: str, **changes: object) -> PGD:
 
 def trajectory(model: nn.Module, images: ImageSet, device: torch.device, norm: str, **changes: object) -> Values:
     """All metrics along PGD."""
-    return measure_trajectory(model, images, settings(norm, **changes), frozenset(METRICS), device=device).state()
+    return measure_trajectory(
+        model, images, settings(norm, **changes), frozenset(METRICS), work=Work(device=device)
+    ).state()
 
 
 def attack(model: nn.Module, images: ImageSet, device: torch.device, norm: str, name: str) -> Outcome:
@@ -47,7 +49,15 @@ def attack(model: nn.Module, images: ImageSet, device: torch.device, norm: str, 
     batch, _ = images.batch(torch.arange(len(images)), "cpu")
     examples = [threat.project(batch.flip(dims), batch) for dims in ([2], [3])]
     return evaluate(
-        model, images, [name], threat, BUDGET, examples=examples, cascade=False, keep_images=True, device=device
+        model,
+        images,
+        [name],
+        threat,
+        BUDGET,
+        examples=examples,
+        cascade=False,
+        keep_images=True,
+        work=Work(device=device),
     )
 
 
@@ -94,18 +104,18 @@ def curvature(model: nn.Module, images: ImageSet, device: torch.device) -> Value
 
 def transferred(models: dict[str, nn.Module], images: ImageSet, examples: Tensor, device: torch.device) -> Transfer:
     """What the models make of ``examples``."""
-    return transfer(models, images, {"one": examples}, threat_model(settings("l2")), device=device)
+    return transfer(models, images, {"one": examples}, threat_model(settings("l2")), work=Work(device=device))
 
 
 def examples_of(model: nn.Module, images: ImageSet, device: torch.device) -> Tensor:
     """The last iterates of PGD."""
-    return make_examples(model, images, settings("l2"), device=device)
+    return make_examples(model, images, settings("l2"), work=Work(device=device))
 
 
 def audit(model: nn.Module, images: ImageSet, device: torch.device) -> Audit:
     """A quick audit of every other image."""
     images = images.subset(torch.arange(0, len(images), 2))
-    return examine(model, images, None, ThreatModel("l2", EPSILONS["l2"]), "quick", device=device)
+    return examine(model, images, None, ThreatModel("l2", EPSILONS["l2"]), "quick", work=Work(device=device))
 
 
 #: Each measurement as a whole, for what all of them must do.

@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradscope.probes.weight_landscape import filter_normalised_direction
-from gradscope.results.schemas import METRICS
+from gradscope.results.metrics import METRICS
 from tests.cuda.measurements import (
     EPSILONS,
     audit,

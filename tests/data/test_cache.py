@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 import gradscope
-from gradscope.data.cache import Tree, cache_directory, load_tree
+from gradscope.data.cache import Tree, load_tree
 from gradscope.data.image_set import Splits
+from gradscope.data.places import cache_directory
 from gradscope.errors import GradscopeError
 from gradscope.vision import torchvision
 

@@ -73,6 +73,15 @@ def test_an_image_set_is_itself() -> None:
         as_image_set(found, Y)
 
 
+def test_labels_are_given_once() -> None:
+    with pytest.raises(
+        GradscopeError, match=r"^y must be left out where x is a DataLoader, whose batches have labels$"
+    ):
+        as_image_set(DataLoader(TensorDataset(X, Y)), Y)
+    with pytest.raises(GradscopeError, match=r"^y must be left out where x is a data set, whose items have labels$"):
+        as_image_set(TensorDataset(X, Y), Y)
+
+
 @pytest.mark.parametrize("kind", ["tensor", "array"])
 def test_a_data_set_with_names(kind: str) -> None:
     found = as_image_set(Digits(kind))
@@ -138,10 +147,11 @@ NOT_A_NUMBER[4, 0, 2, 2] = torch.nan
         (BYTES.bool(), Y, "x must be float in [0, 1] or uint8, got bool"),
         (X, Y[:7], "y must have a label for each image of x (30), got 7"),
         (X, Y - 1, "y must be labels from 0 on, got -1"),
-        (X, Y.float(), "y must be integers, got float32"),
-        (X, Y > 3, "y must be integers, got bool"),
+        (X, Y.float(), "y must be integers, got float32; pass y.long()"),
+        (X, Y.double().numpy(), "y must be integers, got float64; pass y.astype(int)"),
+        (X, Y > 3, "y must be integers, got bool; pass y.long()"),
         (X, torch.eye(10)[Y], "y must be labels (N,), got the shape (30, 10); pass y.argmax(1) if it is one-hot"),
-        (X, Y[:, None], "y must be labels (N,), got the shape (30, 1)"),
+        (X, Y[:, None], "y must be labels (N,), got the shape (30, 1); pass y[:, 0]"),
         (X, ["one"] * 30, "y must be integers (N,), got list"),
         (X, None, "y must be given where x is a tensor or an array, got None"),
         ("x.npy", None, "x must be a tensor, an array, a DataLoader, a data set or an ImageSet, got str"),

@@ -71,6 +71,9 @@ def test_the_fingerprint_depends_on_content_only(monkeypatch: pytest.MonkeyPatch
     base = small_set()
     strided = base.images.to(memory_format=torch.channels_last)
     assert fingerprint(strided, base.labels, list(base.classes)) == base.fingerprint
+    grey = base.images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)[:, :1]
+    doubled = base.labels.repeat_interleave(2)[::2]
+    assert fingerprint(grey, doubled, base.classes) == fingerprint(grey.contiguous(), base.labels, base.classes)
     monkeypatch.setattr(image_set, "_CHUNK_BYTES", 100)
     assert fingerprint(base.images, base.labels, base.classes) == base.fingerprint
 

@@ -17,7 +17,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from gradscope.config import Data
-from gradscope.data import sources
+from gradscope.data import places
 from gradscope.data.names import DATASETS
 from gradscope.data.published import CIFAR10, CIFAR100, Published
 from gradscope.data.sources import load
@@ -112,14 +112,14 @@ def test_a_damaged_idx_file_is_named(tmp_path: Path, damage: str) -> None:
 
 
 def test_missing_fashion_mnist_says_where_it_was_sought(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sources, "_DEBIAN_FASHION_MNIST", tmp_path / "debian")
+    monkeypatch.setattr(places, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
     with pytest.raises(GradscopeError, match=r"FashionMNIST/raw, .*debian; give `data_root` or `download`"):
         load(data("fashion-mnist", tmp_path))
 
 
 def test_debians_fashion_mnist() -> None:
-    if not sources._DEBIAN_FASHION_MNIST.is_dir():
-        pytest.skip(f"{sources._DEBIAN_FASHION_MNIST} is not there")
+    if not places.DEBIAN_FASHION_MNIST.is_dir():
+        pytest.skip(f"{places.DEBIAN_FASHION_MNIST} is not there")
     splits = load(data("fashion-mnist"))
     assert splits.train.images.shape == (60000, 1, 28, 28)
     assert torch.bincount(splits.test.labels).tolist() == [1000] * 10
@@ -163,7 +163,7 @@ def test_cifar_is_read_from_torchvisions_files(
     assert (splits.train.name, splits.train.classes) == (name, ("ant", "bee", "cat"))
     damaged = tmp_path / kind.base_folder / "two"
     damaged.write_bytes(damaged.read_bytes() + b"x")
-    with pytest.raises(GradscopeError, match=f"no sound {kind.base_folder}, .* in .*`download`"):
+    with pytest.raises(GradscopeError, match=f"must hold {kind.base_folder} undamaged, .* got .*`download`"):
         load(data(name, tmp_path))
 
 
@@ -192,7 +192,7 @@ def test_cifar_is_the_same_in_an_npz(
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_missing_cifar_is_a_users_mistake(tmp_path: Path, name: str) -> None:
-    with pytest.raises(GradscopeError, match="give `data_root` or `download`") as raised:
+    with pytest.raises(GradscopeError, match="`download` fetches it") as raised:
         load(data(name, tmp_path))
     assert "\n" not in str(raised.value)
 
@@ -255,7 +255,7 @@ def test_fashion_mnist_is_downloaded_where_it_is_missing(
     resources = [(file.name, hashlib.md5(file.read_bytes()).hexdigest()) for file in sorted(folder.iterdir())]
     monkeypatch.setattr(kind, "mirrors", [address])
     monkeypatch.setattr(kind, "resources", sorted(resources, reverse=True))
-    monkeypatch.setattr(sources, "_DEBIAN_FASHION_MNIST", tmp_path / "debian")
+    monkeypatch.setattr(places, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
     splits = load(data("fashion-mnist", tmp_path / "root"), download=True)
     assert np.array_equal(splits.test.images[:, 0].numpy(), arrays["t10k-images-idx3-ubyte"])
     assert load(data("fashion-mnist", tmp_path / "root")).train.fingerprint == splits.train.fingerprint
@@ -268,7 +268,7 @@ def test_a_download_that_fails_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, kind: Any
 ) -> None:
     nowhere = (tmp_path / "nowhere").as_uri()
-    monkeypatch.setattr(sources, "_DEBIAN_FASHION_MNIST", tmp_path / "debian")
+    monkeypatch.setattr(places, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
     monkeypatch.setattr(kind, "url", f"{nowhere}/cifar.tar.gz", raising=False)
     monkeypatch.setattr(kind, "mirrors", [f"{nowhere}/"], raising=False)
     with pytest.raises(GradscopeError, match=f"download: {kind.__name__} did not come into") as raised:

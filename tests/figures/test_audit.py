@@ -20,9 +20,9 @@ from gradscope.figures.checks import STATES, VERDICTS
 from gradscope.figures.draw import draw
 from gradscope.figures.example_images import MOST, file_names
 from gradscope.reporting.console import audit_lines
-from gradscope.results.audits import EXHIBIT_ARRAYS
+from gradscope.results.audits import EXAMPLE_ARRAYS
 from gradscope.results.files import write_json
-from gradscope.results.schemas import AUDIT, AUDIT_JSON, EXHIBITS
+from gradscope.results.schemas import AUDIT, AUDIT_JSON, EXAMPLE_IMAGES
 from gradscope.results.stats import wilson_interval
 from gradscope.results.tables import write_table
 
@@ -90,7 +90,7 @@ def rows(*entries: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(found, columns=AUDIT.names)
 
 
-def exhibits(count: int = 3, *, channels: int = 1, checkpoint: str = "sl-0", side: int = 4) -> dict[str, Any]:
+def example_images(count: int = 3, *, channels: int = 1, checkpoint: str = "sl-0", side: int = 4) -> dict[str, Any]:
     """Images at half brightness; the adversarial one is ``0.02 (place + 1)`` brighter at a corner, darker opposite.
 
     Every other one stands; the third is wrong when clean.
@@ -234,7 +234,7 @@ LONG = "torchvision:wide_resnet101_2.of_imagenet_v2-and-more"
 @pytest.mark.parametrize("columns", [1, 2, 3, 4, 8, 10])
 def test_long_names_fit_and_one_checkpoint_fits_a_column(columns):
     entries = [entry(f"{place}{LONG}") for place in range(columns)]
-    drawings = drawn(*entries, shown=exhibits(checkpoint=f"0{LONG}"))
+    drawings = drawn(*entries, shown=example_images(checkpoint=f"0{LONG}"))
     for drawing in drawings.values():
         assert_inside(drawing.figure)
     width = drawings["audit-checks"].figure.get_size_inches()[0]
@@ -360,8 +360,8 @@ def pictures(drawing) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_an_exhibit_is_the_image_the_attack_and_their_difference(channels):
-    shown = exhibits(3, channels=channels)
+def test_an_example_is_the_image_the_attack_and_their_difference(channels):
+    shown = example_images(3, channels=channels)
     drawing = drawn(entry(), shown=shown)["audit-evidence-sl-0"]
     found = pictures(drawing)
     assert len(found) == 9
@@ -383,22 +383,22 @@ def test_an_exhibit_is_the_image_the_attack_and_their_difference(channels):
 
 
 def test_the_wider_ball_of_a_check_is_said():
-    shown = exhibits(3)
+    shown = example_images(3)
     shown["check"] = np.array(["N3", "M2", "M2"])
     drawing = drawn(entry(), shown=shown)["audit-evidence-sl-0"]
     assert "linf, epsilon 0.03137, M2 in a wider ball (masking found: saturation)" in drawing.caption
 
 
-def test_what_is_written_around_an_exhibit():
-    texts = written(drawn(entry(), shown=exhibits(3))["audit-evidence-sl-0"].figure)
+def test_what_is_written_around_an_example():
+    texts = written(drawn(entry(), shown=example_images(3))["audit-evidence-sl-0"].figure)
     assert {"#100, X1", "#101", "#102"} <= set(texts)
     assert {"cat 0 → cat 1", "cat 1 stands", "cat 2 → cat 3", "clean: cat 9"} <= set(texts)
     assert texts.count("square") == 3
 
 
 @pytest.mark.parametrize(("count", "columns", "bands"), [(1, 1, 1), (6, 6, 1), (8, 4, 2), (12, 6, 2), (15, 6, 2)])
-def test_exhibits_wrap_after_six_and_end_at_twelve(count, columns, bands):
-    drawing = drawn(entry(), shown=exhibits(count))["audit-evidence-sl-0"]
+def test_example_images_wrap_after_six_and_end_at_twelve(count, columns, bands):
+    drawing = drawn(entry(), shown=example_images(count))["audit-evidence-sl-0"]
     panels = [axes for axes in drawing.figure.axes if axes.get_images()]
     assert len(panels) == 3 * min(count, MOST)
     places = {tuple(np.round(axes.get_position().p0, 4)) for axes in panels}
@@ -410,19 +410,19 @@ def test_exhibits_wrap_after_six_and_end_at_twelve(count, columns, bands):
 
 
 def test_an_attack_that_changed_nothing_is_grey():
-    shown = exhibits(1)
+    shown = example_images(1)
     shown["adversarial"] = shown["clean"]
     assert_allclose(pictures(drawn(entry(), shown=shown)["audit-evidence-sl-0"])[2], 0.5)
 
 
-@pytest.mark.parametrize("shown", [None, exhibits(0)])
-def test_without_exhibits_the_other_figures_are_drawn(shown):
+@pytest.mark.parametrize("shown", [None, example_images(0)])
+def test_without_example_images_the_other_figures_are_drawn(shown):
     assert list(drawn(entry(), shown=shown)) == ["audit-checks", "audit-robustness"]
 
 
-def test_every_checkpoint_has_exhibits_of_its_own():
-    parts = [exhibits(2, checkpoint="a/b"), exhibits(1, checkpoint="A:B")]
-    shown = {key: np.concatenate([part[key] for part in parts]) for key in EXHIBIT_ARRAYS}
+def test_every_checkpoint_has_example_images_of_its_own():
+    parts = [example_images(2, checkpoint="a/b"), example_images(1, checkpoint="A:B")]
+    shown = {key: np.concatenate([part[key] for part in parts]) for key in EXAMPLE_ARRAYS}
     drawings = drawn(entry("a/b"), entry("none"), entry("A:B"), shown=shown)
     names = list(drawings)[2:]
     assert names == ["audit-evidence-a-b", "audit-evidence-A-B-2"]
@@ -436,7 +436,7 @@ def test_file_names_are_safe_and_never_alike():
 
 def test_names_are_drawn_as_they_are_written(tmp_path):
     name = "$\\frac{a}$ <b>_x^2"
-    shown = exhibits(1, checkpoint=name)
+    shown = example_images(1, checkpoint=name)
     shown["label_name"] = np.array(["a$_1$"])
     for drawing in drawn(entry(name), shown=shown).values():
         texts = [text for axes in drawing.figure.axes for text in axes.texts]
@@ -446,7 +446,7 @@ def test_names_are_drawn_as_they_are_written(tmp_path):
 
 
 def test_letters_that_the_font_lacks_are_no_error(tmp_path):
-    for drawing in drawn(entry("日本"), shown=exhibits(1, checkpoint="日本")).values():
+    for drawing in drawn(entry("日本"), shown=example_images(1, checkpoint="日本")).values():
         style.save(drawing.figure, tmp_path, drawing.name)
 
 
@@ -454,12 +454,12 @@ def directory_of(path: Path, *entries: dict[str, Any], shown: dict[str, Any] | N
     write_table(path / AUDIT.file, AUDIT, rows(*entries).to_dict("records"))
     write_json(path / AUDIT_JSON, document(*entries))
     if shown is not None:
-        np.savez(path / EXHIBITS, **shown)
+        np.savez(path / EXAMPLE_IMAGES, **shown)
     return path
 
 
 def test_drawn_from_the_files_alone_and_the_same_bytes_twice(tmp_path):
-    directory = directory_of(tmp_path, entry(), entry("other"), shown=exhibits(2))
+    directory = directory_of(tmp_path, entry(), entry("other"), shown=example_images(2))
     first = {path: path.read_bytes() for path in draw(directory)}
     names = ["audit-checks", "audit-robustness", "audit-evidence-sl-0"]
     assert [path.name for path in first] == [f"{name}.{kind}" for name in names for kind in ("pdf", "png")]
@@ -516,23 +516,23 @@ def test_files_of_different_audits_are_not_mixed(tmp_path):
     directory_of(tmp_path, entry("a"))
     write_json(tmp_path / AUDIT_JSON, document(entry("b")))
     assert "audit.csv and audit.json are not of the same audits" in fails(tmp_path)
-    assert "evidence.npz" in fails(directory_of(tmp_path, entry("a"), shown=exhibits(1, checkpoint="b")))
+    assert "evidence.npz" in fails(directory_of(tmp_path, entry("a"), shown=example_images(1, checkpoint="b")))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 cut short"])
-def test_damaged_exhibits_are_one_line(tmp_path, content):
+def test_damaged_example_images_are_one_line(tmp_path, content):
     directory_of(tmp_path, entry())
-    (tmp_path / EXHIBITS).write_bytes(content)
+    (tmp_path / EXAMPLE_IMAGES).write_bytes(content)
     assert "evidence.npz" in fails(tmp_path)
 
 
-def test_exhibits_cut_short_or_bent_are_one_line(tmp_path):
-    directory_of(tmp_path, entry(), shown=exhibits(2, side=32))
-    whole = (tmp_path / EXHIBITS).read_bytes()
+def test_example_images_cut_short_or_bent_are_one_line(tmp_path):
+    directory_of(tmp_path, entry(), shown=example_images(2, side=32))
+    whole = (tmp_path / EXAMPLE_IMAGES).read_bytes()
     for end in (len(whole) // 2, len(whole) - 30):
-        (tmp_path / EXHIBITS).write_bytes(whole[:end])
+        (tmp_path / EXAMPLE_IMAGES).write_bytes(whole[:end])
         assert "evidence.npz" in fails(tmp_path)
-    (tmp_path / EXHIBITS).write_bytes(whole[:200] + b"\xff" * 50 + whole[250:])
+    (tmp_path / EXAMPLE_IMAGES).write_bytes(whole[:200] + b"\xff" * 50 + whole[250:])
     assert "evidence.npz" in fails(tmp_path)
 
 
@@ -547,12 +547,12 @@ def test_exhibits_cut_short_or_bent_are_one_line(tmp_path):
         ({"attack": np.array(["pgd", None], dtype=object)}, "allow_pickle"),
     ],
 )
-def test_exhibits_of_another_form_are_one_line(tmp_path, change, message):
-    assert message in fails(directory_of(tmp_path, entry(), shown={**exhibits(2), **change}))
+def test_example_images_of_another_form_are_one_line(tmp_path, change, message):
+    assert message in fails(directory_of(tmp_path, entry(), shown={**example_images(2), **change}))
 
 
 def test_a_missing_array_is_named(tmp_path):
-    shown = {key: value for key, value in exhibits(2).items() if key not in ("check", "attack")}
+    shown = {key: value for key, value in example_images(2).items() if key not in ("check", "attack")}
     assert "lacks attack, check" in fails(directory_of(tmp_path, entry(), shown=shown))
 
 

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradscope.measure.declaring import Circumstances, DataOptions, ForeignOptions
+from gradscope.measure.common_options import Circumstances, ForeignOptions
 from gradscope.measure.options import COMMANDS, Request
 from gradscope.measure.runner import run
+from gradscope.options import DataOptions
 
 
 def request_of(command: str, models: Sequence[str], **given: Any) -> Request:

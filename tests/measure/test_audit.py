@@ -16,8 +16,8 @@ from gradscope.errors import GradscopeError
 from gradscope.measure.audit import AuditMeasurement
 from gradscope.measure.partial_results import PartialResults
 from gradscope.models import checkpoint as checkpoints
-from gradscope.results.audits import EXHIBIT_ARRAYS
-from gradscope.results.schemas import ATTACK_SAMPLES, ATTACKS, AUDIT, AUDIT_JSON, EXHIBITS
+from gradscope.results.audits import EXAMPLE_ARRAYS
+from gradscope.results.schemas import ATTACK_SAMPLES, ATTACKS, AUDIT, AUDIT_JSON, EXAMPLE_IMAGES
 from gradscope.results.tables import read_table
 from tests.measure.requests import measured
 
@@ -110,9 +110,9 @@ def test_the_pictures_are_of_the_images_that_fell(trained: list[str], outsiders:
     assert (masked["verdict"], masked["causes"][0]) == ("masking found", "saturation")
     assert honest["verdict"] == "none found within this budget"
     images_of = {made["id"]: set(made["images"]) for made in masked["checks"] if made["accuses"]}
-    with np.load(out / EXHIBITS, allow_pickle=False) as kept:
+    with np.load(out / EXAMPLE_IMAGES, allow_pickle=False) as kept:
         shown = {key: kept[key] for key in kept.files}
-    assert set(shown) == set(EXHIBIT_ARRAYS)
+    assert set(shown) == set(EXAMPLE_ARRAYS)
     model = checkpoints.load(Path(trained[0])).build()
     with torch.no_grad():
         before, after = (model(torch.from_numpy(shown[key])).argmax(dim=1) for key in ("clean", "adversarial"))
@@ -160,8 +160,8 @@ def test_an_interrupted_audit_is_resumed_to_the_same_files(
         assert (out / name).read_bytes() == (whole / name).read_bytes()
     ours, theirs = (read_table(folder / ATTACKS.file, ATTACKS) for folder in (out, whole))
     pd.testing.assert_frame_equal(ours[ours["metric"] != "seconds"], theirs[theirs["metric"] != "seconds"])
-    with np.load(out / EXHIBITS) as ours, np.load(whole / EXHIBITS) as theirs:
-        assert all(np.array_equal(ours[key], theirs[key]) for key in EXHIBIT_ARRAYS)
+    with np.load(out / EXAMPLE_IMAGES) as ours, np.load(whole / EXAMPLE_IMAGES) as theirs:
+        assert all(np.array_equal(ours[key], theirs[key]) for key in EXAMPLE_ARRAYS)
 
 
 def test_surrogates_are_tried_on_every_model_but_themselves(trained: list[str], tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ import pytest
 
 from gradscope.errors import GradscopeError
 from gradscope.measure.directory import clear, results_directory
-from gradscope.results.schemas import AUDIT, AUDIT_JSON, EXHIBITS, SAMPLES
+from gradscope.results.schemas import AUDIT, AUDIT_JSON, EXAMPLE_IMAGES, SAMPLES
 
 
-@pytest.mark.parametrize("name", [AUDIT.file, f"{SAMPLES.file}.gz", AUDIT_JSON, EXHIBITS])
+@pytest.mark.parametrize("name", [AUDIT.file, f"{SAMPLES.file}.gz", AUDIT_JSON, EXAMPLE_IMAGES])
 def test_an_audit_is_a_result_that_is_not_overwritten_unasked(tmp_path, name):
     (tmp_path / name).touch()
     with (
@@ -25,7 +25,7 @@ def test_an_audit_its_figures_and_its_report_are_cleared_and_nothing_else(tmp_pa
         AUDIT.file,
         f"{SAMPLES.file}.gz",
         AUDIT_JSON,
-        EXHIBITS,
+        EXAMPLE_IMAGES,
         "report.html",
         *drawn,
         "notes.txt",

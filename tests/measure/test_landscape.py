@@ -13,7 +13,9 @@ from gradscope.data.image_set import Splits
 from gradscope.errors import GradscopeError
 from gradscope.measure import input_landscape, weight_landscape
 from gradscope.models import checkpoint as checkpoints
-from gradscope.results.schemas import BANDS, LANDSCAPE, LANDSCAPE_METRICS, PATH, SAMPLES, SUMMARY
+from gradscope.probes.comparison import RAY_REACH
+from gradscope.results.metrics import LANDSCAPE_METRICS
+from gradscope.results.schemas import BANDS, LANDSCAPE, PATH, SAMPLES, SUMMARY
 from gradscope.results.tables import read_table
 from tests.measure.requests import measured
 
@@ -108,6 +110,8 @@ def test_the_numbers_are_means_over_the_images(trained: list[str], tmp_path: Pat
         assert (row["norm"], row["epsilon"]) == ("l2", 1.0)
         assert (row["value"], row["n"]) == (pytest.approx(values.mean()), 8)
         assert row["ci_low"] <= row["value"] <= row["ci_high"]
+        if metric.startswith("radius"):
+            assert row["ci_high"] <= RAY_REACH == LANDSCAPE_METRICS[metric].high
     assert (samples[samples["metric"] == "curvature-residual"]["value"] < 1e-3).mean() > 0.5
 
 
@@ -182,11 +186,11 @@ def test_an_interrupted_run_is_resumed_to_the_same_files(
 
 def test_what_is_refused_around_images(trained: list[str], tmp_path: Path) -> None:
     for options, message in (
-        ({"points": 1}, "points: .* got 1"),
-        ({"span": 0.0}, "span: .* got 0"),
+        ({"points": 1}, "points must be at least 2, got 1"),
+        ({"span": 0.0}, "span must be above 0, got 0"),
         ({"epsilon": 0}, "epsilon must be above 0"),
         ({"index": (1, 359), "images": None}, "index must be 0 to 358.* got 359"),
-        ({"index": (1,)}, "index must stand alone"),
+        ({"index": (1,)}, "index must be left out beside `images` and `right`"),
         ({"images": 360}, "images must be 1 to 359.* got 360"),
         ({"images": 0}, "images must be .*.* got 0"),
         ({"plane": "shared"}, "plane must be 'own', for 'shared' takes the directions of two checkpoints, got 1"),
@@ -280,13 +284,13 @@ def test_what_is_refused_around_weights(trained: list[str], tmp_path: Path) -> N
     copy = tmp_path / "copy.pt"
     copy.write_bytes(Path(trained[0]).read_bytes())
     for options, message in (
-        ({"points": 1}, "points: .* got 1"),
-        ({"span": -1.0}, "span: .* got -1"),
+        ({"points": 1}, "points must be at least 2, got 1"),
+        ({"span": -1.0}, "span must be above 0, got -1"),
         ({"towards": str(other)}, "model must have the same parameters at both ends; .* is .* and "),
         ({"towards": str(copy)}, "towards must be other weights than those of sl, got copy"),
-        ({"towards": trained[1], "epochs": str(epochs)}, "towards must be left out beside epochs"),
+        ({"towards": trained[1], "epochs": str(epochs)}, "towards must be left out beside `epochs`"),
         ({"epochs": str(tmp_path / "none")}, "epochs must be a folder of checkpoints"),
-        ({"epochs": str(epochs), "line": True}, "epochs must be left out beside line"),
+        ({"epochs": str(epochs), "line": True}, "epochs must be left out beside `line`"),
         ({"images": 400}, "images must be 1 to 359.* got 400"),
     ):
         with pytest.raises(GradscopeError, match=message):
@@ -359,5 +363,8 @@ def test_an_image_whose_attack_did_not_move_has_no_adversarial_radius(
     assert summary.loc[("radius-adversarial", "around/all"), "n"] == 0
     assert summary.loc[("beyond-adversarial", "around/all"), "n"] == 0
     assert summary.loc[("curvature", "around/all"), "value"] == 0
+    labels = set(read_table(out / SAMPLES.file, SAMPLES)["label"])
+    subsets = {"around/all"} | {"around/correct" if label == 0 else "around/wrong" for label in labels}
+    assert set(summary.index.get_level_values("subset")) == subsets, "a subset without images has no rows"
     assert len(manifest(out)["checkpoints"][0]["random_instead_of_adversarial"]["first"]) == 4
     assert not read_table(out / LANDSCAPE.file, LANDSCAPE)[["loss", "margin"]].isna().any().any()

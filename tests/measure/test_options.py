@@ -13,9 +13,11 @@ import typer
 import gradscope
 from gradscope.cli import app, main, measuring
 from gradscope.config import Config
-from gradscope.measure.declaring import GROUPS, Circumstances, DataOptions, ForeignOptions, Options
+from gradscope.measure.common_options import Circumstances, ForeignOptions, Options
 from gradscope.measure.options import COMMANDS, Request
+from gradscope.options import GROUPS, DataOptions, RunOptions
 from gradscope.study.expansion import read_study
+from gradscope.training.options import TrainingData, TrainOptions
 
 SHARED: tuple[type[Config], ...] = (DataOptions, ForeignOptions, Circumstances)
 #: The function of :mod:`gradscope` for each command.
@@ -63,7 +65,9 @@ def extra(kind: type[Config], name: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("kind", [*COMMANDS.values(), *SHARED], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [*COMMANDS.values(), *SHARED, TrainOptions, TrainingData, RunOptions], ids=lambda kind: kind.__name__
+)
 def test_every_option_says_what_it_is(kind: type[Config]) -> None:
     for name, field in kind.model_fields.items():
         assert field.description, name

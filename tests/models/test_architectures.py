@@ -202,9 +202,9 @@ def test_specification_round_trip() -> None:
         ({"architecture": "resnet81"}, "architecture: 'resnet81' is unknown; did you mean 'resnet18'"),
         ({"classes": 1}, "classes: at least 2 are allowed, got 1"),
         ({"channels": 0}, "channels: at least 1 is allowed, got 0"),
-        ({"mean": (0.5, 0.5)}, "mean must be 1 or 3 numbers, got 2"),
+        ({"mean": (0.5, 0.5)}, "mean must be one number, or one for each of 3 channels, got 2 numbers"),
         ({"mean": (math.nan,)}, "mean must be finite"),
-        ({"std": ()}, "std must be 1 or 3 numbers, got 0"),
+        ({"std": ()}, "std must be one number, or one for each of 3 channels, got 0 numbers"),
         ({"std": (0.5, 0.0, 0.5)}, "std must be above 0"),
     ],
 )

@@ -69,8 +69,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "theirs.py").write_text(FACTORY)
     (tmp_path / "helper.py").write_text("WIDTH = 5\n")
     (tmp_path / "later.py").write_text("from theirs import tiny as make\n")
-    (tmp_path / "script.py").write_text("import sys\nsys.exit(3)\n")
-    (tmp_path / "lacking.py").write_text("import no_such_module_anywhere\n")
+    (tmp_path / "script.py").write_text("import sys\nsys.exit(3)\ntiny = None\n")
+    (tmp_path / "lacking.py").write_text("from no_such_module_anywhere import tiny\n")
     monkeypatch.chdir(tmp_path)
     for name in ("theirs", "helper", "later", "script", "lacking"):
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -81,7 +81,7 @@ def foreign(
     reference: str = "theirs:tiny",
     weights: Path | None = None,
     *,
-    classes: int = 5,
+    classes: int | None = 5,
     channels: int = 1,
     image_size: int = 4,
     mean: tuple[float, ...] | None = None,
@@ -175,7 +175,7 @@ def test_normalisation_is_put_in_front(project: Path) -> None:
 def test_normalisation_that_makes_no_sense(project: Path) -> None:
     assert complaint(mean=(0.5,)) == "std must be given with `mean`, or both be left out; got None"
     assert complaint(std=(0.5,)) == "mean must be given with `std`, or both be left out; got None"
-    assert complaint(mean=(0.5, 0.5), std=(1.0,)) == "mean must be 1 numbers, got 2"
+    assert complaint(mean=(0.5, 0.5), std=(1.0,)) == "mean must be one number, for there is one channel, got 2 numbers"
     assert complaint(mean=(0.5,), std=(0.0,)) == "std must be above 0, got [0.0]"
 
 
@@ -274,6 +274,16 @@ def test_torchvision_shape_mismatch_is_one_line_with_both_shapes(tmp_path: Path)
         "does not fit torchvision:resnet18: "
         "3 of other shape (first conv1.weight: file (64, 3, 3, 3), model (64, 3, 7, 7))"
     )
+
+
+def test_weights_of_other_classes_are_told_so(tmp_path: Path) -> None:
+    torch.save(torchvision.models.resnet18(weights=None, num_classes=30).state_dict(), tmp_path / "thirty.pt")
+    assert complaint("torchvision:resnet18", tmp_path / "thirty.pt", classes=10, channels=3) == (
+        f"weights: {tmp_path / 'thirty.pt'} has 30 classes, the data 10; examine it on data of its classes, "
+        "or give it another last layer in a package.module:factory"
+    )
+    model = foreign("torchvision:resnet18", tmp_path / "thirty.pt", classes=None, channels=3, trust_code=False)
+    assert model(torch.rand(1, 3, 32, 32)).shape == (1, 30)
 
 
 def test_torchvision_vision_transformer_takes_the_datas_image_size(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, ...]:
     """Two files of weights in the working directory."""
     monkeypatch.chdir(tmp_path)
     for name in ("x.pt", "y.pt"):
-        Path(name).write_bytes(b"weights")
+        torch.save({}, name)
     return Path("x.pt"), Path("y.pt")
 
 
@@ -127,7 +127,8 @@ def test_our_checkpoint_becomes_a_model_with_its_names(tmp_path: Path, image_set
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"channels": 1}, "model: mine takes images of 1 channel(s), random has 3"),
+        ({"channels": 1}, "model: mine takes images of 1 channel, random has 3"),
+        ({"channels": 2}, "model: mine takes images of 2 channels, random has 3"),
         ({"classes": 10}, "model: mine has 10 classes, random has 5"),
     ],
 )

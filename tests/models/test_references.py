@@ -1,8 +1,13 @@
 """What the text of a model means, and which mistakes are refused before anything is loaded."""
 
+import sys
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.torch
+import torch
 
 from gradscope.errors import GradscopeError
 from gradscope.models.references import check_references, parse_reference
@@ -10,11 +15,22 @@ from gradscope.models.references import check_references, parse_reference
 
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a module, a file that is no checkpoint but not empty, and weights."""
+    """A working directory with a module, files of tensors, and files that are none."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "theirs.py").write_text("open('ran', 'w').close()\n")
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+    (tmp_path / "theirs.py").write_text("open('ran', 'w').close()\ndef make(*sizes): ...\n")
     for name in ("a.pt", "b.pt", "w.pt"):
-        (tmp_path / name).write_bytes(b"content")
+        torch.save({}, tmp_path / name)
+    whole = (tmp_path / "w.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[:-40])
+    (tmp_path / "text.pt").write_text("{}\n")
+    (tmp_path / "text.safetensors").write_text("no such thing")
+    safetensors.torch.save_file({"a": torch.zeros(9)}, tmp_path / "w.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:20])
+    np.savez(tmp_path / "arrays.npz", a=[1])
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:  # as TorchScript's are
+        archive.writestr("script/data.pkl", b"")
+        archive.writestr("script/constants.pkl", b"")
     return tmp_path
 
 
@@ -93,6 +109,21 @@ def test_what_is_in_order_is_returned_and_no_code_runs(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ["def made(): ...", "from os import  *", "globals()['ma' + 'de'] = 1", "def __getattr__(name): ..."]
+)
+def test_a_factory_that_may_be_there_is_not_missed(project: Path, text: str) -> None:
+    (project / "perhaps.py").write_text(f"open('ran', 'w').close()\n{text}\n")
+    check_references(["perhaps:made"], trust_code=True)
+    assert not (project / "ran").exists()
+
+
+def test_weights_of_every_form_are_taken(project: Path) -> None:
+    torch.save({"a": torch.zeros(9)}, project / "old.pth", _use_new_zipfile_serialization=False)
+    for name in ("w.pt", "old.pth", "w.safetensors"):
+        check_references(["timm:x"], weights=[Path(name)])
+
+
+@pytest.mark.parametrize(
     ("texts", "options", "message"),
     [
         (["no.pt"], {}, "model: no.pt cannot be read: No such file or directory"),
@@ -102,6 +133,7 @@ def test_what_is_in_order_is_returned_and_no_code_runs(project: Path) -> None:
         (["torchvison:resnet18"], {}, "did you mean torchvision:resnet18? pass `trust_code`"),
         (["timm:create_model('x')"], {}, "runs the code of timm; pass `trust_code`"),
         (["nowhere.at:all"], {"trust_code": True}, "nowhere.at cannot be imported: ModuleNotFoundError: No module"),
+        (["theirs:make_modle"], {"trust_code": True}, "model: theirs:make_modle: theirs has no make_modle"),
         (["timm:x"], {}, "weights must be a file for timm:x; random weights measure nothing"),
         (["timm:x"], {"weights": [Path("no.pt")]}, "weights: no.pt cannot be read: No such file"),
         (
@@ -109,10 +141,26 @@ def test_what_is_in_order_is_returned_and_no_code_runs(project: Path) -> None:
             {"weights": [Path("w.pt")] * 2},
             "for each foreign model, in order (1), got 2",
         ),
-        (["a.pt"], {"weights": [Path("w.pt")]}, "in order (0), got 1"),
+        (["a.pt"], {"weights": [Path("w.pt")]}, "weights must be left out where no model is foreign"),
         (["a.pt"], {"mean": (0.5,), "std": (1.0,)}, "mean must be left out, and `std`, where no model is foreign"),
         (["a.pt"], {"std": (1.0,)}, "mean must be given with `std`, or both be left out"),
         (["a.pt", "b.pt", "./a.pt"], {}, "model must name each model once, got './a.pt' again"),
+        (
+            ["text.pt"],
+            {},
+            "model: text.pt is no file of tensors that torch.save wrote, or is damaged; it begins with b'{",
+        ),
+        (["cut.pt"], {}, "model: cut.pt is truncated: its end is missing after"),
+        (["arrays.npz"], {}, "model: arrays.npz is no file of tensors"),
+        (["script.pt"], {}, "model: script.pt was refused: it is TorchScript"),
+        (["w.safetensors"], {}, "model: w.safetensors is no gradscope checkpoint; pass other models as"),
+        (["timm:x"], {"weights": [Path("text.pt")]}, "weights: text.pt is no file of tensors"),
+        (["timm:x"], {"weights": [Path("text.safetensors")]}, "weights: text.safetensors is no safetensors file"),
+        (
+            ["timm:x"],
+            {"weights": [Path("cut.safetensors")]},
+            "weights: cut.safetensors is no safetensors file, or trun",
+        ),
         (["a.pt", "theirs:make(x)"], {"trust_code": True}, "literals alone"),
     ],
 )

@@ -10,8 +10,10 @@ from torch.nn import functional as F
 from gradscope.attacks.pgd import pgd
 from gradscope.config import PGD, AttackLoss, attack_settings
 from gradscope.data.image_set import ImageSet
+from gradscope.distributed.units import Work
 from gradscope.probes.trajectory import Trajectory, measure_trajectory
-from gradscope.results.schemas import METRICS, SAMPLES, STEPS, SUMMARY
+from gradscope.results.metrics import METRICS
+from gradscope.results.schemas import SAMPLES, STEPS, SUMMARY
 
 ALL = frozenset(METRICS)
 IDENTITY = {"checkpoint": "c", "mode": "sl", "dataset": "d", "arch": "a", "seed": 0, "attack": "pgd"}
@@ -67,7 +69,7 @@ def by_hand(model, image_set, settings):
 )
 def test_every_metric_equals_its_definition(convolutional, image_set, settings):
     model = convolutional.eval()
-    result = measure_trajectory(model, image_set, settings, ALL, batch_size=7)
+    result = measure_trajectory(model, image_set, settings, ALL, work=Work(batch_size=7))
     expected = by_hand(model, image_set, settings)
     steps = table(result.step_rows(IDENTITY), "metric", "step")
     first = {"cosine": 1, "sign": 1, "zero": 1}
@@ -118,7 +120,10 @@ def test_values_do_not_depend_on_the_batch_size(convolutional, attack):
     images = torch.randint(0, 256, (128, 3, 8, 8), dtype=torch.uint8, generator=stream)
     image_set = ImageSet.from_tensors("r", images, torch.randint(0, 5, (128,), generator=stream), "01234")
     settings = attack_settings("pgd", {"norm": attack, "steps": 8, "restarts": 2, "precision": "float64"})
-    runs = [measure_trajectory(convolutional.eval(), image_set, settings, ALL, batch_size=size) for size in (1, 7, 128)]
+    runs = [
+        measure_trajectory(convolutional.eval(), image_set, settings, ALL, work=Work(batch_size=size))
+        for size in (1, 7, 128)
+    ]
     for make in ("step_rows", "summary_rows", "sample_rows"):
         first, *others = [list(getattr(run, make)(IDENTITY)) for run in runs]
         for rows in others:
@@ -174,7 +179,7 @@ def test_the_norm_is_of_the_samples_own_loss_whatever_the_reduction(convolutiona
     model = convolutional.eval()
     runs = [
         measure_trajectory(
-            model, image_set, PGD(steps=1, start="none", reduction=how), frozenset({"norm"}), batch_size=9
+            model, image_set, PGD(steps=1, start="none", reduction=how), frozenset({"norm"}), work=Work(batch_size=9)
         )
         for how in ("sum", "mean")
     ]
@@ -186,7 +191,7 @@ def test_restarts_only_lower_the_worst_case(convolutional, image_set):
     model = convolutional.eval()
     one, many = (
         measure_trajectory(
-            model, image_set, PGD(epsilon=0.3, steps=3, restarts=count), frozenset({"norm"}), batch_size=11
+            model, image_set, PGD(epsilon=0.3, steps=3, restarts=count), frozenset({"norm"}), work=Work(batch_size=11)
         )
         for count in (1, 8)
     )

@@ -15,13 +15,12 @@ from hypothesis import strategies as st
 
 from gradscope.errors import GradscopeError
 from gradscope.results.files import atomic, ensure_writable, exclusive, write_json
+from gradscope.results.metrics import ATTACK_METRICS, METRICS
 from gradscope.results.schemas import (
-    ATTACK_METRICS,
     ATTACK_SAMPLES,
     ATTACKS,
     CLAIMS,
     HISTORY,
-    METRICS,
     SAMPLES,
     STEPS,
     SUMMARY,

@@ -24,6 +24,7 @@ from gradscope.models import checkpoint as checkpoints
 from gradscope.models.rescaling import calibrating_factor
 from gradscope.probes import comparison
 from gradscope.training import loop
+from gradscope.training.options import TrainOptions
 from gradscope.training.request import TrainingRequest
 from gradscope.training.runs import configure_training, run_training
 from tests.measure.requests import measured
@@ -76,9 +77,8 @@ def few_images() -> Splits:
 
 
 def train(out: Path, mode: str, epochs: int, *settings: str, resume: bool = False, keep_epochs: bool = False) -> None:
-    training, _ = configure_training(
-        TrainingRequest(mode=mode, settings=settings, epochs=epochs, options={"shift": 0.1})
-    )
+    options = TrainOptions(mode=mode, set=("shift=0.1", *settings), epochs=epochs)
+    training, _ = configure_training(TrainingRequest(options=options))
     how = {"resume": resume, "overwrite": False, "keep_epochs": keep_epochs}
     run_training(training, few_images(), out / f"{mode}.pt", Hardware("cpu"), **how)
 

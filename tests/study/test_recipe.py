@@ -127,7 +127,7 @@ def test_settings_and_data_root_of_the_command_line(tmp_path: Path) -> None:
         ('[grid]\nmodes = ["sl", "sl"]\n', "grid.modes: 'sl' is there twice"),
         (GRID + "[grid.x]\n", "grid.x"),
         ('[grid]\nmodes = ["sl"]\nseeds = [0, 0]\n', "grid.seeds: 0 is there twice; two entries would write one file"),
-        ('[grid]\nmodes = ["sl"]\nseeds = [-1]\n', "grid.seeds.0: Input should be greater than or equal to 0"),
+        ('[grid]\nmodes = ["sl"]\nseeds = [-1]\n', "grid.seeds.0 must be at least 0, got -1"),
         ('[grid]\nmodes = ["sl"]\nseeds = []\n', "grid.seeds"),
         ('[grid]\nmodes = ["sl"]\ndata = ["cifra10"]\n', r"data.cifra10.dataset: .* did you mean 'cifar10'"),
         ('[grid]\nmodes = ["sl"]\narchitectures = ["cnn"]\n', "grid.architectures: 'cnn' is unknown"),
@@ -156,8 +156,8 @@ def test_settings_and_data_root_of_the_command_line(tmp_path: Path) -> None:
         (GRID + '[[measure]]\ncommand = "analyse"\n', r"measure.0.command: 'analyse' .* did you mean 'analyze'"),
         (GRID + '[[measure]]\nname = "a"\n', "measure.0.command: one of analyze, .* is needed, got None"),
         (GRID + ANALYZE + "stesp = 3\n", r"measure analyze: 'stesp' is unknown; did you mean 'steps'\?"),
-        (GRID + ANALYZE + "steps = 0\n", "measure analyze: steps: .* got 0"),
-        (GRID + ANALYZE + 'samples = "many"\n', "measure analyze: samples: .* got 'many'"),
+        (GRID + ANALYZE + "steps = 0\n", "measure analyze: steps must be at least 1, got 0"),
+        (GRID + ANALYZE + 'samples = "many"\n', "measure analyze: samples must be a whole number, got 'many'"),
         (GRID + ANALYZE + 'attack = "pdg"\n', r"measure analyze: attack: 'pdg' is unknown; did you mean 'pgd'\?"),
         (GRID + ANALYZE + 'metrics = "cosin"\n', "measure analyze: metrics: 'cosin' .* did you mean 'cosine'"),
         (GRID + ANALYZE + 'models = "sl-adv"\n', "measure analyze: models: 'sl-adv' is unknown"),
@@ -167,7 +167,7 @@ def test_settings_and_data_root_of_the_command_line(tmp_path: Path) -> None:
         (GRID + '[[measure]]\ncommand = "audit"\nbudget = "quik"\n', r"budget: 'quik' .* did you mean 'quick'\?"),
         (
             GRID + '[[measure]]\ncommand = "landscape"\nline = true\n',
-            "line must be left out where space is 'input', it belongs to 'weights'",
+            "line must be left out unless `space` is weights, got True",
         ),
         (
             GRID + '[[measure]]\ncommand = "landscape"\nspace = "weights"\ntowards = "sl"\n',
@@ -177,10 +177,16 @@ def test_settings_and_data_root_of_the_command_line(tmp_path: Path) -> None:
             GRID + '[[measure]]\ncommand = "attack"\nattacks = "pgd"\nsurrogate = "sl"\n',
             "measure attack: surrogate must be left out unless one of .*transfer is among the attacks",
         ),
-        (GRID + '[[measure]]\ncommand = "transfer"\nmodels = "sl-s0"\n', "measure transfer: .*two or more .*got 1"),
-        (GRID + '[[measure]]\ncommand = "landscape"\npoints = 1\n', "measure landscape: points: .*got 1"),
+        (
+            GRID + '[[measure]]\ncommand = "transfer"\nmodels = "sl-s0"\n',
+            "measure transfer: .*two models or more .*got 1",
+        ),
+        (
+            GRID + '[[measure]]\ncommand = "landscape"\npoints = 1\n',
+            "measure landscape: points must be at least 2, got 1",
+        ),
         ("[grid\n", "is not TOML"),
-        (GRID + "[data]\ndigits = 3\n", "data.digits: .*, got 3"),
+        (GRID + "[data]\ndigits = 3\n", "data.digits must be a table, got 3"),
         (GRID + '[[measure]]\nname = "../x"\ncommand = "analyze"\n', r"measure: letters.*'../x'"),
     ],
 )

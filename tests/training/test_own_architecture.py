@@ -126,7 +126,8 @@ def test_no_code_runs_without_trust(project: Path, digits: ImageSet) -> None:
     with pytest.raises(GradscopeError, match="runs the code of my_nets; pass `trust_code`"):
         loaded.build()
     untrusted = read_references(["own.pt"], Foreign())[0]
-    with pytest.raises(GradscopeError, match="runs the code of my_nets; pass `trust_code`"):
+    refusal = r"^model: own\.pt: my_nets:small\(width=6\) runs the code of my_nets; pass `trust_code`"
+    with pytest.raises(GradscopeError, match=refusal):
         load_model(untrusted, digits, Foreign(), torch.device("cpu"))
     assert not (project / "ran").exists()
     trusted = read_references(["own.pt"], Foreign(trust_code=True))[0]

@@ -88,5 +88,5 @@ def test_a_mode_of_ones_own_needs_phases():
 
 
 def test_an_unknown_key_is_named():
-    with pytest.raises(GradscopeError, match="batch_siez: 'batch_siez' is unknown; did you mean 'batch_size'"):
+    with pytest.raises(GradscopeError, match="set: 'batch_siez' is unknown; did you mean 'batch_size'"):
         resolve("sl", Data(), 8, settings=["batch_siez=3"])

@@ -13,15 +13,18 @@ from gradscope.data.image_set import Splits
 from gradscope.distributed.processes import Hardware, resolve_device
 from gradscope.errors import GradscopeError
 from gradscope.results.stats import wilson_interval
+from gradscope.training.options import TrainingData, TrainOptions
 from gradscope.training.request import TrainingRequest
 from gradscope.training.runs import configure_training, count_right, run_training
 
 CPU = Hardware("cpu")
 
 
-def configure(mode: str = "sl", data: Mapping[str, Any] | None = None, **asked: Any) -> tuple[Training, Splits]:
-    known = {key: asked.pop(key) for key in ("paper", "table", "settings", "epochs") if key in asked}
-    return configure_training(TrainingRequest(mode=mode, data=data or {}, **known, options=asked))
+def configure(
+    mode: str = "sl", data: Mapping[str, Any] | None = None, table: Mapping[str, Any] | None = None, **options: Any
+) -> tuple[Training, Splits]:
+    asked = TrainOptions(mode=mode, **options)
+    return configure_training(TrainingRequest(options=asked, data=TrainingData(**data or {}), table=dict(table or {})))
 
 
 @pytest.mark.parametrize(("mode", "epochs", "rate"), [("sl", 100, 2e-4), ("rl", 600, 1e-4)])
@@ -38,22 +41,22 @@ def test_the_data_are_of_the_command_before_a_setting_before_the_file(tmp_path: 
         configure(table=table)
     kept = json.dumps(table)
     with pytest.raises(GradscopeError, match=r"other\.npz"):
-        configure(table=table, settings=[f"data.data_root={tmp_path / 'other.npz'}"])
-    training, splits = configure(data={"dataset": "digits"}, table=table, settings=["data.dataset=cifar10"])
+        configure(table=table, set=[f"data.data_root={tmp_path / 'other.npz'}"])
+    training, splits = configure(data={"dataset": "digits"}, table=table, set=["data.dataset=cifar10"])
     assert (training.data.dataset, splits.train.name) == ("digits", "digits")
     assert json.dumps(table) == kept
-    whole, _ = configure(settings=["data={dataset = 'digits', image_size = 8}"])
+    whole, _ = configure(set=["data={dataset = 'digits', image_size = 8}"])
     assert whole.data == Data(image_size=8)
 
 
 def test_a_key_that_only_begins_like_data_is_refused() -> None:
     with pytest.raises(GradscopeError, match="'dataset' is unknown"):
-        configure(settings=["dataset=cifar10"])
+        configure(set=["dataset=cifar10"])
 
 
 @pytest.mark.parametrize("table", [{"mode": "rl"}, {}])
 def test_the_mode_is_the_commands(table: dict[str, str]) -> None:
-    training, _ = configure("sl", table=table, settings=[] if table else ["mode=rl"])
+    training, _ = configure("sl", table=table, set=[] if table else ["mode=rl"])
     assert training.mode == "sl"
     assert training.phases[0].mix == {"cross-entropy": 1.0}
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from gradscope.auditing import causes, outcomes
-from gradscope.auditing.check import Check, adjusted
+from gradscope.auditing.checks import causes, outcomes
+from gradscope.auditing.checks.base import Check, adjusted
 from gradscope.auditing.evidence import Evidence
 
 #: A check may ask several questions, a test each; the one that speaks loudest is reported.

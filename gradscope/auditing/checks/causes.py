@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from gradscope.attacks.pgd import settings_inside
-from gradscope.auditing.check import ALPHA, Cause, Check, State, abstained, numbers_at
-from gradscope.auditing.evidence import SAME_LOGITS, Evidence
+from gradscope.auditing.checks.base import ALPHA, Cause, Check, State, abstained, numbers_at
+from gradscope.auditing.evidence import Evidence
 from gradscope.auditing.gradients import is_dead, kinds_of_slope
+from gradscope.auditing.outputs import SAME_LOGITS, depend_on_the_batch
 from gradscope.results.stats import Interval, mcnemar, paired_rates_interval, wilson_interval
 
 #: Fewer images than this say nothing about a share of 1 to 5 %.
@@ -45,7 +46,7 @@ def set_up(evidence: Evidence) -> Check:
         found.append("two passes over one image differ")
         causes.append("randomness")
         images[:looked] |= outputs["flips"] | (outputs["wander"] > SAME_LOGITS)
-    elif float(outputs["alone"].nan_to_num(0.0).max()) > SAME_LOGITS:
+    elif depend_on_the_batch(outputs):
         found.append("the output depends on the other images of the batch")
         images[:looked] |= outputs["alone"].nan_to_num(0.0) > SAME_LOGITS
     if evidence.probabilities:
@@ -61,6 +62,10 @@ def set_up(evidence: Evidence) -> Check:
         images |= evidence.main.undefined
     if near_chance(evidence):
         found.append("clean accuracy is not above chance")
+    elif not len(evidence.places):
+        found.append("no image is right")
+    if predicts_one_class(evidence):
+        found.append("one class is predicted for every image")
     if not evidence.differentiable:
         found.append("there is no gradient, so only attacks by query were run")
         causes.append("missing gradient")
@@ -91,16 +96,23 @@ def near_chance(evidence: Evidence) -> bool:
     return len(evidence) >= FEWEST_PROBED and accuracy.low <= 1 / evidence.classes
 
 
-def depends_on_the_batch(evidence: Evidence) -> bool:
-    """Whether an image's output depends on those beside it."""
-    return not evidence.random and float(evidence.outputs["alone"].nan_to_num(0.0).max()) > SAME_LOGITS
+def predicts_one_class(evidence: Evidence) -> bool:
+    """Whether one class is predicted for every image, attacked or not; not known of few images."""
+    return len(evidence.outputs["predicted"]) >= FEWEST_PROBED and evidence.constant
+
+
+def _no_gradient(evidence: Evidence, identifier: str, name: str, threshold: float) -> Check:
+    """A check of gradients, which nobody looked at: there is none, or no image for it."""
+    if not len(evidence.places):
+        return abstained(identifier, name, "no image is right, so no gradient was looked at", "see D1", threshold)
+    return abstained(identifier, name, "no gradient was taken", "see D1", threshold)
 
 
 def dead_gradients(evidence: Evidence) -> Check:
     """N1: a loss of zero, no gradient or one below the usual floors, at the image or along PGD."""
     name = "dead gradients"
     if evidence.start is None or evidence.path is None:
-        return abstained("N1", name, "no gradient was taken", "see D1", DEAD_SHARE)
+        return _no_gradient(evidence, "N1", name, DEAD_SHARE)
     dead = is_dead(evidence.start["loss"], evidence.start["norm"]) | evidence.path["dead"]
     return _share(
         evidence,
@@ -134,6 +146,8 @@ def blind_with_floors(evidence: Evidence) -> str:
 def rounding(evidence: Evidence) -> Check:
     """N2: the gradient in float32 points elsewhere than in float64."""
     name = "rounding"
+    if not len(evidence.places):
+        return _no_gradient(evidence, "N2", name, BENT_SHARE)
     if evidence.precision is None:
         why = "the output is random" if evidence.random else "the model has no gradient in float64"
         return abstained("N2", name, why, "compare in float64 by hand", BENT_SHARE)
@@ -169,7 +183,7 @@ def convergence(evidence: Evidence) -> Check:
     """C2: PGD was stopped while its margin still fell, or could not cross its ball; on images that stand."""
     name = "convergence"
     if evidence.path is None:
-        return abstained("C2", name, "no gradient was taken", "see D1", MOVING_SHARE)
+        return _no_gradient(evidence, "C2", name, MOVING_SHARE)
     length = step_length(evidence)
     if length < ACROSS:
         cause = f"{evidence.budget.attacks.steps} steps reach {length:g} epsilon, the ball is 2 epsilon wide"
@@ -225,7 +239,7 @@ def geometry(evidence: Evidence) -> Check:
     """G1: how steady the gradients are along PGD; supporting evidence, never alone."""
     name = "geometry"
     if evidence.path is None or evidence.start is None:
-        return abstained("G1", name, "no gradient was taken", "see D1", ERRATIC)
+        return _no_gradient(evidence, "G1", name, ERRATIC)
     known = evidence.path["cosine"][~evidence.path["cosine"].isnan()]
     if len(known) < FEWEST_PROBED:
         why = f"{len(known)} images have a gradient at two iterates, {FEWEST_PROBED} are needed"

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from gradscope.attacks.outcome import Outcome
 from gradscope.attacks.threat import ThreatModel
-from gradscope.auditing.causes import FALSE_SHARE, slopes_of
-from gradscope.auditing.check import ALPHA, Cause, Check, abstained, numbers_at
+from gradscope.auditing.checks.base import ALPHA, Cause, Check, abstained, numbers_at
+from gradscope.auditing.checks.causes import FALSE_SHARE, slopes_of
 from gradscope.auditing.evidence import Evidence
 from gradscope.results.stats import mcnemar, paired_rates_interval, wilson_interval
 
@@ -41,6 +41,8 @@ _WHY_RANDOM = "the output is random: one pass judges nothing, S1 compares means 
 
 def _hindrance(evidence: Evidence, outcome: Outcome | None, *names: str) -> str:
     """Why the attacks cannot be compared; empty where they can."""
+    if not len(evidence.places):
+        return "no image is right, so there is nothing to attack"
     if evidence.random:
         return _WHY_RANDOM
     if not evidence.differentiable:

@@ -1,0 +1,35 @@
+"""What several commands need beside declared options; without torch."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gradscope.errors import GradscopeError
+
+
+def require_directory(directory: Path) -> None:
+    """Raise :class:`GradscopeError` where there is no such directory, before anything is imported to read it."""
+    if not directory.is_dir():
+        raise GradscopeError(f"DIR must be a directory of results, got {directory}, which is no directory")
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that speaks for all that ``torchrun`` has started; asked without torch."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def shared_mistakes() -> Iterator[None]:
+    """Mark a mistake in the command line as one that every process that ``torchrun`` has started sees."""
+    try:
+        yield
+    except GradscopeError as error:
+        error.shared = True
+        raise
+
+
+def warn(text: str) -> None:
+    """Say on stderr what to know of a model before its numbers are read."""
+    print(f"gradscope: caution: {text}", file=sys.stderr)

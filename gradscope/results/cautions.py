@@ -1,0 +1,69 @@
+"""What to know of a model before its numbers are read: sentences from the first look that a manifest records."""
+
+from collections.abc import Iterator
+
+from scipy import stats
+
+from gradscope.results.manifest import FirstLook, Manifest
+from gradscope.results.stats import wilson_interval
+
+#: A p-value from which on an accuracy is called chance.
+_SIGNIFICANT = 0.05
+#: So many images, or more, are not of one class by chance.
+_SEVERAL = 10
+#: A share of zero gradients from which on they are worth a sentence.
+_DEAD_SHARE = 0.1
+
+
+def cautions(manifest: Manifest) -> Iterator[str]:
+    """Yield a sentence for each caution, the model's name first. An audit's verdict says what its outputs are like."""
+    for entry in manifest.checkpoints:
+        if entry.first_look is not None:
+            look = entry.first_look
+            found = [*_of_labels(look), *(_of_outputs(look) if manifest.kind != "audit" else ())]
+            yield from (f"{entry.label}: {sentence}" for sentence in found)
+
+
+def _of_labels(look: FirstLook) -> Iterator[str]:
+    if chance := at_chance(look.right, look.images, look.classes):
+        yield chance
+    if look.images >= _SEVERAL and look.classes_labelled == 1:
+        yield f"all {look.images} labels are one class; where the data is sorted, draw from all of it"
+    elif look.images >= _SEVERAL and look.classes_predicted == 1:
+        yield "one class is predicted for every image"
+
+
+def _of_outputs(look: FirstLook) -> Iterator[str]:
+    if look.random:
+        yield "two passes over one image differ: one pass judges nothing, an audit judges the mean over many"
+    if look.depends_on_batch:
+        yield "the output of an image depends on the other images of its batch"
+    if look.probabilities:
+        yield (
+            "the outputs are probabilities, but the losses take logits and apply softmax again, which shrinks the "
+            "gradient; return the logits"
+        )
+    if look.zero_gradients is not None and look.zero_gradients >= max(1, _DEAD_SHARE * look.probed):
+        yield (
+            f"the gradient of the cross-entropy is exactly 0 on {look.zero_gradients} of {look.probed} images: an "
+            "attack along it cannot move there, and accuracy under it says nothing; an audit looks for the cause"
+        )
+
+
+def at_chance(right: int, images: int, classes: int) -> str | None:
+    """Say that ``right`` of ``images`` are no more than guessing gives (binomial test), or None.
+
+    Where so few images were shown that even a perfect model could not be told from chance, or that the accuracy may
+    well be halfway from chance to perfect (Wilson interval), nothing is said.
+    """
+    chance, right = 1 / classes, min(right, images)
+    if chance**images > _SIGNIFICANT or wilson_interval(right, images).high > (1 + chance) / 2:
+        return None
+    p_value = float(stats.binomtest(right, images, chance, alternative="greater").pvalue)
+    if p_value < _SIGNIFICANT:
+        return None
+    return (
+        f"{right} of {images} images are right, no more than guessing among {classes} classes gives "
+        f"(binomial test, p = {p_value:.2g}): gradients of a model that has learned nothing say nothing; "
+        "check the labels and the normalisation (mean, std)"
+    )

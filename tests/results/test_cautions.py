@@ -1,0 +1,83 @@
+"""What is said of a model before its numbers: from the facts of the first look alone."""
+
+from typing import Any
+
+import pytest
+
+from gradscope.results.cautions import at_chance, cautions
+from gradscope.results.manifest import Manifest
+
+HONEST: dict[str, Any] = {
+    "images": 100,
+    "classes": 10,
+    "right": 90,
+    "classes_labelled": 10,
+    "classes_predicted": 10,
+    "probed": 32,
+    "random": False,
+    "depends_on_batch": False,
+    "probabilities": False,
+    "zero_gradients": 0,
+}
+
+
+def said_of(kind: str = "analysis", **facts: Any) -> list[str]:
+    entry = {"label": "m", "first_look": HONEST | facts}
+    return list(cautions(Manifest.model_validate({"kind": kind, "checkpoints": [entry]})))
+
+
+@pytest.mark.parametrize(
+    ("right", "images", "classes"), [(10, 100, 10), (14, 100, 10), (0, 20, 2), (9, 20, 2), (0, 6, 10)]
+)
+def test_a_model_at_chance_is_warned_of(right: int, images: int, classes: int) -> None:
+    """Of 100 images and 10 classes, 14 or more come by chance with a probability of 0.12."""
+    warning = at_chance(right, images, classes)
+    assert warning is not None
+    assert warning.startswith(f"{right} of {images} images are right, no more than guessing among {classes}")
+
+
+@pytest.mark.parametrize(
+    ("right", "images", "classes"), [(16, 100, 10), (15, 20, 2), (0, 1, 10), (0, 4, 2), (0, 2, 10)]
+)
+def test_better_models_and_few_images_are_not(right: int, images: int, classes: int) -> None:
+    """16 or more of 100 come by chance with a probability of 0.04; all of 4 of two classes with 0.06.
+
+    With 0 of 2 right, the accuracy may be 66 %, above 55 %: halfway to perfect among ten classes.
+    """
+    assert at_chance(right, images, classes) is None
+
+
+def test_an_honest_model_is_read_without_caution() -> None:
+    assert said_of() == []
+    assert said_of(zero_gradients=None) == []
+    assert said_of(zero_gradients=3) == []  # below a tenth of 32
+    assert list(cautions(Manifest.model_validate({"checkpoints": [{"label": "old"}]}))) == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"random": True}, "two passes over one image differ"),
+        ({"depends_on_batch": True}, "depends on the other images"),
+        ({"probabilities": True}, "the outputs are probabilities"),
+        ({"zero_gradients": 4}, "exactly 0 on 4 of 32 images"),
+    ],
+)
+def test_what_is_seen_of_outputs_is_said(facts: dict[str, Any], words: str) -> None:
+    (sentence,) = said_of(**facts)
+    assert sentence.startswith("m: ")
+    assert words in sentence
+    assert said_of("audit", **facts) == []  # its verdict rests on the same facts, on more images
+
+
+@pytest.mark.parametrize("kind", ["analysis", "audit"])
+def test_one_class_is_said_of_labels_first_then_of_predictions(kind: str) -> None:
+    (sentence,) = said_of(kind, classes_labelled=1, classes_predicted=1)
+    assert "all 100 labels are one class" in sentence
+    (sentence,) = said_of(kind, classes_predicted=1)
+    assert "one class is predicted" in sentence
+    assert said_of(kind, images=9, right=9, classes_labelled=1) == []
+
+
+def test_a_guess_is_said_of_an_audit_too() -> None:
+    assert len(said_of("audit", right=8)) == len(said_of(right=8)) == 1
