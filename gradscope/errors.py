@@ -49,11 +49,17 @@ _ELSEWHERE = {
 def unknown_name(argument: str, name: str, known: Iterable[str]) -> GradscopeError:
     """The error for a name that is in no table: offers the closest one and lists all."""
     names = sorted(known)
-    begun = [known for known in names if len(name) > 1 and known.startswith(name.lower())]
-    close = [min(begun, key=len)] if begun else get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    close = [_ELSEWHERE[name]] if _ELSEWHERE.get(name) in names else close
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    close = _closest(name, names)
+    hint = f"did you mean {close!r}? " if close else ""
     return GradscopeError(f"{argument}: {name!r} is unknown; {hint}known: {', '.join(names)}")
+
+
+def _closest(name: str, names: Sequence[str]) -> str | None:
+    """What ``name`` is called here, else the shortest name that begins with it, else the most alike, if any is."""
+    if _ELSEWHERE.get(name) in names:
+        return _ELSEWHERE[name]
+    begun = [one for one in names if len(name) > 1 and one.startswith(name.lower())]
+    return min(begun, key=len) if begun else next(iter(get_close_matches(name.lower(), names, n=1, cutoff=0.5)), None)
 
 
 def lookup(table: Mapping[str, T], name: str, argument: str) -> T:

@@ -7,10 +7,11 @@ stages come from these classes: a new option is a new field. ``gradscope COMMAND
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
-from gradscope.config import Config, ImageSize
+from gradscope.config import ImageSize
+from gradscope.validation import Config
 
 #: Groups of options in ``--help``, in order.
 GROUPS = "measuring", "training", "attack", "image", "model", "data", "running"
@@ -62,6 +63,11 @@ def option(
     extra: dict[str, Any] = {"group": group, "names": names, "metavar": metavar, "flag": flag, "usual": usual}
     extra |= {"repeatable": repeatable, "both_ways": both_ways, "typed": typed}
     return Field(default, description=text, json_schema_extra=extra, **bounds)
+
+
+def default_of(kind: type[BaseModel], name: str) -> str:
+    """The default of a field of ``kind``, for the ``usual`` of an option that is laid over it."""
+    return str(kind.model_fields[name].default)
 
 
 def explained(field: FieldInfo) -> str:

@@ -16,6 +16,7 @@ FLOORS = {
     **dict.fromkeys(
         [
             "errors",
+            "validation",
             "config",
             "options",
             "seeding",
@@ -48,13 +49,14 @@ NARROW = {
     "errors": set(),
     "results": {"errors", "config"},
     "claims": {"results", "config", "errors"},
-    "config": {"errors"},
-    "options": {"config"},
+    "validation": {"errors"},
+    "config": {"errors", "validation"},
+    "options": {"config", "validation"},
     "figures": {"results", "config", "errors"},
     "reporting": {"figures", "results", "config", "errors"},
 }
 #: Rooms that read files and need no torch.
-READERS = ("errors", "config", "results", "claims", "figures", "reporting")
+READERS = ("errors", "validation", "config", "results", "claims", "figures", "reporting")
 #: What takes seconds to load, or is not installed where results are only read.
 HEAVY = {"torch", "torchvision", "lightning_fabric", "torchattacks", "loss_landscapes", "timm", "ray"}
 

@@ -10,14 +10,12 @@ from pydantic import ValidationError
 
 from gradscope.config import (
     DEFAULT_RADII,
-    MUST,
     OBJECTIVES,
     PGD,
     PGD_ATTACKS,
     Adversary,
     Balls,
     Budget,
-    Config,
     Data,
     Objective,
     Phase,
@@ -30,6 +28,7 @@ from gradscope.config import (
 )
 from gradscope.errors import GradscopeError
 from gradscope.measure.options import AttackOptions
+from gradscope.validation import MUST, Config
 
 PHASE: dict[str, Any] = {"epochs": 2, "learning_rate": 0.1}
 TRAINING: dict[str, Any] = {"mode": "sl", "architecture": "small-cnn", "phases": [PHASE]}

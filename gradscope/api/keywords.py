@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, TypeVar, cast, get_type_hints
 
-from gradscope.config import Config
 from gradscope.errors import GradscopeError, unknown_name
 from gradscope.options import explained
+from gradscope.validation import Config
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -13,8 +13,8 @@ import typer
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
-from gradscope.config import Config
 from gradscope.options import GROUPS
+from gradscope.validation import Config
 
 
 def completing(table: str) -> Any:

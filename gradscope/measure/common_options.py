@@ -13,7 +13,6 @@ from gradscope.config import (
     PGD_ATTACKS,
     Arithmetic,
     AttackLoss,
-    Config,
     Norm,
     Reduction,
     Seed,
@@ -22,7 +21,8 @@ from gradscope.config import (
     attack_settings,
 )
 from gradscope.errors import GradscopeError
-from gradscope.options import ATTACK, IMAGES, MODEL, RUNNING, RunOptions, option, several, split
+from gradscope.options import ATTACK, IMAGES, MODEL, RUNNING, RunOptions, default_of, option, several, split
+from gradscope.validation import Config
 
 
 def _single(value: object) -> object:
@@ -131,7 +131,9 @@ def plain(value: Any) -> Any:
 class Sampled(Options):
     """Options of a measurement on test images that are drawn and attacked in batches."""
 
-    samples: int | None = option(None, "test images to draw", IMAGES, usual="500, or all if there are fewer", ge=1)
+    samples: int | None = option(
+        None, "test images to draw", IMAGES, usual=f"{Options.default_images}, or all if there are fewer", ge=1
+    )
     batch_size: int | None = option(
         None,
         "images attacked at once",
@@ -168,24 +170,26 @@ def pgd_option() -> Any:
     )
 
 
-class GradientAttack(InBall):
+class Stepping(InBall):
+    """Options of how PGD walks through the ball."""
+
+    step_size: Number | None = option(
+        None, "length of PGD's steps, in pixel units", ATTACK, usual="2.5 epsilon / steps; of pgd-paper epsilon / 10"
+    )
+    relative_step_size: Number | None = option(
+        None, "length of PGD's steps in multiples of epsilon, instead of --step-size", ATTACK
+    )
+    steps: int | None = option(
+        None, "steps of every attack that follows the gradient", ATTACK, usual=default_of(PGD, "steps")
+    )
+
+
+class GradientAttack(Stepping):
     """Options of attacks along the gradient."""
 
     settled = _CHANGES | {"attack"}
 
-    step_size: Number | None = option(
-        None, "length of a step, in pixel units", ATTACK, usual="2.5 epsilon / steps; of pgd-paper epsilon / 10"
-    )
-    relative_step_size: Number | None = option(
-        None, "length of a step in multiples of epsilon, instead of --step-size", ATTACK
-    )
-    steps: int | None = option(None, "steps of the attack", ATTACK, usual="100")
-    loss: AttackLoss | None = option(
-        None,
-        "loss that the attack climbs",
-        ATTACK,
-        usual=_OWN,
-    )
+    loss: AttackLoss | None = option(None, "loss that the attack climbs", ATTACK, usual=_OWN)
     start: Start | None = option(
         None, "start at the image (none), or at a random point of the ball or of the cube around it", ATTACK, usual=_OWN
     )

@@ -6,16 +6,7 @@ from pydantic import BeforeValidator, model_validator
 
 from gradscope.attacks.registry import ATTACKS
 from gradscope.auditing.budgets import BUDGETS, AuditBudget, budget_of
-from gradscope.config import (
-    PGD,
-    PGD_ATTACKS,
-    Balls,
-    Budget,
-    Config,
-    Grid,
-    attack_settings,
-    short_attack_settings,
-)
+from gradscope.config import PGD, PGD_ATTACKS, Balls, Budget, Grid, attack_settings, short_attack_settings
 from gradscope.errors import GradscopeError, known_names, lookup
 from gradscope.measure.common_options import (
     Circumstances,
@@ -26,10 +17,12 @@ from gradscope.measure.common_options import (
     OneName,
     Options,
     Sampled,
+    Stepping,
     pgd_option,
 )
-from gradscope.options import ATTACK, IMAGES, RUNNING, DataOptions, Names, option, split
+from gradscope.options import ATTACK, IMAGES, DataOptions, Names, default_of, option, split
 from gradscope.results.metrics import METRICS
+from gradscope.validation import Config
 
 
 class AnalyzeOptions(GradientAttack, Sampled):
@@ -52,7 +45,9 @@ class AnalyzeOptions(GradientAttack, Sampled):
         metavar="NAME,...",
         names="gradscope.config:PGD_ATTACKS",
     )
-    restarts: int | None = option(None, "random starts; the first is traced, all count for 'worst'", ATTACK, usual="1")
+    restarts: int | None = option(
+        None, "random starts; the first is traced, all count for 'worst'", ATTACK, usual=default_of(PGD, "restarts")
+    )
 
     @property
     def attacks(self) -> dict[str, PGD]:
@@ -79,6 +74,10 @@ class AnalyzeOptions(GradientAttack, Sampled):
         return {"attacks": attacks, "metrics": sorted(self.measured)}
 
 
+#: Images where none are asked for: a plane for each, or the mean of the loss over all.
+_PLANES, _AVERAGED = 16, 256
+
+
 class LandscapeOptions(GradientAttack):
     """``gradscope landscape``, :func:`gradscope.landscape`: around images or weights."""
 
@@ -99,7 +98,7 @@ class LandscapeOptions(GradientAttack):
         None,
         "test images to draw. input: a plane for each; weights: the loss is their mean",
         IMAGES,
-        usual="16 in input space, 256 in weight space",
+        usual=f"{_PLANES} in input space, {_AVERAGED} in weight space",
         ge=1,
     )
     index: Annotated[tuple[int, ...], BeforeValidator(split)] = option(
@@ -143,7 +142,7 @@ class LandscapeOptions(GradientAttack):
     @property
     def default_images(self) -> int:  # type: ignore[override]  # of the space
         """Planes, or images of the mean."""
-        return 16 if self.space == "input" else 256
+        return _PLANES if self.space == "input" else _AVERAGED
 
     @property
     def suffix(self) -> str:  # type: ignore[override]  # of the space
@@ -222,7 +221,7 @@ class LandscapeOptions(GradientAttack):
         return {"attacks": attacks, "grid": self.grid.model_dump()}
 
 
-class AttackOptions(InBall, Sampled):
+class AttackOptions(Stepping, Sampled):
     """``gradscope attack``, :func:`gradscope.attack`."""
 
     command, kind, suffix = "attack", "attack", "-attack"
@@ -240,18 +239,17 @@ class AttackOptions(InBall, Sampled):
     epsilons: Annotated[tuple[Number, ...], BeforeValidator(split)] = option(
         (), "several radii, such as 0.25,0.5,1.0, and --epsilon where it is given", ATTACK, metavar="NUMBER,..."
     )
-    step_size: Number | None = option(
-        None, "length of PGD's steps, in pixel units", ATTACK, usual="2.5 epsilon / steps; of pgd-paper epsilon / 10"
+    restarts: int | None = option(None, "random starts of pgd-restarts", ATTACK, usual=default_of(Budget, "restarts"))
+    smoothing: int | None = option(
+        None, "noisy copies in each step of pgd-smooth", ATTACK, usual=default_of(Budget, "smoothing")
     )
-    relative_step_size: Number | None = option(
-        None, "length of PGD's steps in multiples of epsilon, instead of --step-size", ATTACK
+    targets: int | None = option(
+        None, "wrong classes that apgd-t and fab-t aim at", ATTACK, usual=default_of(Budget, "targets")
     )
-    steps: int | None = option(None, "steps of every attack that follows the gradient", ATTACK, usual="100")
-    restarts: int | None = option(None, "random starts of pgd-restarts", ATTACK, usual="10")
-    smoothing: int | None = option(None, "noisy copies in each step of pgd-smooth", ATTACK, usual="16")
-    targets: int | None = option(None, "wrong classes that apgd-t and fab-t aim at", ATTACK, usual="9")
-    queries: int | None = option(None, "forward passes of square for each image", ATTACK, usual="5000")
-    draws: int | None = option(None, "random points of noise for each image", ATTACK, usual="1000")
+    queries: int | None = option(
+        None, "forward passes of square for each image", ATTACK, usual=default_of(Budget, "queries")
+    )
+    draws: int | None = option(None, "random points of noise for each image", ATTACK, usual=default_of(Budget, "draws"))
     surrogate: Names = option(
         (),
         "another model, whose adversarial examples transfer and pgd-from use; repeatable",
@@ -262,7 +260,6 @@ class AttackOptions(InBall, Sampled):
     cascade: bool = option(
         True, "run each attack on what those before left standing, or on all that is right", both_ways=True
     )
-    batch_size: int | None = option(None, "images attacked at once", RUNNING, usual="32 on a CPU, 512 on a GPU", ge=1)
     save_images: bool = option(False, "write the adversarial images to adversarial.npz, and judge them again")
 
     @property
@@ -345,6 +342,10 @@ class TransferOptions(GradientAttack, Sampled):
         return {"attacks": {self.attack: self.settings.model_dump()}}
 
 
+#: Images that each budget pays for, in words.
+_BUDGET_IMAGES = ", ".join(str(budget.images) for budget in BUDGETS.values())
+
+
 class AuditOptions(InBall, Sampled):
     """``gradscope audit``, :func:`gradscope.audit`."""
 
@@ -368,9 +369,8 @@ class AuditOptions(InBall, Sampled):
         repeatable=True,
     )
     samples: int | None = option(
-        None, "test images to draw", IMAGES, usual="200, 500 or 1000 by budget, or all if there are fewer", ge=1
+        None, "test images to draw", IMAGES, usual=f"{_BUDGET_IMAGES} by budget, or all if there are fewer", ge=1
     )
-    batch_size: int | None = option(None, "images attacked at once", RUNNING, usual="32 on a CPU, 512 on a GPU", ge=1)
 
     @property
     def default_images(self) -> int:  # type: ignore[override]  # of the budget

@@ -20,7 +20,11 @@ def cautions(manifest: Manifest) -> Iterator[str]:
     for entry in manifest.checkpoints:
         if entry.first_look is not None:
             look = entry.first_look
-            found = [*_of_labels(look), *(_of_outputs(look) if manifest.kind != "audit" else ())]
+            found = [
+                *_of_labels(look),
+                *_of_planes(look, manifest),
+                *(_of_outputs(look) if manifest.kind != "audit" else ()),
+            ]
             yield from (f"{entry.label}: {sentence}" for sentence in found)
 
 
@@ -31,6 +35,12 @@ def _of_labels(look: FirstLook) -> Iterator[str]:
         yield f"all {look.images} labels are one class; where the data is sorted, draw from all of it"
     elif look.images >= _SEVERAL and look.classes_predicted == 1:
         yield "one class is predicted for every image"
+
+
+def _of_planes(look: FirstLook, manifest: Manifest) -> Iterator[str]:
+    if manifest.landscape.get("space") == "input" and 2 * look.right < look.images:
+        wrong = look.images - look.right
+        yield f"{wrong} of {look.images} images are wrong as they are, with a radius of 0; the option right omits them"
 
 
 def _of_outputs(look: FirstLook) -> Iterator[str]:

@@ -99,6 +99,7 @@ class Manifest(_Entry):
     complete: bool | None = None
     seed: int | None = None
     attacks: dict[str, Any] = {}
+    landscape: dict[str, Any] = {}
     checkpoints: tuple[Examined, ...] = ()
     provenance: Provenance | None = None
 

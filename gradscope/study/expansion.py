@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from gradscope.config import Config, Data
+from gradscope.config import Data
 from gradscope.data.names import DATASETS
 from gradscope.errors import GradscopeError, lookup, unknown_name
 from gradscope.measure.common_options import Options
@@ -22,6 +22,7 @@ from gradscope.options import Names
 from gradscope.study.recipe import CALIBRATED, ForeignModel, NamedModel, Recipe, read_recipe
 from gradscope.training.options import TrainingOptions
 from gradscope.training.phases import MODES
+from gradscope.validation import Config
 
 #: What becomes part of a file's name.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")

@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from gradscope.config import Config, Data, Seed, apply_setting, merge, read_toml
+from gradscope.config import Data, Seed, apply_setting, merge, read_toml
 from gradscope.errors import GradscopeError
 from gradscope.options import Names
 from gradscope.training.options import TrainingOptions
+from gradscope.validation import Config
 
 CALIBRATED: Literal["calibrated"] = "calibrated"
 

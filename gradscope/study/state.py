@@ -14,7 +14,6 @@ from typing import Literal
 from filelock import FileLock, Timeout
 from pydantic import Field
 
-from gradscope.config import Config
 from gradscope.errors import GradscopeError
 from gradscope.models.checkpoint import load
 from gradscope.results.files import write_json
@@ -22,6 +21,7 @@ from gradscope.results.manifest import MANIFEST
 from gradscope.results.schemas import HISTORY
 from gradscope.results.tables import find_table, table_content
 from gradscope.study.tasks import CHECKPOINTS, RESULTS, Stage
+from gradscope.validation import Config
 
 #: The folder of records and logs in a study's directory of results.
 FOLDER = ".stages"

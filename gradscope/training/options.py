@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator
 
-from gradscope.config import BatchSize, Config, Data, Epochs, Precision, Seed, Training, TrainSamples
-from gradscope.options import DATA, MODEL, RUNNING, TRAINING, DataOptions, option, several
+from gradscope.config import BatchSize, Data, Epochs, Precision, Seed, Training, TrainSamples
+from gradscope.options import DATA, MODEL, RUNNING, TRAINING, DataOptions, default_of, option, several
 from gradscope.training.phases import resolve
+from gradscope.validation import Config
 
 _Table = Annotated[
     dict[str, Any], BeforeValidator(lambda value: value.model_dump() if isinstance(value, BaseModel) else value)
@@ -63,7 +64,9 @@ class TrainOptions(TrainingOptions):
         TRAINING,
         names="gradscope.training.phases:MODES",
     )
-    seed: Seed | None = option(None, "seed of weights, order, augmentation and actions", TRAINING, usual="0")
+    seed: Seed | None = option(
+        None, "seed of weights, order, augmentation and actions", TRAINING, usual=default_of(Training, "seed")
+    )
     architecture: str | None = option(
         None,
         "see `gradscope list architectures`, or your own package.module:factory(...)",
@@ -97,6 +100,6 @@ class TrainingData(DataOptions):
         None,
         "data set to train on, see `gradscope list datasets`",
         DATA,
-        usual="digits",
+        usual=default_of(Data, "dataset"),
         names="gradscope.data.names:DATASETS",
     )

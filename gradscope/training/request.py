@@ -5,11 +5,12 @@ from typing import Any
 
 from pydantic import Field
 
-from gradscope.config import Config, Data, Training, apply_setting, merge
+from gradscope.config import Data, Training, apply_setting, merge
 from gradscope.data.names import check_data
 from gradscope.errors import GradscopeError
 from gradscope.models.names import check_architecture
 from gradscope.training.options import TrainingData, TrainOptions
+from gradscope.validation import Config
 
 #: Side in pixels of the images that a configuration is checked with before there are any.
 _SOME_SIZE = 32

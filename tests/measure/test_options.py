@@ -12,12 +12,12 @@ import typer
 
 import gradscope
 from gradscope.cli import app, main, measuring
-from gradscope.config import Config
 from gradscope.measure.common_options import Circumstances, ForeignOptions, Options
 from gradscope.measure.options import COMMANDS, Request
 from gradscope.options import GROUPS, DataOptions, RunOptions
 from gradscope.study.expansion import read_study
 from gradscope.training.options import TrainingData, TrainOptions
+from gradscope.validation import Config
 
 SHARED: tuple[type[Config], ...] = (DataOptions, ForeignOptions, Circumstances)
 #: The function of :mod:`gradscope` for each command.

@@ -70,6 +70,15 @@ def test_what_is_seen_of_outputs_is_said(facts: dict[str, Any], words: str) -> N
     assert said_of("audit", **facts) == []  # its verdict rests on the same facts, on more images
 
 
+@pytest.mark.parametrize(("space", "right", "count"), [("input", 40, 1), ("input", 50, 0), ("weights", 40, 0)])
+def test_planes_around_images_that_are_mostly_wrong(space: str, right: int, count: int) -> None:
+    entry = {"label": "m", "first_look": HONEST | {"right": right}}
+    manifest = {"kind": "landscape", "landscape": {"space": space}, "checkpoints": [entry]}
+    found = list(cautions(Manifest.model_validate(manifest)))
+    assert len(found) == count
+    assert all("60 of 100 images are wrong as they are" in sentence for sentence in found)
+
+
 @pytest.mark.parametrize("kind", ["analysis", "audit"])
 def test_one_class_is_said_of_labels_first_then_of_predictions(kind: str) -> None:
     (sentence,) = said_of(kind, classes_labelled=1, classes_predicted=1)
