@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: quickstart test test-cluster lint bench examples clean
 
 quickstart: $(VENV)/installed
-	$(BIN)/gradscope study analyses/quickstart.toml
+	$(BIN)/gradscope study analyses/quickstart.toml --jobs 2
 
 # One thread a process: small networks gain nothing from two, and two processes halve the time.
 test: $(VENV)/installed-dev

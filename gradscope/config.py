@@ -29,7 +29,9 @@ Norm = Literal["linf", "l2"]
 Start = Literal["none", "ball", "cube"]
 Reduction = Literal["sum", "mean"]
 Arithmetic = Literal["float32", "float64"]
-Precision = Annotated[Literal["32", "bf16"], BeforeValidator(lambda value: str(value) if value == 32 else value)]
+Precision = Annotated[
+    Literal["auto", "32", "bf16"], BeforeValidator(lambda value: str(value) if value == 32 else value)
+]
 Seed = Annotated[int, Field(ge=0)]
 Epochs = Annotated[int, Field(ge=1)]
 BatchSize = Annotated[int, Field(ge=2)]
@@ -166,7 +168,7 @@ class Training(Config):
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5)
     selection: Literal["best", "last"] = "best"
     seed: Seed = 0
-    precision: Precision = "32"
+    precision: Precision = "auto"
     initial: str | None = None
     train_samples: TrainSamples | None = None
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 def derive(seed: int, *names: object) -> int:
@@ -16,6 +17,14 @@ def derive(seed: int, *names: object) -> int:
 def generator(seed: int, *names: object) -> torch.Generator:
     """A CPU generator for the stream called ``names`` under ``seed``."""
     return torch.Generator().manual_seed(derive(seed, *names))
+
+
+def sent(drawn: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """What was ``drawn`` on the CPU, on ``device`` and in the precision ``dtype``, its own where None.
+
+    A GPU fetches it when it gets there: the CPU does not wait, and draws what comes next meanwhile.
+    """
+    return (drawn.pin_memory() if device.type == "cuda" else drawn).to(device, dtype, non_blocking=True)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ FLOORS = {
             "functional",
             "losses",
             "vision",
+            "process",
             "progress",
             "distributed",
             "results",
@@ -47,6 +48,7 @@ FLOORS = {
 #: Rooms that see less than their floor does.
 NARROW = {
     "errors": set(),
+    "process": set(),
     "results": {"errors", "config"},
     "claims": {"results", "config", "errors"},
     "validation": {"errors"},

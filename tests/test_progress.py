@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from gradscope.progress import overall_progress, progress_bar
+from gradscope.progress import Bar, BarsOfOthers, overall_progress, progress_bar, reported
 
 
 class Terminal(io.StringIO):
@@ -71,3 +71,35 @@ def test_one_display_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown.endswith("\x1b[2K")
     use(3)
     assert terminal.getvalue().count("\x1b[?25l") == 2, "a bar of its own again"
+
+
+def test_bars_are_reported_and_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    told: list[Bar] = []
+    with reported(told.append):
+        use(300)
+    assert terminal.getvalue() == ""
+    assert told[0] == Bar("attack sl", 1, 300, "validation 91.0 %")
+    assert told[-1] == Bar("attack sl", 300, 300, "validation 91.0 %")
+    assert len(told) < 30, "a few times a second, not at every step"
+
+
+def test_bars_of_others_are_lines_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    bars = BarsOfOthers()
+    bars.show("model-sl", Bar("train sl", 1, 2, ""))
+    with overall_progress("quickstart", 2) as advance:
+        bars.show("model-sl", Bar("train sl", 1, 4, "validation 91.0 %"))
+        bars.show("model-rl", Bar("train rl", 1, 5, ""))
+        bars.show("model-sl", Bar("test sl", 3, 4, ""))
+        bars.remove("model-rl")
+        bars.remove("model-rl")
+        advance(1, "")
+    lines = terminal.getvalue().splitlines()
+    assert any("model-sl: test sl" in line and "75%" in line for line in lines)
+    assert not any("train" in line for line in lines[-3:])
+    assert terminal.getvalue().count("\x1b[?25l") == 1, "the cursor is hidden once, by one display"

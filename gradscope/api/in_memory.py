@@ -1,8 +1,6 @@
 """A measurement of models and images in memory: what a user hands over, made ready for the runner."""
 
-import sys
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +16,7 @@ from gradscope.data.given import as_image_set
 from gradscope.data.image_set import ImageSet
 from gradscope.data.names import DATASETS
 from gradscope.distributed.processes import resolve_device
-from gradscope.errors import GradscopeError
+from gradscope.errors import GradscopeError, caution
 from gradscope.measure.common_options import Circumstances, ForeignOptions, Options
 from gradscope.measure.inputs import Given
 from gradscope.measure.options import Request
@@ -59,20 +57,12 @@ def measure(kind: type[Options], model: Models, x: Any, y: Any, given: Mapping[s
         out = Path(folder) / "results"
         if x is None and not modules:
             texts = tuple(str(text) for text in models.values())
-            run(request.model_copy(update={"models": texts}), out, warn=_warn)
+            run(request.model_copy(update={"models": texts}), out, warn=caution)
         else:
             request.check()
             images = _test_images(request.data, modules) if x is None else as_image_set(x, y)
-            run(request, out, _given(named, images, request, everything=x is not None), warn=_warn)
+            run(request, out, _given(named, images, request, everything=x is not None), warn=caution)
         return read(out)
-
-
-def _warn(text: str) -> None:
-    """Warn the user at the line that called gradscope."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("gradscope."):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(text, stacklevel=level)
 
 
 def _test_images(data: DataOptions, modules: Sequence[nn.Module]) -> ImageSet:

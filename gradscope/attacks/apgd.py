@@ -10,13 +10,13 @@ equal.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from gradscope.attacks.compaction import replaced, who_stays
 from gradscope.attacks.pgd import look
-from gradscope.attacks.problem import Problem, in_turn
+from gradscope.attacks.problem import Problem
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import AttackLoss
 from gradscope.functional import fooled, per_sample
@@ -41,16 +41,12 @@ def apgd(problem: Problem, loss: AttackLoss) -> Tensor:
     return ascend(problem, untargeted, problem.labels, start)
 
 
-def apgd_targeted(problem: Problem) -> Tensor:
-    """Auto-PGD on :func:`targeted_dlr`, aimed at the likeliest wrong classes of the clean image, one after another."""
-
-    def aimed(rank: int, left: Problem) -> Tensor:
-        with torch.no_grad():
-            ranking = left.model(left.images).argsort(dim=1, descending=True)
-        targets = ranking[ranking != left.labels.unsqueeze(1)].reshape(len(left), -1)[:, rank]
-        return ascend(left, targeted_dlr, targets, left.start("surface", "apgd-t", rank))
-
-    return in_turn(problem, [partial(aimed, rank) for rank in range(min(problem.budget.targets, problem.classes - 1))])
+def apgd_targeted(problem: Problem, rank: int) -> Tensor:
+    """Auto-PGD on :func:`targeted_dlr`, aimed at the wrong class that is likeliest but ``rank`` for the clean image."""
+    with torch.no_grad():
+        ranking = problem.model(problem.images).argsort(dim=1, descending=True)
+    targets = ranking[ranking != problem.labels.unsqueeze(1)].reshape(len(problem), -1)[:, rank]
+    return ascend(problem, targeted_dlr, targets, problem.start("surface", "apgd-t", rank))
 
 
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
@@ -79,9 +75,13 @@ def checkpoints(steps: int) -> dict[int, int]:
 
 @dataclass
 class _Walk:
-    """Where the ascent of each image is, ``(N, ...)``; ``rows`` are their places among all."""
+    """Where the ascent of each image is, ``(N, ...)``; ``rows`` are their places among all.
+
+    ``standing`` are those that no iterate has fooled the model with. The others may be in the batch for a while yet.
+    """
 
     rows: Tensor
+    standing: Tensor
     labels: Tensor
     targets: Tensor
     origin: Tensor
@@ -116,8 +116,8 @@ class _Walk:
         self.rises += loss > self.loss
         self.loss, self.gradient = loss, gradient
         better = loss > self.best_loss
-        self.best[better], self.best_gradient[better] = self.current[better], gradient[better]
-        self.best_loss[better] = loss[better]
+        self.best, self.best_gradient = _where(better, (self.current, gradient), (self.best, self.best_gradient))
+        self.best_loss = torch.where(better, loss, self.best_loss)
 
     def check(self, interval: int) -> None:
         """Halve the step and go back to the best point where the loss rose in few of the last ``interval`` steps.
@@ -125,9 +125,10 @@ class _Walk:
         Also where the step was not halved at the last checkpoint and the best loss is still what it was there.
         """
         halve = (self.rises <= RISING_SHARE * interval) | (~self.halved_then & (self.best_loss_then >= self.best_loss))
-        self.step_size[halve] /= 2
-        self.current[halve], self.gradient[halve] = self.best[halve], self.best_gradient[halve]
-        self.halved_then, self.best_loss_then = halve, self.best_loss.clone()
+        self.step_size = torch.where(halve, self.step_size / 2, self.step_size)
+        best = self.best, self.best_gradient
+        self.current, self.gradient = _where(halve, best, (self.current, self.gradient))
+        self.halved_then, self.best_loss_then = halve, self.best_loss
         self.rises.zero_()
 
 
@@ -146,19 +147,28 @@ def ascend(problem: Problem, loss: TargetedLoss, targets: Tensor, start: Tensor)
             walk.move(problem.threat, GRADIENT_SHARE if step > 1 else 1.0)
         here = look(problem.model, walk.current, walk.labels, settings, loss=aimed, gradient=step < steps)
         wrong = fooled(here.logits, walk.labels)
-        points[walk.rows[wrong]] = walk.current[wrong]
+        replaced(points, walk.rows, walk.standing & wrong, walk.current)
+        walk.standing &= ~wrong
         gradient = torch.zeros_like(walk.current) if here.gradient is None else here.gradient.nan_to_num(0.0)
-        walk.keep(~wrong)
-        if not len(walk.rows):
-            break
-        walk.compare(here.loss[~wrong], gradient[~wrong])
+        walk.compare(here.loss, gradient)
+        stay = who_stays(walk.standing, step)
+        if stay is not None:
+            walk.keep(stay)
+            if not len(stay):
+                break
         if step == 0:
             walk.rises.zero_()
-            walk.best_loss_then = walk.best_loss.clone()
+            walk.best_loss_then = walk.best_loss
         elif step in intervals:
             walk.check(intervals[step])
-    points[walk.rows] = walk.best
+    replaced(points, walk.rows, walk.standing, walk.best)
     return points
+
+
+def _where(chosen: Tensor, these: tuple[Tensor, Tensor], those: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Of two tensors ``(N, ...)`` each, ``these`` where ``chosen`` ``(N,)``, else ``those``."""
+    mask = per_sample(chosen, these[0])
+    return torch.where(mask, these[0], those[0]), torch.where(mask, these[1], those[1])
 
 
 def _beginning(problem: Problem, targets: Tensor, start: Tensor) -> _Walk:
@@ -166,6 +176,7 @@ def _beginning(problem: Problem, targets: Tensor, start: Tensor) -> _Walk:
     lowest = torch.full((count,), -math.inf, device=start.device)
     return _Walk(
         rows=torch.arange(count, device=start.device),
+        standing=torch.ones_like(targets, dtype=torch.bool),
         labels=problem.labels,
         targets=targets,
         origin=problem.images,
@@ -173,10 +184,10 @@ def _beginning(problem: Problem, targets: Tensor, start: Tensor) -> _Walk:
         current=start,
         gradient=torch.zeros_like(start),
         loss=lowest,
-        best=start.clone(),
+        best=start,
         best_gradient=torch.zeros_like(start),
-        best_loss=lowest.clone(),
-        best_loss_then=lowest.clone(),
+        best_loss=lowest,
+        best_loss_then=lowest,
         halved_then=torch.ones_like(targets, dtype=torch.bool),
         rises=torch.zeros_like(targets),
         step_size=torch.full_like(lowest, 2 * problem.threat.epsilon),

@@ -13,9 +13,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from gradscope.attacks.compaction import replaced, who_stays
 from gradscope.attacks.problem import Problem
 from gradscope.functional import flatten, fooled, margin, norm_and_unit, per_sample
-from gradscope.seeding import generator
+from gradscope.seeding import generator, sent
 
 #: Of 10,000 queries, those after which the share of the pixels in a square is halved, and that share at first.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -28,12 +29,16 @@ def noise(problem: Problem) -> Tensor:
     """The first of ``draws`` uniform points of the ball that fools the model; else the last."""
     points = problem.images.clone()
     rows = torch.arange(len(problem), device=points.device)
+    left, standing = problem, torch.ones_like(rows, dtype=torch.bool)
     for draw in range(problem.budget.draws):
-        left = problem.only(rows)
-        points[rows] = left.start("ball", "noise", draw)
-        rows = rows[~left.fooled_at(points[rows])]
-        if not len(rows):
-            break
+        drawn = left.start("ball", "noise", draw)
+        replaced(points, rows, standing, drawn)
+        standing = standing & ~left.fooled_at(drawn)
+        stay = who_stays(standing, draw)
+        if stay is not None:
+            rows, left, standing = rows[stay], left.only(stay), standing[stay]
+            if not len(stay):
+                break
     return points
 
 
@@ -48,7 +53,7 @@ def square(problem: Problem, *, stretched: bool = True) -> Tensor:
     queries = problem.budget.queries
     streams = [generator(problem.seed, "square", number) for number in problem.numbers.tolist()]
     rows = torch.arange(len(problem), device=problem.images.device)
-    left, draws = problem, torch.empty(0)
+    left, standing, draws, drawn = problem, torch.ones_like(rows, dtype=torch.bool), torch.empty(0), rows
     candidates = best = begin(problem, streams)
     points = candidates.clone()
     lowest = torch.full((len(problem),), math.inf, device=points.device)
@@ -56,20 +61,25 @@ def square(problem: Problem, *, stretched: bool = True) -> Tensor:
         if query > 0:
             place = (query - 1) % _BLOCK
             if place == 0:
-                draws = _uniform(streams, min(_BLOCK, queries - query), 5 + points.shape[1]).to(points)
+                those = [streams[row] for row in rows.tolist()]
+                draws = sent(
+                    _uniform(those, min(_BLOCK, queries - query), 5 + points.shape[1]), points.device, points.dtype
+                )
+                drawn = torch.arange(len(rows), device=rows.device)
             share = square_share(query, queries if stretched else 10_000)
-            candidates = propose(left, best, draws[:, place], side_at(share, *points.shape[2:]))
+            candidates = propose(left, best, draws[drawn, place], side_at(share, *points.shape[2:]))
         with torch.no_grad():
             logits = left.model(candidates)
         wrong, found = fooled(logits, left.labels), margin(logits, left.labels)
-        points[rows[wrong]] = candidates[wrong]
-        better = found < lowest
+        better = standing & (wrong | (found < lowest))
         best, lowest = torch.where(per_sample(better, best), candidates, best), torch.where(better, found, lowest)
-        if wrong.any():
-            stay = (~wrong).nonzero().squeeze(1)
-            rows, left, best, lowest = rows[stay], left.only(stay), best[stay], lowest[stay]
-            draws, streams = draws[stay] if query > 0 else draws, [streams[place] for place in stay.tolist()]
-            if not len(rows):
+        standing = standing & ~wrong
+        stay = who_stays(standing, query)
+        if stay is not None:
+            points[rows] = best
+            rows, standing, drawn = rows[stay], standing[stay], drawn[stay]
+            left, best, lowest = left.only(stay), best[stay], lowest[stay]
+            if not len(stay):
                 break
     points[rows] = best
     return points
@@ -115,7 +125,7 @@ def _linf_side(share: float, height: int, width: int) -> int:
 def _stripes(problem: Problem, streams: Sequence[torch.Generator]) -> Tensor:
     """Vertical stripes of +-epsilon in each channel: Square's first L-infinity point."""
     images, threat = problem.images, problem.threat
-    draws = _uniform(streams, images.shape[1], 1, images.shape[3]).to(images)
+    draws = sent(_uniform(streams, images.shape[1], 1, images.shape[3]), images.device, images.dtype)
     return threat.project(images + threat.epsilon * _signs(draws), images)
 
 
@@ -167,7 +177,7 @@ def _bumps(problem: Problem, streams: Sequence[torch.Generator]) -> Tensor:
     begins = [max((length - 5 * side * (length // min(size))) // 2, 0) for length in size]
     places = (range(begin, length - side + 1, side) for begin, length in zip(begins, size, strict=True))
     tiles = list(itertools.product(*places))
-    draws = _uniform(streams, len(tiles), 1 + channels).to(images)
+    draws = sent(_uniform(streams, len(tiles), 1 + channels), images.device, images.dtype)
     delta = torch.zeros_like(images)
     for tile, (top, left) in enumerate(tiles):
         shape = _oriented(draws[:, tile, 0], side)

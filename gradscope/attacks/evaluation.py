@@ -8,10 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from gradscope.attacks.dispatch import run_attack
+from gradscope.attacks.dispatch import turns
 from gradscope.attacks.outcome import AttackOutcome, Outcome
 from gradscope.attacks.pgd import prepared, usual_batch_size
-from gradscope.attacks.problem import Counted, Problem, Tally
+from gradscope.attacks.problem import Counted, Problem, Run, Tally
 from gradscope.attacks.registry import ATTACKS, Attack
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import PGD, Budget
@@ -19,7 +19,7 @@ from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import PLAIN, Values, Work, is_out_of_memory
 from gradscope.errors import GradscopeError, lookup
 from gradscope.functional import fooled
-from gradscope.models.inspection import measuring, one_line
+from gradscope.models.inspection import laid_out, measuring, one_line
 from gradscope.seeding import derive, seeded
 
 
@@ -48,17 +48,20 @@ def evaluate(
     right; a point of an attack with such logits fools the model. Attacks that the model rules out are skipped, with the
     reason.
 
-    The units of ``work`` are an attack on a batch of images each, the clean images first; their names change with the
-    attack, the seed and the images in the batch, and with nothing else. It is told how many images are done, of as many
-    as there are images times attacks.
+    An attack of several :func:`turns`, such as the classes that it aims at one after another, is a cascade of its own:
+    what a turn leaves is put into full batches for the next.
+
+    The units of ``work`` are a turn of an attack on a batch of images each, the clean images first; their names change
+    with the turn, the seed and the images in the batch, and with nothing else. It is told how many images are done, of
+    as many as there are images times attacks.
 
     Results do not depend on the batch size, to rounding. Those on a model that draws random numbers do: torch's global
     state is seeded once for each unit, by the images in it, so the same batches give the same results.
     """
     attacks = {name: lookup(ATTACKS, name, "attacks") for name in names}
-    usual = work.batch_size or usual_batch_size(None, work.device)
+    usual = work.batch_size or usual_batch_size(None, work.device, image_set.images[0].numel())
     numbers = torch.arange(len(image_set)) if numbers is None else numbers
-    bench = _Bench(model, image_set, numbers, threat, budget, tuple(examples), work.seed, work.device, keep_images)
+    bench = _Bench(model, image_set, numbers, threat, budget, tuple(examples), work, keep_images)
     bench.check_examples()
     found: dict[str, AttackOutcome] = {}
     skipped: dict[str, str] = {}
@@ -76,13 +79,7 @@ def evaluate(
                 continue
             attacked = (stands if cascade else right).nonzero().squeeze(1)
             work.advance(len(image_set) - len(attacked), name)
-            made = []
-            parts = attacked.split(attack.batch_size or usual) if len(attacked) else ()
-            units = [(bench.unit(name, part), partial(bench.attack, name, attack, part, classes)) for part in parts]
-            for part, unit in zip(parts, work.each(units), strict=True):
-                made.append(unit)
-                work.advance(len(part), name)
-            found[name] = _together(made, attacked)
+            found[name] = bench.attack(name, attack, attacked, classes, attack.batch_size or usual)
             stands[attacked] &= ~found[name].fooled
     cascaded = frozenset(names if cascade else ())
     return Outcome(threat, numbers, image_set.labels.cpu(), right, undefined, cascaded, found, skipped)
@@ -98,13 +95,12 @@ class _Bench:
     threat: ThreatModel
     budget: Budget
     examples: tuple[Tensor, ...]
-    seed: int
-    device: torch.device
+    work: Work
     keep_images: bool
 
     def unit(self, name: str, part: Tensor) -> str:
         """The name of a unit of work: another one for other images."""
-        digest = derive(self.seed, name, *self.numbers[part].tolist())
+        digest = derive(self.work.seed, name, *self.numbers[part].tolist())
         return f"{name}-{int(part[0]):06d}-{digest:016x}"
 
     def check_examples(self) -> None:
@@ -116,9 +112,9 @@ class _Bench:
 
     def look_at_clean(self, part: Tensor) -> Values:
         """Which images are right, which undefined, and how many logits there are."""
-        images, labels = self.image_set.batch(part, self.device)
-        with seeded(self.seed, "clean", *self.numbers[part].tolist()), torch.no_grad():
-            logits = self.model(images)
+        images, labels = self.image_set.batch(part, self.work.device)
+        with seeded(self.work.seed, "clean", *self.numbers[part].tolist()), torch.no_grad():
+            logits = self.model(laid_out(images))
         undefined = ~logits.isfinite().all(dim=1)
         return {
             "right": ~fooled(logits, labels).cpu(),
@@ -126,12 +122,37 @@ class _Bench:
             "classes": torch.tensor(logits.shape[1]),
         }
 
-    def attack(self, name: str, attack: Attack, part: Tensor, classes: int) -> Values:
-        """Attack a batch and judge the points reached; the model is handed over with its passes counted."""
-        images, labels = self.image_set.batch(part, self.device)
-        numbers, tally = self.numbers[part], Tally()
+    def attack(self, name: str, attack: Attack, attacked: Tensor, classes: int, batch_size: int) -> AttackOutcome:
+        """Run an attack turn by turn, each on what the turns before it left, in batches."""
+        runs = list(turns(attack, self.budget, classes, len(self.examples)))
+        looks = bool(attack.each or attack.parts)
+        left, told = attacked, 0
+        made: list[tuple[Tensor, Values]] = []
+        for number, run in enumerate(runs):
+            turn = name if len(runs) == 1 else f"{name}-{number}"
+            parts = left.split(batch_size) if len(left) else ()
+            units = [(self.unit(turn, part), partial(self.run, turn, run, part, classes, looks)) for part in parts]
+            stands = []
+            for place, (part, unit) in enumerate(zip(parts, self.work.each(units), strict=True), start=1):
+                made.append((part, unit))
+                stands.append(part[~unit["fooled"]])
+                share = len(attacked) * (number * len(parts) + place) // (len(runs) * len(parts))
+                self.work.advance(share - told, name)
+                told = share
+            left = torch.cat(stands) if stands else left
+        self.work.advance(len(attacked) - told, name)
+        return _together(attacked, made)
+
+    def run(self, turn: str, run: Run, part: Tensor, classes: int, looks: bool) -> Values:
+        """A turn on a batch, the points reached judged; the model is handed over with its passes counted.
+
+        The judgement costs the attack nothing, unless it ``looks`` itself at what is left for its next turn.
+        """
+        images, labels = self.image_set.batch(part, self.work.device)
+        numbers, tally, seed = self.numbers[part], Tally(), self.work.seed
+        counted = Counted(self.model, tally)
         problem = Problem(
-            Counted(self.model, tally),
+            counted,
             images,
             labels,
             numbers,
@@ -139,17 +160,17 @@ class _Bench:
             self.threat,
             self.budget,
             [example[part].to(images) for example in self.examples],
-            self.seed,
+            seed,
         )
         began = time.perf_counter()
-        with seeded(self.seed, name, *numbers.tolist()):
-            reached = run_attack(attack, problem)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
+        with seeded(seed, turn, *numbers.tolist()):
+            reached = run(problem)
+            if images.is_cuda:
+                torch.cuda.synchronize(images.device)
             seconds = time.perf_counter() - began
             points = self.threat.project(torch.where(reached.isfinite(), reached, images), images)
             with torch.no_grad():
-                wrong = fooled(self.model(points), labels)
+                wrong = fooled(counted(points) if looks else self.model(laid_out(points)), labels)
         distance = self.threat.distance(points, images).double()
         kept = {"adversarial": points.cpu()} if self.keep_images else {}
         return {
@@ -168,7 +189,7 @@ class _Bench:
             return f"needs at least {attack.classes} classes, the model has {classes}"
         if "examples" in attack.needs and not self.examples:
             return "needs adversarial examples made on another model"
-        image, _ = self.image_set.batch(torch.zeros(1, dtype=torch.int64), self.device)
+        image, _ = self.image_set.batch(torch.zeros(1, dtype=torch.int64), self.work.device)
         if "gradient" in attack.needs:
             return (
                 _no_gradient(self.model, image) or ("float64" in attack.needs and _no_float64(self.model, image)) or ""
@@ -204,19 +225,18 @@ def _no_float64(model: nn.Module, image: Tensor) -> str:
     return ""
 
 
-def _together(units: Sequence[Values], attacked: Tensor) -> AttackOutcome:
-    """One attack's units as its outcome."""
-    if not units:
-        nobody = torch.zeros(0, dtype=torch.bool)
-        return AttackOutcome(attacked, nobody, torch.zeros(0, dtype=torch.float64), 0, 0, 0.0)
-    forward, backward = (int(count) for count in torch.stack([unit["passes"] for unit in units]).sum(dim=0))
-    kept = [unit["adversarial"] for unit in units if "adversarial" in unit]
-    return AttackOutcome(
-        attacked,
-        torch.cat([unit["fooled"] for unit in units]),
-        torch.cat([unit["distance"] for unit in units]),
-        forward,
-        backward,
-        float(sum(unit["seconds"] for unit in units)),
-        torch.cat(kept) if len(kept) == len(units) else None,
-    )
+def _together(attacked: Tensor, batches: Sequence[tuple[Tensor, Values]]) -> AttackOutcome:
+    """One attack's batches, with the places in each, as its outcome; of an image in several, the last counts."""
+    wrong = torch.zeros(len(attacked), dtype=torch.bool)
+    distance = torch.full((len(attacked),), torch.nan, dtype=torch.float64)
+    adversarial: Tensor | None = None
+    for part, unit in batches:
+        at = torch.searchsorted(attacked, part)
+        wrong[at], distance[at] = unit["fooled"], unit["distance"]
+        if "adversarial" in unit:
+            points = unit["adversarial"]
+            adversarial = points.new_empty(len(attacked), *points.shape[1:]) if adversarial is None else adversarial
+            adversarial[at] = points
+    forward, backward = (sum(int(unit["passes"][kind]) for _, unit in batches) for kind in (0, 1))
+    seconds = float(sum(unit["seconds"] for _, unit in batches))
+    return AttackOutcome(attacked, wrong, distance, forward, backward, seconds, adversarial)

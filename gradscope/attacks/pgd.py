@@ -8,13 +8,14 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from gradscope.attacks.compaction import replaced, who_stays
 from gradscope.attacks.registry import PAPER_BATCH
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import PGD, Budget, attack_settings
 from gradscope.functional import flatten, fooled, norm_and_unit
 from gradscope.losses import LOSSES, Loss
-from gradscope.models.inspection import copied, measuring
-from gradscope.seeding import derive
+from gradscope.models.inspection import copied, laid_out, measuring
+from gradscope.seeding import derive, sent
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,6 @@ class Iterate:
 
 
 Observer = Callable[[Iterate], None]
-#: Where each image ``(N, C, H, W)`` begins in a restart.
-Begin = Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -94,9 +93,9 @@ class Streams:
         """Draw standard Gaussian noise ``(copies, N, ...)`` for the images ``like`` ``(N, ...)`` at ``step``."""
         noise = torch.empty(len(like), copies, *like.shape[1:])
         stream = torch.Generator()
-        for row, number in zip(noise, self.numbers.tolist(), strict=True):
+        for row, number in zip(noise.unbind(), self.numbers.tolist(), strict=True):
             row.normal_(generator=stream.manual_seed(derive(self.seed, "smoothing", self.restart, step, number)))
-        return noise.transpose(0, 1).to(like)
+        return sent(noise, like.device, like.dtype).transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -158,8 +157,7 @@ def look(
         here = look(model, images, labels, settings, step, loss=loss, gradient=False)
         smoothed = _smoothed_gradient(model, here.images, labels, settings, step, loss, streams)
         return replace(here, gradient=smoothed, samples_per_gradient=len(images) if settings.reduction == "mean" else 1)
-    # Channels last: the convolutions of a CPU run about a fifth faster, whatever the layout of the parameters.
-    point = images.detach().contiguous(memory_format=torch.channels_last).requires_grad_(gradient)
+    point = laid_out(images.detach()).requires_grad_(gradient)
     divisor = len(images) if settings.reduction == "mean" else 1
     slope = None
     with torch.set_grad_enabled(gradient):
@@ -264,18 +262,19 @@ def pgd(
         if observe is not None:
             observe(here)
         judged, wrong = _judged(model, here, walkers.labels, settings, boxed)
-        before = first_fooled[walkers.rows]
-        stood = before < 0
-        first_fooled[walkers.rows] = torch.where(stood & wrong, step, before)
+        stood = first_fooled[walkers.rows] < 0
+        replaced(first_fooled, walkers.rows, stood & wrong, torch.full_like(walkers.rows, step))
         if keep_first:
-            points[walkers.rows[stood]] = judged[stood]
-        if is_last or (keep_first and (first_fooled >= 0).all()):
+            replaced(points, walkers.rows, stood, judged)
+        if is_last:
             break
         if keep_first:
             assert here.gradient is not None
             here = replace(here, gradient=here.gradient.nan_to_num(0.0))
-            if settings.reduction == "sum" and wrong.any():  # the one place where images leave the batch
-                stay = (~wrong).nonzero().squeeze(1)
+            stay = who_stays(stood & ~wrong, step)
+            if stay is not None and not len(stay):
+                break
+            if stay is not None and settings.reduction == "sum":  # the one place where images leave the batch
                 walkers, here = walkers.only(stay), here.only(stay)
         current = advance(here, walkers.images, settings)
     return Reached(points if keep_first else current, first_fooled)
@@ -298,15 +297,12 @@ def pgd_restarted(
     streams: Streams,
     *,
     restarts: Iterable[int],
-    begin: Begin | None = None,
     standing: Tensor | None = None,
-    boxed: bool = False,
 ) -> Reached:
     """Climb from several starts: each image's first iterate, over all ``restarts``, that fools the model.
 
     Where none does the point is the last of the last start. Only the images still ``standing`` ``(N,)``, all where it
-    is None, are attacked, unless the batch is part of the attack. ``begin`` takes the place of the start that
-    ``settings`` names. See :func:`pgd` for the rest.
+    is None, are attacked, unless the batch is part of the attack. See :func:`pgd` for the rest.
     """
     points = images.clone()
     everyone = torch.arange(len(images), device=images.device)
@@ -317,17 +313,7 @@ def pgd_restarted(
             break
         rows = everyone if settings.reduction == "mean" else everyone[standing]
         drawn = replace(streams.only(rows), restart=restart)
-        start = None if begin is None else begin(restart)[rows]
-        reached = pgd(
-            model,
-            images[rows],
-            labels[rows],
-            settings,
-            start=start,
-            streams=drawn,
-            keep_first=True,
-            boxed=boxed,
-        )
+        reached = pgd(model, images[rows], labels[rows], settings, streams=drawn, keep_first=True)
         new = standing[rows]
         points[rows[new]] = reached.points[new].to(points)
         first_fooled[rows[new]] = reached.first_fooled[new]
@@ -335,11 +321,18 @@ def pgd_restarted(
     return Reached(points, first_fooled)
 
 
-def usual_batch_size(settings: PGD | None, device: torch.device) -> int:
-    """Images attacked at once: the paper's 128 where the loss is their mean, else what runs fastest.
+#: Numbers of the images attacked at once on a CPU, where they are small: 32 of CIFAR-10's.
+_NUMBERS_AT_ONCE = 32 * 3 * 32 * 32
+#: Images attacked at once on a GPU, and at most on a CPU.
+_MOST_AT_ONCE = 512
 
-    On a CPU 32 images' activations are still in its caches when the backward pass comes for them.
+
+def usual_batch_size(settings: PGD | None, device: torch.device, numbers: int = _NUMBERS_AT_ONCE) -> int:
+    """Images of ``numbers`` values attacked at once: the paper's 128 where their loss is a mean, else what is fastest.
+
+    On a CPU the activations of 32 CIFAR-10 images are still in its caches when the backward pass comes for them; of
+    smaller images there are as many more, since a batch of few takes as long as one of twice its size.
     """
     if settings is not None and settings.reduction == "mean":
         return PAPER_BATCH
-    return 32 if device.type == "cpu" else 512
+    return min(max(32, _NUMBERS_AT_ONCE // numbers), _MOST_AT_ONCE) if device.type == "cpu" else _MOST_AT_ONCE

@@ -7,10 +7,11 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from gradscope.attacks.pgd import Begin, Reached, Streams, pgd_restarted, prepared, settings_inside
+from gradscope.attacks.pgd import Reached, Streams, pgd, prepared, settings_inside
 from gradscope.attacks.threat import Start, ThreatModel
 from gradscope.config import PGD, Budget
 from gradscope.functional import fooled
+from gradscope.models.inspection import laid_out
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Counted(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The logits of the model."""
-        logits: Tensor = self.model(images)
+        logits: Tensor = self.model(laid_out(images))
         self.tally.forward += len(images)
         if logits.requires_grad:
             logits.register_hook(self._count_backward)
@@ -91,14 +92,16 @@ class Problem:
         """The random numbers of these images."""
         return Streams(self.seed, self.numbers)
 
-    def climb(self, settings: PGD, begin: Begin | None = None) -> Reached:
-        """Run PGD from every start of ``settings``; what it reaches is judged inside the threat model's box.
+    def climb(self, settings: PGD, restart: int = 0, start: Tensor | None = None) -> Reached:
+        """Run PGD from its start number ``restart``, or from ``start``; see :func:`pgd`.
 
-        ``begin`` takes the place of the start that ``settings`` names. See :func:`pgd_restarted`.
+        What it reaches is each image's first iterate that fools the model, judged inside the threat model's box.
         """
-        given = (self.images, self.labels, settings, self.streams)
+        streams = replace(self.streams, restart=restart)
+        given = (self.images, self.labels, settings)
         with prepared(self.model, settings) as model:
-            return pgd_restarted(model, *given, restarts=range(settings.restarts), begin=begin, boxed=self.threat.box)
+            reached = pgd(model, *given, start=start, streams=streams, keep_first=True, boxed=self.threat.box)
+        return replace(reached, points=reached.points.to(self.images))
 
     def fooled_at(self, points: Tensor) -> Tensor:
         """Which images ``(N,)`` the model gets wrong at ``points``; costs a forward pass."""
@@ -106,18 +109,5 @@ class Problem:
             return fooled(self.model(points), self.labels)
 
 
-#: An attack, or a part of one: for each image the point ``(N, C, H, W)`` it holds to fool the model, else any.
+#: An attack, or a turn of one: for each image the point ``(N, C, H, W)`` it holds to fool the model, else any.
 Run = Callable[[Problem], Tensor]
-
-
-def in_turn(problem: Problem, runs: Sequence[Run]) -> Tensor:
-    """Each image's point of the first of ``runs`` that fools the model, else of the last; each gets what is left."""
-    points = problem.images.clone()
-    standing = torch.arange(len(problem), device=points.device)
-    for run in runs:
-        left = problem.only(standing)
-        points[standing] = run(left)
-        standing = standing[~left.fooled_at(points[standing])]
-        if not len(standing):
-            break
-    return points

@@ -4,7 +4,7 @@ The command line and recipes check names with this table; the code of an attack 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from gradscope.config import Norm
@@ -20,9 +20,10 @@ class Attack:
     """One attack: in a line what it is, what it needs of a model, and how it is run.
 
     It is PGD with the settings of ``pgd``, a name of :data:`gradscope.config.PGD_ATTACKS`, and the fields of the budget
-    that it ``takes``; or else it is ``code``, "module:function", called with a problem and ``arguments``. Without the
-    need "gradient" it asks for logits only. ``classes`` is the fewest it is defined for. ``batch_size`` is set where
-    the batch is part of the attack.
+    that it ``takes``; or else it is ``code``, "module:function", called with a problem and ``arguments``. ``each`` is
+    what ``code`` is called once for, with its number as the argument of that name; ``parts`` are the attacks that it is
+    made of. Without the need "gradient" it asks for logits only. ``classes`` is the fewest it is defined for.
+    ``batch_size`` is set where the batch is part of the attack.
     """
 
     meaning: str
@@ -30,6 +31,8 @@ class Attack:
     takes: tuple[str, ...] = ()
     code: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    each: Literal["", "rank", "example"] = ""
+    parts: tuple["Attack", ...] = ()
     needs: frozenset[Need] = frozenset({"gradient"})
     classes: int = 2
     norms: frozenset[Norm] = frozenset({"linf", "l2"})
@@ -37,6 +40,21 @@ class Attack:
 
 
 _LOGITS: frozenset[Need] = frozenset()
+
+_APGD_CE = Attack("auto-PGD on cross-entropy", code="gradscope.attacks.apgd:apgd", arguments={"loss": "cross-entropy"})
+_APGD_T = Attack(
+    "auto-PGD aimed at the likeliest wrong classes, one after another",
+    code="gradscope.attacks.apgd:apgd_targeted",
+    each="rank",
+)
+_FAB_T = Attack(
+    "fast adaptive boundary, aimed at one wrong class after another",
+    code="gradscope.attacks.fab:fab_targeted",
+    each="rank",
+)
+_SQUARE = Attack(
+    "random search with squares, by logits alone", code="gradscope.attacks.black_box:square", needs=_LOGITS
+)
 
 ATTACKS: dict[str, Attack] = {
     "fgsm": Attack("one step of epsilon along the gradient, from the image", "fgsm"),
@@ -57,42 +75,31 @@ ATTACKS: dict[str, Attack] = {
     "pgd-large-steps": Attack("PGD with steps ten times as long", "pgd-large-steps"),
     "pgd-restarts": Attack("PGD from many random starts", "pgd", takes=("restarts",)),
     "pgd-from": Attack("PGD from other models' adversarial examples", "pgd", needs=frozenset({"gradient", "examples"})),
-    "apgd-ce": Attack(
-        "auto-PGD on cross-entropy", code="gradscope.attacks.apgd:apgd", arguments={"loss": "cross-entropy"}
-    ),
+    "apgd-ce": _APGD_CE,
     "apgd-dlr": Attack(
         "auto-PGD on the difference of logits ratio",
         code="gradscope.attacks.apgd:apgd",
         arguments={"loss": "dlr"},
         classes=3,
     ),
-    "apgd-t": Attack(
-        "auto-PGD aimed at the likeliest wrong classes, one after another",
-        code="gradscope.attacks.apgd:apgd_targeted",
-    ),
+    "apgd-t": _APGD_T,
     "fab": Attack(
         "fast adaptive boundary: the nearest point over any boundary",
         code="gradscope.attacks.wrapped:fab",
-        arguments={"targeted": False},
     ),
-    "fab-t": Attack(
-        "fast adaptive boundary, aimed at one wrong class after another",
-        code="gradscope.attacks.wrapped:fab",
-        arguments={"targeted": True},
-    ),
-    "square": Attack(
-        "random search with squares, by logits alone", code="gradscope.attacks.black_box:square", needs=_LOGITS
-    ),
+    "fab-t": _FAB_T,
+    "square": _SQUARE,
     "autoattack": Attack(
         "AutoAttack standard: apgd-ce, apgd-t, fab-t, square in a cascade",
-        code="gradscope.attacks.dispatch:autoattack",
+        parts=(_APGD_CE, _APGD_T, _FAB_T, replace(_SQUARE, arguments={"stretched": False})),
     ),
     "noise": Attack(
         "random points of the ball, by logits alone", code="gradscope.attacks.black_box:noise", needs=_LOGITS
     ),
     "transfer": Attack(
         "adversarial examples made on other models",
-        code="gradscope.attacks.dispatch:try_examples",
+        code="gradscope.attacks.dispatch:try_example",
+        each="example",
         needs=frozenset({"examples"}),
     ),
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradscope.config import Norm
 from gradscope.functional import flatten, norm_and_unit, per_sample
-from gradscope.seeding import derive
+from gradscope.seeding import derive, sent
 
 Start = Literal["ball", "cube", "surface"]
 
@@ -61,12 +61,22 @@ class ThreatModel:
         cube and then stretched to touch a face (L-infinity). Each image draws from its own stream
         ``(seed, names, index)``, so a start depends neither on the batch size nor on who shares the batch.
         """
-        noise = torch.empty(images.shape)
+        noise, shares = torch.empty(images.shape), torch.ones(len(images))
+        normal, inside = self.norm == "l2" and shape != "cube", self.norm == "l2" and shape == "ball"
         stream = torch.Generator()
-        for row, index in zip(noise, indices.tolist(), strict=True):
+        for row, share, index in zip(noise.unbind(), shares.unbind(), indices.tolist(), strict=True):
             stream.manual_seed(derive(seed, *names, index))
-            self._draw(row, shape, stream)
-        return self.project(images + noise.to(images), images)
+            if normal:
+                row.normal_(generator=stream)
+            else:
+                row.uniform_(-self.epsilon, self.epsilon, generator=stream)
+            if inside:
+                share.uniform_(generator=stream)
+        if normal or shape == "surface":
+            reach = self.distance(noise, torch.zeros_like(noise)).double().clamp(min=math.ulp(0.0))
+            lengths = self.epsilon * shares.double() ** (1 / images[0].numel())
+            noise *= per_sample((lengths / reach).float(), noise)
+        return self.project(images + sent(noise, images.device, images.dtype), images)
 
     def radius_of_a_coordinate(self, coordinates: int) -> float:
         """How far each of ``coordinates`` may go where all go as far: epsilon, in L2 epsilon / sqrt(coordinates)."""
@@ -76,13 +86,3 @@ class ThreatModel:
         """The norm of ``images - origin``, ``(N,)``, in pixel units."""
         delta = flatten(images - origin)
         return delta.abs().amax(dim=1) if self.norm == "linf" else torch.linalg.vector_norm(delta, dim=1)
-
-    def _draw(self, out: Tensor, shape: Start, stream: torch.Generator) -> None:
-        if self.norm == "linf" or shape == "cube":
-            out.uniform_(-self.epsilon, self.epsilon, generator=stream)
-            if shape == "surface":
-                out.mul_(self.epsilon / max(float(out.abs().max()), math.ulp(0.0)))
-            return
-        out.normal_(generator=stream)
-        share = 1.0 if shape == "surface" else float(torch.rand((), generator=stream)) ** (1 / out.numel())
-        out.mul_(self.epsilon * share / max(float(out.norm()), math.ulp(0.0)))

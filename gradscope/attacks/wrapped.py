@@ -1,12 +1,12 @@
 """What torchattacks 3.5.1 does right, made safe to call.
 
-Used: FAB, untargeted and targeted. It is the published algorithm with AutoAttack's parameters, its projections are
+Used: FAB, untargeted. It is the published algorithm with AutoAttack's parameters, its projections are
 exact (the tests compare its result with the closed form on linear models), and with one start it draws nothing, so
 that an image's result depends on nobody else in the batch. It is called on a model whose logits are divided by their
 own range: that moves no boundary, and without it the L2 form stands still where gradients are below 1e-8.
 
-Not used, and written anew: APGD and APGDT (:mod:`gradscope.attacks.apgd`), Square
-(:mod:`gradscope.attacks.black_box`), and AutoAttack, which runs its parts with 10 steps instead of 100, shrinks
+Not used, and written anew: APGD and APGDT (:mod:`gradscope.attacks.apgd`), targeted FAB (:mod:`gradscope.attacks.fab`),
+Square (:mod:`gradscope.attacks.black_box`), and AutoAttack, which runs its parts with 10 steps instead of 100, shrinks
 Square's squares on another schedule, aims at every wrong class instead of nine, and takes its seed from the clock.
 """
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.attacks.problem import Problem
+from gradscope.functional import per_sample
 
 
 class _Scaled(nn.Module):
@@ -33,11 +34,11 @@ class _Scaled(nn.Module):
         return logits / span.clamp(min=1e-12)
 
 
-def fab(problem: Problem, *, targeted: bool) -> Tensor:
+def fab(problem: Problem) -> Tensor:
     """Fast adaptive boundary attack (Croce and Hein 2020): the nearest point over the boundary it finds, one start.
 
-    Untargeted it takes a backward pass for each class in every step; targeted, one, and aims at the likeliest wrong
-    classes one after another. Where the nearest point is farther than epsilon the image itself is returned.
+    It takes a backward pass for each class in every step. Where the nearest point is farther than epsilon the image
+    itself is returned.
     """
     from torchattacks.attacks.fab import FAB
 
@@ -50,8 +51,7 @@ def fab(problem: Problem, *, targeted: bool) -> Tensor:
         steps=problem.budget.steps,
         n_restarts=1,
         seed=0,
-        multi_targeted=targeted,
-        n_classes=min(problem.classes, problem.budget.targets + 1),
     )
-    points: Tensor = attack(problem.images, problem.labels).detach()
-    return torch.where(points.isfinite(), points, problem.images)
+    points: Tensor = attack(problem.images, problem.labels)
+    near = problem.threat.distance(points, problem.images) <= problem.threat.epsilon
+    return torch.where(per_sample(near, points) & points.isfinite(), points.detach(), problem.images)

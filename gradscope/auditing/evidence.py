@@ -140,7 +140,7 @@ class _Gathering:
     @property
     def batch_size(self) -> int:
         """Images worked on at once."""
-        return self.work.batch_size or usual_batch_size(None, self.work.device)
+        return self.work.batch_size or usual_batch_size(None, self.work.device, self.image_set.images[0].numel())
 
     def unit(self, stage: str, places: Tensor) -> str:
         """The name of a unit of work on the images at ``places``."""

@@ -31,6 +31,10 @@ def c9(group: Group) -> Iterator[Finding]:
         yield group.untested(asked, "rl and sl were trained on different machines; train both on one")
     elif not absent and _side_by_side(group):
         yield group.untested(asked, "models were trained side by side on one machine; train one after the other")
+    elif not absent and (jobs := _most_jobs(group)) > 1:
+        yield group.untested(
+            asked, f"models were trained in a study of {jobs} stages side by side; train them anew, one after the other"
+        )
     else:
         of_course = attrgetter("seconds")
         yield _ratio(group, asked, of_course, absent or unknown, "s", "wall time, whatever else the machine did")
@@ -70,12 +74,19 @@ def _seen(course: Course) -> float:
 
 
 def _one_machine(group: Group) -> bool:
-    return len({one.machine for mode in _MODES for one in group.courses(mode).values()}) <= 1
+    return len({one.machine for one in _courses(group)}) <= 1
 
 
 def _side_by_side(group: Group) -> bool:
-    courses = [one for mode in _MODES for one in group.courses(mode).values()]
-    return any(one.overlaps(other) for one, other in combinations(courses, 2))
+    return any(one.overlaps(other) for one, other in combinations(_courses(group), 2))
+
+
+def _most_jobs(group: Group) -> int:
+    return max((one.jobs for one in _courses(group)), default=1)
+
+
+def _courses(group: Group) -> list[Course]:
+    return [one for mode in _MODES for one in group.courses(mode).values()]
 
 
 def _catching_up(group: Group, asked: Question, lacking: str) -> Finding:

@@ -89,7 +89,8 @@ class Course:
     """How a model was trained: epochs, those with an adversary, the machine, the share of images that was trained on.
 
     ``history`` has a row an epoch. ``ended``: when the training had, in seconds since 1970, NaN where unknown. A copy
-    whose logits were multiplied has a ``logit_factor``, and in ``mode`` that of its original.
+    whose logits were multiplied has a ``logit_factor``, and in ``mode`` that of its original. ``jobs``: how many stages
+    of its study ran side by side.
     """
 
     epochs: int
@@ -100,6 +101,7 @@ class Course:
     mode: str = ""
     logit_factor: float = 1.0
     ended: float = math.nan
+    jobs: int = 1
 
     @property
     def seconds(self) -> float:

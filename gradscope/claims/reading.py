@@ -60,6 +60,7 @@ class _Trained(_Entry):
     processor: str = ""
     device: str = ""
     processes: int = 1
+    jobs: int = 1
     time: datetime | None = None
 
 
@@ -318,6 +319,7 @@ def _course(entry: _Checkpoint, history: pd.DataFrame | None) -> Course:
         entry.config.mode,
         entry.config.logit_factor,
         math.nan if trained.time is None else trained.time.timestamp(),
+        trained.jobs,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import gradscope
+from gradscope import process
 from gradscope.cli.claims import claims
 from gradscope.cli.declared import GroupedCommand
 from gradscope.cli.drawing import figures, report
@@ -20,6 +21,7 @@ from gradscope.cli.studies import study
 from gradscope.cli.training import train
 from gradscope.errors import GradscopeError
 from gradscope.measure.options import COMMANDS
+from gradscope.progress import printed_cautions
 
 #: click's error for a command line it cannot read; typer's versions differ in where they keep click.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -33,6 +35,8 @@ app = typer.Typer(
 
 #: Exit code after Ctrl-C, which typer turns into it.
 INTERRUPTED = 130
+#: Exit code of a training that SIGTERM ended.
+TERMINATED = 143
 
 
 def _version(asked: bool) -> None:
@@ -90,16 +94,26 @@ def _with_flag(error: GradscopeError, arguments: list[str] | None) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; a user's mistake is one line on stderr and exit code 2."""
+    process.set_up()
     try:
-        code = app(arguments, prog_name="gradscope", standalone_mode=False)
+        with printed_cautions():
+            code = app(arguments, prog_name="gradscope", standalone_mode=False)
     except (GradscopeError, UsageError) as error:
         message = _with_flag(error, arguments) if isinstance(error, GradscopeError) else _usage(error)
         if is_first_process() or (isinstance(error, GradscopeError) and not error.shared):
             print(f"gradscope: {message}", file=sys.stderr)
         sys.exit(2)
+    except SystemExit as ended:
+        if ended.code == TERMINATED:
+            _say_interrupted()
+        raise
     if code == INTERRUPTED:
-        print(
-            "gradscope: interrupted; what was written stays, --resume continues (a study: the same command)",
-            file=sys.stderr,
-        )
+        _say_interrupted()
     sys.exit(code)
+
+
+def _say_interrupted() -> None:
+    print(
+        "gradscope: interrupted; what was written stays, --resume continues (a study: the same command)",
+        file=sys.stderr,
+    )

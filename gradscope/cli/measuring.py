@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from gradscope.cli.declared import filled, panel, parameters, plain_parameter, with_signature
-from gradscope.cli.shared import is_first_process, shared_mistakes, warn
+from gradscope.cli.shared import is_first_process, shared_mistakes
+from gradscope.errors import caution
 from gradscope.measure.common_options import Circumstances, ForeignOptions, Options
 from gradscope.measure.options import AuditOptions, Request
 from gradscope.measure.refusals import refuse
@@ -73,7 +74,7 @@ def _measure(request: Request, results: Path) -> None:
     from gradscope.measure.runner import run
     from gradscope.reporting import console
 
-    run(request, results, warn=warn)
+    run(request, results, warn=caution)
     if is_first_process():
         print(console.measured_lines(results))
         print(results)

@@ -1,7 +1,6 @@
 """What several commands need beside declared options; without torch."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +27,3 @@ def shared_mistakes() -> Iterator[None]:
     except GradscopeError as error:
         error.shared = True
         raise
-
-
-def warn(text: str) -> None:
-    """Say on stderr what to know of a model before its numbers are read."""
-    print(f"gradscope: caution: {text}", file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gradscope.cli.declared import declared, panel
-from gradscope.errors import GradscopeError, lookup
+from gradscope.errors import GradscopeError, caution, lookup
 from gradscope.measure.common_options import Circumstances, ForeignOptions
 from gradscope.options import RUNNING, DataOptions
 
@@ -46,10 +46,16 @@ def study(
     download: bool = False,
     engine: Annotated[
         str,
-        _running(
-            help="run stages one after the other here (local) or spread over a cluster (ray)", metavar="[local|ray]"
-        ),
+        _running(help="run stages on this machine (local) or spread over a cluster (ray)", metavar="[local|ray]"),
     ] = "local",
+    jobs: Annotated[
+        int,
+        _running(
+            help="stages side by side on this machine, each with its share of the cores; stages that share a GPU slow "
+            "each other down, and seconds that are measured side by side are marked",
+            metavar="N",
+        ),
+    ] = 1,
     address: Annotated[
         str | None, _running(help="address of a Ray cluster, such as auto", show_default="a cluster of its own, here")
     ] = None,
@@ -75,13 +81,16 @@ def study(
     """
     began = time.time()  # torch is not loaded yet
     from gradscope.study.engines import ENGINES
+    from gradscope.study.engines.workers import start_server
     from gradscope.study.expansion import read_study
 
     lookup(ENGINES, engine, "engine")
     Circumstances.parse({"device": device})
     read_study(recipe, settings=settings or (), seeds=_seeds(seeds), data_root=data_root)
+    if jobs > 1 and engine == "local" and not dry_run:
+        start_server(jobs)  # it loads torch while this process does
     from gradscope.results.schemas import PAGE
-    from gradscope.study.studies import StudyRequest, foresee, plan_study, run_study
+    from gradscope.study.studies import StudyRequest, crowding, foresee, plan_study, run_study
 
     request = StudyRequest(
         recipe=recipe,
@@ -94,14 +103,17 @@ def study(
         device=device,
         engine=engine,
         address=address,
+        jobs=jobs,
         until=until,
         began=began,
         figures=not no_figures,
         trust_code=trust_code,
     )
     plan = plan_study(request)
+    for text in crowding(plan, request):
+        caution(text)
     if dry_run:
-        print("\n".join(foreseen_lines(foresee(plan, request), plan.absent, plan.left_out)))
+        print("\n".join(foreseen_lines(foresee(plan, request), plan.absent, plan.left_out, jobs)))
         return
     ended = run_study(plan, request, _tell)
     for label, why in ended.postponed.items():
@@ -125,32 +137,38 @@ _SOURCES = {
 }
 
 
-def foreseen_lines(foreseen: "Sequence[Foreseen]", absent: Mapping[str, str], left_out: Sequence[str]) -> Iterator[str]:
+def foreseen_lines(
+    foreseen: "Sequence[Foreseen]", absent: Mapping[str, str], left_out: Sequence[str], jobs: int = 1
+) -> Iterator[str]:
     """The plan: each stage with what it needs, whether it is done, and about how long it takes."""
+    from gradscope.study.order import span
+
     width = max(len(one.stage.label) for one in foreseen)
     for one in foreseen:
         needs = ", ".join(need.removeprefix("model-") for need in one.stage.needs)
         needs = "what there is of the others" if one.stage.gathers else needs
-        state = "done" if one.estimate is None else _expected(one.stage.settings.get("command"), one.estimate)
+        state = "done" if one.estimate is None else _expected(one.estimate)
         state += ", replaces what is there" if one.replaces else ""
         yield f"{one.stage.label:{width}}  {state}" + (f"  (needs {needs})" if needs else "")
     for name, reason in absent.items():
         yield f"{name} is absent: {reason}"
     for label in left_out:
         yield f"{label}: left out"
-    left = [one.estimate.seconds for one in foreseen if one.estimate is not None]
+    left = {one.stage.label: one.estimate.seconds for one in foreseen if one.estimate is not None}
+    if not left:
+        yield f"{len(foreseen)} stages, all done"
+        return
+    together = duration(span([one.stage for one in foreseen], left, jobs))
     yield (
-        f"{len(foreseen)} stages, {len(foreseen) - len(left)} done; the rest takes about {duration(sum(left))} one "
-        "after the other"
-        if left
-        else f"{len(foreseen)} stages, all done"
+        f"{len(foreseen)} stages, {len(foreseen) - len(left)} done; the rest takes about "
+        f"{duration(sum(left.values()))} one after the other"
+        + (f", {together} with {jobs} side by side if none slows another" if jobs > 1 else "")
     )
 
 
-def _expected(command: str | None, estimate: "Estimate") -> str:
-    """How long, and from what; what is counted of attacks is what they take of images that stand to the end."""
-    bound = "up to " if estimate.source == "probe" and command in ("attack", "audit") else ""
-    return f"{bound}{duration(estimate.seconds)}, {_SOURCES[estimate.source]}"
+def _expected(estimate: "Estimate") -> str:
+    """How long, and from what."""
+    return f"{'up to ' if estimate.most else ''}{duration(estimate.seconds)}, {_SOURCES[estimate.source]}"
 
 
 def duration(seconds: float) -> str:

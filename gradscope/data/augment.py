@@ -1,5 +1,6 @@
 """Random flips and shifts of a whole batch of images, on the device that holds them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +21,17 @@ class Augmentation:
 
     def __getitem__(self, share: slice) -> "Augmentation":
         """The draws of a share of the batch, such as one rank's."""
-        drawn = (self.horizontal_flip, self.vertical_flip, self.shift_down, self.shift_right)
-        return Augmentation(*(None if each is None else each[share] for each in drawn))
+        return Augmentation(*(None if each is None else each[share] for each in self._drawn))
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Augmentation]") -> "Augmentation":
+        """The draws of several batches as those of one; all parts were asked for the same transforms."""
+        columns = zip(*(part._drawn for part in parts), strict=True)
+        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
+
+    @property
+    def _drawn(self) -> tuple[Tensor | None, ...]:
+        return self.horizontal_flip, self.vertical_flip, self.shift_down, self.shift_right
 
 
 def draw(

@@ -61,6 +61,8 @@ class Hardware:
         if _is_started():
             devices = int(os.environ["LOCAL_WORLD_SIZE"])
             nodes, strategy = int(os.environ["WORLD_SIZE"]) // devices, "ddp"
+        elif self.device != "cpu" and devices > (gpus := torch.cuda.device_count()) > 0:
+            raise GradscopeError(f"devices must be at most {gpus}, the GPUs that torch sees here, got {devices}")
         names = {"32": "32-true", "bf16": "bf16-mixed"}
         try:
             return Fabric(

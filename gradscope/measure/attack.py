@@ -11,7 +11,7 @@ from gradscope.attacks.pgd import usual_batch_size
 from gradscope.attacks.threat import ThreatModel
 from gradscope.measure.adversarial_images import Arrays, felled_images, rescore, write_images
 from gradscope.measure.directory import IMAGES
-from gradscope.measure.inputs import Entry
+from gradscope.measure.inputs import Entry, largest_image
 from gradscope.measure.models import (
     describe_surrogates,
     read_entries,
@@ -46,7 +46,7 @@ class AttackMeasurement(Measurement[AttackOptions]):
     @property
     def batch_size(self) -> int:
         """Images attacked at once."""
-        return self.options.batch_size or usual_batch_size(None, self.device)
+        return self.options.batch_size or usual_batch_size(None, self.device, largest_image(self.entries))
 
     def depends(self) -> Row:
         """Whether the images are in the pieces."""

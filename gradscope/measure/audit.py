@@ -14,7 +14,7 @@ from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.evidence import stages
 from gradscope.auditing.example_images import ExampleImage, example_images
 from gradscope.auditing.verdict import SCHEMA, Audit, examine
-from gradscope.measure.inputs import Entry
+from gradscope.measure.inputs import Entry, largest_image
 from gradscope.measure.models import (
     describe_surrogates,
     read_entries,
@@ -49,7 +49,7 @@ class AuditMeasurement(Measurement[AuditOptions]):
     @property
     def batch_size(self) -> int:
         """Images attacked at once."""
-        return self.options.batch_size or usual_batch_size(None, self.device)
+        return self.options.batch_size or usual_batch_size(None, self.device, largest_image(self.entries))
 
     def parts(self, kept: PartialResults) -> Iterator[Part]:
         """One part for each model."""

@@ -20,7 +20,7 @@ from gradscope.measure.options import LandscapeOptions
 from gradscope.measure.partial_results import PartialResults
 from gradscope.measure.runner import Measurement, Row
 from gradscope.measure.writer import Part, Rows
-from gradscope.models.inspection import measuring
+from gradscope.models.inspection import laid_out, measuring
 from gradscope.models.loading import LoadedModel
 from gradscope.probes.comparison import compare_planes, compare_surroundings
 from gradscope.probes.input_landscape import (
@@ -243,7 +243,7 @@ class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
         images, labels, named = self._batch(number)
         advance(0, f"{subject.label}: curvature")
         with measuring(subject.model), torch.no_grad():
-            logits = subject.model(images.contiguous(memory_format=torch.channels_last))
+            logits = subject.model(laid_out(images))
         own = self._planes(position, number, planes[number], own=True)
         around = compare_surroundings(subject.model, own, labels, self.settings, numbers=named, seed=options.seed)
         drawn = self._planes(position, number, planes[number])

@@ -38,6 +38,11 @@ class Entry:
     surrogates: tuple[ModelSource, ...] = ()
 
 
+def largest_image(entries: Sequence[Entry]) -> int:
+    """How many values the largest image of ``entries`` has."""
+    return max(entry.chosen.images.images[0].numel() for entry in entries)
+
+
 @dataclass(frozen=True)
 class Given:
     """Models that a user has in memory, by name, and the images that they are examined on.

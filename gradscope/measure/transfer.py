@@ -8,7 +8,7 @@ from torch import Tensor
 from gradscope.attacks.pgd import threat_model, usual_batch_size
 from gradscope.attacks.transfer import Transfer, make_examples, transfer
 from gradscope.distributed.units import prefixed
-from gradscope.measure.inputs import Entry
+from gradscope.measure.inputs import Entry, largest_image
 from gradscope.measure.options import TransferOptions
 from gradscope.measure.partial_results import PartialResults
 from gradscope.measure.runner import Measurement, Row
@@ -39,7 +39,9 @@ class TransferMeasurement(Measurement[TransferOptions]):
     @property
     def batch_size(self) -> int:
         """Images attacked at once."""
-        return self.options.batch_size or usual_batch_size(self.options.settings, self.device)
+        return self.options.batch_size or usual_batch_size(
+            self.options.settings, self.device, largest_image(self.entries)
+        )
 
     def parts(self, kept: PartialResults) -> Iterator[Part]:
         """Everything at once: a cell of the matrix is nothing without the others."""

@@ -19,7 +19,7 @@ from gradscope.errors import GradscopeError
 from gradscope.functional import flatten, margin, norm_and_unit
 from gradscope.losses import cross_entropy
 from gradscope.models.affine import PlaneModel
-from gradscope.models.inspection import measuring
+from gradscope.models.inspection import laid_out, measuring
 from gradscope.seeding import generator
 
 #: Points evaluated at once where memory allows: on a CPU their activations stay in its caches.
@@ -192,7 +192,7 @@ def evaluate_planes(
         for origin, axes, label in zip(planes.origins, planes.axes, labels, strict=True):
             logits = _logits(plane_model, origin, points, axes, advanced)
             if grid.points % 2 and 0 <= middle < len(points):
-                logits[middle] = model(origin[None].contiguous(memory_format=torch.channels_last))[0]
+                logits[middle] = model(laid_out(origin[None]))[0]
             right = label.expand(len(points))
             found.append((cross_entropy(logits, right), margin(logits, right), logits.argmax(dim=1)))
     losses, margins, predicted = (torch.stack(part).cpu() for part in zip(*found, strict=True))

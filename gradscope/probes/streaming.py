@@ -86,8 +86,9 @@ class Directions:
 
     def totals(self) -> tuple[Tensor, Tensor]:
         """Sums ``(steps, 10, D)`` and counts ``(steps, 10)``, on the CPU; every step must have been added."""
-        sums, counts = ([part.cpu() for part in parts if part is not None] for parts in (self._sums, self._counts))
-        return torch.stack(sums), torch.stack(counts)
+        kept = ([part for part in parts if part is not None] for parts in (self._sums, self._counts))
+        sums, counts = (torch.stack(parts).cpu() for parts in kept)  # one copy each, where they are on a GPU
+        return sums, counts
 
     def _add(self, step: int, sums: Tensor, counts: Tensor) -> None:
         known_sums, known_counts = self._sums[step], self._counts[step]

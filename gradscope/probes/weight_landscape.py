@@ -14,7 +14,7 @@ from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import halving
 from gradscope.errors import GradscopeError
 from gradscope.losses import cross_entropy
-from gradscope.models.inspection import copied, measuring, one_line
+from gradscope.models.inspection import copied, laid_out, measuring, one_line
 from gradscope.seeding import generator, seeded
 
 #: A step in weight space: a tensor for each parameter, by name.
@@ -222,7 +222,7 @@ class Measures:
         self.size = batch_size or IMAGES_AT_ONCE.get(device.type, 256)
         self.batches: list[_Batch] = []
         for indices, batch, labels in images.batches(self.size, device):
-            batch = batch.contiguous(memory_format=torch.channels_last)
+            batch = laid_out(batch)
             start = None
             if attack is not None:
                 start = batch.double() if attack.precision == "float64" else batch

@@ -4,6 +4,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -27,8 +29,26 @@ PACKAGES = (
 )
 
 
+#: Set while a stage of a study runs beside others; the processes that it starts see it, too.
+_JOBS = "GRADSCOPE_JOBS"
+
+
+@contextmanager
+def side_by_side(jobs: int) -> Iterator[None]:
+    """Mark the seconds of what is made in the block as measured beside others: ``jobs`` in its provenance."""
+    before = os.environ.get(_JOBS)
+    os.environ[_JOBS] = str(jobs)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_JOBS]
+        else:
+            os.environ[_JOBS] = before
+
+
 def provenance(device: str) -> dict[str, Any]:
-    """Versions of gradscope and its packages, git commit, machine, and the time (UTC)."""
+    """Versions of gradscope and its packages, git commit, machine, stages side by side, and the time (UTC)."""
     return {
         "gradscope": gradscope.__version__,
         "commit": _commit(),
@@ -37,11 +57,13 @@ def provenance(device: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "device": device,
+        "jobs": int(os.environ.get(_JOBS, 1)),
         "command": ["gradscope", *sys.argv[1:]],
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -70,6 +92,7 @@ def _commit() -> str | None:
     return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
 
 
+@cache
 def _processor() -> str:
     cpu_info = Path("/proc/cpuinfo")
     if cpu_info.exists():

@@ -25,17 +25,18 @@ from gradscope.losses import cross_entropy
 from gradscope.measure.common_options import Options, Sampled
 from gradscope.measure.options import AnalyzeOptions, AttackOptions, AuditOptions, LandscapeOptions, TransferOptions
 from gradscope.models.architectures import ModelSpec, build
-from gradscope.models.inspection import strict_float32
+from gradscope.models.inspection import laid_out, strict_float32
 from gradscope.seeding import seeded
 from gradscope.study.model_tasks import TrainTask
 from gradscope.study.plan import Plan
 from gradscope.study.state import FOLDER, Record
 from gradscope.study.tasks import ImageFacts, MeasureTask, Stage
+from gradscope.training.precision import SMALL_SIDE, auto_precision
 
 Source = Literal["record", "records", "probe", "fixed"]
 
-#: What a measurement takes before and after its passes: reading models and images, drawing figures.
-_FIXED_SECONDS = {"train": 1.0, "scale": 0.5, "measure": 8.0, "claims": 2.0, "report": 10.0}
+#: What a stage takes before and after its passes: reading models and images, writing files.
+_FIXED_SECONDS = {"train": 1.0, "scale": 0.5, "measure": 3.0, "claims": 2.0, "report": 10.0}
 #: Images a pass of the probe, by device (a GPU given few waits for the next launch), and how long it repeats.
 _PROBE_BATCH, _PROBE_SECONDS = {"cpu": 32, "cuda": 512}, 0.3
 
@@ -56,10 +57,19 @@ class Passes:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds a stage is thought to take, and what they are taken from."""
+    """Seconds a stage is thought to take, and what they are taken from.
+
+    ``most``: it may take far less, for attacks were counted as if every image stood to the end.
+    """
 
     seconds: float
     source: Source
+    most: bool = False
+
+    @property
+    def likely(self) -> float:
+        """Seconds by which stages are put in order: half of ``most``."""
+        return self.seconds / 2 if self.most else self.seconds
 
 
 def work_of(plan: Plan) -> dict[str, dict[str, float]]:
@@ -95,7 +105,10 @@ def _stage_work(stage: Stage, networks: Mapping[str, str]) -> dict[str, float]:
 
     if isinstance(stage.task, TrainTask):
         training = stage.task.training
-        add(networks[stage.label], training_passes(training, stage.task.images), training.precision)
+        # Small images are in float32 on every machine; what larger ones are in, the machine decides.
+        small = training.precision == "auto" and stage.task.images.image_size < SMALL_SIDE
+        precision = "32" if small else training.precision
+        add(networks[stage.label], training_passes(training, stage.task.images), precision)
     elif isinstance(stage.task, MeasureTask):
         task = stage.task
         options, models = task.options, len(task.models)
@@ -220,7 +233,8 @@ class Estimator:
                 found[stage.label] = Estimate(self._probe.seconds(mine) * spent / unit, "records")
             else:
                 fixed = _FIXED_SECONDS.get(stage.kind, 1.0)
-                found[stage.label] = Estimate(fixed + self._probe.seconds(mine), "probe" if mine else "fixed")
+                most = stage.settings.get("command") in ("attack", "audit")
+                found[stage.label] = Estimate(fixed + self._probe.seconds(mine), "probe" if mine else "fixed", most)
         return found
 
 
@@ -275,13 +289,14 @@ class _Probe:
         if key not in self._timed:
             network, _, kind = key.rpartition(" ")
             kind, _, precision = kind.partition("-")
-            self._timed[key] = self._time(network, gradient=kind == "gradient", rounded=precision == "bf16")
+            self._timed[key] = self._time(network, gradient=kind == "gradient", precision=precision or "32")
         return self._timed[key]
 
-    def _time(self, network: str, *, gradient: bool, rounded: bool) -> float:
-        """Seconds an image of one pass in batches that fit the memory; ``rounded``: in bfloat16, as training may be."""
+    def _time(self, network: str, *, gradient: bool, precision: str) -> float:
+        """Seconds an image of one pass in batches that fit the memory, in a training's ``precision``."""
         architecture, shape, classes = network.split(" ")
         channels, size, _ = (int(part) for part in shape.split("x"))
+        rounded = precision == "bf16" or (precision == "auto" and auto_precision(self.device, size) == "bf16")
         with seeded(0, "probe"):
             model = build(ModelSpec(architecture, int(classes), channels, size, (0.5,), (0.5,))).to(self.device).eval()
 
@@ -289,7 +304,8 @@ class _Probe:
             """The median of a few passes, after one to warm up."""
             with seeded(0, "probe images"):
                 images = torch.rand(batch, channels, size, size, device=self.device)
-            images = images.contiguous(memory_format=torch.channels_last).requires_grad_(gradient)
+            images = images.contiguous(memory_format=torch.channels_last) if rounded else laid_out(images)
+            images.requires_grad_(gradient)
             labels = torch.zeros(batch, dtype=torch.int64, device=self.device)
             times: list[float] = []
             while sum(times) < _PROBE_SECONDS or len(times) < 3:

@@ -89,6 +89,8 @@ class TrainTask(_ModelTask):
         if self.start is not None:
             initial = job.inputs[job.places.place(job.checkpoint(self.start))]
             training = training.model_copy(update={"initial": initial})
+        if training.precision == "auto":  # where it was trained, it meant what the checkpoint says
+            training = training.model_copy(update={"precision": found.config.get("precision")})
         same_images = found.data_fingerprint == self.images.read().train.fingerprint
         return (
             found.config == training.model_dump(mode="json") and len(found.history) == training.epochs and same_images

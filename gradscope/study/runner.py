@@ -10,8 +10,8 @@ import platform
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from math import inf
@@ -25,7 +25,9 @@ from gradscope.errors import GradscopeError
 from gradscope.figures.background import in_background
 from gradscope.progress import Advance, overall_progress
 from gradscope.results.files import ensure_writable, exclusive
+from gradscope.results.provenance import side_by_side
 from gradscope.study.estimate import Limit
+from gradscope.study.order import seconds_ahead
 from gradscope.study.plan import Plan
 from gradscope.study.state import Places, Record, disk_refusal
 from gradscope.study.tasks import Job, Stage, UnfinishedError
@@ -34,13 +36,13 @@ Log = logging.getLogger("gradscope.study")
 
 
 class Engine(Protocol):
-    """Where stages run. Every job that is submitted ends once, in whatever order.
-
-    ``alone``: whether jobs run one after the other, each while it is waited for.
-    """
+    """Where stages run. Every job that is submitted ends once, in whatever order."""
 
     name: str
-    alone: bool
+
+    @property
+    def slots(self) -> float:
+        """How many jobs it takes at a time."""
 
     def submit(self, job: Job) -> None:
         """Take a job whose needs are done."""
@@ -80,6 +82,7 @@ def run_plan(
     engine: Engine,
     *,
     work: Mapping[str, dict[str, float]],
+    seconds: Mapping[str, float] | None = None,
     device: str = "auto",
     figures: bool = True,
     limit: Limit | None = None,
@@ -88,17 +91,17 @@ def run_plan(
 ) -> Ended:
     """Carry out ``plan``; what a failed stage is needed for is left, and what does not fit into ``limit``.
 
-    ``work`` is how many passes each stage is thought to take. ``note`` writes down how far it is: called before every
-    stage that is run, and at the end. Raises :class:`GradscopeError` where the disk is full, and
-    where another process is at this study.
+    ``work`` is how many passes each stage is thought to take. ``seconds``, where given, is how long: of the stages
+    that can begin, the one that most depends on comes first; without it they keep the plan's order. ``note`` writes
+    down how far it is: called before every stage that is run, and at the end. Raises :class:`GradscopeError` where the
+    disk is full, and where another process is at this study.
     """
     ensure_writable(places.records)
     ensure_writable(places.checkpoints)
     with exclusive(places.records):
         places.sweep()
-        run = _Run(plan, places, engine, work, device, figures, limit, told, note)
-        drawing = in_background() if engine.alone else nullcontext()
-        with drawing, overall_progress(plan.study.name, len(plan.stages)) as advance:
+        run = _Run(plan, places, engine, work, seconds or {}, device, figures, limit, told, note)
+        with in_background(), overall_progress(plan.study.name, len(plan.stages)) as advance:
             run.complete(advance)
         run.note()
         places.sweep()
@@ -114,6 +117,7 @@ class _Run:
         places: Places,
         engine: Engine,
         work: Mapping[str, dict[str, float]],
+        seconds: Mapping[str, float],
         device: str,
         figures: bool,
         limit: Limit | None,
@@ -122,6 +126,7 @@ class _Run:
     ) -> None:
         self.plan, self.places, self.engine, self.work = plan, places, engine, work
         self.device, self.figures, self.limit, self.told = device, figures, limit, told
+        self.ahead = seconds_ahead(plan.stages, seconds)
         self.spared = places.spared(plan.stages)
         self.ended = Ended()
         self.note = partial(note, self.ended)
@@ -131,19 +136,20 @@ class _Run:
         """Settle every stage."""
         self.waiting = {stage.label: stage for stage in self.plan.stages}
         while self.waiting or self.under_way:
-            for stage in list(self.waiting.values()):
-                if all(self._is_settled(need) for need in stage.needs):
-                    del self.waiting[stage.label]
-                    self._begin(stage)
-                    if self._is_settled(stage.label):
-                        advance(1, "")
-                # What runs alone is begun only when it can run: the time that is left is then known.
-                if self.under_way and self.engine.alone:
-                    self._settle(self.engine.wait())
-                    advance(1, "")
-            if self.under_way:
+            # What an engine cannot run yet is not begun: the time that is left is known when it can.
+            stage = self._next() if len(self.under_way) < self.engine.slots else None
+            if stage is None:
                 self._settle(self.engine.wait())
                 advance(1, "")
+            else:
+                del self.waiting[stage.label]
+                self._begin(stage)
+                advance(int(self._is_settled(stage.label)), "")
+
+    def _next(self) -> Stage | None:
+        """Of the stages whose needs are settled the one that most depends on, or the first."""
+        ready = [stage for stage in self.waiting.values() if all(self._is_settled(need) for need in stage.needs)]
+        return max(ready, key=lambda stage: self.ahead[stage.label], default=None)
 
     def _is_settled(self, label: str) -> bool:
         ended = self.ended
@@ -237,9 +243,9 @@ def _perform_alone(job: Job) -> Record:
         found = places.read(stage.label)
         if found is not None and places.is_intact(stage, found, job.inputs):
             return found
-        resume, earlier = _prepare(job)
+        job, resume, earlier = _prepare(job)
         started = time.perf_counter()
-        with _logged(places.log(stage.label), stage), _threads(job.threads):
+        with _logged(places.log(stage.label), stage), _threads(job.threads), side_by_side(job.jobs):
             try:
                 printed = stage.task.run(job, resume=resume)
             except UnfinishedError as unfinished:
@@ -258,8 +264,11 @@ def _perform_alone(job: Job) -> Record:
     return record
 
 
-def _prepare(job: Job) -> tuple[bool, float]:
-    """Make the stage's place its own; whether an unfinished run of the very same stage lies there, and its seconds."""
+def _prepare(job: Job) -> tuple[Job, bool, float]:
+    """Make the stage's place its own; whether an unfinished run of the very same stage lies there, and its seconds.
+
+    What was begun side by side with others is marked so, whoever ends it.
+    """
     stage, places, task = job.stage, job.places, job.stage.task
     found = places.read(stage.label)
     ensure_writable(places.records)
@@ -272,9 +281,12 @@ def _prepare(job: Job) -> tuple[bool, float]:
     if not resume:
         places.write(_record(job, "clearing"))
         task.remove(job.out)
-    earlier = found.seconds or 0.0 if resume and found is not None else 0.0
+    earlier = 0.0
+    if resume and found is not None:
+        earlier = found.seconds or 0.0
+        job = replace(job, jobs=max(job.jobs, int(found.where.get("jobs") or 1)))
     places.write(_record(job, "begun", earlier))
-    return resume, earlier
+    return job, resume, earlier
 
 
 def _record(job: Job, state: str, seconds: float | None = None) -> Record:
@@ -293,6 +305,7 @@ def _record(job: Job, state: str, seconds: float | None = None) -> Record:
                 "host": platform.node(),
                 "device": _device(job),
                 "threads": _thread_count(job),
+                "jobs": job.jobs,
                 "torch": torch.__version__,
             },
             "work": job.work,

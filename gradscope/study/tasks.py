@@ -130,8 +130,8 @@ class Job:
     """A stage with everything that a worker, here or elsewhere, needs to run it.
 
     ``inputs`` are the digests of the files of the stages it needs. ``threads`` None leaves torch's own number.
-    Training stops before an epoch that would end after ``deadline`` (``time.time()``). ``figures``: whether
-    measurements draw theirs.
+    ``jobs``: how many run side by side on the machine. Training stops before an epoch that would end after ``deadline``
+    (``time.time()``). ``figures``: whether measurements draw theirs.
     """
 
     stage: Stage
@@ -140,6 +140,7 @@ class Job:
     work: dict[str, float]
     device: str = "auto"
     threads: int | None = None
+    jobs: int = 1
     deadline: float = inf
     figures: bool = True
 

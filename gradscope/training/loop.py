@@ -5,8 +5,14 @@ run continues bit for bit, and processes that share a batch see the numbers one 
 alone has a stream for each process, and batch norm its own statistics on each CPU process.
 """
 
+import math
+import signal
+import sys
+import threading
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -18,10 +24,9 @@ from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor, nn
 
 from gradscope.config import Phase, Training
-from gradscope.data import augment
 from gradscope.data.image_set import ImageSet, as_floats, training_split
 from gradscope.data.names import DATASETS
-from gradscope.distributed.processes import Hardware
+from gradscope.distributed.processes import Hardware, resolve_device
 from gradscope.errors import CannotResumeError, GradscopeError
 from gradscope.losses import cross_entropy
 from gradscope.models.architectures import ModelSpec, build
@@ -34,18 +39,25 @@ from gradscope.results.provenance import provenance
 from gradscope.results.schemas import HISTORY
 from gradscope.results.tables import write_table
 from gradscope.seeding import generator, seeded
+from gradscope.training.batches import Batch, Batches
+from gradscope.training.graphs import Replayed
 from gradscope.training.objectives import (
-    Draws,
     adversarial_example,
     fast_gradient_example,
     phase_outcome,
     shares_the_clean_pass,
 )
+from gradscope.training.precision import chosen_precision
 from gradscope.training.request import epochs_folder, state_path
-from gradscope.training.totals import Totals
+from gradscope.training.totals import Means, Totals
 
-#: Updates between two looks at the loss: each look waits for the device.
-LOOK_EVERY = 20
+#: Seconds between two looks at the loss: each look waits for the device.
+LOOK_EVERY = 0.5
+#: Seconds between two writings of the state, which is held in memory meanwhile.
+STORE_EVERY = 10.0
+#: Whether the update is recorded as a CUDA graph, where it can be; eager updates, its reference in the tests, give the
+#: same bits.
+CUDA_GRAPHS = True
 
 
 @dataclass
@@ -72,11 +84,12 @@ def train(
     """Train a classifier and write it to ``out``; the history goes beside it as CSV.
 
     The checkpoint kept is the best on the validation images within the last phase (ties go to the later epoch), or
-    the last, as ``training.selection`` says. The state after each epoch is kept in ``out`` + ``.resume`` until the run
-    is complete. A loss that is not finite raises :class:`GradscopeError`; the last good checkpoint stays. With
-    ``keep_epochs`` the weights before the first and after each epoch are kept too, as checkpoints in
-    :func:`gradscope.training.request.epochs_folder`. The run begins with the weights of the checkpoint ``initial``,
-    where it is given.
+    the last, as ``training.selection`` says. The state after an epoch is kept in ``out`` + ``.resume`` until the run
+    is complete: it is written after the first epoch, then every :data:`STORE_EVERY` seconds at most, and whenever the
+    run is stopped, by an error or by SIGINT or SIGTERM. A loss that is not finite raises :class:`GradscopeError`; the
+    last good checkpoint stays. With ``keep_epochs`` the weights before the first and after each epoch are kept too, as
+    checkpoints in :func:`gradscope.training.request.epochs_folder`. The run begins with the weights of the checkpoint
+    ``initial``, where it is given.
 
     No epoch begins that would end after ``deadline`` (``time.time()``), if it takes as long as the last one; the run
     is then left as an interrupted one is, and its checkpoint says how many epochs are done. A user's own architecture
@@ -89,6 +102,10 @@ def train(
     if initial is not None:
         begin = load(initial)
         training = training.model_copy(update={"initial": begin.fingerprint})
+    side = min(train_set.height, train_set.width)
+    begun = _begun_in(out) if resume else None
+    chosen = chosen_precision(training.precision, resolve_device(hardware.device), side, begun)
+    training = training.model_copy(update={"precision": chosen})
     hardware.launch(
         training.precision,
         partial(
@@ -104,6 +121,14 @@ def train(
         ),
     )
     return load(out, trust_code=trust_code)
+
+
+def _begun_in(out: Path) -> str | None:
+    """The precision of the unfinished run of ``out``; None where there is none that can be read."""
+    try:
+        return str(load_weights_only(state_path(out), "resume")["config"]["precision"])
+    except (GradscopeError, LookupError, TypeError):
+        return None
 
 
 def _run(
@@ -123,7 +148,8 @@ def _run(
     elif fabric.is_global_zero:
         run.begin_epochs()
     updates = training.epochs * run.updates
-    with progress_bar(f"train {training.mode}", updates, visible=fabric.is_global_zero) as advance:
+    bar = progress_bar(f"train {training.mode}", updates, visible=fabric.is_global_zero)
+    with bar as advance, _ending_on_sigterm():
         advance(run.progress.epochs_done * run.updates, "")
         run.complete(advance, deadline)
 
@@ -194,13 +220,27 @@ class Run:
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         # The overload is there, torch's stubs lack it.
-        self.network: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = torch.optim.AdamW(self.network.parameters(), lr=training.phases[0].learning_rate)
+        self.network: nn.Module = network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: _FabricModule
         self.optimizer: _FabricOptimizer
-        self.model, self.optimizer = fabric.setup(self.network, optimizer)
+        self.model, self.optimizer = fabric.setup(self.network, self._new_optimizer())
+        # Those of the validation images that this process judges, beside the images.
+        self.judged = self.held_out[fabric.global_rank :: fabric.world_size].to(self.images.images.device)
+        self.batches = Batches(self.images, training, fabric.device, fabric.global_rank, fabric.world_size)
+        self.totals = Totals(fabric.device)
         self.progress = Progress()
-        self.best: Checkpoint | None = None
+        self.best: dict[str, Tensor] | None = None
+        self.update: Callable[[Batch], None] = partial(self._update, training.phases[0], self.batch_size)
+        self.unwritten: dict[str, Any] | None = None
+        self.written = -inf
+
+    def _new_optimizer(self) -> torch.optim.AdamW:
+        """AdamW; on a GPU in one kernel, which a CUDA graph can record: its learning rate is a tensor there."""
+        rate = self.training.phases[0].learning_rate
+        if self.fabric.device.type != "cuda":
+            return torch.optim.AdamW(self.network.parameters(), lr=rate)
+        kept = torch.tensor(rate, device=self.fabric.device)
+        return torch.optim.AdamW(self.network.parameters(), lr=kept, fused=True, capturable=True)
 
     def resume(self) -> None:
         """Continue where the state file says; a run of another configuration or other data is refused."""
@@ -216,9 +256,11 @@ class Run:
             what = ", ".join(changed) or "the images"
             raise CannotResumeError(f"resume: {path} belongs to another run; it differs in {what}")
         load_strictly(self.network, state["network"], f"resume: {path} does not fit {self.training.architecture}")
-        self.optimizer.load_state_dict(state["optimizer"])
+        # How the optimiser computes is this device's affair; its first state may be another's.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         self.progress = Progress(state["epochs_done"], state["best_accuracy"], state["history"])
-        self.best = None if state["best"] is None else replace(self._checkpoint(), state_dict=state["best"])
+        self.best = state["best"]
 
     def begin_epochs(self) -> None:
         """Keep the weights as they are before the first epoch, if epochs are kept; those of an earlier run go."""
@@ -229,7 +271,7 @@ class Run:
     def _keep_epoch(self) -> None:
         if self.keep_epochs:
             path = epochs_folder(self.out) / f"{self.progress.epochs_done:04}.pt"
-            save(path, replace(self._checkpoint(), history=self.progress.history))
+            save(path, self._checkpoint(self.network.state_dict(), self.progress.history))
 
     def complete(self, advance: Advance, deadline: float = inf) -> None:
         """Train all epochs that are left and write the checkpoint; ``advance`` is told of every few updates.
@@ -237,18 +279,42 @@ class Run:
         Stop before the first epoch that cannot end by ``deadline``; the state after the one before it is on disk.
         """
         self.advance = advance
-        first = 0
-        for number, phase in enumerate(self.training.phases):
-            for epoch in range(max(first, self.progress.epochs_done), first + phase.epochs):
-                if self._is_late(deadline):
-                    return
-                self._epoch(number, phase, epoch, epoch - first)
-            first += phase.epochs
-        kept = self.best or self._checkpoint()
+        try:
+            if not self._all_epochs(deadline):
+                return
+        finally:
+            del self.update  # it refers to this run, and so would keep the GPU's memory
+            self._write()
         if self.fabric.is_global_zero:
-            save(self.out, replace(kept, history=self.progress.history, provenance=self._provenance()))
+            save(self.out, self._checkpoint(self.best or self.network.state_dict(), self.progress.history))
             state_path(self.out).unlink(missing_ok=True)
         self.fabric.barrier()
+
+    def _all_epochs(self, deadline: float) -> bool:
+        """Train the epochs that are left; False where ``deadline`` leaves some."""
+        first = 0
+        for number, phase in enumerate(self.training.phases):
+            self.update = self.update_of(phase)
+            for epoch in range(max(first, self.progress.epochs_done), first + phase.epochs):
+                if self._is_late(deadline):
+                    return False
+                self._epoch(number, phase, epoch, epoch - first)
+            first += phase.epochs
+        return True
+
+    def update_of(self, phase: Phase) -> Callable[[Batch], None]:
+        """The update of ``phase``; where it can be recorded, as a CUDA graph.
+
+        PGD puts the network into evaluation mode on its way, processes wait for each other, and a user's network may
+        look at its values.
+        """
+        update = partial(self._update, phase, self.batch_size)
+        adversary = phase.adversary
+        plain = adversary is None or shares_the_clean_pass(adversary)
+        alone = self.fabric.device.type == "cuda" and self.fabric.world_size == 1
+        if CUDA_GRAPHS and alone and plain and not is_own(self.training.architecture):
+            return Replayed(update)
+        return update
 
     def _is_late(self, deadline: float) -> bool:
         """Whether another epoch as long as the last would end after ``deadline``; the first process decides."""
@@ -267,10 +333,10 @@ class Run:
             "phase": number,
             "loss": trained.loss,
             "accuracy": trained.accuracy,
-            "reward": trained.reward,
+            "reward": trained.reward if "policy-gradient" in phase.mix else None,
             "validation_loss": validation_loss,
             "validation_accuracy": validation_accuracy,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": phase.learning_rate_at(epoch_of_phase + 1),
             "images_per_second": trained.images / seconds,
             "seconds": time.perf_counter() - started,
         }
@@ -281,45 +347,64 @@ class Run:
             self.progress.best_accuracy = -1.0
         if self.training.selection == "last" or validation_accuracy >= self.progress.best_accuracy:
             self.progress.best_accuracy = validation_accuracy
-            self.best = self._checkpoint()
+            self.best = _copied(self.network.state_dict())
         self._store()
 
-    def _train_epoch(self, phase: Phase, epoch: int, epoch_of_phase: int) -> Totals:
-        seed = self.training.seed
+    def _train_epoch(self, phase: Phase, epoch: int, epoch_of_phase: int) -> Means:
+        seed, size = self.training.seed, self.batch_size
         order = self.trained[torch.randperm(len(self.trained), generator=generator(seed, "order", epoch))]
-        batches = order[: self.updates * self.batch_size].split(self.batch_size)
         stream = generator(seed, "augmentation and actions", epoch)
-        totals = Totals(self.fabric.device)
-        started = time.perf_counter()
+        batches = self.batches.of(order[: self.updates * size], size, phase, stream)
+        started = looked = time.perf_counter()
+        shown = 0
+        self.totals.begin()
         self.model.train()
         with seeded(seed, "dropout", epoch, self.fabric.global_rank):
-            for position, indices in enumerate(batches):
-                rate = phase.learning_rate_at(epoch_of_phase + (position + 1) / len(batches))
-                for group in self.optimizer.param_groups:
-                    group["lr"], group["weight_decay"] = rate, phase.weight_decay
-                self._update(phase, indices, stream, totals)
-                if (position + 1) % LOOK_EVERY == 0:
-                    totals.require_finite(epoch + 1, self.out)
-                    self._show(LOOK_EVERY, epoch, totals, time.perf_counter() - started)
-        self._show(len(batches) % LOOK_EVERY, epoch, totals, time.perf_counter() - started)
-        totals.sums = self._summed(totals.sums)
-        totals.require_finite(epoch + 1, self.out)
-        return totals
+            for done, batch in enumerate(batches, start=1):
+                self._set_rate(phase.learning_rate_at(epoch_of_phase + done / self.updates), phase.weight_decay)
+                self.update(batch)
+                now = time.perf_counter()
+                if now - looked > LOOK_EVERY or done == self.updates:
+                    self._look(done - shown, epoch, now - started)
+                    looked, shown = time.perf_counter(), done
+        means = self.totals.means(self._summed)
+        self._require_finite(means, epoch)
+        return means
 
-    def _show(self, updates: int, epoch: int, totals: Totals, seconds: float) -> None:
-        """Move the progress bar by ``updates``; accuracy and images are those of this process so far this epoch."""
-        speed = totals.images * self.fabric.world_size / seconds
-        note = f"epoch {epoch + 1}/{self.training.epochs} accuracy {100 * totals.accuracy:.1f} %"
+    def _set_rate(self, rate: float, weight_decay: float) -> None:
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+            group["weight_decay"] = weight_decay
+
+    def _require_finite(self, means: Means, epoch: int) -> None:
+        """Stop a run whose loss is not finite; what was good is written."""
+        if math.isfinite(means.loss):
+            return
+        self._write()
+        kept = f"the last good checkpoint is {self.out}" if self.out.exists() else "there is no checkpoint yet"
+        raise GradscopeError(
+            f"loss: it is not finite in epoch {epoch + 1}; lower the learning rate or set clip_norm; {kept}"
+        )
+
+    def _look(self, updates: int, epoch: int, seconds: float) -> None:
+        """Look at the loss and move the progress bar by ``updates``; its numbers are this process's, this epoch's."""
+        means = self.totals.means()
+        self._require_finite(means, epoch)
+        speed = means.images * self.fabric.world_size / seconds
+        note = f"epoch {epoch + 1}/{self.training.epochs} accuracy {100 * means.accuracy:.1f} %"
         self.advance(updates, f"{note} {speed:,.0f} images/s")
 
-    def _update(self, phase: Phase, indices: Tensor, stream: torch.Generator, totals: Totals) -> None:
-        """One optimiser step on the global batch ``indices``, of which this process takes its share.
+    def _update(self, phase: Phase, count: int, batch: Batch) -> None:
+        """One optimiser step on ``batch``, this process's share of a batch of ``count`` images.
 
         FGSM on the phase's own loss takes its gradient from the clean pass, so an adversarial update costs two
         forward and two backward passes.
         """
-        count = len(indices)
-        images, labels, (clean_draws, adversarial_draws), noise = self._batch(phase, indices, stream)
+        labels = batch.labels
+        images = as_floats(batch.images).contiguous(memory_format=torch.channels_last)
         adversary = phase.adversary
         shared = adversary is not None and shares_the_clean_pass(adversary)
         # DDP averages over the processes, and each divides by the global count.
@@ -328,7 +413,7 @@ class Run:
         images.requires_grad_(shared)
         with self.fabric.no_backward_sync(self.model, enabled=adversary is not None and self.fabric.world_size > 1):
             logits = self.model(images)
-            clean = phase_outcome(logits, labels, phase, clean_draws)
+            clean = phase_outcome(logits, labels, phase, batch.clean)
             self.fabric.backward(clean.losses.sum() * scale)
         losses = clean.losses.detach()
         if adversary is not None:
@@ -339,42 +424,15 @@ class Run:
             else:
                 with self.fabric.autocast():  # the network itself is not wrapped, and would compute in float32
                     example = adversarial_example(
-                        self.network, clean_images, labels, phase, adversary, clean_draws, noise
+                        self.network, clean_images, labels, phase, adversary, batch.clean, batch.noise
                     )
-            outcome = phase_outcome(self.model(example), labels, phase, adversarial_draws)
+            outcome = phase_outcome(self.model(example), labels, phase, batch.adversarial)
             self.fabric.backward(adversary.weight * outcome.losses.sum() * scale)
             losses = losses + adversary.weight * outcome.losses.detach()
         if phase.clip_norm is not None:
             self.fabric.clip_gradients(self.model, self.optimizer, max_norm=phase.clip_norm, error_if_nonfinite=False)
         self.optimizer.step()
-        totals.add(losses, logits.detach().argmax(dim=1) == labels, clean.rewards)
-
-    def _batch(
-        self, phase: Phase, indices: Tensor, stream: torch.Generator
-    ) -> tuple[Tensor, Tensor, tuple[Draws, Draws], Tensor]:
-        """A process's share of a batch: float images, labels, the draws of both passes, the adversary's noise."""
-        training, device = self.training, self.fabric.device
-        count = len(indices)
-        transforms = augment.draw(
-            count,
-            self.images.height,
-            self.images.width,
-            horizontal_flip=training.horizontal_flip,
-            vertical_flip=training.vertical_flip,
-            shift=training.shift,
-            generator=stream,
-        )
-        draws = Draws.make(count, stream), Draws.make(count, stream)
-        rank = self.fabric.global_rank
-        start, stop = (count * part // self.fabric.world_size for part in (rank, rank + 1))
-        noise = torch.empty(0)
-        if phase.adversary is not None and phase.adversary.method == "pgd" and phase.adversary.random_start:
-            noise = torch.rand((count, *self.images.images.shape[1:]), generator=stream)[start:stop].mul_(2).sub_(1)
-        raw, labels = self.images.raw_batch(indices[start:stop], device)
-        images = as_floats(augment.apply(raw, transforms[start:stop]))
-        images = images.contiguous(memory_format=torch.channels_last)
-        clean, adversarial = (part.share(start, stop, device) for part in draws)
-        return images, labels, (clean, adversarial), noise.to(device)
+        self.totals.add(losses, logits.detach().argmax(dim=1) == labels, clean.rewards)
 
     def _summed(self, sums: Tensor) -> Tensor:
         """The sums over all processes; a tensor gives a tensor, which Fabric's signature does not say."""
@@ -383,10 +441,9 @@ class Run:
 
     def _validate(self) -> tuple[float, float]:
         """Mean cross-entropy in nats and accuracy on the validation images, float32, shared by all processes."""
-        mine = self.held_out[self.fabric.global_rank :: self.fabric.world_size]
         sums = torch.zeros(2, dtype=torch.float64, device=self.fabric.device)
         with evaluating(self.network), torch.no_grad():
-            for indices in mine.split(self.training.batch_size):
+            for indices in self.judged.split(self.training.batch_size):
                 images, labels = self.images.batch(indices, self.fabric.device)
                 logits = self.network(images.contiguous(memory_format=torch.channels_last))
                 sums[0] += cross_entropy(logits, labels).sum()
@@ -395,28 +452,37 @@ class Run:
         return loss, accuracy
 
     def _store(self) -> None:
-        """Write what resuming needs, the best checkpoint so far and the history; one process does."""
+        """Keep what resuming needs: in memory, and on disk where it has not been written for long; one process does."""
         if not self.fabric.is_global_zero:
             return
-        assert self.best is not None
+        self._keep_epoch()
         state = {
             "config": self._config(),
             "fingerprint": self.images.fingerprint,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "best": self.best.state_dict,
+            "best": self.best,
             "epochs_done": self.progress.epochs_done,
             "best_accuracy": self.progress.best_accuracy,
-            "history": self.progress.history,
+            "history": self.progress.history.copy(),
         }
-        save(self.out, replace(self.best, history=self.progress.history))
-        self._keep_epoch()
-        with atomic(state_path(self.out)) as temporary:
-            torch.save(state, temporary)
-        write_table(self.out.with_suffix(".history.csv"), HISTORY, self.progress.history)
+        due = time.monotonic() - self.written > STORE_EVERY
+        self.unwritten = state if due else _copied(state)
+        if due:
+            self._write()
 
-    def _checkpoint(self) -> Checkpoint:
-        weights = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+    def _write(self) -> None:
+        """Write the state that :meth:`_store` kept, the best checkpoint so far and the history."""
+        state, self.unwritten = self.unwritten, None
+        if state is None:
+            return
+        with atomic(state_path(self.out)) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
+        save(self.out, self._checkpoint(state["best"], state["history"]))
+        write_table(self.out.with_suffix(".history.csv"), HISTORY, state["history"])
+        self.written = time.monotonic()
+
+    def _checkpoint(self, weights: dict[str, Tensor], history: list[dict[str, Any]]) -> Checkpoint:
         return Checkpoint(
             spec=self.spec,
             state_dict=weights,
@@ -425,7 +491,7 @@ class Run:
             classes=self.images.classes,
             data_fingerprint=self.images.fingerprint,
             config=self._config(),
-            history=[],
+            history=history,
             provenance=self._provenance(),
         )
 
@@ -434,3 +500,27 @@ class Run:
 
     def _provenance(self) -> dict[str, Any]:
         return provenance(str(self.fabric.device)) | {"processes": self.fabric.world_size}
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """End by SystemExit on SIGTERM inside, where nobody else handles it, so that what is unwritten is written."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _copied(state: Any) -> Any:
+    """``state`` with its tensors in memory of their own."""
+    if isinstance(state, Tensor):
+        return state.detach().clone()
+    if isinstance(state, dict):
+        return type(state)((name, _copied(value)) for name, value in state.items())
+    if isinstance(state, list):
+        return [_copied(value) for value in state]
+    return state

@@ -30,10 +30,9 @@ class Draws:
         action, explore, choice = torch.rand(3, count, generator=generator)
         return cls(action, explore, choice, torch.rand((), generator=generator))
 
-    def share(self, start: int, stop: int, device: torch.device) -> "Draws":
-        """The samples ``start`` to ``stop``, on ``device``."""
-        action, explore, choice = (part[start:stop].to(device) for part in (self.action, self.explore, self.choice))
-        return Draws(action, explore, choice, self.explore_batch.to(device))
+    def __getitem__(self, share: slice) -> "Draws":
+        """The draws of a share of the batch, such as one rank's."""
+        return Draws(self.action[share], self.explore[share], self.choice[share], self.explore_batch)
 
 
 @dataclass(frozen=True)

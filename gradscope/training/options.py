@@ -30,7 +30,11 @@ class TrainingOptions(Config):
     )
     batch_size: BatchSize | None = option(None, "images in each update, over all devices", TRAINING, usual=_PRESET)
     precision: Precision | None = option(
-        None, "float32, or bfloat16 autocast; measurements are in float32", TRAINING, usual=_PRESET
+        None,
+        "auto: bf16 autocast where the hardware computes in it and images have 16 pixels a side or more, else "
+        "float32 (32); measurements are in float32",
+        TRAINING,
+        usual=default_of(Training, "precision"),
     )
     paper: bool = option(False, "use the paper's architecture, schedule and augmentation", TRAINING)
     set: Annotated[tuple[str, ...], BeforeValidator(several)] = option(

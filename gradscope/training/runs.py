@@ -13,7 +13,7 @@ from gradscope.data import sources
 from gradscope.data.image_set import ImageSet, Splits
 from gradscope.distributed.processes import Hardware, resolve_device
 from gradscope.models.checkpoint import Checkpoint
-from gradscope.models.inspection import measuring
+from gradscope.models.inspection import laid_out, measuring
 from gradscope.results.files import exclusive
 from gradscope.results.stats import Interval, wilson_interval
 from gradscope.training.loop import train
@@ -79,6 +79,6 @@ def count_right(model: nn.Module, images: ImageSet, device: torch.device) -> int
     right = 0
     with measuring(model), torch.no_grad():
         for _, batch, labels in images.batches(256, device):
-            logits = model(batch.contiguous(memory_format=torch.channels_last))
+            logits = model(laid_out(batch))
             right += int((logits.argmax(dim=1) == labels).sum())
     return right

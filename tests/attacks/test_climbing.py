@@ -82,10 +82,10 @@ def test_an_image_falls_at_the_step_that_reaches_its_boundary(boundary, problem_
 
 def test_what_has_fallen_costs_nothing_more(convolutional, image_set, problem_of):
     problem = problem_of(convolutional, image_set, ThreatModel("linf", 0.05), steps=10)
-    settings = problem.settings(restarts=3)
+    settings = problem.settings()
     tally = Tally()
-    counted = replace(problem, model=Counted(problem.model, tally))
-    counted.climb(settings)
+    counted = Counted(problem.model, tally)
+    pgd_restarted(counted, problem.images, problem.labels, settings, problem.streams, restarts=range(3))
     forward = backward = 0
     standing = torch.ones(len(problem), dtype=torch.bool)
     for restart in range(3):
@@ -109,9 +109,9 @@ def test_where_the_batch_is_part_of_the_attack_all_stay_in_it(convolutional, ima
 def test_a_later_start_changes_nothing_of_what_fell_before(convolutional, image_set, problem_of):
     """Also where it is attacked again, as a part of the batch."""
     problem = problem_of(convolutional, image_set, ThreatModel("l2", 0.5, box=False), steps=6)
-    settings = problem.settings(reduction="mean", norm_floor=0.05, start="cube", restarts=2)
-    once = problem.climb(settings.model_copy(update={"restarts": 1}))
-    twice = problem.climb(settings)
+    settings = problem.settings(reduction="mean", norm_floor=0.05, start="cube")
+    given = (problem.model, problem.images, problem.labels, settings, problem.streams)
+    once, twice = (pgd_restarted(*given, restarts=range(count)) for count in (1, 2))
     assert 0 < once.fooled.sum() < len(problem)
     assert torch.equal(twice.points[once.fooled], once.points[once.fooled])
     assert torch.equal(twice.first_fooled[once.fooled], once.first_fooled[once.fooled])
@@ -154,18 +154,10 @@ def test_a_coordinate_whose_slope_is_not_a_number_stays(image_set, problem_of, n
     assert (points[~below] > problem.images[~below]).float().mean() > 0.9
 
 
-def test_begin_takes_the_place_of_the_start(convolutional, image_set, problem_of):
+def test_a_given_start_takes_the_place_of_the_drawn_one(convolutional, image_set, problem_of):
     problem = problem_of(convolutional, image_set, ThreatModel("linf", 0.1), 10, steps=1)
-    asked, nowhere = [], problem.threat.project(problem.images + 0.05, problem.images)
-
-    def begin(restart):
-        asked.append(restart)
-        return problem.images if restart == 0 else nowhere
-
-    settings = problem.settings(step_size=0.0, restarts=2)
-    points = problem.climb(settings, begin).points
-    wrong = problem.fooled_at(problem.images)
-    assert 0 < wrong.sum() < 10
-    assert asked == [0, 1]
-    assert torch.equal(points[wrong], problem.images[wrong])
-    assert torch.equal(points[~wrong], nowhere[~wrong])
+    start = problem.threat.project(problem.images + 0.05, problem.images)
+    settings = problem.settings(step_size=0.0)
+    assert torch.equal(problem.climb(settings, start=start).points, start)
+    drawn = [problem.climb(settings, restart).points for restart in (0, 1)]
+    assert not torch.equal(*drawn)

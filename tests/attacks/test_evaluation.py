@@ -25,9 +25,9 @@ def agreed(model, image_set):
     return ImageSet.from_tensors("agreed", image_set.images, labels, image_set.classes)
 
 
-def some_examples(image_set):
+def some_examples(image_set, factor=1.0):
     images, _ = image_set.batch(torch.arange(len(image_set)), "cpu")
-    return [(images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)]
+    return [(images + 0.1 * factor * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)]
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -75,6 +75,48 @@ def test_a_cascade_attacks_what_stands(convolutional, image_set):
     assert torch.equal(cascade.standing(), whole.standing())
     assert cascade.felled_by() == whole.felled_by()
     assert 0 < cascade.robust_accuracy < 0.8
+
+
+@pytest.mark.parametrize("name", ["apgd-t", "fab-t", "pgd-restarts", "autoattack", "transfer"])
+def test_what_a_turn_leaves_goes_on_in_full_batches(convolutional, image_set, name):
+    """The images that were right in one batch share one with those of others, and have the results they had alone."""
+    image_set = agreed(convolutional, image_set)
+    examples = [example for factor in (0.5, 1) for example in some_examples(image_set, factor)]
+    seen: dict[str, list[int]] = {}
+
+    def each(units):
+        for label, make in units:
+            values = make()
+            turn = label.rsplit("-", 2)[0]
+            seen.setdefault(turn, []).append(len(values.get("fooled", values.get("right"))))
+            yield values
+
+    threat = ThreatModel("linf", 0.015)
+    given = (convolutional, image_set, [name], threat, TINY)
+    outcome = evaluate(*given, examples=examples, work=Work(batch_size=8, each=each), keep_images=True)
+    del seen["clean"]
+    assert list(seen)[:2] == [f"{name}-0", f"{name}-1"]
+    for sizes in seen.values():
+        assert set(sizes[:-1]) <= {8}
+    left = [sum(sizes) for sizes in seen.values()]
+    assert left[0] == 32 > left[-1] > 0
+    whole = evaluate(*given, examples=examples, keep_images=True).attacks[name]
+    attack = outcome.attacks[name]
+    assert torch.equal(attack.fooled, whole.fooled)
+    assert 0 < attack.fooled.sum() < 32
+    assert (attack.forward, attack.backward) == (whole.forward, whole.backward)
+
+
+def test_autoattack_is_the_cascade_of_its_parts(convolutional, image_set):
+    image_set = agreed(convolutional, image_set)
+    threat = ThreatModel("linf", 0.015)
+    parts = evaluate(convolutional, image_set, ["apgd-ce", "apgd-t", "fab-t"], threat, TINY)
+    whole = evaluate(convolutional, image_set, ["autoattack"], threat, TINY)
+    fallen = parts.right & ~parts.standing()
+    assert 0 < fallen.sum() < 32
+    assert whole.fooled_by("autoattack")[fallen].all()
+    torch.testing.assert_close(whole.distance[fallen], parts.distance[fallen])
+    assert whole.attacks["autoattack"].forward > sum(attack.forward for attack in parts.attacks.values())
 
 
 def test_the_order_of_the_images_is_nothing(convolutional, image_set):

@@ -1,12 +1,9 @@
 import copy
-from dataclasses import replace
-from functools import partial
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from gradscope.attacks.problem import Counted, Tally, fooled, in_turn
+from gradscope.attacks.problem import Counted, Tally, fooled
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import PGD
 
@@ -58,30 +55,3 @@ def test_some_of_the_victims_keep_what_is_theirs(convolutional, image_set, probl
     assert torch.equal(some.start("ball", "here"), problem.start("ball", "here")[rows])
     drawn = problem.streams.gaussian(problem.images, 2, 0)
     assert torch.equal(some.streams.gaussian(some.images, 2, 0), drawn[:, rows])
-
-
-class Brightness(nn.Module):
-    """Class 1 where the first pixel is above a half."""
-
-    def forward(self, images):
-        first = images.flatten(1)[:, 0]
-        return torch.stack([torch.full_like(first, 0.5), first], dim=1)
-
-
-def test_in_turn_the_next_gets_what_is_left(image_set, problem_of):
-    """Attacks that each fool the images whose number they divide."""
-    problem = problem_of(Brightness(), image_set, ThreatModel("linf", 1.0), 12)
-    asked = []
-
-    def of_multiples(divisor, left):
-        asked.append((divisor, left.numbers.tolist()))
-        points = torch.zeros_like(left.images)
-        points[left.numbers % divisor == 0] = 1 / divisor + 0.3
-        return points
-
-    problem = problem.only(torch.arange(1, 12))
-    labelled = replace(problem, labels=torch.zeros(11, dtype=torch.int64))
-    points = in_turn(labelled, [partial(of_multiples, divisor) for divisor in (2, 3, 4)])
-    assert asked == [(2, list(range(1, 12))), (3, [1, 3, 5, 7, 9, 11]), (4, [1, 5, 7, 11])]
-    found = points.flatten(1)[:, 0]
-    torch.testing.assert_close(found, torch.tensor([0, 0.8, 1.9 / 3, 0.8, 0, 0.8, 0, 0.8, 1.9 / 3, 0.8, 0]))

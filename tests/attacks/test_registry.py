@@ -17,14 +17,13 @@ def test_names_are_known_without_torch():
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_is_pgd_or_has_code(name):
+def test_an_attack_is_pgd_or_code_or_parts(name):
     attack = ATTACKS[name]
-    assert bool(attack.pgd) != bool(attack.code)
+    assert bool(attack.pgd) + bool(attack.code) + bool(attack.parts) == 1
     if attack.code:
         module, _, function = attack.code.partition(":")
         assert callable(getattr(import_module(module), function))
-    else:
-        assert attack.pgd in PGD_ATTACKS
+    assert attack.pgd in ("", *PGD_ATTACKS)
     assert set(attack.takes) <= set(Budget.model_fields)
 
 

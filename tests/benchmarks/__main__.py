@@ -7,28 +7,39 @@ machine: a second busy process changes the ratios by a third. ``--device cuda --
 import argparse
 import csv
 import json
+import logging
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-import gradscope.vision  # noqa: F401, before torchattacks, which imports torchvision
-from gradscope.attacks.pgd import prepared, threat_model
-from gradscope.config import PGD, Data, Grid
+import gradscope
+import gradscope.vision
+from gradscope.attacks.evaluation import evaluate
+from gradscope.attacks.pgd import pgd, prepared, threat_model, usual_batch_size
+from gradscope.attacks.threat import ThreatModel
+from gradscope.config import PGD, Budget, Data, Grid
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.processes import Hardware
 from gradscope.distributed.units import Work
+from gradscope.errors import Caution
+from gradscope.measure.writer import Writer
 from gradscope.models.architectures import ModelSpec, build
-from gradscope.models.inspection import strict_float32
+from gradscope.models.inspection import laid_out, measuring, strict_float32
 from gradscope.probes.input_landscape import (
     POINTS_AT_ONCE,
     Planes,
@@ -39,12 +50,14 @@ from gradscope.probes.input_landscape import (
 )
 from gradscope.probes.trajectory import measure_trajectory
 from gradscope.probes.weight_landscape import Measures, evaluate_plane, filter_normalised_direction
+from gradscope.process import keep_memory
 from gradscope.results.metrics import METRICS
+from gradscope.training.graphs import WARM_UP
 from gradscope.training.loop import Run
 from gradscope.training.phases import resolve
-from gradscope.training.totals import Totals
+from gradscope.training.precision import auto_precision
 from tests.benchmarks import paper
-from tests.benchmarks.measure import HEADER, Absolute, Ratio, rate, side_by_side, took
+from tests.benchmarks.measure import HEADER, Absolute, Ratio, rate, seconds, side_by_side, took, waiting
 
 STEPS = 40
 ATTACKED = 128
@@ -94,8 +107,19 @@ def tracked_pgd(bench: Bench) -> Iterator[Ratio]:
     def ours() -> object:
         return measure_trajectory(model, images, PGD(steps=steps), frozenset(METRICS), work=Work(device=bench.device))
 
+    def passes() -> None:
+        """As many forward and input-gradient passes, in the layout and batches that are fastest."""
+        with measuring(model):
+            for part, truth in zip(batch.split(best), labels.split(best), strict=True):
+                point = laid_out(part)
+                for _ in range(steps + 1):
+                    point = point.detach().requires_grad_()
+                    torch.autograd.grad(F.cross_entropy(model(point), truth, reduction="sum"), point)
+
+    best = usual_batch_size(None, bench.device)
     pairs = {
-        "torchattacks.PGDL2, no metrics": (lambda: attack(batch, labels), 0.5 if bench.on_gpu else 1.0),
+        "as many bare passes": (passes, 1.25 if bench.on_gpu else 1.15),
+        "torchattacks.PGDL2, no metrics": (lambda: attack(batch, labels), 0.9 if bench.on_gpu else 0.75),
         "the paper's tracked PGD": (lambda: paper.tracked_pgd(model, batch, labels, steps), 0.55),
     }
     name = f"PGD-{steps} with every metric"
@@ -139,7 +163,7 @@ def input_plane(bench: Bench) -> Iterator[Ratio]:
             return [model(part) for part in ready.split(size)]
 
     pairs = {
-        "one forward pass a point": (one_at_a_time, 0.02 if bench.on_gpu else 0.55),
+        "one forward pass a point": (one_at_a_time, 0.02 if bench.on_gpu else 0.3),
         f"the model on ready batches of {size}": (its_own, 1 / 0.9),
     }
     name = f"input landscape, {grid.points} x {grid.points}, one image"
@@ -179,10 +203,10 @@ def weight_plane(bench: Bench) -> Iterator[Ratio]:
         with bench.device:  # its directions are made on the default device, whatever the model's is
             return loss_landscapes.random_plane(model, metric, 1, 5, normalization="filter", deepcopy_model=True)
 
-    name = f"weight landscape, 5 x 5, {count} images"
+    name, target = f"weight landscape, 5 x 5, {count} images", 0.2 if bench.on_gpu else 0.4
     ours = plane_of_weights(model, images, 5, bench.device)
     with strict_float32():
-        yield side_by_side(name, "loss_landscapes.random_plane", ours, theirs, target=0.5, rounds=bench.rounds)
+        yield side_by_side(name, "loss_landscapes.random_plane", ours, theirs, target=target, rounds=bench.rounds)
 
 
 def weight_plane_times(bench: Bench) -> Iterator[Absolute]:
@@ -202,6 +226,109 @@ def plane_of_weights(
     return lambda: evaluate_plane(model, first, second, (axis, axis), measures)
 
 
+def digits(side: int, channels: int) -> tuple[ImageSet, ImageSet]:
+    """scikit-learn's digits at another size and with several equal channels: 1,400 for training, and the others."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = F.interpolate(torch.from_numpy(pixels / 16).float().reshape(-1, 1, 8, 8), side).expand(
+        -1, channels, -1, -1
+    )
+    parts = zip(images.split(1400), torch.from_numpy(labels).split(1400), strict=True)
+    training, held_out = (ImageSet.from_tensors("digits", part.contiguous(), truth) for part, truth in parts)
+    return training, held_out
+
+
+def digit_classifier(architecture: str, side: int, channels: int, bench: Bench) -> tuple[torch.nn.Module, ImageSet]:
+    """A network after a few epochs on the digits, and images that it has not seen."""
+    training, held_out = digits(side, channels)
+    torch.manual_seed(0)
+    model = build(ModelSpec(architecture, 10, channels, side, (0.5,), (0.5,))).to(bench.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(bench.size(5, 1)):
+        for part in torch.randperm(len(training)).split(100):
+            images, labels = training.batch(part, bench.device)
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+    return model.eval(), held_out
+
+
+def radius_that_leaves(share: float, model: torch.nn.Module, images: ImageSet, device: torch.device) -> float:
+    """A radius in L-infinity at which about ``share`` of ``images`` stand, by bisection."""
+    low, high = 0.0, 0.5
+    for _ in range(6):
+        threat = ThreatModel("linf", (low + high) / 2)
+        outcome = evaluate(model, images, ["pgd-margin"], threat, Budget(steps=20), work=Work(device=device))
+        low, high = (threat.epsilon, high) if outcome.robust_accuracy > share else (low, threat.epsilon)
+    return (low + high) / 2
+
+
+def autoattack(bench: Bench) -> Iterator[Ratio]:
+    """Standard AutoAttack where a quarter of the images stand, beside its authors' (``pip install pyautoattack``).
+
+    Theirs runs first, in a process as they find it; ours keeps memory, as its commands do.
+    """
+    if find_spec("pyautoattack") is None:
+        print("autoattack: left out, pyautoattack is not installed", flush=True)
+        return
+    from pyautoattack import AutoAttack
+
+    logging.getLogger("auto-attack").setLevel(logging.ERROR)
+    budget = Budget(steps=bench.size(100, 2), queries=bench.size(5000, 3))
+    cases = (("cnn4", 32, 3, 48, 0.6), ("cnn2", 8, 1, 200, 0.8))
+    for architecture, side, channels, count, target in cases:
+        model, held_out = digit_classifier(architecture, side, channels, bench)
+        images = held_out.subset(torch.arange(bench.size(count, 8)))
+        threat = ThreatModel("linf", radius_that_leaves(0.25, model, images, bench.device))
+        batch, labels = images.batch(torch.arange(len(images)), bench.device)
+        found = {}
+
+        def ours(model=model, images=images, threat=threat, found=found) -> None:
+            outcome = evaluate(model, images, ["autoattack"], threat, budget, work=Work(device=bench.device))
+            found["ours"] = outcome.robust_accuracy
+
+        def theirs(model=model, batch=batch, labels=labels, threat=threat, found=found) -> None:
+            attack = AutoAttack(model, norm="Linf", eps=threat.epsilon, seed=0, device=bench.device)
+            for part in (attack.apgd, attack.apgd_targeted, attack.fab):
+                part.n_iter = budget.steps
+            attack.square.n_queries = budget.queries
+            examples, _ = attack.run_standard_evaluation(batch, labels)
+            with torch.no_grad():
+                found["theirs"] = float((model(examples).argmax(dim=1) == labels).double().mean())
+
+        with measuring(model):
+            of_theirs = seconds(theirs)
+            keep_memory()
+            times = seconds(ours), of_theirs
+        stand = f"{found['ours']:.1%} and {found['theirs']:.1%} stand"
+        yield Ratio(
+            f"AutoAttack, {architecture}, {len(images)} images",
+            f"its authors', {stand}",
+            *times,
+            (times[0] / times[1],),
+            target,
+        )
+
+
+def audit(bench: Bench) -> Iterator[Ratio]:
+    model, held_out = digit_classifier("cnn4", 32, 3, bench)
+    images = held_out.subset(torch.arange(bench.size(200, 8)))
+    # As of an undefended model at the usual radius; where many images stand, their queries are most of the work.
+    settings = PGD(norm="linf", epsilon=radius_that_leaves(0.02, model, images, bench.device), steps=bench.size(40, 1))
+
+    def attacked() -> None:
+        with prepared(model, settings) as working:
+            for indices in torch.arange(len(images)).split(usual_batch_size(None, bench.device)):
+                pgd(working, *images.batch(indices, bench.device), settings)
+
+    def audited() -> object:
+        return gradscope.audit(model, images, budget="quick", norm="linf", epsilon=settings.epsilon, progress=False)
+
+    name, against = f"audit, quick, {len(images)} images", f"PGD-{settings.steps} on the same images"
+    yield side_by_side(name, against, audited, attacked, target=5, rounds=1 if bench.quick else min(bench.rounds, 2))
+
+
 def training_run(mode: str, images: ImageSet, settings: list[str], bench: Bench, **options: object) -> Run:
     training = resolve(mode, Data(dataset="cifar10"), 32, epochs=2, settings=settings, options=options)
     hardware = Hardware(bench.device.type)
@@ -210,46 +337,61 @@ def training_run(mode: str, images: ImageSet, settings: list[str], bench: Bench,
 
 def training_rates(bench: Bench) -> Iterator[Absolute]:
     """Epochs of the loop itself on images that live on the device, without validation and what is written."""
-    images, batch_size = random_images(bench.size(50_000, 60)), bench.size(256, 16)
-    precision = "bf16" if bench.on_gpu else "32"
-    for architecture in ARCHITECTURES:
+    batch_size = bench.size(256, 16)
+    precision, rounds = auto_precision(bench.device, 32), bench.rounds if bench.on_gpu else min(2, bench.rounds)
+    for architecture, on_cpu in {"cnn4": 1280, "cnn6": 256}.items():
+        images = random_images(bench.size(50_000 if bench.on_gpu else on_cpu + on_cpu // 9, 60))
         for mode in ("sl", "rl", "rl-adv"):
             options = {"architecture": architecture, "precision": precision}
             run = training_run(mode, images, [f"batch_size={batch_size}"], bench, **options)
             phase, updates = run.training.phases[-1], run.updates
-            run.updates = min(20, updates)
+            run.update = run.update_of(phase)
+            run.updates = min(20 if bench.on_gpu else 1, updates)
             run._train_epoch(phase, 0, 0)
             run.updates = updates
+            name = f"training, {architecture}, {mode}, {precision}, batch {batch_size}"
             yield rate(
-                f"training, {architecture}, {mode}, {precision}, batch {batch_size}",
+                name,
                 updates * batch_size,
                 lambda run=run, phase=phase: run._train_epoch(phase, 1, 0),
-                rounds=bench.rounds,
+                rounds=rounds,
             )
+            if bench.on_gpu:
+                shares = (waiting(lambda run=run, phase=phase: run._train_epoch(phase, 1, 0)),)
+                yield Absolute(f"{name}: the GPU waits", shares, "%")
 
 
 def rl_adversarial_update(bench: Bench) -> Iterator[Ratio]:
     count = bench.size(256, 16)
     settings = [f"batch_size={count}", "horizontal_flip=false", "shift=0"]
-    run = training_run("rl-adv", random_images(bench.size(TRAINED, 40)), settings, bench)
-    phase, indices = run.training.phases[1], torch.arange(count)
-    stream, totals = torch.Generator().manual_seed(0), Totals(run.fabric.device)
+    run = training_run("rl-adv", random_images(bench.size(TRAINED, 40)), settings, bench, precision="32")
+    phase, indices, stream = run.training.phases[1], torch.arange(count), torch.Generator().manual_seed(0)
+    update = run.update_of(phase)
     run.model.train()
+
+    def ours() -> None:
+        for batch in run.batches.of(indices, count, phase, stream):
+            update(batch)
+
+    for _ in range(WARM_UP):
+        ours()
     model = network("cnn4", bench.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     images, labels = run.images.batch(indices, bench.device)
     yield side_by_side(
         f"RL-adv update, batch {count}",
         "4 forward and 3 backward passes",
-        lambda: run._update(phase, indices, stream, totals),
+        ours,
         lambda: paper.adversarial_update(model, optimizer, images, labels),
-        target=0.65,
+        target=0.4,
         rounds=2 * bench.rounds,
     )
 
 
 def supervised_epoch(bench: Bench) -> Iterator[Ratio]:
-    run = training_run("sl", random_images(bench.size(TRAINED, 300)), [], bench, precision="bf16")
+    precision = auto_precision(bench.device, 32)
+    run = training_run("sl", random_images(bench.size(TRAINED, 300)), [], bench, precision=precision)
+    run.update = run.update_of(run.training.phases[0])
     model = network("cnn4", bench.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     dataset = paper.PilImages(run.images.images[run.trained].cpu(), run.images.labels[run.trained].cpu())
@@ -265,11 +407,11 @@ def supervised_epoch(bench: Bench) -> Iterator[Ratio]:
     counts = {workers: epoch(loader(workers)) for workers in (0, 2)}
     pairs = [
         side_by_side(
-            f"SL epoch, augmented, bf16, {len(dataset)} images",
+            f"SL epoch, augmented, {precision}, {len(dataset)} images",
             f"DataLoader, PIL, float32, {workers} workers",
             lambda: run._train_epoch(run.training.phases[0], 0, 0),
             theirs,
-            target=0.1 if bench.on_gpu else 0.4,
+            target=0.05 if bench.on_gpu else 0.35,
             rounds=1 if bench.quick else max(2, bench.rounds // 2),
         )
         for workers, theirs in counts.items()
@@ -306,6 +448,66 @@ def peak_memory(*arguments: str) -> float:
     return int(done.stdout.split()[-2]) / 1024
 
 
+def refusal(bench: Bench) -> Iterator[Absolute]:
+    """What it takes to be told of a mistake: of a flag, a name and a path."""
+    mistakes = {
+        "an unknown flag": ("analyze", "c.pt", "--stepz", "3"),
+        "an unknown attack": ("attack", "c.pt", "--attacks", "pgdd"),
+        "a file that is not there": ("audit", str(bench.folder / "missing.pt")),
+    }
+    for name, arguments in mistakes.items():
+
+        def refused(arguments: tuple[str, ...] = arguments) -> float:
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            done = subprocess.run([sys.executable, "-m", "gradscope", *arguments], capture_output=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            assert done.returncode == 2, done.stderr
+            return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+        values = tuple(refused() for _ in range(bench.rounds))
+        yield Absolute(f"{name} is refused, CPU", values, "s", 0.5)
+
+
+def writing(bench: Bench) -> Iterator[Ratio]:
+    """Seconds in which `analyze` writes the results of many models and of a tenth of them."""
+    many, few = bench.size(60, 4), bench.size(6, 2)
+    source = digits(8, 1)[1]
+    model = build(ModelSpec("cnn2", 10, 1, 8, (0.5,), (0.5,))).eval()
+    models = {f"model-{number}": model for number in range(many)}
+    spent, add = [0.0], Writer.add
+
+    def timed(writer: Writer, part: Any) -> None:
+        began = time.perf_counter()
+        add(writer, part)
+        spent[0] += time.perf_counter() - began
+
+    def written(count: int) -> float:
+        spent[0] = 0.0
+        given = dict(list(models.items())[:count])
+        gradscope.trace(given, source, attack="pgd", steps=5, progress=False)
+        return spent[0]
+
+    Writer.add = timed  # type: ignore[method-assign]
+    try:
+        times = written(many), written(few)
+    finally:
+        Writer.add = add  # type: ignore[method-assign]
+    yield Ratio(f"writing results of {many} models", f"of {few}", *times, (times[0] / times[1],), 12)
+
+
+def quickstart(bench: Bench) -> Iterator[Absolute]:
+    """The study that `make quickstart` runs, two stages side by side."""
+    recipe = Path(__file__).parents[2] / "analyses" / "quickstart.toml"
+    few = ("--set", "training.epochs=2", "--set", "measure.0.steps=2") if bench.quick else ()
+
+    def run() -> None:
+        where = ("--out", str(bench.folder / "results"), "--checkpoints", str(bench.folder / "checkpoints"))
+        command = ["study", str(recipe), "--jobs", "2", "--device", bench.device.type, *where, *few]
+        subprocess.run([sys.executable, "-m", "gradscope", *command], check=True, capture_output=True)
+
+    yield Absolute("quickstart on digits, --jobs 2", (seconds(run),), "s", 75)
+
+
 #: What is worth most stands first: a GPU's time may end before the last.
 BENCHMARKS: dict[str, Callable[[Bench], Iterator[Ratio | Absolute]]] = {
     "training-rate": training_rates,
@@ -318,9 +520,14 @@ BENCHMARKS: dict[str, Callable[[Bench], Iterator[Ratio | Absolute]]] = {
     "rl-adv-update": rl_adversarial_update,
     "sl-epoch": supervised_epoch,
     "memory": memory,
+    "autoattack": autoattack,
+    "audit": audit,
+    "refusal": refusal,
+    "writing": writing,
+    "quickstart": quickstart,
 }
 #: What no name asks for: hours on a CPU; the CPU's memory, on a GPU.
-LEFT_OUT = {"cpu": ("training-rate", "pgd-rate", "weight-plane-time"), "cuda": ("memory",)}
+LEFT_OUT = {"cpu": ("pgd-rate", "weight-plane-time"), "cuda": ("memory", "refusal", "writing")}
 
 
 def write(path: Path, machine: dict[str, object], records: list[dict[str, object]]) -> None:
@@ -361,6 +568,7 @@ def main() -> None:
     }
     print(", ".join(f"{key} {value}" for key, value in machine.items()) + f", load {os.getloadavg()[0]:.1f}")
     print("median of the rounds; spread: lowest and highest of a round")
+    warnings.simplefilter("ignore", Caution)
     print(HEADER)
     records: list[dict[str, object]] = []
     began = time.perf_counter()

@@ -7,6 +7,8 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 
 @dataclass(frozen=True)
@@ -38,23 +40,25 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Absolute:
-    """The median of a quantity over rounds, in ``unit``, and the extremes."""
+    """The median of a quantity over rounds, in ``unit``, the extremes, and what it may be at most."""
 
     name: str
     values: tuple[float, ...]
     unit: str
+    target: float | None = None
 
     def row(self) -> str:
         low, middle, high = (
             f"{value:,.3f}" if self.unit == "s" else f"{value:,.0f}"
             for value in (min(self.values), median(self.values), max(self.values))
         )
-        return f"{self.name:60} {middle:>12} {self.unit:9} {low}-{high}"
+        target = "" if self.target is None else f" {self.target:>18.2f}"
+        return f"{self.name:60} {middle:>12} {self.unit:9} {low}-{high}{target}"
 
     def record(self) -> dict[str, Any]:
         extremes = {"lowest": min(self.values), "highest": max(self.values)}
         value = {"value": median(self.values), "unit": self.unit, "against": None, "theirs": None}
-        return {"name": self.name, **value, "ratio": None, **extremes, "target": None}
+        return {"name": self.name, **value, "ratio": None, **extremes, "target": self.target}
 
 
 HEADER = f"{'what':38} {'against':42} {'ours':>8} {'theirs':>8}      {'ratio':>6} {'spread':>11} {'target':>7}"
@@ -82,6 +86,20 @@ def took(name: str, work: Callable[[], object], *, rounds: int) -> Absolute:
 def rate(name: str, images: int, work: Callable[[], object], *, rounds: int) -> Absolute:
     """Images a second of ``work`` on ``images`` of them, which has been warmed up."""
     return Absolute(name, tuple(images / seconds(work) for _ in range(rounds)), "images/s")
+
+
+def waiting(work: Callable[[], object]) -> float:
+    """Share of the time of ``work``, which has been warmed up, in which no kernel or copy runs on the GPU, in %.
+
+    The profiler times the kernels, and the time is that of another call without it, for it slows the launches down.
+    """
+    whole = seconds(work)
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+        work()
+        synchronise()
+    kernels = [event for event in profiler.events() or () if event.device_type == DeviceType.CUDA]
+    busy = sum(event.device_time_total for event in kernels if not event.is_user_annotation) / 1e6
+    return 100 * (1 - busy / whole)
 
 
 def seconds(work: Callable[[], object]) -> float:

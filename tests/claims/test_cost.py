@@ -124,3 +124,17 @@ def test_seconds_of_models_trained_side_by_side_are_not_compared(directories, on
     row = one(claim_rows(made.all), "C9", "seconds")
     assert row["verdict"] == verdict
     assert ("side by side on one machine" in row["why"]) == (verdict == "not tested")
+
+
+def test_seconds_of_a_study_of_several_jobs_are_not_compared(directories, one, made):
+    made.history("sl", [0.5, 0.7])
+    made.history("rl", [0.2, 0.4, 0.7, 0.8])
+    path = made.all[0] / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for jobs in (1, 2):
+        for entry in manifest["checkpoints"]:
+            entry["trained"] = {"device": "cpu", "processor": "one", "jobs": jobs if entry["label"] == "sl" else 1}
+        path.write_text(json.dumps(manifest))
+        row = one(claim_rows(made.all), "C9", "seconds")
+        assert (row["verdict"] == "not tested") == (jobs == 2)
+    assert row["why"] == "models were trained in a study of 2 stages side by side; train them anew, one after the other"

@@ -69,6 +69,33 @@ def test_help_imports_neither_torch_nor_the_drawing() -> None:
     assert ended.stdout.splitlines()[-1] == "[]"
 
 
+def test_openmp_is_told_to_sleep_where_the_user_has_not_decided() -> None:
+    """By the command line alone, and before torch is loaded; not by the library."""
+    script = (
+        "import os, gradscope, gradscope.cli\nbefore = dict(os.environ)\n"
+        "try:\n    gradscope.cli.main(['--version'])\nexcept SystemExit:\n    pass\n"
+        "print(dict(os.environ.items() - before.items()))\n"
+    )
+    for given, changed in (
+        ({}, {"GOMP_SPINCOUNT": "3000"}),
+        ({"GOMP_SPINCOUNT": "7"}, {}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {}),
+    ):
+        command = ["env", "-u", "GOMP_SPINCOUNT", "-u", "OMP_WAIT_POLICY"]
+        command += [*(f"{name}={value}" for name, value in given.items()), sys.executable, "-c", script]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        assert ended.stdout.splitlines()[-1] == str(changed), ended.stderr
+
+
+def test_openmp_reads_what_the_command_line_sets() -> None:
+    script = "import gradscope.cli\ntry:\n    gradscope.cli.main(['list'])\nexcept SystemExit:\n    import torch\n"
+    command = ["env", "-u", "GOMP_SPINCOUNT", "-u", "OMP_WAIT_POLICY", "OMP_DISPLAY_ENV=verbose"]
+    ended = subprocess.run([*command, sys.executable, "-c", script], capture_output=True, text=True)
+    if "GOMP_" not in ended.stderr:
+        pytest.skip("torch uses another OpenMP than GNU's here")
+    assert "GOMP_SPINCOUNT = '3000'" in ended.stderr
+
+
 def test_the_shell_completes_commands_and_options() -> None:
     environment = {"_GRADSCOPE_COMPLETE": "complete_bash", "_TYPER_COMPLETE_ARGS": "gradscope ana"}
     ended = shell(

@@ -1,6 +1,8 @@
 """``gradscope train``, as a user types it, on real small data: what it prints and what it writes."""
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,3 +127,18 @@ def test_overwrite_replaces_a_checkpoint(tmp_path: Path, world: Path, done: Done
     shutil.copy(world / "rl.pt", tmp_path / "c.pt")
     done("train", "--mode", "sl", "--epochs", 1, "--overwrite", "--out", tmp_path / "c.pt")
     assert checkpoints.load(tmp_path / "c.pt").mode == "sl"
+
+
+def test_a_training_that_sigterm_ends_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    store = loop.Run._store
+
+    def told(self: loop.Run) -> None:
+        store(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Run, "_store", told)
+    ended = run("train", "--mode", "sl", "--epochs", 3, "--out", tmp_path / "c.pt")
+    assert ended.code == 143
+    assert "interrupted; what was written stays, --resume continues" in ended.err
+    assert checkpoints.load(tmp_path / "c.pt").epochs == 1
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

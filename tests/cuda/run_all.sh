@@ -7,7 +7,7 @@
 #       (torchvision's files, an image folder or an .npz). They hold its 50,000 training images and 100 test images
 #       of each class, half each; DIR1 also has the wheels that the machine lacks, and the commit.
 #   tests/cuda/run_all.sh check DIR1 OUT
-#       First call, two minutes on an H100: the tests that need a GPU and one round of benchmarks. OUT: tests.log,
+#       First call, four minutes on an H100: the tests that need a GPU and one round of benchmarks. OUT: tests.log,
 #       benchmarks.log, benchmarks.csv.
 #   tests/cuda/run_all.sh study DIR1 DIR2 OUT --until SECONDS [--from OLD] [-- OPTIONS]
 #       Second call: the recipes analyses/gpu-*.toml in order of worth, each trained and measured before the next

@@ -1,5 +1,8 @@
+from pathlib import Path
+
 import pytest
 import torch
+from torch import Tensor
 
 from gradscope.config import Data, Training
 from gradscope.data.augment import apply, draw
@@ -7,6 +10,8 @@ from gradscope.data.image_set import ImageSet
 from gradscope.distributed.processes import Hardware
 from gradscope.errors import GradscopeError
 from gradscope.models.checkpoint import Checkpoint, load
+from gradscope.training import loop
+from gradscope.training.graphs import Replayed
 from gradscope.training.loop import train
 from gradscope.training.phases import MODES, resolve
 from tests.training.test_loop import InterruptedRunError, interrupt_after
@@ -74,6 +79,78 @@ def test_bf16_trains_to_the_accuracy_of_float32(mode, device, train_set, tmp_pat
     assert best_accuracy(found) == pytest.approx(best_accuracy(expected), abs=SAME_ACCURACY)
 
 
+def trained_eagerly(training: Training, train_set: ImageSet, out: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "CUDA_GRAPHS", False)
+        return train(training, train_set, out, Hardware("cuda"))
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+@pytest.mark.parametrize("architecture", ["cnn4", "cnn6"])
+@pytest.mark.parametrize("mode", ["sl", "rl", "rl-adv", "sl-rl"])
+def test_a_graph_trains_as_eager_updates_do(mode, architecture, precision, cuda, train_set, tmp_path, monkeypatch):
+    """Through both phases, with dropout and batch norm (cnn6), clipping (sl) and a learning rate that changes.
+
+    What differs is the order in which cuDNN's and the poolings' backward passes add up; see the test below.
+    """
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    recorded = []
+    record = Replayed._record
+    monkeypatch.setattr(Replayed, "_record", lambda run, batch: (record(run, batch), recorded.append(run.is_recorded)))
+    few = train_set.subset(torch.arange(320))
+    training = configure(mode, epochs=4, architecture=architecture, precision=precision, selection="last")
+    graphed = train(training, few, tmp_path / "graphed.pt", Hardware("cuda"), keep_epochs=True)
+    assert recorded == [True] * len(training.phases)
+    eager = trained_eagerly(training, few, tmp_path / "eager.pt", monkeypatch)
+    assert recorded == [True] * len(training.phases)
+    begin = weights(load(min((tmp_path / "graphed.epochs").glob("*.pt"))))
+    apart = (weights(graphed) - weights(eager)).norm() / (weights(eager) - begin).norm()
+    print(f"{mode} {architecture} {precision}: the weights are apart by {apart:.1e} of their way")
+    assert apart < 1e-2
+    for ours, theirs in zip(graphed.history, eager.history, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
+        assert ours["reward"] == pytest.approx(theirs["reward"], abs=1e-2)
+
+
+def test_what_cannot_be_recorded_trains_eagerly(cuda, train_set, tmp_path, monkeypatch):
+    update = loop.Run._update
+
+    def looking(run, phase, count, batch):
+        update(run, phase, count, batch)
+        batch.labels.sum().item()
+
+    eager = trained_eagerly(configure("sl", epochs=2), train_set, tmp_path / "eager.pt", monkeypatch)
+    monkeypatch.setattr(loop.Run, "_update", looking)
+    with pytest.warns(UserWarning, match="goes on without a CUDA graph"):
+        found = train(configure("sl", epochs=2), train_set, tmp_path / "c.pt", Hardware("cuda"))
+    assert found.history[-1]["loss"] == pytest.approx(eager.history[-1]["loss"], rel=1e-2)
+
+
+def test_an_epoch_waits_for_the_gpu_only_to_look(cuda, train_set, tmp_path, monkeypatch):
+    """CUDA itself refuses to wait inside, but where the loss is looked at."""
+    monkeypatch.setattr(loop, "LOOK_EVERY", float("inf"))
+    run = loop.Run(Hardware("cuda").fabric("32"), configure("rl-adv"), train_set, tmp_path / "c.pt")
+    phase = run.training.phases[-1]
+    run.update = run.update_of(phase)
+    run._train_epoch(phase, 0, 0)
+    looks = []
+
+    def means(summed=Tensor.clone):
+        torch.cuda.set_sync_debug_mode("default")
+        looks.append(totals(run.totals, summed))
+        return looks[-1]
+
+    totals = type(run.totals).means
+    monkeypatch.setattr(run.totals, "means", means)
+    begin = run.totals.begin
+    monkeypatch.setattr(run.totals, "begin", lambda: (begin(), torch.cuda.set_sync_debug_mode("error")))
+    try:
+        run._train_epoch(phase, 1, 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(looks) == 2
+
+
 @pytest.mark.parametrize("architecture", ["cnn4", "cnn6"])
 def test_resuming_equals_no_interruption(architecture, device, train_set, tmp_path, monkeypatch):
     """Dropout draws on the device, cnn6 has batch norm.
@@ -101,9 +178,8 @@ def test_resuming_equals_no_interruption(architecture, device, train_set, tmp_pa
 def test_two_gpus_of_one_are_refused(cuda):
     if torch.cuda.device_count() > 1:
         pytest.skip("there is more than one GPU")
-    with pytest.raises(GradscopeError, match=r"^device cuda --devices 2: ") as raised:
+    with pytest.raises(GradscopeError, match=r"^devices must be at most 1, .*, got 2$"):
         Hardware("cuda", 2).fabric("32")
-    assert "\n" not in str(raised.value)
 
 
 def test_augmented_images_are_those_of_the_cpu(device, train_set):

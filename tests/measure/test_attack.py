@@ -172,7 +172,7 @@ def test_saved_images_fool_the_checkpoint_when_it_is_loaded_anew(
         felled = samples[(samples["checkpoint"] == entry["label"]) & (samples["first"] == 1)]
         named = felled.drop_duplicates("index").set_index("index")["attack"].to_dict()
         assert dict(zip(numbers.tolist(), saved["attack"][mine].tolist(), strict=True)) == named
-        assert entry["rescored"] == {"images": int(mine.sum()), "disagreeing": 0, "batch_size": 17}
+        assert entry["rescored"] == {"images": int(mine.sum()), "disagreeing": 0, "batch_size": 257}
 
 
 def test_a_disagreement_is_counted(trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from gradscope.data.image_set import Splits
 from gradscope.errors import GradscopeError
 from gradscope.measure import input_landscape, weight_landscape
 from gradscope.models import checkpoint as checkpoints
+from gradscope.models.inspection import laid_out
 from gradscope.probes.comparison import RAY_REACH
 from gradscope.results.metrics import LANDSCAPE_METRICS
 from gradscope.results.schemas import BANDS, LANDSCAPE, PATH, SAMPLES, SUMMARY
@@ -89,7 +90,7 @@ def test_planes_of_two_checkpoints_around_the_same_images(trained: list[str], tm
         for index in chosen:
             images, labels = digits.test.batch(torch.tensor([index]), "cpu")
             with torch.no_grad():
-                loss = F.cross_entropy(model(images.contiguous(memory_format=torch.channels_last)), labels)
+                loss = F.cross_entropy(model(laid_out(images)), labels)
             assert centre.loc[index, "loss"] == float(str(loss.numpy())), "bit for bit, as it is written"
             assert centre.loc[index, "label"] == labels.item()
     path = read_table(out / PATH.file, PATH)

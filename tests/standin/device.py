@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from gradscope.attacks.compaction import SHRINKING
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed import processes
 from gradscope.distributed.processes import Hardware
@@ -198,8 +199,8 @@ def stand_in() -> Iterator[Device]:
                 patch.setattr(module, "resolve_device", lambda name: DEVICE)
         patch.setattr(Hardware, "fabric", _fabric)
         patch.setattr(ImageSet, "on", _on)
-        for sizes in (POINTS_AT_ONCE, IMAGES_AT_ONCE):
-            patch.setitem(sizes, DEVICE.type, sizes["cpu"])
+        for rule in (POINTS_AT_ONCE, IMAGES_AT_ONCE, SHRINKING):
+            patch.setitem(rule, DEVICE.type, rule["cpu"])
         yield device
         if DeviceTensor.refused:
             raise DeviceError(f"caught by gradscope: {DeviceTensor.refused[0]}")

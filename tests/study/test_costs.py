@@ -69,8 +69,8 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A pass takes a millisecond; which were timed."""
     timed: list[str] = []
 
-    def time(self: object, network: str, *, gradient: bool, rounded: bool) -> float:
-        assert not rounded
+    def time(self: object, network: str, *, gradient: bool, precision: str) -> float:
+        assert precision == "32"
         timed.append(f"{network} {gradient}")
         return 0.001
 

@@ -524,7 +524,7 @@ def test_a_study_with_little_time_stops_and_goes_on_to_the_same_files(
         if not ended.postponed:
             break
         assert set(ended.postponed) | set(ended.blocked) | set(ended.records) == {*MODELS, *MEASURES, *CONCLUSIONS}
-    # A measurement is thought to take eight seconds and more; one and a half are never enough for it.
+    # A measurement is thought to take three seconds and more; one and a half are never enough for it.
     assert set(ended.postponed) == {*MEASURES, *CONCLUSIONS}
     assert re.fullmatch(r"not begun: it takes about \d+\.\d s, \d\.\d s are left", postponed["measure-attack"])
     run(request_in(tmp_path))

@@ -106,7 +106,7 @@ def test_losses_and_rewards_belong_to_the_same_actions():
 
 def test_a_share_of_the_draws_is_that_share():
     whole = Draws.make(10, generator(0, "a"))
-    part = whole.share(3, 7, torch.device("cpu"))
+    part = whole[3:7]
     assert torch.equal(part.action, whole.action[3:7])
     assert torch.equal(part.explore_batch, whole.explore_batch)
 

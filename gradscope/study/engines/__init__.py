@@ -2,6 +2,6 @@
 
 #: The engines by name; each is the class of the module of its name.
 ENGINES: dict[str, str] = {
-    "local": "one stage after the other, in this process",
+    "local": "on this machine, one stage after the other or several side by side",
     "ray": "spread over a cluster, or over this machine's cores",
 }

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class RayEngine:
     """
 
     name = "ray"
-    alone = False
+    slots = inf
 
     def __init__(self, address: str | None, device: str) -> None:
         if address is None:

@@ -1,0 +1,74 @@
+"""Updates on a GPU without hundreds of launches each: a CUDA graph, recorded once and replayed."""
+
+from collections.abc import Callable
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from gradscope.errors import caution
+from gradscope.training.batches import Batch
+from gradscope.training.objectives import Draws
+
+#: Updates before the recording, in which libraries choose their algorithms and the optimiser makes its state.
+WARM_UP = 3
+
+
+class Replayed:
+    """``update`` as a CUDA graph, for batches of one shape.
+
+    The first :data:`WARM_UP` calls run it eagerly. The next records what it launches, with all its memory, and from
+    then on a call copies its batch to where the recording reads and replays it. So ``update`` must launch the same
+    whatever the numbers are, and what it changes must stay where it is: it may not look at a value, and the learning
+    rate is a tensor. Where it cannot be recorded, a warning says so, and it runs eagerly.
+    """
+
+    def __init__(self, update: Callable[[Batch], None]) -> None:
+        self.update = update
+        self.calls = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.stream = torch.cuda.Stream()
+        self.batch: Batch | None = None
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether calls replay the graph."""
+        return self.graph is not None
+
+    def __call__(self, batch: Batch) -> None:
+        """Do one update on ``batch``."""
+        self.calls += 1
+        if self.calls == WARM_UP + 1:
+            self._record(batch)
+        if self.graph is None or self.batch is None:
+            # On the stream on which autograd's accumulators may be recorded later.
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                self.update(batch)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return
+        for place, tensor in zip(_tensors(self.batch), _tensors(batch), strict=True):
+            place.copy_(tensor, non_blocking=True)
+        self.graph.replay()
+
+    def _record(self, batch: Batch) -> None:
+        graph, kept = torch.cuda.CUDAGraph(), _copied(batch)
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                self.update(kept)
+        except RuntimeError as error:
+            why = str(error).splitlines()[0]
+            caution(f"training goes on without a CUDA graph, which could not be recorded: {why}")
+            return
+        self.graph, self.batch = graph, kept
+
+
+def _tensors(batch: Batch) -> list[Tensor]:
+    draws = [getattr(part, field.name) for part in (batch.clean, batch.adversarial) for field in fields(Draws)]
+    return [batch.images, batch.labels, *draws, batch.noise]
+
+
+def _copied(batch: Batch) -> Batch:
+    images, labels, *draws, noise = (tensor.clone() for tensor in _tensors(batch))
+    half = len(draws) // 2
+    return Batch(images, labels, Draws(*draws[:half]), Draws(*draws[half:]), noise)

@@ -1,0 +1,123 @@
+"""When the state of a run is written: seldom while it goes on, and whenever it stops."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from gradscope.config import Data, Training
+from gradscope.data import sources
+from gradscope.data.image_set import ImageSet
+from gradscope.distributed.processes import Hardware
+from gradscope.models.checkpoint import Checkpoint
+from gradscope.training import batches, loop
+from gradscope.training.loop import train
+from gradscope.training.phases import resolve
+from gradscope.training.request import state_path
+
+CPU = Hardware("cpu")
+EPOCHS = 4
+
+
+@pytest.fixture(scope="module")
+def few() -> ImageSet:
+    return sources.load(Data()).train.subset(torch.arange(200))
+
+
+def configure(mode: str = "sl", *settings: str) -> Training:
+    return resolve(mode, Data(), 8, epochs=EPOCHS, settings=["shift=0.1", "horizontal_flip=true", *settings])
+
+
+def same(first: Checkpoint, second: Checkpoint) -> bool:
+    return all(torch.equal(value, second.state_dict[name]) for name, value in first.state_dict.items())
+
+
+def written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The epochs after which the state is written."""
+    epochs, write = [], loop.Run._write
+
+    def noted(run: loop.Run) -> None:
+        if run.unwritten is not None:
+            epochs.append(run.unwritten["epochs_done"])
+        write(run)
+
+    monkeypatch.setattr(loop.Run, "_write", noted)
+    return epochs
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(10.0, [1, EPOCHS]), (-1.0, [1, 2, 3, EPOCHS])])
+def test_the_state_is_written_as_often_as_is_said(seconds, expected, few, tmp_path, monkeypatch) -> None:
+    assert loop.STORE_EVERY == 10
+    monkeypatch.setattr(loop, "STORE_EVERY", seconds)
+    epochs = written(monkeypatch)
+    train(configure(), few, tmp_path / "c.pt", CPU)
+    assert epochs == expected
+    assert not state_path(tmp_path / "c.pt").exists()
+
+
+def test_a_state_that_waits_is_that_of_its_epoch(few, tmp_path, monkeypatch) -> None:
+    """Interrupted within the third epoch, after the weights have moved on, a run goes on from the second."""
+    whole = train(configure("rl-adv"), few, tmp_path / "whole.pt", CPU)
+    update, updates = loop.Run._update, []
+
+    def interrupted(run: loop.Run, *given: object) -> None:
+        update(run, *given)
+        updates.append(None)
+        if len(updates) == 2 * run.updates + 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "_update", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(configure("rl-adv"), few, tmp_path / "c.pt", CPU)
+    state = torch.load(state_path(tmp_path / "c.pt"), weights_only=True)
+    assert state["epochs_done"] == len(state["history"]) == 2
+    assert same(train(configure("rl-adv"), few, tmp_path / "c.pt", CPU, resume=True), whole)
+
+
+def test_a_run_that_is_told_to_end_keeps_its_state(few, tmp_path) -> None:
+    """SIGTERM, as a queue sends it before it kills."""
+    script = textwrap.dedent("""
+        import sys
+        import torch
+        from pathlib import Path
+        from gradscope.distributed.processes import Hardware
+        from gradscope.training import loop
+        from tests.training.test_state import configure, few
+        store = loop.Run._store
+
+        def told(run):
+            store(run)
+            if run.progress.epochs_done == 2:
+                print("two", flush=True)
+                sys.stdin.readline()
+
+        loop.Run._store = told
+        loop.train(configure(), few.__wrapped__(), Path(sys.argv[1]), Hardware("cpu"))
+    """)
+    out = tmp_path / "c.pt"
+    command, root = [sys.executable, "-c", script, out], Path(__file__).parents[2]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == b"two\n"
+        assert torch.load(state_path(out), weights_only=True)["epochs_done"] == 1
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(60) == 128 + signal.SIGTERM
+    whole = train(configure(), few, tmp_path / "whole.pt", CPU)
+    assert same(train(configure(), few, out, CPU, resume=True), whole)
+
+
+PGD_ADVERSARY = "phases.1.adversary={method='pgd', epsilon=0.1, steps=2, random_start=true}"
+
+
+@pytest.mark.parametrize("settings", [(), (PGD_ADVERSARY,)], ids=["fgsm", "pgd"])
+def test_drawing_for_many_updates_at_a_time_changes_nothing(settings, few, tmp_path, monkeypatch) -> None:
+    one = train(configure("rl-adv", "batch_size=30", *settings), few, tmp_path / "one.pt", CPU)
+    assert len(few) // 30 > 4
+    monkeypatch.setattr(batches.Batches, "_updates_at_once", lambda self, size: 4)
+    many = train(configure("rl-adv", "batch_size=30", *settings), few, tmp_path / "many.pt", CPU)
+    assert same(one, many)
