@@ -4,8 +4,9 @@ import ctypes
 import os
 import sys
 
-#: Rounds that threads of OpenMP wait in before they sleep: nothing is lost alone, on the networks measured.
-_SPINS = "3000"
+#: Rounds that threads of OpenMP wait in before they sleep. With fewer, small batches take longer; with more, two
+#: commands at once take more than half as long again as one (the benchmark ``two-at-once``).
+_SPINS = "4000"
 #: glibc's parameters of ``mallopt``, and values that keep whatever is freed.
 _KEEP = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_MMAP_THRESHOLD": (-3, 2**30)}
 
@@ -19,8 +20,8 @@ def set_up() -> None:
 def wait_without_spinning() -> None:
     """Let OpenMP's threads sleep soon while they wait, unless the user has decided it.
 
-    By default they spin, and two commands on the same cores stop each other: both take five times as long as one alone.
-    GNU's OpenMP reads the variable when torch loads it.
+    By default they spin, and two commands on the same cores stop each other. GNU's OpenMP reads the variable when torch
+    loads it.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys() and "torch" not in sys.modules:
         os.environ["GOMP_SPINCOUNT"] = _SPINS
@@ -29,8 +30,8 @@ def wait_without_spinning() -> None:
 def keep_memory() -> None:
     """Keep the memory that is freed, for the next pass; does nothing where there is no glibc.
 
-    By default glibc gives large blocks back at once, and the kernel clears their pages when they are asked for again:
-    a fifth of the seconds of cnn4's passes on a CPU.
+    By default glibc gives large blocks back at once, and the kernel clears their pages when they are asked for again.
+    The benchmark ``kept-memory`` shows what that costs.
     """
     if sys.platform != "linux":
         return

@@ -5,15 +5,19 @@ PyPI's torchvision wheel is compiled against CUDA. Beside a CPU-only torch its o
 Nothing gradscope uses needs the compiled operators, so where the library does not load, declaring the two schemas
 that torchvision refers to at import is enough. Where it loads, or torchvision is imported already, nothing is touched.
 
-Import torchvision through this module (``from gradscope.vision import torchvision``), and this module before whatever
-imports torchvision itself (torchattacks).
+Use torchvision through this module (``vision.torchvision``), and import this module before whatever imports torchvision
+itself (torchattacks). The first use loads it: it loads torch's compiler, which takes as long as torch.
 """
 
 import importlib.util
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    import torchvision
 
 _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -40,10 +44,17 @@ if "torchvision" not in sys.modules and not _compiled_operators_load():
         if not hasattr(torch.ops.torchvision, _schema.partition("(")[0]):
             _declared.define(_schema)
 
-# Only now: the schemas must be there first, hence not at the top.
-import torchvision  # noqa: E402
-import torchvision.datasets  # noqa: E402
-import torchvision.models  # noqa: E402
-import torchvision.transforms.v2  # noqa: E402
+
+def __getattr__(name: str) -> Any:
+    if name != "torchvision":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import torchvision
+    import torchvision.datasets
+    import torchvision.models
+    import torchvision.transforms.v2
+
+    globals()[name] = torchvision
+    return torchvision
+
 
 __all__ = ["torchvision"]

@@ -194,3 +194,13 @@ def test_what_reads_files_loads_no_torch():
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert (done.stderr.strip(), done.returncode) == ("", 0)
+
+
+def test_measuring_loads_no_compiler():
+    """Nor do plans of studies: torch's compiler takes as long to load as torch, and Fabric and torchvision load it."""
+    measuring = [module for module in MODULES if room(module) in ("api", "measure", "study")]
+    slow = {"torch._dynamo", "torchvision", "lightning_fabric"}
+    program = f"import sys, {', '.join(measuring)}; sys.exit(', '.join({slow} & set(sys.modules)) or None)"
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert (done.stderr.strip(), done.returncode) == ("", 0)

@@ -22,7 +22,8 @@ from gradscope.measure.inputs import Given
 from gradscope.measure.options import Request
 from gradscope.measure.result import Result, read
 from gradscope.measure.runner import run
-from gradscope.models.given import device_of, given_model, no_module
+from gradscope.models.given import given_model, no_module
+from gradscope.models.inspection import device_of
 from gradscope.models.references import check_references, weights_in_order
 from gradscope.options import DataOptions
 from gradscope.progress import shown

@@ -8,7 +8,7 @@ equal.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradscope.attacks.compaction import replaced, who_stays
 from gradscope.attacks.pgd import look
-from gradscope.attacks.problem import Problem
+from gradscope.attacks.problem import Problem, chosen_copy, wrong_classes
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import AttackLoss
 from gradscope.functional import fooled, per_sample
@@ -41,12 +41,12 @@ def apgd(problem: Problem, loss: AttackLoss) -> Tensor:
     return ascend(problem, untargeted, problem.labels, start)
 
 
-def apgd_targeted(problem: Problem, rank: int) -> Tensor:
-    """Auto-PGD on :func:`targeted_dlr`, aimed at the wrong class that is likeliest but ``rank`` for the clean image."""
+def apgd_targeted(problem: Problem, ranks: Sequence[int]) -> Tensor:
+    """Auto-PGD on :func:`targeted_dlr`, side by side towards the wrong classes of ``ranks`` for the clean image."""
     with torch.no_grad():
-        ranking = problem.model(problem.images).argsort(dim=1, descending=True)
-    targets = ranking[ranking != problem.labels.unsqueeze(1)].reshape(len(problem), -1)[:, rank]
-    return ascend(problem, targeted_dlr, targets, problem.start("surface", "apgd-t", rank))
+        targets = wrong_classes(problem.model(problem.images), problem.labels, ranks)
+    starts = torch.stack([problem.start("surface", "apgd-t", rank) for rank in ranks], dim=1)
+    return ascend(problem, targeted_dlr, targets.flatten(), starts.flatten(0, 1))
 
 
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
@@ -75,9 +75,10 @@ def checkpoints(steps: int) -> dict[int, int]:
 
 @dataclass
 class _Walk:
-    """Where the ascent of each image is, ``(N, ...)``; ``rows`` are their places among all.
+    """Where each ascent is, ``(N, ...)``; ``rows`` are their places among all.
 
-    ``standing`` are those that no iterate has fooled the model with. The others may be in the batch for a while yet.
+    ``standing`` are those of images that no iterate has fooled the model with. The others may be in the batch for a
+    while yet.
     """
 
     rows: Tensor
@@ -133,11 +134,16 @@ class _Walk:
 
 
 def ascend(problem: Problem, loss: TargetedLoss, targets: Tensor, start: Tensor) -> Tensor:
-    """The first iterate from ``start`` that fools the model, of each image; else the one of largest loss."""
+    """The first iterate from ``start`` that fools the model, of each image; else the one of largest loss.
+
+    ``targets`` ``(N * copies,)`` and ``start`` ``(N * copies, C, H, W)`` may hold several ascents for each image, one
+    after another. They end together, as soon as one of them has fooled the model.
+    """
     steps, settings = problem.budget.steps, problem.settings()
     intervals = checkpoints(steps)
-    points = start.clone()
-    walk = _beginning(problem, targets, start)
+    copies = len(start) // len(problem)
+    points, reached = start.clone(), torch.full((len(start),), -math.inf, device=start.device)
+    walk = _beginning(problem.repeated(copies), targets, start)
 
     def aimed(logits: Tensor, labels: Tensor) -> Tensor:
         return loss(logits, labels, walk.targets)
@@ -148,7 +154,8 @@ def ascend(problem: Problem, loss: TargetedLoss, targets: Tensor, start: Tensor)
         here = look(problem.model, walk.current, walk.labels, settings, loss=aimed, gradient=step < steps)
         wrong = fooled(here.logits, walk.labels)
         replaced(points, walk.rows, walk.standing & wrong, walk.current)
-        walk.standing &= ~wrong
+        replaced(reached, walk.rows, walk.standing & wrong, torch.full_like(here.loss, math.inf))
+        walk.standing &= ~_anywhere(wrong, copies)
         gradient = torch.zeros_like(walk.current) if here.gradient is None else here.gradient.nan_to_num(0.0)
         walk.compare(here.loss, gradient)
         stay = who_stays(walk.standing, step)
@@ -162,7 +169,13 @@ def ascend(problem: Problem, loss: TargetedLoss, targets: Tensor, start: Tensor)
         elif step in intervals:
             walk.check(intervals[step])
     replaced(points, walk.rows, walk.standing, walk.best)
-    return points
+    replaced(reached, walk.rows, walk.standing, walk.best_loss)
+    return chosen_copy(points, reached.reshape(-1, copies))
+
+
+def _anywhere(holds: Tensor, copies: int) -> Tensor:
+    """For each of ``(N * copies,)`` whether it holds for any copy of that image."""
+    return holds.reshape(-1, copies).any(dim=1, keepdim=True).expand(-1, copies).reshape(-1)
 
 
 def _where(chosen: Tensor, these: tuple[Tensor, Tensor], those: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -131,13 +131,12 @@ def _stripes(problem: Problem, streams: Sequence[torch.Generator]) -> Tensor:
 
 def _recolour(problem: Problem, best: Tensor, draws: Tensor, side: int) -> Tensor:
     """``best`` with a square of +-epsilon in each channel (the paper's algorithm 2); of other sign if it was there."""
-    images, threat = problem.images, problem.threat
-    size = images.shape[2:]
+    size, (low, high) = best.shape[2:], problem.ends
     inside = _mask(_corners(draws[:, :2], side, *size), side, *size)
-    colour = threat.epsilon * per_channel(_signs(draws[:, 5:]))
-    changed = threat.project(torch.where(inside, images + colour, best), images)
+    up = per_channel(draws[:, 5:] >= 0.5)
+    changed = torch.where(inside, torch.where(up, high, low), best)
     unchanged = per_sample(flatten(changed == best).all(dim=1), best)
-    return torch.where(unchanged & inside, threat.project(images - colour, images), changed)
+    return torch.where(unchanged & inside, torch.where(up, low, high), changed)
 
 
 def per_channel(values: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def evaluate(
     right; a point of an attack with such logits fools the model. Attacks that the model rules out are skipped, with the
     reason.
 
-    An attack of several :func:`turns`, such as the classes that it aims at one after another, is a cascade of its own:
+    An attack of several :func:`turns`, such as the classes that it aims at, is a cascade of its own:
     what a turn leaves is put into full batches for the next.
 
     The units of ``work`` are a turn of an attack on a batch of images each, the clean images first; their names change
@@ -124,19 +124,21 @@ class _Bench:
 
     def attack(self, name: str, attack: Attack, attacked: Tensor, classes: int, batch_size: int) -> AttackOutcome:
         """Run an attack turn by turn, each on what the turns before it left, in batches."""
-        runs = list(turns(attack, self.budget, classes, len(self.examples)))
+        all_turns = list(turns(attack, self.budget, classes, len(self.examples), batch_size))
         looks = bool(attack.each or attack.parts)
         left, told = attacked, 0
         made: list[tuple[Tensor, Values]] = []
-        for number, run in enumerate(runs):
-            turn = name if len(runs) == 1 else f"{name}-{number}"
-            parts = left.split(batch_size) if len(left) else ()
-            units = [(self.unit(turn, part), partial(self.run, turn, run, part, classes, looks)) for part in parts]
+        for number, turn in enumerate(all_turns):
+            title = name if len(all_turns) == 1 else f"{name}-{number + 1}-of-{len(all_turns)}"
+            parts = left.split(batch_size // turn.copies) if len(left) else ()
+            units = [
+                (self.unit(title, part), partial(self.run, title, turn.run, part, classes, looks)) for part in parts
+            ]
             stands = []
             for place, (part, unit) in enumerate(zip(parts, self.work.each(units), strict=True), start=1):
                 made.append((part, unit))
                 stands.append(part[~unit["fooled"]])
-                share = len(attacked) * (number * len(parts) + place) // (len(runs) * len(parts))
+                share = len(attacked) * (number * len(parts) + place) // (len(all_turns) * len(parts))
                 self.work.advance(share - told, name)
                 told = share
             left = torch.cat(stands) if stands else left

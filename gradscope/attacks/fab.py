@@ -1,4 +1,4 @@
-"""Targeted FAB (Croce and Hein 2020): the nearest point over the boundary to one wrong class.
+"""Targeted FAB (Croce and Hein 2020): the nearest point over the boundary to a wrong class.
 
 torchattacks has it too, but sorts the pixels for each projection. The tests find the two equal. A step takes two
 forward passes: about 19 of 20 points fool the model, beyond epsilon, and are moved back, so they need a second pass
@@ -6,11 +6,12 @@ there. If the others did without, an image's cost would depend on its batch, or 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from gradscope.attacks.problem import Problem
+from gradscope.attacks.problem import Problem, chosen_copy, wrong_classes
 from gradscope.functional import flatten, per_sample
 from gradscope.models.inspection import laid_out
 
@@ -22,11 +23,12 @@ ORIGIN_SHARE, OVERSHOOT, BACKWARD = 0.1, 1.05, 0.9
 _MOST_ROUNDS = 50
 
 
-def fab_targeted(problem: Problem, rank: int) -> Tensor:
-    """The nearest point found over the boundary to the wrong class that is likeliest but ``rank`` for the clean image.
+def fab_targeted(problem: Problem, ranks: Sequence[int]) -> Tensor:
+    """The nearest point found over the boundaries to the wrong classes of ``ranks`` for the clean image.
 
-    Where it is farther than epsilon, the image itself. One start, the image; nothing is drawn.
+    Where it is farther than epsilon, the image itself. One start for each class, the image; nothing is drawn.
     """
+    problem = problem.repeated(len(ranks))
     threat, labels, origin = problem.threat, problem.labels, problem.images
     nearest, shortest = origin, torch.full((len(problem),), math.inf, device=origin.device)
     points = origin
@@ -36,8 +38,7 @@ def fab_targeted(problem: Problem, rank: int) -> Tensor:
         with torch.enable_grad():
             logits = problem.model(leaf)
             if step == 0:
-                ranking = logits.detach().argsort(dim=1, descending=True)
-                targets = ranking[ranking != labels.unsqueeze(1)].reshape(len(problem), -1)[:, rank]
+                targets = wrong_classes(logits.detach()[:: len(ranks)], labels[:: len(ranks)], ranks).flatten()
             rise = (logits.gather(1, targets.unsqueeze(1)) - logits.gather(1, labels.unsqueeze(1))).squeeze(1)
             (slope,) = torch.autograd.grad(rise.sum(), leaf)
         points = _step(problem, points, rise.detach(), slope)
@@ -47,7 +48,8 @@ def fab_targeted(problem: Problem, rank: int) -> Tensor:
         nearest = torch.where(per_sample(nearer, points), points, nearest)
         shortest = torch.where(nearer, distance, shortest)
         points = torch.where(per_sample(wrong, points), origin + BACKWARD * (points - origin), points)
-    return torch.where(per_sample(shortest <= threat.epsilon, nearest), nearest, origin)
+    near = torch.where(per_sample(shortest <= threat.epsilon, nearest), nearest, origin)
+    return chosen_copy(near, -shortest.reshape(-1, len(ranks)))
 
 
 def _step(problem: Problem, points: Tensor, rise: Tensor, slope: Tensor) -> Tensor:

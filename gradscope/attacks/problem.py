@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -79,6 +80,12 @@ class Problem:
             examples=[example[rows] for example in self.examples],
         )
 
+    def repeated(self, copies: int) -> "Problem":
+        """Each image ``copies`` times, one after another."""
+        if copies == 1:
+            return self
+        return self.only(torch.arange(len(self)).repeat_interleave(copies).to(self.labels.device))
+
     def settings(self, attack: str = "pgd", **given: object) -> PGD:
         """Resolve the PGD called ``attack`` inside this threat model and budget, with what is ``given``."""
         return settings_inside(self.threat, self.budget, attack, **given)
@@ -86,6 +93,12 @@ class Problem:
     def start(self, shape: Start, *names: object) -> Tensor:
         """A random point of the ball around each image; see :meth:`ThreatModel.random_start`."""
         return self.threat.random_start(self.images, shape, self.seed, names, self.numbers)
+
+    @cached_property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest values of each pixel within epsilon, in L-infinity."""
+        threat, images = self.threat, self.images
+        return threat.project(images - threat.epsilon, images), threat.project(images + threat.epsilon, images)
 
     @property
     def streams(self) -> Streams:
@@ -109,5 +122,21 @@ class Problem:
             return fooled(self.model(points), self.labels)
 
 
-#: An attack, or a turn of one: for each image the point ``(N, C, H, W)`` it holds to fool the model, else any.
+def wrong_classes(logits: Tensor, labels: Tensor, ranks: Sequence[int]) -> Tensor:
+    """The wrong classes ``(N, ranks)`` by ``logits`` ``(N, K)``, of which rank 0 is the likeliest."""
+    ranking = logits.argsort(dim=1, descending=True)
+    wrong = ranking[ranking != labels.unsqueeze(1)].reshape(len(labels), -1)
+    return torch.stack([wrong[:, rank] for rank in ranks], dim=1)
+
+
+def chosen_copy(values: Tensor, score: Tensor) -> Tensor:
+    """Of the copies of each image, one after another in ``values`` ``(N * copies, ...)``, the first of largest score.
+
+    ``score`` ``(N, copies)``; returns ``(N, ...)``.
+    """
+    first = torch.arange(len(score), device=score.device) * score.shape[1]
+    return values[first + score.argmax(dim=1)]
+
+
+#: What an attack does to a batch: for each image the point ``(N, C, H, W)`` it holds to fool the model, else any.
 Run = Callable[[Problem], Tensor]

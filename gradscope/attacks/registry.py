@@ -21,9 +21,9 @@ class Attack:
 
     It is PGD with the settings of ``pgd``, a name of :data:`gradscope.config.PGD_ATTACKS`, and the fields of the budget
     that it ``takes``; or else it is ``code``, "module:function", called with a problem and ``arguments``. ``each`` is
-    what ``code`` is called once for, with its number as the argument of that name; ``parts`` are the attacks that it is
-    made of. Without the need "gradient" it asks for logits only. ``classes`` is the fewest it is defined for.
-    ``batch_size`` is set where the batch is part of the attack.
+    what ``code`` is called once for: an example, with its number as ``example``, or some wrong classes, with their
+    ranks as ``ranks``. ``parts`` are the attacks that it is made of. Without the need "gradient" it asks for logits
+    only. ``classes`` is the fewest it is defined for. ``batch_size`` is set where the batch is part of the attack.
     """
 
     meaning: str
@@ -43,12 +43,12 @@ _LOGITS: frozenset[Need] = frozenset()
 
 _APGD_CE = Attack("auto-PGD on cross-entropy", code="gradscope.attacks.apgd:apgd", arguments={"loss": "cross-entropy"})
 _APGD_T = Attack(
-    "auto-PGD aimed at the likeliest wrong classes, one after another",
+    "auto-PGD aimed at each of the likeliest wrong classes",
     code="gradscope.attacks.apgd:apgd_targeted",
     each="rank",
 )
 _FAB_T = Attack(
-    "fast adaptive boundary, aimed at one wrong class after another",
+    "fast adaptive boundary, aimed at each of the likeliest wrong classes",
     code="gradscope.attacks.fab:fab_targeted",
     each="rank",
 )

@@ -12,6 +12,7 @@ from gradscope.cli.declared import declared, panel
 from gradscope.errors import GradscopeError, caution, lookup
 from gradscope.measure.common_options import Circumstances, ForeignOptions
 from gradscope.options import RUNNING, DataOptions
+from gradscope.results.manifest import MANIFEST, read_study_manifest
 
 if TYPE_CHECKING:
     from gradscope.study.estimate import Estimate
@@ -87,15 +88,16 @@ def study(
     lookup(ENGINES, engine, "engine")
     Circumstances.parse({"device": device})
     read_study(recipe, settings=settings or (), seeds=_seeds(seeds), data_root=data_root)
-    if jobs > 1 and engine == "local" and not dry_run:
+    results = out or Path("reports") / recipe.stem
+    if jobs > 1 and engine == "local" and not dry_run and not _was_complete(results):
         start_server(jobs)  # it loads torch while this process does
     from gradscope.results.schemas import PAGE
     from gradscope.study.studies import StudyRequest, crowding, foresee, plan_study, run_study
 
     request = StudyRequest(
         recipe=recipe,
-        out=out,
-        checkpoints=checkpoints,
+        out=results,
+        checkpoints=checkpoints or Path("checkpoints") / recipe.stem,
         settings=settings or (),
         seeds=_seeds(seeds),
         data_root=data_root,
@@ -126,6 +128,14 @@ def study(
     print(page if page.exists() else request.places.results)
     if ended.failed or ended.blocked or ended.postponed or plan.absent:
         raise typer.Exit(INCOMPLETE)
+
+
+def _was_complete(results: Path) -> bool:
+    """Whether the last run left nothing to do."""
+    try:
+        return read_study_manifest(results / MANIFEST)[0].complete is True
+    except GradscopeError:
+        return False
 
 
 #: What an estimate is taken from, in words.

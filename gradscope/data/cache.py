@@ -23,11 +23,11 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import Progress
 
+from gradscope import vision
 from gradscope.data.decode import common_format, read_header, read_pixels
 from gradscope.data.image_set import ImageSet, Splits, fingerprint
 from gradscope.data.places import cache_directory
 from gradscope.errors import GradscopeError, first_of
-from gradscope.vision import torchvision
 
 T = TypeVar("T")
 
@@ -145,7 +145,7 @@ def _list_tree(tree: Tree) -> _Listing:
 
 
 def _extensions() -> str:
-    return f"allowed: {' '.join(torchvision.datasets.folder.IMG_EXTENSIONS)}"
+    return f"allowed: {' '.join(vision.torchvision.datasets.folder.IMG_EXTENSIONS)}"
 
 
 def class_folders(split: Path) -> tuple[str, ...]:
@@ -186,7 +186,7 @@ def _walk(folder: str, label: int) -> Iterator[_File]:
                 continue
             if entry.is_dir():
                 yield from _walk(entry.path, label)
-            elif entry.name.lower().endswith(torchvision.datasets.folder.IMG_EXTENSIONS):
+            elif entry.name.lower().endswith(vision.torchvision.datasets.folder.IMG_EXTENSIONS):
                 status = entry.stat()
                 yield _File(entry.path, label, status.st_size, status.st_mtime_ns)
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
+from gradscope import vision
 from gradscope.config import Data
 from gradscope.data.cache import Tree, load_tree
 from gradscope.data.formats import read_idx, read_npz
@@ -35,7 +36,6 @@ from gradscope.data.places import (
 )
 from gradscope.data.published import CIFAR10, CIFAR100, TINY_IMAGENET, Published
 from gradscope.errors import GradscopeError
-from gradscope.vision import torchvision
 
 #: Fraction and seed of the test split of the digits, which come in one piece.
 _DIGITS_TEST = (0.2, 0)
@@ -73,7 +73,7 @@ def _digits(data: Data, download: bool, cache: Path | None) -> Splits:
 
 
 def _fashion_mnist(data: Data, download: bool, cache: Path | None) -> Splits:
-    kind = torchvision.datasets.FashionMNIST
+    kind = vision.torchvision.datasets.FashionMNIST
     root = download_root(data, cache)
     try:
         files = fashion_mnist_files(root)
@@ -89,19 +89,20 @@ def _fashion_mnist(data: Data, download: bool, cache: Path | None) -> Splits:
     )
 
 
-def _cifar(data: Data, download: bool, cache: Path | None, *, kind: Any, published: Published) -> Splits:
+def _cifar(data: Data, download: bool, cache: Path | None, *, kind: str, published: Published) -> Splits:
     """Torchvision's files where ``--data-root`` holds them, else an image folder or an ``.npz``, else a download."""
     root = download_root(data, cache)
     stored = None if (root / CIFAR_FOLDERS[data.dataset]).is_dir() else find_published(data.dataset, root)
     if stored is not None:
         return published.read(stored, cache)
+    reader = getattr(vision.torchvision.datasets, kind)
     if download:
-        _download(kind, root)
+        _download(reader, root)
     try:
         with warnings.catch_warnings():
             # NumPy 2.4.0 to 2.4.4 warn of the dtypes in pickles as old as the published files.
             warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
-            parts = [kind(root, train=train) for train in (True, False)]
+            parts = [reader(root, train=train) for train in (True, False)]
     except RuntimeError:
         raise no_cifar(data.dataset, root) from None
     images = [torch.from_numpy(np.ascontiguousarray(part.data.transpose(0, 3, 1, 2))) for part in parts]
@@ -164,8 +165,8 @@ def _npz(data: Data, download: bool, cache: Path | None) -> Splits:
 _READERS: dict[str, Callable[[Data, bool, Path | None], Splits]] = {
     "digits": _digits,
     "fashion-mnist": _fashion_mnist,
-    "cifar10": partial(_cifar, kind=torchvision.datasets.CIFAR10, published=CIFAR10),
-    "cifar100": partial(_cifar, kind=torchvision.datasets.CIFAR100, published=CIFAR100),
+    "cifar10": partial(_cifar, kind="CIFAR10", published=CIFAR10),
+    "cifar100": partial(_cifar, kind="CIFAR100", published=CIFAR100),
     "tiny-imagenet": _tiny_imagenet,
     "imagenet100": _imagenet100,
     "folder": _folder,

@@ -1,25 +1,20 @@
-"""Where training and measuring run: one device, or several processes, one a device, that share the work."""
+"""Where training and measuring run: one device, or several processes, one a device, that share the work.
 
-import atexit
-import logging
+Fabric, of :mod:`gradscope.distributed.fabric`, is loaded when work begins: it loads torch's compiler, which takes as
+long as torch.
+"""
+
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-from torch import distributed
-from torch.multiprocessing.spawn import ProcessRaisedException
 
-from gradscope.distributed.units import explained_memory
-from gradscope.errors import CannotResumeError, GradscopeError
+from gradscope.errors import GradscopeError
 
-# They announce devices and processes, and that a process is ended because another failed. This is here, and not where
-# a command begins, for it holds in the processes that are started too.
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def resolve_device(name: str) -> torch.device:
@@ -53,62 +48,21 @@ class Hardware:
     @property
     def is_shared(self) -> bool:
         """Whether more than one process may be at the work."""
-        return self.devices > 1 or _is_started()
+        return self.devices > 1 or is_started()
 
-    def fabric(self, precision: str) -> Fabric:
+    def fabric(self, precision: str) -> "Fabric":
         """The fabric: one device, or ``devices`` processes started here, or those ``torchrun`` has started."""
-        devices, nodes, strategy = self.devices, 1, "auto" if self.devices == 1 else "ddp_spawn"
-        if _is_started():
-            devices = int(os.environ["LOCAL_WORLD_SIZE"])
-            nodes, strategy = int(os.environ["WORLD_SIZE"]) // devices, "ddp"
-        elif self.device != "cpu" and devices > (gpus := torch.cuda.device_count()) > 0:
-            raise GradscopeError(f"devices must be at most {gpus}, the GPUs that torch sees here, got {devices}")
-        names = {"32": "32-true", "bf16": "bf16-mixed"}
-        try:
-            return Fabric(
-                accelerator=self.device,
-                devices=devices,
-                num_nodes=nodes,
-                strategy=strategy,
-                precision=names[precision],  # type: ignore[arg-type]  # a literal, looked up
-            )
-        except (RuntimeError, ValueError, MisconfigurationException) as error:
-            why = " ".join(str(error).split())
-            raise GradscopeError(f"device {self.device}, devices {self.devices}: {why}", "device") from None
+        from gradscope.distributed.fabric import new_fabric
 
-    def launch(self, precision: str, work: Callable[[Fabric], None]) -> None:
+        return new_fabric(self.device, self.devices, precision)
+
+    def launch(self, precision: str, work: "Callable[[Fabric], None]") -> None:
         """``work`` in every process. Those that are started here load what they need, so it must be picklable."""
-        fabric = self.fabric(precision)
-        begin = partial(_begin, work=work, threads=torch.get_num_threads())
-        if "LT_CLI_USED" in os.environ:  # `fabric run`: making the fabric has joined the processes
-            begin(fabric)
-            return
-        try:
-            fabric.launch(begin)
-        except ProcessRaisedException as error:
-            # A process started for the work failed; of its report only our own one-line errors are for the user.
-            last_line = str(error).strip().splitlines()[-1]
-            name, separator, message = last_line.partition(": ")
-            for kind in (CannotResumeError, GradscopeError):
-                if separator and name.endswith(kind.__name__):
-                    raise kind(message) from None
-            raise
+        from gradscope.distributed.fabric import launch
+
+        launch(self.fabric(precision), work)
 
 
-def _is_started() -> bool:
+def is_started() -> bool:
     """Whether ``torchrun`` has started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def _begin(fabric: Fabric, work: Callable[[Fabric], None], threads: int) -> None:
-    """``work`` in no more ``threads`` than the process has that started this one: sums over more round otherwise."""
-    torch.set_num_threads(min(threads, torch.get_num_threads()))
-    # Fabric leaves a process group of CPUs as it is, whose threads may then abort a process that ends.
-    atexit.register(_leave)
-    with explained_memory(fabric.device):
-        work(fabric)
-
-
-def _leave() -> None:
-    if distributed.is_initialized():
-        distributed.destroy_process_group()

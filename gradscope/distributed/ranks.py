@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-
-from lightning_fabric import Fabric
+from typing import TYPE_CHECKING
 
 from gradscope.distributed.processes import Hardware, resolve_device
 from gradscope.distributed.units import Team
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def on_every_rank(hardware: Hardware, work: Callable[[Team], None]) -> None:
@@ -20,5 +22,5 @@ def on_every_rank(hardware: Hardware, work: Callable[[Team], None]) -> None:
         Team(device).run(work)
 
 
-def _run(fabric: Fabric, work: Callable[[Team], None]) -> None:
+def _run(fabric: "Fabric", work: Callable[[Team], None]) -> None:
     Team(fabric.device, fabric.global_rank, fabric.world_size).run(work)

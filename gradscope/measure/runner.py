@@ -21,8 +21,7 @@ from gradscope.measure.inputs import Entry, Given, Inputs, describe
 from gradscope.measure.options import Request
 from gradscope.measure.partial_results import PartialResults
 from gradscope.measure.writer import Part, Writer, dependencies
-from gradscope.models.given import device_of
-from gradscope.models.inspection import FLOAT32
+from gradscope.models.inspection import FLOAT32, device_of
 from gradscope.progress import Advance
 from gradscope.results.cautions import cautions
 from gradscope.results.manifest import Manifest

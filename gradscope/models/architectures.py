@@ -10,10 +10,10 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from gradscope import vision
 from gradscope.errors import GradscopeError, lookup
 from gradscope.models.factories import built, call_factory
 from gradscope.models.names import ARCHITECTURES, check_architecture, is_own
-from gradscope.vision import torchvision
 
 #: Side in pixels from which torchvision's networks keep their ImageNet stem (stride 2, then a pool).
 IMAGENET_STEM_FROM = 64
@@ -156,7 +156,7 @@ def _cnn6(spec: ModelSpec) -> nn.Module:
         nn.Flatten(),
         nn.Linear(128 * (spec.side // 8) ** 2, 256),
         nn.BatchNorm1d(256),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Dropout(0.5),
         nn.Linear(256, spec.classes),
     )
@@ -172,28 +172,28 @@ def _same_convolution(inputs: int, outputs: int) -> list[nn.Module]:
         nn.ZeroPad2d((0, 1, 0, 1)),
         nn.Conv2d(inputs, outputs, 4, padding=1),
         nn.BatchNorm2d(outputs),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
     ]
 
 
 def _cnn4(spec: ModelSpec) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(spec.channels, 32, 3, padding=1),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(32, 64, 3, padding=1),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.MaxPool2d(2),
         nn.Dropout(0.25),
         nn.Conv2d(64, 128, 3, padding=1),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.MaxPool2d(2),
         nn.Conv2d(128, 128, 3, padding=1),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.MaxPool2d(2),
         nn.Dropout(0.25),
         nn.Flatten(),
         nn.Linear(128 * (spec.side // 8) ** 2, 1024),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Dropout(0.5),
         nn.Linear(1024, spec.classes),
     )
@@ -202,19 +202,19 @@ def _cnn4(spec: ModelSpec) -> nn.Module:
 def _cnn2(spec: ModelSpec) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(spec.channels, 32, 3, padding=1),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(32, 64, 3, padding=1),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.MaxPool2d(2),
         nn.Flatten(),
         nn.Linear(64 * (spec.side // 2) ** 2, 128),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Linear(128, spec.classes),
     )
 
 
 def _resnet(name: str, spec: ModelSpec) -> nn.Module:
-    network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=spec.classes)
+    network: nn.Module = vision.torchvision.models.get_model(name, weights=None, num_classes=spec.classes)
     network.conv1 = _stem(spec, "fan_out")
     if spec.side < IMAGENET_STEM_FROM:
         network.maxpool = nn.Identity()
@@ -222,7 +222,7 @@ def _resnet(name: str, spec: ModelSpec) -> nn.Module:
 
 
 def _densenet(name: str, spec: ModelSpec) -> nn.Module:
-    network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=spec.classes)
+    network: nn.Module = vision.torchvision.models.get_model(name, weights=None, num_classes=spec.classes)
     features = network.get_submodule("features")
     features.conv0 = _stem(spec, "fan_in")
     if spec.side < IMAGENET_STEM_FROM:

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from gradscope import vision
 from gradscope.errors import GradscopeError
 from gradscope.models.architectures import check_normalisation, normalised
 from gradscope.models.checkpoint import load_strictly, load_weights_only
@@ -18,7 +19,6 @@ from gradscope.models.factories import built, call_factory
 from gradscope.models.inspection import one_line
 from gradscope.models.references import ModelRef, check_reference, require_both, require_safetensors
 from gradscope.seeding import seeded
-from gradscope.vision import torchvision
 
 #: Classes that a model of a library is built for where neither data nor weights say.
 USUAL_CLASSES = 1000
@@ -81,7 +81,7 @@ def load_foreign(
 
 def _from_torchvision(name: str, classes: int, channels: int, size: tuple[int, int]) -> nn.Module:
     """The number of channels is torchvision's own, 3."""
-    known = torchvision.models.list_models(module=torchvision.models)
+    known = vision.torchvision.models.list_models(module=vision.torchvision.models)
     if name not in known:
         raise _unknown_model("torchvision", name, known, "torchvision.models.list_models()")
     options: dict[str, Any] = {"weights": None, "num_classes": classes}
@@ -92,7 +92,7 @@ def _from_torchvision(name: str, classes: int, channels: int, size: tuple[int, i
     with warnings.catch_warnings():
         # GoogLeNet and Inception announce another initialisation; all of it is overwritten.
         warnings.simplefilter("ignore", FutureWarning)
-        return built(f"torchvision:{name}", "model", lambda: torchvision.models.get_model(name, **options))
+        return built(f"torchvision:{name}", "model", lambda: vision.torchvision.models.get_model(name, **options))
 
 
 def _from_timm(name: str, classes: int, channels: int, size: tuple[int, int]) -> nn.Module:

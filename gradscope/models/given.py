@@ -11,7 +11,7 @@ from gradscope.data.given import with_classes
 from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
 from gradscope.models.architectures import check_normalisation, normalised
-from gradscope.models.inspection import into_evaluation, logits_for, returning_logits
+from gradscope.models.inspection import device_of, into_evaluation, logits_for, returning_logits
 from gradscope.models.loading import LoadedModel
 from gradscope.models.references import require_both
 
@@ -88,9 +88,3 @@ def _require_evaluation(model: nn.Module) -> None:
     if training:
         where = "" if "" in training else f" in its part {training[0]}"
         raise GradscopeError(f"model must be in evaluation mode, got training mode{where}; call model.eval()")
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of the first parameter, or else of the first buffer; the CPU where there is neither."""
-    first = next(model.parameters(), next(model.buffers(), None))
-    return torch.device("cpu") if first is None else first.device

@@ -94,22 +94,28 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def takes_channels_last(device: torch.device) -> bool:
     """Whether measuring, in IEEE float32, is faster on ``device`` with channels last, whatever the parameters' layout.
 
-    On a CPU it is, max-pooling above all: of cnn4 one thread (AVX-512) passes an image of 32 forward in 0.64 ms and
-    forward and back in 1.5, with the plain layout in 1.0 and 2.0; of cnn2 on 8 x 8 grey pixels in 26 and 62 us against
-    44 and 75. float64 gains as much. On CUDA it is not, since IEEE float32 takes no tensor cores: an H100 passes 512
-    images through cnn4 forward and back in 5.5 ms, with channels last in 7.5, and 64 in 1.8 against 2.8; through cnn6
-    in 73 against 93, and in 10.2 against 11.2.
+    On a CPU it is, max-pooling above all. On CUDA it is not, since IEEE float32 takes no tensor cores. The benchmark
+    ``layout`` shows it.
     """
     return device.type != "cuda"
 
 
 def laid_out(images: Tensor) -> Tensor:
     """``images`` ``(N, C, H, W)`` in the memory layout that is fastest on their device."""
-    if not takes_channels_last(images.device):
-        return images.contiguous()
+    return channels_last(images) if takes_channels_last(images.device) else images.contiguous()
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """``images`` ``(N, C, H, W)`` with the channels of a pixel side by side in memory."""
     if images.shape[1] == 1:  # which torch takes for the plain layout unless the channel's stride is 1
         return images.squeeze(1).contiguous().unsqueeze(-1).permute(0, 3, 1, 2)
     return images.contiguous(memory_format=torch.channels_last)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the first parameter, or else of the first buffer; the CPU where there is neither."""
+    first = next(model.parameters(), next(model.buffers(), None))
+    return torch.device("cpu") if first is None else first.device
 
 
 def copied(model: nn.Module) -> nn.Module:

@@ -23,7 +23,7 @@ from gradscope.models.inspection import laid_out, measuring
 from gradscope.seeding import generator
 
 #: Points evaluated at once where memory allows: on a CPU their activations stay in its caches.
-POINTS_AT_ONCE = {"cpu": 32, "cuda": 2048}
+POINTS_AT_ONCE = {"cpu": 64, "cuda": 2048}
 
 #: Cosine of two adversarial directions from which they count as parallel.
 _PARALLEL = 1 - 1e-6

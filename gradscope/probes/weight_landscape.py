@@ -23,8 +23,8 @@ Direction = dict[str, Tensor]
 #: What is measured at a point, by name: it gets a network with the point's weights, in eval mode.
 Measure = Callable[[nn.Module], Mapping[str, Tensor | float]]
 
-#: Images of a batch, labels, the attack's starts, and the group of each image.
-_Batch = tuple[Tensor, Tensor, Tensor | None, Tensor]
+#: Images of a batch, labels, and the attack's starts.
+_Batch = tuple[Tensor, Tensor, Tensor | None]
 
 #: Groups of images whose sums are kept apart, for the jackknife.
 GROUPS = 10
@@ -227,9 +227,11 @@ class Measures:
             if attack is not None:
                 start = batch.double() if attack.precision == "float64" else batch
                 start = Streams(seed, numbers[indices]).start(start, attack)
-            self.batches.append((batch, labels, start, (indices % self.groups).to(device)))
-        sizes = torch.arange(self.count) % self.groups
-        self.group_sizes = torch.bincount(sizes, minlength=self.groups).double()
+            self.batches.append((batch, labels, start))
+        self.labels = torch.cat([labels for _, labels, _ in self.batches])
+        groups = torch.arange(self.count) % self.groups
+        self.in_group = (groups == torch.arange(self.groups)[:, None]).to(device)
+        self.group_sizes = torch.bincount(groups, minlength=self.groups).double()
 
     def __call__(self, model: nn.Module) -> dict[str, Tensor | float]:
         """``loss`` and ``right``, summed over each group, ``(G,)``; ``adversarial_...`` and ``custom`` where asked.
@@ -246,33 +248,33 @@ class Measures:
     def _measure(self, model: nn.Module) -> dict[str, Tensor | float]:
         if self.reestimate:
             reestimate_batch_norm(model, self.reestimate)
-        sums: dict[str, Tensor] = {}
-        for batch, labels, _, groups in self._batches():
-            self._add(sums, "", model(batch), labels, groups)
+        found = self._sums("", torch.cat([model(batch) for batch, _, _ in self._batches()]))
         if self.attack is not None:
             with prepared(model, self.attack) as attacked:
-                for batch, labels, start, groups in self._batches():
-                    adversarial = pgd(attacked, batch.to(start), labels, self.attack, start=start).points
-                    self._add(sums, "adversarial_", attacked(adversarial), labels, groups)
-        found: dict[str, Tensor | float] = {name: total.cpu() for name, total in sums.items()}
+                points = (
+                    pgd(attacked, batch.to(start), labels, self.attack, start=start).points
+                    for batch, labels, start in self._batches()
+                )
+                found |= self._sums("adversarial_", torch.cat([attacked(batch) for batch in points]))
         if self.custom is not None:
             found["custom"] = self.custom(model)
         return found
 
     def _batches(self) -> Iterator[_Batch]:
         """The batches, at most :attr:`size` images each."""
-        for images, labels, start, groups in self.batches:
+        for images, labels, start in self.batches:
             for at in range(0, len(labels), self.size):
                 part = slice(at, at + self.size)
-                yield images[part], labels[part], None if start is None else start[part], groups[part]
+                yield images[part], labels[part], None if start is None else start[part]
 
-    def _add(self, sums: dict[str, Tensor], prefix: str, logits: Tensor, labels: Tensor, groups: Tensor) -> None:
-        terms = {"loss": cross_entropy(logits, labels), "right": logits.argmax(dim=1) == labels}
-        for name, values in terms.items():
-            total = sums.setdefault(prefix + name, torch.zeros(self.groups, dtype=torch.float64, device=logits.device))
-            # Not index_add_: CUDA adds in an order that changes from run to run.
-            inside = groups == torch.arange(self.groups, device=groups.device)[:, None]
-            total += torch.where(inside, values.double(), 0.0).sum(dim=1)
+    def _sums(self, prefix: str, logits: Tensor) -> dict[str, Tensor | float]:
+        """Of ``logits`` ``(count, K)`` the loss and how many are right, summed over each group."""
+        terms = {"loss": cross_entropy(logits, self.labels), "right": logits.argmax(dim=1) == self.labels}
+        # Not index_add_: CUDA adds in an order that changes from run to run.
+        return {
+            prefix + name: torch.where(self.in_group, values.double(), 0.0).sum(dim=1).cpu()
+            for name, values in terms.items()
+        }
 
     def mean(self, sums: Tensor) -> Tensor:
         """``(..., G)`` sums to the mean over all images ``(...)``."""

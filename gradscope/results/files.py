@@ -33,14 +33,15 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path, argument: str = "out") -> Iterator[None]:
     """Keep this machine's other processes from writing to ``path``; :class:`GradscopeError` where one is at it."""
     name = hashlib.blake2b(str(path.resolve()).encode(), digest_size=16).hexdigest()
     lock = FileLock(Path(tempfile.gettempdir()) / f"gradscope-{name}.lock")
     try:
         lock.acquire(timeout=_MOMENT)
     except Timeout:
-        raise GradscopeError(f"out: another gradscope is writing to {path}; wait for it or name another") from None
+        busy = f"another gradscope is writing to {path}"
+        raise GradscopeError(f"{argument}: {busy}; wait for it or name another") from None
     try:
         yield
     finally:

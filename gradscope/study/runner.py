@@ -94,11 +94,11 @@ def run_plan(
     ``work`` is how many passes each stage is thought to take. ``seconds``, where given, is how long: of the stages
     that can begin, the one that most depends on comes first; without it they keep the plan's order. ``note`` writes
     down how far it is: called before every stage that is run, and at the end. Raises :class:`GradscopeError` where the
-    disk is full, and where another process is at this study.
+    disk is full, and where another study is writing to the same places.
     """
     ensure_writable(places.records)
     ensure_writable(places.checkpoints)
-    with exclusive(places.records):
+    with exclusive(places.records), exclusive(places.checkpoints, "checkpoints"):
         places.sweep()
         run = _Run(plan, places, engine, work, seconds or {}, device, figures, limit, told, note)
         with in_background(), overall_progress(plan.study.name, len(plan.stages)) as advance:

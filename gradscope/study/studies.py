@@ -31,8 +31,8 @@ class StudyRequest:
     """
 
     recipe: Path
-    out: Path | None = None
-    checkpoints: Path | None = None
+    out: Path
+    checkpoints: Path
     settings: Sequence[str] = ()
     seeds: Sequence[int] | None = None
     data_root: Path | None = None
@@ -49,9 +49,7 @@ class StudyRequest:
     @property
     def places(self) -> Places:
         """Where it writes, in any working directory."""
-        name = self.recipe.stem
-        checkpoints = self.checkpoints or Path("checkpoints") / name
-        return Places(checkpoints.resolve(), (self.out or Path("reports") / name).resolve())
+        return Places(self.checkpoints.resolve(), self.out.resolve())
 
 
 def plan_study(request: StudyRequest) -> Plan:

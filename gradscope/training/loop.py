@@ -6,38 +6,26 @@ alone has a stream for each process, and batch norm its own statistics on each C
 """
 
 import math
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 from torch import Tensor, nn
 
 from gradscope.config import Phase, Training
-from gradscope.data.image_set import ImageSet, as_floats, training_split
-from gradscope.data.names import DATASETS
+from gradscope.data.image_set import ImageSet, as_floats
 from gradscope.distributed.processes import Hardware, resolve_device
-from gradscope.errors import CannotResumeError, GradscopeError
+from gradscope.errors import GradscopeError
 from gradscope.losses import cross_entropy
-from gradscope.models.architectures import ModelSpec, build
-from gradscope.models.checkpoint import Checkpoint, load, load_strictly, load_weights_only, save
-from gradscope.models.inspection import check_fits, evaluating
+from gradscope.models.checkpoint import Checkpoint, load
+from gradscope.models.inspection import evaluating
 from gradscope.models.names import is_own
 from gradscope.progress import Advance, progress_bar
-from gradscope.results.files import atomic, ensure_writable
-from gradscope.results.provenance import provenance
-from gradscope.results.schemas import HISTORY
-from gradscope.results.tables import write_table
+from gradscope.results.files import ensure_writable
 from gradscope.seeding import generator, seeded
 from gradscope.training.batches import Batch, Batches
 from gradscope.training.graphs import Replayed
@@ -48,25 +36,19 @@ from gradscope.training.objectives import (
     shares_the_clean_pass,
 )
 from gradscope.training.precision import chosen_precision
-from gradscope.training.request import epochs_folder, state_path
+from gradscope.training.start import new_network, split
+from gradscope.training.state import RunState, begun_precision, ending_on_sigterm
 from gradscope.training.totals import Means, Totals
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 
 #: Seconds between two looks at the loss: each look waits for the device.
 LOOK_EVERY = 0.5
-#: Seconds between two writings of the state, which is held in memory meanwhile.
-STORE_EVERY = 10.0
 #: Whether the update is recorded as a CUDA graph, where it can be; eager updates, its reference in the tests, give the
 #: same bits.
 CUDA_GRAPHS = True
-
-
-@dataclass
-class Progress:
-    """What a run has reached, beside its weights: all that resuming needs to know."""
-
-    epochs_done: int = 0
-    best_accuracy: float = -1.0
-    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 def train(
@@ -85,99 +67,57 @@ def train(
 
     The checkpoint kept is the best on the validation images within the last phase (ties go to the later epoch), or
     the last, as ``training.selection`` says. The state after an epoch is kept in ``out`` + ``.resume`` until the run
-    is complete: it is written after the first epoch, then every :data:`STORE_EVERY` seconds at most, and whenever the
-    run is stopped, by an error or by SIGINT or SIGTERM. A loss that is not finite raises :class:`GradscopeError`; the
-    last good checkpoint stays. With ``keep_epochs`` the weights before the first and after each epoch are kept too, as
-    checkpoints in :func:`gradscope.training.request.epochs_folder`. The run begins with the weights of the checkpoint
-    ``initial``, where it is given.
+    is complete: it is written after the first epoch, then every :data:`gradscope.training.state.STORE_EVERY` seconds
+    at most, and whenever the run is stopped, by an error or by SIGINT or SIGTERM. A loss that is not finite raises
+    :class:`GradscopeError`; the last good checkpoint stays. With ``keep_epochs`` the weights before the first and after
+    each epoch are kept too, as checkpoints in :func:`gradscope.training.request.epochs_folder`. The run begins with the
+    weights of the checkpoint ``initial``, where it is given.
 
     No epoch begins that would end after ``deadline`` (``time.time()``), if it takes as long as the last one; the run
     is then left as an interrupted one is, and its checkpoint says how many epochs are done. A user's own architecture
     runs code, which takes ``trust_code``.
     """
     ensure_writable(out.parent)
-    if resume and out.exists() and not state_path(out).exists():
-        raise CannotResumeError(f"resume: {out} is complete; nothing is left to do")
-    begin: Checkpoint | None = None
+    begun = begun_precision(out) if resume else None
+    weights: Checkpoint | None = None
     if initial is not None:
-        begin = load(initial)
-        training = training.model_copy(update={"initial": begin.fingerprint})
+        weights = load(initial)
+        training = training.model_copy(update={"initial": weights.fingerprint})
     side = min(train_set.height, train_set.width)
-    begun = _begun_in(out) if resume else None
     chosen = chosen_precision(training.precision, resolve_device(hardware.device), side, begun)
     training = training.model_copy(update={"precision": chosen})
-    hardware.launch(
-        training.precision,
-        partial(
-            _run,
-            training=training,
-            train_set=train_set,
-            out=out,
-            resume=resume,
-            keep_epochs=keep_epochs,
-            initial=begin,
-            deadline=deadline,
-            trust_code=trust_code,
-        ),
+    begin = partial(
+        Run,
+        training=training,
+        train_set=train_set,
+        out=out,
+        keep_epochs=keep_epochs,
+        initial=weights,
+        trust_code=trust_code,
     )
+    hardware.launch(training.precision, partial(_run, begin=begin, resume=resume, deadline=deadline))
     return load(out, trust_code=trust_code)
 
 
-def _begun_in(out: Path) -> str | None:
-    """The precision of the unfinished run of ``out``; None where there is none that can be read."""
-    try:
-        return str(load_weights_only(state_path(out), "resume")["config"]["precision"])
-    except (GradscopeError, LookupError, TypeError):
-        return None
-
-
-def _run(
-    fabric: Fabric,
-    training: Training,
-    train_set: ImageSet,
-    out: Path,
-    resume: bool,
-    keep_epochs: bool,
-    initial: Checkpoint | None,
-    deadline: float,
-    trust_code: bool,
-) -> None:
-    run = Run(fabric, training, train_set, out, keep_epochs=keep_epochs, initial=initial, trust_code=trust_code)
+def _run(fabric: "Fabric", begin: "Callable[[Fabric], Run]", resume: bool, deadline: float) -> None:
+    run = begin(fabric)
     if resume:
-        run.resume()
-    elif fabric.is_global_zero:
-        run.begin_epochs()
-    updates = training.epochs * run.updates
-    bar = progress_bar(f"train {training.mode}", updates, visible=fabric.is_global_zero)
-    with bar as advance, _ending_on_sigterm():
-        advance(run.progress.epochs_done * run.updates, "")
+        run.state.resume()
+    else:
+        run.state.begin()
+    updates = run.training.epochs * run.updates
+    bar = progress_bar(f"train {run.training.mode}", updates, visible=fabric.is_global_zero)
+    with bar as advance, ending_on_sigterm():
+        advance(run.state.epochs_done * run.updates, "")
         run.complete(advance, deadline)
 
 
-def _require_trainable(train_set: ImageSet, training: Training, held_out: int) -> None:
-    """Raise :class:`GradscopeError` where there is one class, or no image is held out to validate on."""
-    argument = "dataset" if training.data.dataset in DATASETS else "y"
-    if len(train_set.classes) < 2:
-        raise GradscopeError(f"{argument} must hold at least 2 classes, got {len(train_set.classes)}")
-    if held_out:
-        return
-    _, counts = train_set.labels.unique(return_counts=True)
-    if int(counts.max()) > 1:
-        raise GradscopeError(
-            "train_samples must be large enough for 2 images of a class, one to validate on, as "
-            f"{len(counts) + 1} are of {train_set.name}; got {training.train_samples}"
-        )
-    raise GradscopeError(
-        f"{argument} must have a class with at least 2 training images, one to validate on; {train_set.name} has none"
-    )
-
-
 class Run:
-    """One training run: network, optimiser, data and what has been reached."""
+    """One training run: network, optimiser, data and the state it has reached."""
 
     def __init__(
         self,
-        fabric: Fabric,
+        fabric: "Fabric",
         training: Training,
         train_set: ImageSet,
         out: Path,
@@ -187,36 +127,13 @@ class Run:
         trust_code: bool = False,
     ) -> None:
         self.fabric = fabric
-        self.keep_epochs = keep_epochs
         self.training = training
-        self.out = out
         self.advance: Advance = lambda done, note: None
-        # Indices, not copies: a set larger than memory stays the memory map it is.
-        self.trained, self.held_out = training_split(
-            train_set.labels, training.validation_fraction, training.seed, training.train_samples
-        )
-        _require_trainable(train_set, training, len(self.held_out))
+        self.trained, self.held_out = split(training, train_set)
         self.batch_size = min(training.batch_size, len(self.trained))
         self.updates = len(self.trained) // self.batch_size
         self.images = train_set.on(fabric.device)
-        own = is_own(training.architecture)
-        mean, std = ((0.0,), (1.0,)) if own else train_set.channel_statistics(self.trained)
-        height, width = train_set.height, train_set.width
-        self.spec = ModelSpec(
-            architecture=training.architecture,
-            classes=len(train_set.classes),
-            channels=train_set.channels,
-            image_size=height if height == width else (height, width),
-            mean=mean,
-            std=std,
-        )
-        with seeded(training.seed, "weights"):
-            network = build(self.spec, trust_code=trust_code)
-        if own:
-            name = f"architecture: {training.architecture}"
-            check_fits(network, train_set, name=name, device=torch.device("cpu"))
-        if initial is not None:
-            load_strictly(network, initial.state_dict, f"from: the weights of {initial.mode!r} do not fit this model")
+        spec, network = new_network(training, train_set, self.trained, initial, trust_code=trust_code)
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         # The overload is there, torch's stubs lack it.
@@ -228,11 +145,8 @@ class Run:
         self.judged = self.held_out[fabric.global_rank :: fabric.world_size].to(self.images.images.device)
         self.batches = Batches(self.images, training, fabric.device, fabric.global_rank, fabric.world_size)
         self.totals = Totals(fabric.device)
-        self.progress = Progress()
-        self.best: dict[str, Tensor] | None = None
+        self.state = RunState(fabric, training, self.images, spec, self.network, self.optimizer, out, keep_epochs)
         self.update: Callable[[Batch], None] = partial(self._update, training.phases[0], self.batch_size)
-        self.unwritten: dict[str, Any] | None = None
-        self.written = -inf
 
     def _new_optimizer(self) -> torch.optim.AdamW:
         """AdamW; on a GPU in one kernel, which a CUDA graph can record: its learning rate is a tensor there."""
@@ -241,37 +155,6 @@ class Run:
             return torch.optim.AdamW(self.network.parameters(), lr=rate)
         kept = torch.tensor(rate, device=self.fabric.device)
         return torch.optim.AdamW(self.network.parameters(), lr=kept, fused=True, capturable=True)
-
-    def resume(self) -> None:
-        """Continue where the state file says; a run of another configuration or other data is refused."""
-        path = state_path(self.out)
-        if not path.exists():
-            raise CannotResumeError(f"resume: there is no unfinished run at {path}")
-        try:
-            state = load_weights_only(path, "resume")
-        except GradscopeError as error:
-            raise CannotResumeError(str(error)) from None
-        if state["config"] != self._config() or state["fingerprint"] != self.images.fingerprint:
-            changed = [key for key, value in self._config().items() if state["config"].get(key) != value]
-            what = ", ".join(changed) or "the images"
-            raise CannotResumeError(f"resume: {path} belongs to another run; it differs in {what}")
-        load_strictly(self.network, state["network"], f"resume: {path} does not fit {self.training.architecture}")
-        # How the optimiser computes is this device's affair; its first state may be another's.
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
-        self.progress = Progress(state["epochs_done"], state["best_accuracy"], state["history"])
-        self.best = state["best"]
-
-    def begin_epochs(self) -> None:
-        """Keep the weights as they are before the first epoch, if epochs are kept; those of an earlier run go."""
-        for stale in epochs_folder(self.out).glob("*.pt"):
-            stale.unlink()
-        self._keep_epoch()
-
-    def _keep_epoch(self) -> None:
-        if self.keep_epochs:
-            path = epochs_folder(self.out) / f"{self.progress.epochs_done:04}.pt"
-            save(path, self._checkpoint(self.network.state_dict(), self.progress.history))
 
     def complete(self, advance: Advance, deadline: float = inf) -> None:
         """Train all epochs that are left and write the checkpoint; ``advance`` is told of every few updates.
@@ -284,10 +167,8 @@ class Run:
                 return
         finally:
             del self.update  # it refers to this run, and so would keep the GPU's memory
-            self._write()
-        if self.fabric.is_global_zero:
-            save(self.out, self._checkpoint(self.best or self.network.state_dict(), self.progress.history))
-            state_path(self.out).unlink(missing_ok=True)
+            self.state.write()
+        self.state.complete()
         self.fabric.barrier()
 
     def _all_epochs(self, deadline: float) -> bool:
@@ -295,7 +176,7 @@ class Run:
         first = 0
         for number, phase in enumerate(self.training.phases):
             self.update = self.update_of(phase)
-            for epoch in range(max(first, self.progress.epochs_done), first + phase.epochs):
+            for epoch in range(max(first, self.state.epochs_done), first + phase.epochs):
                 if self._is_late(deadline):
                     return False
                 self._epoch(number, phase, epoch, epoch - first)
@@ -318,7 +199,7 @@ class Run:
 
     def _is_late(self, deadline: float) -> bool:
         """Whether another epoch as long as the last would end after ``deadline``; the first process decides."""
-        history = self.progress.history
+        history = self.state.history
         if deadline == inf or not history:
             return False
         return bool(self.fabric.broadcast(time.time() + history[-1]["seconds"] > deadline))
@@ -340,15 +221,7 @@ class Run:
             "images_per_second": trained.images / seconds,
             "seconds": time.perf_counter() - started,
         }
-        self.progress.history.append(row)
-        self.progress.epochs_done = epoch + 1
-        if epoch_of_phase == 0:
-            # An earlier phase's best is no checkpoint of this one: an "-adv" run that kept it would be none.
-            self.progress.best_accuracy = -1.0
-        if self.training.selection == "last" or validation_accuracy >= self.progress.best_accuracy:
-            self.progress.best_accuracy = validation_accuracy
-            self.best = _copied(self.network.state_dict())
-        self._store()
+        self.state.add(row, begins_phase=epoch_of_phase == 0)
 
     def _train_epoch(self, phase: Phase, epoch: int, epoch_of_phase: int) -> Means:
         seed, size = self.training.seed, self.batch_size
@@ -383,8 +256,9 @@ class Run:
         """Stop a run whose loss is not finite; what was good is written."""
         if math.isfinite(means.loss):
             return
-        self._write()
-        kept = f"the last good checkpoint is {self.out}" if self.out.exists() else "there is no checkpoint yet"
+        self.state.write()
+        out = self.state.out
+        kept = f"the last good checkpoint is {out}" if out.exists() else "there is no checkpoint yet"
         raise GradscopeError(
             f"loss: it is not finite in epoch {epoch + 1}; lower the learning rate or set clip_norm; {kept}"
         )
@@ -450,77 +324,3 @@ class Run:
                 sums[1] += (logits.argmax(dim=1) == labels).sum()
         loss, accuracy = (self._summed(sums) / len(self.held_out)).tolist()
         return loss, accuracy
-
-    def _store(self) -> None:
-        """Keep what resuming needs: in memory, and on disk where it has not been written for long; one process does."""
-        if not self.fabric.is_global_zero:
-            return
-        self._keep_epoch()
-        state = {
-            "config": self._config(),
-            "fingerprint": self.images.fingerprint,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "best": self.best,
-            "epochs_done": self.progress.epochs_done,
-            "best_accuracy": self.progress.best_accuracy,
-            "history": self.progress.history.copy(),
-        }
-        due = time.monotonic() - self.written > STORE_EVERY
-        self.unwritten = state if due else _copied(state)
-        if due:
-            self._write()
-
-    def _write(self) -> None:
-        """Write the state that :meth:`_store` kept, the best checkpoint so far and the history."""
-        state, self.unwritten = self.unwritten, None
-        if state is None:
-            return
-        with atomic(state_path(self.out)) as temporary, temporary.open("wb") as file:
-            torch.save(state, file)
-        save(self.out, self._checkpoint(state["best"], state["history"]))
-        write_table(self.out.with_suffix(".history.csv"), HISTORY, state["history"])
-        self.written = time.monotonic()
-
-    def _checkpoint(self, weights: dict[str, Tensor], history: list[dict[str, Any]]) -> Checkpoint:
-        return Checkpoint(
-            spec=self.spec,
-            state_dict=weights,
-            mode=self.training.mode,
-            dataset=self.images.name,
-            classes=self.images.classes,
-            data_fingerprint=self.images.fingerprint,
-            config=self._config(),
-            history=history,
-            provenance=self._provenance(),
-        )
-
-    def _config(self) -> dict[str, Any]:
-        return self.training.model_dump(mode="json")
-
-    def _provenance(self) -> dict[str, Any]:
-        return provenance(str(self.fabric.device)) | {"processes": self.fabric.world_size}
-
-
-@contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """End by SystemExit on SIGTERM inside, where nobody else handles it, so that what is unwritten is written."""
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _copied(state: Any) -> Any:
-    """``state`` with its tensors in memory of their own."""
-    if isinstance(state, Tensor):
-        return state.detach().clone()
-    if isinstance(state, dict):
-        return type(state)((name, _copied(value)) for name, value in state.items())
-    if isinstance(state, list):
-        return [_copied(value) for value in state]
-    return state

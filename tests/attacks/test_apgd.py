@@ -91,13 +91,36 @@ def test_a_wrong_class_is_aimed_at_by_its_rank(image_set, problem_of):
     problem = replace(
         problem, images=torch.full((6, 3, 8, 8), 0.5), labels=torch.zeros(6, dtype=torch.int64), classes=4
     )
-    assert problem.fooled_at(apgd_targeted(problem, 0)).all()
+    assert problem.fooled_at(apgd_targeted(problem, [0])).all()
     near = replace(problem, threat=ThreatModel("linf", 0.1))
     for rank in range(3):
         tally = Tally()
-        apgd_targeted(replace(near, model=Counted(near.model, tally)), rank)
+        apgd_targeted(replace(near, model=Counted(near.model, tally)), [rank])
         assert tally.forward == 6 * (1 + 11)  # the ranking and every iterate
         assert tally.backward == 6 * 10
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_classes_side_by_side_fool_whom_one_of_them_fools_alone(convolutional, image_set, problem_of, norm):
+    """And end with the first of them: each pass has the points of an image for all classes, or none."""
+    threat = ThreatModel(norm, 0.015 if norm == "linf" else 0.2)
+    problem = right_when_clean(convolutional, image_set, problem_of, threat, steps=15)
+    alone = [problem.fooled_at(apgd_targeted(problem, [rank])) for rank in (1, 2, 3)]
+    tally = Tally()
+    together = problem.fooled_at(apgd_targeted(replace(problem, model=Counted(problem.model, tally)), [1, 2, 3]))
+    assert torch.equal(together, torch.stack(alone).any(dim=0))
+    assert 3 < int(together.sum()) < len(problem) - 3
+    assert any(int(one.sum()) < int(together.sum()) for one in alone)
+    standing, paid = int((~together).sum()), tally.forward - len(problem)
+    assert paid % 3 == 0
+    assert 3 * 16 * standing < paid < 3 * 16 * len(problem)
+    apart = 0
+    for row in range(len(problem)):
+        tally = Tally()
+        one = replace(problem.only(torch.tensor([row])), model=Counted(problem.model, tally))
+        apgd_targeted(one, [1, 2, 3])
+        apart += tally.forward
+    assert apart == pytest.approx(paid + len(problem), rel=0.02)
 
 
 class Scale(nn.Module):

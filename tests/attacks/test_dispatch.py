@@ -5,6 +5,7 @@ import torch
 from scipy import stats
 from torch import nn
 
+from gradscope.attacks.dispatch import turns
 from gradscope.attacks.evaluation import evaluate
 from gradscope.attacks.registry import ATTACKS
 from gradscope.attacks.threat import ThreatModel
@@ -157,3 +158,16 @@ def test_cross_entropy_is_blind_where_it_saturates(boundary):
     seen = margin(model(images), labels) < 104
     assert 10 < int(seen.sum()) < 50
     assert torch.equal(outcome.fooled_by("fgsm"), seen)
+
+
+def test_the_likeliest_wrong_class_is_aimed_at_alone_then_several_at_once():
+    """At most eight, and no more points of an image than the batch may have."""
+
+    def ranks(classes, batch_size):
+        budget = Budget(targets=12)
+        return [list(turn.run.keywords["ranks"]) for turn in turns(ATTACKS["apgd-t"], budget, classes, 0, batch_size)]
+
+    assert ranks(2, 32) == [[0]]
+    assert ranks(4, 32) == [[0], [1, 2]]
+    assert ranks(100, 32) == [[0], [1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11]]
+    assert ranks(5, 1) == [[0], [1], [2], [3]]

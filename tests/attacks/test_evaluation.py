@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from gradscope.attacks.dispatch import turns
 from gradscope.attacks.evaluation import evaluate
 from gradscope.attacks.registry import ATTACKS
 from gradscope.attacks.threat import ThreatModel
@@ -87,17 +88,19 @@ def test_what_a_turn_leaves_goes_on_in_full_batches(convolutional, image_set, na
     def each(units):
         for label, make in units:
             values = make()
-            turn = label.rsplit("-", 2)[0]
-            seen.setdefault(turn, []).append(len(values.get("fooled", values.get("right"))))
+            title = label.rsplit("-", 2)[0]
+            seen.setdefault(title, []).append(len(values.get("fooled", values.get("right"))))
             yield values
 
     threat = ThreatModel("linf", 0.015)
-    given = (convolutional, image_set, [name], threat, TINY)
+    budget = TINY.model_copy(update={"targets": 4})
+    given = (convolutional, image_set, [name], threat, budget)
     outcome = evaluate(*given, examples=examples, work=Work(batch_size=8, each=each), keep_images=True)
     del seen["clean"]
-    assert list(seen)[:2] == [f"{name}-0", f"{name}-1"]
-    for sizes in seen.values():
-        assert set(sizes[:-1]) <= {8}
+    expected = list(turns(ATTACKS[name], budget, 5, len(examples), 8))
+    assert list(seen) == [f"{name}-{number}-of-{len(expected)}" for number in range(1, len(expected) + 1)]
+    for turn, sizes in zip(expected, seen.values(), strict=True):
+        assert set(sizes[:-1]) <= {8 // turn.copies}
     left = [sum(sizes) for sizes in seen.values()]
     assert left[0] == 32 > left[-1] > 0
     whole = evaluate(*given, examples=examples, keep_images=True).attacks[name]

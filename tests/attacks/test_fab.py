@@ -26,7 +26,7 @@ def test_it_finds_the_nearest_point_over_the_boundary(case_and_norm, problem_of)
     case, norm = case_and_norm
     threat = ThreatModel(norm, 2 * float(case.distance.max()))
     problem = problem_of(case.model, case.image_set, threat, steps=30)
-    points = fab_targeted(problem, rank=0)
+    points = fab_targeted(problem, [0])
     assert problem.fooled_at(points).all()
     torch.testing.assert_close(threat.distance(points, problem.images), case.distance, rtol=0.01, atol=1e-6)
 
@@ -35,7 +35,7 @@ def test_it_finds_the_nearest_point_over_the_boundary(case_and_norm, problem_of)
 def test_the_image_is_returned_where_the_boundary_is_farther(boundary, problem_of, norm):
     case = boundary(norm, 3)
     problem = problem_of(case.model, case.image_set, ThreatModel(norm, case.epsilon), steps=30)
-    points = fab_targeted(problem, rank=0)
+    points = fab_targeted(problem, [0])
     far = case.distance > case.epsilon
     assert 0 < far.sum() < len(far)
     assert torch.equal(problem.fooled_at(points), ~far)
@@ -105,20 +105,20 @@ def test_it_agrees_with_torchattacks(convolutional, image_set, problem_of, norm,
     )
     theirs.target_class = rank + 2
     expected = theirs.attack_single_run_targeted(problem.images, problem.labels)
-    here = problem.threat.distance(fab_targeted(problem, rank), problem.images)
+    here = problem.threat.distance(fab_targeted(problem, [rank]), problem.images)
     there = problem.threat.distance(expected, problem.images)
     assert (there > 0).any()
     close = (here - there).abs() <= 1e-4 * there
     assert close.double().mean() >= 0.9
     epsilon = float(there.median()) * 1.001
-    fooled = problem.fooled_at(fab_targeted(right(problem, epsilon), rank))
+    fooled = problem.fooled_at(fab_targeted(right(problem, epsilon), [rank]))
     assert torch.equal(fooled[close], ((there > 0) & (there <= epsilon))[close])
 
 
 def test_a_step_takes_two_forward_passes_and_one_backward(convolutional, image_set, problem_of):
     tally = Tally()
     problem = right(problem_of(convolutional, image_set, ThreatModel("linf", 1e-6), 8, steps=4))
-    fab_targeted(replace(problem, model=Counted(problem.model, tally)), 0)
+    fab_targeted(replace(problem, model=Counted(problem.model, tally)), [0])
     assert (tally.forward, tally.backward) == (8 * 2 * 4, 8 * 4)
 
 
@@ -131,7 +131,7 @@ def test_small_gradients_are_seen(boundary, problem_of, norm):
             return 1e-15 * case.model(images)
 
     problem = problem_of(Small(), case.image_set, ThreatModel(norm, 2 * float(case.distance.max())), steps=20)
-    assert problem.fooled_at(fab_targeted(problem, 0)).all()
+    assert problem.fooled_at(fab_targeted(problem, [0])).all()
 
 
 def test_a_dead_gradient_leaves_the_image(image_set, problem_of):
@@ -140,12 +140,24 @@ def test_a_dead_gradient_leaves_the_image(image_set, problem_of):
             return torch.tensor([1.0, 0.0, -1.0, -2.0, -3.0]) + 0 * images.flatten(1)[:, :5]
 
     problem = right(problem_of(Dead(), image_set, ThreatModel("linf", 0.1), 6, steps=3))
-    assert torch.equal(fab_targeted(problem, 0), problem.images)
+    assert torch.equal(fab_targeted(problem, [0]), problem.images)
 
 
 @NORMS
 def test_an_images_point_does_not_depend_on_the_batch(convolutional, image_set, problem_of, norm):
     problem = right(problem_of(convolutional, image_set, ThreatModel(norm, 1e3), 8, steps=10))
-    apart = torch.cat([fab_targeted(problem.only(torch.tensor([row])), 0) for row in range(8)])
-    distances = (problem.threat.distance(points, problem.images) for points in (fab_targeted(problem, 0), apart))
+    apart = torch.cat([fab_targeted(problem.only(torch.tensor([row])), [0]) for row in range(8)])
+    distances = (problem.threat.distance(points, problem.images) for points in (fab_targeted(problem, [0]), apart))
     torch.testing.assert_close(*distances, rtol=1e-3, atol=1e-6)
+
+
+@NORMS
+def test_classes_side_by_side_are_the_nearest_of_each_alone(convolutional, image_set, problem_of, norm):
+    problem = right(problem_of(convolutional, image_set, ThreatModel(norm, 1e3), steps=10))
+    together, *alone = (
+        problem.threat.distance(fab_targeted(problem, ranks), problem.images) for ranks in ([1, 2, 3], [1], [2], [3])
+    )
+    alone = torch.stack(alone)
+    assert len(alone.argmin(dim=0).unique()) > 1
+    close = (together - alone.amin(dim=0)).abs() <= 1e-3 * together
+    assert close.double().mean() >= 0.9

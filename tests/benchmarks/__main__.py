@@ -17,9 +17,14 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
+from math import inf
+from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -39,7 +44,13 @@ from gradscope.distributed.units import Work
 from gradscope.errors import Caution
 from gradscope.measure.writer import Writer
 from gradscope.models.architectures import ModelSpec, build
-from gradscope.models.inspection import laid_out, measuring, strict_float32
+from gradscope.models.inspection import (
+    channels_last,
+    laid_out,
+    measuring,
+    strict_float32,
+    takes_channels_last,
+)
 from gradscope.probes.input_landscape import (
     POINTS_AT_ONCE,
     Planes,
@@ -89,9 +100,9 @@ def random_images(count: int) -> ImageSet:
     return ImageSet.from_tensors("random", images, labels, [str(name) for name in range(10)])
 
 
-def network(architecture: str, device: torch.device) -> torch.nn.Module:
+def network(architecture: str, device: torch.device, channels: int = 3, side: int = 32) -> torch.nn.Module:
     torch.manual_seed(0)
-    spec = ModelSpec(architecture, 10, 3, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    spec = ModelSpec(architecture, 10, channels, side, (0.5,) * channels, (0.25,) * channels)
     return build(spec).to(device)
 
 
@@ -419,24 +430,81 @@ def supervised_epoch(bench: Bench) -> Iterator[Ratio]:
     yield max(pairs, key=lambda pair: pair.ratio)
 
 
+def layouts(bench: Bench) -> Iterator[Ratio]:
+    """Forward and back in both memory layouts: what :func:`takes_channels_last` says of a device."""
+    target = 1.0 if takes_channels_last(bench.device) else inf
+    for architecture, shape in (("cnn4", (32, 3, 32, 32)), ("cnn6", (32, 3, 32, 32)), ("cnn2", (384, 1, 8, 8))):
+        model, images = network(architecture, bench.device, *shape[1:3]).eval(), torch.rand(shape, device=bench.device)
+        count = bench.size(30 if architecture != "cnn6" or bench.on_gpu else 3, 1)
+        last, plain = (partial(there_and_back, model, laid, count) for laid in (channels_last(images), images))
+        name = f"channels last, {architecture}, {len(images)} images"
+        with strict_float32(), measuring(model):
+            yield side_by_side(name, "the plain layout", last, plain, target=target, rounds=bench.rounds)
+
+
+def there_and_back(model: torch.nn.Module, images: torch.Tensor, count: int) -> None:
+    for _ in range(count):
+        point = images.detach().requires_grad_()
+        torch.autograd.grad(model(point).logsumexp(dim=1).sum(), point)
+
+
+def kept_memory(bench: Bench) -> Iterator[Ratio]:
+    """Forward and back before and after :func:`keep_memory`, which the commands call, in this order."""
+    model, images = network("cnn4", bench.device).eval(), laid_out(torch.rand(bench.size(128, 2), 3, 32, 32))
+    count = bench.size(8, 1)
+    work = partial(there_and_back, model, images.to(bench.device), count)
+    with strict_float32(), measuring(model):
+        given_back = [(work(), seconds(work))[1] for _ in range(bench.rounds)]
+        keep_memory()
+        kept = [(work(), seconds(work))[1] for _ in range(bench.rounds)]
+    ratios = tuple(ours / theirs for ours, theirs in zip(kept, given_back, strict=True))
+    name = f"freed memory kept, cnn4, {len(images)} images"
+    yield Ratio(name, "given back", median(kept), median(given_back), ratios, 1.0)
+
+
 def memory(bench: Bench) -> Iterator[Ratio]:
     """Peak resident memory of `gradscope analyze` on 1,000 and on 10,000 images, on the CPU, in own processes."""
-    checkpoint, data = bench.folder / "memory.pt", bench.folder / "images.npz"
     many, few = bench.size(10_000, 100), bench.size(1_000, 10)
-    images = random_images(many)
-    arrays = {"X_test": images.images.numpy(), "y_test": images.labels.numpy()}
-    np.savez(data, X_train=arrays["X_test"][:200], y_train=arrays["y_test"][:200], **arrays)
-    source = ["--dataset", "npz", "--data-root", str(data), "--device", "cpu"]
-    peak_memory("train", "--mode", "sl", *source, "--arch", "cnn2", "--epochs", "1", "--out", str(checkpoint))
+    analyze = analysis_on_disk("cnn2", many, bench.folder / "memory")
     peaks = [
-        peak_memory(
-            *("analyze", str(checkpoint), *source, "--steps", "3", "--no-figures"),
-            *("--samples", str(samples), "--out", str(bench.folder / f"analysis-{samples}")),
-        )
+        peak_memory(*analyze, "--steps", "3", "--samples", str(samples), "--out", str(bench.folder / f"of-{samples}"))
         for samples in (many, few)
     ]
     ratios = (peaks[0] / peaks[1],)
     yield Ratio(f"analyze {many:,} images, peak memory", f"{few:,} images", *peaks, ratios, 1.2, "MiB")
+
+
+def analysis_on_disk(architecture: str, count: int, folder: Path) -> list[str]:
+    """The command that analyses a network, trained for an epoch, on ``count`` random images, all in ``folder``."""
+    folder.mkdir()
+    checkpoint, data = str(folder / "model.pt"), folder / "images.npz"
+    images = random_images(count)
+    arrays = {"X_test": images.images.numpy(), "y_test": images.labels.numpy()}
+    np.savez(data, X_train=arrays["X_test"][:200], y_train=arrays["y_test"][:200], **arrays)
+    source = ["--dataset", "npz", "--data-root", str(data), "--device", "cpu"]
+    peak_memory("train", "--mode", "sl", *source, "--arch", architecture, "--epochs", "1", "--out", checkpoint)
+    return ["analyze", checkpoint, *source, "--no-figures"]
+
+
+def two_at_once(bench: Bench) -> Iterator[Ratio]:
+    """Two commands on the same cores, from start to end, beside one alone: they wait as the commands see to."""
+    analyze = [*analysis_on_disk("cnn4", 300, bench.folder / "at-once"), "--steps", "20", "--overwrite"]
+    settings = {key: value for key, value in os.environ.items() if not key.startswith(("GOMP_", "OMP_"))}
+    quiet = subprocess.DEVNULL
+
+    def run(count: int) -> None:
+        samples, out = str(bench.size(96, 2)), bench.folder / "at-once"
+        command = [sys.executable, "-m", "gradscope", *analyze, "--samples", samples, "--out"]
+        begun = [
+            subprocess.Popen([*command, str(out / str(number))], env=settings, stdout=quiet, stderr=quiet)
+            for number in range(count)
+        ]
+        codes = [process.wait() for process in begun]
+        assert not any(codes)
+
+    rounds = 1 if bench.quick else min(bench.rounds, 3)
+    name, against = "two `analyze` of cnn4 at once", "one alone"
+    yield side_by_side(name, against, partial(run, 2), partial(run, 1), target=1.5, rounds=rounds)
 
 
 def peak_memory(*arguments: str) -> float:
@@ -519,15 +587,32 @@ BENCHMARKS: dict[str, Callable[[Bench], Iterator[Ratio | Absolute]]] = {
     "weight-plane": weight_plane,
     "rl-adv-update": rl_adversarial_update,
     "sl-epoch": supervised_epoch,
+    "layout": layouts,
     "memory": memory,
-    "autoattack": autoattack,
+    "two-at-once": two_at_once,
     "audit": audit,
+    "kept-memory": kept_memory,
+    "autoattack": autoattack,
     "refusal": refusal,
     "writing": writing,
     "quickstart": quickstart,
 }
 #: What no name asks for: hours on a CPU; the CPU's memory, on a GPU.
-LEFT_OUT = {"cpu": ("pgd-rate", "weight-plane-time"), "cuda": ("memory", "refusal", "writing")}
+LEFT_OUT = {
+    "cpu": ("pgd-rate", "weight-plane-time"),
+    "cuda": ("memory", "two-at-once", "kept-memory", "refusal", "writing"),
+}
+
+
+def in_own_process(name: str, bench: Bench) -> list[Ratio | Absolute]:
+    """What a benchmark finds in a fresh process: how much freed memory glibc keeps depends on what came before."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(results_of, name, bench).result()
+
+
+def results_of(name: str, bench: Bench) -> list[Ratio | Absolute]:
+    warnings.simplefilter("ignore", Caution)
+    return list(BENCHMARKS[name](bench))
 
 
 def write(path: Path, machine: dict[str, object], records: list[dict[str, object]]) -> None:
@@ -578,7 +663,7 @@ def main() -> None:
             if time.perf_counter() - began > arguments.until:
                 print(f"{name}: left out, {arguments.until:g} seconds are over", flush=True)
                 continue
-            for result in BENCHMARKS[name](bench):
+            for result in BENCHMARKS[name](bench) if on_gpu else in_own_process(name, bench):
                 print(result.row(), flush=True)
                 records.append({"benchmark": name, **result.record()})
                 if arguments.out is not None:
@@ -587,4 +672,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # What runs in a process of its own is looked up by its module's name.
+    from tests.benchmarks.__main__ import main
+
     main()

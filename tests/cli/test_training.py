@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ from gradscope.config import Data
 from gradscope.data import sources
 from gradscope.models import checkpoint as checkpoints
 from gradscope.results.stats import wilson_interval
-from gradscope.training import loop
 from gradscope.training.phases import MODES
+from gradscope.training.state import RunState
 
 Done = Callable[..., str]
 Run = Callable[..., Any]
@@ -95,15 +97,15 @@ def test_an_unfinished_run_is_named_and_resumed(
 ) -> None:
     arguments = ("train", "--mode", "sl", "--epochs", 3)
     done(*arguments, "--out", tmp_path / "whole.pt")
-    store = loop.Run._store
+    store = RunState._store
 
-    def stop(self: loop.Run) -> None:
+    def stop(self: RunState) -> None:
         store(self)
-        if self.progress.epochs_done == 1:
+        if self.epochs_done == 1:
             raise StoppedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "_store", stop)
+        patch.setattr(RunState, "_store", stop)
         with pytest.raises(StoppedError):
             main([*map(str, arguments), "--out", str(tmp_path / "c.pt")])
     before = content(tmp_path)
@@ -130,15 +132,25 @@ def test_overwrite_replaces_a_checkpoint(tmp_path: Path, world: Path, done: Done
 
 
 def test_a_training_that_sigterm_ends_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
-    store = loop.Run._store
+    store = RunState._store
 
-    def told(self: loop.Run) -> None:
+    def told(self: RunState) -> None:
         store(self)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(loop.Run, "_store", told)
+    monkeypatch.setattr(RunState, "_store", told)
     ended = run("train", "--mode", "sl", "--epochs", 3, "--out", tmp_path / "c.pt")
     assert ended.code == 143
     assert "interrupted; what was written stays, --resume continues" in ended.err
     assert checkpoints.load(tmp_path / "c.pt").epochs == 1
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_fabric_announces_nothing(tmp_path: Path, devices: int) -> None:
+    """Neither a precision nor processes; in a process of its own, for loading Fabric lets it speak."""
+    options = ["--epochs", "1", "--train-samples", "200", "--precision", "bf16", "--devices", str(devices)]
+    command = ["train", "--mode", "sl", *options, "--device", "cpu", "--out", str(tmp_path / "c.pt")]
+    done = subprocess.run([sys.executable, "-m", "gradscope", *command], capture_output=True, text=True, check=True)
+    assert "Automatic Mixed Precision" not in done.stderr + done.stdout
+    assert "distributed" not in done.stderr + done.stdout

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradscope.data.given import as_image_set
 from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
-from gradscope.models.given import device_of, given_model
+from gradscope.models.given import given_model
 from gradscope.models.inspection import LogitsOnly
 
 X = torch.from_numpy(load_digits().images[:40, :, :6] / 16).float()[:, None].expand(-1, 3, -1, -1).contiguous()
@@ -168,9 +168,3 @@ def test_a_part_in_training_mode_is_named(images: ImageSet) -> None:
     with pytest.raises(GradscopeError, match=r"got training mode in its part 1; call model\.eval\(\)"):
         given_model(model, images)
     assert model[1].training
-
-
-def test_the_device_is_the_models() -> None:
-    assert device_of(nn.Linear(1, 1, device="meta")) == torch.device("meta")
-    assert device_of(nn.BatchNorm2d(3, affine=False, device="meta")) == torch.device("meta")
-    assert device_of(nn.Flatten()) == torch.device("cpu")

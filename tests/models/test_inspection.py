@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
-from gradscope.models.inspection import check_differentiable, check_fits, evaluating, measuring, one_line
+from gradscope.models.inspection import check_differentiable, check_fits, device_of, evaluating, measuring, one_line
 
 CPU = torch.device("cpu")
 
@@ -242,3 +242,9 @@ def test_measuring_is_ieee_float32_and_restores_the_callers_choice(choice: str) 
     with pytest.raises(ZeroDivisionError), measuring(mixed()):
         raise ZeroDivisionError
     assert arithmetic() == before
+
+
+def test_the_device_is_the_models() -> None:
+    assert device_of(nn.Linear(1, 1, device="meta")) == torch.device("meta")
+    assert device_of(nn.BatchNorm2d(3, affine=False, device="meta")) == torch.device("meta")
+    assert device_of(nn.Flatten()) == torch.device("cpu")

@@ -23,10 +23,10 @@ from gradscope.measure.partial_results import PartialResults
 from gradscope.models import checkpoint as checkpoints
 from gradscope.models.rescaling import calibrating_factor
 from gradscope.probes import comparison
-from gradscope.training import loop
 from gradscope.training.options import TrainOptions
 from gradscope.training.request import TrainingRequest
 from gradscope.training.runs import configure_training, run_training
+from gradscope.training.state import RunState
 from tests.measure.requests import measured
 
 #: A run that writes its files into a folder. Measurements read the trained models from the working directory.
@@ -85,7 +85,7 @@ def train(out: Path, mode: str, epochs: int, *settings: str, resume: bool = Fals
 
 def train_resumed(out: Path) -> None:
     """Interrupt a training after its first epoch and resume it; the second epoch has an adversary."""
-    with interrupted(loop.Run, "_store", 1):
+    with interrupted(RunState, "_store", 1):
         train(out, "rl-adv", 2)
     train(out, "rl-adv", 2, resume=True)
 

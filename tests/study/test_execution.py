@@ -434,10 +434,12 @@ def test_the_state_of_an_unfinished_run_that_cannot_be_read_is_no_obstacle(done:
     assert content(tmp_path) == whole
 
 
-def test_two_at_one_study(done: StudyRequest, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("argument", "place"), [("out", "results/.stages"), ("checkpoints", "checkpoints")])
+def test_two_studies_do_not_write_to_one_place(argument: str, place: str, done: StudyRequest, tmp_path: Path) -> None:
+    """Of two that train the same model each would take the other's for its own, and train over it."""
     with (
-        exclusive(tmp_path / "results" / ".stages"),
-        pytest.raises(GradscopeError, match="another gradscope is writing"),
+        exclusive(tmp_path / place),
+        pytest.raises(GradscopeError, match=f"^{argument}: another gradscope is writing to {tmp_path / place}"),
     ):
         run(done)
 

@@ -128,6 +128,23 @@ def test_a_study_that_is_done_stays_as_it_is(alone: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_a_study_that_is_done_starts_no_process(alone: Path) -> None:
+    request = request_in(alone)
+    command = ["study", str(request.recipe), "--device", "cpu", "--no-figures", "--jobs", "2"]
+    command += ["--out", str(request.out), "--checkpoints", str(request.checkpoints)]
+    program = f"""if True:
+        import os
+        from gradscope.cli import main
+        try:
+            main({command})
+        finally:
+            os.waitpid(-1, os.WNOHANG)
+    """
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE)
+    assert ran.stdout.count(": done before\n") == 6, ran.stderr
+    assert "ChildProcessError: [Errno 10] No child processes" in ran.stderr
+
+
 def test_after_a_failure_the_rest_goes_on_and_it_alone_is_retried(tmp_path: Path) -> None:
     broken = 'mode = "sl"\nset = ["phases.0.learning_rate=1e38", "phases.0.warmup_epochs=0"]\n'
     text = RECIPE.replace("[models.longer]", f"[models.blown]\n{broken}[models.longer]")

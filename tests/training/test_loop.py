@@ -14,10 +14,12 @@ from gradscope.data.image_set import ImageSet, stratified_sample, stratified_spl
 from gradscope.distributed.processes import Hardware
 from gradscope.errors import GradscopeError
 from gradscope.models import checkpoint as checkpoints
-from gradscope.training import loop
+from gradscope.models.architectures import build
+from gradscope.seeding import seeded
 from gradscope.training.loop import train
 from gradscope.training.phases import MODES, resolve
 from gradscope.training.request import state_path
+from gradscope.training.state import RunState
 
 CPU = Hardware("cpu")
 
@@ -41,14 +43,14 @@ class InterruptedRunError(Exception):
 
 def interrupt_after(monkeypatch, epochs):
     """Stop a run as a kill would, after it has stored ``epochs`` epochs."""
-    store = loop.Run._store
+    store = RunState._store
 
     def stop(self):
         store(self)
-        if self.progress.epochs_done == epochs:
+        if self.epochs_done == epochs:
             raise InterruptedRunError
 
-    monkeypatch.setattr(loop.Run, "_store", stop)
+    monkeypatch.setattr(RunState, "_store", stop)
 
 
 def test_a_run_begins_with_the_weights_of_another(tmp_path, digits, monkeypatch):
@@ -146,8 +148,8 @@ def test_one_update_is_adamw_on_the_mean_loss(tmp_path, digits):
     training = configure("sl", 1, settings)
     trained = train(training, few, tmp_path / "c.pt", CPU)
     kept, _ = stratified_split(few.labels, 0.1, 0)
-    with loop.seeded(0, "weights"):
-        model = loop.build(trained.spec)
+    with seeded(0, "weights"):
+        model = build(trained.spec)
     phase = training.phases[0]
     optimizer = torch.optim.AdamW(model.parameters(), lr=phase.learning_rate_at(1), weight_decay=phase.weight_decay)
     images, labels = few.batch(kept, "cpu")
@@ -165,8 +167,8 @@ def test_an_adversarial_update_sums_the_two_gradients(tmp_path, digits):
     settings = ["phases.0.warmup_epochs=0", "phases.0.clip_norm=1e-3", "batch_size=1000", adversary]
     trained = train(configure("sl", 1, settings), few, tmp_path / "c.pt", CPU)
     kept, _ = stratified_split(few.labels, 0.1, 0)
-    with loop.seeded(0, "weights"):
-        model = loop.build(trained.spec)
+    with seeded(0, "weights"):
+        model = build(trained.spec)
     optimizer = torch.optim.AdamW(model.parameters(), lr=configure("sl", 1, settings).phases[0].learning_rate_at(1))
     images, labels = few.batch(kept, "cpu")
     images.requires_grad_(True)

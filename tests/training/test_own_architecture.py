@@ -16,9 +16,9 @@ from gradscope.models import checkpoint as checkpoints
 from gradscope.models.checkpoint import Checkpoint
 from gradscope.models.loading import Foreign, load_model, read_references
 from gradscope.models.names import check_architecture, is_own, short_name
-from gradscope.training import loop
 from gradscope.training.loop import train
 from gradscope.training.phases import MODES, resolve
+from gradscope.training.state import RunState
 
 CPU = Hardware("cpu")
 NETS = """
@@ -97,15 +97,15 @@ def test_it_learns(project: Path, digits: ImageSet) -> None:
 def test_it_is_resumed_bit_for_bit(project: Path, digits: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     training = configure(mode="rl-adv", epochs=4)
     whole = train(training, digits, project / "whole.pt", CPU, trust_code=True)
-    store = loop.Run._store
+    store = RunState._store
 
-    def stop(self: loop.Run) -> None:
+    def stop(self: RunState) -> None:
         store(self)
-        if self.progress.epochs_done == 2:
+        if self.epochs_done == 2:
             raise InterruptedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "_store", stop)
+        patch.setattr(RunState, "_store", stop)
         with pytest.raises(InterruptedError):
             train(training, digits, project / "parts.pt", CPU, trust_code=True)
     parts = train(training, digits, project / "parts.pt", CPU, trust_code=True, resume=True)

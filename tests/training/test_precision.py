@@ -9,8 +9,8 @@ from gradscope.config import Data
 from gradscope.data import sources
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.processes import Hardware
-from gradscope.errors import Caution
-from gradscope.training import loop, precision
+from gradscope.errors import CannotResumeError, Caution
+from gradscope.training import precision
 from gradscope.training.loop import train
 from gradscope.training.phases import resolve
 from gradscope.training.precision import auto_precision, chosen_precision, computes_in_bf16
@@ -87,5 +87,5 @@ def test_a_run_that_has_begun_is_not_taken_for_one_of_another_precision(large, t
     assert state_path(tmp_path / "c.pt").exists()
     has(monkeypatch, True)
     asked = training.model_copy(update={"precision": "bf16"})
-    with pytest.raises(loop.CannotResumeError, match="differs in precision"):
+    with pytest.raises(CannotResumeError, match="differs in precision"):
         train(asked, large, tmp_path / "c.pt", Hardware("cpu"), resume=True)

@@ -14,10 +14,11 @@ from gradscope.data import sources
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.processes import Hardware
 from gradscope.models.checkpoint import Checkpoint
-from gradscope.training import batches, loop
+from gradscope.training import batches, loop, state
 from gradscope.training.loop import train
 from gradscope.training.phases import resolve
 from gradscope.training.request import state_path
+from gradscope.training.state import RunState
 
 CPU = Hardware("cpu")
 EPOCHS = 4
@@ -38,21 +39,21 @@ def same(first: Checkpoint, second: Checkpoint) -> bool:
 
 def written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The epochs after which the state is written."""
-    epochs, write = [], loop.Run._write
+    epochs, write = [], RunState.write
 
-    def noted(run: loop.Run) -> None:
+    def noted(run: RunState) -> None:
         if run.unwritten is not None:
             epochs.append(run.unwritten["epochs_done"])
         write(run)
 
-    monkeypatch.setattr(loop.Run, "_write", noted)
+    monkeypatch.setattr(RunState, "write", noted)
     return epochs
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(10.0, [1, EPOCHS]), (-1.0, [1, 2, 3, EPOCHS])])
 def test_the_state_is_written_as_often_as_is_said(seconds, expected, few, tmp_path, monkeypatch) -> None:
-    assert loop.STORE_EVERY == 10
-    monkeypatch.setattr(loop, "STORE_EVERY", seconds)
+    assert state.STORE_EVERY == 10
+    monkeypatch.setattr(state, "STORE_EVERY", seconds)
     epochs = written(monkeypatch)
     train(configure(), few, tmp_path / "c.pt", CPU)
     assert epochs == expected
@@ -74,8 +75,8 @@ def test_a_state_that_waits_is_that_of_its_epoch(few, tmp_path, monkeypatch) -> 
         patch.setattr(loop.Run, "_update", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(configure("rl-adv"), few, tmp_path / "c.pt", CPU)
-    state = torch.load(state_path(tmp_path / "c.pt"), weights_only=True)
-    assert state["epochs_done"] == len(state["history"]) == 2
+    kept = torch.load(state_path(tmp_path / "c.pt"), weights_only=True)
+    assert kept["epochs_done"] == len(kept["history"]) == 2
     assert same(train(configure("rl-adv"), few, tmp_path / "c.pt", CPU, resume=True), whole)
 
 
@@ -86,18 +87,19 @@ def test_a_run_that_is_told_to_end_keeps_its_state(few, tmp_path) -> None:
         import torch
         from pathlib import Path
         from gradscope.distributed.processes import Hardware
-        from gradscope.training import loop
+        from gradscope.training.loop import train
+        from gradscope.training.state import RunState
         from tests.training.test_state import configure, few
-        store = loop.Run._store
+        store = RunState._store
 
         def told(run):
             store(run)
-            if run.progress.epochs_done == 2:
+            if run.epochs_done == 2:
                 print("two", flush=True)
                 sys.stdin.readline()
 
-        loop.Run._store = told
-        loop.train(configure(), few.__wrapped__(), Path(sys.argv[1]), Hardware("cpu"))
+        RunState._store = told
+        train(configure(), few.__wrapped__(), Path(sys.argv[1]), Hardware("cpu"))
     """)
     out = tmp_path / "c.pt"
     command, root = [sys.executable, "-c", script, out], Path(__file__).parents[2]

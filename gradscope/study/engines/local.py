@@ -10,7 +10,7 @@ import torch
 from gradscope.errors import GradscopeError
 from gradscope.figures import background
 from gradscope.progress import Bar, BarsOfOthers
-from gradscope.study.engines.workers import Worker, start_server
+from gradscope.study.engines.workers import Worker
 from gradscope.study.runner import failed, perform
 from gradscope.study.state import Record
 from gradscope.study.tasks import Job
@@ -43,13 +43,13 @@ class LocalEngine:
 class SideBySideEngine:
     """``slots`` stages at a time, each in a process of its own with its share of this process's threads.
 
-    Figures, claims and report are made in this process: it alone loads what they need.
+    A process is started when a stage needs one. Figures, claims and report are made in this process: it alone loads
+    what they need.
     """
 
     name = "local"
 
     def __init__(self, slots: int) -> None:
-        start_server(slots)
         self.slots = slots
         self.threads = max(1, torch.get_num_threads() // slots)
         self._here = LocalEngine()
@@ -63,7 +63,7 @@ class SideBySideEngine:
             self._here.submit(job)
             return
         job = replace(job, threads=job.threads or self.threads, jobs=self.slots)
-        worker = self._idle.pop() if self._idle else Worker()
+        worker = self._idle.pop() if self._idle else Worker(self.slots)
         self._busy[worker.pipe] = worker, job
         worker.begin(replace(job, figures=False))
 

@@ -34,6 +34,7 @@ LOADED = (
     "gradscope.measure.audit",
     "gradscope.measure.input_landscape",
     "gradscope.measure.transfer",
+    "gradscope.distributed.fabric",
 )
 _context = multiprocessing.get_context("forkserver")
 
@@ -74,9 +75,10 @@ def _environment(**variables: str) -> Iterator[None]:
 
 
 class Worker:
-    """A process that runs one stage after the other. It ends when its owner does."""
+    """A process, one of ``jobs``, that runs one stage after the other. It ends when its owner does."""
 
-    def __init__(self) -> None:
+    def __init__(self, jobs: int) -> None:
+        start_server(jobs)
         self.pipe, theirs = _context.Pipe()
         self.process = _context.Process(target=_serve, args=(theirs,))
         self.process.start()

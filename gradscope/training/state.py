@@ -1,0 +1,188 @@
+"""What a training run has reached, in memory and on disk: written seldom, read to resume, complete at the end."""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.config import Training
+from gradscope.data.image_set import ImageSet
+from gradscope.errors import CannotResumeError, GradscopeError
+from gradscope.models.architectures import ModelSpec
+from gradscope.models.checkpoint import Checkpoint, load_strictly, load_weights_only, save
+from gradscope.results.files import atomic
+from gradscope.results.provenance import provenance
+from gradscope.results.schemas import HISTORY
+from gradscope.results.tables import write_table
+from gradscope.training.request import epochs_folder, state_path
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from lightning_fabric.wrappers import _FabricOptimizer
+
+#: Seconds between two writings of the state, which is held in memory meanwhile.
+STORE_EVERY = 10.0
+
+
+def begun_precision(out: Path) -> str | None:
+    """The precision of the unfinished run of ``out``; None where no state can be read. A complete run is refused."""
+    if out.exists() and not state_path(out).exists():
+        raise CannotResumeError(f"resume: {out} is complete; nothing is left to do")
+    try:
+        return str(load_weights_only(state_path(out), "resume")["config"]["precision"])
+    except (GradscopeError, LookupError, TypeError):
+        return None
+
+
+@dataclass
+class RunState:
+    """The state of one run: the weights and optimiser as they are now, the best weights, and a row of history an epoch.
+
+    Every process has one; the first alone writes.
+    """
+
+    fabric: "Fabric"
+    training: Training
+    images: ImageSet
+    spec: ModelSpec
+    network: nn.Module
+    optimizer: "_FabricOptimizer"
+    out: Path
+    keep_epochs: bool
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Tensor] | None = None
+    best_accuracy: float = -1.0
+    unwritten: dict[str, Any] | None = None
+    written: float = -inf
+
+    @property
+    def epochs_done(self) -> int:
+        """How many epochs are done."""
+        return len(self.history)
+
+    def begin(self) -> None:
+        """Remove the epochs that an earlier run kept; keep the weights before the first epoch, if epochs are kept."""
+        if self.fabric.is_global_zero:
+            for stale in epochs_folder(self.out).glob("*.pt"):
+                stale.unlink()
+            self._keep_epoch()
+
+    def resume(self) -> None:
+        """Continue where the state file says; a run of another configuration or other data is refused."""
+        path = state_path(self.out)
+        if not path.exists():
+            raise CannotResumeError(f"resume: there is no unfinished run at {path}")
+        try:
+            state = load_weights_only(path, "resume")
+        except GradscopeError as error:
+            raise CannotResumeError(str(error)) from None
+        if state["config"] != self._config() or state["fingerprint"] != self.images.fingerprint:
+            changed = [key for key, value in self._config().items() if state["config"].get(key) != value]
+            what = ", ".join(changed) or "the images"
+            raise CannotResumeError(f"resume: {path} belongs to another run; it differs in {what}")
+        load_strictly(self.network, state["network"], f"resume: {path} does not fit {self.training.architecture}")
+        # How the optimiser computes is this device's affair; its first state may be another's.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
+        self.history, self.best, self.best_accuracy = state["history"], state["best"], state["best_accuracy"]
+
+    def add(self, row: dict[str, Any], *, begins_phase: bool) -> None:
+        """Add an epoch that has ended to the history, and keep its weights if they are the best of the phase."""
+        self.history.append(row)
+        if begins_phase:
+            # An earlier phase's best is no checkpoint of this one: an "-adv" run that kept it would be none.
+            self.best_accuracy = -1.0
+        if self.training.selection == "last" or row["validation_accuracy"] >= self.best_accuracy:
+            self.best_accuracy = row["validation_accuracy"]
+            self.best = _copied(self.network.state_dict())
+        if self.fabric.is_global_zero:
+            self._keep_epoch()
+            self._store()
+
+    def _keep_epoch(self) -> None:
+        if self.keep_epochs:
+            path = epochs_folder(self.out) / f"{self.epochs_done:04}.pt"
+            save(path, self._checkpoint(self.network.state_dict(), self.history))
+
+    def _store(self) -> None:
+        """Keep what resuming needs: in memory, and on disk where it has not been written for long."""
+        state = {
+            "config": self._config(),
+            "fingerprint": self.images.fingerprint,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "epochs_done": self.epochs_done,
+            "best_accuracy": self.best_accuracy,
+            "history": self.history.copy(),
+        }
+        due = time.monotonic() - self.written > STORE_EVERY
+        self.unwritten = state if due else _copied(state)
+        if due:
+            self.write()
+
+    def write(self) -> None:
+        """Write the state after the last epoch, the best checkpoint so far and the history, unless that is done."""
+        state, self.unwritten = self.unwritten, None
+        if state is None:
+            return
+        with atomic(state_path(self.out)) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
+        save(self.out, self._checkpoint(state["best"], state["history"]))
+        write_table(self.out.with_suffix(".history.csv"), HISTORY, state["history"])
+        self.written = time.monotonic()
+
+    def complete(self) -> None:
+        """Write the checkpoint of a run whose epochs are all done; nothing is left to resume."""
+        if self.fabric.is_global_zero:
+            save(self.out, self._checkpoint(self.best or self.network.state_dict(), self.history))
+            state_path(self.out).unlink(missing_ok=True)
+
+    def _checkpoint(self, weights: dict[str, Tensor], history: list[dict[str, Any]]) -> Checkpoint:
+        return Checkpoint(
+            spec=self.spec,
+            state_dict=weights,
+            mode=self.training.mode,
+            dataset=self.images.name,
+            classes=self.images.classes,
+            data_fingerprint=self.images.fingerprint,
+            config=self._config(),
+            history=history,
+            provenance=provenance(str(self.fabric.device)) | {"processes": self.fabric.world_size},
+        )
+
+    def _config(self) -> dict[str, Any]:
+        return self.training.model_dump(mode="json")
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """End by SystemExit on SIGTERM inside, where nobody else handles it, so that what is unwritten is written."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _copied(state: Any) -> Any:
+    """``state`` with its tensors in memory of their own."""
+    if isinstance(state, Tensor):
+        return state.detach().clone()
+    if isinstance(state, dict):
+        return type(state)((name, _copied(value)) for name, value in state.items())
+    if isinstance(state, list):
+        return [_copied(value) for value in state]
+    return state
