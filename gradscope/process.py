@@ -6,7 +6,7 @@ import sys
 
 #: Rounds that threads of OpenMP wait in before they sleep. With fewer, small batches take longer; with more, two
 #: commands at once take more than half as long again as one (the benchmark ``two-at-once``).
-_SPINS = "4000"
+_SPINS = "3000"
 #: glibc's parameters of ``mallopt``, and values that keep whatever is freed.
 _KEEP = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_MMAP_THRESHOLD": (-3, 2**30)}
 

@@ -732,3 +732,18 @@ def test_logits_without_a_gradient_are_refused(x: Tensor, y: Tensor) -> None:
     sentence = r"^model: Cut has no gradient in the image"
     with pytest.raises(gs.GradscopeError, match=sentence):
         gs.trace(Cut().eval(), x, y)
+
+
+@pytest.mark.parametrize("name", ["attack", "trace", "transfer"])
+def test_no_pass_takes_more_images_than_a_batch(name: str, net: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Nor does the look at the model before. (An audit has the paper's attack too, of which the batch is a part.)"""
+
+    class Small(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            assert len(images) <= 8
+            return net(images)
+
+    attacks = {"attacks": ["apgd-t", "fab-t", "square"], "queries": 20} if name == "attack" else {}
+    models = {"a": Small().eval(), "b": Small().eval()} if name == "transfer" else Small().eval()
+    found = getattr(gs, name)(models, x, y, steps=2, batch_size=8, progress=False, **attacks)
+    assert found.tables

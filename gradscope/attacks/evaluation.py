@@ -55,7 +55,8 @@ def evaluate(
     with the turn, the seed and the images in the batch, and with nothing else. It is told how many images are done, of
     as many as there are images times attacks.
 
-    Results do not depend on the batch size, to rounding. Those on a model that draws random numbers do: torch's global
+    Results do not depend on the batch size, to rounding; counts of passes do, where it is below
+    :data:`gradscope.attacks.dispatch.RANKS_AT_ONCE`. Those on a model that draws random numbers do: torch's global
     state is seeded once for each unit, by the images in it, so the same batches give the same results.
     """
     attacks = {name: lookup(ATTACKS, name, "attacks") for name in names}

@@ -1,7 +1,7 @@
 """Targeted FAB (Croce and Hein 2020): the nearest point over the boundary to a wrong class.
 
 torchattacks has it too, but sorts the pixels for each projection. The tests find the two equal. A step takes two
-forward passes: about 19 of 20 points fool the model, beyond epsilon, and are moved back, so they need a second pass
+forward passes: most points fool the model, beyond epsilon, and are moved back, so they need a second pass
 there. If the others did without, an image's cost would depend on its batch, or there would be more backward passes.
 """
 

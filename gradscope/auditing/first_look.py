@@ -15,17 +15,19 @@ from gradscope.seeding import seeded
 
 #: Images whose outputs and gradients are looked at, spread evenly over all.
 PROBED = 32
-#: Images in a pass.
+#: Images in a pass, at most.
 BATCH = 256
 
 
-def first_look(model: nn.Module, images: ImageSet, numbers: Tensor, seed: int, device: torch.device) -> dict[str, Any]:
+def first_look(
+    model: nn.Module, images: ImageSet, numbers: Tensor, seed: int, device: torch.device, batch_size: int = BATCH
+) -> dict[str, Any]:
     """Count the images that ``model`` is right for, and look at the outputs and gradients of a few.
 
-    The facts are JSON values; :func:`gradscope.results.cautions.cautions` says in sentences what they mean. Where
-    memory is short, fewer are looked at.
+    The facts are JSON values; :func:`gradscope.results.cautions.cautions` says in sentences what they mean. A pass
+    takes ``batch_size`` images at most. Where memory is short, fewer are looked at.
     """
-    return halving(partial(_look, model, images, numbers, seed, device), BATCH)
+    return halving(partial(_look, model, images, numbers, seed, device), batch_size)
 
 
 def _look(

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from gradscope.auditing.first_look import first_look
+from gradscope.auditing.first_look import BATCH, first_look
 from gradscope.distributed.processes import Hardware, device_name
 from gradscope.distributed.ranks import on_every_rank
 from gradscope.distributed.units import Each, Team, Work
@@ -104,7 +104,7 @@ def _run(request: Request, out: Path, given: Given | None, warn: Callable[[str],
         manifest = _manifest(request, measurement, inputs, team)
         if team.is_first:
             for entry, described in zip(measurement.entries, manifest["checkpoints"], strict=True):
-                described["first_look"] = _look(entry, inputs, options.seed)
+                described["first_look"] = _look(entry, inputs, options)
             for caution in cautions(Manifest.model_validate(manifest)):
                 warn(caution)
         more = {
@@ -145,10 +145,10 @@ def _manifest(request: Request, measurement: Measurement[Any], inputs: Inputs, t
     }
 
 
-def _look(entry: Entry, inputs: Inputs, seed: int) -> Row:
-    chosen = entry.chosen
+def _look(entry: Entry, inputs: Inputs, options: Options) -> Row:
+    chosen, size = entry.chosen, min(BATCH, getattr(options, "batch_size", None) or BATCH)
     model = inputs.load(entry.reference, chosen.images, differentiable=False).model
-    return first_look(model, chosen.images, chosen.numbers, seed, inputs.device)
+    return first_look(model, chosen.images, chosen.numbers, options.seed, inputs.device, size)
 
 
 def _sources(entries: Sequence[Row]) -> list[str]:

@@ -37,7 +37,7 @@ from gradscope.training.objectives import (
 )
 from gradscope.training.precision import chosen_precision
 from gradscope.training.start import new_network, split
-from gradscope.training.state import RunState, begun_precision, ending_on_sigterm
+from gradscope.training.state import RunState, begun_precision, ending_on_sigterm, require_unfinished
 from gradscope.training.totals import Means, Totals
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def train(
     runs code, which takes ``trust_code``.
     """
     ensure_writable(out.parent)
+    if resume:
+        require_unfinished(out)
     begun = begun_precision(out) if resume else None
     weights: Checkpoint | None = None
     if initial is not None:

@@ -33,10 +33,14 @@ if TYPE_CHECKING:
 STORE_EVERY = 10.0
 
 
-def begun_precision(out: Path) -> str | None:
-    """The precision of the unfinished run of ``out``; None where no state can be read. A complete run is refused."""
+def require_unfinished(out: Path) -> None:
+    """Raise :class:`CannotResumeError` where the run of ``out`` is complete."""
     if out.exists() and not state_path(out).exists():
         raise CannotResumeError(f"resume: {out} is complete; nothing is left to do")
+
+
+def begun_precision(out: Path) -> str | None:
+    """The precision of the unfinished run of ``out``; None where no state can be read."""
     try:
         return str(load_weights_only(state_path(out), "resume")["config"]["precision"])
     except (GradscopeError, LookupError, TypeError):

@@ -1,7 +1,7 @@
 """``make bench``: the speed targets of the design as ratios, each pair measured side by side in this run.
 
 Also, where there is a GPU, how fast training and measuring are in images a second and seconds. Run it on a quiet
-machine: a second busy process changes the ratios by a third. ``--device cuda --rounds 1`` takes about 100 seconds.
+machine: a second busy process changes the ratios by a third.
 """
 
 import argparse

@@ -77,7 +77,7 @@ def test_openmp_is_told_to_sleep_where_the_user_has_not_decided() -> None:
         "print(dict(os.environ.items() - before.items()))\n"
     )
     for given, changed in (
-        ({}, {"GOMP_SPINCOUNT": "4000"}),
+        ({}, {"GOMP_SPINCOUNT": "3000"}),
         ({"GOMP_SPINCOUNT": "7"}, {}),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, {}),
     ):
@@ -93,7 +93,7 @@ def test_openmp_reads_what_the_command_line_sets() -> None:
     ended = subprocess.run([*command, sys.executable, "-c", script], capture_output=True, text=True)
     if "GOMP_" not in ended.stderr:
         pytest.skip("torch uses another OpenMP than GNU's here")
-    assert "GOMP_SPINCOUNT = '4000'" in ended.stderr
+    assert "GOMP_SPINCOUNT = '3000'" in ended.stderr
 
 
 def test_the_shell_completes_commands_and_options() -> None:
