@@ -7,8 +7,9 @@ import sys
 #: Rounds that threads of OpenMP wait in before they sleep. With fewer, small batches take longer; with more, two
 #: commands at once take more than half as long again as one (the benchmark ``two-at-once``).
 _SPINS = "3000"
-#: glibc's parameters of ``mallopt``, and values that keep whatever is freed.
-_KEEP = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_MMAP_THRESHOLD": (-3, 2**30)}
+#: glibc's parameters of ``mallopt``, and values that keep what is freed. One arena for all threads, and no block
+#: above 64 MiB, which are rare: else what is kept is cut into ever more pieces, and a long command grows.
+_KEEP = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_MMAP_THRESHOLD": (-3, 2**26), "M_ARENA_MAX": (-8, 1)}
 
 
 def set_up() -> None:

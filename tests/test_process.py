@@ -10,7 +10,7 @@ from gradscope.process import keep_memory
 def faults_of_ten_passes():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
-        blocks = [torch.zeros(2**24) for _ in range(2)]
+        blocks = [torch.zeros(3 * 2**22) for _ in range(2)]
         del blocks
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
