@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gradscope.cli.declared import declared, panel
-from gradscope.errors import GradscopeError, caution, lookup
+from gradscope.errors import GradscopeError, caution
 from gradscope.measure.common_options import Circumstances, ForeignOptions
 from gradscope.options import RUNNING, DataOptions
 from gradscope.results.manifest import MANIFEST, read_study_manifest
@@ -81,11 +81,11 @@ def study(
     Exit code 1 where something failed, was left for a later run, or lacks its images.
     """
     began = time.time()  # torch is not loaded yet
-    from gradscope.study.engines import ENGINES
+    from gradscope.study.engines import check_running
     from gradscope.study.engines.workers import start_server
     from gradscope.study.expansion import read_study
 
-    lookup(ENGINES, engine, "engine")
+    check_running(engine, jobs, until)
     Circumstances.parse({"device": device})
     read_study(recipe, settings=settings or (), seeds=_seeds(seeds), data_root=data_root)
     results = out or Path("reports") / recipe.stem

@@ -4,12 +4,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import inf
 from pathlib import Path
 
 from gradscope.distributed.processes import resolve_device
-from gradscope.errors import GradscopeError, lookup
-from gradscope.study.engines import ENGINES
+from gradscope.errors import GradscopeError
+from gradscope.study.engines import check_running
 from gradscope.study.engines.local import LocalEngine, SideBySideEngine
 from gradscope.study.engines.ray import RayEngine
 from gradscope.study.engines.workers import cores
@@ -55,12 +54,7 @@ class StudyRequest:
 def plan_study(request: StudyRequest) -> Plan:
     """Read the recipe and plan it; whatever is wrong with it raises :class:`GradscopeError`."""
     resolve_device(request.device)
-    if request.jobs < 1:
-        raise GradscopeError(f"jobs must be at least 1, got {request.jobs}")
-    if request.engine != "local" and request.jobs > 1:
-        raise GradscopeError(f"jobs must be 1 where `engine` is '{request.engine}', got {request.jobs}")
-    if request.until is not None and not 0 < request.until < inf:
-        raise GradscopeError(f"until must be a positive number of seconds, got {request.until:g}")
+    check_running(request.engine, request.jobs, request.until)
     study = read_study(request.recipe, settings=request.settings, seeds=request.seeds, data_root=request.data_root)
     return make_plan(study, download=request.download, with_report=request.figures, trust_code=request.trust_code)
 
@@ -150,7 +144,6 @@ def run_study(
 
 def _engine(request: StudyRequest) -> Engine:
     """The engine that is asked for; what it refuses raises :class:`GradscopeError` before anything is written."""
-    lookup(ENGINES, request.engine, "engine")
     if request.engine == "ray":
         return RayEngine(request.address, request.device)
     if request.address is not None:

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from gradscope.config import Data, Training, apply_setting, merge
 from gradscope.data.names import check_data
-from gradscope.errors import GradscopeError
+from gradscope.errors import CannotResumeError, GradscopeError
 from gradscope.models.names import check_architecture
 from gradscope.training.options import TrainingData, TrainOptions
 from gradscope.validation import Config
@@ -63,9 +63,11 @@ def epochs_folder(out: Path) -> Path:
 
 
 def require_free(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Raise :class:`GradscopeError` where ``out`` is a directory, or a file that may not go."""
+    """Raise :class:`GradscopeError` where ``out`` is a directory, a file that may not go, or no run to resume."""
     if out.is_dir():
         raise GradscopeError(f"out must be a file, got {out}, a directory")
+    if resume and not state_path(out).exists() and not out.exists():
+        raise CannotResumeError(f"resume: there is no unfinished run at {state_path(out)}")
     if out.exists() and not (resume or overwrite):
         unfinished = "; it is unfinished: `resume` continues it" if state_path(out).exists() else ""
         raise GradscopeError(f"out must be another name: {out} exists; pass `overwrite` to replace it{unfinished}")
