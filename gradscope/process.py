@@ -1,8 +1,12 @@
-"""How gradscope's own processes wait and keep memory. A library changes neither: the process is its user's."""
+"""How gradscope's own processes wait, keep memory and end."""
 
 import ctypes
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 #: Rounds that threads of OpenMP wait in before they sleep. With fewer, small batches take longer; with more, two
 #: commands at once take more than half as long again as one (the benchmark ``two-at-once``).
@@ -13,7 +17,10 @@ _KEEP = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_MMAP_THRESHOLD": (-3, 2**26), "
 
 
 def set_up() -> None:
-    """Set up a process that computes for gradscope alone, before torch is loaded."""
+    """Set up a process that computes for gradscope alone, before torch is loaded.
+
+    A library leaves the process as it is: it is its user's.
+    """
     wait_without_spinning()
     keep_memory()
 
@@ -40,3 +47,16 @@ def keep_memory() -> None:
     if hasattr(library, "mallopt"):
         for parameter, value in _KEEP.values():
             library.mallopt(parameter, value)
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """End by SystemExit on SIGTERM inside, where nobody else handles it, so that what is unwritten is written."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

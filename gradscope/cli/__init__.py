@@ -35,7 +35,7 @@ app = typer.Typer(
 
 #: Exit code after Ctrl-C, which typer turns into it.
 INTERRUPTED = 130
-#: Exit code of a training that SIGTERM ended.
+#: Exit code of a command that SIGTERM ended.
 TERMINATED = 143
 
 
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command; a user's mistake is one line on stderr and exit code 2."""
     process.set_up()
     try:
-        with printed_cautions():
+        with process.ending_on_sigterm(), printed_cautions():
             code = app(arguments, prog_name="gradscope", standalone_mode=False)
     except (GradscopeError, UsageError) as error:
         message = _with_flag(error, arguments) if isinstance(error, GradscopeError) else _usage(error)

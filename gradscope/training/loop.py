@@ -24,6 +24,7 @@ from gradscope.losses import cross_entropy
 from gradscope.models.checkpoint import Checkpoint, load
 from gradscope.models.inspection import evaluating
 from gradscope.models.names import is_own
+from gradscope.process import ending_on_sigterm
 from gradscope.progress import Advance, progress_bar
 from gradscope.results.files import ensure_writable
 from gradscope.seeding import generator, seeded
@@ -37,7 +38,7 @@ from gradscope.training.objectives import (
 )
 from gradscope.training.precision import chosen_precision
 from gradscope.training.start import new_network, split
-from gradscope.training.state import RunState, begun_precision, ending_on_sigterm, require_unfinished
+from gradscope.training.state import RunState, begun_precision, require_unfinished
 from gradscope.training.totals import Means, Totals
 
 if TYPE_CHECKING:

@@ -1,11 +1,6 @@
 """What a training run has reached, in memory and on disk: written seldom, read to resume, complete at the end."""
 
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -166,19 +161,6 @@ class RunState:
 
     def _config(self) -> dict[str, Any]:
         return self.training.model_dump(mode="json")
-
-
-@contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """End by SystemExit on SIGTERM inside, where nobody else handles it, so that what is unwritten is written."""
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _copied(state: Any) -> Any:

@@ -1,8 +1,10 @@
 """What holds for the whole command line: help, completion, processes of their own, from training to figures."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,3 +150,19 @@ def test_real_photographs_from_training_to_figures(cifar10_folder: Path, tmp_pat
     assert set(steps["metric"]) == {"cosine", "norm", "entropy", "accuracy"}
     assert (steps["n"] + steps["undefined"] == 40).all()
     assert (results / "figures" / "steps-cosine.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_command_that_sigterm_ends_says_so_and_resumes(tmp_path: Path, world: Path, done: Done, content) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    attack = ("attack", world / "sl.pt", "--attacks", "square", "--queries", 40, "--batch-size", 8, "--no-figures")
+    command = [sys.executable, "-m", "gradscope", *attack, "--out", out]
+    with subprocess.Popen([str(word) for word in command], stderr=subprocess.PIPE, text=True) as begun:
+        while begun.poll() is None and not list(out.glob(".tiles/*.pt")):
+            time.sleep(0.01)
+        begun.send_signal(signal.SIGTERM)
+        assert begun.stderr is not None
+        assert "gradscope: interrupted; what was written stays, --resume continues" in begun.stderr.read()
+        assert begun.wait(60) == 128 + signal.SIGTERM
+    done(*attack, "--resume", "--out", out)
+    done(*attack, "--out", whole)
+    assert content(out)["samples.csv"] == content(whole)["samples.csv"]
