@@ -36,7 +36,7 @@ Seed = Annotated[int, Field(ge=0)]
 Epochs = Annotated[int, Field(ge=1)]
 BatchSize = Annotated[int, Field(ge=2)]
 TrainSamples = Annotated[int, Field(ge=2)]
-ImageSize = Annotated[int, Field(ge=4)]
+ImageSize = Annotated[int, Field(ge=4, le=4096)]
 
 
 def parse_radius(value: object) -> float:

@@ -14,8 +14,14 @@ T = TypeVar("T")
 _LEADING = re.compile(r"\w+(?=(?:\.\w+)*(?::| must\b))")
 
 
+#: What is never printed as it is: control characters, ends of lines, and halves of characters.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
 class GradscopeError(ValueError):
     """A mistake of the user's. The message is one line: the argument, what it must be, what came.
+
+    What a name in it has of :data:`UNPRINTABLE` is escaped.
 
     ``argument``: the argument with whose name the message begins, as Python spells it; read off the message where it
     is not given. Arguments that a hint names are in backticks. The command line says its flags instead of both.
@@ -25,6 +31,7 @@ class GradscopeError(ValueError):
     shared = False
 
     def __init__(self, message: str, argument: str | None = None) -> None:
+        message = UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), message)
         super().__init__(message)
         found = _LEADING.match(message)
         self.argument = found[0] if argument is None and found else argument
@@ -78,6 +85,11 @@ def known_names(names: Sequence[str], table: Mapping[str, Any], argument: str) -
     if not names:
         raise GradscopeError(f"{argument}: at least one name is needed, known: {', '.join(table)}")
     return list(dict.fromkeys(names))
+
+
+def reason_of(error: BaseException) -> str:
+    """What another library's ``error`` says, for a message: one short line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def first_of(names: Sequence[str]) -> str:

@@ -9,7 +9,9 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from filelock import FileLock
+from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
@@ -35,6 +38,8 @@ _FORMAT_VERSION = 1
 #: Files a thread takes at once (small ones take less time than handing them over), and how many such runs are handed
 #: out before the results are written: bounds what waits in memory.
 _RUN, _RUNS_AT_A_TIME = 32, 16
+#: Folders that may lie within each other.
+_DEEPEST = 32
 #: Entries up to this size are compared with their fingerprint when opened (under a second); larger ones by length only.
 _VERIFIED_BYTES = 512 * 2**20
 
@@ -179,15 +184,24 @@ def _image_files(folder: Path, label: int) -> list[_File]:
     return sorted(_walk(str(folder), label), key=lambda file: file.path) if folder.is_dir() else []
 
 
-def _walk(folder: str, label: int) -> Iterator[_File]:
+def _walk(folder: str, label: int, above: tuple[tuple[int, int], ...] = ()) -> Iterator[_File]:
+    """The image files below ``folder``; ``above`` are the device and inode of each folder that it lies in."""
+    status = Path(folder).stat()
+    here = status.st_dev, status.st_ino
+    if here in above:
+        raise GradscopeError(f"data_root: {folder} must not lead back to a folder that it lies in")
+    if len(above) == _DEEPEST:
+        raise GradscopeError(f"data_root: {folder} must lie at most {_DEEPEST} folders deep")
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _walk(entry.path, label)
+                yield from _walk(entry.path, label, (*above, here))
             elif entry.name.lower().endswith(vision.torchvision.datasets.folder.IMG_EXTENSIONS):
                 status = entry.stat()
+                if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+                    raise GradscopeError(f"data_root: {entry.path} must be a regular file")
                 yield _File(entry.path, label, status.st_size, status.st_mtime_ns)
 
 
@@ -206,7 +220,9 @@ def _build_once(entry: Path, name: str, listing: _Listing, tree: Tree) -> Splits
 def _build_entry(entry: Path, building: Path, listing: _Listing, tree: Tree) -> None:
     """Decode the files of ``listing`` in ``building`` and rename it to ``entry``; the caller holds the lock."""
     files = [Path(file.path) for file in (*listing.train, *listing.test)]
-    headers = list(_threaded(read_header, files, "reading headers"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # read_header refuses these
+        headers = list(_threaded(read_header, files, "reading headers"))
     channels, height, width = common_format(headers, tree.image_size, tree.resize)
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()

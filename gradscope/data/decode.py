@@ -1,5 +1,7 @@
 """How an image file becomes pixels: grey or RGB, 8 bits.
 
+Only raster formats are opened. PIL would hand others to programs: PostScript runs in Ghostscript.
+
 Grey: 1-bit, 8-bit and 16-bit grey images, with or without alpha; 16 bits become 8 by dividing by 257, rounded.
 Everything else is colour, palettes too. Alpha is dropped, not blended: what a transparent pixel hides is what counts
 (PIL's ``convert("RGB")``). The EXIF orientation is ignored. Of several frames the first counts.
@@ -11,10 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from gradscope.errors import GradscopeError
+from gradscope.errors import GradscopeError, reason_of
 
+#: PIL's names of the formats that are opened, whatever the file is called.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+#: Pixels that an image may have, before and after resizing; PIL warns above as many, for they take a quarter gigabyte.
+MOST_PIXELS = 89_478_485
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
 
 
@@ -31,7 +37,8 @@ class Header:
 def read_header(path: Path) -> Header:
     """The header of one file; :class:`GradscopeError` where it is no image."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
+            _require_few(*image.size)
             return Header(path, image.mode, *image.size)
     except Exception as error:  # PIL's readers raise whatever their format's parsing raises.
         raise _unreadable(path, error) from None
@@ -46,6 +53,7 @@ def common_format(headers: Sequence[Header], image_size: int | None, resize: boo
     channels = 1 if all(header.mode in _GREY_MODES for header in headers) else 3
     if image_size is not None:
         for header in headers:
+            _require_resizable(header, image_size)
             if not resize and (header.width, header.height) != (image_size, image_size):
                 raise GradscopeError(
                     f"data_root: {header.path} must be {image_size}x{image_size} pixels, "
@@ -68,7 +76,7 @@ def read_pixels(path: Path, channels: int, side: int | None) -> npt.NDArray[np.u
     The shorter side is resized to ``side`` (bicubic, antialiased), then the centre is cut out; None takes all of it.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
             plain = _eight_bit(image).convert("L" if channels == 1 else "RGB")
     except Exception as error:  # as above
@@ -92,14 +100,35 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 def _centre(image: Image.Image, side: int) -> Image.Image:
     """Resize and crop with the rounding of torchvision's ``resize`` and ``center_crop``."""
-    shorter = min(image.size)
-    if shorter != side:
-        width, height = (int(side * length / shorter) for length in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    if min(image.size) != side:
+        image = image.resize(_resized(*image.size, side), Image.Resampling.BICUBIC)
     left, top = (round((length - side) / 2) for length in image.size)
     return image.crop((left, top, left + side, top + side))
 
 
+def _resized(width: int, height: int, side: int) -> tuple[int, int]:
+    """Width and height of an image whose shorter side is brought to ``side``."""
+    shorter = min(width, height)
+    return int(side * width / shorter), int(side * height / shorter)
+
+
+def _require_few(width: int, height: int) -> None:
+    if not 0 < width * height <= MOST_PIXELS:
+        raise ValueError(f"it must have 1 to {MOST_PIXELS} pixels, got {width}x{height}")
+
+
+def _require_resizable(header: Header, side: int) -> None:
+    width, height = _resized(header.width, header.height, side)
+    if width * height > MOST_PIXELS:
+        raise GradscopeError(
+            f"data_root: {header.path} is too elongated: resized from {header.width}x{header.height} to "
+            f"{width}x{height} it has more than {MOST_PIXELS} pixels"
+        )
+
+
 def _unreadable(path: Path, error: Exception) -> GradscopeError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        reason = f"it must be one of {', '.join(FORMATS)}"
+    else:
+        reason = reason_of(error)
     return GradscopeError(f"data_root: {path} cannot be decoded as an image: {reason}")

@@ -90,6 +90,7 @@ BAD = {
         ["--data-root", "{world}/empty must hold train/"],
     ),
     "no folder given": (TRAIN + "--mode sl --dataset folder", ["--data-root", "'folder' needs it"]),
+    "huge image size": (ON + "--image-size 100000", ["--image-size must be at most 4096, got 100000"]),
     "image size": (TRAIN + "--mode sl --image-size 16", ["--image-size", "8 pixels", "got 16"]),
     "too many samples": (ON + "--samples 360", ["--samples", "1 to 359", "got 360"]),
     "too many for the second": (

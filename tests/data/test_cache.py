@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -282,3 +283,36 @@ def test_the_cache_is_where_it_is_told_to_be(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.delenv("GRADSCOPE_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_directory() == tmp_path / ".cache" / "gradscope"
+
+
+def test_a_pipe_is_refused_before_it_is_opened(make_tree: MakeTree, tmp_path: Path) -> None:
+    root = make_tree()
+    os.mkfifo(root / "train" / "cat" / "x.png")
+    code = "import sys; from pathlib import Path; from gradscope.data.cache import Tree, load_tree; "
+    code += "load_tree('tree', Tree(*(Path(sys.argv[1], name) for name in ('train', 'test'))), Path(sys.argv[2]))"
+    arguments = [sys.executable, "-c", code, str(root), str(tmp_path / "cache")]
+    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert "x.png must be a regular file" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("link", "message"),
+    [("cat/again", "again must not lead back"), ("cat/x.png", "x.png: Too many levels"), ("cat/" + 33 * "d/", "deep")],
+)
+def test_a_folder_without_end_is_refused(make_tree: MakeTree, tmp_path: Path, link: str, message: str) -> None:
+    root = make_tree()
+    path = root / "train" / link
+    if link.endswith("/"):
+        path.mkdir(parents=True)
+    else:
+        path.symlink_to("." if link.endswith("again") else "x.png")
+    with pytest.raises(GradscopeError, match=message):
+        load(root, tmp_path / "cache")
+
+
+def test_a_large_image_is_refused_in_one_line(make_tree: MakeTree, tmp_path: Path) -> None:
+    root = make_tree()
+    (root / "train" / "cat" / "x\ny.ppm").write_bytes(b"P6 9000 10000 255\n")
+    with pytest.raises(GradscopeError, match=r"x\\ny\.ppm .* 1 to 89478485 pixels, got 9000x10000") as raised:
+        load(root, tmp_path / "cache")
+    assert "\n" not in str(raised.value)

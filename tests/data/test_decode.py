@@ -133,3 +133,36 @@ def test_pixels_without_a_known_range_are_refused(tmp_path: Path, dtype: type) -
     path = saved(tmp_path, Image.fromarray((RAMP.astype(dtype) - 5) * 1000), ".tif")
     with pytest.raises(GradscopeError, match=r"image\.tif cannot be decoded as an image: (floating|grey values)"):
         read_pixels(path, 1, 8)
+
+
+def test_postscript_is_not_opened_whatever_it_is_called(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    for read in (read_header, lambda path: read_pixels(path, 3, 8)):
+        with pytest.raises(GradscopeError, match=r"x\.png cannot be decoded as an image: it must be one of JPEG, PNG"):
+            read(path)
+
+
+@pytest.mark.parametrize("suffix", [*torchvision.datasets.folder.IMG_EXTENSIONS, ".gif"])
+def test_every_known_extension_is_opened(tmp_path: Path, suffix: str) -> None:
+    path = saved(tmp_path, Image.fromarray(RAMP).convert("L" if suffix == ".pgm" else "RGB"), suffix)
+    header = read_header(path)
+    assert (header.width, header.height) == (8, 8)
+    assert read_pixels(path, 3, 8).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("size", [b"100000 100000", b"9000 10000", b"0 8"])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_the_pixels_of_an_image_are_limited(tmp_path: Path, size: bytes) -> None:
+    path = tmp_path / "x.ppm"
+    path.write_bytes(b"P6 " + size + b" 255\n")
+    with pytest.raises(GradscopeError, match=r"x\.ppm cannot be decoded as an image: "):
+        read_header(path)
+
+
+@pytest.mark.parametrize("length", [65_000, 5_000_000])
+def test_an_image_that_resizing_would_blow_up_is_refused(tmp_path: Path, length: int) -> None:
+    header = read_header(saved(tmp_path, Image.new("1", (1, length))))
+    with pytest.raises(GradscopeError, match=r"image\.png is too elongated: resized from 1x"):
+        common_format([header], 224)
+    assert common_format([header], 4 if length == 65_000 else None)
