@@ -13,6 +13,7 @@ from gradscope.measure.common_options import Circumstances, ForeignOptions, Opti
 from gradscope.measure.options import AuditOptions, Request
 from gradscope.measure.refusals import refuse
 from gradscope.options import MEASURING, RUNNING, DataOptions
+from gradscope.results.files import require_idle
 
 #: Exit code where --fail-on-masking is set and a model is masked, or cannot be judged as it is set up.
 MASKED = 3
@@ -48,6 +49,8 @@ def measuring_command(kind: type[Options]) -> Callable[..., None]:
                 where=Circumstances.parse(filled(Circumstances, values)),
             )
             results = out or Path("reports") / f"{_stem(checkpoints[0])}{request.options.suffix}"
+            if is_first_process():  # the first rank holds the lock, maybe before another comes here
+                require_idle(results, directory=True)
             refuse(request, results)
         _measure(request, results)
         if values.get("fail_on_masking") and _is_masked(results):

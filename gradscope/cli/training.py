@@ -6,10 +6,11 @@ from typing import Annotated, Any
 import typer
 
 from gradscope.cli.declared import filled, panel, parameters, plain_parameter, with_signature
-from gradscope.cli.shared import shared_mistakes
+from gradscope.cli.shared import is_first_process, shared_mistakes
 from gradscope.config import read_toml
 from gradscope.models.names import short_name
 from gradscope.options import RUNNING, TRAINING, RunOptions
+from gradscope.results.files import require_idle
 from gradscope.training.options import TrainingData, TrainOptions
 from gradscope.training.request import TrainingRequest
 
@@ -33,6 +34,8 @@ def _train(config: Path | None, out: Path | None, **values: Any) -> None:
             table={} if config is None else read_toml(config),
         )
         where = RunOptions.parse(filled(RunOptions, values))
+        if out is not None and is_first_process():
+            require_idle(out)
         request.check(out, resume=where.resume, overwrite=where.overwrite)
     from gradscope.distributed.processes import Hardware
     from gradscope.training.runs import configure_training, run_training

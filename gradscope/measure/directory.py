@@ -1,11 +1,11 @@
 """The directory of results: one writer at a time, never a mixture of two runs."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gradscope.errors import GradscopeError
-from gradscope.results.files import ensure_writable, exclusive
+from gradscope.results.files import exclusive, sweep
 from gradscope.results.schemas import (
     ATTACKS,
     AUDIT,
@@ -39,8 +39,7 @@ FILES = (
 
 def require_room(out: Path, what: str, *, resume: bool, overwrite: bool) -> None:
     """Raise :class:`GradscopeError` where ``out`` holds results, or an unfinished ``what``, that may not go."""
-    if out.is_file():
-        raise GradscopeError(f"out must be a directory, got {out}, a file")
+    _require_no_file(out)
     if overwrite:
         return
     if unfinished(out):
@@ -63,6 +62,11 @@ def require_room(out: Path, what: str, *, resume: bool, overwrite: bool) -> None
         )
 
 
+def _require_no_file(out: Path) -> None:
+    if out.is_file():
+        raise GradscopeError(f"out must be a directory, got {out}, a file")
+
+
 def unfinished(out: Path) -> bool:
     """Whether ``out`` holds pieces of a measurement that has not been completed."""
     return (out / PARTIAL).is_dir()
@@ -75,16 +79,20 @@ def results_directory(out: Path, what: str, *, resume: bool, overwrite: bool) ->
     Raises :class:`GradscopeError` where it holds results and ``overwrite`` is not set, or cannot be written. What is
     refused before anything is written leaves no new directory behind.
     """
+    _require_no_file(out)
     new = not out.exists()
-    with exclusive(out):
-        require_room(out, what, resume=resume, overwrite=overwrite)
-        ensure_writable(out)
-        try:
+    try:
+        with exclusive(out, directory=True):
+            require_room(out, what, resume=resume, overwrite=overwrite)
+            sweep(out, (*FILES, PAGE))
+            for folder in (PARTIAL, "figures", PAPER):
+                sweep(out / folder)
             yield
-        except GradscopeError:
-            if new and not any(out.iterdir()):
+    except GradscopeError:
+        if new:
+            with suppress(OSError):  # where it is not empty
                 out.rmdir()
-            raise
+        raise
 
 
 def clear(out: Path) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from gradscope.errors import GradscopeError, first_of, lookup
-from gradscope.measure.directory import FILES, IMAGES, require_room
+from gradscope.measure.directory import FILES, IMAGES, clear, results_directory
 from gradscope.results.audits import AuditOf, Audits
-from gradscope.results.files import atomic, exclusive
+from gradscope.results.files import atomic
 from gradscope.results.manifest import MANIFEST
 from gradscope.results.metrics import METRICS
 from gradscope.results.schemas import (
@@ -135,11 +135,9 @@ class Result:
         ``overwrite`` is not set, or cannot be written.
         """
         from gradscope.figures.draw import draw
-        from gradscope.measure.directory import clear
 
         directory = Path(out)
-        with exclusive(directory):
-            require_room(directory, self.kind, resume=False, overwrite=overwrite)
+        with results_directory(directory, self.kind, resume=False, overwrite=overwrite):
             clear(directory)
             for name, content in sorted(self.files.items(), key=lambda file: file[0] == MANIFEST):
                 with atomic(directory / name) as temporary:

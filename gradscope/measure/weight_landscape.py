@@ -250,7 +250,7 @@ def _plane(subject: LoadedModel, other: LoadedModel | None, options: LandscapeOp
 
 
 def _principal_plane(model: nn.Module, folder: Path, grid: Grid) -> Plane:
-    files = sorted(folder.glob("*.pt"))
+    files = sorted(folder.glob("[!.]*.pt"))
     if not files:
         raise GradscopeError(f"epochs must be a folder of checkpoints (`train --keep-epochs` makes one), got {folder}")
     saved = [checkpoints.load(file) for file in files]

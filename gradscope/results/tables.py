@@ -59,7 +59,7 @@ def find_table(path: Path) -> Path | None:
 def find_tables(directory: Path, pattern: str = "*.csv") -> list[Path]:
     """Find the files of the tables in ``directory`` by ``pattern``, in order of name, each as :func:`find_table`."""
     files = [*directory.glob(pattern), *directory.glob(pattern + _COMPRESSED)]
-    names = sorted({file.name.removesuffix(_COMPRESSED) for file in files})
+    names = sorted({file.name.removesuffix(_COMPRESSED) for file in files if not file.name.startswith(".")})
     return [file for name in names if (file := find_table(directory / name))]
 
 

@@ -27,7 +27,7 @@ class _ModelTask(Task):
         """What is there of a model."""
         yield from (path for path in (out, _history(out)) if path and path.exists())
         if epochs_folder(out).is_dir():
-            yield from sorted(epochs_folder(out).glob("*.pt"))
+            yield from sorted(epochs_folder(out).glob("[!.]*.pt"))
 
     def remove(self, out: Path) -> None:
         """Remove it, and the state of an unfinished run."""

@@ -98,7 +98,7 @@ def run_plan(
     """
     ensure_writable(places.records)
     ensure_writable(places.checkpoints)
-    with exclusive(places.records), exclusive(places.checkpoints, "checkpoints"):
+    with exclusive(places.records, directory=True), exclusive(places.checkpoints, "checkpoints", directory=True):
         places.sweep()
         run = _Run(plan, places, engine, work, seconds or {}, device, figures, limit, told, note)
         with in_background(), overall_progress(plan.study.name, len(plan.stages)) as advance:

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import os
 import platform
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pydantic import Field
 
 from gradscope.errors import GradscopeError
 from gradscope.models.checkpoint import load
-from gradscope.results.files import write_json
+from gradscope.results.files import sweep, write_json
 from gradscope.results.manifest import MANIFEST
 from gradscope.results.schemas import HISTORY
 from gradscope.results.tables import find_table, table_content
@@ -25,8 +24,6 @@ from gradscope.validation import Config
 
 #: The folder of records and logs in a study's directory of results.
 FOLDER = ".stages"
-#: What an interrupted atomic write leaves.
-_TEMPORARY = re.compile(r"\.[0-9a-f]{16}(\.\w+)?")
 _CHUNK = 2**20
 #: Seconds that a stage waits for another worker to leave it: longer than Ray or a file server takes to miss a machine.
 PATIENCE = 300.0
@@ -178,10 +175,8 @@ class Places:
     def sweep(self) -> None:
         """Remove the temporary files that killed processes left."""
         for root in (self.checkpoints, self.results):
-            for folder, _, names in os.walk(root):
-                for name in names:
-                    if _TEMPORARY.fullmatch(name):
-                        Path(folder, name).unlink(missing_ok=True)
+            for folder, _, _ in os.walk(root):
+                sweep(Path(folder))
 
 
 def digest(path: Path) -> str:

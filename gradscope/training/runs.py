@@ -1,6 +1,7 @@
 """A training from what is asked for to a checkpoint that is judged on the test images."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -14,10 +15,10 @@ from gradscope.data.image_set import ImageSet, Splits
 from gradscope.distributed.processes import Hardware, resolve_device
 from gradscope.models.checkpoint import Checkpoint
 from gradscope.models.inspection import laid_out, measuring
-from gradscope.results.files import exclusive
+from gradscope.results.files import exclusive, sweep
 from gradscope.results.stats import Interval, wilson_interval
 from gradscope.training.loop import train
-from gradscope.training.request import TrainingRequest, require_free
+from gradscope.training.request import TrainingRequest, epochs_folder, require_free, state_path
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def run_training(
     A run that ``deadline`` (``time.time()``) stops is left unfinished.
     """
     device = resolve_device(hardware.device)
-    with exclusive(out) if hardware.is_first else nullcontext():
+    with _held(out) if hardware.is_first else nullcontext():
         require_free(out, resume=resume, overwrite=overwrite)
         checkpoint = train(
             training,
@@ -72,6 +73,15 @@ def run_training(
         )
     right, total = count_right(checkpoint.build().to(device), splits.test, device), len(splits.test)
     return Trained(out, checkpoint, right / total, wilson_interval(right, total), total)
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Hold the lock of ``out``, and remove what a killed run left half-written beside it."""
+    with exclusive(out):
+        sweep(out.parent, (path.name for path in (out, state_path(out), out.with_suffix(".history.csv"))))
+        sweep(epochs_folder(out))
+        yield
 
 
 def count_right(model: nn.Module, images: ImageSet, device: torch.device) -> int:

@@ -261,7 +261,10 @@ def test_the_line_to_another_checkpoint_passes_through_both(trained: list[str], 
 def test_the_plane_of_the_saved_epochs_has_their_path(trained: list[str], tmp_path: Path) -> None:
     epochs = Path(trained[0]).with_suffix(".epochs")
     assert [path.name for path in sorted(epochs.iterdir())] == ["0000.pt", "0001.pt", "0002.pt", "0003.pt"]
+    half = epochs / ".0123456789abcdef.pt"  # of a training that was killed
+    half.touch()
     out = around_weights(trained[:1], tmp_path / "out", epochs=str(epochs))
+    half.unlink()
     path = read_table(out / PATH.file, PATH)
     assert path["step"].tolist() == [0, 1, 2, 3]
     rows = read_table(out / LANDSCAPE.file, LANDSCAPE)

@@ -438,7 +438,7 @@ def test_the_state_of_an_unfinished_run_that_cannot_be_read_is_no_obstacle(done:
 def test_two_studies_do_not_write_to_one_place(argument: str, place: str, done: StudyRequest, tmp_path: Path) -> None:
     """Of two that train the same model each would take the other's for its own, and train over it."""
     with (
-        exclusive(tmp_path / place),
+        exclusive(tmp_path / place, directory=True),
         pytest.raises(GradscopeError, match=f"^{argument}: another gradscope is writing to {tmp_path / place}"),
     ):
         run(done)

@@ -12,6 +12,7 @@ from gradscope.config import Data, Training
 from gradscope.data.image_set import Splits
 from gradscope.distributed.processes import Hardware, resolve_device
 from gradscope.errors import GradscopeError
+from gradscope.results.files import atomic
 from gradscope.results.stats import wilson_interval
 from gradscope.training.options import TrainingData, TrainOptions
 from gradscope.training.request import TrainingRequest
@@ -70,6 +71,21 @@ def test_a_trained_checkpoint_is_judged_on_the_test_images(tmp_path: Path, digit
     assert right == count_right(made.checkpoint.build(), digits.test, torch.device("cpu"))
     assert (made.test_accuracy, made.test_images) == (right / 359, 359)
     assert made.test_interval == wilson_interval(right, 359)
+
+
+def test_a_run_sweeps_what_a_killed_run_of_its_name_left(tmp_path: Path) -> None:
+    (tmp_path / "a.epochs").mkdir()
+    with (
+        atomic(tmp_path / "a.pt") as own,
+        atomic(tmp_path / "b.pt") as other,
+        atomic(tmp_path / "a.epochs/1.pt") as epoch,
+    ):
+        left = [path.with_name(path.name[:-4] + "0.pt") for path in (own, other, epoch)]
+    for path in left:
+        path.touch()
+    training, splits = configure(epochs=1)
+    run_training(training, splits, tmp_path / "a.pt", CPU, resume=False, overwrite=True)
+    assert [path.exists() for path in left] == [False, True, False]
 
 
 def test_a_device_is_named() -> None:
