@@ -68,6 +68,11 @@ class Checkpoint:
         return sum(phase["epochs"] for phase in self.config.get("phases", ()))
 
     @property
+    def is_complete(self) -> bool:
+        """Whether all epochs that its configuration asks for are done."""
+        return self.epochs >= self.planned_epochs
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of what it is: network, weights, configuration and data; not of when, where and how fast it was made.
 

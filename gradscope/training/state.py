@@ -13,7 +13,7 @@ from gradscope.config import Training
 from gradscope.data.image_set import ImageSet
 from gradscope.errors import CannotResumeError, GradscopeError
 from gradscope.models.architectures import ModelSpec
-from gradscope.models.checkpoint import Checkpoint, load_strictly, load_weights_only, save
+from gradscope.models.checkpoint import Checkpoint, load, load_strictly, load_weights_only, save
 from gradscope.results.files import atomic
 from gradscope.results.provenance import provenance
 from gradscope.results.schemas import HISTORY
@@ -29,9 +29,18 @@ STORE_EVERY = 10.0
 
 
 def require_unfinished(out: Path) -> None:
-    """Raise :class:`CannotResumeError` where the run of ``out`` is complete."""
-    if out.exists() and not state_path(out).exists():
+    """Raise :class:`CannotResumeError` where nothing is left to resume; the checkpoint says whether it is complete."""
+    if state_path(out).exists():  # beside a complete checkpoint too: one that is replaced, or the files that follow it
+        return
+    if not out.exists():
+        raise CannotResumeError(f"resume: {out} has no unfinished run; train it without `resume`")
+    found = load(out)
+    if found.is_complete:
         raise CannotResumeError(f"resume: {out} is complete; nothing is left to do")
+    raise CannotResumeError(
+        f"resume: {out} holds {found.epochs} of {found.planned_epochs} epochs, but {state_path(out).name}, which "
+        "resuming needs, is missing; train it anew with `overwrite`"
+    )
 
 
 def begun_precision(out: Path) -> str | None:
@@ -78,8 +87,6 @@ class RunState:
     def resume(self) -> None:
         """Continue where the state file says; a run of another configuration or other data is refused."""
         path = state_path(self.out)
-        if not path.exists():
-            raise CannotResumeError(f"resume: there is no unfinished run at {path}")
         try:
             state = load_weights_only(path, "resume")
         except GradscopeError as error:
@@ -130,21 +137,28 @@ class RunState:
             self.write()
 
     def write(self) -> None:
-        """Write the state after the last epoch, the best checkpoint so far and the history, unless that is done."""
+        """Write the state after the last epoch, then the best checkpoint so far and the history, unless that is done.
+
+        The state comes first, and :meth:`complete` removes it last: a run that is killed in between is resumed from it.
+        """
         state, self.unwritten = self.unwritten, None
         if state is None:
             return
         with atomic(state_path(self.out)) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
-        save(self.out, self._checkpoint(state["best"], state["history"]))
-        write_table(self.out.with_suffix(".history.csv"), HISTORY, state["history"])
+        self._publish(state["best"], state["history"])
         self.written = time.monotonic()
 
     def complete(self) -> None:
-        """Write the checkpoint of a run whose epochs are all done; nothing is left to resume."""
+        """Write the checkpoint and the history of a run whose epochs are all done; nothing is left to resume."""
         if self.fabric.is_global_zero:
-            save(self.out, self._checkpoint(self.best or self.network.state_dict(), self.history))
+            self._publish(self.best or self.network.state_dict(), self.history)
             state_path(self.out).unlink(missing_ok=True)
+
+    def _publish(self, weights: dict[str, Tensor], history: list[dict[str, Any]]) -> None:
+        """Write what a run leaves: the checkpoint and, beside it, its history."""
+        save(self.out, self._checkpoint(weights, history))
+        write_table(self.out.with_suffix(".history.csv"), HISTORY, history)
 
     def _checkpoint(self, weights: dict[str, Tensor], history: list[dict[str, Any]]) -> Checkpoint:
         return Checkpoint(
