@@ -18,6 +18,8 @@ _CHUNK_BYTES = 32 * 2**20
 _ROUNDING = 0.05
 #: Types of labels; a fingerprint is taken of them as int64.
 INTEGERS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.int64)
+#: Classes that a set may have: what is a label is no number of any size.
+MOST_CLASSES = 100_000
 #: Images whose statistics are taken at a time.
 _STATISTICS_BATCH = 1024
 
@@ -37,7 +39,14 @@ def fingerprint(images: Tensor, labels: Tensor, classes: Sequence[str]) -> str:
 
 def numbered(count: int) -> tuple[str, ...]:
     """Names of ``count`` classes that have none: "0", "1", ..."""
+    require_few_classes(count)
     return tuple(str(number) for number in range(count))
+
+
+def require_few_classes(count: int) -> None:
+    """Raise :class:`GradscopeError` for more than :data:`MOST_CLASSES`."""
+    if count > MOST_CLASSES:
+        raise GradscopeError(f"labels must be of at most {MOST_CLASSES} classes, got {count}")
 
 
 def as_floats(images: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import pickle
 import struct
 import tarfile
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -109,6 +110,22 @@ def test_a_damaged_idx_file_is_named(tmp_path: Path, damage: str) -> None:
     with pytest.raises(GradscopeError, match=path.name) as raised:
         load(data("fashion-mnist", tmp_path))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("lengths", [(10, 28, 28), (2**32 - 1, 2**31, 28), (0, 2**32 - 1, 2**32 - 1)])
+def test_an_idx_file_unpacks_no_more_than_its_header_says(tmp_path: Path, lengths: tuple[int, ...]) -> None:
+    write_fashion(tmp_path, compressed=True)
+    path = tmp_path / "t10k-images-idx3-ubyte.gz"
+    with gzip.open(path, "wb", 1) as file:
+        file.write(struct.pack(">4B3I", 0, 0, 8, 3, *lengths))
+        for _ in range(64):
+            file.write(bytes(2**24))
+    tracemalloc.start()
+    with pytest.raises(GradscopeError, match=path.name):
+        load(data("fashion-mnist", tmp_path))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**26, "the file holds a gigabyte"
 
 
 def test_missing_fashion_mnist_says_where_it_was_sought(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
