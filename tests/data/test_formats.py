@@ -204,9 +204,12 @@ def test_a_member_that_is_no_array_counts_for_nothing(tmp_path: Path) -> None:
     [
         ({"y_train": LABELS + 2**40}, "labels must be of at most 100000 classes, got 1099511627779"),
         ({"classes": np.zeros(100_001, np.uint8)}, "at most 100000 classes, got 100001"),
+        ({"classes": np.array(["a\nb", "b", "c"])}, "names of classes must be one line"),
+        ({"classes": np.array(["a\ud800", "b", "c"])}, "names of classes must be one line"),
+        ({"classes": np.array(["a" * 256, "b", "c"])}, "names of classes must be one line of at most 255"),
         ({"classes": np.array([0x7FFFFFFF, 1, 2], "<u4").view("<U1")}, "cannot be read as an .npz of plain arrays"),
     ],
 )
-def test_the_number_of_classes_is_limited(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_what_names_no_classes_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(GradscopeError, match=message):
         load_saved(tmp_path, arrays(**changes))

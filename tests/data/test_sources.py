@@ -360,6 +360,11 @@ def test_imagenet100_knows_two_sizes(make_tree: MakeTree) -> None:
         ("n01\nn09\n", "train holds no images of n09"),
         ("n01\nn01\n", "each once"),
         ("\n", "one or more"),
+        ("n01\n/usr\n", "classes.txt must list names of folders and no paths, got '/usr'"),
+        ("n01\n../..\n", "no paths, got '../..'"),
+        ("..\nn01", "no paths, got '..'"),
+        ("n01\na\0b", "no paths, got"),
+        ("n01\n" + "n" * 300, "no paths, got 'nnn"),
     ],
 )
 def test_a_class_list_that_does_not_fit_is_refused(make_tree: MakeTree, content: str, message: str) -> None:
@@ -369,7 +374,7 @@ def test_a_class_list_that_does_not_fit_is_refused(make_tree: MakeTree, content:
         load(data("imagenet100", root))
 
 
-@pytest.mark.parametrize("content", ["{", "[1, 2]"])
+@pytest.mark.parametrize("content", ["{", "[1, 2]", '{"n01": ' + "[" * 100_000])
 def test_a_broken_labels_file_is_named(make_tree: MakeTree, content: str) -> None:
     root = make_tree({"train": ["n01"], "test": ["n01"]})
     (root / "Labels.json").write_text(content)
