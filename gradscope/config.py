@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Discriminator,
     Field,
@@ -21,7 +22,7 @@ from pydantic import (
 )
 
 from gradscope.errors import GradscopeError, lookup, unknown_name
-from gradscope.validation import Config
+from gradscope.validation import Config, is_plain_name
 
 Objective = Literal["cross-entropy", "policy-gradient", "expected-reward"]
 AttackLoss = Literal["cross-entropy", "log-odds", "margin", "dlr", "rescaled-cross-entropy"]
@@ -149,6 +150,13 @@ class Data(Config):
     image_size: ImageSize | None = None
 
 
+def _require_label(mode: str) -> str:
+    """``mode``, which is part of a checkpoint's name."""
+    if len(mode) > 100 or not is_plain_name(mode):
+        raise GradscopeError(f"mode must be a name of at most 100 characters and no path, got {mode!r}")
+    return mode
+
+
 class Training(Config):
     """Everything that decides a checkpoint, resolved. ``mode`` is a label: the phases say what is done.
 
@@ -157,7 +165,7 @@ class Training(Config):
     training images are used, for validation too, every class in its share.
     """
 
-    mode: str
+    mode: Annotated[str, AfterValidator(_require_label)]
     data: Data = Data()
     architecture: str
     phases: tuple[Phase, ...] = Field(min_length=1)

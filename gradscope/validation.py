@@ -1,12 +1,15 @@
 """The base of every configuration, and what a mistake in one is called: one line in our words, not in pydantic's."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from gradscope.errors import GradscopeError, unknown_name
+from gradscope.errors import UNPRINTABLE, GradscopeError, unknown_name
+
+_IN_NO_NAME = re.compile(rf"{UNPRINTABLE.pattern}|[/\\\\]")
 
 
 class Config(BaseModel):
@@ -23,6 +26,11 @@ class Config(BaseModel):
             first = _told(error.errors())
             ours = first.get("ctx", {}).get("error")
             raise (ours if isinstance(ours, GradscopeError) else _explain(cls, first)) from None
+
+
+def is_plain_name(text: str) -> bool:
+    """Whether ``text`` is a name, of at most 255 characters in one line, and no path."""
+    return text not in ("", ".", "..") and len(text) <= 255 and not _IN_NO_NAME.search(text)
 
 
 #: What a value must be, by the type of pydantic's error; filled in with the error's context.

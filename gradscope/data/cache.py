@@ -28,7 +28,7 @@ from rich.progress import Progress
 
 from gradscope import vision
 from gradscope.data.decode import common_format, read_header, read_pixels
-from gradscope.data.image_set import ImageSet, Splits, fingerprint
+from gradscope.data.image_set import ImageSet, Splits, fingerprint, require_printable
 from gradscope.data.places import cache_directory
 from gradscope.errors import GradscopeError, first_of
 
@@ -131,6 +131,7 @@ def _list_tree(tree: Tree) -> _Listing:
     if not classes:
         instead = " (or train/ and test/ with these)" if tree.train is None else ""
         raise GradscopeError(f"data_root: {named} needs a folder of images for each class{instead}, got none")
+    require_printable(classes, f"data_root: {named}")
     if tree.classes is None and tree.annotations is None:
         unknown = [label for label in class_folders(tree.test) if label not in set(classes)]
         if unknown:

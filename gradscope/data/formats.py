@@ -1,7 +1,7 @@
 """Array files: IDX (Fashion-MNIST) and ``.npz``, read and checked."""
 
 import gzip
-import zipfile
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gradscope.data.image_set import ImageSet, Splits
-from gradscope.errors import GradscopeError
+from gradscope.data.image_set import ImageSet, Splits, numbered, require_few_classes
+from gradscope.errors import GradscopeError, reason_of
+from gradscope.results.arrays import read_arrays, require_memory
 
 Array = npt.NDArray[Any]
 
+#: Axes that an IDX file may have.
+_MOST_AXES = 4
 #: The names that an ``.npz`` may give its arrays: train images and labels, then test images and labels.
 _NPZ_KEYS = (
     ("X_train", "y_train", "X_test", "y_test"),
@@ -29,15 +32,19 @@ _ONE_SPLIT = (*(keys[2:] for keys in _NPZ_KEYS), ("images", "labels"), ("x", "y"
 def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     """The array of an IDX file, raw or ``.gz``: 0, 0, 8 (uint8), the number of axes, big-endian lengths, content."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise GradscopeError(f"data_root: {path} cannot be read: {error}") from None
-    axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
-    start = 4 + 4 * axes
-    shape = tuple(np.frombuffer(content[4:start], ">u4", count=len(content[4:start]) // 4).tolist())
-    if axes == 0 or len(shape) != axes or len(content) - start != np.prod(shape):
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            magic = file.read(4)
+            axes = magic[3] if magic[:3] == b"\0\0\x08" and len(magic) == 4 else 0
+            lengths = file.read(4 * axes)
+            shape = tuple(np.frombuffer(lengths, ">u4", count=len(lengths) // 4).tolist())
+            size = math.prod(shape)
+            require_memory(size)
+            content = file.read(size + 1)  # one byte more than the header says, to see whether there is more
+    except (OSError, EOFError, zlib.error, ValueError, MemoryError) as error:
+        raise GradscopeError(f"data_root: {path} cannot be read: {reason_of(error)}") from None
+    if not 1 <= axes <= _MOST_AXES or len(shape) != axes or len(content) != size:
         raise GradscopeError(f"data_root: {path} is not an IDX file of uint8: its header and its length disagree")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def read_npz(path: Path, *, names_required: bool = False) -> Splits:
@@ -47,11 +54,9 @@ def read_npz(path: Path, *, names_required: bool = False) -> Splits:
     unless ``names_required``. Raises :class:`GradscopeError` where an array is missing, is pickled, or does not fit.
     """
     try:
-        # Opened here, because np.load leaves a file open that is no zip archive.
-        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zlib.error, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0]
+        arrays = read_arrays(path)
+    except (OSError, ValueError) as error:
+        reason = reason_of(error)
         raise GradscopeError(f"data_root: {path} cannot be read as an .npz of plain arrays: {reason}") from None
     keys = _npz_keys(path, arrays)
     if names_required and "classes" not in arrays:
@@ -90,10 +95,11 @@ def _npz_labels(path: Path, key: str, labels: Array) -> torch.Tensor:
 
 def _npz_classes(path: Path, arrays: Mapping[str, Array], train_labels: torch.Tensor) -> tuple[str, ...]:
     if "classes" not in arrays:
-        return tuple(str(label) for label in range(int(train_labels.max()) + 1)) if len(train_labels) else ()
+        return numbered(int(train_labels.max()) + 1 if len(train_labels) else 0)
     names = arrays["classes"]
     if names.ndim != 1:
         raise GradscopeError(f"data_root: {path}: classes must be names (K,), got shape {names.shape}")
+    require_few_classes(len(names))
     return tuple(str(name) for name in names)
 
 

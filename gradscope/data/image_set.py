@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from gradscope.errors import GradscopeError
+from gradscope.errors import UNPRINTABLE, GradscopeError
 from gradscope.seeding import generator
 
 #: Bytes hashed at a time, so that the fingerprint of a memory map reads it in pieces.
@@ -18,6 +18,10 @@ _CHUNK_BYTES = 32 * 2**20
 _ROUNDING = 0.05
 #: Types of labels; a fingerprint is taken of them as int64.
 INTEGERS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.int64)
+#: Classes that a set may have: what is a label is no number of any size.
+MOST_CLASSES = 100_000
+#: Characters that the name of a class may have.
+_LONGEST_NAME = 255
 #: Images whose statistics are taken at a time.
 _STATISTICS_BATCH = 1024
 
@@ -37,7 +41,23 @@ def fingerprint(images: Tensor, labels: Tensor, classes: Sequence[str]) -> str:
 
 def numbered(count: int) -> tuple[str, ...]:
     """Names of ``count`` classes that have none: "0", "1", ..."""
+    require_few_classes(count)
     return tuple(str(number) for number in range(count))
+
+
+def require_few_classes(count: int) -> None:
+    """Raise :class:`GradscopeError` for more than :data:`MOST_CLASSES`."""
+    if count > MOST_CLASSES:
+        raise GradscopeError(f"labels must be of at most {MOST_CLASSES} classes, got {count}")
+
+
+def require_printable(classes: Sequence[str], where: str) -> None:
+    """Raise :class:`GradscopeError` unless each class's name is one short line, as tables and figures need it."""
+    for name in classes:
+        if len(name) > _LONGEST_NAME or UNPRINTABLE.search(name):
+            raise GradscopeError(
+                f"{where}: names of classes must be one line of at most {_LONGEST_NAME} characters, got {name!r:.100}"
+            )
 
 
 def as_floats(images: Tensor) -> Tensor:
@@ -87,6 +107,7 @@ class ImageSet:
     def __post_init__(self) -> None:
         self._check_images()
         self._check_labels()
+        require_printable(self.classes, self.name)
 
     @classmethod
     def from_tensors(cls, name: str, images: Tensor, labels: Tensor, classes: Sequence[str] | None = None) -> Self:

@@ -35,7 +35,8 @@ from gradscope.data.places import (
     tiny_imagenet_storage,
 )
 from gradscope.data.published import CIFAR10, CIFAR100, TINY_IMAGENET, Published
-from gradscope.errors import GradscopeError
+from gradscope.errors import GradscopeError, reason_of
+from gradscope.validation import is_plain_name
 
 #: Fraction and seed of the test split of the digits, which come in one piece.
 _DIGITS_TEST = (0.2, 0)
@@ -144,11 +145,14 @@ def _class_list(root: Path) -> tuple[str, ...] | None:
     try:
         text = path.read_text(encoding="utf-8-sig")
         names = list(json.loads(text).keys()) if path.suffix == ".json" else text.split("\n")
-    except (OSError, ValueError, AttributeError) as error:
-        raise GradscopeError(f"data_root: {path} is not a list of class folders: {error}") from None
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise GradscopeError(f"data_root: {path} is not a list of class folders: {reason_of(error)}") from None
     classes = tuple(name.strip() for name in names if name.strip())
     if not classes or len(set(classes)) != len(classes):
         raise GradscopeError(f"data_root: {path} must list one or more class folders, each once")
+    paths = [name for name in classes if not is_plain_name(name)]
+    if paths:
+        raise GradscopeError(f"data_root: {path} must list names of folders and no paths, got {paths[0]!r:.100}")
     return classes
 
 

@@ -1,17 +1,15 @@
 """What an audit leaves beside its tables: ``audit.json`` as typed entries, and the pictures of ``evidence.npz``."""
 
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gradscope.errors import GradscopeError
+from gradscope.results.arrays import read_arrays
 from gradscope.results.schemas import AUDIT_JSON, EXAMPLE_IMAGES, FIRES_BELOW
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -166,12 +164,11 @@ def read_document(path: Path) -> Any:
 def read_example_images(path: Path) -> ExampleImages:
     """The arrays of ``path``, all of EXAMPLE_ARRAYS; :class:`GradscopeError` where it is damaged."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            found = {name: kept[name] for name in EXAMPLE_ARRAYS if name in kept.files}
+        found = {name: array for name, array in read_arrays(path).items() if name in EXAMPLE_ARRAYS}
     except OSError as error:
         raise GradscopeError(f"directory: {path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise GradscopeError(f"directory: {path} is not an {EXAMPLE_IMAGES}: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise GradscopeError(f"directory: {path} is not an {EXAMPLE_IMAGES}: {error}") from None
     missing = [name for name in EXAMPLE_ARRAYS if name not in found]
     if missing:
         raise GradscopeError(f"directory: {path} lacks {', '.join(missing)} of an {EXAMPLE_IMAGES}")

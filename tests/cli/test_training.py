@@ -66,6 +66,20 @@ def test_the_command_line_beats_set_beats_the_file_beats_the_preset(tmp_path: Pa
     assert (config["mode"], trained.mode) == ("sl", "sl"), "a label that is not what was trained"
 
 
+@pytest.mark.parametrize("mode", ["../../x", "..", "a\\b", "a\nb", "", "m" * 101])
+def test_a_mode_is_no_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, run: Run, content: Content
+) -> None:
+    place = tmp_path / "a" / "b"
+    place.mkdir(parents=True)
+    monkeypatch.chdir(place)
+    (tmp_path / "c.toml").write_text("[[phases]]\nepochs = 1\nlearning_rate = 1e-3\nobjective = 'cross-entropy'\n")
+    ended = run("train", "--mode", mode, "--config", tmp_path / "c.toml")
+    assert ended.code == 2
+    assert ended.err == f"gradscope: --mode must be a name of at most 100 characters and no path, got {mode!r}\n"
+    assert list(content(tmp_path)) == ["c.toml"]
+
+
 def test_phases_of_ones_own(tmp_path: Path, done: Done) -> None:
     (tmp_path / "c.toml").write_text(
         "[[phases]]\nepochs = 1\nlearning_rate = 1e-3\nobjective = {cross-entropy = 1.0, expected-reward = 0.5}\n"

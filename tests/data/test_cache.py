@@ -316,3 +316,11 @@ def test_a_large_image_is_refused_in_one_line(make_tree: MakeTree, tmp_path: Pat
     with pytest.raises(GradscopeError, match=r"x\\ny\.ppm .* 1 to 89478485 pixels, got 9000x10000") as raised:
         load(root, tmp_path / "cache")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["b\nc", "b\udcff"], ids=["two lines", "not text"])
+def test_the_name_of_a_class_is_one_line(make_tree: MakeTree, tmp_path: Path, name: str) -> None:
+    root = make_tree({"train": ["a", name], "test": ["a", name]})
+    with pytest.raises(GradscopeError, match=r"train: names of classes must be one line .*, got 'b\\") as raised:
+        load(root, tmp_path / "cache")
+    assert str(raised.value).isprintable()

@@ -1,3 +1,5 @@
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +142,74 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes | str) 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GradscopeError, match=r"nowhere\.npz does not exist"):
         load(Data(dataset="npz", data_root=tmp_path / "nowhere.npz"))
+
+
+def header_of(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) + 1) + text.encode() + b"\n"
+
+
+def claiming(shape: tuple[int, ...], kind: str = "|u1") -> bytes:
+    return header_of(repr({"descr": kind, "fortran_order": False, "shape": shape}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (claiming((4_000_000_000, 3, 32, 32)), r"X_train\.npy asks for 12288000000000 bytes and holds 0"),
+        (claiming((-1, 3, 5, 5)) + bytes(75), "negative"),
+        (header_of("(" * 9000), "X_train|header|EOF|nested"),
+        (header_of("-" * 9000 + "1"), ""),
+        (b"", "magic"),
+        (b"\x93NUMPY\x09\x00", "version"),
+    ],
+    ids=["terabytes", "negative", "nested", "signs", "empty", "version"],
+)
+def test_a_header_that_lies_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "file.npz"
+    np.savez(path, **arrays(X_train=None))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("X_train.npy", content)
+    with pytest.raises(GradscopeError, match=rf"file\.npz cannot be read as an \.npz of plain arrays: .*{message}"):
+        load(Data(dataset="npz", data_root=path))
+
+
+@pytest.mark.parametrize(
+    ("at", "value"), [(8, 0x1), (8, 0x20), (8, 0x40), (10, 99)], ids=["encrypted", "patched", "strong", "method"]
+)
+def test_an_archive_of_another_kind_is_refused(tmp_path: Path, at: int, value: int) -> None:
+    """``at``: where the flags or the method lie in the central directory, two bytes further than before the member."""
+    path = tmp_path / "file.npz"
+    np.savez(path, **arrays())
+    content = bytearray(path.read_bytes())
+    for magic, offset in ((b"PK\x01\x02", at), (b"PK\x03\x04", at - 2)):
+        found = -1
+        while (found := content.find(magic, found + 1)) >= 0:
+            content[found + offset : found + offset + 2] = struct.pack("<H", value)
+    path.write_bytes(content)
+    with pytest.raises(GradscopeError, match=r"file\.npz cannot be read as an \.npz"):
+        load(Data(dataset="npz", data_root=path))
+
+
+def test_a_member_that_is_no_array_counts_for_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "file.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in arrays():
+            archive.writestr(name, b"raw")
+    with pytest.raises(GradscopeError, match="lacks X_train, y_train"):
+        load(Data(dataset="npz", data_root=path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y_train": LABELS + 2**40}, "labels must be of at most 100000 classes, got 1099511627779"),
+        ({"classes": np.zeros(100_001, np.uint8)}, "at most 100000 classes, got 100001"),
+        ({"classes": np.array(["a\nb", "b", "c"])}, "names of classes must be one line"),
+        ({"classes": np.array(["a\ud800", "b", "c"])}, "names of classes must be one line"),
+        ({"classes": np.array(["a" * 256, "b", "c"])}, "names of classes must be one line of at most 255"),
+        ({"classes": np.array([0x7FFFFFFF, 1, 2], "<u4").view("<U1")}, "cannot be read as an .npz of plain arrays"),
+    ],
+)
+def test_what_names_no_classes_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(GradscopeError, match=message):
+        load_saved(tmp_path, arrays(**changes))

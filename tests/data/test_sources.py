@@ -5,6 +5,7 @@ import pickle
 import struct
 import tarfile
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -109,6 +110,22 @@ def test_a_damaged_idx_file_is_named(tmp_path: Path, damage: str) -> None:
     with pytest.raises(GradscopeError, match=path.name) as raised:
         load(data("fashion-mnist", tmp_path))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("lengths", [(10, 28, 28), (2**32 - 1, 2**31, 28), (0, 2**32 - 1, 2**32 - 1)])
+def test_an_idx_file_unpacks_no_more_than_its_header_says(tmp_path: Path, lengths: tuple[int, ...]) -> None:
+    write_fashion(tmp_path, compressed=True)
+    path = tmp_path / "t10k-images-idx3-ubyte.gz"
+    with gzip.open(path, "wb", 1) as file:
+        file.write(struct.pack(">4B3I", 0, 0, 8, 3, *lengths))
+        for _ in range(64):
+            file.write(bytes(2**24))
+    tracemalloc.start()
+    with pytest.raises(GradscopeError, match=path.name):
+        load(data("fashion-mnist", tmp_path))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**26, "the file holds a gigabyte"
 
 
 def test_missing_fashion_mnist_says_where_it_was_sought(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -343,6 +360,11 @@ def test_imagenet100_knows_two_sizes(make_tree: MakeTree) -> None:
         ("n01\nn09\n", "train holds no images of n09"),
         ("n01\nn01\n", "each once"),
         ("\n", "one or more"),
+        ("n01\n/usr\n", "classes.txt must list names of folders and no paths, got '/usr'"),
+        ("n01\n../..\n", "no paths, got '../..'"),
+        ("..\nn01", "no paths, got '..'"),
+        ("n01\na\0b", "no paths, got"),
+        ("n01\n" + "n" * 300, "no paths, got 'nnn"),
     ],
 )
 def test_a_class_list_that_does_not_fit_is_refused(make_tree: MakeTree, content: str, message: str) -> None:
@@ -352,7 +374,7 @@ def test_a_class_list_that_does_not_fit_is_refused(make_tree: MakeTree, content:
         load(data("imagenet100", root))
 
 
-@pytest.mark.parametrize("content", ["{", "[1, 2]"])
+@pytest.mark.parametrize("content", ["{", "[1, 2]", '{"n01": ' + "[" * 100_000])
 def test_a_broken_labels_file_is_named(make_tree: MakeTree, content: str) -> None:
     root = make_tree({"train": ["n01"], "test": ["n01"]})
     (root / "Labels.json").write_text(content)
