@@ -52,16 +52,23 @@ def _look(
         "random": are_random(outputs),
         "depends_on_batch": depend_on_the_batch(outputs),
         "probabilities": are_probabilities(outputs),
-        "zero_gradients": _zero_gradients(model, probed, labels, seed),
+        **_gradients(model, probed, labels, seed),
     }
 
 
-def _zero_gradients(model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> int | None:
-    """Count the images where the gradient of the cross-entropy is exactly zero; None where there is no gradient."""
+def _gradients(model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> dict[str, int | None]:
+    """Count the images where the gradient of the cross-entropy is exactly zero, and where it is not finite.
+
+    None where there is no gradient.
+    """
     point = images.detach().requires_grad_()
     with measuring(model), torch.enable_grad(), seeded(seed, "first look"):
         logits = model(point)
         if not logits.requires_grad:
-            return None
+            return {"zero_gradients": None, "not_finite_gradients": None}
         (slope,) = torch.autograd.grad(cross_entropy(logits, labels).sum(), point)
-    return int((slope.flatten(1) == 0).all(dim=1).sum())
+    slopes = slope.flatten(1)
+    return {
+        "zero_gradients": int((slopes == 0).all(dim=1).sum()),
+        "not_finite_gradients": int((~slopes.isfinite()).any(dim=1).sum()),
+    }

@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
+from torch import nn
 
 from gradscope.config import Data
 from gradscope.data import sources
@@ -65,6 +67,7 @@ class Inputs:
         self.request, self.device, self.given = request, device, given
         self.foreign = Foreign(**{name: getattr(request.foreign, name) for name in type(request.foreign).model_fields})
         self._loaded: dict[Data, Splits] = {}
+        self._models: WeakValueDictionary[tuple[str, int], nn.Module] = WeakValueDictionary()
 
     def references(self, extra: Sequence[str] = ()) -> list[ModelSource]:
         """Every model that is named, then the ``extra`` ones that are none of them."""
@@ -119,9 +122,15 @@ class Inputs:
             if differentiable:
                 name = f"{argument}: {reference.label}"
                 check_differentiable(subject.model, images, name=name, device=self.device)
-            return subject
-        how: dict[str, Any] = {"differentiable": differentiable, "argument": argument}
-        return load_model(reference, images, self.foreign, self.device, **how)
+        else:
+            how: dict[str, Any] = {"differentiable": differentiable, "argument": argument}
+            subject = load_model(reference, images, self.foreign, self.device, **how)
+        self._models[subject.label, id(subject.model)] = subject.model
+        return subject
+
+    def label_of(self, value: object) -> str | None:
+        """The label of a model that was loaded here and is still in use; None of anything else."""
+        return next((label for (label, _), model in self._models.items() if model is value), None)
 
     def choose(self, test: ImageSet, count: int | None, argument: str) -> Chosen:
         """``count`` test images drawn by the seed without replacement, in the set's order; None: the default or all."""

@@ -17,6 +17,7 @@ from gradscope.distributed.units import Each, Team, Work
 from gradscope.figures import background
 from gradscope.measure.common_options import Options
 from gradscope.measure.directory import results_directory
+from gradscope.measure.failures import explained_failures
 from gradscope.measure.inputs import Entry, Given, Inputs, describe
 from gradscope.measure.options import Request
 from gradscope.measure.partial_results import PartialResults
@@ -98,8 +99,8 @@ def _run(request: Request, out: Path, given: Given | None, warn: Callable[[str],
     directory: AbstractContextManager[None] = nullcontext()
     if team.is_first:
         directory = results_directory(out, options.kind, resume=where.resume, overwrite=where.overwrite)
-    with directory:
-        inputs = Inputs(request, team.device, given)
+    inputs = Inputs(request, team.device, given)
+    with directory, explained_failures(inputs.label_of):
         measurement = kind(options, inputs, team, out)
         manifest = _manifest(request, measurement, inputs, team)
         if team.is_first:

@@ -166,33 +166,55 @@ def check_fits(model: nn.Module, images: ImageSet, *, name: str, device: torch.d
     ``name`` begins the message. Random states and buffers stay as they were, even where the model draws noise or
     counts its calls.
     """
-    output = logits_for(model, grey(images, device), name)
+    batch = grey(images, device)
+    output = logits_for(model, batch, name)
     if output.shape[1] != len(images.classes):
         raise GradscopeError(f"{name} has {output.shape[1]} classes, the data has {len(images.classes)}")
     if finite and not output.isfinite().all():
         raise GradscopeError(f"{name} must return finite logits, got NaN or infinity for a grey image")
+    try:
+        single = _returned(model, batch[:1], name)
+    except GradscopeError:
+        pass  # it is told where a batch of one image comes
+    else:
+        _require_logits(single, 1, name)
 
 
 def logits_for(model: nn.Module, batch: Tensor, name: str) -> Tensor:
     """The logits ``(N, K)`` of ``batch``, without a trace; :class:`GradscopeError` where ``model`` gives none."""
-    output = _returned(model, batch, name)
-    count = len(batch)
+    return _require_logits(_returned(model, batch, name), len(batch), name)
+
+
+def _require_logits(output: object, count: int, name: str) -> Tensor:
     if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != count:
         kind = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         first = isinstance(output, tuple | list) and len(output) > 0 and isinstance(output[0], Tensor)
         hint = "; wrap it in a module whose forward returns the first of them" if first else ""
-        raise GradscopeError(f"{name} must return logits (N, classes), got {kind} for {count} images{hint}")
+        raise GradscopeError(
+            f"{name} must return logits (N, classes), got {kind} for {count} image{'s' * (count > 1)}{hint}"
+        )
     if not output.is_floating_point():
         raise GradscopeError(f"{name} must return floating-point logits, got {output.dtype}")
     return output
 
 
 def _returned(model: nn.Module, batch: Tensor, name: str) -> object:
-    """What ``model`` returns for ``batch``; buffers and random states stay as they were."""
+    """What ``model`` returns for ``batch`` without gradients; buffers and random states stay as they were."""
+    shown = batch.clone()
+    with torch.no_grad():
+        output = _outcome(model, shown, name)
+    if not torch.equal(shown, batch):
+        raise GradscopeError(f"{name} must leave its input as it is, got a model that changes it in place")
+    return output
+
+
+def _outcome(model: nn.Module, batch: Tensor, name: str) -> Any:
+    """What ``model`` returns for ``batch``; whatever it raises is told as a misfit."""
     try:
-        with torch.no_grad():
-            return _run(model, batch)
-    except Exception as error:
+        return _run(model, batch)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, too
         other = {p.dtype for p in model.parameters() if p.is_floating_point()} - {batch.dtype}
         if other:
             kind = str(other.pop()).removeprefix("torch.")
@@ -223,7 +245,7 @@ def check_differentiable(model: nn.Module, images: ImageSet, *, name: str, devic
     A gradient that is zero passes: that is a finding, not a mistake.
     """
     with torch.enable_grad():
-        output = _run(model, grey(images, device).requires_grad_())
+        output = _outcome(model, grey(images, device).requires_grad_(), name)
     if not output.requires_grad:
         raise GradscopeError(f"{name} has no gradient in the image: its logits are cut off from it (detached?)")
 

@@ -23,6 +23,7 @@ def cautions(manifest: Manifest) -> Iterator[str]:
             found = [
                 *_of_labels(look),
                 *_of_planes(look, manifest),
+                *_of_gradients(look),
                 *(_of_outputs(look) if manifest.kind != "audit" else ()),
             ]
             yield from (f"{entry.label}: {sentence}" for sentence in found)
@@ -57,6 +58,14 @@ def _of_outputs(look: FirstLook) -> Iterator[str]:
         yield (
             f"the gradient of the cross-entropy is exactly 0 on {look.zero_gradients} of {look.probed} images: an "
             "attack along it cannot move there, and accuracy under it says nothing; an audit looks for the cause"
+        )
+
+
+def _of_gradients(look: FirstLook) -> Iterator[str]:
+    if look.not_finite_gradients:
+        yield (
+            f"the gradient of the cross-entropy is NaN or infinite on {look.not_finite_gradients} of {look.probed} "
+            "images: an attack along it does not work there, and accuracy under it says nothing"
         )
 
 

@@ -58,6 +58,7 @@ class FirstLook(_Entry):
     depends_on_batch: bool
     probabilities: bool
     zero_gradients: int | None
+    not_finite_gradients: int | None = None  # None in older manifests, too
 
 
 class Examined(_Entry):

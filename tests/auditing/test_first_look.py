@@ -37,6 +37,18 @@ class Centred(nn.Module):
         return logits - 0.5 * logits.mean(dim=0)
 
 
+class _NotFinite(torch.autograd.Function):
+    """Logits as they are; a gradient that is NaN for every image but the first."""
+
+    @staticmethod
+    def forward(_: object, logits: Tensor) -> Tensor:
+        return logits * 1
+
+    @staticmethod
+    def backward(_: object, slopes: Tensor) -> Tensor:
+        return torch.cat([slopes[:1], slopes[1:] * torch.nan])
+
+
 class Cut(nn.Module):
     """Logits that autograd cannot follow."""
 
@@ -56,6 +68,7 @@ def test_an_honest_model_is_counted_and_nothing_else_is_seen(images: ImageSet) -
         "depends_on_batch": False,
         "probabilities": False,
         "zero_gradients": 0,
+        "not_finite_gradients": 0,
     }
 
 
@@ -66,14 +79,19 @@ def test_an_honest_model_is_counted_and_nothing_else_is_seen(images: ImageSet) -
         (Centred, "depends_on_batch", True),
         (lambda: MASKS["probabilities"][0](nn.Flatten()), "probabilities", True),
         (lambda: MASKS["backward zero"][0](nn.Flatten()), "zero_gradients", PROBED),
-        (Cut, "zero_gradients", None),
+        (lambda: Behind(nn.Flatten(), after=_NotFinite.apply), "not_finite_gradients", PROBED - 1),
     ],
-    ids=["noise", "batch", "probabilities", "severed", "detached"],
+    ids=["noise", "batch", "probabilities", "severed", "not finite"],
 )
 def test_masks_are_seen(images: ImageSet, model: Callable[[], nn.Module], fact: str, value: object) -> None:
     honest, seen = look_at(nn.Flatten(), images), look_at(model(), images)
     assert seen[fact] == value
     assert {**seen, fact: honest[fact]} == honest or fact == "random"
+
+
+def test_logits_cut_off_from_the_image_have_no_gradient_to_count(images: ImageSet) -> None:
+    honest, seen = look_at(nn.Flatten(), images), look_at(Cut(), images)
+    assert seen == honest | {"zero_gradients": None, "not_finite_gradients": None}
 
 
 def test_saturation_is_seen_where_the_model_is_right(images: ImageSet) -> None:

@@ -248,3 +248,35 @@ def test_the_device_is_the_models() -> None:
     assert device_of(nn.Linear(1, 1, device="meta")) == torch.device("meta")
     assert device_of(nn.BatchNorm2d(3, affine=False, device="meta")) == torch.device("meta")
     assert device_of(nn.Flatten()) == torch.device("cpu")
+
+
+class Odd(nn.Module):
+    """Linear logits, but for what ``spoil`` does to images and logits."""
+
+    def __init__(self, spoil: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.spoil, self.last = spoil, nn.Linear(64, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.spoil(images, self.last(images.flatten(1)))
+
+
+def leave(images: Tensor, logits: Tensor) -> Tensor:
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (
+            lambda images, logits: logits.squeeze(),
+            r"odd must return logits \(N, classes\), got a tensor \(5,\) for 1 im",
+        ),
+        (lambda images, logits: logits + 0 * images.mul_(2).mean(), "odd must leave its input as it is"),
+        (leave, "odd does not take the data's 1 x 8 x 8 images: SystemExit: 0"),
+    ],
+    ids=["squeezed", "in place", "exit"],
+)
+def test_what_would_fail_later_is_refused(spoil: Callable[[Tensor, Tensor], Tensor], told: str) -> None:
+    with pytest.raises(GradscopeError, match=told):
+        check_fits(Odd(spoil), like(8, 5), name="odd", device=CPU)

@@ -70,6 +70,12 @@ def test_what_is_seen_of_outputs_is_said(facts: dict[str, Any], words: str) -> N
     assert said_of("audit", **facts) == []  # its verdict rests on the same facts, on more images
 
 
+@pytest.mark.parametrize("kind", ["analysis", "attack", "audit"])
+def test_gradients_that_are_no_numbers_are_said_of_every_measurement(kind: str) -> None:
+    (sentence,) = said_of(kind, not_finite_gradients=1)
+    assert "NaN or infinite on 1 of 32 images" in sentence
+
+
 @pytest.mark.parametrize(("space", "right", "count"), [("input", 40, 1), ("input", 50, 0), ("weights", 40, 0)])
 def test_planes_around_images_that_are_mostly_wrong(space: str, right: int, count: int) -> None:
     entry = {"label": "m", "first_look": HONEST | {"right": right}}
