@@ -10,13 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gradscope.distributed.units import Team, Unit, Values
 from gradscope.errors import CannotResumeError, GradscopeError
 from gradscope.measure.directory import PARTIAL
-from gradscope.models.checkpoint import load_weights_only, require_checksums
-from gradscope.results.files import atomic, write_json
+from gradscope.models.checkpoint import load_weights_only, require_checksums, save_tensors
+from gradscope.results.files import write_json
 
 
 class PartialResults:
@@ -84,8 +82,7 @@ class PartialResults:
 
     def write(self, name: str, values: Values) -> None:
         """Keep ``values``, which are on the CPU, in the place of what was called ``name``."""
-        with atomic(self.folder / f"{name}.pt") as temporary:
-            torch.save(values, temporary)
+        save_tensors(self.folder / f"{name}.pt", values)
 
     def remove(self) -> None:
         """Remove all pieces."""

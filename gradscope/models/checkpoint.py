@@ -7,7 +7,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gradscope.errors import GradscopeError
 from gradscope.models.architectures import ModelSpec, build
+from gradscope.models.names import is_own
 from gradscope.models.references import (
     PICKLE_HEAD,
     first_bytes,
@@ -94,9 +95,18 @@ class Checkpoint:
         Weights that do not fit the specification raise :class:`GradscopeError`. No random state is touched.
         """
         argument = "model" if self.path is None else f"model: {self.path}"
+        complaint = f"model: the checkpoint's weights do not fit {self.spec.architecture}"
+        if not is_own(self.spec.architecture):
+            # Without memory, for a damaged specification may ask for gigabytes.
+            try:
+                with torch.device("meta"), seeded(0, "weights"):
+                    shapes = build(self.spec).state_dict()
+            except (RuntimeError, TypeError) as error:
+                raise GradscopeError(f"{complaint}: {str(error).splitlines()[0]}") from None
+            require_fit(shapes, self.state_dict, complaint)
         with seeded(0, "weights"):
             model = build(self.spec, trust_code=self.trust_code, argument=argument)
-        load_strictly(model, self.state_dict, f"model: the checkpoint's weights do not fit {self.spec.architecture}")
+        load_strictly(model, self.state_dict, complaint)
         return model.eval()
 
 
@@ -124,9 +134,20 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, tensor in checkpoint.state_dict.items()
     }
+    save_tensors(path, content | {"state_dict": tensors})
+
+
+def save_tensors(path: Path, value: object) -> None:
+    """Write ``value`` by ``torch.save`` in one step; a disk that refuses, as a full one, raises GradscopeError."""
     # Given a path, torch.save would put the temporary file's random name inside the archive.
     with atomic(path) as temporary, temporary.open("wb") as file:
-        torch.save(content | {"state_dict": tensors}, file)
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:
+            # Torch complains that its archive is not finished, in the place of what kept it from that.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load(path: Path, *, trust_code: bool = False) -> Checkpoint:
@@ -143,6 +164,7 @@ def load(path: Path, *, trust_code: bool = False) -> Checkpoint:
         raise GradscopeError(f"model: {path} has format {written}, this gradscope reads up to {FORMAT}; update it")
     require_checksums(path, "model")
     try:
+        _require_kinds(content)
         return Checkpoint(
             spec=ModelSpec.from_dict(content["spec"]),
             state_dict=_tensors(content["state_dict"]),
@@ -158,14 +180,57 @@ def load(path: Path, *, trust_code: bool = False) -> Checkpoint:
         )
     except GradscopeError as error:
         raise GradscopeError(f"model: {path} cannot be used: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise GradscopeError(f"model: {path} is damaged: {type(error).__name__} {error}") from None
 
 
+#: Of what kind the parts of a checkpoint are that are read as they stand.
+_KINDS = {
+    "mode": str,
+    "dataset": str,
+    "classes": list,
+    "data_fingerprint": str,
+    "config": dict,
+    "history": list,
+    "provenance": dict,
+}
+
+
+def _require_kinds(content: Mapping[str, Any]) -> None:
+    """Raise KeyError or TypeError where a part of a checkpoint is missing or of another kind."""
+    require_kinds(content, _KINDS)
+    require_each("classes", content["classes"], str)
+    require_each("history", content["history"], dict)
+    config = content["config"]
+    require_kinds(config, {key: kind for key, kind in (("phases", list), ("data", dict)) if key in config})
+    for phase in config.get("phases", ()):
+        require_kinds(phase, {"epochs": int})
+
+
+def require_kinds(values: Any, kinds: Mapping[str, type]) -> None:
+    """Raise KeyError or TypeError unless ``values`` is a dict with the keys of ``kinds``, each of its kind."""
+    for key, kind in kinds.items():
+        if not isinstance(values, dict) or not isinstance(values[key], kind):
+            raise TypeError(f"{key} must be of kind {kind.__name__}")
+
+
+def require_each(name: str, values: Iterable[Any], *kinds: type) -> None:
+    """Raise TypeError unless each of ``values``, those of ``name``, is of one of ``kinds``."""
+    if not all(isinstance(value, kinds) for value in values):
+        raise TypeError(f"each of {name} must be of kind {' or '.join(kind.__name__ for kind in kinds)}")
+
+
 def _tensors(state: object) -> dict[str, Tensor]:
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise TypeError("state_dict holds something else than tensors")
+    if not isinstance(state, dict) or not all(isinstance(key, str) and is_whole(state[key]) for key in state):
+        raise TypeError("state_dict holds something else than named dense tensors")
     return dict(state)
+
+
+def is_whole(value: object) -> bool:
+    """Whether ``value`` is a dense tensor whose numbers are all in memory: not one number, expanded to gigabytes."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_meta:
+        return False
+    return value.nbytes <= value.untyped_storage().nbytes()
 
 
 def require_checksums(path: Path, argument: str) -> None:
@@ -176,7 +241,7 @@ def require_checksums(path: Path, argument: str) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except zipfile.BadZipFile:
+    except Exception:  # as a bad structure, a name that is no text, a compression that Python lacks, an encrypted part
         damaged = "the archive"
     if damaged is not None:
         raise GradscopeError(f"{argument}: {path} is damaged: {damaged} does not have the checksum it was written with")
@@ -223,6 +288,12 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], complaint: str)
     own = model.state_dict()
     counters = {key: own[key] for key in own.keys() - state.keys() if key.endswith("num_batches_tracked")}
     state = {**state, **counters}
+    require_fit(own, state, complaint)
+    model.load_state_dict(state)
+
+
+def require_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], complaint: str) -> None:
+    """Raise :class:`GradscopeError` unless ``state`` has every entry of ``own``, no other, and each of its shape."""
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
     reshaped = [
@@ -234,7 +305,6 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], complaint: str)
     found = [f"{len(keys)} {kind} (first {keys[0]})" for kind, keys in problems if keys]
     if found:
         raise GradscopeError(f"{complaint}: {', '.join(found)}")
-    model.load_state_dict(state)
 
 
 def _require_plain(value: object, place: str) -> None:

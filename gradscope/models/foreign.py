@@ -14,10 +14,17 @@ from torch import Tensor, nn
 from gradscope import vision
 from gradscope.errors import GradscopeError
 from gradscope.models.architectures import check_normalisation, normalised
-from gradscope.models.checkpoint import load_strictly, load_weights_only
+from gradscope.models.checkpoint import is_whole, load_strictly, load_weights_only, require_checksums
 from gradscope.models.factories import built, call_factory
 from gradscope.models.inspection import one_line
-from gradscope.models.references import ModelRef, check_reference, require_both, require_safetensors
+from gradscope.models.references import (
+    PICKLE_HEAD,
+    ModelRef,
+    check_reference,
+    first_bytes,
+    require_both,
+    require_safetensors,
+)
 from gradscope.seeding import seeded
 
 #: Classes that a model of a library is built for where neither data nor weights say.
@@ -126,14 +133,21 @@ def _unknown_model(library: str, name: str, known: list[str], listing: str) -> G
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file of ``torch.save`` or safetensors, out of whatever it is wrapped in."""
+    """The state dict in a file of ``torch.save`` or safetensors, out of whatever it is wrapped in.
+
+    The checksums of the first are compared; safetensors, and files of torch before 1.6, have none.
+    """
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     content = load_weights_only(path, "weights")
+    if not first_bytes(path, "weights").startswith(PICKLE_HEAD):
+        require_checksums(path, "weights")
     state = _unwrap(content, depth=3)
     if state is None:
         kind = f"the keys {', '.join(map(str, content))[:80]}" if isinstance(content, Mapping) else type(content)
         raise GradscopeError(f"weights: {path} must hold a state dict, bare or under {', '.join(WRAPPERS)}; got {kind}")
+    if not all(map(is_whole, state.values())):
+        raise GradscopeError(f"weights: {path} must hold dense tensors whose numbers are all in it, got others")
     return state
 
 

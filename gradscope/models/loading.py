@@ -46,7 +46,11 @@ class ModelSource:
     @property
     def data(self) -> Data | None:
         """The data set our checkpoint was trained on; None for a foreign model."""
-        return None if self.checkpoint is None else Data.parse(self.checkpoint.config["data"])
+        if self.checkpoint is None:
+            return None
+        if "data" not in self.checkpoint.config:
+            raise GradscopeError(f"model: {self.text} is damaged: its configuration does not name its data")
+        return Data.parse(self.checkpoint.config["data"])
 
 
 @dataclass(frozen=True)

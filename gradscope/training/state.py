@@ -6,15 +6,24 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from gradscope.config import Training
 from gradscope.data.image_set import ImageSet
-from gradscope.errors import CannotResumeError, GradscopeError
+from gradscope.errors import CannotResumeError, GradscopeError, first_of
 from gradscope.models.architectures import ModelSpec
-from gradscope.models.checkpoint import Checkpoint, load, load_strictly, load_weights_only, save
-from gradscope.results.files import atomic
+from gradscope.models.checkpoint import (
+    Checkpoint,
+    load,
+    load_strictly,
+    load_weights_only,
+    require_checksums,
+    require_each,
+    require_fit,
+    require_kinds,
+    save,
+    save_tensors,
+)
 from gradscope.results.provenance import provenance
 from gradscope.results.schemas import HISTORY
 from gradscope.results.tables import write_table
@@ -26,6 +35,17 @@ if TYPE_CHECKING:
 
 #: Seconds between two writings of the state, which is held in memory meanwhile.
 STORE_EVERY = 10.0
+#: Of what kind the parts of a state are.
+_KINDS = {
+    "config": dict,
+    "fingerprint": str,
+    "network": dict,
+    "optimizer": dict,
+    "best": dict,
+    "epochs_done": int,
+    "best_accuracy": float,
+    "history": list,
+}
 
 
 def require_unfinished(out: Path) -> None:
@@ -89,17 +109,46 @@ class RunState:
         path = state_path(self.out)
         try:
             state = load_weights_only(path, "resume")
+            require_checksums(path, "resume")
+            require_kinds(state, _KINDS)
+            changed = [*_differences(state["config"], self._config())]
+            if state["fingerprint"] != self.images.fingerprint:
+                changed.append("the images")
+            if changed:
+                raise CannotResumeError(f"resume: {path} belongs to another run; it differs in {first_of(changed)}")
+            self._require_whole(state)
+            load_strictly(self.network, state["network"], f"resume: {path} does not fit {self.training.architecture}")
+            # How the optimiser computes is this device's affair; its first state may be another's.
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
+        except CannotResumeError:
+            raise
         except GradscopeError as error:
             raise CannotResumeError(str(error)) from None
-        if state["config"] != self._config() or state["fingerprint"] != self.images.fingerprint:
-            changed = [key for key, value in self._config().items() if state["config"].get(key) != value]
-            what = ", ".join(changed) or "the images"
-            raise CannotResumeError(f"resume: {path} belongs to another run; it differs in {what}")
-        load_strictly(self.network, state["network"], f"resume: {path} does not fit {self.training.architecture}")
-        # How the optimiser computes is this device's affair; its first state may be another's.
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            why = f"{type(error).__name__} {error}".splitlines()[0]
+            raise CannotResumeError(f"resume: {path} is damaged: {why}; train anew with `overwrite`") from None
         self.history, self.best, self.best_accuracy = state["history"], state["best"], state["best_accuracy"]
+
+    def _require_whole(self, state: dict[str, Any]) -> None:
+        """Raise an error where the content of a state is not what :meth:`_store` keeps of such a run."""
+        rows = state["history"]
+        require_each("history", rows, dict)
+        if not 0 < len(rows) == state["epochs_done"] <= self.training.epochs:
+            raise ValueError(f"{len(rows)} rows of history for {state['epochs_done']} epochs")
+        for row in rows:
+            if list(row) != list(HISTORY.names):
+                raise ValueError("the columns of its history are others")
+            require_each("history", row.values(), int, float, type(None))
+        own = self.network.state_dict()
+        for part in ("network", "best"):
+            require_each(part, state[part].values(), Tensor)
+            require_fit(own, state[part], f"resume: {part} does not fit {self.training.architecture}")
+        parameters = list(self.network.parameters())
+        for index, values in state["optimizer"]["state"].items():
+            shapes = {tuple(value.shape) for name, value in values.items() if name != "step"}
+            if shapes != {tuple(parameters[index].shape)}:
+                raise ValueError(f"the optimiser's state does not fit parameter {index}")
 
     def add(self, row: dict[str, Any], *, begins_phase: bool) -> None:
         """Add an epoch that has ended to the history, and keep its weights if they are the best of the phase."""
@@ -144,8 +193,7 @@ class RunState:
         state, self.unwritten = self.unwritten, None
         if state is None:
             return
-        with atomic(state_path(self.out)) as temporary, temporary.open("wb") as file:
-            torch.save(state, file)
+        save_tensors(state_path(self.out), state)
         self._publish(state["best"], state["history"])
         self.written = time.monotonic()
 
@@ -175,6 +223,17 @@ class RunState:
 
     def _config(self) -> dict[str, Any]:
         return self.training.model_dump(mode="json")
+
+
+def _differences(begun: Any, wanted: Any, place: str = "") -> Iterator[str]:
+    """Yield where two configurations differ, with both values: ``seed (there 0, here 1)``."""
+    if isinstance(wanted, list) and isinstance(begun, list) and len(wanted) == len(begun):
+        begun, wanted = (dict(enumerate(values)) for values in (begun, wanted))
+    if isinstance(wanted, dict) and isinstance(begun, dict):
+        for key in wanted | begun:
+            yield from _differences(begun.get(key), wanted.get(key), f"{place}.{key}" if place else str(key))
+    elif begun != wanted:
+        yield f"{place} (there {begun}, here {wanted})"
 
 
 def _copied(state: Any) -> Any:

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -216,12 +218,43 @@ def test_a_newer_format(file: Path) -> None:
         ({"spec": None}, "is damaged: TypeError"),
         ({"spec": SPEC.to_dict() | {"image_size": "four"}}, "is damaged: ValueError"),
         ({"state_dict": {"weight": 1}}, "is damaged: TypeError state_dict"),
+        ({"state_dict": {"weight": torch.ones(1).expand(2**40)}}, "is damaged: TypeError state_dict"),
+        ({"state_dict": {"weight": torch.ones(1, device="meta")}}, "is damaged: TypeError state_dict"),
+        ({"spec": SPEC.to_dict() | {"classes": float("inf")}}, "is damaged: OverflowError"),
+        ({"history": 3}, "is damaged: TypeError history must be of kind list"),
+        ({"history": [1]}, "is damaged: TypeError each of history must be of kind dict"),
+        ({"classes": [1, 2, 3]}, "is damaged: TypeError each of classes must be of kind str"),
+        ({"config": [1]}, "is damaged: TypeError config must be of kind dict"),
+        ({"config": {"phases": [{"epochs": "two"}]}}, "is damaged: TypeError epochs must be of kind int"),
+        ({"config": {"data": 1}}, "is damaged: TypeError data must be of kind dict"),
         ({"spec": SPEC.to_dict() | {"architecture": "cnn7"}}, "cannot be used: architecture: 'cnn7' is unknown"),
     ],
 )
 def test_damaged_contents(file: Path, changes: dict[str, object], words: str) -> None:
     rewrite(file, **changes)
     assert words in complaint(file)
+
+
+@pytest.mark.parametrize("damage", [{"classes": 2**40}, {"classes": 2**62}, {"image_size": 2**18}, {"channels": 2**36}])
+def test_a_specification_that_asks_for_gigabytes_is_refused_unbuilt(damage: dict[str, int], file: Path) -> None:
+    rewrite(file, spec=SPEC.to_dict() | damage)
+    with pytest.raises(GradscopeError, match=r"^model: the checkpoint's weights do not fit cnn2: [^\n]+$"):
+        load(file).build()
+
+
+def test_a_full_disk_is_one_line(file: Path) -> None:
+    before = file.read_bytes()
+    script = """
+import resource, sys, torch
+from pathlib import Path
+from gradscope.models.checkpoint import save_tensors
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+save_tensors(Path(sys.argv[1]), torch.rand(100_000))
+"""
+    ended = subprocess.run([sys.executable, "-c", script, file], capture_output=True, text=True, check=False)
+    assert ended.stderr.splitlines()[-1].endswith(f"GradscopeError: out: {file} cannot be written: File too large")
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file]
 
 
 def test_a_checkpoint_in_the_old_container_is_damaged(file: Path) -> None:

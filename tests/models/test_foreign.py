@@ -219,6 +219,20 @@ def test_a_prefix_only_some_keys_have_is_not_stripped(project: Path) -> None:
     assert "1 missing (first 1.weight), 1 unexpected (first module.1.weight)" in message
 
 
+def test_a_flipped_bit_in_weights_is_found(project: Path) -> None:
+    path = project / "w.pt"
+    torch.save(linear_state(), path)
+    content = bytearray(path.read_bytes())
+    content[content.index(linear_state()["1.weight"].numpy().tobytes()) + 5] ^= 1
+    path.write_bytes(content)
+    assert f"weights: {path} is damaged: " in complaint(weights=path)
+
+
+def test_weights_expanded_to_gigabytes_are_refused(project: Path) -> None:
+    torch.save(linear_state() | {"1.bias": torch.ones(1).expand(2**40)}, project / "w.pt")
+    assert "must hold dense tensors" in complaint(weights=project / "w.pt")
+
+
 def test_safetensors(project: Path) -> None:
     path = project / "w.safetensors"
     safetensors.torch.save_file({f"module.{key}": value for key, value in linear_state().items()}, path)

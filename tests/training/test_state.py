@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from gradscope.config import Data, Training
 from gradscope.data import sources
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.processes import Hardware
+from gradscope.errors import CannotResumeError
 from gradscope.models.checkpoint import Checkpoint
 from gradscope.training import batches, loop, state
 from gradscope.training.loop import train
@@ -111,6 +113,76 @@ def test_a_run_that_is_told_to_end_keeps_its_state(few, tmp_path) -> None:
         assert run.wait(60) == 128 + signal.SIGTERM
     whole = train(configure(), few, tmp_path / "whole.pt", CPU)
     assert same(train(configure(), few, out, CPU, resume=True), whole)
+
+
+@pytest.fixture
+def stopped(few: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The checkpoint of a run that stopped after its first epoch."""
+    store = RunState._store
+
+    def stop(run: RunState) -> None:
+        store(run)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunState, "_store", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(configure(), few, tmp_path / "c.pt", CPU)
+    return tmp_path / "c.pt"
+
+
+def refusal(out: Path, few: ImageSet, *, training: Training | None = None) -> str:
+    with pytest.raises(CannotResumeError) as raised:
+        train(training or configure(), few, out, CPU, resume=True)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_a_flipped_bit_in_a_state_is_found(stopped, few) -> None:
+    path = state_path(stopped)
+    kept = torch.load(path, weights_only=True)
+    weight = max(kept["best"].values(), key=Tensor.numel).numpy().tobytes()
+    content = bytearray(path.read_bytes())
+    content[content.index(weight) + 5] ^= 1
+    path.write_bytes(content)
+    assert "is damaged: archive/data/" in refusal(stopped, few)
+
+
+DAMAGES = {
+    "history of another kind": lambda kept: kept.update(history=3),
+    "rows of another kind": lambda kept: kept.update(history=[1]),
+    "rows without columns": lambda kept: kept.update(history=[{"epoch": 1}]),
+    "more epochs than rows": lambda kept: kept.update(epochs_done=2),
+    "no epochs": lambda kept: kept.update(history=[], epochs_done=0),
+    "no best": lambda kept: kept.pop("best"),
+    "best of another shape": lambda kept: kept["best"].update({next(iter(kept["best"])): torch.ones(1)}),
+    "network of numbers": lambda kept: kept.update(network=dict.fromkeys(kept["network"], 1)),
+    "optimiser of another kind": lambda kept: kept.update(optimizer=[]),
+    "optimiser without state": lambda kept: kept["optimizer"].pop("state"),
+    "moments of another shape": lambda kept: kept["optimizer"]["state"][0].update(exp_avg=torch.ones(1)),
+    "moments of more parameters": lambda kept: kept["optimizer"]["state"].update({99: {}}),
+    "configuration of another kind": lambda kept: kept.update(config="sl"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_state_with_wrong_content_is_refused_in_one_line(damage, stopped, few) -> None:
+    kept = torch.load(state_path(stopped), weights_only=True)
+    damage(kept)
+    torch.save(kept, state_path(stopped))
+    assert refusal(stopped, few).startswith("resume: ")
+
+
+def test_another_run_is_named_by_its_options_and_their_values(stopped, few) -> None:
+    other = refusal(stopped, few, training=configure("sl", "batch_size=30", "phases.0.learning_rate=0.5"))
+    assert "it differs in phases.0.learning_rate (there " in other
+    assert ", here 0.5), " in other
+    assert "batch_size (there " in other
+
+
+def test_an_unfinished_checkpoint_without_its_state_is_not_complete(stopped, few) -> None:
+    state_path(stopped).unlink()
+    assert f"holds 1 of {EPOCHS} epochs, but c.pt.resume, which resuming needs, is missing" in refusal(stopped, few)
 
 
 PGD_ADVERSARY = "phases.1.adversary={method='pgd', epsilon=0.1, steps=2, random_start=true}"
