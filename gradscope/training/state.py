@@ -1,6 +1,7 @@
 """What a training run has reached, in memory and on disk: written seldom, read to resume, complete at the end."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
