@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradscope.config import Data
-from gradscope.data.places import REQUIRED, given_root
+from gradscope.data.places import REQUIRED, given_root, in_any_directory
 from gradscope.errors import GradscopeError, lookup
 
 
@@ -75,6 +75,7 @@ def check_data(data: Data, *, download: bool = True) -> None:
             f"a {place} is given as dataset {kind!r} with `data_root` {data.dataset}"
         )
     source = lookup(DATASETS, data.dataset, "dataset")
+    in_any_directory(data)
     if source.needs_root and data.data_root is None:
         raise GradscopeError(f"data_root: {data.dataset!r} needs it ({source.description}), got none")
     if source.needs_root and not given_root(data).exists():

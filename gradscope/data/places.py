@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gradscope.config import Data
-from gradscope.errors import GradscopeError
+from gradscope.errors import GradscopeError, reason_of
 
 #: Torchvision's folder of each CIFAR set.
 CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
@@ -27,6 +27,17 @@ def given_root(data: Data) -> Path:
     """The ``data_root`` of a set whose files are nowhere else; ``check_data`` made sure that it is given."""
     assert data.data_root is not None
     return data.data_root.expanduser()
+
+
+def in_any_directory(data: Data) -> Data:
+    """``data`` with a ``data_root`` that holds in any working directory; what is no path raises GradscopeError."""
+    try:
+        root = data.data_root and data.data_root.expanduser().resolve()
+        if root:
+            root.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, links that lead to each other
+        raise GradscopeError(f"data_root: {data.data_root} is no path: {reason_of(error)}") from None
+    return data.model_copy(update={"data_root": root})
 
 
 def first_file(*paths: Path) -> Path | None:

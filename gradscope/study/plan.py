@@ -15,6 +15,7 @@ from typing import Any
 import gradscope
 from gradscope.config import Training
 from gradscope.data import sources
+from gradscope.data.places import in_any_directory
 from gradscope.errors import GradscopeError, lookup
 from gradscope.measure.common_options import ForeignOptions, plain
 from gradscope.models.architectures import ModelSpec
@@ -81,9 +82,8 @@ def _look_for_images(study: Study, download: bool) -> tuple[dict[str, ImageFacts
     absent: dict[str, str] = {}
     names = [model.data for model in study.models] + [measurement.data for measurement in study.measurements]
     for name in dict.fromkeys(names):
-        source = study.source(name)
         # Kept in checkpoints and sent to other machines, so it must hold in any working directory.
-        source = source.model_copy(update={"data_root": source.data_root and source.data_root.expanduser().resolve()})
+        source = in_any_directory(study.source(name))
         try:
             images[name] = ImageFacts.of(source, sources.load(source, download=download))
         except GradscopeError as error:

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from gradscope.config import Data, Training, apply_setting, merge
 from gradscope.data.names import check_data
+from gradscope.data.places import in_any_directory
 from gradscope.errors import CannotResumeError, GradscopeError
 from gradscope.models.names import check_architecture
 from gradscope.training.options import TrainingData, TrainOptions
@@ -33,9 +34,8 @@ class TrainingRequest(Config):
         if not isinstance(values["data"], dict):
             keys = ", ".join(Data.model_fields)
             raise GradscopeError(f"data must be a table with {keys}, got {values['data']!r}", "data")
-        parsed = Data.parse(merge(values["data"], self.data.given()))
         # Kept in the checkpoint, so it must hold in any working directory.
-        return parsed.model_copy(update={"data_root": parsed.data_root and parsed.data_root.resolve()})
+        return in_any_directory(Data.parse(merge(values["data"], self.data.given())))
 
     def resolved(self, source: Data, image_size: int) -> Training:
         """The whole configuration for images of a size, on which the presets depend."""

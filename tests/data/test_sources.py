@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 from gradscope.config import Data
 from gradscope.data import places
-from gradscope.data.names import DATASETS
+from gradscope.data.names import DATASETS, check_data
 from gradscope.data.published import CIFAR10, CIFAR100, Published
 from gradscope.data.sources import load
 from gradscope.errors import GradscopeError
@@ -380,3 +380,12 @@ def test_a_broken_labels_file_is_named(make_tree: MakeTree, content: str) -> Non
     (root / "Labels.json").write_text(content)
     with pytest.raises(GradscopeError, match=r"Labels\.json is not a list"):
         load(data("imagenet100", root))
+
+
+@pytest.mark.parametrize("root", ["x" * 300, "a\0b", "loop"])
+def test_a_root_that_is_no_path_is_refused_in_one_line(root: str, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(GradscopeError, match=r"^data_root: .*(is no path|is none)") as refused:
+        check_data(Data(dataset="npz", data_root=Path(root)))
+    assert len(str(refused.value).splitlines()) == 1
