@@ -104,9 +104,8 @@ def read_csv(path: Path | io.BytesIO, table: Table, **options: Any) -> pd.DataFr
     for name in (column.name for column in table.columns if column.kind == "text" and column.name in frame):
         plain = {text: text[1:] for text in frame[name].unique() if str(text)[:1] == "'" and _FORMULA.match(text)}
         if plain:
-            frame[name] = (
-                frame[name].map(lambda text, plain=plain: plain.get(text, text)).astype(str(frame[name].dtype))
-            )
+            kind: Any = str(frame[name].dtype)  # of categories, not which they were
+            frame[name] = frame[name].map(lambda text, plain=plain: plain.get(text, text)).astype(kind)
     return frame
 
 
