@@ -252,7 +252,8 @@ def _logits(
             advanced(len(chosen), "")
             continue
         free_memory()
-    return torch.cat(parts)
+    logits = torch.cat(parts)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))  # NumPy has no bfloat16
 
 
 def correct_radius(margins: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:

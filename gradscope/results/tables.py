@@ -5,8 +5,9 @@ import gzip
 import io
 import math
 import os
+import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,19 @@ from gradscope.results.schemas import Table
 
 #: What is added to a table's name where it was compressed, as `gzip samples.csv` does.
 _COMPRESSED = ".gz"
+#: Texts that a spreadsheet may take for a formula, and texts that are escaped already. An apostrophe goes in front.
+_FORMULA = re.compile(r"'*[=+\-@\t\r].", re.DOTALL)
 
 
 def write_table(path: Path, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write ``rows`` as CSV, one at a time; None is an empty cell, NaN is ``nan``. Nothing is rounded."""
+    """Write ``rows`` as CSV, one at a time; None is an empty cell, NaN is ``nan``. Nothing is rounded.
+
+    A text that a spreadsheet would run as a formula begins with an apostrophe, which :func:`read_table` takes off.
+    """
     with atomic(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, table.names, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(_escaped(table, rows))
 
 
 def append_rows(path: Path, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -40,7 +46,7 @@ def append_rows(path: Path, table: Table, rows: Iterable[Mapping[str, Any]]) -> 
             writer = csv.DictWriter(file, table.names, lineterminator="\n")
             if not before:
                 writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(_escaped(table, rows))
     except BaseException as error:
         if before:
             os.truncate(path, before)
@@ -49,6 +55,17 @@ def append_rows(path: Path, table: Table, rows: Iterable[Mapping[str, Any]]) -> 
         if isinstance(error, OSError):
             raise GradscopeError(f"out: {path} cannot be written: {error.strerror}") from error
         raise
+
+
+def _escaped(table: Table, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    texts = [column.name for column in table.columns if column.kind == "text"]
+    plain: set[Any] = set()  # few texts, each in many rows
+    for row in rows:
+        if not plain.issuperset(map(row.get, texts)):
+            formulas = {name: f"'{row[name]}" for name in texts if _FORMULA.match(str(row.get(name, "")))}
+            plain.update(row.get(name) for name in texts if name not in formulas)
+            row = {**row, **formulas}
+        yield row
 
 
 def find_table(path: Path) -> Path | None:
@@ -78,13 +95,18 @@ def read_csv(path: Path | io.BytesIO, table: Table, **options: Any) -> pd.DataFr
     """Read a file that :func:`find_table` found with pandas' ``options``; :class:`GradscopeError` where that fails."""
     try:
         frame: pd.DataFrame = pd.read_csv(path, keep_default_na=False, **options)
-        return frame
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise GradscopeError(f"directory: {path} is damaged: {error}") from None
     except OSError as error:
         raise GradscopeError(f"directory: {path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise GradscopeError(f"directory: {path} is not a {table.file}: {' '.join(str(error).split())}") from None
+    for name in (column.name for column in table.columns if column.kind == "text" and column.name in frame):
+        plain = {text: text[1:] for text in frame[name].unique() if str(text)[:1] == "'" and _FORMULA.match(text)}
+        if plain:
+            kind: Any = str(frame[name].dtype)  # of categories, not which they were
+            frame[name] = frame[name].map(lambda text, plain=plain: plain.get(text, text)).astype(kind)
+    return frame
 
 
 def read_table(path: Path, table: Table) -> pd.DataFrame:

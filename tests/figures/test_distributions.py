@@ -1,4 +1,5 @@
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -206,3 +207,11 @@ def test_a_damaged_file_is_one_line(tmp_path, content):
 def test_a_missing_file_is_one_line(tmp_path):
     with pytest.raises(GradscopeError, match="cannot be read"):
         read_samples(tmp_path / "samples.csv")
+
+
+def test_a_label_that_looks_like_a_formula_is_drawn_as_it_is(tmp_path: Path) -> None:
+    cells = {column.name: 0.0 if column.kind == "number" else 0 for column in SAMPLES.columns}
+    cells |= {column.name: "" for column in SAMPLES.columns if column.kind == "text"}
+    cells |= {"metric": "norm", "point": "clean"}
+    write_table(tmp_path / SAMPLES.file, SAMPLES, [cells | {"checkpoint": name} for name in ("=1+1", "plain")])
+    assert read_samples(tmp_path / SAMPLES.file)["checkpoint"].tolist() == ["=1+1", "plain"]

@@ -283,3 +283,13 @@ def test_in_l_infinity_the_axes_are_multiples_of_epsilon_in_that_norm(linear):
     expected = (images.flatten() @ difference - 0.1 * difference.abs().sum()).reshape(())
     values = evaluate_planes(model, planes, labels, Grid(points=3, span=1.0))
     torch.testing.assert_close(values.margin[0, 2, 1], expected, rtol=1e-4, atol=1e-3)
+
+
+def test_losses_of_bfloat16_logits_fit_into_numpy(convolutional, image_set):
+    class Rounded(nn.Module):
+        def forward(self, images):
+            return convolutional(images).bfloat16()
+
+    planes, labels = planes_of(convolutional, image_set, torch.arange(1))
+    values = evaluate_planes(Rounded().eval(), planes, labels, GRID)
+    assert values.loss.numpy().dtype == values.margin.numpy().dtype == "float32"

@@ -1,3 +1,4 @@
+import csv
 import gzip
 import json
 import math
@@ -29,7 +30,7 @@ from gradscope.results.schemas import (
     Column,
     Table,
 )
-from gradscope.results.tables import find_table, find_tables, read_table, table_content, write_table
+from gradscope.results.tables import append_rows, find_table, find_tables, read_table, table_content, write_table
 
 SMALL = Table("small.csv", (Column("name", "text", ""), Column("count", "integer", ""), Column("value", "number", "")))
 
@@ -307,3 +308,24 @@ def test_one_process_at_a_time_writes_to_a_path(tmp_path: Path) -> None:
         assert "out: another gradscope is writing to" in other(tmp_path / "a")
         assert other(tmp_path / "b") == "free\n"
     assert other(tmp_path / "a") == "free\n"
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@a", "\t=1", "'=1", "''-a", "=HYPERLINK(1)\nb"])
+def test_a_text_is_no_formula_in_a_spreadsheet_and_comes_back(tmp_path: Path, name: str) -> None:
+    write_table(tmp_path / "small.csv", SMALL, [row(name, -1, -0.5)])
+    append_rows(tmp_path / "small.csv", SMALL, [row(name, -2, -0.5)])
+    with (tmp_path / "small.csv").open(newline="") as file:
+        cells = list(csv.DictReader(file))
+    assert [cell["name"] for cell in cells] == [f"'{name}"] * 2
+    assert [cell["count"] for cell in cells] == ["-1", "-2"]
+    frame = read_table(tmp_path / "small.csv", SMALL)
+    assert frame["name"].tolist() == [name] * 2
+    assert frame["name"].dtype == "string"
+    assert frame["count"].tolist() == [-1, -2]
+
+
+@pytest.mark.parametrize("name", ["-", "'", "'a'", "a=1", ""])
+def test_other_texts_are_written_as_they_are(tmp_path: Path, name: str) -> None:
+    write_table(tmp_path / "small.csv", SMALL, [row(name)])
+    assert (tmp_path / "small.csv").read_text().splitlines()[1].startswith(f"{name},1,")
+    assert read_table(tmp_path / "small.csv", SMALL)["name"].tolist() == [name]
