@@ -18,6 +18,9 @@ _DEAD_SHARE = 0.1
 def cautions(manifest: Manifest) -> Iterator[str]:
     """Yield a sentence for each caution, the model's name first. An audit's verdict says what its outputs are like."""
     for entry in manifest.checkpoints:
+        run = entry.training
+        if run is not None and run.done < run.planned:
+            yield f"{entry.label}: its training is unfinished, {run.done} of {run.planned} epochs are done"
         if entry.first_look is not None:
             look = entry.first_look
             found = [

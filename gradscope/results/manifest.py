@@ -61,6 +61,13 @@ class FirstLook(_Entry):
     not_finite_gradients: int | None = None  # None in older manifests, too
 
 
+class EpochsOf(_Entry):
+    """How far a checkpoint's training had come when it was examined."""
+
+    done: int
+    planned: int
+
+
 class Examined(_Entry):
     """A checkpoint that was examined, as the manifest has it."""
 
@@ -69,6 +76,7 @@ class Examined(_Entry):
     sha256: str | None = None
     fingerprint: str | None = None
     config: dict[str, Any] | None = None
+    training: EpochsOf | None = Field(default=None, alias="epochs")
     trained: Provenance | None = None
     data: ImagesOf | None = None
     first_look: FirstLook | None = None

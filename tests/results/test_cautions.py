@@ -54,6 +54,15 @@ def test_an_honest_model_is_read_without_caution() -> None:
     assert list(cautions(Manifest.model_validate({"checkpoints": [{"label": "old"}]}))) == []
 
 
+def test_an_unfinished_training_is_named() -> None:
+    def said(done: int) -> list[str]:
+        entry = {"label": "m", "epochs": {"done": done, "planned": 3}}
+        return list(cautions(Manifest.model_validate({"checkpoints": [entry]})))
+
+    assert said(1) == ["m: its training is unfinished, 1 of 3 epochs are done"]
+    assert said(3) == []
+
+
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
