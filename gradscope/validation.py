@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from gradscope.errors import UNPRINTABLE, GradscopeError, unknown_name
 
-_IN_NO_NAME = re.compile(rf"{UNPRINTABLE.pattern}|[/\\\\]")
+_IN_NO_NAME = re.compile(rf"{UNPRINTABLE.pattern}|[/\\]")
 
 
 class Config(BaseModel):

@@ -62,12 +62,18 @@ def epochs_folder(out: Path) -> Path:
     return out.with_suffix(".epochs")
 
 
+def require_begun(out: Path) -> None:
+    """Raise :class:`CannotResumeError` where no run has written to ``out``."""
+    if not (state_path(out).exists() or out.exists()):
+        raise CannotResumeError(f"resume: there is no unfinished run at {out}; train it without `resume`")
+
+
 def require_free(out: Path, *, resume: bool, overwrite: bool) -> None:
     """Raise :class:`GradscopeError` where ``out`` is a directory, a file that may not go, or no run to resume."""
     if out.is_dir():
         raise GradscopeError(f"out must be a file, got {out}, a directory")
-    if resume and not state_path(out).exists() and not out.exists():
-        raise CannotResumeError(f"resume: there is no unfinished run at {state_path(out)}")
+    if resume:
+        require_begun(out)
     if out.exists() and not (resume or overwrite):
         unfinished = "; it is unfinished: `resume` continues it" if state_path(out).exists() else ""
         raise GradscopeError(f"out must be another name: {out} exists; pass `overwrite` to replace it{unfinished}")

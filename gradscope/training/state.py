@@ -28,7 +28,7 @@ from gradscope.models.checkpoint import (
 from gradscope.results.provenance import provenance
 from gradscope.results.schemas import HISTORY
 from gradscope.results.tables import write_table
-from gradscope.training.request import epochs_folder, state_path
+from gradscope.training.request import epochs_folder, require_begun, state_path
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -53,8 +53,7 @@ def require_unfinished(out: Path) -> None:
     """Raise :class:`CannotResumeError` where nothing is left to resume; the checkpoint says whether it is complete."""
     if state_path(out).exists():  # beside a complete checkpoint too: one that is replaced, or the files that follow it
         return
-    if not out.exists():
-        raise CannotResumeError(f"resume: {out} has no unfinished run; train it without `resume`")
+    require_begun(out)
     found = load(out)
     if found.is_complete:
         raise CannotResumeError(f"resume: {out} is complete; nothing is left to do")

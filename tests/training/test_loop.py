@@ -113,7 +113,7 @@ def test_resume_refuses_another_run(tmp_path, digits, monkeypatch):
         train(configure(seed=5), few, tmp_path / "a.pt", CPU, resume=True)
     with pytest.raises(GradscopeError, match="differs in the images"):
         train(configure(), digits.subset(torch.arange(101)), tmp_path / "a.pt", CPU, resume=True)
-    with pytest.raises(GradscopeError, match="has no unfinished run"):
+    with pytest.raises(GradscopeError, match="there is no unfinished run"):
         train(configure(), few, tmp_path / "other.pt", CPU, resume=True)
 
 
