@@ -14,6 +14,7 @@ from gradscope.claims.measured import CLEAN, Ball, Course, Findings, Measured, M
 from gradscope.config import PGD_ATTACKS, attack_settings
 from gradscope.errors import GradscopeError
 from gradscope.results.audits import Audits, read_document
+from gradscope.results.manifest import first_mistake
 from gradscope.results.schemas import ATTACK_SAMPLES, AUDIT_JSON, HISTORY, SAMPLES, TRANSFER_SAMPLES, Table
 from gradscope.results.tables import find_table, find_tables, read_table
 
@@ -147,10 +148,9 @@ class _Reader:
         try:
             self.manifest = _Manifest.model_validate(read_json(path))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            said = " ".join(f"{where}: {first['msg']}".split()).removeprefix(": ")
-            raise GradscopeError(f"directory: {path} is damaged or of another version of gradscope: {said}") from None
+            raise GradscopeError(
+                f"directory: {path} is damaged or of another version of gradscope: {first_mistake(error)}"
+            ) from None
         self.entries = {entry.label: entry for entry in self.manifest.checkpoints}
         self.models: dict[str, MeasuredModel] = {}
 

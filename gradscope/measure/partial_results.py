@@ -6,6 +6,7 @@ How many processes share the measurement may differ from one time to the next.
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from gradscope.distributed.units import Team, Unit, Values
 from gradscope.errors import CannotResumeError, GradscopeError
 from gradscope.measure.directory import PARTIAL
-from gradscope.models.checkpoint import load_weights_only, require_checksums, save_tensors
+from gradscope.models.checkpoint import are_whole, digest_of, load_weights_only, save_tensors
 from gradscope.results.files import write_json
 
 
@@ -72,17 +73,17 @@ class PartialResults:
         path = self.folder / f"{name}.pt"
         if not path.exists():
             return None
-        try:
-            require_checksums(path, "resume")
-            kept: Values = load_weights_only(path, "resume")
-            return kept
-        except GradscopeError:
-            path.unlink()
-            return None
+        with suppress(GradscopeError):
+            kept = load_weights_only(path, "resume")
+            values = kept.get("values") if isinstance(kept, dict) else None
+            if are_whole(values) and kept.get("sha256") == digest_of(name, values):
+                return values
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return None
 
     def write(self, name: str, values: Values) -> None:
         """Keep ``values``, which are on the CPU, in the place of what was called ``name``."""
-        save_tensors(self.folder / f"{name}.pt", values)
+        save_tensors(self.folder / f"{name}.pt", {"sha256": digest_of(name, values), "values": dict(values)})
 
     def remove(self) -> None:
         """Remove all pieces."""

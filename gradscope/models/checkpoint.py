@@ -10,9 +10,10 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from gradscope.errors import GradscopeError
@@ -28,6 +29,7 @@ from gradscope.models.references import (
     truncated,
 )
 from gradscope.results.files import atomic
+from gradscope.results.manifest import Provenance, first_mistake
 from gradscope.seeding import seeded
 
 #: Raised whenever an older gradscope could misread what :func:`save` writes.
@@ -83,11 +85,7 @@ class Checkpoint:
         if isinstance(config.get("data"), dict):
             config = config | {"data": {key: value for key, value in config["data"].items() if key != "data_root"}}
         facts = [self.spec.to_dict(), self.mode, self.dataset, self.classes, self.data_fingerprint, config, self.epochs]
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict.items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return digest_of(facts, self.state_dict)
 
     def build(self) -> nn.Sequential:
         """The network with these weights, in eval mode, on the CPU; it shares no memory with the checkpoint.
@@ -108,6 +106,15 @@ class Checkpoint:
             model = build(self.spec, trust_code=self.trust_code, argument=argument)
         load_strictly(model, self.state_dict, complaint)
         return model.eval()
+
+
+def digest_of(facts: Any, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of ``facts``, which JSON can hold, and of named ``tensors``: their names, kinds, shapes and bytes."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -201,6 +208,10 @@ def _require_kinds(content: Mapping[str, Any]) -> None:
     require_kinds(content, _KINDS)
     require_each("classes", content["classes"], str)
     require_each("history", content["history"], dict)
+    try:
+        Provenance.model_validate(content["provenance"])
+    except ValidationError as error:
+        raise TypeError(f"provenance.{first_mistake(error)}") from None
     config = content["config"]
     require_kinds(config, {key: kind for key, kind in (("phases", list), ("data", dict)) if key in config})
     for phase in config.get("phases", ()):
@@ -221,9 +232,14 @@ def require_each(name: str, values: Iterable[Any], *kinds: type) -> None:
 
 
 def _tensors(state: object) -> dict[str, Tensor]:
-    if not isinstance(state, dict) or not all(isinstance(key, str) and is_whole(state[key]) for key in state):
+    if not are_whole(state):
         raise TypeError("state_dict holds something else than named dense tensors")
     return dict(state)
+
+
+def are_whole(values: object) -> TypeGuard[dict[str, Tensor]]:
+    """Whether ``values`` is a dict of named tensors, each :func:`is_whole`."""
+    return isinstance(values, dict) and all(isinstance(name, str) and is_whole(values[name]) for name in values)
 
 
 def is_whole(value: object) -> bool:

@@ -254,8 +254,10 @@ def _require_distinct(references: Sequence[ModelRef], files: Sequence[Path | Non
 
 
 def first_bytes(path: Path, argument: str) -> bytes:
-    """The first bytes of a file; one that is missing, unreadable, a directory or empty raises GradscopeError."""
+    """The first bytes of a file; one that is missing, unreadable, empty or not a regular file raises GradscopeError."""
     try:
+        if path.is_fifo() or path.is_char_device():  # reading would wait, or never end
+            raise GradscopeError(f"{argument}: {path} must be a regular file")
         with path.open("rb") as file:
             head = file.read(16)
     except OSError as error:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gradscope.errors import GradscopeError
 from gradscope.results.arrays import read_arrays
+from gradscope.results.manifest import first_mistake
 from gradscope.results.schemas import AUDIT_JSON, EXAMPLE_IMAGES, FIRES_BELOW
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -129,10 +130,9 @@ class Audits(_Entry):
         try:
             return cls.model_validate(document)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            said = " ".join(f"{where}: {first['msg']}".split()).removeprefix(": ")
-            raise GradscopeError(f"directory: {AUDIT_JSON} is damaged or of another version: {said}") from None
+            raise GradscopeError(
+                f"directory: {AUDIT_JSON} is damaged or of another version: {first_mistake(error)}"
+            ) from None
 
 
 def balls(audits: Sequence[AuditOf]) -> str:

@@ -187,6 +187,11 @@ def _typed(kind: type[M], content: dict[str, Any], path: Path) -> M:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise GradscopeError(f"directory: {path} is damaged: {where}: {' '.join(first['msg'].split())}") from None
+        raise GradscopeError(f"directory: {path} is damaged: {first_mistake(error)}") from None
+
+
+def first_mistake(error: ValidationError) -> str:
+    """Where the first mistake is that pydantic found, and what it says of it."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return " ".join(f"{where}: {first['msg']}".split()).removeprefix(": ")

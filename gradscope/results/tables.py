@@ -48,10 +48,8 @@ def append_rows(path: Path, table: Table, rows: Iterable[Mapping[str, Any]]) -> 
                 writer.writeheader()
             writer.writerows(_escaped(table, rows))
     except BaseException as error:
-        if before:
-            os.truncate(path, before)
-        else:
-            path.unlink(missing_ok=True)
+        if path.is_file():
+            os.truncate(path, before) if before else path.unlink()
         if isinstance(error, OSError):
             raise GradscopeError(f"out: {path} cannot be written: {error.strerror}") from error
         raise

@@ -39,9 +39,7 @@ def soak(seconds: float, seed: int, keep: Path, only: list[str]) -> dict[str, Ta
         root = Path(place).resolve()
         (root / "material").mkdir()
         files.prepare(root / "material")
-        makes = {
-            name: make for name, make in files.makes(root / "material").items() if not only or name in only
-        }
+        makes = {name: make for name, make in files.makes(root / "material").items() if not only or name in only}
         tallies = {name: Tally() for name in makes}
         end, number = time.monotonic() + seconds, 0
         while time.monotonic() < end:
@@ -91,7 +89,9 @@ def table(tallies: dict[str, Tally]) -> str:
     for name, tally in tallies.items():
         share = f"{tally.opened / tally.contained:9.0%}" if tally.contained else f"{'-':>9}"
         counts = [tally.ended[ended] for ended in ("refused", "accepted", "failed")]
-        rows.append(f"{name:22}{tally.tried:8}{counts[0]:9}{counts[1]:10}{counts[2]:8}{share}{tally.seconds / max(tally.tried, 1):9.2f}")
+        rows.append(
+            f"{name:22}{tally.tried:8}{counts[0]:9}{counts[1]:10}{counts[2]:8}{share}{tally.seconds / max(tally.tried, 1):9.2f}"
+        )
     opened, contained = (sum(getattr(tally, name) for tally in tallies.values()) for name in ("opened", "contained"))
     total: Counter[str] = sum((tally.ended for tally in tallies.values()), Counter())
     counts = [total[ended] for ended in ("refused", "accepted", "failed")]

@@ -7,6 +7,7 @@ import json
 import pickle
 import pickletools
 import struct
+import tomllib
 import warnings
 import zipfile
 import zlib
@@ -16,7 +17,6 @@ from random import Random
 from typing import Any
 
 import numpy as np
-import tomllib
 import torch
 from PIL import Image
 
@@ -122,7 +122,9 @@ def npz_changed(content: bytes, random: Random) -> tuple[bytes, str]:
     if random.random() < 0.2:  # a header that says something else than what follows
         name = random.choice(list(tree))
         shape = random.choice(((10**15,), (-1,), (2**40, 0), tuple(2 for _ in range(40)), "x", (True,), (2.5,)))
-        header = repr({"descr": random.choice(("|u1", "<f8", "|O", "<U9", "x")), "fortran_order": False, "shape": shape})
+        header = repr(
+            {"descr": random.choice(("|u1", "<f8", "|O", "<U9", "x")), "fortran_order": False, "shape": shape}
+        )
         inner = b"\x93NUMPY\1\0" + struct.pack("<H", len(header) + 1) + header.encode() + b"\n" + tree[name].tobytes()
         members = {f"{name}.npy": inner}
         done = f"the header of {name} says {header}"
@@ -227,7 +229,9 @@ def png_changed(content: bytes, random: Random) -> tuple[bytes, str]:
         other = random.choice((1, 8, side))
         inner = struct.pack(">II", *random.sample((side, other), 2)) + inner[8:]
         if random.random() < 0.3:
-            inner = inner[:8] + bytes([random.choice((1, 2, 4, 8, 16, 3)), random.randrange(8), 0, 0, random.randrange(2)])
+            inner = inner[:8] + bytes(
+                [random.choice((1, 2, 4, 8, 16, 3)), random.randrange(8), 0, 0, random.randrange(2)]
+            )
         done = f"IHDR {inner.hex()}"
     elif name == b"IDAT" and kind < 3:
         raw = zlib.decompress(inner)
@@ -251,7 +255,23 @@ def png_changed(content: bytes, random: Random) -> tuple[bytes, str]:
 def odd_image(content: bytes, random: Random) -> tuple[bytes, str]:
     """A sound picture of another format, mode or size."""
     modes = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16")
-    formats = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "EPS", "ICO", "PDF", "TGA", "PCX", "DDS", "IM", "SGI")
+    formats = (
+        "PNG",
+        "JPEG",
+        "BMP",
+        "GIF",
+        "TIFF",
+        "WEBP",
+        "PPM",
+        "EPS",
+        "ICO",
+        "PDF",
+        "TGA",
+        "PCX",
+        "DDS",
+        "IM",
+        "SGI",
+    )
     size = random.choice(((1, 1), (8, 8), (1, 3000), (3000, 1), (5, 700), (33, 2)))
     for _ in range(20):
         mode, kind = random.choice(modes), random.choice(formats)
@@ -264,14 +284,19 @@ def odd_image(content: bytes, random: Random) -> tuple[bytes, str]:
     return content, "none"
 
 
-GHOSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(escaped) (w) file closefile\nshowpage\n"
+GHOSTSCRIPT = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(escaped) (w) file closefile\nshowpage\n"
+)
 
 
 def program_image(content: bytes, random: Random) -> tuple[bytes, str]:
     """What other programs would open: PostScript that writes a file, SVG, a shell script, a link to a file."""
     kinds = {
         "PostScript": GHOSTSCRIPT,
-        "PostScript after a head": b"\xc5\xd0\xd3\xc6" + struct.pack("<II", 30, len(GHOSTSCRIPT)) + bytes(18) + GHOSTSCRIPT,
+        "PostScript after a head": b"\xc5\xd0\xd3\xc6"
+        + struct.pack("<II", 30, len(GHOSTSCRIPT))
+        + bytes(18)
+        + GHOSTSCRIPT,
         "SVG": b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>',
         "a script": b"#!/bin/sh\ntouch escaped\n",
         "WMF": b"\xd7\xcd\xc6\x9a" + bytes(60),

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from gradscope.cli import main
-from gradscope.data import sources
 from gradscope.config import Data
+from gradscope.data import sources
 from tests.soak import containers
 from tests.soak.containers import Change, opens
 from tests.soak.mutation import TEXTS, mutate_bytes
@@ -100,7 +100,7 @@ def prepare(material: Path) -> None:
         Path("nets.py").write_text(NETS)
         for seed, name in enumerate(("a.pt", "b.pt")):
             quietly(*TRAIN, "--epochs", "5", "--train-samples", "400", "--seed", str(seed), "--out", name)
-        state = {name: value for name, value in torch.load("a.pt")["state_dict"].items()}
+        state = torch.load("a.pt")["state_dict"]
         torch.save(state, "weights.pt")
         from safetensors.torch import save_file
 

@@ -55,9 +55,9 @@ def attempt(hostile: Input, folder: Path) -> Outcome:
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     text = said.read_text(errors="replace")
     said.unlink()
-    said_lines = [line for line in text.splitlines() if line.startswith("gradscope: ")]
-    lines = [line for line in said_lines if not line.startswith("gradscope: caution: ")]
-    if status == REFUSED and len(lines) == 1 and text.rstrip().endswith(lines[0]):
+    spoken = [line for line in text.splitlines() if line.startswith("gradscope: ")]
+    lines = [line for line in spoken if not line.startswith("gradscope: caution: ")]
+    if status == REFUSED and len(lines) == 1 and text.rstrip().endswith(lines[0].rstrip()):
         return Outcome("refused", text)
     if status == ACCEPTED and not lines:
         return Outcome("accepted", text)
@@ -112,7 +112,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 def _watch(folder: Path) -> list[str]:
     """Note programs that are started and files that are changed outside of ``folder``, as they come."""
     noted: list[str] = []
-    inside = (str(folder.resolve()), "/dev/")
+    inside = (str(folder.resolve()), "/dev")
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         paths: tuple[Any, ...] = ()
