@@ -24,7 +24,7 @@ class PartialResults:
     The ranks of ``team`` divide them, and see the same folder.
 
     Where ``resume`` is not set, earlier pieces are removed. Where it is, pieces of another measurement raise
-    :class:`GradscopeError` that names what differs; a piece that is damaged is made anew.
+    :class:`GradscopeError` that names what differs; pieces of an unknown one, and a damaged piece, are made anew.
     """
 
     def __init__(self, out: Path, depends: Mapping[str, Any], team: Team, *, resume: bool) -> None:
@@ -37,23 +37,24 @@ class PartialResults:
 
     def _begin(self, out: Path, depends: Mapping[str, Any], resume: bool) -> None:
         wanted = json.loads(json.dumps(depends, default=str))
-        if resume:
-            found = self._found()
-            changed = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-            if found and changed:
-                raise CannotResumeError(
-                    f"resume: {out} was begun with another {', '.join(changed)}; pass the same, or `overwrite`"
-                )
-        else:
+        found = self._found() if resume else None
+        if found is None:
             self.remove()
+            found = wanted
+        changed = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+        if changed:
+            raise CannotResumeError(
+                f"resume: {out} was begun with another {', '.join(changed)}; pass the same, or `overwrite`"
+            )
         write_json(self.named, wanted)
 
-    def _found(self) -> dict[str, Any]:
+    def _found(self) -> dict[str, Any] | None:
+        """What the pieces that are there depend on; None where nothing can be read that says so."""
         try:
             found = json.loads(self.named.read_text())
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        except (OSError, ValueError, RecursionError):
+            return None
+        return found if isinstance(found, dict) else None
 
     def each(self, units: Sequence[Unit]) -> Iterator[Values]:
         """The pieces called so, in order. A rank reads or makes its own, and has the others from theirs."""

@@ -46,6 +46,11 @@ def manifest(path: Path) -> str:
     return hashlib.sha256(json.dumps(timeless(json.loads(path.read_text()))).encode()).hexdigest()
 
 
+def digest(path: Path) -> str:
+    """Every byte of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def content(folder: Path, by_name: Container[str] = ()) -> dict[str, str]:
     """Every file that a study leaves, but for its own books, and a digest of what does not depend on the clock.
 
@@ -56,11 +61,10 @@ def content(folder: Path, by_name: Container[str] = ()) -> dict[str, str]:
         ".csv": table,
         ".json": manifest,
         ".html": Path.read_text,
-        ".npz": lambda path: hashlib.sha256(path.read_bytes()).hexdigest(),
     }
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and ".stages" not in name and name not in ("tiny.toml", "results/manifest.json"):
-            found[name] = "" if path.suffix in by_name else kinds[path.suffix](path)
+            found[name] = "" if path.suffix in by_name else kinds.get(path.suffix, digest)(path)
     return found
