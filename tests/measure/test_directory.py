@@ -1,10 +1,13 @@
 """What a measurement holds and replaces in the directory of its results."""
 
+import os
+
 import pytest
 
 from gradscope.errors import GradscopeError
 from gradscope.measure.directory import clear, results_directory
 from gradscope.results.schemas import AUDIT, AUDIT_JSON, EXAMPLE_IMAGES, SAMPLES
+from gradscope.results.tables import append_rows
 
 
 @pytest.mark.parametrize("name", [AUDIT.file, f"{SAMPLES.file}.gz", AUDIT_JSON, EXAMPLE_IMAGES])
@@ -36,3 +39,18 @@ def test_an_audit_its_figures_and_its_report_are_cleared_and_nothing_else(tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {"figures", "paper", "notes.txt"}
     assert not any((tmp_path / "figures").iterdir())
     assert [path.name for path in (tmp_path / "paper").iterdir()] == ["notes.txt"]
+
+
+def test_links_and_pipes_called_as_results_are_cleared_and_what_a_link_names_stays(tmp_path):
+    (tmp_path / "mine.csv").write_text("mine")
+    (tmp_path / AUDIT.file).symlink_to(tmp_path / "mine.csv")
+    (tmp_path / SAMPLES.file).symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / AUDIT_JSON)
+    clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.csv"]
+
+
+def test_a_folder_called_as_a_table_is_refused_in_one_line(tmp_path):
+    (tmp_path / SAMPLES.file).mkdir()
+    with pytest.raises(GradscopeError, match=r"^out: .*samples\.csv cannot be written: Is a directory$"):
+        append_rows(tmp_path / SAMPLES.file, SAMPLES, [])

@@ -1,6 +1,9 @@
 """Which pieces of an interrupted measurement are gone on with."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,3 +37,31 @@ def test_pieces_of_an_unknown_measurement_are_made_anew(
     if content is not None:
         kept.named.write_bytes(content)
     assert PartialResults(tmp_path, {"seed": 1}, TEAM, resume=True).read("piece") is None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"value": torch.ones(1).expand(10**12)},
+        {"value": torch.ones(2)},
+        {"value": torch.nn.Parameter(torch.zeros(3))},
+        {"other": torch.zeros(3)},
+        [],
+    ],
+    ids=repr,
+)
+def test_a_piece_with_other_values_than_were_written_is_made_anew(kept: PartialResults, odd: Any) -> None:
+    path = kept.folder / "piece.pt"
+    written = torch.load(path, weights_only=True)
+    torch.save(written | {"values": odd}, path)  # with checksums of its own, all right
+    assert torch.equal(kept.get("piece", lambda: {"value": torch.tensor(2)})["value"], torch.tensor(2))
+    assert kept.read("piece") == {"value": torch.tensor(2)}
+
+
+@pytest.mark.parametrize("put", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_a_folder_or_a_pipe_in_the_place_of_a_piece_goes(put: Callable[[Path], None], kept: PartialResults) -> None:
+    (kept.folder / "piece.pt").unlink()
+    put(kept.folder / "piece.pt")
+    assert kept.read("piece") is None
+    kept.write("piece", {"value": torch.tensor(2)})
+    assert kept.read("piece") == {"value": torch.tensor(2)}

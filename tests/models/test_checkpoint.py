@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -226,6 +227,10 @@ def test_a_newer_format(file: Path) -> None:
         ({"classes": [1, 2, 3]}, "is damaged: TypeError each of classes must be of kind str"),
         ({"config": [1]}, "is damaged: TypeError config must be of kind dict"),
         ({"config": {"phases": [{"epochs": "two"}]}}, "is damaged: TypeError epochs must be of kind int"),
+        (
+            {"provenance": {"packages": {"torch": 2}}},
+            "is damaged: TypeError provenance.packages.torch: Input should be",
+        ),
         ({"config": {"data": 1}}, "is damaged: TypeError data must be of kind dict"),
         ({"spec": SPEC.to_dict() | {"architecture": "cnn7"}}, "cannot be used: architecture: 'cnn7' is unknown"),
     ],
@@ -240,6 +245,12 @@ def test_a_specification_that_asks_for_gigabytes_is_refused_unbuilt(damage: dict
     rewrite(file, spec=SPEC.to_dict() | damage)
     with pytest.raises(GradscopeError, match=r"^model: the checkpoint's weights do not fit cnn2: [^\n]+$"):
         load(file).build()
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
+def test_what_never_ends_is_refused_unread(put: Callable[[Path], None], tmp_path: Path) -> None:
+    put(tmp_path / "a.pt")
+    assert complaint(tmp_path / "a.pt") == f"model: {tmp_path / 'a.pt'} must be a regular file"
 
 
 def test_a_full_disk_is_one_line(file: Path) -> None:

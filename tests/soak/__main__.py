@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from tests.soak import files
+from tests.soak import commands, files
 from tests.soak.trials import Make, attempt
 
 
@@ -39,7 +39,8 @@ def soak(seconds: float, seed: int, keep: Path, only: list[str]) -> dict[str, Ta
         root = Path(place).resolve()
         (root / "material").mkdir()
         files.prepare(root / "material")
-        makes = {name: make for name, make in files.makes(root / "material").items() if not only or name in only}
+        every = files.makes(root / "material") | commands.makes(root / "material")
+        makes = {name: make for name, make in every.items() if not only or name in only}
         tallies = {name: Tally() for name in makes}
         end, number = time.monotonic() + seconds, 0
         while time.monotonic() < end:
@@ -55,12 +56,7 @@ def soak(seconds: float, seed: int, keep: Path, only: list[str]) -> dict[str, Ta
 def _try(category: str, make: Make, seed: str, folder: Path, keep: Path, tally: Tally) -> None:
     folder.mkdir()
     random = Random(f"{category} {seed}")
-    try:
-        hostile = make(random, folder)
-    except Exception as error:
-        print("CANNOT MAKE", category, type(error), error)
-        shutil.rmtree(folder)
-        return
+    hostile = make(random, folder)
     before = folder.with_name("before")
     shutil.copytree(folder, before, symlinks=True, ignore=_special)
     outcome = attempt(hostile, folder)
@@ -89,9 +85,8 @@ def table(tallies: dict[str, Tally]) -> str:
     for name, tally in tallies.items():
         share = f"{tally.opened / tally.contained:9.0%}" if tally.contained else f"{'-':>9}"
         counts = [tally.ended[ended] for ended in ("refused", "accepted", "failed")]
-        rows.append(
-            f"{name:22}{tally.tried:8}{counts[0]:9}{counts[1]:10}{counts[2]:8}{share}{tally.seconds / max(tally.tried, 1):9.2f}"
-        )
+        each = tally.seconds / max(tally.tried, 1)
+        rows.append(f"{name:22}{tally.tried:8}{counts[0]:9}{counts[1]:10}{counts[2]:8}{share}{each:9.2f}")
     opened, contained = (sum(getattr(tally, name) for tally in tallies.values()) for name in ("opened", "contained"))
     total: Counter[str] = sum((tally.ended for tally in tallies.values()), Counter())
     counts = [total[ended] for ended in ("refused", "accepted", "failed")]

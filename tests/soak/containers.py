@@ -98,7 +98,7 @@ def zip_changed(content: bytes, random: Random) -> tuple[bytes, str]:
         members[at] = name, inner
         done = f"{name}: {done}"
     elif kind == 3:
-        members[at] = random.choice(TEXTS).replace("\ud800", "?") or "x", inner
+        members[at] = random.choice(TEXTS)[:1000].replace("\ud800", "?") or "x", inner
         done = f"{name} called {members[at][0]!r:.60}"
     elif kind == 4:
         members.append((name, inner[: len(inner) // 2]))
@@ -136,7 +136,7 @@ def npz_changed(content: bytes, random: Random) -> tuple[bytes, str]:
         for name, array in tree.items():
             member = io.BytesIO()
             np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-            members[f"{str(name).replace(chr(0xD800), '?')}.npy"] = member.getvalue()
+            members[f"{str(name)[:1000].replace(chr(0xD800), '?')}.npy"] = member.getvalue()
     changed = io.BytesIO()
     with zipfile.ZipFile(changed, "w") as archive:
         for name, inner in members.items():

@@ -173,7 +173,7 @@ def _is_finite(value: Any) -> bool:
 
 def _any_value(random: Random) -> Any:
     deep: Any = random.choice(([], {}))
-    for _ in range(random.choice((1, 5, 200, 900))):
+    for _ in range(random.choice((1, 5, 60, 300))):
         deep = [deep] if isinstance(deep, list) else {"a": deep}
     return random.choice((None, True, False, [], {}, random.choice(NUMBERS), random.choice(TEXTS), deep))
 
