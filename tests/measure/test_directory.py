@@ -36,3 +36,24 @@ def test_an_audit_its_figures_and_its_report_are_cleared_and_nothing_else(tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {"figures", "paper", "notes.txt"}
     assert not any((tmp_path / "figures").iterdir())
     assert [path.name for path in (tmp_path / "paper").iterdir()] == ["notes.txt"]
+
+
+def test_an_overwriting_run_that_was_interrupted_at_once_is_unfinished(tmp_path):
+    """What it replaces is there, finished, and is not taken for it."""
+    (tmp_path / AUDIT.file).touch()
+    with pytest.raises(KeyboardInterrupt), results_directory(tmp_path, "audit", resume=False, overwrite=True):
+        raise KeyboardInterrupt
+    with (
+        pytest.raises(GradscopeError, match="holds an unfinished audit; `resume` continues it"),
+        results_directory(tmp_path, "audit", resume=False, overwrite=False),
+    ):
+        pass
+    with results_directory(tmp_path, "audit", resume=True, overwrite=False):
+        assert (tmp_path / AUDIT.file).exists()
+
+
+def test_an_overwriting_run_that_is_refused_leaves_what_is_there_finished(tmp_path):
+    (tmp_path / AUDIT.file).touch()
+    with pytest.raises(GradscopeError, match="no"), results_directory(tmp_path, "audit", resume=False, overwrite=True):
+        raise GradscopeError("no")
+    assert [path.name for path in tmp_path.iterdir()] == [AUDIT.file]
