@@ -76,16 +76,21 @@ def _usage(error: Any) -> str:
     return f"{message} See `{command}`" if message.endswith("?") else f"{message.removesuffix('.')}; see `{command}`"
 
 
+def _options(arguments: list[str] | None) -> list[Any]:
+    """The options of the command that is given; none where there is no such command."""
+    command: Any = typer.main.get_command(app)
+    given = sys.argv[1:] if arguments is None else arguments
+    parameters = command.commands[given[0]].params if given and given[0] in command.commands else ()
+    return [parameter for parameter in parameters if parameter.param_type_name == "option"]
+
+
 def _with_flag(error: GradscopeError, arguments: list[str] | None) -> str:
     """The error's message with the command's flags in the place of the arguments that it names.
 
     These are the one that it begins with, and those in backticks.
     """
-    command: Any = typer.main.get_command(app)
-    given = sys.argv[1:] if arguments is None else arguments
-    options = command.commands[given[0]].params if given and given[0] in command.commands else ()
     flags = {"model": "CKPT", "directory": "DIR", "recipe": "RECIPE", "set": "--set"}
-    flags |= {option.name: max(option.opts, key=len) for option in options if option.param_type_name == "option"}
+    flags |= {option.name: max(option.opts, key=len) for option in _options(arguments)}
     message, named = str(error), (error.argument or "").partition(".")[0]
     if named in flags and message.startswith(named):
         message = flags[named] + message.removeprefix(named)
@@ -105,15 +110,15 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     except SystemExit as ended:
         if ended.code == TERMINATED:
-            _say_interrupted()
+            _say_interrupted(arguments)
         raise
     if code == INTERRUPTED:
-        _say_interrupted()
+        _say_interrupted(arguments)
     sys.exit(code)
 
 
-def _say_interrupted() -> None:
-    print(
-        "gradscope: interrupted; what was written stays, --resume continues (a study: the same command)",
-        file=sys.stderr,
-    )
+def _say_interrupted(arguments: list[str] | None) -> None:
+    names = {option.name for option in _options(arguments)}
+    how = "--resume" if "resume" in names else "the same command" if "jobs" in names else None  # a study
+    rest = f"; whatever was written stays, and {how} continues it" if how else ""
+    print(f"gradscope: interrupted{rest}", file=sys.stderr)

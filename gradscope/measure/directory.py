@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gradscope.errors import GradscopeError
-from gradscope.results.files import exclusive, sweep
+from gradscope.results.files import ensure_writable, exclusive, sweep
 from gradscope.results.schemas import (
     ATTACKS,
     AUDIT,
@@ -80,18 +80,20 @@ def results_directory(out: Path, what: str, *, resume: bool, overwrite: bool) ->
     refused before anything is written leaves no new directory behind.
     """
     _require_no_file(out)
-    new = not out.exists()
+    new = [folder for folder in (out / PARTIAL, out) if not folder.exists()]
     try:
         with exclusive(out, directory=True):
             require_room(out, what, resume=resume, overwrite=overwrite)
             sweep(out, (*FILES, PAGE))
             for folder in (PARTIAL, "figures", PAPER):
                 sweep(out / folder)
+            if overwrite:  # else what it replaces, which stays until then, would be taken for it
+                ensure_writable(out / PARTIAL)
             yield
     except GradscopeError:
-        if new:
+        for made in new:
             with suppress(OSError):  # where it is not empty
-                out.rmdir()
+                made.rmdir()
         raise
 
 

@@ -37,7 +37,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Remove the temporary files that killed processes left in ``folder``: of the files ``names``, or all.
+    """Remove what killed processes left in ``folder``: temporary files of ``names``, or all of them, and lock files.
 
     Whoever calls it holds the lock of what it sweeps (:func:`exclusive`), so that no live process writes there.
     """
@@ -46,6 +46,9 @@ def sweep(folder: Path, names: Iterable[str] | None = None) -> None:
         if _TEMPORARY.fullmatch(path.name) and (marks is None or path.name[1:9] in marks):
             with suppress(OSError):
                 path.unlink()
+    for path in folder.glob(".*.lock") if names is None else ():
+        with suppress(OSError, Timeout), FileLock(path, timeout=0):  # a live process keeps its own
+            path.unlink()
 
 
 def _mark(name: str) -> str:

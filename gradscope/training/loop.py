@@ -67,25 +67,26 @@ def train(
     """Train a classifier and write it to ``out``; the history goes beside it as CSV.
 
     The checkpoint kept is the best on the validation images within the last phase (ties go to the later epoch), or
-    the last, as ``training.selection`` says. The state after an epoch is kept in ``out`` + ``.resume`` until the run
-    is complete: it is written after the first epoch, then every :data:`gradscope.training.state.STORE_EVERY` seconds
-    at most, and whenever the run is stopped, by an error or by SIGINT or SIGTERM. A loss that is not finite raises
-    :class:`GradscopeError`; the last good checkpoint stays. With ``keep_epochs`` the weights before the first and after
-    each epoch are kept too, as checkpoints in :func:`gradscope.training.request.epochs_folder`. The run begins with the
-    weights of the checkpoint ``initial``, where it is given.
+    the last, as ``training.selection`` says. What resuming needs is kept in ``out`` + ``.resume`` until the run is
+    complete: it is written at the beginning, after the first epoch, then every
+    :data:`gradscope.training.state.STORE_EVERY` seconds at most, and whenever the run is stopped, by an error or by
+    SIGINT or SIGTERM. A loss that is not finite raises :class:`GradscopeError`; the last good checkpoint stays. With
+    ``keep_epochs`` the weights before the first and after each epoch are kept too, as checkpoints in
+    :func:`gradscope.training.request.epochs_folder`. The run begins with the weights of the checkpoint ``initial``,
+    where it is given.
 
     No epoch begins that would end after ``deadline`` (``time.time()``), if it takes as long as the last one; the run
     is then left as an interrupted one is, and its checkpoint says how many epochs are done. A user's own architecture
     runs code, which takes ``trust_code``.
     """
     ensure_writable(out.parent)
-    if resume:
-        require_unfinished(out)
-    begun = begun_precision(out) if resume else None
     weights: Checkpoint | None = None
     if initial is not None:
         weights = load(initial)
         training = training.model_copy(update={"initial": weights.fingerprint})
+    if resume:
+        require_unfinished(out, training, train_set, keep_epochs=keep_epochs)
+    begun = begun_precision(out) if resume else None
     side = min(train_set.height, train_set.width)
     chosen = chosen_precision(training.precision, resolve_device(hardware.device), side, begun)
     training = training.model_copy(update={"precision": chosen})
@@ -106,7 +107,7 @@ def _run(fabric: "Fabric", begin: "Callable[[Fabric], Run]", resume: bool, deadl
     run = begin(fabric)
     if resume:
         run.state.resume()
-    else:
+    if not run.state.epochs_done:
         run.state.begin()
     updates = run.training.epochs * run.updates
     bar = progress_bar(f"train {run.training.mode}", updates, visible=fabric.is_global_zero)
@@ -260,8 +261,7 @@ class Run:
         if math.isfinite(means.loss):
             return
         self.state.write()
-        out = self.state.out
-        kept = f"the last good checkpoint is {out}" if out.exists() else "there is no checkpoint yet"
+        kept = f"the last good checkpoint is {self.state.out}" if self.state.epochs_done else "it has no checkpoint yet"
         raise GradscopeError(
             f"loss: it is not finite in epoch {epoch + 1}; lower the learning rate or set clip_norm; {kept}"
         )

@@ -49,18 +49,31 @@ _KINDS = {
 }
 
 
-def require_unfinished(out: Path) -> None:
+def require_unfinished(out: Path, training: Training, images: ImageSet, *, keep_epochs: bool) -> None:
     """Raise :class:`CannotResumeError` where nothing is left to resume; the checkpoint says whether it is complete."""
     if state_path(out).exists():  # beside a complete checkpoint too: one that is replaced, or the files that follow it
         return
     require_begun(out)
     found = load(out)
-    if found.is_complete:
-        raise CannotResumeError(f"resume: {out} is complete; nothing is left to do")
-    raise CannotResumeError(
-        f"resume: {out} holds {found.epochs} of {found.planned_epochs} epochs, but {state_path(out).name}, which "
-        "resuming needs, is missing; train it anew with `overwrite`"
-    )
+    if not found.is_complete:
+        raise CannotResumeError(
+            f"resume: {out} holds {found.epochs} of {found.planned_epochs} epochs, but {state_path(out).name}, which "
+            "resuming needs, is missing; train it anew with `overwrite`"
+        )
+    wanted = training.model_dump(mode="json")
+    if training.precision == "auto":  # where it was trained, it meant what the checkpoint says
+        wanted["precision"] = found.config.get("precision")
+    changed = [*_differences(found.config, wanted)]
+    if found.data_fingerprint != images.fingerprint:
+        changed.append("the images")
+    if keep_epochs and not any(epochs_folder(out).glob("*.pt")):
+        changed.append("keep_epochs (there False, here True)")
+    if changed:
+        raise CannotResumeError(
+            f"resume: {out} is complete and belongs to another run; it differs in {first_of(changed)}; `overwrite` "
+            "replaces it"
+        )
+    raise CannotResumeError(f"resume: {out} is complete; nothing is left to do")
 
 
 def begun_precision(out: Path) -> str | None:
@@ -98,8 +111,12 @@ class RunState:
         return len(self.history)
 
     def begin(self) -> None:
-        """Remove the epochs that an earlier run kept; keep the weights before the first epoch, if epochs are kept."""
+        """Write a state of no epochs; replace the epochs that an earlier run kept by the weights before the first.
+
+        From the state on, an earlier run's checkpoint, which stays until this one has its own, is not resumed for it.
+        """
         if self.fabric.is_global_zero:
+            save_tensors(state_path(self.out), self._content())
             for stale in epochs_folder(self.out).glob("*.pt"):
                 stale.unlink()
             self._keep_epoch()
@@ -114,6 +131,8 @@ class RunState:
             changed = [*_differences(state["config"], self._config())]
             if state["fingerprint"] != self.images.fingerprint:
                 changed.append("the images")
+            kept = state.get("keep_epochs", self.keep_epochs)  # older states do not say
+            changed += _differences({"keep_epochs": kept}, {"keep_epochs": self.keep_epochs})
             if changed:
                 raise CannotResumeError(f"resume: {path} belongs to another run; it differs in {first_of(changed)}")
             self._require_whole(state)
@@ -134,8 +153,10 @@ class RunState:
         """Raise an error where the content of a state is not what :meth:`_store` keeps of such a run."""
         rows = state["history"]
         require_each("history", rows, dict)
-        if not 0 < len(rows) == state["epochs_done"] <= self.training.epochs:
+        if not len(rows) == state["epochs_done"] <= self.training.epochs:
             raise ValueError(f"{len(rows)} rows of history for {state['epochs_done']} epochs")
+        if bool(state["optimizer"]["state"]) != bool(rows):
+            raise ValueError(f"the optimiser's state is not that of {len(rows)} epochs")
         for row in rows:
             if list(row) != list(HISTORY.names):
                 raise ValueError("the columns of its history are others")
@@ -168,18 +189,24 @@ class RunState:
             path = epochs_folder(self.out) / f"{self.epochs_done:04}.pt"
             save(path, self._checkpoint(self.network.state_dict(), self.history))
 
-    def _store(self) -> None:
-        """Keep what resuming needs: in memory, and on disk where it has not been written for long."""
-        state = {
+    def _content(self) -> dict[str, Any]:
+        """What resuming needs."""
+        network = self.network.state_dict()
+        return {
             "config": self._config(),
             "fingerprint": self.images.fingerprint,
-            "network": self.network.state_dict(),
+            "keep_epochs": self.keep_epochs,
+            "network": network,
             "optimizer": self.optimizer.state_dict(),
-            "best": self.best,
+            "best": self.best or network,
             "epochs_done": self.epochs_done,
             "best_accuracy": self.best_accuracy,
             "history": self.history.copy(),
         }
+
+    def _store(self) -> None:
+        """Keep what resuming needs: in memory, and on disk where it has not been written for long."""
+        state = self._content()
         due = time.monotonic() - self.written > STORE_EVERY
         self.unwritten = state if due else _copied(state)
         if due:

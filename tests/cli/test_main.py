@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -161,8 +162,19 @@ def test_a_command_that_sigterm_ends_says_so_and_resumes(tmp_path: Path, world: 
             time.sleep(0.01)
         begun.send_signal(signal.SIGTERM)
         assert begun.stderr is not None
-        assert "gradscope: interrupted; what was written stays, --resume continues" in begun.stderr.read()
+        assert "gradscope: interrupted; whatever was written stays, and --resume continues it" in begun.stderr.read()
         assert begun.wait(60) == 128 + signal.SIGTERM
     done(*attack, "--resume", "--out", out)
     done(*attack, "--out", whole)
     assert content(out)["samples.csv"] == content(whole)["samples.csv"]
+
+
+def test_a_command_that_cannot_be_resumed_does_not_offer_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Any]
+) -> None:
+    def interrupted(directory: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gradscope.figures.draw.draw", interrupted)
+    ended = run("figures", tmp_path)
+    assert (ended.code, ended.err) == (130, "gradscope: interrupted\n")

@@ -54,3 +54,24 @@ def test_a_folder_called_as_a_table_is_refused_in_one_line(tmp_path):
     (tmp_path / SAMPLES.file).mkdir()
     with pytest.raises(GradscopeError, match=r"^out: .*samples\.csv cannot be written: Is a directory$"):
         append_rows(tmp_path / SAMPLES.file, SAMPLES, [])
+
+
+def test_an_overwriting_run_that_was_interrupted_at_once_is_unfinished(tmp_path):
+    """What it replaces is there, finished, and is not taken for it."""
+    (tmp_path / AUDIT.file).touch()
+    with pytest.raises(KeyboardInterrupt), results_directory(tmp_path, "audit", resume=False, overwrite=True):
+        raise KeyboardInterrupt
+    with (
+        pytest.raises(GradscopeError, match="holds an unfinished audit; `resume` continues it"),
+        results_directory(tmp_path, "audit", resume=False, overwrite=False),
+    ):
+        pass
+    with results_directory(tmp_path, "audit", resume=True, overwrite=False):
+        assert (tmp_path / AUDIT.file).exists()
+
+
+def test_an_overwriting_run_that_is_refused_leaves_what_is_there_finished(tmp_path):
+    (tmp_path / AUDIT.file).touch()
+    with pytest.raises(GradscopeError, match="no"), results_directory(tmp_path, "audit", resume=False, overwrite=True):
+        raise GradscopeError("no")
+    assert [path.name for path in tmp_path.iterdir()] == [AUDIT.file]

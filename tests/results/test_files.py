@@ -89,6 +89,14 @@ def test_the_lock_of_a_killed_process_is_taken_over_and_goes(tmp_path: Path, dir
     assert not list(tmp_path.rglob("*.lock"))
 
 
+def test_the_lock_of_a_live_process_is_not_swept(tmp_path: Path) -> None:
+    (tmp_path / ".of-a-killed-one.pt.lock").touch()
+    with holder(tmp_path / "a.pt", False, tmp_path / "theirs"):
+        sweep(tmp_path)
+        assert names(tmp_path) >= {".a.pt.lock"}
+        assert ".of-a-killed-one.pt.lock" not in names(tmp_path)
+
+
 def test_a_file_system_without_locks_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Refusing(files.FileLock):
         def _acquire(self) -> None:

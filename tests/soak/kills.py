@@ -7,6 +7,7 @@ what it needs; so this process may have no threads.
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -83,7 +84,8 @@ class Kills:
     """One command, which reads tiny models in the folder ``material`` and makes them where there are none yet.
 
     ``kills``: how many runs SIGKILL has ended. ``every``: seconds between two times that a run keeps how far it is.
-    ``operations`` and ``seconds``: of an undisturbed run that keeps it always.
+    ``operations`` and ``seconds``: of an undisturbed run that keeps it always. ``other``: what a run of other options
+    has left.
     """
 
     def __init__(self, command: str, material: Path) -> None:
@@ -94,6 +96,12 @@ class Kills:
             if not (material / f"{mode}.pt").exists():
                 made = f"{_TRAIN.format(mode=mode)} --epochs 8"
                 _silently(*made.split(), "--out", str(material / f"{mode}.pt"))
+        self.other = material / command / "other"
+        if not self.other.exists():
+            self.other.mkdir(parents=True)
+            _silently(
+                *self._line(self.other, ("--set", "training.epochs=1") if command == "study" else ("--seed", "1"))
+            )
         with tempfile.TemporaryDirectory(dir=material) as temporary:
             folder = Path(temporary) / "here"
             _silently(*self._line(folder))  # here, so that no fork has to import what it imports
@@ -107,9 +115,15 @@ class Kills:
             self.operations = int(said.rpartition(" ")[2])
 
     def kill(self, random: random.Random, folder: Path) -> str | None:
-        """Kill runs in the empty ``folder`` up to three times; one line where what is resumed is not as undisturbed."""
+        """Kill runs in the empty ``folder`` up to three times; one line where what is resumed is not as undisturbed.
+
+        Now and then they overwrite what another run has left.
+        """
         self.every = random.choice((-1.0, 10.0))
         kills = [self._some(random) for _ in range(random.randint(1, 3))]
+        if random.random() < 0.3:
+            shutil.copytree(self.other, folder, dirs_exist_ok=True)
+            return self._killed_at(kills, folder, () if self.command == "study" else ("--overwrite",))
         return self._killed_at(kills, folder)
 
     def everywhere(self, folder: Path) -> Iterator[str]:
@@ -124,24 +138,28 @@ class Kills:
             return Kill(random.randint(1, self.operations))
         return Kill(seconds=random.uniform(0.0, self.seconds))
 
-    def _killed_at(self, kills: Sequence[Kill], folder: Path) -> str | None:
-        story: list[str] = []
-        for kill in [*kills, None]:
-            resume = bool(story)
-            status, said = self._run(folder, kill, resume=resume)
-            if status == REFUSED and resume and "there is no unfinished run" in said:
-                status, said = self._run(folder, kill)
-            if status == REFUSED and resume and ("nothing is left to do" in said or "nothing to resume" in said):
+    def _killed_at(self, kills: Sequence[Kill], folder: Path, first: Sequence[str] = ()) -> str | None:
+        """Run with the options ``first``, then with ``--resume``, killed at each of ``kills``, until complete."""
+        resume = () if self.command == "study" else ("--resume",)
+        story: list[str] = [*first]
+        for number, kill in enumerate([*kills, None]):
+            status, said = self._run(folder, kill, resume if number else first)
+            if number and status == REFUSED and self._is_as_before(folder, first):
+                status, said = self._run(folder, kill, first)
+            if number and status == REFUSED and ("nothing is left to do" in said or "nothing to resume" in said):
                 status = 0
             if status not in (0, -signal.SIGKILL):
-                said = " ".join(said.split())[-500:]
-                return f"{self.command}: {', '.join(story) or 'begun'}: exit {status}: {said}"
+                return f"{self.command}: {', '.join(story)}: exit {status}: {' '.join(said.split())[-500:]}"
             self.kills += status < 0
             if not status:
                 break
             story.append(f"killed {kill}")
         different = self._differences(folder)
         return f"{self.command}: {', '.join(story)}: {different}" if different else None
+
+    def _is_as_before(self, folder: Path, first: Sequence[str]) -> bool:
+        """Whether nothing has been begun."""
+        return content(folder) == (content(self.other) if first else {})
 
     def _differences(self, folder: Path) -> str:
         """What differs between ``folder`` and what an undisturbed run leaves; empty where nothing does."""
@@ -155,18 +173,20 @@ class Kills:
         undone = [record["label"] for record in records if record["state"] != "done"]
         return ", ".join([*different, *(f"{label} is not done" for label in undone)])
 
-    def _line(self, folder: Path, *, resume: bool = False) -> list[str]:
+    def _line(self, folder: Path, options: Sequence[str] = ()) -> list[str]:
         """The command that writes to ``folder``."""
         inputs = (self.material / "sl.pt", self.material / "rl.pt", self.material / "tiny.toml")
         read = {path.name: str(path) for path in inputs}
         line = [read.get(word, word) for word in _LINES[self.command].format(mode="sl").split()]
         if self.command == "study":
             places = ["--out", str(folder / "results"), "--checkpoints", str(folder / "checkpoints")]
-            return [*line, *places, "--device", "cpu"]
+            return [*line, *places, "--device", "cpu", *options]
         out = folder / "c.pt" if self.command == "train" else folder / "results"
-        return [*line, "--out", str(out), "--device", "cpu", *(["--resume"] if resume else [])]
+        return [*line, "--out", str(out), "--device", "cpu", *options]
 
-    def _run(self, folder: Path, kill: Kill | None, *, resume: bool = False, count: bool = False) -> tuple[int, str]:
+    def _run(
+        self, folder: Path, kill: Kill | None, options: Sequence[str] = (), *, count: bool = False
+    ) -> tuple[int, str]:
         """How a fork that runs the command, until it is killed, ended, and what it printed; then its operations."""
         folder.mkdir(exist_ok=True)
         with tempfile.TemporaryFile("w+") as printed:
@@ -177,7 +197,7 @@ class Kills:
                     state.STORE_EVERY = analyze.KEEP_EVERY = self.every
                     operations = _counted(folder, kill)
                     with redirect_stdout(printed), redirect_stderr(printed):
-                        status = _command(*self._line(folder, resume=resume))
+                        status = _command(*self._line(folder, options))
                     if count:
                         printed.write(f" {operations[0]}")
                     printed.flush()

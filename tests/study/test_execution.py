@@ -298,6 +298,13 @@ def test_killed_at_random_moments_it_ends_with_the_same_files(undisturbed: tuple
     assert not [path for path in tmp_path.rglob(".*") if path.name != ".stages"]
 
 
+def test_locks_of_killed_processes_go_though_their_stages_are_done(done: StudyRequest, tmp_path: Path) -> None:
+    for place in ("checkpoints/.sl-s0.pt.lock", "results/transfer/.gradscope.lock"):
+        (tmp_path / place).touch()
+    assert redone(run(done)) == set()
+    assert not list(tmp_path.rglob(".*.lock"))
+
+
 def test_a_stage_that_was_killed_just_after_its_last_write_is_adopted(done: StudyRequest, tmp_path: Path) -> None:
     """Its record says begun; what it wrote is complete, and is not trained again."""
     record = tmp_path / "results" / ".stages" / "model-sl-s0.json"

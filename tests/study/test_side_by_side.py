@@ -207,7 +207,9 @@ def test_the_processes_end_with_the_command(how: signal.Signals, tmp_path: Path)
     with once_it_trains(tmp_path, lambda process: ran.send_signal(how)):
         _, said = ran.communicate(timeout=2 * PATIENCE)
     assert ran.returncode == (130 if how is signal.SIGINT else -signal.SIGKILL)
-    assert ("gradscope: interrupted; what was written stays" in said) == (how is signal.SIGINT)
+    assert ("gradscope: interrupted; whatever was written stays, and the same command continues it" in said) == (
+        how is signal.SIGINT
+    )
     assert "Traceback" not in said
     at_work = processes(tmp_path)
     assert set(at_work) == {"model-sl-s0", "model-rl-s0"}

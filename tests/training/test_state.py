@@ -31,8 +31,8 @@ def few() -> ImageSet:
     return sources.load(Data()).train.subset(torch.arange(200))
 
 
-def configure(mode: str = "sl", *settings: str) -> Training:
-    return resolve(mode, Data(), 8, epochs=EPOCHS, settings=["shift=0.1", "horizontal_flip=true", *settings])
+def configure(mode: str = "sl", *settings: str, epochs: int = EPOCHS) -> Training:
+    return resolve(mode, Data(), 8, epochs=epochs, settings=["shift=0.1", "horizontal_flip=true", *settings])
 
 
 def same(first: Checkpoint, second: Checkpoint) -> bool:
@@ -154,6 +154,7 @@ DAMAGES = {
     "rows without columns": lambda kept: kept.update(history=[{"epoch": 1}]),
     "more epochs than rows": lambda kept: kept.update(epochs_done=2),
     "no epochs": lambda kept: kept.update(history=[], epochs_done=0),
+    "no moments": lambda kept: kept["optimizer"].update(state={}),
     "no best": lambda kept: kept.pop("best"),
     "best of another shape": lambda kept: kept["best"].update({next(iter(kept["best"])): torch.ones(1)}),
     "network of numbers": lambda kept: kept.update(network=dict.fromkeys(kept["network"], 1)),
@@ -183,6 +184,43 @@ def test_another_run_is_named_by_its_options_and_their_values(stopped, few) -> N
 def test_an_unfinished_checkpoint_without_its_state_is_not_complete(stopped, few) -> None:
     state_path(stopped).unlink()
     assert f"holds 1 of {EPOCHS} epochs, but c.pt.resume, which resuming needs, is missing" in refusal(stopped, few)
+
+
+def test_an_overwriting_run_that_stopped_in_its_first_epoch_is_resumed(few, tmp_path, monkeypatch) -> None:
+    """What it replaces, another run with more epochs that were kept, stays until then and is not taken for it."""
+    whole = train(configure(), few, tmp_path / "whole.pt", CPU, keep_epochs=True)
+    out = tmp_path / "c.pt"
+    longer = configure("sl", "seed=1", epochs=EPOCHS + 1)
+    train(longer, few, out, CPU, keep_epochs=True)
+    before = out.read_bytes()
+
+    def interrupted(run: loop.Run, *given: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "_update", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(configure(), few, out, CPU, keep_epochs=True)
+    assert out.read_bytes() == before
+    assert "c.pt.resume belongs to another run; it differs in phases.0" in refusal(out, few, training=longer)
+    assert same(train(configure(), few, out, CPU, resume=True, keep_epochs=True), whole)
+    assert sorted(path.name for path in (tmp_path / "c.epochs").iterdir()) == [f"{n:04}.pt" for n in range(EPOCHS + 1)]
+
+
+def test_a_complete_run_is_resumed_by_no_other(few, tmp_path) -> None:
+    out = tmp_path / "c.pt"
+    train(configure(), few, out, CPU)
+    assert "c.pt is complete; nothing is left to do" in refusal(out, few)
+    other = refusal(out, few, training=configure(epochs=7))
+    assert "is complete and belongs to another run; it differs in phases.0.epochs (there 4, here 7); `over" in other
+    assert "it differs in the images; `overwrite` replaces it" in refusal(out, few.subset(torch.arange(100)))
+    with pytest.raises(CannotResumeError, match=r"it differs in keep_epochs \(there False, here True\)"):
+        train(configure(), few, out, CPU, resume=True, keep_epochs=True)
+
+
+def test_epochs_are_kept_from_the_beginning_or_not_at_all(stopped, few) -> None:
+    with pytest.raises(CannotResumeError, match=r"it differs in keep_epochs \(there False, here True\)"):
+        train(configure(), few, stopped, CPU, resume=True, keep_epochs=True)
 
 
 PGD_ADVERSARY = "phases.1.adversary={method='pgd', epsilon=0.1, steps=2, random_start=true}"
