@@ -14,6 +14,7 @@ from gradscope.distributed.units import Team, Unit, Values
 from gradscope.errors import CannotResumeError, GradscopeError
 from gradscope.measure.directory import PARTIAL
 from gradscope.models.checkpoint import load_weights_only, require_checksums, save_tensors
+from gradscope.reading import parse_json, read_bytes
 from gradscope.results.files import write_json
 
 
@@ -49,7 +50,7 @@ class PartialResults:
 
     def _found(self) -> dict[str, Any]:
         try:
-            found = json.loads(self.named.read_text())
+            found = parse_json(read_bytes(self.named))
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
