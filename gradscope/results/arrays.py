@@ -3,7 +3,7 @@
 import math
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,13 @@ _HEADER_READERS = {
 }
 
 
-def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+def read_arrays(source: Path | BinaryIO) -> dict[str, npt.NDArray[Any]]:
     """Read the arrays of an ``.npz``, by name; what is pickled is refused.
 
-    Raises OSError where ``path`` cannot be read, and ValueError, in one line, for everything else.
+    Raises OSError where the file cannot be read, and ValueError, in one line, for everything else.
     """
     try:
-        with open_file(path) as file, zipfile.ZipFile(file) as archive:
+        with open_file(source) if isinstance(source, Path) else source as file, zipfile.ZipFile(file) as archive:
             members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
             require_memory(sum(member.file_size for member in members))
             return {member.filename.removesuffix(".npy"): _read(archive, member) for member in members}

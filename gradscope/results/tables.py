@@ -134,13 +134,14 @@ class _Limited(io.RawIOBase):
 
 def read_csv(path: Path | io.BytesIO, table: Table, **options: Any) -> pd.DataFrame:
     """Read a file that :func:`find_table` found with pandas' ``options``; :class:`GradscopeError` where that fails."""
+    where = table.file if isinstance(path, io.BytesIO) else path
     try:
         with _table_errors(path), nullcontext(path) if isinstance(path, io.BytesIO) else _opened(path) as file:
             frame: pd.DataFrame = pd.read_csv(file, keep_default_na=False, **options)
     except ValueError as error:
         if isinstance(error, GradscopeError):
             raise
-        raise GradscopeError(f"directory: {path} is not a {table.file}: {reason_of(error)}") from None
+        raise GradscopeError(f"directory: {where} is not a {table.file}: {reason_of(error)}") from None
     for name in (column.name for column in table.columns if column.kind == "text" and column.name in frame):
         plain = {text: text[1:] for text in frame[name].unique() if str(text)[:1] == "'" and _FORMULA.match(text)}
         if plain:
@@ -171,10 +172,11 @@ def _read(path: Path | io.BytesIO, table: Table) -> pd.DataFrame:
         if column.later and column.name not in frame.columns:
             empty = pd.Series("", frame.index, "string") if column.kind == "text" else math.nan
             frame[column.name] = empty
+    where = table.file if isinstance(path, io.BytesIO) else path
     missing = [name for name in table.names if name not in frame.columns]
     if missing:
-        raise GradscopeError(f"directory: {path} lacks the columns {', '.join(missing)} of a {table.file}")
+        raise GradscopeError(f"directory: {where} lacks the columns {', '.join(missing)} of a {table.file}")
     wrong = [name for name in numbers if not frame.empty and not pd.api.types.is_numeric_dtype(frame[name])]
     if wrong:
-        raise GradscopeError(f"directory: {path} holds text where {table.file} has numbers, in {', '.join(wrong)}")
+        raise GradscopeError(f"directory: {where} holds text where {table.file} has numbers, in {', '.join(wrong)}")
     return frame
