@@ -3,7 +3,6 @@
 Precedence, lowest first: the preset of the mode, a TOML file, ``--set KEY=VALUE``, the command's own options.
 """
 
-import tomllib
 from collections.abc import Mapping
 from fractions import Fraction
 from math import isfinite
@@ -21,7 +20,9 @@ from pydantic import (
     model_validator,
 )
 
-from gradscope.errors import GradscopeError, lookup, unknown_name
+from gradscope.errors import GradscopeError, lookup, reason_of, unknown_name
+from gradscope.limits import most, raising
+from gradscope.reading import parse_toml, read_text
 from gradscope.validation import Config, is_plain_name
 
 Objective = Literal["cross-entropy", "policy-gradient", "expected-reward"]
@@ -37,7 +38,15 @@ Seed = Annotated[int, Field(ge=0)]
 Epochs = Annotated[int, Field(ge=1)]
 BatchSize = Annotated[int, Field(ge=2)]
 TrainSamples = Annotated[int, Field(ge=2)]
-ImageSize = Annotated[int, Field(ge=4, le=4096)]
+
+
+def _require_few_pixels(side: int) -> int:
+    if side > most("SIDE"):
+        raise ValueError(f"must be at most {most('SIDE')} ({raising('SIDE')})")
+    return side
+
+
+ImageSize = Annotated[int, Field(ge=4), AfterValidator(_require_few_pixels)]
 
 
 def parse_radius(value: object) -> float:
@@ -308,12 +317,11 @@ OBJECTIVES: dict[str, str] = {
 
 def read_toml(path: Path, argument: str = "config") -> dict[str, Any]:
     """Read the tables of the TOML file that ``argument`` names; a missing or malformed one raises GradscopeError."""
+    text = read_text(path, argument)
     try:
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        raise GradscopeError(f"{argument}: {path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise GradscopeError(f"{argument}: {path} is not TOML: {error}") from None
+        return parse_toml(text)
+    except ValueError as error:
+        raise GradscopeError(f"{argument}: {path} is not TOML: {reason_of(error)}") from None
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -334,8 +342,8 @@ def apply_setting(values: dict[str, Any], setting: str) -> None:
     if not separator or not key:
         raise GradscopeError(f"set must be KEY=VALUE, such as phases.0.epochs=3, got {setting!r}")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = parse_toml(f"value = {text}")["value"]
+    except ValueError:
         value = text
     *path, last = key.split(".")
     target: Any = values

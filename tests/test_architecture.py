@@ -16,6 +16,8 @@ FLOORS = {
     **dict.fromkeys(
         [
             "errors",
+            "limits",
+            "reading",
             "validation",
             "config",
             "options",
@@ -49,16 +51,18 @@ FLOORS = {
 NARROW = {
     "errors": set(),
     "process": set(),
-    "results": {"errors", "config"},
-    "claims": {"results", "config", "errors"},
+    "limits": {"errors"},
+    "reading": {"errors", "limits"},
+    "results": {"errors", "limits", "reading", "config"},
+    "claims": {"results", "reading", "config", "errors"},
     "validation": {"errors"},
-    "config": {"errors", "validation"},
+    "config": {"errors", "limits", "reading", "validation"},
     "options": {"config", "validation"},
-    "figures": {"results", "config", "errors"},
-    "reporting": {"figures", "results", "config", "errors"},
+    "figures": {"results", "reading", "config", "errors"},
+    "reporting": {"figures", "results", "reading", "config", "errors"},
 }
 #: Rooms that read files and need no torch.
-READERS = ("errors", "validation", "config", "results", "claims", "figures", "reporting")
+READERS = ("errors", "limits", "reading", "validation", "config", "results", "claims", "figures", "reporting")
 #: What takes seconds to load, or is not installed where results are only read.
 HEAVY = {"torch", "torchvision", "lightning_fabric", "torchattacks", "loss_landscapes", "timm", "ray"}
 

@@ -13,7 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from gradscope.claims.measured import CLEAN, Ball, Course, Findings, Measured, MeasuredModel, Steps, Values
 from gradscope.config import PGD_ATTACKS, attack_settings
 from gradscope.errors import GradscopeError
-from gradscope.results.audits import Audits, read_document
+from gradscope.reading import read_json
+from gradscope.results.audits import Audits
 from gradscope.results.manifest import first_mistake
 from gradscope.results.schemas import ATTACK_SAMPLES, AUDIT_JSON, HISTORY, SAMPLES, TRANSFER_SAMPLES, Table
 from gradscope.results.tables import find_table, find_tables, read_table
@@ -169,7 +170,7 @@ class _Reader:
             self._model(str(checkpoint), of_model)
         self.study.measured += list(makers.get(kind, self._plain)(rows, kind))
         if (self.directory / AUDIT_JSON).exists():
-            for audit in Audits.parse(read_document(self.directory / AUDIT_JSON)).audits:
+            for audit in Audits.parse(read_json(self.directory / AUDIT_JSON)).audits:
                 if audit.checkpoint in self.models:
                     self.study.verdicts.setdefault(self.models[audit.checkpoint], audit.verdict_and_cause)
 
@@ -292,16 +293,6 @@ class _Reader:
                     steps=_steps(attack, Ball(str(norm), float(str(epsilon))), self.manifest.budget),
                     how=_how(self.manifest.kind, self.manifest.budget),
                 )
-
-
-def read_json(path: Path) -> Any:
-    """The JSON in ``path``; :class:`GradscopeError` where it cannot be read or is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise GradscopeError(f"directory: {path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise GradscopeError(f"directory: {path} is not JSON: {error}") from None
 
 
 def _course(entry: _Checkpoint, history: pd.DataFrame | None) -> Course:

@@ -84,10 +84,11 @@ def _measure(request: Request, results: Path) -> None:
 
 
 def _is_masked(results: Path) -> bool:
-    from gradscope.results.audits import Audits, read_document
+    from gradscope.reading import read_json
+    from gradscope.results.audits import Audits
     from gradscope.results.schemas import AUDIT_JSON
 
-    return any(found.blocks for found in Audits.parse(read_document(results / AUDIT_JSON)).audits)
+    return any(found.blocks for found in Audits.parse(read_json(results / AUDIT_JSON)).audits)
 
 
 def _stem(checkpoint: str) -> str:

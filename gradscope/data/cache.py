@@ -11,7 +11,6 @@ import os
 import shutil
 import stat
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,15 +21,16 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
 from gradscope import vision
-from gradscope.data.decode import common_format, read_header, read_pixels
+from gradscope.data.decode import common_format, pillow_at_our_limit, read_header, read_pixels
 from gradscope.data.image_set import ImageSet, Splits, fingerprint, require_printable
 from gradscope.data.places import cache_directory
 from gradscope.errors import GradscopeError, first_of
+from gradscope.limits import most, raising
+from gradscope.reading import parse_json, read_bytes, read_text
 
 T = TypeVar("T")
 
@@ -38,8 +38,6 @@ _FORMAT_VERSION = 1
 #: Files a thread takes at once (small ones take less time than handing them over), and how many such runs are handed
 #: out before the results are written: bounds what waits in memory.
 _RUN, _RUNS_AT_A_TIME = 32, 16
-#: Folders that may lie within each other.
-_DEEPEST = 32
 #: Entries up to this size are compared with their fingerprint when opened (under a second); larger ones by length only.
 _VERIFIED_BYTES = 512 * 2**20
 
@@ -165,9 +163,10 @@ def _files_in_class_folders(split: Path, classes: Sequence[str]) -> tuple[_File,
 
 def _annotated_files(split: Path, classes: Sequence[str], annotations: Path) -> tuple[_File, ...]:
     """The image files of ``split``, sorted by class and path, the class of each as ``annotations`` says."""
+    text = read_text(annotations, "data_root")
     try:
-        rows = dict(line.split("\t")[:2] for line in annotations.read_text(encoding="utf-8").splitlines())
-    except ValueError:  # not text, or a line without a tab
+        rows = dict(line.split("\t")[:2] for line in text.splitlines())
+    except ValueError:  # a line without a tab
         raise GradscopeError(f"data_root: {annotations} must have lines of file name, tab, class") from None
     labels = {name: label for label, name in enumerate(classes)}
     files = []
@@ -191,8 +190,9 @@ def _walk(folder: str, label: int, above: tuple[tuple[int, int], ...] = ()) -> I
     here = status.st_dev, status.st_ino
     if here in above:
         raise GradscopeError(f"data_root: {folder} must not lead back to a folder that it lies in")
-    if len(above) == _DEEPEST:
-        raise GradscopeError(f"data_root: {folder} must lie at most {_DEEPEST} folders deep")
+    if len(above) >= most("FOLDERS"):
+        deepest = f"at most {most('FOLDERS')} folders deep; {raising('FOLDERS')}"
+        raise GradscopeError(f"data_root: {folder} must lie {deepest}")
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -221,8 +221,7 @@ def _build_once(entry: Path, name: str, listing: _Listing, tree: Tree) -> Splits
 def _build_entry(entry: Path, building: Path, listing: _Listing, tree: Tree) -> None:
     """Decode the files of ``listing`` in ``building`` and rename it to ``entry``; the caller holds the lock."""
     files = [Path(file.path) for file in (*listing.train, *listing.test)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # read_header refuses these
+    with pillow_at_our_limit():
         headers = list(_threaded(read_header, files, "reading headers"))
     channels, height, width = common_format(headers, tree.image_size, tree.resize)
     shutil.rmtree(building, ignore_errors=True)
@@ -232,7 +231,7 @@ def _build_entry(entry: Path, building: Path, listing: _Listing, tree: Tree) -> 
         for split, members in listing.splits.items():
             paths = [Path(file.path) for file in members]
             decoded = _threaded(lambda path: read_pixels(path, channels, tree.image_size), paths, f"decoding {split}")
-            with (building / f"{split}.bin").open("wb") as output:
+            with pillow_at_our_limit(), (building / f"{split}.bin").open("wb") as output:
                 for pixels in decoded:
                     output.write(pixels.data)
             shape = [len(members), channels, height, width]
@@ -248,7 +247,7 @@ def _build_entry(entry: Path, building: Path, listing: _Listing, tree: Tree) -> 
 def _open_entry(entry: Path, name: str, listing: _Listing) -> Splits | None:
     """The splits kept in ``entry``, or None where it is missing or damaged."""
     try:
-        record = json.loads((entry / "format.json").read_text())
+        record = parse_json(read_bytes(entry / "format.json"))
         opened = {split: _open_split(entry, split, name, listing, record[split]) for split in listing.splits}
         return Splits(opened.get("train"), opened["test"])
     except (OSError, ValueError, KeyError, TypeError, GradscopeError):

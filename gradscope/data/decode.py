@@ -7,7 +7,9 @@ Everything else is colour, palettes too. Alpha is dropped, not blended: what a t
 (PIL's ``convert("RGB")``). The EXIF orientation is ignored. Of several frames the first counts.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +18,10 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from gradscope.errors import GradscopeError, reason_of
+from gradscope.limits import most, raising
 
 #: PIL's names of the formats that are opened, whatever the file is called.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
-#: Pixels that an image may have, before and after resizing; PIL warns above as many, for they take a quarter gigabyte.
-MOST_PIXELS = 89_478_485
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
 
 
@@ -32,6 +33,19 @@ class Header:
     mode: str
     width: int
     height: int
+
+
+@contextmanager
+def pillow_at_our_limit() -> Iterator[None]:
+    """Let Pillow, which has a limit of its own, open images up to the limit of :mod:`gradscope.limits`."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = before and max(before, most("PIXELS"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # read_header refuses these
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def read_header(path: Path) -> Header:
@@ -113,16 +127,16 @@ def _resized(width: int, height: int, side: int) -> tuple[int, int]:
 
 
 def _require_few(width: int, height: int) -> None:
-    if not 0 < width * height <= MOST_PIXELS:
-        raise ValueError(f"it must have 1 to {MOST_PIXELS} pixels, got {width}x{height}")
+    if not 0 < width * height <= most("PIXELS"):
+        raise ValueError(f"it must have 1 to {most('PIXELS')} pixels, got {width}x{height}; {raising('PIXELS')}")
 
 
 def _require_resizable(header: Header, side: int) -> None:
     width, height = _resized(header.width, header.height, side)
-    if width * height > MOST_PIXELS:
+    if width * height > most("PIXELS"):
         raise GradscopeError(
             f"data_root: {header.path} is too elongated: resized from {header.width}x{header.height} to "
-            f"{width}x{height} it has more than {MOST_PIXELS} pixels"
+            f"{width}x{height} it has more than {most('PIXELS')} pixels; {raising('PIXELS')}"
         )
 
 

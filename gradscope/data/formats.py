@@ -13,7 +13,8 @@ import torch
 
 from gradscope.data.image_set import ImageSet, Splits, numbered, require_few_classes
 from gradscope.errors import GradscopeError, reason_of
-from gradscope.results.arrays import read_arrays, require_memory
+from gradscope.limits import require_memory
+from gradscope.results.arrays import read_arrays
 
 Array = npt.NDArray[Any]
 

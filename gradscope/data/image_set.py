@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradscope.errors import UNPRINTABLE, GradscopeError
+from gradscope.limits import most, raising
 from gradscope.seeding import generator
 
 #: Bytes hashed at a time, so that the fingerprint of a memory map reads it in pieces.
@@ -18,8 +19,6 @@ _CHUNK_BYTES = 32 * 2**20
 _ROUNDING = 0.05
 #: Types of labels; a fingerprint is taken of them as int64.
 INTEGERS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.int64)
-#: Classes that a set may have: what is a label is no number of any size.
-MOST_CLASSES = 100_000
 #: Characters that the name of a class may have.
 _LONGEST_NAME = 255
 #: Images whose statistics are taken at a time.
@@ -46,9 +45,9 @@ def numbered(count: int) -> tuple[str, ...]:
 
 
 def require_few_classes(count: int) -> None:
-    """Raise :class:`GradscopeError` for more than :data:`MOST_CLASSES`."""
-    if count > MOST_CLASSES:
-        raise GradscopeError(f"labels must be of at most {MOST_CLASSES} classes, got {count}")
+    """Raise :class:`GradscopeError` for more classes than the limit: what is a label is no number of any size."""
+    if count > most("CLASSES"):
+        raise GradscopeError(f"labels must be of at most {most('CLASSES')} classes, got {count}; {raising('CLASSES')}")
 
 
 def require_printable(classes: Sequence[str], where: str) -> None:

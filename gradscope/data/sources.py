@@ -1,7 +1,6 @@
 """Where images come from: :func:`load` reads the data sets of :mod:`gradscope.data.names`."""
 
 import io
-import json
 import sys
 import warnings
 from collections.abc import Callable
@@ -26,7 +25,6 @@ from gradscope.data.places import (
     download_root,
     fashion_mnist_files,
     find_published,
-    first_file,
     folders,
     given_root,
     imagenet100_folders,
@@ -35,7 +33,8 @@ from gradscope.data.places import (
     tiny_imagenet_storage,
 )
 from gradscope.data.published import CIFAR10, CIFAR100, TINY_IMAGENET, Published
-from gradscope.errors import GradscopeError, reason_of
+from gradscope.errors import GradscopeError
+from gradscope.reading import read_json, read_text
 from gradscope.validation import is_plain_name
 
 #: Fraction and seed of the test split of the digits, which come in one piece.
@@ -139,14 +138,12 @@ def _imagenet100(data: Data, download: bool, cache: Path | None) -> Splits:
 
 def _class_list(root: Path) -> tuple[str, ...] | None:
     """Class folders in the order of ``classes.txt`` (a name a line) or ``Labels.json`` (names as keys), if any."""
-    path = first_file(root / "classes.txt", root / "Labels.json")
+    path = next((path for path in (root / "classes.txt", root / "Labels.json") if path.exists()), None)
     if path is None:
         return None
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        names = list(json.loads(text).keys()) if path.suffix == ".json" else text.split("\n")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise GradscopeError(f"data_root: {path} is not a list of class folders: {reason_of(error)}") from None
+    names = read_json(path, "data_root") if path.suffix == ".json" else read_text(path, "data_root").split("\n")
+    if path.suffix == ".json" and not isinstance(names, dict):
+        raise GradscopeError(f"data_root: {path} must be an object with class folders as keys, got another value")
     classes = tuple(name.strip() for name in names if name.strip())
     if not classes or len(set(classes)) != len(classes):
         raise GradscopeError(f"data_root: {path} must list one or more class folders, each once")

@@ -1,6 +1,5 @@
 """Redraw every figure of a directory of results from its files, with captions."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +19,11 @@ from gradscope.figures.steps import draw_steps
 from gradscope.figures.style import Drawing
 from gradscope.figures.surfaces import write_surfaces
 from gradscope.figures.transfer import draw_transfer
-from gradscope.results.audits import ExampleImages, read_document, read_example_images
+from gradscope.reading import read_json
+from gradscope.results.audits import ExampleImages, read_example_images
 from gradscope.results.files import write_json
 from gradscope.results.landscape import require_whole
+from gradscope.results.manifest import MANIFEST, read_object
 from gradscope.results.schemas import (
     ATTACKS,
     AUDIT,
@@ -159,9 +160,10 @@ def read_sources(directory: Path) -> Sources:
     audit = examples = None
     if _is_audited(directory):
         tables[AUDIT.file] = read_table(directory / AUDIT.file, AUDIT)
-        audit = read_document(directory / AUDIT_JSON)
+        audit = read_json(directory / AUDIT_JSON)
         examples = read_example_images(directory / EXAMPLE_IMAGES) if (directory / EXAMPLE_IMAGES).exists() else None
-    return Sources(tables, _read_manifest(directory / "manifest.json"), audit, examples)
+    manifest = directory / MANIFEST
+    return Sources(tables, read_object(manifest) if manifest.exists() else {}, audit, examples)
 
 
 def drawings(sources: Sources) -> Iterator[Drawing]:
@@ -199,19 +201,6 @@ def save(composed: Composed, directory: Path) -> list[Path]:
         write_surfaces(composed.landscape, composed.settings, paths[-1])
     write_json(figures / "captions.json", composed.captions)
     return paths
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """The content of ``manifest.json``; nothing where it is not there."""
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise GradscopeError(f"directory: {path} is not a manifest: {error}") from None
-    if not isinstance(content, dict):
-        raise GradscopeError(f"directory: {path} is not a manifest: {type(content).__name__}, not an object")
-    return content
 
 
 def _caption(drawing: Drawing, settings: Mapping[str, Any]) -> str:

@@ -9,9 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 from gradscope.attacks.outcome import Outcome
+from gradscope.errors import GradscopeError, reason_of
 from gradscope.functional import fooled
 from gradscope.measure.inputs import Chosen, Entry, Inputs
 from gradscope.models.inspection import measuring
+from gradscope.results.arrays import read_arrays
 from gradscope.results.files import atomic
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -45,6 +47,13 @@ def write_images(path: Path, parts: Sequence[Arrays]) -> None:
         np.savez(file, **joined)
 
 
+def _read_images(path: Path) -> Arrays:
+    try:
+        return read_arrays(path)
+    except (OSError, ValueError) as error:
+        raise GradscopeError(f"out: {path} was damaged before it could be read back: {reason_of(error)}") from None
+
+
 def rescore(path: Path, entry: Entry, inputs: Inputs, batch_size: int) -> dict[str, int]:
     """Judge a model's saved images, read back from ``path``, with the model loaded anew.
 
@@ -54,9 +63,9 @@ def rescore(path: Path, entry: Entry, inputs: Inputs, batch_size: int) -> dict[s
     named = inputs.references(inputs.request.options.others.get("surrogate", ()))
     reference = next(one for one in named if one.text == entry.reference.text)
     subject = inputs.load(reference, entry.chosen.images, differentiable=False)
-    with np.load(path) as kept:
-        mine = kept["checkpoint"] == subject.label
-        points, labels = torch.from_numpy(kept["images"][mine]), torch.from_numpy(kept["label"][mine])
+    kept = _read_images(path)
+    mine = kept["checkpoint"] == subject.label
+    points, labels = torch.from_numpy(kept["images"][mine]), torch.from_numpy(kept["label"][mine])
     disagreeing = 0
     with measuring(subject.model), torch.no_grad():
         for part in torch.arange(len(points)).split(batch_size) if len(points) else ():

@@ -15,6 +15,7 @@ from gradscope.distributed.units import Team, Unit, Values
 from gradscope.errors import CannotResumeError, GradscopeError
 from gradscope.measure.directory import PARTIAL
 from gradscope.models.checkpoint import are_whole, digest_of, load_weights_only, save_tensors
+from gradscope.reading import parse_json, read_bytes
 from gradscope.results.files import write_json
 
 
@@ -51,8 +52,8 @@ class PartialResults:
     def _found(self) -> dict[str, Any] | None:
         """What the pieces that are there depend on; None where nothing can be read that says so."""
         try:
-            found = json.loads(self.named.read_text())
-        except (OSError, ValueError, RecursionError):
+            found = parse_json(read_bytes(self.named))
+        except (OSError, ValueError):
             return None
         return found if isinstance(found, dict) else None
 

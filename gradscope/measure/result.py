@@ -2,19 +2,21 @@
 
 import html
 import io
-import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import pandas as pd
 
-from gradscope.errors import GradscopeError, first_of, lookup
+from gradscope.errors import GradscopeError, first_of, lookup, reason_of
+from gradscope.limits import require_memory
 from gradscope.measure.directory import FILES, IMAGES, clear, results_directory
-from gradscope.results.audits import AuditOf, Audits
+from gradscope.reading import open_file, parse_json, read_bytes, read_json
+from gradscope.results.arrays import read_arrays
+from gradscope.results.audits import AuditOf, Audits, read_example_images
 from gradscope.results.files import atomic
 from gradscope.results.manifest import MANIFEST
 from gradscope.results.metrics import METRICS
@@ -65,7 +67,7 @@ class Result:
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
         self.files = dict(files)
-        self.manifest: dict[str, Any] = json.loads(self.files[MANIFEST])
+        self.manifest: dict[str, Any] = parse_json(self.files[MANIFEST])
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and isinstance(other, Result) and self.files == other.files
@@ -119,14 +121,16 @@ class Result:
 
         wanted = [name for name in self.tables if name not in ("summary", "bands")]
         tables = {TABLES[name].file: self.frame(name) for name in wanted}
-        audit = json.loads(self.files[AUDIT_JSON]) if AUDIT_JSON in self.files else None
+        audit = parse_json(self.files[AUDIT_JSON]) if AUDIT_JSON in self.files else None
         return Sources(tables, self.manifest, audit, self._arrays(EXAMPLE_IMAGES))
 
     def _arrays(self, name: str) -> dict[str, Any] | None:
         if name not in self.files:
             return None
-        with np.load(io.BytesIO(self.files[name])) as arrays:
-            return {key: arrays[key] for key in arrays.files}
+        try:
+            return read_arrays(io.BytesIO(self.files[name]))
+        except ValueError as error:
+            raise GradscopeError(f"directory: {name} is damaged: {reason_of(error)}") from None
 
     def save(self, out: str | Path, *, overwrite: bool = False, figures: bool = True) -> Path:
         """Write the files that the command writes, and its figures, into the directory ``out``, and return it.
@@ -320,7 +324,7 @@ class AuditReport(Result):
     @property
     def audits(self) -> tuple[AuditOf, ...]:
         """The audit of each model."""
-        return Audits.parse(json.loads(self.files[AUDIT_JSON])).audits
+        return Audits.parse(parse_json(self.files[AUDIT_JSON])).audits
 
     def _audit(self, name: str) -> AuditOf:
         self._require_one(name, ".audits")
@@ -367,6 +371,20 @@ def _below(folder: Path) -> list[str]:
 KINDS: dict[str, type[Result]] = {kind.kind: kind for kind in (Trace, Landscape, Attacks, TransferMatrix, AuditReport)}
 
 
+def _content(path: Path) -> bytes:
+    """The bytes of a file that is no table; :class:`GradscopeError` where what it holds is damaged."""
+    if path.name == AUDIT_JSON:
+        Audits.parse(read_json(path))
+    if path.name == EXAMPLE_IMAGES:
+        read_example_images(path)
+    try:
+        with open_file(path) as file:
+            require_memory(os.fstat(file.fileno()).st_size)
+            return file.read()
+    except (OSError, ValueError) as error:
+        raise GradscopeError(f"directory: {path} cannot be read: {reason_of(error)}") from None
+
+
 def read(directory: str | Path) -> Result:
     """Read back what a command or :meth:`Result.save` wrote; tables may be compressed.
 
@@ -374,8 +392,8 @@ def read(directory: str | Path) -> Result:
     """
     folder = Path(directory)
     try:
-        content = (folder / MANIFEST).read_bytes()
-        kind = json.loads(content)["kind"]
+        content = read_bytes(folder / MANIFEST)
+        kind = parse_json(content)["kind"]
     except OSError as error:
         below = first_of(_below(folder))
         hint = f"; the results of its sub-directories are read one by one: {below}" if below else ""
@@ -384,7 +402,7 @@ def read(directory: str | Path) -> Result:
         ) from None
     except (ValueError, KeyError, TypeError):
         raise GradscopeError(f"directory must hold a {MANIFEST} of gradscope, got {folder}", "directory") from None
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         below = first_of(_below(folder))
         hint = f"; the results of a study are in {below}" if below else ""
         raise GradscopeError(f"directory must hold one measurement, got a {kind}{hint}", "directory")
@@ -396,5 +414,5 @@ def read(directory: str | Path) -> Result:
             if found is not None:
                 files[name] = table_content(found)
         elif not name.endswith(".gz") and path.exists():
-            files[name] = path.read_bytes()
+            files[name] = _content(path)
     return KINDS[kind](files)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from gradscope.results.audits import NO_PROOF, NONE_FOUND, AuditOf, Audits, read_document
+from gradscope.reading import read_json
+from gradscope.results.audits import NO_PROOF, NONE_FOUND, AuditOf, Audits
 from gradscope.results.cautions import cautions
 from gradscope.results.manifest import MANIFEST, read_manifest
 from gradscope.results.schemas import ATTACKS, AUDIT_JSON, CLAIMS, STEPS, SUMMARY, TRANSFER
@@ -113,7 +114,7 @@ def audit_lines(results: Path) -> str:
 
     From ``audit.json`` alone; what the budget left out comes last.
     """
-    document = Audits.parse(read_document(results / AUDIT_JSON))
+    document = Audits.parse(read_json(results / AUDIT_JSON))
     return "\n\n".join("\n".join(_audit(one)) for one in document.audits)
 
 

@@ -10,7 +10,8 @@ import pandas as pd
 from gradscope.errors import GradscopeError
 from gradscope.figures import draw, style
 from gradscope.figures.draw import Composed
-from gradscope.results.audits import AuditOf, Audits, read_document
+from gradscope.reading import read_json
+from gradscope.results.audits import AuditOf, Audits
 from gradscope.results.cautions import cautions
 from gradscope.results.manifest import (
     MANIFEST,
@@ -150,7 +151,7 @@ def _read_part(name: str, directory: Path) -> ReportPart:
     present = {table: file for table in _NUMBERS if (file := find_table(directory / table.file))}
     found = {table.file: read_table(file, table) for table, file in present.items()}
     document = directory / AUDIT_JSON
-    audits = Audits.parse(read_document(document)).audits if document.exists() else ()
+    audits = Audits.parse(read_json(document)).audits if document.exists() else ()
     with style.paper():
         sources = draw.read_sources(directory)
         composed = draw.compose(sources)

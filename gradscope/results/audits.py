@@ -1,6 +1,5 @@
 """What an audit leaves beside its tables: ``audit.json`` as typed entries, and the pictures of ``evidence.npz``."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -149,16 +148,6 @@ def images(audits: Sequence[AuditOf]) -> str:
 def warnings(audits: Sequence[AuditOf]) -> list[str]:
     """What a caption has to say of the verdicts of ``audits``, a sentence part each."""
     return [f"{NONE_FOUND}: {NO_PROOF}"] if any(one.verdict == NONE_FOUND for one in audits) else []
-
-
-def read_document(path: Path) -> Any:
-    """The JSON in ``path``; :class:`GradscopeError` where it cannot be read or is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise GradscopeError(f"directory: {path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise GradscopeError(f"directory: {path} is not an {AUDIT_JSON}: {error}") from None
 
 
 def read_example_images(path: Path) -> ExampleImages:

@@ -1,6 +1,5 @@
 """``manifest.json`` as typed entries: how a result was made, read back. What a manifest lacks is None or empty."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,6 +7,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gradscope.errors import GradscopeError
+from gradscope.reading import read_json
 
 MANIFEST = "manifest.json"
 
@@ -160,12 +160,7 @@ class StudyManifest(_Entry):
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``; :class:`GradscopeError` where it cannot be read or is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise GradscopeError(f"directory: {path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise GradscopeError(f"directory: {path} is not JSON: {error}") from None
+    content = read_json(path)
     if not isinstance(content, dict):
         raise GradscopeError(f"directory: {path} is damaged: an object is allowed, got {type(content).__name__}")
     return content

@@ -1,6 +1,7 @@
 """Tables: CSV files that are written in one step or appended to, and read with checks."""
 
 import csv
+import errno
 import gzip
 import io
 import math
@@ -8,12 +9,15 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import pandas as pd
 
-from gradscope.errors import GradscopeError
+from gradscope.errors import GradscopeError, reason_of
+from gradscope.limits import most, raising
+from gradscope.reading import open_file
 from gradscope.results.files import atomic, ensure_writable
 from gradscope.results.schemas import Table
 
@@ -80,25 +84,62 @@ def find_tables(directory: Path, pattern: str = "*.csv") -> list[Path]:
 
 def table_content(path: Path) -> bytes:
     """Read the bytes of a file, of a compressed one what it holds; :class:`GradscopeError` where it is damaged."""
+    with _table_errors(path), _opened(path) as file:
+        return file.read()
+
+
+@contextmanager
+def _table_errors(path: object) -> Iterator[None]:
+    """Raise :class:`GradscopeError` in place of what reading a table within the block raises."""
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == _COMPRESSED else content
+        yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise GradscopeError(f"directory: {path} is damaged: {error}") from None
     except OSError as error:
-        raise GradscopeError(f"directory: {path} cannot be read: {error.strerror}") from None
+        raise GradscopeError(f"directory: {path} cannot be read: {error.strerror or error}") from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """Open a table for reading, decompressed where it is compressed; it gives no more than the limit of a table."""
+    with open_file(path) as file:
+        if path.suffix != _COMPRESSED:
+            yield cast(IO[bytes], _Limited(file, path))
+        else:
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield cast(IO[bytes], _Limited(unpacked, path))
+
+
+class _Limited(io.RawIOBase):
+    """What ``file`` holds, and OSError where that is more than a table may have."""
+
+    def __init__(self, file: Any, path: Path) -> None:
+        self.file, self.path, self.left = file, path, most("TABLE_BYTES")
+
+    def readable(self) -> bool:
+        """Whether it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into ``buffer``; how many bytes."""
+        count: int = self.file.readinto(buffer)
+        self.left -= count
+        if self.left < 0:
+            largest = f"it has more than {most('TABLE_BYTES')} bytes; {raising('TABLE_BYTES')}"
+            raise OSError(errno.EFBIG, largest, str(self.path))
+        return count
 
 
 def read_csv(path: Path | io.BytesIO, table: Table, **options: Any) -> pd.DataFrame:
     """Read a file that :func:`find_table` found with pandas' ``options``; :class:`GradscopeError` where that fails."""
+    where = table.file if isinstance(path, io.BytesIO) else path
     try:
-        frame: pd.DataFrame = pd.read_csv(path, keep_default_na=False, **options)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise GradscopeError(f"directory: {path} is damaged: {error}") from None
-    except OSError as error:
-        raise GradscopeError(f"directory: {path} cannot be read: {error.strerror}") from None
+        with _table_errors(path), nullcontext(path) if isinstance(path, io.BytesIO) else _opened(path) as file:
+            frame: pd.DataFrame = pd.read_csv(file, keep_default_na=False, **options)
     except ValueError as error:
-        raise GradscopeError(f"directory: {path} is not a {table.file}: {' '.join(str(error).split())}") from None
+        if isinstance(error, GradscopeError):
+            raise
+        raise GradscopeError(f"directory: {where} is not a {table.file}: {reason_of(error)}") from None
     for name in (column.name for column in table.columns if column.kind == "text" and column.name in frame):
         plain = {text: text[1:] for text in frame[name].unique() if str(text)[:1] == "'" and _FORMULA.match(text)}
         if plain:
@@ -129,10 +170,11 @@ def _read(path: Path | io.BytesIO, table: Table) -> pd.DataFrame:
         if column.later and column.name not in frame.columns:
             empty = pd.Series("", frame.index, "string") if column.kind == "text" else math.nan
             frame[column.name] = empty
+    where = table.file if isinstance(path, io.BytesIO) else path
     missing = [name for name in table.names if name not in frame.columns]
     if missing:
-        raise GradscopeError(f"directory: {path} lacks the columns {', '.join(missing)} of a {table.file}")
+        raise GradscopeError(f"directory: {where} lacks the columns {', '.join(missing)} of a {table.file}")
     wrong = [name for name in numbers if not frame.empty and not pd.api.types.is_numeric_dtype(frame[name])]
     if wrong:
-        raise GradscopeError(f"directory: {path} holds text where {table.file} has numbers, in {', '.join(wrong)}")
+        raise GradscopeError(f"directory: {where} holds text where {table.file} has numbers, in {', '.join(wrong)}")
     return frame

@@ -26,6 +26,7 @@ from gradscope.measure.common_options import Options, Sampled
 from gradscope.measure.options import AnalyzeOptions, AttackOptions, AuditOptions, LandscapeOptions, TransferOptions
 from gradscope.models.architectures import ModelSpec, build
 from gradscope.models.inspection import laid_out, strict_float32
+from gradscope.reading import read_bytes
 from gradscope.seeding import seeded
 from gradscope.study.model_tasks import TrainTask
 from gradscope.study.plan import Plan
@@ -267,7 +268,7 @@ def read_records(reports: Path) -> list[Record]:
     found = []
     for path in sorted(chain(reports.glob(f"*/{FOLDER}/*.json"), reports.glob(f"{FOLDER}/*.json"))):
         try:
-            record = Record.model_validate_json(path.read_bytes())
+            record = Record.model_validate_json(read_bytes(path))
         except (OSError, ValueError):
             continue
         if record.state == "done":

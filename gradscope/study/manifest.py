@@ -6,6 +6,7 @@ from typing import Any
 
 from gradscope.distributed.processes import device_name, resolve_device
 from gradscope.measure.common_options import plain
+from gradscope.reading import parse_json, read_bytes
 from gradscope.results.files import write_json
 from gradscope.results.manifest import MANIFEST
 from gradscope.results.provenance import provenance
@@ -80,7 +81,7 @@ def write_manifest(plan: Plan, places: Places, ended: Ended, *, engine: str, dev
 def _read(path: Path) -> dict[str, Any]:
     """What lies there; nothing where it is damaged or not there."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(read_bytes(path))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

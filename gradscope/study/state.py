@@ -15,6 +15,7 @@ from pydantic import Field
 
 from gradscope.errors import GradscopeError
 from gradscope.models.checkpoint import load
+from gradscope.reading import read_bytes
 from gradscope.results.files import sweep, write_json
 from gradscope.results.manifest import MANIFEST
 from gradscope.results.schemas import HISTORY
@@ -87,7 +88,7 @@ class Places:
         """The record of a stage, if there is one; of one that is damaged, that there was one."""
         path = self.records / f"{label}.json"
         try:
-            return Record.model_validate_json(path.read_bytes())
+            return Record.model_validate_json(read_bytes(path))
         except FileNotFoundError:
             return None
         except (OSError, ValueError):

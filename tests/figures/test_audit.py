@@ -491,8 +491,8 @@ def fails(directory: Path) -> str:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"schema": 1, "aud', "is not an audit.json"),
-        ("\xff", "is not an audit.json"),
+        ('{"schema": 1, "aud', "audit.json is not JSON"),
+        ("\xff", "is no text in UTF-8"),
         ("[]", "audit.json is damaged"),
         ('{"schema": 2, "audits": []}', "another version: schema"),
         ('{"schema": 1, "audits": [{"checkpoint": "a"}]}', "audits.0.verdict: Field required"),

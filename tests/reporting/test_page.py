@@ -325,7 +325,7 @@ def test_a_missing_figure_is_drawn(make_study):
         ("attack/attacks.csv", "checkpoint\nx\n", "lacks the columns"),
         ("attack/manifest.json", "[1]", "an object is allowed, got list"),
         ("attack/manifest.json", '{"checkpoints": 3}', "is damaged: checkpoints"),
-        ("audit/audit.json", "{", "is not an audit.json"),
+        ("audit/audit.json", "{", "audit.json is not JSON"),
         ("claims.csv", "claim\nC1\n", "lacks the columns"),
         ("manifest.json", "\x00", "is not JSON"),
         ("landscape/landscape.csv", None, "is incomplete"),
