@@ -56,6 +56,7 @@ def attempt(hostile: Input, folder: Path) -> Outcome:
     text = said.read_text(errors="replace")
     said.unlink()
     lines = [line for line in text.splitlines() if line.startswith("gradscope: ")]
+    lines = [line for line in lines if not line.startswith("gradscope: caution: ")]
     if status == REFUSED and len(lines) == 1 and text.rstrip().endswith(lines[0]):
         return Outcome("refused", text)
     if status == ACCEPTED and not lines:
