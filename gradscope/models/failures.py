@@ -44,6 +44,8 @@ def explained_failures(label_of: Callable[[object], str | None], argument: str =
     except (GradscopeError, KeyboardInterrupt):
         raise
     except BaseException as error:
+        # What Python makes of a StopIteration on its way through a generator has it as its cause.
+        error = error.__cause__ if isinstance(error.__cause__, StopIteration) else error
         frames = [frame for frame, _ in walk_tb(error.__traceback__)]
         label, call = _label(frames, label_of), _failed_call(frames)
         if call is None and changed:

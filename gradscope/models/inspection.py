@@ -155,10 +155,15 @@ class LogitsOnly(nn.Module):
 
 
 def returning_logits(model: nn.Module, batch: Tensor, name: str) -> nn.Module:
-    """``model``, in eval mode behind :class:`LogitsOnly` where what it returns for ``batch`` has ``.logits``."""
+    """``model``, in eval mode behind :class:`LogitsOnly` where what it returns for ``batch`` has ``.logits``.
+
+    One whose class has a ``__call__`` of its own, which runs no hooks, is put into a module that does.
+    """
     output = _returned(model, batch, name)
-    wrapped = not isinstance(output, Tensor) and isinstance(getattr(output, "logits", None), Tensor)
-    return into_evaluation(LogitsOnly(model)) if wrapped else model
+    if not isinstance(output, Tensor) and isinstance(getattr(output, "logits", None), Tensor):
+        return into_evaluation(LogitsOnly(model))
+    hooked = str(getattr(type(model).__call__, "__module__", "")).startswith("torch.")
+    return model if hooked else into_evaluation(nn.Sequential(model))
 
 
 def grey(images: ImageSet, device: torch.device) -> Tensor:

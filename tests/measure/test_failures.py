@@ -84,9 +84,10 @@ def analyze(models: dict[str, nn.Module], digits: Splits, out: Path) -> Path:
         (Failing(ZeroDivisionError("too many\nby far")), "forward pass on a batch of 7: ZeroDivisionError: too many"),
         (Failing(SystemExit(0)), "forward pass on a batch of 7: SystemExit: 0"),
         (Failing(Own()), "forward pass on a batch of 7: Own"),
+        (Failing(StopIteration()), "forward pass on a batch of 7: StopIteration"),
         (Severed(), "backward pass: RuntimeError: there is no way back"),
     ],
-    ids=["error", "exit", "no exception", "backward"],
+    ids=["error", "exit", "no exception", "stop", "backward"],
 )
 def test_the_model_the_pass_and_the_cause_are_told(model: nn.Module, told: str, digits: Splits, tmp_path: Path) -> None:
     with pytest.raises(GradscopeError) as caught:
@@ -114,6 +115,15 @@ def test_what_is_no_logits_any_more_is_told(
         analyze({"late": model}, digits, tmp_path / "out")
     assert str(caught.value).startswith(f"model: late {told}")
     assert not model._forward_hooks
+
+
+def test_a_call_of_the_models_own_is_checked_too(digits: Splits, tmp_path: Path) -> None:
+    class Called(Late):
+        def __call__(self, images: Tensor) -> Any:
+            return self.forward(images)
+
+    with pytest.raises(GradscopeError, match=r"^model: own must return logits of 10 classes, got 3"):
+        analyze({"own": Called(lambda logits: logits[:, :3])}, digits, tmp_path / "out")
 
 
 def test_a_method_that_raises_is_told(digits: Splits) -> None:

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from gradscope.models.affine import PlaneModel
-from gradscope.models.inspection import LogitsCheck
 from gradscope.models.architectures import ModelSpec, build
+from gradscope.models.inspection import LogitsCheck
 
 POINTS = torch.tensor([[0.0, 0.0], [1.0, -2.0], [0.5, 3.0], [-2.5, 0.1]])
 
