@@ -22,6 +22,7 @@ from gradscope.measure.inputs import Given
 from gradscope.measure.options import Request
 from gradscope.measure.result import Result, read
 from gradscope.measure.runner import run
+from gradscope.models.failures import explained_failures
 from gradscope.models.given import given_model, no_module
 from gradscope.models.inspection import device_of
 from gradscope.models.references import check_references, weights_in_order
@@ -54,7 +55,9 @@ def measure(kind: type[Options], model: Models, x: Any, y: Any, given: Mapping[s
         raise GradscopeError("device must be left out where a model is in memory: call model.to(...)")
     if len(modules) == len(named) and request.foreign.weights:
         raise GradscopeError("weights must be left out where models are in memory: call model.load_state_dict(...)")
-    with tempfile.TemporaryDirectory() as folder, shown(progress):
+    labels = {id(model): name for name, model in named.items() if isinstance(model, nn.Module)}
+    explained = explained_failures(lambda value: labels.get(id(value)))
+    with tempfile.TemporaryDirectory() as folder, shown(progress), explained:
         out = Path(folder) / "results"
         if x is None and not modules:
             texts = tuple(str(text) for text in models.values())

@@ -1,7 +1,8 @@
 """What a measurement reads: the models that a request names, and the images they are examined on."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from gradscope.data.image_set import ImageSet, Splits
 from gradscope.data.names import DATASETS
 from gradscope.errors import GradscopeError, lookup
 from gradscope.measure.options import Request
-from gradscope.models.inspection import check_differentiable
+from gradscope.models.failures import explained_failures
+from gradscope.models.inspection import LogitsCheck, check_differentiable
 from gradscope.models.loading import Foreign, LoadedModel, ModelSource, load_model, read_references
 from gradscope.models.references import ModelRef
 from gradscope.seeding import generator
@@ -68,6 +70,13 @@ class Inputs:
         self.foreign = Foreign(**{name: getattr(request.foreign, name) for name in type(request.foreign).model_fields})
         self._loaded: dict[Data, Splits] = {}
         self._models: WeakValueDictionary[tuple[str, int], nn.Module] = WeakValueDictionary()
+        self._checks = ExitStack()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Raise :class:`GradscopeError` inside where a model that is loaded here fails, or returns no logits."""
+        with self._checks, explained_failures(self._label_of):
+            yield
 
     def references(self, extra: Sequence[str] = ()) -> list[ModelSource]:
         """Every model that is named, then the ``extra`` ones that are none of them."""
@@ -125,11 +134,17 @@ class Inputs:
         else:
             how: dict[str, Any] = {"differentiable": differentiable, "argument": argument}
             subject = load_model(reference, images, self.foreign, self.device, **how)
-        self._models[subject.label, id(subject.model)] = subject.model
+        key = subject.label, id(subject.model)
+        if self._models.get(key) is None:
+            self._models[key] = subject.model
+            check = LogitsCheck(f"model: {subject.label}", len(images.classes))
+            self._checks.callback(subject.model.register_forward_hook(check).remove)
         return subject
 
-    def label_of(self, value: object) -> str | None:
-        """The label of a model that was loaded here and is still in use; None of anything else."""
+    def _label_of(self, value: object) -> str | None:
+        """The label of a model that was loaded here and is still in use, or of one's source; None of anything else."""
+        if isinstance(value, ModelSource):
+            return value.label
         return next((label for (label, _), model in self._models.items() if model is value), None)
 
     def choose(self, test: ImageSet, count: int | None, argument: str) -> Chosen:

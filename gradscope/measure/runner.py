@@ -17,7 +17,6 @@ from gradscope.distributed.units import Each, Team, Work
 from gradscope.figures import background
 from gradscope.measure.common_options import Options
 from gradscope.measure.directory import results_directory
-from gradscope.measure.failures import explained_failures
 from gradscope.measure.inputs import Entry, Given, Inputs, describe
 from gradscope.measure.options import Request
 from gradscope.measure.partial_results import PartialResults
@@ -100,7 +99,7 @@ def _run(request: Request, out: Path, given: Given | None, warn: Callable[[str],
     if team.is_first:
         directory = results_directory(out, options.kind, resume=where.resume, overwrite=where.overwrite)
     inputs = Inputs(request, team.device, given)
-    with directory, explained_failures(inputs.label_of):
+    with directory, inputs.watched():
         measurement = kind(options, inputs, team, out)
         manifest = _manifest(request, measurement, inputs, team)
         if team.is_first:

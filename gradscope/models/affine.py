@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.models.architectures import Normalise
-from gradscope.models.inspection import takes_channels_last
+from gradscope.models.inspection import LogitsCheck, takes_channels_last
 
 #: Affine in eval mode. Exact types only: a subclass may do anything.
 _AFFINE = (
@@ -88,4 +88,6 @@ def _is_affine(layer: nn.Module) -> bool:
 
 
 def _is_hooked(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks)
+    """Whether a hook may change what the layer gives: all but :class:`LogitsCheck`."""
+    hooks = [*layer._forward_hooks.values(), *layer._forward_pre_hooks.values()]
+    return not all(isinstance(hook, LogitsCheck) for hook in hooks)

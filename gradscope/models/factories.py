@@ -26,7 +26,9 @@ def call_factory(text: str, argument: str, *values: object, **offered: object) -
     with working_directory_importable():
         try:
             module = importlib.import_module(module_name)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit, too
             raise GradscopeError(f"{argument}: {text}: {module_name} cannot be imported: {one_line(error)}") from error
         factory: Any = module
         for part in name.split("."):
@@ -57,9 +59,9 @@ def built(text: str, argument: str, make: Callable[[], object]) -> nn.Module:
     """``make()``; an error, or what is no module, raises :class:`GradscopeError` with ``argument`` in front."""
     try:
         model = make()
-    except GradscopeError:
+    except (GradscopeError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # SystemExit, too
         raise GradscopeError(f"{argument}: {text} cannot be built: {one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise GradscopeError(f"{argument}: {text} must return a torch.nn.Module, got {type(model).__name__}")

@@ -16,7 +16,7 @@ from gradscope.errors import GradscopeError
 from gradscope.models.architectures import check_normalisation, normalised
 from gradscope.models.checkpoint import is_whole, load_strictly, load_weights_only, require_checksums
 from gradscope.models.factories import built, call_factory
-from gradscope.models.inspection import one_line
+from gradscope.models.inspection import into_evaluation, one_line
 from gradscope.models.references import (
     PICKLE_HEAD,
     ModelRef,
@@ -83,7 +83,7 @@ def load_foreign(
         load_strictly(model, state, f"weights: {weights} does not fit {reference.text}")
     if mean is not None and std is not None:
         model = normalised(model, mean, std)
-    return model.eval()
+    return into_evaluation(model)
 
 
 def _from_torchvision(name: str, classes: int, channels: int, size: tuple[int, int]) -> nn.Module:

@@ -3,11 +3,13 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 
 from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
@@ -17,6 +19,8 @@ T = TypeVar("T")
 
 #: How every measurement computes in float32, as manifests say it.
 FLOAT32 = "ieee"
+#: Types of logits that torch computes with.
+LOGITS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @contextmanager
@@ -121,17 +125,20 @@ def device_of(model: nn.Module) -> torch.device:
 def copied(model: nn.Module) -> nn.Module:
     """A copy of ``model``; without gradients, which would make TorchScript's parameters results of the copying."""
     with torch.no_grad():
-        return copy.deepcopy(model)
+        made = copy.deepcopy(model)
+    if type(made) is not type(model):
+        raise TypeError(f"the copy is a {type(made).__name__}")
+    return made
 
 
 def into_evaluation(model: nn.Module) -> nn.Module:
     """Call ``model.eval()``, and set the flags alone of what ``torch.export`` made, which refuses it; return it."""
     try:
-        return model.eval()
+        model.eval()
     except NotImplementedError:
         for module in model.modules():
             module.training = False
-        return model
+    return model
 
 
 class LogitsOnly(nn.Module):
@@ -148,10 +155,15 @@ class LogitsOnly(nn.Module):
 
 
 def returning_logits(model: nn.Module, batch: Tensor, name: str) -> nn.Module:
-    """``model``, in eval mode behind :class:`LogitsOnly` where what it returns for ``batch`` has ``.logits``."""
+    """``model``, in eval mode behind :class:`LogitsOnly` where what it returns for ``batch`` has ``.logits``.
+
+    One whose class has a ``__call__`` of its own, which runs no hooks, is put into a module that does.
+    """
     output = _returned(model, batch, name)
-    wrapped = not isinstance(output, Tensor) and isinstance(getattr(output, "logits", None), Tensor)
-    return into_evaluation(LogitsOnly(model)) if wrapped else model
+    if not isinstance(output, Tensor) and isinstance(getattr(output, "logits", None), Tensor):
+        return into_evaluation(LogitsOnly(model))
+    hooked = str(getattr(type(model).__call__, "__module__", "")).startswith("torch.")
+    return model if hooked else into_evaluation(nn.Sequential(model))
 
 
 def grey(images: ImageSet, device: torch.device) -> Tensor:
@@ -177,35 +189,65 @@ def check_fits(model: nn.Module, images: ImageSet, *, name: str, device: torch.d
     except GradscopeError:
         pass  # it is told where a batch of one image comes
     else:
-        _require_logits(single, 1, name)
+        _require_logits(single, batch[:1], name)
+
+
+@dataclass(frozen=True)
+class LogitsCheck:
+    """A forward hook: refuse whatever the model called ``name`` returns but logits ``(N, classes)``."""
+
+    name: str
+    classes: int
+
+    def __call__(self, model: nn.Module, given: tuple[Tensor], output: object) -> None:
+        """Raise :class:`GradscopeError` for anything else."""
+        logits = _require_logits(output, given[0], self.name)
+        if logits.shape[1] != self.classes:
+            raise GradscopeError(f"{self.name} must return logits of {self.classes} classes, got {logits.shape[1]}")
 
 
 def logits_for(model: nn.Module, batch: Tensor, name: str) -> Tensor:
     """The logits ``(N, K)`` of ``batch``, without a trace; :class:`GradscopeError` where ``model`` gives none."""
-    return _require_logits(_returned(model, batch, name), len(batch), name)
+    return _require_logits(_returned(model, batch, name), batch, name)
 
 
-def _require_logits(output: object, count: int, name: str) -> Tensor:
-    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != count:
-        kind = f"a tensor {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+def _require_logits(output: object, batch: Tensor, name: str) -> Tensor:
+    count = len(batch)
+    dense = isinstance(output, Tensor) and output.layout is torch.strided and not output.is_nested
+    if not isinstance(output, Tensor) or not dense or output.dim() != 2 or len(output) != count:
+        kind = f"a {type(output).__name__}"
+        if isinstance(output, Tensor):
+            kind = f"a tensor {tuple(output.shape)}" if dense else "a sparse or nested tensor"
         first = isinstance(output, tuple | list) and len(output) > 0 and isinstance(output[0], Tensor)
         hint = "; wrap it in a module whose forward returns the first of them" if first else ""
         raise GradscopeError(
             f"{name} must return logits (N, classes), got {kind} for {count} image{'s' * (count > 1)}{hint}"
         )
-    if not output.is_floating_point():
+    if output.dtype not in LOGITS:
         raise GradscopeError(f"{name} must return floating-point logits, got {output.dtype}")
+    if output.device != batch.device:
+        raise GradscopeError(f"{name} must return logits on {batch.device}, where its images are, got {output.device}")
     return output
 
 
 def _returned(model: nn.Module, batch: Tensor, name: str) -> object:
     """What ``model`` returns for ``batch`` without gradients; buffers and random states stay as they were."""
+    _require_weights(model, name)
     shown = batch.clone()
     with torch.no_grad():
         output = _outcome(model, shown, name)
     if not torch.equal(shown, batch):
         raise GradscopeError(f"{name} must leave its input as it is, got a model that changes it in place")
     return output
+
+
+def _require_weights(model: nn.Module, name: str) -> None:
+    """Raise :class:`GradscopeError` where weights are still to come: those of lazy layers, and on the meta device."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(map(is_lazy, tensors)):
+        raise GradscopeError(f"{name} has lazy layers that have no weights yet; run a batch of images through it first")
+    if any(tensor.is_meta for tensor in tensors):
+        raise GradscopeError(f"{name} must have weights, got some on the device meta, which holds no numbers")
 
 
 def _outcome(model: nn.Module, batch: Tensor, name: str) -> Any:
@@ -245,7 +287,8 @@ def check_differentiable(model: nn.Module, images: ImageSet, *, name: str, devic
     A gradient that is zero passes: that is a finding, not a mistake.
     """
     with torch.enable_grad():
-        output = _outcome(model, grey(images, device).requires_grad_(), name)
+        batch = grey(images, device).requires_grad_()
+        output = _require_logits(_outcome(model, batch, name), batch, name)
     if not output.requires_grad:
         raise GradscopeError(f"{name} has no gradient in the image: its logits are cut off from it (detached?)")
 
@@ -256,6 +299,9 @@ def is_scripted(model: nn.Module) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The kind of ``error`` and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """The kind of ``error`` and the first line of its message, 200 characters at most."""
+    try:
+        lines = str(error).strip().splitlines()
+    except Exception:  # of a user's own class
+        lines = []
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -14,7 +14,9 @@ from gradscope.data import sources
 from gradscope.data.image_set import ImageSet, Splits
 from gradscope.distributed.processes import Hardware, resolve_device
 from gradscope.models.checkpoint import Checkpoint
+from gradscope.models.failures import explained_failures
 from gradscope.models.inspection import laid_out, measuring
+from gradscope.models.names import is_own
 from gradscope.results.files import exclusive, sweep
 from gradscope.results.stats import Interval, wilson_interval
 from gradscope.training.loop import train
@@ -58,7 +60,8 @@ def run_training(
     A run that ``deadline`` (``time.time()``) stops is left unfinished.
     """
     device = resolve_device(hardware.device)
-    with _held(out) if hardware.is_first else nullcontext():
+    own = training.architecture if is_own(training.architecture) else None
+    with _held(out) if hardware.is_first else nullcontext(), explained_failures(lambda value: own, "architecture"):
         require_free(out, resume=resume, overwrite=overwrite)
         checkpoint = train(
             training,
@@ -71,7 +74,7 @@ def run_training(
             deadline=deadline,
             trust_code=trust_code,
         )
-    right, total = count_right(checkpoint.build().to(device), splits.test, device), len(splits.test)
+        right, total = count_right(checkpoint.build().to(device), splits.test, device), len(splits.test)
     return Trained(out, checkpoint, right / total, wilson_interval(right, total), total)
 
 

@@ -9,7 +9,7 @@ from gradscope.data.names import DATASETS
 from gradscope.errors import GradscopeError
 from gradscope.models.architectures import ModelSpec, build
 from gradscope.models.checkpoint import Checkpoint, load_strictly
-from gradscope.models.inspection import check_fits
+from gradscope.models.inspection import LogitsCheck, check_fits
 from gradscope.models.names import is_own
 from gradscope.seeding import seeded
 
@@ -62,6 +62,7 @@ def new_network(
     if own:
         name = f"architecture: {training.architecture}"
         check_fits(network, train_set, name=name, device=torch.device("cpu"))
+        network.register_forward_hook(LogitsCheck(name, len(train_set.classes)))
     if initial is not None:
         load_strictly(network, initial.state_dict, f"from: the weights of {initial.mode!r} do not fit this model")
     return spec, network

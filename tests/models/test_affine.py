@@ -4,6 +4,7 @@ from torch import nn
 
 from gradscope.models.affine import PlaneModel
 from gradscope.models.architectures import ModelSpec, build
+from gradscope.models.inspection import LogitsCheck
 
 POINTS = torch.tensor([[0.0, 0.0], [1.0, -2.0], [0.5, 3.0], [-2.5, 0.1]])
 
@@ -68,3 +69,9 @@ def test_what_may_not_be_affine_is_not_shared(first):
         assert PlaneModel(model).front is None
     logits, _ = shared(model, origin, directions)
     torch.testing.assert_close(logits, plain(model, origin, directions), rtol=1e-4, atol=1e-5)
+
+
+def test_a_check_of_the_logits_takes_nothing_from_what_is_shared():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2)).eval()
+    model.register_forward_hook(LogitsCheck("model", 2))
+    assert len(PlaneModel(model).front) == 1

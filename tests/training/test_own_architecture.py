@@ -9,7 +9,7 @@ import torch
 
 from gradscope.config import Data, Training
 from gradscope.data import sources
-from gradscope.data.image_set import ImageSet
+from gradscope.data.image_set import ImageSet, Splits
 from gradscope.distributed.processes import Hardware
 from gradscope.errors import GradscopeError
 from gradscope.models import checkpoint as checkpoints
@@ -18,6 +18,7 @@ from gradscope.models.loading import Foreign, load_model, read_references
 from gradscope.models.names import check_architecture, is_own, short_name
 from gradscope.training.loop import train
 from gradscope.training.phases import MODES, resolve
+from gradscope.training.runs import run_training
 from gradscope.training.state import RunState
 
 CPU = Hardware("cpu")
@@ -48,6 +49,19 @@ class Face(nn.Module):
 
 def broken():
     raise RuntimeError("no luck")
+
+class Late(Face):
+    def __init__(self, kind):
+        super().__init__(10)
+        self.kind = kind
+    def forward(self, images):
+        if self.training and self.kind == "exit":
+            raise SystemExit(0)
+        logits = self.inner(images)
+        return (logits, logits) if self.training else logits
+
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
 """
 
 
@@ -172,6 +186,7 @@ def test_weights_of_other_code_do_not_fit(project: Path, digits: ImageSet) -> No
         ("my_nets:broken", "architecture: my_nets:broken cannot be built: RuntimeError: no luck"),
         ("my_nets:small(7)", "architecture: my_nets:small(7) has 7 classes, the data has 10"),
         ("my_nets:small(depth=7)", "cannot be built: TypeError: small() got an unexpected keyword argument 'depth'"),
+        ("my_nets:lazy", "architecture: my_nets:lazy has lazy layers that have no weights yet"),
         ("my_nets:smal", "architecture: my_nets:smal: my_nets has no smal"),
         ("my_nests:small", "my_nests cannot be imported: ModuleNotFoundError"),
         ("my_nets:small(N)", "architecture must give a factory literals alone, such as 'x', 3, True or None, got N in"),
@@ -184,6 +199,28 @@ def test_what_cannot_be_trained_is_refused(project: Path, digits: ImageSet, arch
         train(configure(architecture), digits, project / "own.pt", CPU, trust_code=True)
     assert message in str(raised.value)
     assert not (project / "own.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("exit", "failed in its forward pass on a batch of 64: SystemExit: 0"),
+        ("tuple", "must return logits (N, classes), got a tuple for 64 images"),
+    ],
+)
+def test_a_failure_in_training_is_told_in_one_line(project: Path, digits: ImageSet, kind: str, told: str) -> None:
+    name = f"my_nets:Late({kind!r})"
+    with pytest.raises(GradscopeError) as raised:
+        run_training(
+            configure(name, batch_size=64),
+            Splits(digits, digits),
+            project / "own.pt",
+            CPU,
+            resume=False,
+            overwrite=False,
+            trust_code=True,
+        )
+    assert str(raised.value).startswith(f"architecture: {name} {told}")
 
 
 def test_an_architecture_of_torchvision_is_an_own_one(project: Path) -> None:

@@ -1,0 +1,87 @@
+"""Errors out of a user's own model, told in one line; those of gradscope itself keep their traceback."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from traceback import walk_tb
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.distributed.units import is_out_of_memory
+from gradscope.errors import GradscopeError
+from gradscope.models.inspection import copied, one_line
+
+#: What torch keeps for all and a model's code may change: how it is read and set.
+_SETTINGS: dict[str, tuple[Callable[[], object], Callable[[Any], object]]] = {
+    "default type": (torch.get_default_dtype, torch.set_default_dtype),
+    "default device": (torch.get_default_device, torch.set_default_device),
+    "gradient mode": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "deterministic mode": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    "anomaly detection": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    "number of threads": (torch.get_num_threads, torch.set_num_threads),
+}
+
+
+@contextmanager
+def explained_failures(label_of: Callable[[object], str | None], argument: str = "model") -> Iterator[None]:
+    """Turn an error from a model's code into a :class:`GradscopeError` that names the model and what was called.
+
+    ``label_of`` gives the label of a model that is examined, or of what was said to load it, and None for anything
+    else; ``argument`` begins the message. An interrupt, a full memory and whatever is raised outside of a model pass
+    through, unless a model has changed torch's settings before, which are restored after.
+    """
+    before = {name: read() for name, (read, _) in _SETTINGS.items()}
+    changed: dict[str, object] = {}
+    try:
+        try:
+            yield
+        finally:
+            changed = {name: now for name, (read, _) in _SETTINGS.items() if (now := read()) != before[name]}
+            for name in changed:
+                _SETTINGS[name][1](before[name])
+    except (GradscopeError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        # What Python makes of a StopIteration on its way through a generator has it as its cause.
+        error = error.__cause__ if isinstance(error.__cause__, StopIteration) else error
+        frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+        label, call = _label(frames, label_of), _failed_call(frames)
+        if call is None and changed:
+            name, now = next(iter(changed.items()))
+            said = f"{argument} must leave torch's {name} as it is, got one that sets it to {now}"
+            raise GradscopeError(said) from error
+        full = isinstance(error, RuntimeError) and is_out_of_memory(error)
+        if label is None or call is None or full or _is_signal(error, frames):
+            raise
+        raise GradscopeError(f"{argument}: {label} failed in its {call}: {one_line(error)}") from error
+
+
+def _label(frames: Sequence[FrameType], label_of: Callable[[object], str | None]) -> str | None:
+    """The label of the model that the innermost of ``frames`` works with."""
+    values = (value for frame in reversed(frames) for value in frame.f_locals.values())
+    return next((label for value in values if (label := label_of(value)) is not None), None)
+
+
+def _failed_call(frames: Sequence[FrameType]) -> str | None:
+    """Which pass, or other method of a model, the outermost of the frames that run one was at, or None."""
+    for frame in frames:
+        name, module = frame.f_code.co_name, frame.f_locals.get("self")
+        if name == "_engine_run_backward":
+            return "backward pass"
+        if frame.f_code is copied.__code__:
+            return "copying"
+        if isinstance(module, nn.Module) and name in ("_wrapped_call_impl", "__call__", "forward"):
+            given = [value for key, value in frame.f_locals.items() if key != "self"]
+            values = [part for value in given for part in (value if isinstance(value, tuple) else (value,))]
+            sizes = [len(value) for value in values if isinstance(value, Tensor) and value.dim()]
+            return f"forward pass on a batch of {sizes[0]}" if sizes else "forward pass"
+        if isinstance(module, nn.Module) and not type(module).__module__.startswith("gradscope."):
+            return f"method {name}"
+    return None
+
+
+def _is_signal(error: BaseException, frames: Sequence[FrameType]) -> bool:
+    """Whether gradscope's handler of a signal raised ``error`` while a model was running."""
+    return isinstance(error, SystemExit) and frames[-1].f_globals.get("__name__", "").startswith("gradscope.")
