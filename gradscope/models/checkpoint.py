@@ -171,6 +171,7 @@ def load(path: Path, *, trust_code: bool = False) -> Checkpoint:
         raise GradscopeError(f"model: {path} has format {written}, this gradscope reads up to {FORMAT}; update it")
     require_checksums(path, "model")
     try:
+        _require_plain({key: value for key, value in content.items() if key != "state_dict"}, "checkpoint")
         _require_kinds(content)
         return Checkpoint(
             spec=ModelSpec.from_dict(content["spec"]),

@@ -129,9 +129,9 @@ def _read_extended(path: Path, below: Sequence[Path] = ()) -> dict[str, Any]:
 
     Measurements are laid over those of the same name; lists else are replaced.
     """
+    values = read_toml(path, "recipe")
     if path.resolve() in below:
         raise GradscopeError(f"extends must not lead back to {path}")
-    values = read_toml(path, "recipe")
     base = values.pop("extends", None)
     if base is None:
         return values
@@ -162,7 +162,8 @@ def _name_the_data(values: dict[str, Any]) -> None:
     if isinstance(grid, dict) and isinstance(tables, dict):
         named = grid.get("data", ModelGrid().data)
         for name in [named] if isinstance(named, str) else named if isinstance(named, list | tuple) else []:
-            tables.setdefault(name, {})
+            if isinstance(name, str):  # what is none is refused later
+                tables.setdefault(name, {})
         for name, table in tables.items():
             if isinstance(table, dict):
                 table.setdefault("dataset", name)

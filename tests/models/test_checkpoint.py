@@ -231,6 +231,10 @@ def test_a_newer_format(file: Path) -> None:
             {"provenance": {"packages": {"torch": 2}}},
             "is damaged: TypeError provenance.packages.torch: Input should be",
         ),
+        (
+            {"config": {"selection": torch.ones(1)}},
+            "is damaged: TypeError checkpoint['config']['selection']: None, bool",
+        ),
         ({"config": {"data": 1}}, "is damaged: TypeError data must be of kind dict"),
         ({"spec": SPEC.to_dict() | {"architecture": "cnn7"}}, "cannot be used: architecture: 'cnn7' is unknown"),
     ],

@@ -11,88 +11,136 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 
-from tests.soak import commands, files
-from tests.soak.trials import Make, attempt
+from tests.soak import commands, files, kills, models
+from tests.soak.kills import Kills
+from tests.soak.trials import Input, Make, Outcome, attempt
+
+#: In front of the names of categories in which a command is killed.
+_KILLED = "killed: "
 
 
 @dataclass
 class Tally:
-    """What has come of the inputs of a category."""
+    """What has come of the trials of a category. ``contained``: inputs with a container, ``opened``: that opens."""
 
     ended: Counter[str] = field(default_factory=Counter)
     opened: int = 0
     contained: int = 0
+    kills: int = 0
     seconds: float = 0.0
 
     @property
     def tried(self) -> int:
         return self.ended.total()
 
+    def add(self, other: "Tally") -> None:
+        self.ended += other.ended
+        self.opened, self.contained = self.opened + other.opened, self.contained + other.contained
+        self.kills, self.seconds = self.kills + other.kills, self.seconds + other.seconds
 
-def soak(seconds: float, seed: int, keep: Path, only: list[str]) -> dict[str, Tally]:
-    """Try inputs of each category in turn for so many ``seconds``; those that fail go to ``keep``."""
-    with tempfile.TemporaryDirectory(prefix="soak-") as place:
-        root = Path(place).resolve()
-        (root / "material").mkdir()
-        files.prepare(root / "material")
-        every = files.makes(root / "material") | commands.makes(root / "material")
-        makes = {name: make for name, make in every.items() if not only or name in only}
-        tallies = {name: Tally() for name in makes}
-        end, number = time.monotonic() + seconds, 0
+
+class Soak:
+    """Trials in the folder ``root``; the inputs that fail are kept in ``keep``."""
+
+    def __init__(self, root: Path, seed: int, keep: Path, only: list[str]) -> None:
+        self.root, self.seed, self.keep = root, seed, keep
+        material = root / "material"
+        material.mkdir()
+        files.prepare(material)
+        models.prepare(material)
+        self.makes: Mapping[str, Make] = files.makes(material) | commands.makes(material) | models.MAKES
+        self.kills = {f"{_KILLED}{name}": partial(Kills, name, root / "killed") for name in kills.COMMANDS}
+        self.begun: dict[str, Kills] = {}
+        names = [name for name in (*self.makes, *self.kills) if not only or name.startswith(tuple(only))]
+        self.tallies = {name: Tally() for name in names}
+
+    def run(self, seconds: float) -> None:
+        end, order = time.monotonic() + seconds, list(self.tallies)
+        Random(self.seed).shuffle(order)
         while time.monotonic() < end:
             # The category that has had least time: costly inputs keep cheap ones from nothing.
-            name = min(makes, key=lambda name: tallies[name].seconds)
-            number += 1
+            name = min(order, key=lambda name: self.tallies[name].seconds)
             begun = time.monotonic()
-            _try(name, makes[name], f"{seed}-{number}", root / "trial", keep, tallies[name])
-            tallies[name].seconds += time.monotonic() - begun
-    return tallies
+            self.try_once(name)
+            self.tallies[name].seconds += time.monotonic() - begun
+
+    def try_once(self, name: str) -> None:
+        """The next trial of a category: which it is depends on the seed alone."""
+        tally = self.tallies[name]
+        trial = f"{self.seed}-{tally.tried}"
+        random, folder = Random(f"{name} {trial}"), self.root / "trial"
+        folder.mkdir()
+        if name in self.kills:
+            outcome = self._kill(name, random, folder)
+        else:
+            hostile = self.makes[name](random, folder)
+            tally.contained += hostile.opens is not None
+            tally.opened += bool(hostile.opens)
+            outcome = self._attempt(name, trial, hostile, folder)
+        tally.ended[outcome.ended] += 1
+        if outcome.ended == "failed":
+            print(f"{name} {trial}: {outcome.said.strip()[-1000:]}", flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _kill(self, name: str, random: Random, folder: Path) -> Outcome:
+        if name not in self.begun:
+            self.begun[name] = self.kills[name]()
+        failure = self.begun[name].kill(random, folder)
+        self.tallies[name].kills = self.begun[name].kills
+        return Outcome("accepted", "") if failure is None else Outcome("failed", failure)
+
+    def _attempt(self, name: str, trial: str, hostile: Input, folder: Path) -> Outcome:
+        before = self.root / "before"
+        shutil.copytree(folder, before, symlinks=True, ignore=_pipes)
+        outcome = attempt(hostile, folder)
+        if outcome.ended == "failed":
+            kept = self.keep / name.replace(" ", "-").strip(".") / trial
+            shutil.rmtree(kept, ignore_errors=True)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(before, kept)
+            said = f"{hostile.done}\n\n{outcome.said}"
+            (kept / "SAID.txt").write_text(said, errors="backslashreplace")
+            return Outcome("failed", f"{hostile.done!r:.500}\n{outcome.said.strip()[-600:]}\nkept in {kept}")
+        shutil.rmtree(before)
+        return outcome
 
 
-def _try(category: str, make: Make, seed: str, folder: Path, keep: Path, tally: Tally) -> None:
-    folder.mkdir()
-    random = Random(f"{category} {seed}")
-    hostile = make(random, folder)
-    before = folder.with_name("before")
-    shutil.copytree(folder, before, symlinks=True, ignore=_special)
-    outcome = attempt(hostile, folder)
-    tally.ended[outcome.ended] += 1
-    tally.contained += hostile.opens is not None
-    tally.opened += bool(hostile.opens)
-    if outcome.ended == "failed":
-        kept = keep / category.replace(" ", "-").replace("/", "-") / seed
-        shutil.rmtree(kept, ignore_errors=True)
-        shutil.copytree(before, kept, symlinks=True)
-        (kept / "SAID.txt").write_text(f"{hostile.done}\n\n{outcome.said}", errors="replace")
-        print(f"{category}: {hostile.done!r:.300}\n    {outcome.said.strip()[-600:]}\n    kept: {kept}", flush=True)
-    shutil.rmtree(before)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _special(folder: str, names: list[str]) -> list[str]:
+def _pipes(folder: str, names: list[str]) -> list[str]:
     """What copying would wait for."""
     return [name for name in names if (Path(folder) / name).is_fifo()]
 
 
-def table(tallies: dict[str, Tally]) -> str:
-    """How the inputs of each category ended, and what share of them got past their container's own checks."""
-    head = f"{'category':22}{'tried':>8}{'refused':>9}{'accepted':>10}{'failed':>8}{'opened':>9}{'s each':>9}"
-    rows = [head]
-    for name, tally in tallies.items():
-        share = f"{tally.opened / tally.contained:9.0%}" if tally.contained else f"{'-':>9}"
-        counts = [tally.ended[ended] for ended in ("refused", "accepted", "failed")]
-        each = tally.seconds / max(tally.tried, 1)
-        rows.append(f"{name:22}{tally.tried:8}{counts[0]:9}{counts[1]:10}{counts[2]:8}{share}{each:9.2f}")
-    opened, contained = (sum(getattr(tally, name) for tally in tallies.values()) for name in ("opened", "contained"))
-    total: Counter[str] = sum((tally.ended for tally in tallies.values()), Counter())
-    counts = [total[ended] for ended in ("refused", "accepted", "failed")]
-    share = f"{opened / max(contained, 1):9.0%}"
-    rows.append(f"{'all':22}{total.total():8}{counts[0]:9}{counts[1]:10}{counts[2]:8}{share}")
+def table(tallies: Mapping[str, Tally]) -> str:
+    """How the trials of each category ended; of the inputs, the share that got past their container's own checks."""
+    of_inputs = {name: tally for name, tally in tallies.items() if not name.startswith(_KILLED)}
+    killed = {name: tally for name, tally in tallies.items() if name.startswith(_KILLED)}
+    rows = [f"{'input':32}{'tried':>8}{'refused':>9}{'accepted':>10}{'failed':>8}{'opened':>8}{'s each':>8}"]
+    for name, tally in _with_sum(of_inputs).items():
+        share = f"{tally.opened / tally.contained:8.0%}" if tally.contained else f"{'-':>8}"
+        ended = f"{tally.ended['refused']:9}{tally.ended['accepted']:10}{tally.ended['failed']:8}"
+        rows.append(f"{name:32}{tally.tried:8}{ended}{share}{_each(tally)}")
+    rows += ["", f"{'command':32}{'kills':>8}{'resumed':>9}{'':10}{'failed':>8}{'':8}{'s each':>8}"]
+    for name, tally in _with_sum(killed).items():
+        ended = f"{tally.ended['accepted']:9}{'':10}{tally.ended['failed']:8}"
+        rows.append(f"{name.removeprefix(_KILLED):32}{tally.kills:8}{ended}{'':8}{_each(tally)}")
     return "\n".join(rows)
+
+
+def _with_sum(tallies: Mapping[str, Tally]) -> dict[str, Tally]:
+    total = Tally()
+    for tally in tallies.values():
+        total.add(tally)
+    return {**tallies, "all": total}
+
+
+def _each(tally: Tally) -> str:
+    return f"{tally.seconds / max(tally.tried, 1):8.2f}"
 
 
 def main() -> None:
@@ -100,13 +148,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to go on")
     parser.add_argument("--seed", type=int, default=None, help="of an earlier run, to repeat it; new where not given")
     parser.add_argument("--keep", type=Path, default=Path("soak"), help="where the inputs that fail are kept")
-    parser.add_argument("--only", action="append", default=[], metavar="CATEGORY", help="one category; repeatable")
+    parser.add_argument("--only", action="append", default=[], help="categories that begin so; repeatable")
     given = parser.parse_args()
     seed = secrets.randbits(32) if given.seed is None else given.seed
     print(f"seed {seed}, {given.seconds:g} s", flush=True)
-    tallies = soak(given.seconds, seed, given.keep.resolve(), given.only)
-    print(table(tallies))
-    sys.exit(any(tally.ended["failed"] for tally in tallies.values()))
+    with tempfile.TemporaryDirectory(prefix="soak-") as place:
+        soak = Soak(Path(place).resolve(), seed, given.keep.resolve(), given.only)
+        soak.run(given.seconds)
+    print(table(soak.tallies))
+    sys.exit(any(tally.ended["failed"] for tally in soak.tallies.values()))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from gradscope.models.architectures import ModelSpec, build
 
 
 def make():
-    return build(ModelSpec("cnn2", 10, 1, 8, 8))
+    return build(ModelSpec("cnn2", classes=10, channels=1, image_size=8, mean=(0.5,), std=(0.5,)))
 """
 TRAIN = ("train", "--mode", "sl", "--arch", "cnn2", "--epochs", "2", "--batch-size", "16", "--train-samples", "60")
 MEASURE = ("--samples", "4", "--steps", "1", "--no-figures")
@@ -239,6 +239,8 @@ def _said(done: str, *arguments: str) -> str:
 
 
 def _input(path: Path, random: Random, *arguments: str) -> Input:
+    if random.random() < 0.03:
+        return Input(_said("as it is", *arguments), _run(*arguments), sound=True)
     done, opened = _spoil(path, random)
     return Input(_said(done, *arguments), _run(*arguments), opened)
 
@@ -310,7 +312,9 @@ def _results(material: Path) -> Make:
         if path.suffix == ".csv" and random.random() < 0.2:
             path = _compress(path)
         place = str(path.parent.relative_to(folder))
-        commands = (("report", "study"), ("claims", "study"), ("figures", place), ("report", place))
+        commands = [("report", "study"), ("claims", "study")]
+        if path.parent.parent == folder / "study" and not path.parent.name.startswith("."):
+            commands += [("figures", place), ("report", place)]
         return _input(path, random, *random.choice(commands))
 
     return make

@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,12 +26,14 @@ class Input:
 
     ``run`` returns, or exits with 0, where it is accepted; it raises :class:`GradscopeError`, or exits with 2 and one
     line, where it is refused. Everything else is a failure. ``opens``: whether its container (a zip, a picture, JSON)
-    lets it through, so that it is gradscope that has to notice; None where it has no container.
+    lets it through, so that it is gradscope that has to notice; None where it has no container. ``sound``: nothing was
+    done to it, so it must be accepted: what refuses everything tests nothing.
     """
 
     done: str
     run: Callable[[], object]
     opens: bool | None = None
+    sound: bool = False
 
 
 #: Writes what it needs into an empty folder and says what to run there.
@@ -57,7 +60,7 @@ def attempt(hostile: Input, folder: Path) -> Outcome:
     said.unlink()
     spoken = [line for line in text.splitlines() if line.startswith("gradscope: ")]
     lines = [line for line in spoken if not line.startswith("gradscope: caution: ")]
-    if status == REFUSED and len(lines) == 1 and text.rstrip().endswith(lines[0].rstrip()):
+    if status == REFUSED and not hostile.sound and len(lines) == 1 and text.rstrip().endswith(lines[0].rstrip()):
         return Outcome("refused", text)
     if status == ACCEPTED and not lines:
         return Outcome("accepted", text)
@@ -75,6 +78,7 @@ def _run(hostile: Input, folder: Path, said: Path) -> None:
         os.dup2(file, 2)
         os.chdir(folder)
         os.environ["GRADSCOPE_CACHE"] = str(folder / "cache")
+        tempfile.tempdir = str(folder)
         _limit()
         broken = _watch(folder)
         try:
