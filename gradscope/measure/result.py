@@ -9,11 +9,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import pandas as pd
 
 from gradscope.errors import GradscopeError, first_of, lookup
 from gradscope.measure.directory import FILES, IMAGES, clear, results_directory
+from gradscope.results.arrays import read_arrays
 from gradscope.results.audits import AuditOf, Audits
 from gradscope.results.files import atomic
 from gradscope.results.manifest import MANIFEST
@@ -119,14 +119,23 @@ class Result:
 
         wanted = [name for name in self.tables if name not in ("summary", "bands")]
         tables = {TABLES[name].file: self.frame(name) for name in wanted}
-        audit = json.loads(self.files[AUDIT_JSON]) if AUDIT_JSON in self.files else None
+        audit = self._document() if AUDIT_JSON in self.files else None
         return Sources(tables, self.manifest, audit, self._arrays(EXAMPLE_IMAGES))
+
+    def _document(self) -> Any:
+        """What ``audit.json`` holds."""
+        try:
+            return json.loads(self.files[AUDIT_JSON])
+        except (ValueError, RecursionError) as error:
+            raise GradscopeError(f"directory: {AUDIT_JSON} is damaged: {error}") from None
 
     def _arrays(self, name: str) -> dict[str, Any] | None:
         if name not in self.files:
             return None
-        with np.load(io.BytesIO(self.files[name])) as arrays:
-            return {key: arrays[key] for key in arrays.files}
+        try:
+            return read_arrays(io.BytesIO(self.files[name]))
+        except ValueError as error:
+            raise GradscopeError(f"directory: {name} is damaged: {error}") from None
 
     def save(self, out: str | Path, *, overwrite: bool = False, figures: bool = True) -> Path:
         """Write the files that the command writes, and its figures, into the directory ``out``, and return it.
@@ -320,7 +329,7 @@ class AuditReport(Result):
     @property
     def audits(self) -> tuple[AuditOf, ...]:
         """The audit of each model."""
-        return Audits.parse(json.loads(self.files[AUDIT_JSON])).audits
+        return Audits.parse(self._document()).audits
 
     def _audit(self, name: str) -> AuditOf:
         self._require_one(name, ".audits")
@@ -382,7 +391,7 @@ def read(directory: str | Path) -> Result:
         raise GradscopeError(
             f"directory must hold {MANIFEST}, got {folder}: {error.strerror}{hint}", "directory"
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise GradscopeError(f"directory must hold a {MANIFEST} of gradscope, got {folder}", "directory") from None
     if kind not in KINDS:
         below = first_of(_below(folder))

@@ -1,5 +1,6 @@
 """The arrays of an ``.npz``: what the file says of their sizes is checked before memory is taken."""
 
+import io
 import math
 import os
 import zipfile
@@ -17,13 +18,13 @@ _HEADER_READERS = {
 }
 
 
-def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+def read_arrays(file: Path | io.BytesIO) -> dict[str, npt.NDArray[Any]]:
     """Read the arrays of an ``.npz``, by name; what is pickled is refused.
 
-    Raises OSError where ``path`` cannot be read, and ValueError, in one line, for everything else.
+    Raises OSError where ``file`` cannot be read, and ValueError, in one line, for everything else.
     """
     try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        with zipfile.ZipFile(file) as archive:
             members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
             require_memory(sum(member.file_size for member in members))
             return {member.filename.removesuffix(".npy"): _read(archive, member) for member in members}
