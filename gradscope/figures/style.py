@@ -1,5 +1,6 @@
 """The look of every figure: colours by mode, lines by attack and repeat, sizes of a paper column, files as bytes."""
 
+import io
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -325,8 +326,10 @@ def save(figure: Figure, directory: Path, name: str) -> list[Path]:
     with paper(), drawing_any_letters(), embedding_outlines_only():
         for kind, entries in metadata.items():
             path = directory / f"{name}.{kind}"
+            drawn = io.BytesIO()  # on a full disk, matplotlib hides its refusal behind an error of its own
+            figure.savefig(drawn, format=kind, metadata=dict(entries))
             with atomic(path) as temporary:
-                figure.savefig(temporary, format=kind, metadata=dict(entries))
+                temporary.write_bytes(drawn.getbuffer())
             written.append(path)
     return written
 

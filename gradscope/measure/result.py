@@ -121,8 +121,15 @@ class Result:
 
         wanted = [name for name in self.tables if name not in ("summary", "bands")]
         tables = {TABLES[name].file: self.frame(name) for name in wanted}
-        audit = parse_json(self.files[AUDIT_JSON]) if AUDIT_JSON in self.files else None
+        audit = self._document() if AUDIT_JSON in self.files else None
         return Sources(tables, self.manifest, audit, self._arrays(EXAMPLE_IMAGES))
+
+    def _document(self) -> Any:
+        """What ``audit.json`` holds."""
+        try:
+            return parse_json(self.files[AUDIT_JSON])
+        except ValueError as error:
+            raise GradscopeError(f"directory: {AUDIT_JSON} is damaged: {reason_of(error)}") from None
 
     def _arrays(self, name: str) -> dict[str, Any] | None:
         if name not in self.files:
@@ -324,7 +331,7 @@ class AuditReport(Result):
     @property
     def audits(self) -> tuple[AuditOf, ...]:
         """The audit of each model."""
-        return Audits.parse(parse_json(self.files[AUDIT_JSON])).audits
+        return Audits.parse(self._document()).audits
 
     def _audit(self, name: str) -> AuditOf:
         self._require_one(name, ".audits")
@@ -400,7 +407,7 @@ def read(directory: str | Path) -> Result:
         raise GradscopeError(
             f"directory must hold {MANIFEST}, got {folder}: {error.strerror}{hint}", "directory"
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise GradscopeError(f"directory must hold a {MANIFEST} of gradscope, got {folder}", "directory") from None
     if not isinstance(kind, str) or kind not in KINDS:
         below = first_of(_below(folder))

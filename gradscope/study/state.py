@@ -66,7 +66,10 @@ class Places:
     def path(self, place: str) -> Path:
         """The file or directory that a place stands for."""
         root, _, below = place.partition("/")
-        return {CHECKPOINTS: self.checkpoints, RESULTS: self.results}[root] / below
+        roots = {CHECKPOINTS: self.checkpoints, RESULTS: self.results}
+        if root not in roots:
+            raise GradscopeError(f"out: a record in {self.records} is damaged: it names {place!r}")
+        return roots[root] / below
 
     def place(self, path: Path) -> str:
         """The place of a file under one of the roots."""
@@ -151,7 +154,7 @@ class Places:
             return False
         try:
             return all(_content_digest(self.path(place)) == known for place, known in record.files.items())
-        except (OSError, GradscopeError):
+        except (OSError, ValueError):  # a damaged record names what is no path
             return False
 
     def spared(self, stages: Sequence[Stage]) -> set[str]:

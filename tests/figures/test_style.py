@@ -1,6 +1,7 @@
 import io
 import os
 import re
+import resource
 import subprocess
 import sys
 import zlib
@@ -219,3 +220,14 @@ def test_unwritable_directory_is_the_users_mistake(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(GradscopeError, match="not writable"):
         style.save(simple_figure(), tmp_path / "file" / "figures", "plain")
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(GradscopeError, match=r"^out: .*figure\.pdf cannot be written: File too large$"):
+            style.save(simple_figure(), tmp_path, "figure")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []

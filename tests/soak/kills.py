@@ -159,7 +159,8 @@ class Kills:
 
     def _is_as_before(self, folder: Path, first: Sequence[str]) -> bool:
         """Whether nothing has been begun."""
-        return content(folder) == (content(self.other) if first else {})
+        seen = {name: what for name, what in content(folder).items() if "/." not in f"/{name}"}
+        return seen == (content(self.other) if first else {})
 
     def _differences(self, folder: Path) -> str:
         """What differs between ``folder`` and what an undisturbed run leaves; empty where nothing does."""

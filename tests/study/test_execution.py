@@ -432,6 +432,18 @@ def test_a_damaged_record_redoes_its_stage(done: StudyRequest, tmp_path: Path, f
     assert content(tmp_path) == whole
 
 
+@pytest.mark.parametrize("name", ["che#kpoints/sl-s0.pt", "checkpoints/sl\0s0.pt", "checkpoints/../sl-s0.pt"])
+def test_a_record_that_names_another_file_redoes_its_stage(done: StudyRequest, tmp_path: Path, name: str) -> None:
+    """As after a flipped bit."""
+    whole = content(tmp_path)
+    record = tmp_path / "results" / ".stages" / "model-sl-s0.json"
+    found = json.loads(record.read_text())
+    known = found["files"].pop("checkpoints/sl-s0.pt")
+    record.write_text(json.dumps(found | {"files": found["files"] | {name: known}}))
+    assert "model-sl-s0" in redone(run(done))
+    assert content(tmp_path) == whole
+
+
 def test_the_state_of_an_unfinished_run_that_cannot_be_read_is_no_obstacle(done: StudyRequest, tmp_path: Path) -> None:
     whole = content(tmp_path)
     record = tmp_path / "results" / ".stages" / "model-longer-s0.json"
