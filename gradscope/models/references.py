@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradscope.errors import GradscopeError
+from gradscope.reading import open_file
 
 #: Libraries whose models are known by name.
 LIBRARIES = ("torchvision", "timm")
@@ -256,7 +257,7 @@ def _require_distinct(references: Sequence[ModelRef], files: Sequence[Path | Non
 def first_bytes(path: Path, argument: str) -> bytes:
     """The first bytes of a file; one that is missing, unreadable, a directory or empty raises GradscopeError."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             head = file.read(16)
     except OSError as error:
         raise GradscopeError(f"{argument}: {path} cannot be read: {error.strerror}") from None
