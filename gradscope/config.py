@@ -42,7 +42,7 @@ TrainSamples = Annotated[int, Field(ge=2)]
 
 def _require_few_pixels(side: int) -> int:
     if side > most("SIDE"):
-        raise ValueError(f"must be at most {most('SIDE')} ({raising('SIDE')})")
+        raise GradscopeError(f"image_size must be at most {most('SIDE')}, got {side}; {raising('SIDE')}")
     return side
 
 
