@@ -23,7 +23,7 @@ from pydantic import (
 from gradscope.errors import GradscopeError, lookup, reason_of, unknown_name
 from gradscope.limits import most, raising
 from gradscope.reading import parse_toml, read_text
-from gradscope.validation import Config, is_plain_name
+from gradscope.validation import Config, FilePath, is_plain_name
 
 Objective = Literal["cross-entropy", "policy-gradient", "expected-reward"]
 AttackLoss = Literal["cross-entropy", "log-odds", "margin", "dlr", "rescaled-cross-entropy"]
@@ -42,7 +42,7 @@ TrainSamples = Annotated[int, Field(ge=2)]
 
 def _require_few_pixels(side: int) -> int:
     if side > most("SIDE"):
-        raise ValueError(f"must be at most {most('SIDE')} ({raising('SIDE')})")
+        raise GradscopeError(f"image_size must be at most {most('SIDE')}, got {side}; {raising('SIDE')}")
     return side
 
 
@@ -155,7 +155,7 @@ class Data(Config):
     """Which images: a name from ``gradscope list datasets`` and where its files are."""
 
     dataset: str = "digits"
-    data_root: Path | None = None
+    data_root: FilePath | None = None
     image_size: ImageSize | None = None
 
 

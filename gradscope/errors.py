@@ -79,12 +79,15 @@ def lookup(table: Mapping[str, T], name: str, argument: str) -> T:
 
 
 def known_names(names: Sequence[str], table: Mapping[str, Any], argument: str) -> list[str]:
-    """``names``, each once; all must be in ``table``, and there must be one."""
+    """``names``; all must be in ``table``, none twice, and there must be one."""
     for name in names:
         lookup(table, name, argument)
     if not names:
         raise GradscopeError(f"{argument}: at least one name is needed, known: {', '.join(table)}")
-    return list(dict.fromkeys(names))
+    for name in names:
+        if names.count(name) > 1:
+            raise GradscopeError(f"{argument} must be given once each, got {name!r} again")
+    return list(names)
 
 
 def reason_of(error: BaseException) -> str:

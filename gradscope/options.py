@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
 from gradscope.config import ImageSize
-from gradscope.validation import Config
+from gradscope.validation import Config, FilePath
 
 #: Groups of options in ``--help``, in order.
 GROUPS = "measuring", "training", "attack", "image", "model", "data", "running"
@@ -100,7 +100,7 @@ class DataOptions(Config):
         usual="the checkpoint's own",
         names="gradscope.data.names:DATASETS",
     )
-    data_root: Path | None = option(None, "folder or file that holds the data set", DATA)
+    data_root: FilePath | None = option(None, "folder or file that holds the data set", DATA)
     image_size: ImageSize | None = option(
         None, "resize the images of 'folder' and 'imagenet100' to this side, in pixels", DATA
     )

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, Self, get_args
+from pathlib import Path
+from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from gradscope.errors import UNPRINTABLE, GradscopeError, unknown_name
@@ -26,6 +27,16 @@ class Config(BaseModel):
             first = _told(error.errors())
             ours = first.get("ctx", {}).get("error")
             raise (ours if isinstance(ours, GradscopeError) else _explain(cls, first)) from None
+
+
+def _require_given(value: object) -> object:
+    if value == "":
+        raise ValueError("must be a path and not empty")
+    return value
+
+
+#: A path that is given: an empty one would be the working directory.
+FilePath = Annotated[Path, BeforeValidator(_require_given)]
 
 
 def is_plain_name(text: str) -> bool:

@@ -405,6 +405,29 @@ class TestResults:
         with pytest.raises(gs.GradscopeError, match=r"^directory must hold one measurement, got a study"):
             gs.read(tmp_path)
 
+    def test_files_that_do_not_fit_are_one_line(self, results: dict[str, Result], tmp_path: Path) -> None:
+        for name, result in results.items():
+            table = result.save(tmp_path / name, figures=False) / f"{result.main}.csv"
+            table.write_text(table.read_text().splitlines()[0] + "\n")
+            again = gs.read(tmp_path / name)
+            assert again.frame().empty
+            for show in (repr, type(again).summary):
+                try:
+                    said = show(again)
+                except gs.GradscopeError as error:
+                    said = repr(str(error))
+                assert "\\n" not in said
+
+    def test_damaged_evidence_is_one_line(self, results: dict[str, Result], tmp_path: Path) -> None:
+        results["audit"].save(tmp_path, figures=False)
+        (tmp_path / "evidence.npz").write_bytes(b"PK")
+        with pytest.raises(gs.GradscopeError, match=r"^directory: .*evidence\.npz is not an evidence\.npz"):
+            gs.read(tmp_path)
+        (tmp_path / "evidence.npz").unlink()
+        (tmp_path / "audit.json").write_text("[" * 100_000)
+        with pytest.raises(gs.GradscopeError, match=r"^directory: .*audit\.json is not JSON: it is nested"):
+            gs.read(tmp_path)
+
 
 def _drawn(figure: Any) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg

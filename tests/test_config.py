@@ -27,7 +27,9 @@ from gradscope.config import (
     read_toml,
 )
 from gradscope.errors import GradscopeError
+from gradscope.measure.common_options import ForeignOptions
 from gradscope.measure.options import AttackOptions
+from gradscope.options import DataOptions
 from gradscope.validation import MUST, Config
 
 PHASE: dict[str, Any] = {"epochs": 2, "learning_rate": 0.1}
@@ -383,3 +385,11 @@ def test_the_balls_of_a_battery():
     for bad in ({"epsilon": "0"}, {"epsilons": ["0.5", "0/255"]}):
         with pytest.raises(GradscopeError, match="epsilon must be above 0 in an attack, got 0"):
             Balls.parse(bad)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"), [(Data, "data_root"), (DataOptions, "data_root"), (ForeignOptions, "weights")]
+)
+def test_an_empty_path_is_not_the_working_directory(kind, key):
+    with pytest.raises(GradscopeError, match=rf"^{key}\S* must be a path and not empty, got ''"):
+        kind.parse({key: ""})

@@ -11,7 +11,7 @@ from gradscope.config import read_toml
 from gradscope.errors import GradscopeError
 from gradscope.reading import parse_json, read_json, read_text
 from gradscope.results.schemas import STEPS
-from gradscope.results.tables import read_table, table_content
+from gradscope.results.tables import file_content, read_table
 
 
 def refusal(read, *arguments):
@@ -104,7 +104,7 @@ def test_toml_that_is_nested_too_deep_is_one_line(tmp_path, text):
     assert "is not TOML: it is nested more than 100 deep" in refusal(read_toml, tmp_path / "file.toml")
 
 
-@pytest.mark.parametrize("read", [lambda path: read_table(path, STEPS), table_content])
+@pytest.mark.parametrize("read", [lambda path: read_table(path, STEPS), file_content])
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
 def test_a_table_that_is_no_file_is_one_line(tmp_path, kind, read):
     path = tmp_path / STEPS.file
@@ -121,4 +121,4 @@ def test_a_table_that_swells_is_refused_early(tmp_path, monkeypatch):
             file.write(b"0" * 2**20)
     said = "it has more than 1048576 bytes; GRADSCOPE_MOST_TABLE_BYTES raises this limit"
     assert said in refusal(read_table, tmp_path / STEPS.file, STEPS)
-    assert said in refusal(table_content, path)
+    assert said in refusal(file_content, path)

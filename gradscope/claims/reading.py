@@ -176,7 +176,8 @@ class _Reader:
 
     def _rows(self, path: Path, table: Table) -> pd.DataFrame:
         rows = read_table(path, table)
-        keys = [name for name in table.names if name not in ("unit", "value", "label", "first")]
+        same = ("unit", "value", "label", "first", "mode", "dataset", "arch", "seed")  # of one model, or image
+        keys = [name for name in table.names if name not in same]
         again = rows.duplicated(keys)
         if again.any():
             first = rows[again].iloc[0]

@@ -1,5 +1,6 @@
 """Commands made from declared options: a field of an options class is an option of the command."""
 
+import errno
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,8 @@ import typer
 from pydantic.fields import FieldInfo
 from typer.core import TyperCommand
 
+from gradscope.cli.shared import shared_mistakes
+from gradscope.errors import UNPRINTABLE, GradscopeError
 from gradscope.options import GROUPS
 from gradscope.validation import Config
 
@@ -40,6 +43,20 @@ class GroupedCommand(TyperCommand):
         """Write ``CKPT...``, not ``{CKPT}...``."""
         return [re.sub(r"\{(\w+)(\.\.\.)?\}", r"\1", piece) for piece in super().collect_usage_pieces(ctx)]
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line; values that are empty or no text, and paths that can be none, are usage errors."""
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        checked = [] if ctx.resilient_parsing else self.get_params(ctx)
+        with shared_mistakes():
+            for parameter in checked:
+                for text in _each(given.get(parameter.name)):
+                    _require_text(parameter, text)
+            rest = super().parse_args(ctx, args)
+            for parameter in checked:
+                for path in _each(ctx.params.get(parameter.name)):
+                    _require_path(parameter, path)
+        return rest
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write each group under its name."""
         groups: dict[str, list[tuple[str, str]]] = {}
@@ -55,6 +72,37 @@ class GroupedCommand(TyperCommand):
         for title, records in groups.items():
             with formatter.section(title):
                 formatter.write_dl(records)
+
+
+def _each(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _name(parameter: Any) -> str:
+    is_argument = parameter.param_type_name == "argument"
+    return (str(parameter.metavar) if is_argument else max(parameter.opts, key=len)).removesuffix("...")
+
+
+def _require_text(parameter: Any, text: object) -> None:
+    """Raise :class:`GradscopeError` where ``text``, as it was typed, is empty or no text in one line."""
+    name = _name(parameter)
+    if not isinstance(text, str):
+        return
+    if not text:
+        raise GradscopeError(f"{name} must not be empty")
+    lines = text.replace("\n", "") if name == "--set" else text  # TOML, which may have several
+    if UNPRINTABLE.search(lines):
+        raise GradscopeError(f"{name} must be text in one line, in UTF-8, got {text!r:.300}")
+
+
+def _require_path(parameter: Any, path: object) -> None:
+    """Raise :class:`GradscopeError` where ``path`` is too long for one, or leads in a circle."""
+    if isinstance(path, Path):
+        try:
+            path.stat()
+        except OSError as error:
+            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise GradscopeError(f"{_name(parameter)}: {path!s:.300} is no path: {error.strerror}") from None
 
 
 def _with_value(flags: str) -> str:

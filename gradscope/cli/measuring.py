@@ -15,6 +15,8 @@ from gradscope.measure.refusals import refuse
 from gradscope.options import MEASURING, RUNNING, DataOptions
 from gradscope.results.files import require_idle
 
+#: Characters of a model's name in the name of its directory of results.
+_LONGEST = 100
 #: Exit code where --fail-on-masking is set and a model is masked, or cannot be judged as it is set up.
 MASKED = 3
 
@@ -92,4 +94,4 @@ def _is_masked(results: Path) -> bool:
 
 
 def _stem(checkpoint: str) -> str:
-    return Path(checkpoint.rpartition(":")[2]).stem
+    return Path(checkpoint.rpartition(":")[2]).stem[:_LONGEST]

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gradscope.cli.declared import declared, panel
+from gradscope.cli.declared import declared, filled, panel
 from gradscope.errors import GradscopeError, caution
 from gradscope.measure.common_options import Circumstances, ForeignOptions
 from gradscope.options import RUNNING, DataOptions
 from gradscope.results.manifest import MANIFEST, read_study_manifest
+from gradscope.validation import Config
 
 if TYPE_CHECKING:
     from gradscope.study.estimate import Estimate
@@ -25,6 +26,13 @@ INCOMPLETE = 1
 _MOST_LINES = 12
 
 _running = partial(typer.Option, rich_help_panel=panel(RUNNING))
+
+
+class _Running(Config):
+    """The numbers among the options of how a study runs."""
+
+    jobs: int = 1
+    until: float | None = None
 
 
 @declared(DataOptions, ForeignOptions, Circumstances)
@@ -50,19 +58,19 @@ def study(
         _running(help="run stages on this machine (local) or spread over a cluster (ray)", metavar="[local|ray]"),
     ] = "local",
     jobs: Annotated[
-        int,
+        str,
         _running(
             help="stages side by side on this machine, each with its share of the cores; stages that share a GPU slow "
             "each other down, and seconds that are measured side by side are marked",
             metavar="N",
         ),
-    ] = 1,
+    ] = "1",
     address: Annotated[
         str | None, _running(help="address of a Ray cluster, such as auto", show_default="a cluster of its own, here")
     ] = None,
     device: str = "auto",
     until: Annotated[
-        float | None,
+        str | None,
         _running(
             help="stop after so many seconds: begin nothing that would take longer; run it again to go on",
             metavar="SECONDS",
@@ -82,15 +90,16 @@ def study(
     """
     began = time.time()  # torch is not loaded yet
     from gradscope.study.engines import check_running
-    from gradscope.study.engines.workers import start_server
+    from gradscope.study.engines.workers import cores, start_server
     from gradscope.study.expansion import read_study
 
-    check_running(engine, jobs, until)
+    running = _Running.parse(filled(_Running, {"jobs": jobs, "until": until}))
+    check_running(engine, running.jobs, running.until)
     Circumstances.parse({"device": device})
     read_study(recipe, settings=settings or (), seeds=_seeds(seeds), data_root=data_root)
     results = out or Path("reports") / recipe.stem
-    if jobs > 1 and engine == "local" and not dry_run and not _was_complete(results):
-        start_server(jobs)  # it loads torch while this process does
+    if running.jobs > 1 and engine == "local" and not dry_run and not _was_complete(results):
+        start_server(running.jobs)  # it loads torch while this process does
     from gradscope.results.schemas import PAGE
     from gradscope.study.studies import StudyRequest, crowding, foresee, plan_study, run_study
 
@@ -105,8 +114,8 @@ def study(
         device=device,
         engine=engine,
         address=address,
-        jobs=jobs,
-        until=until,
+        jobs=running.jobs,
+        until=running.until,
         began=began,
         figures=not no_figures,
         trust_code=trust_code,
@@ -115,7 +124,7 @@ def study(
     for text in crowding(plan, request):
         caution(text)
     if dry_run:
-        print("\n".join(foreseen_lines(foresee(plan, request), plan.absent, plan.left_out, jobs)))
+        print("\n".join(foreseen_lines(foresee(plan, request), plan.absent, plan.left_out, min(running.jobs, cores()))))
         return
     ended = run_study(plan, request, _tell)
     for label, why in ended.postponed.items():

@@ -9,8 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from gradscope.errors import GradscopeError
 from gradscope.figures import style
 from gradscope.figures.style import Drawing, Look
+from gradscope.results.schemas import ATTACKS
 
 CLEAN = "none"
 #: Share of a row that the checkpoints' lanes take.
@@ -84,7 +86,12 @@ def _draw_ball(name: str, ball: str, rows: pd.DataFrame, table: Mapping[str, Loo
     axes.set_xlim(-_MARGIN, 1 + _MARGIN)
     axes.set_xlabel(f"share of images ({ball})")
     style.place_legend(figure, handles, columns, handle_length=1.8)
-    images = int(rows[rows["subset"] == "all"]["n"].max())
+    counts = rows[rows["subset"] == "all"]["n"]
+    if counts.empty:
+        raise GradscopeError(
+            f"directory: {ATTACKS.file} must hold what of all images is right, got parts of them alone"
+        )
+    images = int(counts.max())
     denominator = "those it was run on, which stood until then" if cascade else f"all n = {images} images"
     left = f"; {', '.join(later)}: run on what the others left alone, no mark" if later and not cascade else ""
     parts = [

@@ -22,7 +22,7 @@ from gradscope.config import (
 )
 from gradscope.errors import GradscopeError
 from gradscope.options import ATTACK, IMAGES, MODEL, RUNNING, RunOptions, default_of, option, several, split
-from gradscope.validation import Config
+from gradscope.validation import Config, FilePath
 
 
 def _single(value: object) -> object:
@@ -223,7 +223,7 @@ class Circumstances(RunOptions):
 class ForeignOptions(Config):
     """What there is to say about models trained elsewhere; ``weights`` has a file for each, in order, or none."""
 
-    weights: Annotated[tuple[Path, ...], BeforeValidator(several)] = option(
+    weights: Annotated[tuple[FilePath, ...], BeforeValidator(several)] = option(
         (),
         "file of weights for a foreign model; give one for each foreign model, in their order",
         MODEL,

@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,7 +19,7 @@ from gradscope.reading import open_file, parse_json, read_bytes, read_json
 from gradscope.results.arrays import read_arrays
 from gradscope.results.audits import AuditOf, Audits, read_example_images
 from gradscope.results.files import atomic
-from gradscope.results.manifest import MANIFEST
+from gradscope.results.manifest import MANIFEST, read_manifest
 from gradscope.results.metrics import METRICS
 from gradscope.results.schemas import (
     ATTACK_SAMPLES,
@@ -37,7 +38,7 @@ from gradscope.results.schemas import (
     Table,
 )
 from gradscope.results.stats import Interval
-from gradscope.results.tables import find_table, parse_table, table_content
+from gradscope.results.tables import file_content, find_table, parse_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +78,7 @@ class Result:
     @property
     def models(self) -> list[str]:
         """The names of the models that were measured."""
-        return [entry["label"] for entry in self.manifest["checkpoints"]]
+        return [entry.get("label", "") for entry in self.manifest.get("checkpoints", ())]
 
     @property
     def tables(self) -> list[str]:
@@ -163,7 +164,7 @@ class Result:
 
         from gradscope.reporting import console
 
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, _fitting():
             for name, content in self.files.items():
                 Path(folder, name).write_bytes(content)
             return console.finding_lines(Path(folder))
@@ -180,7 +181,8 @@ class Result:
         yield from self.models
 
     def __repr__(self) -> str:
-        findings = list(self._findings())
+        with _fitting():
+            findings = list(self._findings())
         more = f"; and {len(findings) - _MOST_FINDINGS} more" if len(findings) > _MOST_FINDINGS else ""
         return f"<{type(self).__name__} {'; '.join(findings[:_MOST_FINDINGS])}{more}>"
 
@@ -188,6 +190,18 @@ class Result:
         lines = html.escape(self.summary())
         table = self.frame().head(10).to_html(index=False, border=0, float_format="{:.4g}".format)
         return f"<div><b>{html.escape(repr(self).strip('<>'))}</b><pre>{lines}</pre>{table}</div>"
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Raise :class:`GradscopeError` where files lack what others of the same results name."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        if isinstance(error, GradscopeError):
+            raise
+        reason = f"{type(error).__name__}: {reason_of(error)}"
+        raise GradscopeError(f"directory must hold results that are whole, got files that differ ({reason})") from error
 
 
 def _let_notebooks_show_figures() -> None:
@@ -331,6 +345,8 @@ class AuditReport(Result):
     @property
     def audits(self) -> tuple[AuditOf, ...]:
         """The audit of each model."""
+        if AUDIT_JSON not in self.files:
+            raise GradscopeError(f"directory must hold {AUDIT_JSON}, got none")
         return Audits.parse(self._document()).audits
 
     def _audit(self, name: str) -> AuditOf:
@@ -412,14 +428,15 @@ def read(directory: str | Path) -> Result:
     if not isinstance(kind, str) or kind not in KINDS:
         below = first_of(_below(folder))
         hint = f"; the results of a study are in {below}" if below else ""
-        raise GradscopeError(f"directory must hold one measurement, got a {kind}{hint}", "directory")
+        raise GradscopeError(f"directory must hold one measurement, got a {kind!s:.50}{hint}", "directory")
+    read_manifest(folder / MANIFEST)
     files = {MANIFEST: content}
     for name in FILES:
         path = folder / name
         if name.endswith(".csv"):
             found = find_table(path)
             if found is not None:
-                files[name] = table_content(found)
+                files[name] = file_content(found)
         elif not name.endswith(".gz") and path.exists():
             files[name] = _content(path)
     return KINDS[kind](files)

@@ -105,7 +105,7 @@ def _run(request: Request, out: Path, given: Given | None, warn: Callable[[str],
         if team.is_first:
             for entry, described in zip(measurement.entries, manifest["checkpoints"], strict=True):
                 described["first_look"] = _look(entry, inputs, options)
-            for caution in cautions(Manifest.model_validate(manifest)):
+            for caution in (*cautions(Manifest.model_validate(manifest)), *_too_many_targets(measurement)):
                 warn(caution)
         more = {
             "checkpoint": _sources(manifest["checkpoints"]),
@@ -149,6 +149,14 @@ def _look(entry: Entry, inputs: Inputs, options: Options) -> Row:
     chosen, size = entry.chosen, min(BATCH, getattr(options, "batch_size", None) or BATCH)
     model = inputs.load(entry.reference, chosen.images, differentiable=False).model
     return first_look(model, chosen.images, chosen.numbers, options.seed, inputs.device, size)
+
+
+def _too_many_targets(measurement: Measurement[Any]) -> Iterator[str]:
+    """A sentence for each data set that has fewer wrong classes than attacks were told to aim at."""
+    for name, classes in {(one.chosen.images.name, len(one.chosen.images.classes)) for one in measurement.entries}:
+        targets = getattr(measurement.options, "targets", None) or 0
+        if targets >= classes:
+            yield f"targets is {targets}, and {name} has {classes - 1} wrong classes: attacks aim at these"
 
 
 def _sources(entries: Sequence[Row]) -> list[str]:

@@ -20,7 +20,7 @@ from gradscope.reporting.sections import Section, sections
 from gradscope.results.files import atomic, ensure_writable
 from gradscope.results.manifest import MANIFEST
 from gradscope.results.schemas import AUDIT_JSON, CLAIMS, PAGE
-from gradscope.results.tables import find_table, find_tables, table_content
+from gradscope.results.tables import file_content, find_table, find_tables
 
 #: Files up to so many bytes are in the page, larger ones are named.
 LARGEST = 1_000_000
@@ -97,7 +97,7 @@ def _files(contents: Contents) -> Iterator[Attached]:
         tables = find_tables(folder) if name or own else [find_table(folder / CLAIMS.file)]
         for path in [*tables, folder / AUDIT_JSON, folder / MANIFEST]:
             if path and path.is_file():
-                content = table_content(path)
+                content = file_content(path)
                 where = f"{name}/{path.name}" if name else path.name
                 address = f"./{quote(where)}"
                 if len(content) <= LARGEST:

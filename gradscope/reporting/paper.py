@@ -15,6 +15,7 @@ from gradscope.reporting.tables import (
 )
 from gradscope.results.files import atomic
 from gradscope.results.schemas import ATTACKS, PAPER, TRANSFER
+from gradscope.results.tables import file_content
 
 
 def write_paper(contents: Contents) -> list[Path]:
@@ -28,7 +29,7 @@ def write_paper(contents: Contents) -> list[Path]:
     for part in contents.parts:
         for drawing in part.composed.drawings:
             name = f"{drawing.name}.pdf"
-            content = (part.directory / "figures" / name).read_bytes()
+            content = file_content(part.directory / "figures" / name)
             path = folder / name
             if path in written or not drawing.name.startswith(part.name):
                 path = folder / f"{part.name}-{name}"

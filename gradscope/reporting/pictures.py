@@ -10,6 +10,7 @@ import matplotlib
 
 from gradscope.figures import style
 from gradscope.figures.style import Drawing
+from gradscope.results.tables import file_content
 
 #: A vector figure up to so many bytes is taken, sharp at any size; a larger one only where it is the smaller.
 SMALL = 150_000
@@ -36,7 +37,7 @@ class Picture(NamedTuple):
 def picture(drawing: Drawing, caption: str, pixels: Path, file: str) -> Picture:
     """The picture of ``drawing``, which was saved as the PNG ``pixels``. Call it where the figure was drawn."""
     vector = as_svg(drawing)
-    kept = pixels.read_bytes() if len(vector) > SMALL and pixels.exists() else b""
+    kept = file_content(pixels) if len(vector) > SMALL and pixels.exists() else b""
     kind, content = ("png", kept) if kept and len(kept) < len(vector) else ("svg+xml", vector)
     width, height = drawing.figure.get_size_inches()
     address = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

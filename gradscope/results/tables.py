@@ -82,7 +82,7 @@ def find_tables(directory: Path, pattern: str = "*.csv") -> list[Path]:
     return [file for name in names if (file := find_table(directory / name))]
 
 
-def table_content(path: Path) -> bytes:
+def file_content(path: Path) -> bytes:
     """Read the bytes of a file, of a compressed one what it holds; :class:`GradscopeError` where it is damaged."""
     with _table_errors(path), _opened(path) as file:
         return file.read()
@@ -177,4 +177,15 @@ def _read(path: Path | io.BytesIO, table: Table) -> pd.DataFrame:
     wrong = [name for name in numbers if not frame.empty and not pd.api.types.is_numeric_dtype(frame[name])]
     if wrong:
         raise GradscopeError(f"directory: {where} holds text where {table.file} has numbers, in {', '.join(wrong)}")
+    for column in table.columns:
+        if column.kind == "integer" and (said := _is_no_count(frame[column.name], "empty" in column.meaning)):
+            raise GradscopeError(f"directory: {where} must have whole numbers from 0 on in {column.name}, got {said}")
     return frame
+
+
+def _is_no_count(values: "pd.Series[Any]", empty: bool) -> str:
+    """What among ``values`` is no whole number from 0 on, or is empty and may not be; nothing where all are."""
+    if not empty and values.isna().any():
+        return "an empty cell"
+    wrong = values[~values.isna() & ~((values >= 0) & (values < 2**53) & (values % 1 == 0))]
+    return "" if wrong.empty else f"{wrong.iloc[0]:g}"

@@ -15,7 +15,7 @@ from gradscope.config import Data, Seed, apply_setting, merge, read_toml
 from gradscope.errors import GradscopeError
 from gradscope.options import Names
 from gradscope.training.options import TrainingOptions
-from gradscope.validation import Config
+from gradscope.validation import Config, FilePath
 
 CALIBRATED: Literal["calibrated"] = "calibrated"
 
@@ -54,7 +54,7 @@ class ForeignModel(Config):
     """
 
     model: str
-    weights: Path | None = None
+    weights: FilePath | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     data: str | None = None

@@ -15,11 +15,11 @@ from pydantic import Field
 
 from gradscope.errors import GradscopeError
 from gradscope.models.checkpoint import load
-from gradscope.reading import read_bytes
+from gradscope.reading import open_file, read_bytes
 from gradscope.results.files import sweep, write_json
 from gradscope.results.manifest import MANIFEST
 from gradscope.results.schemas import HISTORY
-from gradscope.results.tables import find_table, table_content
+from gradscope.results.tables import file_content, find_table
 from gradscope.study.tasks import CHECKPOINTS, RESULTS, Stage
 from gradscope.validation import Config
 
@@ -186,7 +186,7 @@ class Places:
 def digest(path: Path) -> str:
     """SHA-256 of a file's content."""
     found = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while part := file.read(_CHUNK):
             found.update(part)
     return found.hexdigest()
@@ -197,7 +197,7 @@ def _content_digest(path: Path) -> str:
     if path.suffix == ".pt":
         return load(path).fingerprint
     table = find_table(path) if path.suffix == ".csv" else None
-    return digest(path) if table is None or table == path else hashlib.sha256(table_content(table)).hexdigest()
+    return digest(path) if table is None or table == path else hashlib.sha256(file_content(table)).hexdigest()
 
 
 def disk_refusal(error: BaseException | None) -> str | None:

@@ -168,6 +168,13 @@ def damage_twice(path):
     (path / "samples.csv").write_text(text + text.splitlines()[-1] + "\n")
 
 
+def damage_twice_under_another_seed(path):
+    text = (path / "samples.csv").read_text()
+    *cells, last = text.splitlines()[-1].split(",")
+    cells[text.splitlines()[0].split(",").index("seed")] = "7"
+    (path / "samples.csv").write_text(text + ",".join([*cells, last]) + "\n")
+
+
 def damage_share(path):
     file = path / "samples.csv"
     file.write_text(file.read_text().replace("-,1", "-,0.5", 1))
@@ -190,6 +197,7 @@ def damage_audit(path):
         (damage_list, "manifest.json is damaged"),
         (damage_columns, "samples.csv lacks the columns"),
         (damage_twice, "holds the same value twice: rl, accuracy, image 20"),
+        (damage_twice_under_another_seed, "holds the same value twice: rl, accuracy, image 20"),
         (damage_share, "accuracy of an image is 0 or 1, got 0.5"),
         (damage_text, "holds text where samples.csv has numbers"),
         (damage_audit, "audit.json is damaged or of another version"),

@@ -44,6 +44,9 @@ BAD = {
     "architecture": (TRAIN + "--mode sl --arch resnet-18", ["--arch", "did you mean 'resnet18'", "'resnet-18'"]),
     "mode": (TRAIN + "--mode rl-avd", ["--mode", "did you mean 'rl-adv'", "'rl-avd'", "sl-adv"]),
     "metric": (ON + "--metrics cosin,norm", ["--metrics", "did you mean 'cosine'", "'cosin'", "entropy"]),
+    "metric twice": (ON + "--metrics norm,cosine,norm", ["--metrics must be given once each, got 'norm' again"]),
+    "attack twice": (ON + "--attack pgd,pgd", ["--attack must be given once each, got 'pgd' again"]),
+    "attack of a battery twice": (BATTLE + "--attacks pgd,fgsm,pgd", ["--attacks must be given once each, got 'pgd'"]),
     "no metric": (ON + "--metrics ,", ["--metrics", "at least one", "cosine"]),
     "attack": (ON + "--attack pgd,pgd-papr", ["--attack", "did you mean 'pgd-paper'", "'pgd-papr'"]),
     "loss": (ON + "--loss margins", ["loss", "did you mean 'margin'", "'margins'", "dlr"]),
@@ -351,3 +354,51 @@ def test_what_can_be_is_refused_before_torch_is_loaded(world: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(gradscope.__file__).parents[1])}
     ended = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert ended.stdout.splitlines() == ["2 False False"] * len(EARLY), ended.stderr
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train --mode sl --out PATH",
+        "train --mode sl --config PATH",
+        "train --mode sl --dataset npz --data-root PATH",
+        "analyze PATH",
+        "analyze {world}/sl.pt --out PATH",
+        "analyze torchvision:resnet18 --dataset digits --weights PATH",
+        "landscape {world}/sl.pt --space weights --towards PATH",
+        "attack {world}/sl.pt --attacks transfer --surrogate PATH",
+        "study PATH",
+        "study {world}/no.toml --checkpoints PATH",
+        "study {world}/no.toml --out PATH",
+        "claims PATH",
+        "claims {world}/other --out PATH",
+        "figures PATH",
+        "report PATH",
+    ],
+)
+@pytest.mark.parametrize(
+    "path",
+    ["", LONG, "a\0b", "a\nb", os.fsdecode(b"\xff"), "{world}/loop"],
+    ids=["empty", "long", "nul", "newline", "bytes", "loop"],
+)
+def test_what_is_no_path_is_refused_in_one_line(run: Run, world: Path, command: str, path: str) -> None:
+    loop = world / "loop"
+    if not loop.is_symlink():
+        loop.symlink_to("loop")
+    words = [word.replace("PATH", path).format(world=world) for word in command.split()]
+    flag = next((words[at - 1] for at, word in enumerate(command.split()) if word == "PATH" and at > 1), words[0])
+    ended = run(*words)
+    loop.unlink()
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+    named = flag if flag.startswith("--") else {"analyze": "CKPT", "study": "RECIPE"}.get(words[0], "DIR")
+    assert ended.err.startswith(f"gradscope: {named}")
+    if not path:
+        assert ended.err == f"gradscope: {named} must not be empty\n"
+
+
+def test_a_setting_may_have_several_lines(run: Run, world: Path) -> None:
+    ended = run("train", "--mode", "sl", "--out", world / "sl.pt", "--set", "phases=[\n]\n")
+    assert "must be text" not in ended.err

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gradscope.data.decode import common_format, read_header, read_pixels
+from gradscope.data.decode import common_format, pillow_at_our_limit, read_header, read_pixels
 from gradscope.errors import GradscopeError
 from gradscope.vision import torchvision
 
@@ -166,3 +166,16 @@ def test_an_image_that_resizing_would_blow_up_is_refused(tmp_path: Path, length:
     with pytest.raises(GradscopeError, match=r"image\.png is too elongated: resized from 1x"):
         common_format([header], 224)
     assert common_format([header], 4 if length == 65_000 else None)
+
+
+def test_the_limit_of_pixels_is_raised_and_pillows_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path, Image.new("L", (20, 10)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # twice as many are an error of Pillow's
+    monkeypatch.setenv("GRADSCOPE_MOST_PIXELS", "199")
+    said = "must have 1 to 199 pixels, got 20x10; GRADSCOPE_MOST_PIXELS raises"
+    with pillow_at_our_limit(), pytest.raises(GradscopeError, match=said):
+        read_header(path)
+    monkeypatch.setenv("GRADSCOPE_MOST_PIXELS", "200")
+    with pillow_at_our_limit():
+        assert read_pixels(path, 1, None).shape == (1, 10, 20)
+    assert Image.MAX_IMAGE_PIXELS == 50

@@ -1,5 +1,6 @@
 """What the text of a model means, and which mistakes are refused before anything is loaded."""
 
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -168,3 +169,12 @@ def test_mistakes_are_refused(texts: list[str], options: dict[str, object], mess
     with pytest.raises(GradscopeError) as raised:
         check_references(texts, **options)  # type: ignore[arg-type]
     assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("argument", ["model", "weights"])
+@pytest.mark.parametrize("name", ["m.pt", "m.safetensors"])
+def test_a_pipe_is_no_model_and_is_not_waited_for(tmp_path: Path, argument: str, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    text, weights = ("torchvision:resnet18", [tmp_path / name]) if argument == "weights" else (str(tmp_path / name), [])
+    with pytest.raises(GradscopeError, match=rf"^{argument}: .*m\.\w+ cannot be read: it is no regular file"):
+        check_references([text], weights=weights)

@@ -30,7 +30,7 @@ from gradscope.results.schemas import (
     Column,
     Table,
 )
-from gradscope.results.tables import append_rows, find_table, find_tables, read_table, table_content, write_table
+from gradscope.results.tables import append_rows, file_content, find_table, find_tables, read_table, write_table
 
 SMALL = Table("small.csv", (Column("name", "text", ""), Column("count", "integer", ""), Column("value", "number", "")))
 
@@ -133,6 +133,19 @@ def test_a_damaged_table_is_one_line(tmp_path, content):
     one_line(caught)
 
 
+@pytest.mark.parametrize("count", ["-1", "0.5", "inf", "1e999", "1e30", "", "nan"])
+def test_a_count_that_is_none_is_one_line(tmp_path, count):
+    (tmp_path / "small.csv").write_text(f"name,count,value\na,1,1\na,{count},1\n")
+    with pytest.raises(GradscopeError, match=r"small\.csv must have whole numbers from 0 on in count, got ") as caught:
+        read_table(tmp_path / "small.csv", SMALL)
+    one_line(caught)
+
+
+def test_a_measured_number_may_be_infinite(tmp_path):
+    (tmp_path / "small.csv").write_text("name,count,value\na,1,inf\na,2,-inf\n")
+    assert read_table(tmp_path / "small.csv", SMALL)["value"].tolist() == [math.inf, -math.inf]
+
+
 def test_a_missing_table_is_one_line(tmp_path):
     with pytest.raises(GradscopeError, match="cannot be read: No such file") as caught:
         read_table(tmp_path / "small.csv", SMALL)
@@ -156,7 +169,7 @@ def test_a_compressed_table_stands_for_the_table(tmp_path):
     assert find_table(path) == compressed
     assert read_table(path, SMALL).equals(plain)
     assert read_table(compressed, SMALL).equals(plain)
-    assert table_content(compressed) == content
+    assert file_content(compressed) == content
 
 
 def test_of_both_forms_the_plain_one_is_read(tmp_path):
@@ -180,7 +193,7 @@ def test_a_damaged_compressed_table_is_one_line(tmp_path, damage):
     path.write_bytes(
         {"cut in half": raw[: len(raw) // 2], "no gzip": b"name,count,value\n", "changed": changed}[damage]
     )
-    for read in (lambda: read_table(tmp_path / "small.csv", SMALL), lambda: table_content(path)):
+    for read in (lambda: read_table(tmp_path / "small.csv", SMALL), lambda: file_content(path)):
         with pytest.raises(GradscopeError, match=r"directory: .*small\.csv\.gz is damaged: ") as caught:
             read()
         one_line(caught)
@@ -312,16 +325,16 @@ def test_one_process_at_a_time_writes_to_a_path(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@a", "\t=1", "'=1", "''-a", "=HYPERLINK(1)\nb"])
 def test_a_text_is_no_formula_in_a_spreadsheet_and_comes_back(tmp_path: Path, name: str) -> None:
-    write_table(tmp_path / "small.csv", SMALL, [row(name, -1, -0.5)])
-    append_rows(tmp_path / "small.csv", SMALL, [row(name, -2, -0.5)])
+    write_table(tmp_path / "small.csv", SMALL, [row(name, 1, -0.5)])
+    append_rows(tmp_path / "small.csv", SMALL, [row(name, 2, -0.5)])
     with (tmp_path / "small.csv").open(newline="") as file:
         cells = list(csv.DictReader(file))
     assert [cell["name"] for cell in cells] == [f"'{name}"] * 2
-    assert [cell["count"] for cell in cells] == ["-1", "-2"]
+    assert [cell["value"] for cell in cells] == ["-0.5", "-0.5"]
     frame = read_table(tmp_path / "small.csv", SMALL)
     assert frame["name"].tolist() == [name] * 2
     assert frame["name"].dtype == "string"
-    assert frame["count"].tolist() == [-1, -2]
+    assert frame["value"].tolist() == [-0.5, -0.5]
 
 
 @pytest.mark.parametrize("name", ["-", "'", "'a'", "a=1", ""])
