@@ -20,7 +20,7 @@ _ROUNDING = 0.05
 INTEGERS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.int64)
 #: Classes that a set may have: what is a label is no number of any size.
 MOST_CLASSES = 100_000
-#: Characters that the name of a class may have.
+#: Characters that the name of a class, or of a set, may have.
 _LONGEST_NAME = 255
 #: Images whose statistics are taken at a time.
 _STATISTICS_BATCH = 1024
@@ -108,6 +108,8 @@ class ImageSet:
         self._check_images()
         self._check_labels()
         require_printable(self.classes, self.name)
+        if len(self.name) > _LONGEST_NAME or UNPRINTABLE.search(self.name):
+            raise GradscopeError(f"name must be one line of at most {_LONGEST_NAME} characters, got {self.name!r:.100}")
 
     @classmethod
     def from_tensors(cls, name: str, images: Tensor, labels: Tensor, classes: Sequence[str] | None = None) -> Self:
