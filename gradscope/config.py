@@ -289,7 +289,7 @@ class Balls(Config):
 class Grid(Config):
     """The points of a landscape: ``points`` a side over [-span, span], in multiples of epsilon."""
 
-    points: int = Field(default=51, ge=2)
+    points: int = Field(default=51, ge=2, le=10_000)
     span: float = Field(default=3.0, gt=0)
 
 

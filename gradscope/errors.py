@@ -60,7 +60,7 @@ def unknown_name(argument: str, name: str, known: Iterable[str]) -> GradscopeErr
     names = sorted(known)
     close = _closest(name, names)
     hint = f"did you mean {close!r}? " if close else ""
-    return GradscopeError(f"{argument}: {name!r} is unknown; {hint}known: {', '.join(names)}")
+    return GradscopeError(f"{argument}: {described(name)} is unknown; {hint}known: {', '.join(names)}")
 
 
 def _closest(name: str, names: Sequence[str]) -> str | None:
@@ -88,6 +88,15 @@ def known_names(names: Sequence[str], table: Mapping[str, Any], argument: str) -
         if names.count(name) > 1:
             raise GradscopeError(f"{argument} must be given once each, got {name!r} again")
     return list(names)
+
+
+def described(value: object) -> str:
+    """``repr(value)`` for a message, 200 characters of it; its type where it cannot be shown."""
+    try:
+        text = repr(value)
+    except Exception:  # of a user's own class, or nested too deeply
+        return type(value).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def reason_of(error: BaseException) -> str:

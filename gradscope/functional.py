@@ -33,6 +33,21 @@ def norm_and_unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
     return (scale * scaled_norm).squeeze(1), unit
 
 
+#: What :func:`blindness` says of a gradient that shows no way, the worse the larger.
+ZERO, NOT_FINITE = 1, 2
+
+
+def blindness(gradients: Tensor) -> Tensor:
+    """Which of ``(N, ...)`` show no way: 2 where one is NaN or infinite somewhere, 1 where it is 0, else 0; uint8.
+
+    >>> blindness(torch.tensor([[3.0, -4.0], [0.0, 0.0], [1.0, torch.nan]]))
+    tensor([0, 1, 2], dtype=torch.uint8)
+    """
+    largest = gradients.abs().amax(dim=tuple(range(1, gradients.dim())))
+    found: Tensor = (largest == 0) * ZERO + ~largest.isfinite() * NOT_FINITE
+    return found.to(torch.uint8)
+
+
 def cosine(first: Tensor, second: Tensor) -> Tensor:
     """``<first, second>`` of unit vectors ``(N, D)``; NaN, "undefined", where either row is zero.
 

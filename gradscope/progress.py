@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from gradscope.errors import Caution
+from gradscope.errors import Caution, GradscopeError, described
 
 #: Call with how many are done since the last call, and a note shown after the bar.
 Advance = Callable[[int, str], None]
@@ -108,6 +108,8 @@ class BarsOfOthers:
 @contextmanager
 def shown(wanted: bool | None) -> Iterator[None]:
     """Draw bars in this block, or none; None leaves it to whether stderr is a terminal."""
+    if not isinstance(wanted, bool | None):
+        raise GradscopeError(f"progress must be true, false or None, got {described(wanted)}")
     token = _wanted.set(wanted)
     try:
         yield

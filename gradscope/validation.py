@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from gradscope.errors import UNPRINTABLE, GradscopeError, unknown_name
+from gradscope.errors import UNPRINTABLE, GradscopeError, described, unknown_name
 
 _IN_NO_NAME = re.compile(rf"{UNPRINTABLE.pattern}|[/\\]")
 
@@ -84,11 +84,11 @@ def _explain(config: type[Config], error: ErrorDetails) -> GradscopeError:
         facts["expected"] = ", ".join(allowed)
     if error["type"] in MUST:
         entries = "entry" if facts.get("min_length") == 1 else "entries"
-        came = "" if error["type"] == "missing" else f", got {given!r}"
+        came = "" if error["type"] == "missing" else f", got {described(given)}"
         return GradscopeError(f"{key} must {MUST[error['type']].format(**facts, entries=entries)}{each}{came}", key)
     message = error["msg"].removeprefix("Value error, ")
     colon = "" if message.startswith("must ") else ":"
-    return GradscopeError(f"{key}{colon} {message}, got {given!r}", key) if key else GradscopeError(message)
+    return GradscopeError(f"{key}{colon} {message}, got {described(given)}", key) if key else GradscopeError(message)
 
 
 def _place(error: ErrorDetails) -> tuple[int | str, ...]:

@@ -1,6 +1,8 @@
 import pytest
 
-from gradscope.errors import GradscopeError, lookup, unknown_name
+from gradscope.errors import GradscopeError, described, lookup, unknown_name
+from gradscope.measure.options import AnalyzeOptions, LandscapeOptions
+from gradscope.progress import shown
 
 TABLE = {"pgd": 1, "square": 2, "autoattack": 3}
 
@@ -30,3 +32,22 @@ def test_the_message_is_one_line_whatever_came():
 
 def test_names_may_be_any_iterable():
     assert str(unknown_name("k", "b", iter(("c", "a")))) == "k: 'b' is unknown; known: a, c"
+
+
+def test_any_value_can_be_described() -> None:
+    class Mute:
+        def __repr__(self) -> str:
+            raise ZeroDivisionError
+
+    nested: list[object] = []
+    for _ in range(5000):
+        nested = [nested]
+    assert described(Mute()) == "Mute"
+    assert described(nested) == "list"
+    assert described("x" * 1000) == "'" + "x" * 199 + "..."
+    with pytest.raises(GradscopeError, match="steps must be a whole number, got Mute"):
+        AnalyzeOptions.parse({"steps": Mute()})
+    with pytest.raises(GradscopeError, match="points must be at most 10000, got 9223372036854775808"):
+        LandscapeOptions.parse({"points": 2**63})
+    with pytest.raises(GradscopeError, match=r"progress must be true, false or None, got \[\]"), shown([]):
+        pass

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, TypeVar, cast, get_type_hints
 
-from gradscope.errors import GradscopeError, unknown_name
+from gradscope.errors import GradscopeError, described, unknown_name
 from gradscope.options import explained
 from gradscope.validation import Config
 
@@ -71,7 +71,7 @@ def _in_python(text: str) -> str:
 def require_left_out(kind: type[Config], values: Mapping[str, Any], why: str) -> None:
     """Raise :class:`GradscopeError` where ``values`` have an option of ``kind``."""
     for name, value in of_kind(kind, values).items():
-        raise GradscopeError(f"{name} must be left out where {why}, got {value!r}")
+        raise GradscopeError(f"{name} must be left out where {why}, got {described(value)}")
 
 
 def of_kind(kind: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -156,7 +156,10 @@ def ascend(problem: Problem, loss: TargetedLoss, targets: Tensor, start: Tensor)
         replaced(points, walk.rows, walk.standing & wrong, walk.current)
         replaced(reached, walk.rows, walk.standing & wrong, torch.full_like(here.loss, math.inf))
         walk.standing &= ~_anywhere(wrong, copies)
-        gradient = torch.zeros_like(walk.current) if here.gradient is None else here.gradient.nan_to_num(0.0)
+        gradient = torch.zeros_like(walk.current)
+        if here.gradient is not None:
+            gradient = here.gradient.nan_to_num(0.0)
+            problem.note(here.gradient, walk.rows // copies, walk.standing)
         walk.compare(here.loss, gradient)
         stay = who_stays(walk.standing, step)
         if stay is not None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gradscope.attacks.dispatch import turns
 from gradscope.attacks.outcome import AttackOutcome, Outcome
-from gradscope.attacks.pgd import prepared, usual_batch_size
+from gradscope.attacks.pgd import Blindness, prepared, usual_batch_size
 from gradscope.attacks.problem import Counted, Problem, Run, Tally
 from gradscope.attacks.registry import ATTACKS, Attack
 from gradscope.attacks.threat import ThreatModel
@@ -154,6 +154,7 @@ class _Bench:
         images, labels = self.image_set.batch(part, self.work.device)
         numbers, tally, seed = self.numbers[part], Tally(), self.work.seed
         counted = Counted(self.model, tally)
+        seen = Blindness(len(part))
         problem = Problem(
             counted,
             images,
@@ -164,6 +165,7 @@ class _Bench:
             self.budget,
             [example[part].to(images) for example in self.examples],
             seed,
+            seen,
         )
         began = time.perf_counter()
         with seeded(seed, turn, *numbers.tolist()):
@@ -176,6 +178,8 @@ class _Bench:
                 wrong = fooled(counted(points) if looks else self.model(laid_out(points)), labels)
         distance = self.threat.distance(points, images).double()
         kept = {"adversarial": points.cpu()} if self.keep_images else {}
+        if seen.worst is not None:
+            kept["blindness"] = seen.worst.cpu()
         return {
             "fooled": wrong.cpu(),
             "distance": torch.where(wrong, distance, torch.nan).cpu(),
@@ -233,13 +237,17 @@ def _together(attacked: Tensor, batches: Sequence[tuple[Tensor, Values]]) -> Att
     wrong = torch.zeros(len(attacked), dtype=torch.bool)
     distance = torch.full((len(attacked),), torch.nan, dtype=torch.float64)
     adversarial: Tensor | None = None
+    blind = torch.zeros(len(attacked), dtype=torch.uint8)
     for part, unit in batches:
         at = torch.searchsorted(attacked, part)
         wrong[at], distance[at] = unit["fooled"], unit["distance"]
+        if "blindness" in unit:
+            blind[at] = torch.maximum(blind[at], unit["blindness"])
         if "adversarial" in unit:
             points = unit["adversarial"]
             adversarial = points.new_empty(len(attacked), *points.shape[1:]) if adversarial is None else adversarial
             adversarial[at] = points
     forward, backward = (sum(int(unit["passes"][kind]) for _, unit in batches) for kind in (0, 1))
     seconds = float(sum(unit["seconds"] for _, unit in batches))
-    return AttackOutcome(attacked, wrong, distance, forward, backward, seconds, adversarial)
+    blindness = blind if any("blindness" in unit for _, unit in batches) else None
+    return AttackOutcome(attacked, wrong, distance, forward, backward, seconds, adversarial, blindness)

@@ -28,7 +28,8 @@ def fab_targeted(problem: Problem, ranks: Sequence[int]) -> Tensor:
 
     Where it is farther than epsilon, the image itself. One start for each class, the image; nothing is drawn.
     """
-    problem = problem.repeated(len(ranks))
+    images, problem = problem, problem.repeated(len(ranks))
+    rows = torch.arange(len(problem), device=problem.images.device) // len(ranks)
     threat, labels, origin = problem.threat, problem.labels, problem.images
     nearest, shortest = origin, torch.full((len(problem),), math.inf, device=origin.device)
     points = origin
@@ -41,6 +42,7 @@ def fab_targeted(problem: Problem, ranks: Sequence[int]) -> Tensor:
                 targets = wrong_classes(logits.detach()[:: len(ranks)], labels[:: len(ranks)], ranks).flatten()
             rise = (logits.gather(1, targets.unsqueeze(1)) - logits.gather(1, labels.unsqueeze(1))).squeeze(1)
             (slope,) = torch.autograd.grad(rise.sum(), leaf)
+        images.note(slope, rows)
         points = _step(problem, points, rise.detach(), slope)
         wrong = problem.fooled_at(points)
         distance = threat.distance(points, origin)

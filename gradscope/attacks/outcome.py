@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradscope.attacks.threat import ThreatModel
+from gradscope.functional import NOT_FINITE, ZERO
 from gradscope.results.metrics import ATTACK_METRICS
 from gradscope.results.stats import Interval, wilson_interval
 
@@ -21,7 +22,8 @@ class AttackOutcome:
     ``attacked`` ``(M,)`` are their places among the N, ``fooled`` ``(M,)`` says whose label the model no longer gives,
     ``distance`` ``(M,)`` is the norm of the perturbation (NaN where it fooled nobody), ``adversarial``
     ``(M, C, H, W)`` the points reached, where they were kept. ``forward`` and ``backward`` count passes over all M
-    images together, an image of a batch as one; ``seconds`` are theirs.
+    images together, an image of a batch as one; ``seconds`` are theirs. ``blindness`` ``(M,)`` is the largest of each
+    image's gradients, see :func:`gradscope.functional.blindness`; None where it went along none, or none was seen.
     """
 
     attacked: Tensor
@@ -31,10 +33,23 @@ class AttackOutcome:
     backward: int
     seconds: float
     adversarial: Tensor | None = None
+    blindness: Tensor | None = None
 
     def per_image(self, passes: int) -> float:
         """``passes`` a pass for each image attacked; NaN where there are none."""
         return passes / len(self.attacked) if len(self.attacked) else float("nan")
+
+
+def blind_images(blindness: Tensor) -> dict[str, Tensor]:
+    """For which images ``(N,)`` each of :data:`~gradscope.results.metrics.GRADIENT_METRICS` holds."""
+    return {"zero-gradient": blindness == ZERO, "not-finite-gradient": blindness == NOT_FINITE}
+
+
+def count_blind(blindness: Tensor) -> dict[str, int]:
+    """How many images there are, and for how many each of the metrics holds, for the manifest."""
+    return {"images": len(blindness)} | {
+        name.replace("-", "_"): int(holds.sum()) for name, holds in blind_images(blindness).items()
+    }
 
 
 @dataclass(frozen=True)
@@ -115,9 +130,18 @@ class Outcome:
             if name not in self.cascade:
                 yield row | _share("accuracy", "all", self.standing(name))
             yield row | _share("robust-accuracy", "all", stands)
+            if attack.blindness is not None:
+                for metric, holds in blind_images(attack.blindness).items():
+                    yield row | _share(metric, "attacked", holds)
             for metric in ("forward", "backward"):
                 yield row | _cost(metric, attack.per_image(getattr(attack, metric)), len(attack.attacked))
             yield row | _cost("seconds", attack.seconds, len(attack.attacked))
+
+    @property
+    def blind(self) -> dict[str, dict[str, int]]:
+        """By attack :func:`count_blind` of the images that it had."""
+        known = {name: attack.blindness for name, attack in self.attacks.items()}
+        return {name: count_blind(found) for name, found in known.items() if found is not None}
 
     def sample_rows(self, identity: Row) -> Iterator[Row]:
         """Rows of ``samples.csv``: whether each image is right clean and under each attack, and the distance."""

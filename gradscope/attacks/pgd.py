@@ -12,7 +12,7 @@ from gradscope.attacks.compaction import replaced, who_stays
 from gradscope.attacks.registry import PAPER_BATCH
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import PGD, Budget, attack_settings
-from gradscope.functional import flatten, fooled, norm_and_unit
+from gradscope.functional import blindness, flatten, fooled, norm_and_unit
 from gradscope.losses import LOSSES, Loss
 from gradscope.models.inspection import copied, laid_out, measuring
 from gradscope.seeding import derive, sent
@@ -64,6 +64,28 @@ class Iterate:
 
 
 Observer = Callable[[Iterate], None]
+
+
+class Blindness:
+    """How blind an attack on ``count`` images was at its worst step.
+
+    ``worst`` ``(count,)`` holds the largest :func:`~gradscope.functional.blindness` of each image's gradients; it is
+    None where none was seen.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.worst: Tensor | None = None
+
+    def note(self, rows: Tensor, gradient: Tensor, counts: Tensor | bool = True) -> None:
+        """Take in the gradients ``(M, ...)`` of the images at ``rows`` ``(M,)``, of those that ``counts`` ``(M,)``."""
+        self.add(rows, blindness(gradient) * counts)
+
+    def add(self, rows: Tensor, found: Tensor) -> None:
+        """Take in what was ``found`` ``(M,)`` of the images at ``rows`` ``(M,)``."""
+        if self.worst is None:
+            self.worst = torch.zeros(self.count, dtype=torch.uint8, device=rows.device)
+        self.worst.scatter_reduce_(0, rows, found, "amax")
 
 
 @dataclass(frozen=True)
@@ -193,7 +215,10 @@ def _smoothed_gradient(
 
 
 def advance(iterate: Iterate, origin: Tensor, settings: PGD) -> Tensor:
-    """The next point: a steepest step from ``iterate``, projected into the ball around ``origin``."""
+    """The next point: a steepest step from ``iterate``, projected into the ball around ``origin``.
+
+    Where that step is not a number, the coordinate stays.
+    """
     threat = threat_model(settings)
     assert iterate.gradient is not None
     if settings.norm == "linf":
@@ -201,7 +226,7 @@ def advance(iterate: Iterate, origin: Tensor, settings: PGD) -> Tensor:
     else:
         norms, units = iterate.norm_and_unit
         step = threat.scaled_step(norms, units, settings.step_size, settings.norm_floor).reshape(origin.shape)
-    return threat.project(step.add_(iterate.images), origin)
+    return threat.project(step.nan_to_num_(0.0).add_(iterate.images), origin)
 
 
 @dataclass(frozen=True)
@@ -228,6 +253,7 @@ def pgd(
     streams: Streams | None = None,
     loss: Loss | None = None,
     observe: Observer | None = None,
+    seen: Blindness | None = None,
     final_gradient: bool = False,
     keep_first: bool = False,
     boxed: bool = False,
@@ -241,7 +267,8 @@ def pgd(
 
     ``start`` is where to begin; where it is None the start that ``settings`` names is drawn from ``streams``, and
     without those it is the images. ``observe`` is called with every iterate, x_0 .. x_T, in order; the last carries a
-    gradient only where ``final_gradient`` is set. It is looked at only where it is observed or may be kept. ``loss``
+    gradient only where ``final_gradient`` is set. It is looked at only where it is observed or may be kept. ``seen``
+    notes the gradients that were gone along; with ``keep_first`` those of images that stood alone. ``loss``
     takes the place of the one that ``settings`` names. ``model`` is one that :func:`prepared` yields.
     """
     if start is None:
@@ -268,8 +295,10 @@ def pgd(
             replaced(points, walkers.rows, stood, judged)
         if is_last:
             break
+        assert here.gradient is not None
+        if seen is not None:
+            seen.note(walkers.rows, here.gradient, stood & ~wrong if keep_first else True)
         if keep_first:
-            assert here.gradient is not None
             here = replace(here, gradient=here.gradient.nan_to_num(0.0))
             stay = who_stays(stood & ~wrong, step)
             if stay is not None and not len(stay):

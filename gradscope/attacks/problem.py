@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from gradscope.attacks.pgd import Reached, Streams, pgd, prepared, settings_inside
+from gradscope.attacks.pgd import Blindness, Reached, Streams, pgd, prepared, settings_inside
 from gradscope.attacks.threat import Start, ThreatModel
 from gradscope.config import PGD, Budget
 from gradscope.functional import fooled
@@ -54,7 +54,7 @@ class Problem:
 
     ``model`` is in evaluation mode with frozen parameters and returns ``classes`` logits. ``numbers`` ``(N,)``, on the
     CPU, name the images' random streams under ``seed``. ``examples`` are adversarial images ``(N, C, H, W)`` made on
-    other models, one tensor for each of them.
+    other models, one tensor for each of them. ``seen`` notes the gradients.
     """
 
     model: nn.Module
@@ -66,6 +66,7 @@ class Problem:
     budget: Budget
     examples: Sequence[Tensor] = ()
     seed: int = 0
+    seen: Blindness | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -113,8 +114,15 @@ class Problem:
         streams = replace(self.streams, restart=restart)
         given = (self.images, self.labels, settings)
         with prepared(self.model, settings) as model:
-            reached = pgd(model, *given, start=start, streams=streams, keep_first=True, boxed=self.threat.box)
+            reached = pgd(
+                model, *given, start=start, streams=streams, seen=self.seen, keep_first=True, boxed=self.threat.box
+            )
         return replace(reached, points=reached.points.to(self.images))
+
+    def note(self, gradient: Tensor, rows: Tensor, counts: Tensor | bool = True) -> None:
+        """Note the gradients ``(M, ...)`` of the images at ``rows`` ``(M,)``, of those that ``counts`` ``(M,)``."""
+        if self.seen is not None:
+            self.seen.note(rows, gradient, counts)
 
     def fooled_at(self, points: Tensor) -> Tensor:
         """Which images ``(N,)`` the model gets wrong at ``points``; costs a forward pass."""

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from gradscope.attacks.pgd import Streams, pgd, prepared
+from gradscope.attacks.pgd import Blindness, Streams, pgd, prepared
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import PGD
 from gradscope.data.image_set import ImageSet
@@ -58,12 +58,13 @@ def make_examples(
     *,
     numbers: Tensor | None = None,
     work: Work = PLAIN,
+    seen: Blindness | None = None,
 ) -> Tensor:
     """The last iterates of PGD on ``model``, ``(N, C, H, W)`` float32 on the CPU, for other models to be shown.
 
     Not the first that fools it, as an evaluation keeps: those lie just behind the boundary of ``model`` and fool few
     others. One start, that of restart 0; ``numbers`` name the images' streams, 0 .. N-1 where None. A batch is a unit
-    of work, named by its place.
+    of work, named by its place. ``seen`` notes the gradients.
     """
     named = torch.arange(len(image_set)) if numbers is None else numbers
     batches = torch.arange(len(image_set)).split(work.batch_size or 32)
@@ -74,13 +75,17 @@ def make_examples(
             images, labels = image_set.batch(indices, work.device)
             images = images.double() if settings.precision == "float64" else images
             part = named[indices]
+            here = Blindness(len(part))
             with seeded(work.seed, "examples", *part.tolist()):
-                reached = pgd(attacked, images, labels, settings, streams=Streams(work.seed, part))
-            return {"examples": reached.points.float()}
+                reached = pgd(attacked, images, labels, settings, streams=Streams(work.seed, part), seen=here)
+            assert here.worst is not None
+            return {"examples": reached.points.float(), "blindness": here.worst}
 
         units = [(f"examples-{int(indices[0]):06d}", partial(reach, indices)) for indices in batches]
         for indices, unit in zip(batches, work.each(units), strict=True):
             found.append(unit["examples"])
+            if seen is not None:
+                seen.add(indices, unit["blindness"])
             work.advance(len(indices), "")
     return torch.cat(found)
 

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gradscope.data.image_set import INTEGERS, ImageSet, numbered, require_unit_range
-from gradscope.errors import GradscopeError
+from gradscope.errors import GradscopeError, reason_of
 
 #: What images in memory are called that have no name.
 UNNAMED = "your-data"
@@ -37,14 +38,29 @@ def as_image_set(x: Any, y: Any = None, *, classes: Sequence[str] | None = None,
     if y is not None and isinstance(x, DataLoader | Dataset):
         kind = "a DataLoader, whose batches" if isinstance(x, DataLoader) else "a data set, whose items"
         raise GradscopeError(f"y must be left out where x is {kind} have labels")
-    if y is None:
-        x, y, named = _pair(x)
-        classes = named if classes is None else classes
-    images, labels = _images(x), _labels(y, len(x))
+    with _reading("x"):
+        if y is None:
+            x, y, named = _pair(x)
+            classes = named if classes is None else classes
+        images = _images(x)
+        if classes is not None:
+            classes = tuple(str(label) for label in classes)
+    with _reading("y"):
+        labels = _labels(y, len(images))
     if classes is not None:
-        classes = tuple(str(label) for label in classes)
         _require_below(labels, len(classes), "classes")
     return ImageSet.from_tensors(name, images, labels, classes)
+
+
+@contextmanager
+def _reading(argument: str) -> Iterator[None]:
+    """Tell in one line what goes wrong in code of the user's that holds ``argument``."""
+    try:
+        yield
+    except GradscopeError:
+        raise
+    except Exception as error:
+        raise GradscopeError(f"{argument} cannot be read: {type(error).__name__}: {reason_of(error)}") from error
 
 
 def with_classes(images: ImageSet, count: int) -> ImageSet:
@@ -147,6 +163,8 @@ def _tensor(values: Any) -> Tensor:
     """A tensor of what may be read-only, strided or in another byte order."""
     if isinstance(values, Tensor):
         return values.detach()
+    if np.ma.is_masked(values):
+        raise ValueError("masked values are no numbers")
     array = np.asarray(values)
     array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
     return torch.from_numpy(np.ascontiguousarray(array))

@@ -19,7 +19,7 @@ _CHUNK_BYTES = 32 * 2**20
 _ROUNDING = 0.05
 #: Types of labels; a fingerprint is taken of them as int64.
 INTEGERS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.int64)
-#: Characters that the name of a class may have.
+#: Characters that the name of a class, or of a set, may have.
 _LONGEST_NAME = 255
 #: Images whose statistics are taken at a time.
 _STATISTICS_BATCH = 1024
@@ -107,6 +107,8 @@ class ImageSet:
         self._check_images()
         self._check_labels()
         require_printable(self.classes, self.name)
+        if len(self.name) > _LONGEST_NAME or UNPRINTABLE.search(self.name):
+            raise GradscopeError(f"name must be one line of at most {_LONGEST_NAME} characters, got {self.name!r:.100}")
 
     @classmethod
     def from_tensors(cls, name: str, images: Tensor, labels: Tensor, classes: Sequence[str] | None = None) -> Self:

@@ -53,7 +53,8 @@ class TrajectoryMeasurement(Measurement[AnalyzeOptions]):
                     SAMPLES: partial(found.sample_rows, identity),
                     SUMMARY: partial(found.summary_rows, identity),
                 }
-                yield Part(position, rows, {"seconds": {name: time.perf_counter() - started}})
+                seconds = {name: time.perf_counter() - started}
+                yield Part(position, rows, {"seconds": seconds, "gradients": {name: found.blind}})
 
     def _measure(self, subject: LoadedModel, entry: Entry, attack: str, kept: PartialResults, piece: str) -> Trajectory:
         """The trajectory of an attack, from where ``piece`` says that it was interrupted, or from the beginning."""

@@ -68,7 +68,11 @@ class AttackMeasurement(Measurement[AttackOptions]):
                 ATTACKS: partial(_rows, Outcome.attack_rows, outcomes, identity),
                 ATTACK_SAMPLES: partial(_rows, Outcome.sample_rows, outcomes, identity),
             }
-            facts = {"seconds": time.perf_counter() - started, "skipped": dict(outcomes[0].skipped)}
+            facts = {
+                "seconds": time.perf_counter() - started,
+                "skipped": dict(outcomes[0].skipped),
+                "gradients": _gradients(outcomes),
+            }
             yield Part(position, rows, facts, files)
             if self.options.save_images and self.team.is_first:
                 rescored = rescore(self.out / IMAGES, entry, self.inputs, self.batch_size // 2 + 1)
@@ -106,6 +110,15 @@ def _rows(
 ) -> Iterator[Row]:
     for outcome in outcomes:
         yield from rows_of(outcome, identity)
+
+
+def _gradients(outcomes: Sequence[Outcome]) -> Row:
+    """What each attack saw of its gradients, at each radius where there are several."""
+    if len(outcomes) == 1:
+        return outcomes[0].blind
+    return {
+        f"{name} at {outcome.threat.epsilon:.4g}": seen for outcome in outcomes for name, seen in outcome.blind.items()
+    }
 
 
 def _bare(outcome: Outcome) -> Outcome:

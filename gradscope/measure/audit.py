@@ -71,7 +71,11 @@ class AuditMeasurement(Measurement[AuditOptions]):
                 AUDIT_JSON: partial(write_json, value={"schema": SCHEMA, "audits": documents}),
                 EXAMPLE_IMAGES: partial(_write_example_images, shown=shown),
             }
-            facts = {"seconds": time.perf_counter() - started, "skipped": dict(found.left_out)}
+            facts = {
+                "seconds": time.perf_counter() - started,
+                "skipped": dict(found.left_out),
+                "gradients": found.evidence.main.blind,
+            }
             yield Part(position, rows, facts, files)
 
     def _audit(self, subject: LoadedModel, entry: Entry, kept: PartialResults) -> tuple[Audit, list[ExampleImage]]:

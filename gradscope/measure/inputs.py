@@ -137,8 +137,9 @@ class Inputs:
         key = subject.label, id(subject.model)
         if self._models.get(key) is None:
             self._models[key] = subject.model
-            check = LogitsCheck(f"model: {subject.label}", len(images.classes))
-            self._checks.callback(subject.model.register_forward_hook(check).remove)
+            if not isinstance(subject.model, torch.jit.ScriptModule):  # which takes no hooks
+                check = LogitsCheck(f"model: {subject.label}", len(images.classes))
+                self._checks.callback(subject.model.register_forward_hook(check).remove)
         return subject
 
     def _label_of(self, value: object) -> str | None:

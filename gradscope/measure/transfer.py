@@ -1,11 +1,12 @@
 """Transfer: examples made on each model, judged on every other and on itself."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from torch import Tensor
 
-from gradscope.attacks.pgd import threat_model, usual_batch_size
+from gradscope.attacks.outcome import count_blind
+from gradscope.attacks.pgd import Blindness, threat_model, usual_batch_size
 from gradscope.attacks.transfer import Transfer, make_examples, transfer
 from gradscope.distributed.units import prefixed
 from gradscope.measure.inputs import Entry, largest_image
@@ -48,11 +49,19 @@ class TransferMeasurement(Measurement[TransferOptions]):
         images = self.entries[0].chosen.images
         wanted = 2 * len(self.subjects) * len(images)
         with progress_bar("transfer", wanted, visible=self.team.is_first) as advance:
-            found = self._judge(kept, advance)
+            seen = {subject.label: Blindness(len(images)) for subject in self.subjects}
+            found = self._judge(kept, advance, seen)
         yield Part(None, {TRANSFER: partial(self._rows, found), TRANSFER_SAMPLES: partial(self._sample_rows, found)})
 
-    def _judge(self, kept: PartialResults, advance: Advance) -> Transfer:
-        """The examples of each model, from their files or made, and what every model makes of them."""
+        for place, noted in enumerate(seen.values()):
+            assert noted.worst is not None
+            yield Part(place, facts={"gradients": {self.options.attack: count_blind(noted.worst)}})
+
+    def _judge(self, kept: PartialResults, advance: Advance, seen: Mapping[str, Blindness]) -> Transfer:
+        """The examples of each model, from their files or made, and what every model makes of them.
+
+        ``seen`` notes the gradients of each.
+        """
         chosen = self.entries[0].chosen
 
         def examples_of(place: int, subject: LoadedModel) -> Tensor:
@@ -61,6 +70,7 @@ class TransferMeasurement(Measurement[TransferOptions]):
                 chosen.images,
                 self.options.settings,
                 numbers=chosen.numbers,
+                seen=seen[subject.label],
                 work=self.work(
                     prefixed(kept.each, str(place)), lambda done, note: advance(done, f"attacking {subject.label}")
                 ),

@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 
 from gradscope.data.given import with_classes
 from gradscope.data.image_set import ImageSet
-from gradscope.errors import GradscopeError
+from gradscope.errors import GradscopeError, described
 from gradscope.models.architectures import check_normalisation, normalised
 from gradscope.models.inspection import device_of, into_evaluation, logits_for, returning_logits
 from gradscope.models.loading import LoadedModel
@@ -58,7 +58,8 @@ def _numbers(value: Numbers, argument: str) -> tuple[float, ...]:
     try:
         return tuple(np.asarray(value, dtype=float).reshape(-1).tolist())
     except (TypeError, ValueError):
-        raise GradscopeError(f"{argument} must be one number, or one for each channel, got {value!r}") from None
+        said = f"{argument} must be one number, or one for each channel, got {described(value)}"
+        raise GradscopeError(said) from None
 
 
 def no_module(model: object) -> GradscopeError:

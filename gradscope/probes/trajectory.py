@@ -13,18 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradscope.attacks.pgd import Streams, look, pgd, pgd_restarted, prepared, usual_batch_size
+from gradscope.attacks.outcome import blind_images
+from gradscope.attacks.pgd import Blindness, Streams, look, pgd, pgd_restarted, prepared, usual_batch_size
 from gradscope.config import PGD
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import PLAIN, Values, Work
 from gradscope.probes.recorder import BETWEEN_ITERATES, Recorder, values_at
 from gradscope.probes.streaming import Array, Directions, Moments
-from gradscope.results.metrics import METRICS
+from gradscope.results.metrics import GRADIENT_METRICS, METRICS
 from gradscope.results.stats import Interval, mean_interval, wilson_interval
 from gradscope.seeding import derive, seeded
 
 Row = dict[str, Any]
 
+_METRICS = METRICS | GRADIENT_METRICS
 #: Units of what an attack climbs.
 _LOSS_UNITS = {
     "cross-entropy": "nats",
@@ -47,6 +49,12 @@ class Trajectory:
         self.samples: dict[tuple[str, str], Array] = {}
         self.directions = Directions(settings.steps) if "dispersion" in metrics else None
         self.added = 0
+
+    @property
+    def blind(self) -> dict[str, int]:
+        """How many images there are, and for how many each of GRADIENT_METRICS holds, for the manifest."""
+        counted = {name.replace("-", "_"): int(np.nansum(self.samples[name, "path"])) for name in GRADIENT_METRICS}
+        return {"images": len(self.labels)} | counted
 
     @property
     def is_complete(self) -> bool:
@@ -92,7 +100,7 @@ class Trajectory:
     def unit(self, metric: str) -> str:
         """Unit of ``metric`` under this attack: gradients are those of the attack's own loss."""
         if metric != "norm":
-            return METRICS[metric].unit
+            return _METRICS[metric].unit
         of_loss = _LOSS_UNITS[self.settings.loss]
         return f"{of_loss} per unit pixel range"
 
@@ -149,9 +157,9 @@ class Trajectory:
 
 
 def _interval(metric: str, mean: float, std: float, n: int) -> Interval:
-    if metric == "accuracy" and n:
+    if metric in ("accuracy", *GRADIENT_METRICS) and n:
         return wilson_interval(round(mean * n), n)
-    return mean_interval(mean, std, n).within(METRICS[metric].low, METRICS[metric].high)
+    return mean_interval(mean, std, n).within(_METRICS[metric].low, _METRICS[metric].high)
 
 
 def _ends(interval: Interval) -> Row:
@@ -230,7 +238,8 @@ def _measure_batch(
     directions = Directions(settings.steps) if "dispersion" in metrics else None
     recorder = Recorder(metrics, settings.steps, labels, numbers, directions)
     streams = Streams(seed, numbers)
-    pgd(model, images, labels, settings, streams=streams, observe=recorder, final_gradient=with_norm)
+    seen = Blindness(len(images))
+    pgd(model, images, labels, settings, streams=streams, observe=recorder, seen=seen, final_gradient=with_norm)
     assert recorder.first is not None
     assert recorder.last is not None
     untouched = settings.start == "none"
@@ -240,7 +249,10 @@ def _measure_batch(
         found |= {f"samples/{metric}/{point}": value for metric, value in values_at(iterate, labels, metrics).items()}
         if with_norm:
             found[f"samples/norm/{point}"] = iterate.own_norm
-    found |= {f"samples/{metric}/path": value for metric, value in recorder.of_the_path().items()}
+    assert seen.worst is not None
+    blind = {metric: holds.double() for metric, holds in blind_images(seen.worst).items()}
+    of_the_path = recorder.of_the_path() | blind
+    found |= {f"samples/{metric}/path": value for metric, value in of_the_path.items()}
     right = recorder.always_right & (clean.logits.argmax(dim=1) == labels)
     others = range(1, settings.restarts)
     reached = pgd_restarted(model, images, labels, settings, streams, restarts=others, standing=right)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from gradscope.reading import read_json
 from gradscope.results.audits import NO_PROOF, NONE_FOUND, AuditOf, Audits
-from gradscope.results.cautions import cautions
+from gradscope.results.cautions import blind_attacks, cautions
 from gradscope.results.manifest import MANIFEST, read_manifest
 from gradscope.results.schemas import ATTACKS, AUDIT_JSON, CLAIMS, STEPS, SUMMARY, TRANSFER
 from gradscope.results.stats import wilson_interval
@@ -18,12 +18,13 @@ from gradscope.results.tables import read_table
 def finding_lines(results: Path) -> str:
     """What was found, in the words of the kind of measurement, and what to know of the models before reading it."""
     manifest, _ = read_manifest(results / MANIFEST)
-    return "\n".join([measured_lines(results), *(f"caution: {caution}" for caution in cautions(manifest))])
+    return "\n".join([_LINES[manifest.kind](results), *(f"caution: {caution}" for caution in cautions(manifest))])
 
 
 def measured_lines(results: Path) -> str:
-    """What was found alone: the command has said its cautions before it began."""
-    return _LINES[read_manifest(results / MANIFEST)[0].kind](results)
+    """What was found, and which attacks were blind: the command has said its other cautions before it began."""
+    manifest, _ = read_manifest(results / MANIFEST)
+    return "\n".join([_LINES[manifest.kind](results), *(f"caution: {blind}" for blind in blind_attacks(manifest))])
 
 
 def analysis_lines(results: Path) -> str:

@@ -30,6 +30,20 @@ def cautions(manifest: Manifest) -> Iterator[str]:
                 *(_of_outputs(look) if manifest.kind != "audit" else ()),
             ]
             yield from (f"{entry.label}: {sentence}" for sentence in found)
+    yield from blind_attacks(manifest)
+
+
+def blind_attacks(manifest: Manifest) -> Iterator[str]:
+    """Yield a sentence for each attack that had no gradient on several images: what a measurement itself finds."""
+    for entry in manifest.checkpoints:
+        for attack, seen in entry.gradients.items():
+            kinds = {"NaN or infinite": seen.not_finite_gradient, "exactly 0": seen.zero_gradient}
+            found = [f"{kind} on {count}" for kind, count in kinds.items() if count]
+            if seen.not_finite_gradient or seen.zero_gradient >= max(1, _DEAD_SHARE * seen.images):
+                yield (
+                    f"{entry.label}: at some step of {attack} the gradient was {' and '.join(found)} of {seen.images} "
+                    "images: the attack cannot be trusted there, and accuracy under it says nothing of them"
+                )
 
 
 def _of_labels(look: FirstLook) -> Iterator[str]:

@@ -61,6 +61,14 @@ class FirstLook(_Entry):
     not_finite_gradients: int | None = None  # None in older manifests, too
 
 
+class GradientsOf(_Entry):
+    """What an attack saw of its gradients at any step, over the ``images`` that it had."""
+
+    images: int = Field(ge=0)
+    zero_gradient: int = Field(ge=0)
+    not_finite_gradient: int = Field(ge=0)
+
+
 class EpochsOf(_Entry):
     """How far a checkpoint's training had come when it was examined."""
 
@@ -80,6 +88,7 @@ class Examined(_Entry):
     trained: Provenance | None = None
     data: ImagesOf | None = None
     first_look: FirstLook | None = None
+    gradients: dict[str, GradientsOf] = {}
     seconds: float | dict[str, float] | None = None
     skipped: dict[str, str] = {}
 

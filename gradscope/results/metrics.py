@@ -33,6 +33,12 @@ METRICS: dict[str, Metric] = {
     "displacement": Metric("-", "|x_T - x_0| / sum of the step lengths", 0, 1),
 }
 
+#: What `analyze` and `attack` say of the gradients that an attack went along.
+GRADIENT_METRICS: dict[str, Metric] = {
+    "zero-gradient": Metric("-", "share of images whose gradient was exactly 0 at some step, never NaN or inf", 0, 1),
+    "not-finite-gradient": Metric("-", "share of images whose gradient was NaN or infinite at some step", 0, 1),
+}
+
 #: What `landscape` reports beside the planes, for each image in input space and for the network in weight space.
 LANDSCAPE_METRICS: dict[str, Metric] = {
     "radius-adversarial": Metric(
@@ -57,6 +63,7 @@ ATTACK_METRICS: dict[str, Metric] = {
     "robust-accuracy": Metric("-", "share of all images right when clean, under this attack and all before it", 0, 1),
     "undefined": Metric("-", "share of all images whose clean logits are not finite; they count as wrong", 0, 1),
     "distance": Metric("pixel units", "norm of the perturbation that fooled the model; nan where none did", 0),
+    **GRADIENT_METRICS,
     "forward": Metric("passes per image", "forward passes of the model, the final judgement not counted", 0),
     "backward": Metric("passes per image", "backward passes of the model", 0),
     "seconds": Metric("s", "time the attack took, the final judgement not counted", 0),

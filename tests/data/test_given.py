@@ -152,6 +152,7 @@ NOT_A_NUMBER[4, 0, 2, 2] = torch.nan
         (X, Y > 3, "y must be integers, got bool; pass y.long()"),
         (X, torch.eye(10)[Y], "y must be labels (N,), got the shape (30, 10); pass y.argmax(1) if it is one-hot"),
         (X, Y[:, None], "y must be labels (N,), got the shape (30, 1); pass y[:, 0]"),
+        (np.ma.masked_less(X.numpy(), 0.5), Y, "x must be a tensor or an array of numbers, got MaskedArray"),
         (X, ["one"] * 30, "y must be integers (N,), got list"),
         (X, None, "y must be given where x is a tensor or an array, got None"),
         ("x.npy", None, "x must be a tensor, an array, a DataLoader, a data set or an ImageSet, got str"),
@@ -180,3 +181,35 @@ def test_a_mistake_gets_one_sentence(x: Any, y: Any, message: str) -> None:
 def test_labels_beyond_the_classes_are_refused() -> None:
     with pytest.raises(GradscopeError, match=r"y must be labels from 0 to 2 \(3 classes\), got 9"):
         as_image_set(X, Y, classes=["a", "b", "c"])
+
+
+class _Faulty(Dataset[Any]):
+    """A data set of three items, whose third is not there."""
+
+    classes = ("a", "b")
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> Any:
+        return [(X[0], 0), (X[1], 1)][index]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (_Faulty(), None, "x cannot be read: IndexError: list index out of range"),
+        (DataLoader(_Faulty(), batch_size=2), None, "x cannot be read: IndexError: "),
+        (DataLoader(TensorDataset(X, Y), batch_size=None), None, "x cannot be read: TypeError: len() of a 0-d tensor"),
+        (X.to("meta"), Y, "x cannot be read: RuntimeError: "),
+    ],
+)
+def test_what_goes_wrong_in_the_users_code_is_told(x: Any, y: Any, message: str) -> None:
+    with pytest.raises(GradscopeError) as raised:
+        as_image_set(x, y)
+    assert str(raised.value).startswith(message)
+
+
+def test_a_name_is_one_line() -> None:
+    with pytest.raises(GradscopeError, match="name must be one line of at most 255 characters"):
+        ImageSet.from_tensors("a\ud800", X, Y)

@@ -12,7 +12,7 @@ from gradscope.config import PGD, AttackLoss, attack_settings
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import Work
 from gradscope.probes.trajectory import Trajectory, measure_trajectory
-from gradscope.results.metrics import METRICS
+from gradscope.results.metrics import GRADIENT_METRICS, METRICS
 from gradscope.results.schemas import SAMPLES, STEPS, SUMMARY
 
 ALL = frozenset(METRICS)
@@ -244,7 +244,8 @@ def test_dispersion_has_an_interval_that_covers_the_truth():
 def test_a_metric_asked_for_alone_is_measured(convolutional, image_set, metric):
     result = measure_trajectory(convolutional, image_set, PGD(steps=3), frozenset({metric}))
     measured = {row["metric"] for row in (*result.step_rows(IDENTITY), *result.summary_rows(IDENTITY))}
-    assert measured == {metric, "accuracy"} | ({"zero"} if metric == "sign" else set())
+    always = {"accuracy", *GRADIENT_METRICS}
+    assert measured == {metric} | always | ({"zero"} if metric == "sign" else set())
 
 
 def test_the_gradient_of_every_loss_has_a_unit():

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from tests.soak import commands, files, kills, models
+from tests.soak import commands, files, kills, library, models
 from tests.soak.kills import Kills
 from tests.soak.trials import Input, Make, Outcome, attempt
 
@@ -54,7 +54,9 @@ class Soak:
         material.mkdir()
         files.prepare(material)
         models.prepare(material)
-        self.makes: Mapping[str, Make] = files.makes(material) | commands.makes(material) | models.MAKES
+        library.prepare(material)
+        self.makes: dict[str, Make] = files.makes(material) | commands.makes(material)
+        self.makes |= models.MAKES | library.MAKES
         self.kills = {f"{_KILLED}{name}": partial(Kills, name, root / "killed") for name in kills.COMMANDS}
         self.begun: dict[str, Kills] = {}
         names = [name for name in (*self.makes, *self.kills) if not only or name.startswith(tuple(only))]

@@ -272,7 +272,6 @@ MODULE: dict[str, Callable[["Network"], nn.Module]] = {
     },
     "eval returns nothing": lambda net: net.with_method("eval", lambda self: None),
     "train does nothing": lambda net: net.with_method("train", lambda self, mode=True: self),
-    "copies itself as another": lambda net: net.with_method("__deepcopy__", lambda self, memo: nn.Identity()),
 }
 
 #: How the pass is run.
