@@ -54,7 +54,7 @@ class Soak:
         material.mkdir()
         files.prepare(material)
         models.prepare(material)
-        library.prepare(material)
+        library.prepare(material / "library")
         self.makes: dict[str, Make] = files.makes(material) | commands.makes(material)
         self.makes |= models.MAKES | library.MAKES
         self.kills = {f"{_KILLED}{name}": partial(Kills, name, root / "killed") for name in kills.COMMANDS}

@@ -76,6 +76,16 @@ name = "audit"
 command = "audit"
 samples = 4
 """
+#: What lies over a mode's preset.
+CONFIG = """
+batch_size = 16
+architecture = "cnn2"
+
+[[phases]]
+epochs = 1
+objective = "cross-entropy"
+learning_rate = 0.001
+"""
 #: Runs that are killed before their last step, for `--resume`: folder and command.
 UNFINISHED = {
     "analysis": ("analyze", "a.pt", "b.pt", "--attack", "pgd,pgd-paper", *MEASURE),
@@ -113,7 +123,7 @@ def prepare(material: Path) -> None:
         quietly("figures", "drawn/attack")
         quietly("report", "drawn")
         shutil.rmtree("drawn")
-        Path("config.toml").write_text('mode = "rl"\nepochs = 1\nbatch_size = 16\nlearning_rate = 0.001\n')
+        Path("config.toml").write_text(CONFIG)
         _interrupted("half", (*TRAIN, "--out", "half/half.pt"), after="half.history.csv")
         for folder, command in UNFINISHED.items():
             _interrupted(folder, (*command, "--out", folder), after="manifest.json")
@@ -345,8 +355,8 @@ def _recipes(material: Path) -> Make:
     def make(random: Random, folder: Path) -> Input:
         if random.random() < 0.3:
             _copy(material, folder, "config.toml")
-            train = ("--dataset", "digits", "--train-samples", "40", "--set", "epochs=1", "--out", "out.pt")
-            return _input(folder / "config.toml", random, "train", "--config", "config.toml", *train)
+            train = ("--dataset", "digits", "--train-samples", "40", "--out", "out.pt")
+            return _input(folder / "config.toml", random, "train", "--mode", "rl", "--config", "config.toml", *train)
         _copy(material, folder, "study.toml", "a.pt", "b.pt")
         return _input(folder / "study.toml", random, "study", "study.toml", "--dry-run", "--out", "study")
 
