@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.soak.kills import COMMANDS, Kills
 
 #: How often each command but train is tried, with up to three kills each time.
-TRIALS = 2
+TRIALS = 1
 
 
 def kill_all(folder: Path) -> None:
