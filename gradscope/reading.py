@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import re
 import stat
 import tomllib
 from collections import Counter
@@ -14,6 +15,8 @@ from typing import Any, BinaryIO, cast
 from gradscope.errors import GradscopeError, reason_of
 from gradscope.limits import most, raising
 
+#: Half of a character, which JSON may spell and UTF-8 does not have.
+_HALF = re.compile("[\ud800-\udfff]")
 #: Objects, lists and tables that may lie within each other.
 _DEEPEST = 100
 
@@ -64,8 +67,9 @@ def read_json(path: Path, argument: str = "directory") -> Any:
 def parse_json(text: str | bytes) -> Any:
     """The value that ``text`` holds as JSON; ValueError where it is none, or no measurement writes it.
 
-    That are keys that come twice, numbers that are not finite, and objects in objects a hundred deep.
+    That are keys that come twice, numbers that are not finite, half characters, and what is nested too deep.
     """
+    text = text if isinstance(text, str) else text.decode()
     try:
         value = json.loads(
             text, object_pairs_hook=_object, parse_constant=_number, parse_float=_number, parse_int=_whole
@@ -73,6 +77,8 @@ def parse_json(text: str | bytes) -> Any:
         require_shallow(value)
     except RecursionError:
         raise _too_deep() from None
+    if "\\ud" in text.lower() and _HALF.search(json.dumps(value, ensure_ascii=False)):
+        raise ValueError("it holds half a character, which no file can")
     return value
 
 

@@ -77,6 +77,8 @@ def test_the_limit_of_a_text_is_raised(tmp_path, monkeypatch):
         ("[" * 500 + "]" * 500, "nested more than 100 deep"),
         ('{"a":' * 101 + "1" + "}" * 101, "nested more than 100 deep"),
         ('{"a": 1, "b": {"c": 1, "c": 2}}', "it has the key 'c' twice"),
+        ('{"a": "\\ud800"}', "it holds half a character"),
+        ('["\\uDFFF"]', "it holds half a character"),
         ("[NaN]", "it holds NaN, which is no finite number"),
         ("[-Infinity]", "it holds -Infinity, which"),
         ("[1e999]", "it holds 1e999, which"),
@@ -91,8 +93,8 @@ def test_json_that_no_measurement_writes_is_one_line(tmp_path, text, why):
 
 
 def test_json_that_measurements_write_is_read():
-    assert parse_json('{"a": [1, -2.5e-3, null, true, "NaN"], "b": {"a": {}}}') == {
-        "a": [1, -0.0025, None, True, "NaN"],
+    assert parse_json('{"a": [1, -2.5e-3, null, true, "NaN", "\\ud83d\\ude00"], "b": {"a": {}}}') == {
+        "a": [1, -0.0025, None, True, "NaN", "\U0001f600"],
         "b": {"a": {}},
     }
     assert parse_json("[" * 99 + "]" * 99)
