@@ -180,8 +180,26 @@ def _flags(model: object) -> tuple[object, ...]:
     )
 
 
+def _in_training(random: Random, folder: Path) -> Input:
+    oddities, mode = _oddities(random), random.choice(("sl", "rl", "sl-adv"))
+
+    def run() -> None:
+        tempfile.tempdir = str(folder)
+        gs.train(
+            mode,
+            architecture=f"tests.soak.networks:make({', '.join(map(repr, oddities))})",
+            trust_code=True,
+            epochs=1,
+            train_samples=200,
+            progress=False,
+        )
+
+    return Input(f"train {mode} {oddities}", run)
+
+
 def _make(random: Random, folder: Path) -> Input:
-    return random.choice((_on_the_command_line, _in_the_library))(random, folder)
+    doors = (_on_the_command_line, _in_the_library, _in_training)
+    return random.choices(doors, (4, 4, 1))[0](random, folder)
 
 
 MAKES: dict[str, Make] = {"models": _make}
