@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from gradscope.api.keywords import of_kind, require_left_out
@@ -43,12 +44,15 @@ def measure(kind: type[Options], model: Models, x: Any, y: Any, given: Mapping[s
     if x is not None:
         require_left_out(DataOptions, values, "x is given")
     named = models | _others(kind, values, models) if x is not None or _in_memory(models) else models
+    device = values.get("device", "auto")
     request = Request(
         options=kind.parse(of_kind(kind, values)),
         models=tuple(models),
         data=DataOptions.parse(of_kind(DataOptions, values)),
         foreign=ForeignOptions.parse(of_kind(ForeignOptions, values)),
-        where=Circumstances.parse({"device": str(values.get("device", "auto")), "no_figures": True}),
+        where=Circumstances.parse(
+            {"device": str(device) if isinstance(device, torch.device) else device, "no_figures": True}
+        ),
     )
     modules = _in_memory(named)
     if modules and "device" in values:
