@@ -21,7 +21,7 @@ from gradscope.data import sources
 from gradscope.measure import analyze
 from gradscope.models import checkpoint as checkpoints
 from gradscope.probes import trajectory
-from gradscope.results.metrics import METRICS
+from gradscope.results.metrics import GRADIENT_METRICS, METRICS
 from gradscope.results.schemas import SAMPLES, STEPS, SUMMARY
 from gradscope.results.tables import read_table
 from gradscope.vision import torchvision
@@ -90,7 +90,7 @@ def test_every_checkpoint_attack_metric_and_step_has_its_rows(analysis: Path) ->
         found = steps[(steps["metric"] == metric) & (steps["checkpoint"] == "sl") & (steps["attack"] == "pgd")]
         assert found["step"].tolist() == (list(range(first, last + 1)) if metric not in OF_THE_PATH else [])
         assert (found["n"] + found["undefined"] == 20).all()
-    assert set(rows(analysis)["metric"]) == set(METRICS)
+    assert set(rows(analysis)["metric"]) == {*METRICS, *GRADIENT_METRICS}
 
 
 def test_the_files_agree_with_each_other(analysis: Path) -> None:
@@ -173,7 +173,8 @@ def test_figures_are_redrawn_from_the_csv_files_alone(
 def test_only_what_was_asked_for_is_measured(world: Path, tmp_path: Path, done: Done) -> None:
     done("analyze", world / "sl.pt", "--metrics", "norm, entropy", "--steps", 2, "--samples", 5, "--out", tmp_path)
     for table in TABLES:
-        assert set(rows(tmp_path, table)["metric"]) == {"norm", "entropy", "accuracy"}
+        always = set() if table is STEPS else set(GRADIENT_METRICS)
+        assert set(rows(tmp_path, table)["metric"]) == {"norm", "entropy", "accuracy"} | always
     names = {path.stem for path in (tmp_path / "figures").glob("*.pdf")}
     assert names == {"steps-norm", "steps-entropy", "steps-accuracy", "distribution-norm", "distribution-entropy"}
     assert set(rows(tmp_path)["n"]) <= set(range(6))
