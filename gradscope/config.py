@@ -35,8 +35,8 @@ Precision = Annotated[
     Literal["auto", "32", "bf16"], BeforeValidator(lambda value: str(value) if value == 32 else value)
 ]
 Seed = Annotated[int, Field(ge=0)]
-Epochs = Annotated[int, Field(ge=1)]
-BatchSize = Annotated[int, Field(ge=2)]
+Epochs = Annotated[int, Field(ge=1, le=1_000_000)]
+BatchSize = Annotated[int, Field(ge=2, le=1_000_000)]
 TrainSamples = Annotated[int, Field(ge=2)]
 
 

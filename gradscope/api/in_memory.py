@@ -45,14 +45,13 @@ def measure(kind: type[Options], model: Models, x: Any, y: Any, given: Mapping[s
         require_left_out(DataOptions, values, "x is given")
     named = models | _others(kind, values, models) if x is not None or _in_memory(models) else models
     device = values.get("device", "auto")
+    device = str(device) if isinstance(device, torch.device) else device
     request = Request(
         options=kind.parse(of_kind(kind, values)),
         models=tuple(models),
         data=DataOptions.parse(of_kind(DataOptions, values)),
         foreign=ForeignOptions.parse(of_kind(ForeignOptions, values)),
-        where=Circumstances.parse(
-            {"device": str(device) if isinstance(device, torch.device) else device, "no_figures": True}
-        ),
+        where=Circumstances.parse({"device": device, "no_figures": True}),
     )
     modules = _in_memory(named)
     if modules and "device" in values:
@@ -122,7 +121,11 @@ def _others(kind: type[Options], values: dict[str, Any], models: Mapping[str, Mo
         elif not isinstance(value, str | Path | Mapping | Sequence):
             raise GradscopeError(f"{role} must be a model, a path, or several by name, got {type(value).__name__}")
         elif not isinstance(value, Mapping):
-            value = {str(text): text for text in ([value] if isinstance(value, str | Path) else value)}
+            texts = [value] if isinstance(value, str | Path) else value
+            wrong = next((text for text in texts if not isinstance(text, str | Path)), None)
+            if wrong is not None:
+                raise GradscopeError(f"{role} must be paths where it is a list, got {type(wrong).__name__} in it")
+            value = {str(text): text for text in texts}
         found |= {str(name): one for name, one in value.items() if name not in models}
         values[role] = tuple(map(str, value))
     return found

@@ -140,6 +140,7 @@ class Sampled(Options):
         RUNNING,
         usual="32 on a CPU, 512 on a GPU; 128 where the attack takes the mean loss of the batch",
         ge=1,
+        le=1_000_000,
     )
 
 

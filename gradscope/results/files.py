@@ -105,4 +105,4 @@ def ensure_writable(directory: Path, argument: str = "out") -> None:
 def write_json(path: Path, value: Mapping[str, Any], *, indented: bool = True) -> None:
     """Write ``value`` as JSON; where it is not ``indented``, ten times as fast."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2 if indented else None, default=str) + "\n")
+        temporary.write_text(json.dumps(value, indent=2 if indented else None, default=str, allow_nan=False) + "\n")
