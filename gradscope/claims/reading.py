@@ -17,7 +17,7 @@ from gradscope.reading import read_json
 from gradscope.results.audits import Audits
 from gradscope.results.manifest import first_mistake
 from gradscope.results.schemas import ATTACK_SAMPLES, AUDIT_JSON, HISTORY, SAMPLES, TRANSFER_SAMPLES, Table
-from gradscope.results.tables import find_table, find_tables, read_table
+from gradscope.results.tables import find_table, find_tables, read_table, tell_changes
 
 #: Kind of results in a manifest to what claims take from it: the name of the kind here, and its table.
 TABLES = {
@@ -147,11 +147,13 @@ class _Reader:
         self.study, self.directory, self.histories = study, directory, histories
         path = directory / "manifest.json"
         try:
-            self.manifest = _Manifest.model_validate(read_json(path))
+            content = read_json(path)
+            self.manifest = _Manifest.model_validate(content)
         except ValidationError as error:
             raise GradscopeError(
                 f"directory: {path} is damaged or of another version of gradscope: {first_mistake(error)}"
             ) from None
+        tell_changes(directory, content)
         self.entries = {entry.label: entry for entry in self.manifest.checkpoints}
         self.models: dict[str, MeasuredModel] = {}
 

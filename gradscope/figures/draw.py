@@ -35,7 +35,7 @@ from gradscope.results.schemas import (
     STEPS,
     TRANSFER,
 )
-from gradscope.results.tables import find_table, read_table
+from gradscope.results.tables import find_table, read_table, tell_changes
 
 _BOXES = {True: "inside [0, 1]", False: "no box"}
 _REDUCTIONS = {"sum": "summed loss", "mean": "batch-mean loss"}
@@ -162,8 +162,10 @@ def read_sources(directory: Path) -> Sources:
         tables[AUDIT.file] = read_table(directory / AUDIT.file, AUDIT)
         audit = read_json(directory / AUDIT_JSON)
         examples = read_example_images(directory / EXAMPLE_IMAGES) if (directory / EXAMPLE_IMAGES).exists() else None
-    manifest = directory / MANIFEST
-    return Sources(tables, read_object(manifest) if manifest.exists() else {}, audit, examples)
+    path = directory / MANIFEST
+    manifest = read_object(path) if path.exists() else {}
+    tell_changes(directory, manifest)
+    return Sources(tables, manifest, audit, examples)
 
 
 def drawings(sources: Sources) -> Iterator[Drawing]:

@@ -38,7 +38,7 @@ from gradscope.results.schemas import (
     Table,
 )
 from gradscope.results.stats import Interval
-from gradscope.results.tables import file_content, find_table, parse_table
+from gradscope.results.tables import file_content, find_table, parse_table, tell_changes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,15 +122,8 @@ class Result:
 
         wanted = [name for name in self.tables if name not in ("summary", "bands")]
         tables = {TABLES[name].file: self.frame(name) for name in wanted}
-        audit = self._document() if AUDIT_JSON in self.files else None
+        audit = parse_json(self.files[AUDIT_JSON]) if AUDIT_JSON in self.files else None
         return Sources(tables, self.manifest, audit, self._arrays(EXAMPLE_IMAGES))
-
-    def _document(self) -> Any:
-        """What ``audit.json`` holds."""
-        try:
-            return parse_json(self.files[AUDIT_JSON])
-        except ValueError as error:
-            raise GradscopeError(f"directory: {AUDIT_JSON} is damaged: {reason_of(error)}") from None
 
     def _arrays(self, name: str) -> dict[str, Any] | None:
         if name not in self.files:
@@ -347,7 +340,7 @@ class AuditReport(Result):
         """The audit of each model."""
         if AUDIT_JSON not in self.files:
             raise GradscopeError(f"directory must hold {AUDIT_JSON}, got none")
-        return Audits.parse(self._document()).audits
+        return Audits.parse(parse_json(self.files[AUDIT_JSON])).audits
 
     def _audit(self, name: str) -> AuditOf:
         self._require_one(name, ".audits")
@@ -429,7 +422,7 @@ def read(directory: str | Path) -> Result:
         below = first_of(_below(folder))
         hint = f"; the results of a study are in {below}" if below else ""
         raise GradscopeError(f"directory must hold one measurement, got a {kind!s:.50}{hint}", "directory")
-    read_manifest(folder / MANIFEST)
+    tell_changes(folder, read_manifest(folder / MANIFEST)[1])
     files = {MANIFEST: content}
     for name in FILES:
         path = folder / name

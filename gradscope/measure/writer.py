@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradscope.measure.directory import clear
+from gradscope.measure.directory import FILES, clear
 from gradscope.results.files import write_json
 from gradscope.results.manifest import MANIFEST
 from gradscope.results.schemas import Table
-from gradscope.results.tables import append_rows
+from gradscope.results.tables import append_rows, file_digest
 
 Row = dict[str, Any]
 #: Rows of each table, made when they are written: as rows they would not fit in memory.
@@ -52,7 +52,12 @@ class Writer:
         write_json(self.out / MANIFEST, self.manifest, indented=False)
 
     def complete(self) -> None:
-        """Say that everything asked for has been measured. The partial results stay until the figures are drawn."""
+        """Say that everything asked for has been measured, and what the files hold.
+
+        The partial results stay until the figures are drawn.
+        """
+        written = [name for name in FILES if name != MANIFEST and (self.out / name).exists()]
+        self.manifest["sha256"] = {name: file_digest(self.out / name) for name in written}
         self.manifest["complete"] = True
         write_json(self.out / MANIFEST, self.manifest)
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -191,16 +191,24 @@ def check_fits(model: nn.Module, images: ImageSet, *, name: str, device: torch.d
 
 @dataclass(frozen=True)
 class LogitsCheck:
-    """A forward hook: refuse whatever the model called ``name`` returns but logits ``(N, classes)``."""
+    """A forward hook: refuse whatever the model called ``name`` returns but logits ``(N, classes)`` of one type.
+
+    ``types``: of the logits, for each type of images with and without autocast.
+    """
 
     name: str
     classes: int
+    types: dict[tuple[torch.dtype, bool], torch.dtype] = field(default_factory=dict, repr=False)
 
     def __call__(self, model: nn.Module, given: tuple[Tensor], output: object) -> None:
         """Raise :class:`GradscopeError` for anything else."""
         logits = _require_logits(output, given[0], self.name)
         if logits.shape[1] != self.classes:
             raise GradscopeError(f"{self.name} must return logits of {self.classes} classes, got {logits.shape[1]}")
+        of_images = given[0].dtype, torch.is_autocast_enabled(given[0].device.type)
+        usual = self.types.setdefault(of_images, logits.dtype)
+        if logits.dtype is not usual:
+            raise GradscopeError(f"{self.name} must return logits of one type, got {logits.dtype} after {usual}")
 
 
 def logits_for(model: nn.Module, batch: Tensor, name: str) -> Tensor:

@@ -103,6 +103,15 @@ def ensure_writable(directory: Path, argument: str = "out") -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any], *, indented: bool = True) -> None:
-    """Write ``value`` as JSON; where it is not ``indented``, ten times as fast."""
+    """Write ``value`` as JSON; where it is not ``indented``, ten times as fast.
+
+    A number that is not finite, which JSON does not have, is null.
+    """
+    indent = 2 if indented else None
+    try:
+        text = json.dumps(value, indent=indent, default=str, allow_nan=False)
+    except ValueError:
+        finite = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+        text = json.dumps(finite, indent=indent)
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2 if indented else None, default=str, allow_nan=False) + "\n")
+        temporary.write_text(text + "\n")

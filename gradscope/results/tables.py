@@ -3,6 +3,7 @@
 import csv
 import errno
 import gzip
+import hashlib
 import io
 import math
 import os
@@ -15,7 +16,7 @@ from typing import IO, Any, cast
 
 import pandas as pd
 
-from gradscope.errors import GradscopeError, reason_of
+from gradscope.errors import GradscopeError, caution, reason_of
 from gradscope.limits import most, raising
 from gradscope.reading import open_file
 from gradscope.results.files import atomic, ensure_writable
@@ -86,6 +87,23 @@ def file_content(path: Path) -> bytes:
     """Read the bytes of a file, of a compressed one what it holds; :class:`GradscopeError` where it is damaged."""
     with _table_errors(path), _opened(path) as file:
         return file.read()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, of a compressed one what it holds."""
+    with _table_errors(path), open_file(path) as file:
+        content = gzip.GzipFile(fileobj=file) if path.suffix == _COMPRESSED else file
+        return hashlib.file_digest(content, "sha256").hexdigest()  # type: ignore[arg-type]  # it reads bytes
+
+
+def tell_changes(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Warn of the files of results in ``directory`` that do not hold what the ``manifest`` says was written."""
+    digests = manifest.get("sha256")
+    written = digests if isinstance(digests, dict) else {}
+    for path in sorted(directory.iterdir()) if written else ():
+        digest = written.get(path.name.removesuffix(_COMPRESSED))
+        if digest is not None and file_digest(path) != digest:
+            caution(f"{path} has changed since it was written: its SHA-256 is not that in its manifest")
 
 
 @contextmanager

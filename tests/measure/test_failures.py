@@ -52,6 +52,17 @@ class Late(Failing):
         return self.later(logits) if len(images) > 2 else logits
 
 
+class Changing:
+    """Gives logits in float32 once, then in float64."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        self.calls += 1
+        return logits if self.calls == 1 else logits.double()
+
+
 class _Severed(torch.autograd.Function):
     @staticmethod
     def forward(_: object, logits: Tensor) -> Tensor:
@@ -101,11 +112,12 @@ def test_the_model_the_pass_and_the_cause_are_told(model: nn.Module, told: str, 
         (lambda logits: (logits, logits), "must return logits (N, classes), got a tuple for 7 images; wrap it"),
         (lambda logits: logits[:3], "must return logits (N, classes), got a tensor (3, 10) for 7 images"),
         (lambda logits: logits[:, :3], "must return logits of 10 classes, got 3"),
+        (Changing(), "must return logits of one type, got torch.float64 after torch.float32"),
         (lambda logits: logits.int(), "must return floating-point logits, got torch.int32"),
         (lambda logits: logits.to("meta"), "must return logits on cpu, where its images are, got meta"),
         (lambda logits: logits.to_sparse(), "must return logits (N, classes), got a sparse or nested tensor for 7"),
     ],
-    ids=["tuple", "images", "classes", "type", "device", "layout"],
+    ids=["tuple", "images", "classes", "type later", "type", "device", "layout"],
 )
 def test_what_is_no_logits_any_more_is_told(
     later: Callable[[Tensor], object], told: str, digits: Splits, tmp_path: Path

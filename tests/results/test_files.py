@@ -1,6 +1,8 @@
 """One process writes at a time, wherever its temporary files lie; what a kill leaves is swept."""
 
 import errno
+import json
+import math
 import os
 import signal
 import subprocess
@@ -14,7 +16,7 @@ import pytest
 from gradscope.errors import GradscopeError
 from gradscope.measure.directory import PARTIAL, results_directory
 from gradscope.results import files
-from gradscope.results.files import atomic, exclusive, require_idle, sweep
+from gradscope.results.files import atomic, exclusive, require_idle, sweep, write_json
 from gradscope.results.tables import find_tables
 
 _HOLD = """
@@ -159,3 +161,11 @@ def test_a_second_run_is_told_of_the_first_and_not_to_overwrite(tmp_path: Path, 
         )
     assert ran.returncode == 2
     assert ran.stderr == f"gradscope: --out: another gradscope is writing to {out}; wait for it or name another\n"
+
+
+def test_numbers_that_json_lacks_are_null(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": [math.nan, 1.5, Path("b")], "c": {"d": -math.inf}})
+    assert json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail) == {
+        "a": [None, 1.5, "b"],
+        "c": {"d": None},
+    }
