@@ -7,11 +7,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
+from gradscope.errors import GradscopeError
 from gradscope.figures import style
 from gradscope.figures.style import Drawing
 from gradscope.figures.text_layout import height_of, sheet, write
 from gradscope.results.audits import AuditOf, balls, images, warnings
-from gradscope.results.schemas import FIRES_BELOW
+from gradscope.results.schemas import AUDIT, FIRES_BELOW
 
 
 class Face(NamedTuple):
@@ -56,7 +57,10 @@ _TEXT, _SMALL = 7.0, 5.5
 
 def state_of(row: Mapping[Any, Any]) -> str:
     """What the cell of a row of AUDIT shows."""
-    return "accuses" if row["state"] == "fired" and row["accuses"] else str(row["state"])
+    state = "accuses" if row["state"] == "fired" and row["accuses"] else str(row["state"])
+    if state not in STATES:
+        raise GradscopeError(f"directory: {AUDIT.file} has an unknown state {state!r}; known: {', '.join(STATES)}")
+    return state
 
 
 def draw_checks(audit: pd.DataFrame, audits: Sequence[AuditOf]) -> Drawing:

@@ -16,7 +16,7 @@ from numpy.testing import assert_allclose
 from gradscope.errors import GradscopeError
 from gradscope.figures import style
 from gradscope.figures.audit import ALONE, BOUND, CLEAN, DOTS, draw_audit
-from gradscope.figures.checks import STATES, VERDICTS
+from gradscope.figures.checks import STATES, VERDICTS, state_of
 from gradscope.figures.draw import draw
 from gradscope.figures.example_images import MOST, file_names
 from gradscope.reporting.console import audit_lines
@@ -173,6 +173,11 @@ def test_the_four_states_are_apart_in_colour_in_grey_and_by_symbol():
             assert abs(grey(look.fill) - grey(other.fill)) > 0.1 or bool(look.hatch) != bool(other.hatch)
     assert STATES.keys() == {"accuses", "fired", "passed", "abstained"}
     assert len(set(VERDICTS.values())) == 4
+
+
+def test_a_state_that_no_audit_gives_is_refused():
+    with pytest.raises(GradscopeError, match=r"^directory: audit.csv has an unknown state '2'; known: accuses, fired"):
+        state_of({"state": "2", "accuses": 0})
 
 
 def test_a_cell_shows_state_value_and_threshold():
