@@ -12,7 +12,7 @@ from gradscope.attacks.pgd import Streams, pgd, prepared
 from gradscope.config import PGD
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import halving
-from gradscope.errors import GradscopeError
+from gradscope.errors import GradscopeError, first_of
 from gradscope.losses import cross_entropy
 from gradscope.models.inspection import copied, laid_out, measuring, one_line
 from gradscope.seeding import generator, seeded
@@ -156,14 +156,14 @@ def evaluate_plane(
     with gradients off.
     """
     moving = copied(model)
-    origin = {key: parameter.detach() for key, parameter in model.named_parameters()}
+    origin = {key: parameter.detach() for key, parameter in _parameters(model, first).items()}
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
     values: dict[str, NDArray[np.float64]] = {}
     with measuring(moving), torch.no_grad():
         for row, a in enumerate(axes[0].tolist()):
             start = {key: torch.add(weight, first[key], alpha=a) for key, weight in origin.items()}
             for column, b in enumerate(axes[1].tolist()):
-                for key, parameter in moving.named_parameters():
+                for key, parameter in _parameters(moving, first).items():
                     if second is None:
                         parameter.copy_(start[key])
                     else:
@@ -176,6 +176,14 @@ def evaluate_plane(
                     values.setdefault(name, np.full(shape, np.nan))[row, column] = found
                 advanced(1, "")
     return values
+
+
+def _parameters(model: nn.Module, known: Direction) -> dict[str, nn.Parameter]:
+    """The parameters of ``model`` by name, which must be those of a direction that was drawn for it."""
+    found = dict(model.named_parameters())
+    if changed := sorted(found.keys() ^ known.keys()):
+        raise GradscopeError(f"model must keep its parameters, but has gained or lost {first_of(changed)}")
+    return found
 
 
 def sharpness(values: Tensor, centre: Tensor, axes: tuple[Tensor, Tensor]) -> Tensor:

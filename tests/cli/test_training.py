@@ -66,7 +66,7 @@ def test_the_command_line_beats_set_beats_the_file_beats_the_preset(tmp_path: Pa
     assert (config["mode"], trained.mode) == ("sl", "sl"), "a label that is not what was trained"
 
 
-@pytest.mark.parametrize("mode", ["../../x", "..", "a\\b", "a\nb", "", "m" * 101])
+@pytest.mark.parametrize("mode", ["../../x", "..", "a\\b", "m" * 101])
 def test_a_mode_is_no_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, run: Run, content: Content
 ) -> None:

@@ -261,3 +261,17 @@ def test_sharpness_is_the_rise_within_distance_1():
     torch.testing.assert_close(sharpness(bowl + 4, torch.tensor(4.0), (axis, axis)), torch.tensor(1.0))
     assert sharpness(4 - bowl, torch.tensor(4.0), (axis, axis)) == 0
     assert sharpness(bowl, torch.tensor(0.0), (2 * axis, 2 * axis)).isnan(), "no point is near enough"
+
+
+def test_a_model_that_gains_a_parameter_meanwhile_is_refused():
+    class Growing(nn.Linear):
+        def forward(self, images):
+            self.late = nn.Parameter(torch.ones(1))
+            return super().forward(images)
+
+    model = Growing(4, 5)
+    first = {key: torch.ones_like(parameter) for key, parameter in model.named_parameters()}
+    with pytest.raises(GradscopeError, match="^model must keep its parameters, but has gained or lost late$"):
+        evaluate_plane(
+            model, first, None, (AXIS, torch.zeros(1)), lambda moving: {"sum": moving(torch.ones(1, 4)).sum()}
+        )
