@@ -271,7 +271,7 @@ def test_a_model_that_gains_a_parameter_meanwhile_is_refused():
 
     model = Growing(4, 5)
     first = {key: torch.ones_like(parameter) for key, parameter in model.named_parameters()}
-    with pytest.raises(GradscopeError, match="^model must keep its parameters, but has gained or lost late$"):
+    with pytest.raises(GradscopeError, match=r"^model must keep its parameters, but has gained or lost late$"):
         evaluate_plane(
             model, first, None, (AXIS, torch.zeros(1)), lambda moving: {"sum": moving(torch.ones(1, 4)).sum()}
         )
