@@ -69,7 +69,8 @@ def _is_path(text: str) -> bool:
 def check_data(data: Data, *, download: bool = True) -> None:
     """Raise :class:`GradscopeError` for an unknown name, and for files that are not there and not to be downloaded."""
     if data.dataset not in DATASETS and _is_path(data.dataset):
-        kind, place = ("folder", "folder") if Path(data.dataset).is_dir() else ("npz", "file")
+        is_folder = os.path.isdir(data.dataset)  # noqa: PTH112 (Path raises an error for what is too long)
+        kind, place = ("folder", "folder") if is_folder else ("npz", "file")
         raise GradscopeError(
             f"dataset must be a name of `gradscope list datasets`, got {data.dataset!r}; "
             f"a {place} is given as dataset {kind!r} with `data_root` {data.dataset}"

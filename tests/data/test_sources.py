@@ -389,3 +389,8 @@ def test_a_root_that_is_no_path_is_refused_in_one_line(root: str, tmp_path: Path
     with pytest.raises(GradscopeError, match=r"^data_root: .*(is no path|is none)") as refused:
         check_data(Data(dataset="npz", data_root=Path(root)))
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_path_that_is_too_long_is_no_data_set() -> None:
+    with pytest.raises(GradscopeError, match="^dataset must be a name of"):
+        sources.load(Data(dataset=f"{'x' * 300}/y"))
