@@ -392,5 +392,5 @@ def test_a_root_that_is_no_path_is_refused_in_one_line(root: str, tmp_path: Path
 
 
 def test_a_path_that_is_too_long_is_no_data_set() -> None:
-    with pytest.raises(GradscopeError, match="^dataset must be a name of"):
-        sources.load(Data(dataset=f"{'x' * 300}/y"))
+    with pytest.raises(GradscopeError, match=r"^dataset must be a name of"):
+        load(Data(dataset=f"{'x' * 300}/y"))
