@@ -65,12 +65,17 @@ class Soak:
     def run(self, seconds: float) -> None:
         end, order = time.monotonic() + seconds, list(self.tallies)
         Random(self.seed).shuffle(order)
+        inputs, killed = ([name for name in order if (name in self.kills) is kills] for kills in (False, True))
         while time.monotonic() < end:
-            # The category that has had least time: costly inputs keep cheap ones from nothing.
-            name = min(order, key=lambda name: self.tallies[name].seconds)
+            # The category that has had least time, so that costly ones do not crowd out cheap ones; a third is kills.
+            least = killed if not inputs or 2 * self._seconds(killed) < self._seconds(inputs) else inputs
+            name = min(least or inputs, key=lambda name: self.tallies[name].seconds)
             begun = time.monotonic()
             self.try_once(name)
             self.tallies[name].seconds += time.monotonic() - begun
+
+    def _seconds(self, names: list[str]) -> float:
+        return sum(self.tallies[name].seconds for name in names)
 
     def try_once(self, name: str) -> None:
         """The next trial of a category: which it is depends on the seed alone."""
