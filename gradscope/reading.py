@@ -23,7 +23,10 @@ _DEEPEST = 100
 
 def open_file(path: Path) -> BinaryIO:
     """Open a regular file to read its bytes; anything else raises OSError. Opening a pipe would wait for a writer."""
-    file = open(path, "rb", opener=_open)  # noqa: SIM115 (a path's own takes no opener; the caller closes)
+    try:
+        file = open(path, "rb", opener=_open)  # noqa: SIM115 (a path's own takes no opener; the caller closes)
+    except ValueError:  # a NUL in it, or half a character
+        raise OSError(errno.EINVAL, "it is no path", str(path)) from None
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
@@ -51,7 +54,7 @@ def read_text(path: Path, argument: str) -> str:
         return read_bytes(path).decode("utf-8-sig")
     except OSError as error:
         raise GradscopeError(f"{argument}: {path} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:  # bytes that are no text; a path that holds a NUL
+    except ValueError as error:
         raise GradscopeError(f"{argument}: {path} is no text in UTF-8: {reason_of(error)}") from None
 
 

@@ -4,12 +4,13 @@ import gzip
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from gradscope.config import read_toml
 from gradscope.errors import GradscopeError
-from gradscope.reading import parse_json, read_json, read_text
+from gradscope.reading import open_file, parse_json, read_json, read_text
 from gradscope.results.schemas import STEPS
 from gradscope.results.tables import file_content, read_table
 
@@ -124,3 +125,9 @@ def test_a_table_that_swells_is_refused_early(tmp_path, monkeypatch):
     said = "it has more than 1048576 bytes; GRADSCOPE_MOST_TABLE_BYTES raises this limit"
     assert said in refusal(read_table, tmp_path / STEPS.file, STEPS)
     assert said in refusal(file_content, path)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_name_that_no_file_can_have_is_an_oserror(name: str) -> None:
+    with pytest.raises(OSError, match="it is no path"):
+        open_file(Path(name))
