@@ -1,5 +1,7 @@
 """The base of every configuration, and what a mistake in one is called: one line in our words, not in pydantic's."""
 
+import errno
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +39,23 @@ def _require_given(value: object) -> object:
 
 #: A path that is given: an empty one would be the working directory.
 FilePath = Annotated[Path, BeforeValidator(_require_given)]
+
+
+def given_path(value: object, argument: str) -> Path:
+    """``value`` as a path; :class:`GradscopeError` that names ``argument`` where it can be none."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise GradscopeError(f"{argument} must be a path, got {type(value).__name__}")
+    if not text:
+        raise GradscopeError(f"{argument} must not be empty")
+    if UNPRINTABLE.search(text):
+        raise GradscopeError(f"{argument} must be text in one line, in UTF-8, got {text!r:.300}")
+    try:
+        Path(text).stat()
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise GradscopeError(f"{argument}: {text:.300} is no path: {error.strerror}") from None
+    return Path(text)
 
 
 def is_plain_name(text: str) -> bool:

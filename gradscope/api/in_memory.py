@@ -17,7 +17,7 @@ from gradscope.data.given import as_image_set
 from gradscope.data.image_set import ImageSet
 from gradscope.data.names import DATASETS
 from gradscope.distributed.processes import resolve_device
-from gradscope.errors import GradscopeError, caution
+from gradscope.errors import UNPRINTABLE, GradscopeError, caution, described
 from gradscope.measure.common_options import Circumstances, ForeignOptions, Options
 from gradscope.measure.inputs import Given
 from gradscope.measure.options import Request
@@ -29,6 +29,8 @@ from gradscope.models.inspection import device_of
 from gradscope.models.references import check_references, weights_in_order
 from gradscope.options import DataOptions
 from gradscope.progress import shown
+from gradscope.results.cautions import blind_attacks
+from gradscope.results.manifest import MANIFEST, read_manifest
 
 #: A model: a module, or the text of a checkpoint or foreign model as a command takes it.
 Model = nn.Module | str | Path
@@ -69,6 +71,8 @@ def measure(kind: type[Options], model: Models, x: Any, y: Any, given: Mapping[s
             request.check()
             images = _test_images(request.data, modules) if x is None else as_image_set(x, y)
             run(request, out, _given(named, images, request, everything=x is not None), warn=caution)
+        for sentence in blind_attacks(read_manifest(out / MANIFEST)[0]):
+            caution(sentence)
         return read(out)
 
 
@@ -94,6 +98,9 @@ def _named(model: Models) -> dict[str, Model]:
         if not model:
             raise GradscopeError("model must be one model or several by name, got none")
         named = {str(name): one for name, one in model.items()}
+        for name in named:
+            if UNPRINTABLE.search(name) or not 0 < len(name) <= 255:
+                raise GradscopeError(f"model must have names of 1 to 255 characters in one line, got {described(name)}")
     elif isinstance(model, TrainedModel):
         named = {model.checkpoint.mode: model}
     elif isinstance(model, str | Path):

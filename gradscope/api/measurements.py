@@ -15,6 +15,7 @@ from gradscope.measure.common_options import ForeignOptions, Options
 from gradscope.measure.options import AnalyzeOptions, AttackOptions, AuditOptions, LandscapeOptions, TransferOptions
 from gradscope.measure.result import Attacks, AuditReport, Landscape, Result, Trace, TransferMatrix
 from gradscope.options import DataOptions, DeviceOptions
+from gradscope.validation import given_path
 
 _MEASURED = """\
 model
@@ -187,4 +188,4 @@ def report(directory: str | Path) -> Path:
 
     if isinstance(directory, Result):
         raise GradscopeError("directory must be a path, got a result; save it first: gs.report(result.save(PATH))")
-    return write_report(Path(directory))
+    return write_report(given_path(directory, "directory"))

@@ -11,6 +11,7 @@ from gradscope.models.checkpoint import load as load_checkpoint
 from gradscope.models.checkpoint import save as save_checkpoint
 from gradscope.models.foreign import load_foreign
 from gradscope.models.references import parse_reference
+from gradscope.validation import given_path
 
 
 def load(
@@ -52,12 +53,12 @@ def load(
         Where there is no such model, or its weights do not fit.
 
     """
-    reference = parse_reference(str(model), "model")
+    reference = parse_reference(str(given_path(model, "model")), "model")
     if not reference.is_foreign:
         return TrainedModel(load_checkpoint(Path(model), trust_code=trust_code))
     return load_foreign(
         reference,
-        weights=None if weights is None else Path(weights),
+        weights=None if weights is None else given_path(weights, "weights"),
         classes=classes,
         channels=channels,
         size=size,
@@ -88,5 +89,6 @@ class TrainedModel(nn.Module):
 
     def save(self, path: str | Path) -> Path:
         """Write the checkpoint, which every command and :func:`load` read."""
-        save_checkpoint(Path(path), self.checkpoint)
-        return Path(path)
+        file = given_path(path, "path")
+        save_checkpoint(file, self.checkpoint)
+        return file

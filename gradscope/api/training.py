@@ -16,6 +16,7 @@ from gradscope.progress import shown
 from gradscope.training.options import TrainingData, TrainOptions
 from gradscope.training.request import TrainingRequest
 from gradscope.training.runs import configure_training, run_training
+from gradscope.validation import given_path
 
 _TRAINED = """\
 mode
@@ -76,7 +77,7 @@ def train(
         found = run_training(
             training,
             splits,
-            Path(folder) / "model.pt" if out is None else Path(out),
+            Path(folder) / "model.pt" if out is None else given_path(out, "out"),
             Hardware(device),
             resume=False,
             overwrite=out is None,

@@ -1,6 +1,5 @@
 """Commands made from declared options: a field of an options class is an option of the command."""
 
-import errno
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from typer.core import TyperCommand
 from gradscope.cli.shared import shared_mistakes
 from gradscope.errors import UNPRINTABLE, GradscopeError
 from gradscope.options import GROUPS
-from gradscope.validation import Config
+from gradscope.validation import Config, given_path
 
 
 def completing(table: str) -> Any:
@@ -54,7 +53,8 @@ class GroupedCommand(TyperCommand):
             rest = super().parse_args(ctx, args)
             for parameter in checked:
                 for path in _each(ctx.params.get(parameter.name)):
-                    _require_path(parameter, path)
+                    if isinstance(path, Path):
+                        given_path(path, _name(parameter))
         return rest
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -93,16 +93,6 @@ def _require_text(parameter: Any, text: object) -> None:
     lines = text.replace("\n", "") if name == "--set" else text  # TOML, which may have several
     if UNPRINTABLE.search(lines):
         raise GradscopeError(f"{name} must be text in one line, in UTF-8, got {text!r:.300}")
-
-
-def _require_path(parameter: Any, path: object) -> None:
-    """Raise :class:`GradscopeError` where ``path`` is too long for one, or leads in a circle."""
-    if isinstance(path, Path):
-        try:
-            path.stat()
-        except OSError as error:
-            if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-                raise GradscopeError(f"{_name(parameter)}: {path!s:.300} is no path: {error.strerror}") from None
 
 
 def _with_value(flags: str) -> str:

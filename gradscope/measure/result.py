@@ -39,6 +39,7 @@ from gradscope.results.schemas import (
 )
 from gradscope.results.stats import Interval
 from gradscope.results.tables import file_content, find_table, parse_table, tell_changes
+from gradscope.validation import given_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -141,7 +142,7 @@ class Result:
         """
         from gradscope.figures.draw import draw
 
-        directory = Path(out)
+        directory = given_path(out, "out")
         with results_directory(directory, self.kind, resume=False, overwrite=overwrite):
             clear(directory)
             for name, content in sorted(self.files.items(), key=lambda file: file[0] == MANIFEST):
@@ -406,7 +407,7 @@ def read(directory: str | Path) -> Result:
 
     Raises :class:`GradscopeError` where ``directory`` does not hold the results of one measurement.
     """
-    folder = Path(directory)
+    folder = given_path(directory, "directory")
     try:
         content = read_bytes(folder / MANIFEST)
         kind = parse_json(content)["kind"]

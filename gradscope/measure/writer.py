@@ -8,9 +8,9 @@ from typing import Any
 
 from gradscope.measure.directory import FILES, clear
 from gradscope.results.files import write_json
-from gradscope.results.manifest import MANIFEST
+from gradscope.results.manifest import MANIFEST, read_object
 from gradscope.results.schemas import Table
-from gradscope.results.tables import append_rows, file_digest
+from gradscope.results.tables import append_rows, content_digest, file_digest
 
 Row = dict[str, Any]
 #: Rows of each table, made when they are written: as rows they would not fit in memory.
@@ -59,7 +59,10 @@ class Writer:
         written = [name for name in FILES if name != MANIFEST and (self.out / name).exists()]
         self.manifest["sha256"] = {name: file_digest(self.out / name) for name in written}
         self.manifest["complete"] = True
-        write_json(self.out / MANIFEST, self.manifest)
+        path = self.out / MANIFEST
+        write_json(path, self.manifest)
+        self.manifest["sha256"][MANIFEST] = content_digest(read_object(path))
+        write_json(path, self.manifest)
 
 
 def _merge(entry: Row, facts: Row) -> None:

@@ -26,7 +26,7 @@ def read_arrays(source: Path | BinaryIO) -> dict[str, npt.NDArray[Any]]:
     try:
         with open_file(source) if isinstance(source, Path) else source as file, zipfile.ZipFile(file) as archive:
             members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
-            require_memory(sum(member.file_size for member in members))
+            require_memory(2 * sum(member.file_size for member in members))  # they may be converted
             return {member.filename.removesuffix(".npy"): _read(archive, member) for member in members}
     except OSError:
         raise

@@ -5,7 +5,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -119,6 +119,8 @@ class Places:
         try:
             yield
         finally:
+            with suppress(OSError):  # before the release: after it, the file is the next one's
+                Path(lock.lock_file).unlink()
             lock.release()
 
     def digests(self, paths: Iterable[Path]) -> dict[str, str]:

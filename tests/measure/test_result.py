@@ -4,6 +4,7 @@ import gzip
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,11 +43,8 @@ def test_a_manifest_nested_without_end_is_one_line(tmp_path: Path) -> None:
 def test_a_file_that_has_changed_since_it_was_written_is_told(tmp_path: Path, linear: type[nn.Module]) -> None:
     model, x = linear(torch.eye(3, 4)).eval(), torch.rand(6, 1, 2, 2)
     written = gs.trace(model, x, model(x).argmax(1), steps=2).save(tmp_path / "results", figures=False)
-    assert json.loads((written / "manifest.json").read_text())["sha256"].keys() == {
-        "steps.csv",
-        "samples.csv",
-        "summary.csv",
-    }
+    manifest = json.loads((written / "manifest.json").read_text())
+    assert manifest["sha256"].keys() == {"steps.csv", "samples.csv", "summary.csv", "manifest.json"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read(written)
@@ -62,3 +60,27 @@ def test_a_file_that_has_changed_since_it_was_written_is_told(tmp_path: Path, li
         read_sources(written)
     with pytest.warns(Caution, match=r"summary\.csv has changed since it was written"):
         read_study([written])
+    (written / "summary.csv").write_bytes(table)
+    (written / "manifest.json").write_text(json.dumps(manifest | {"seed": 1}))
+    with pytest.warns(Caution, match=r"manifest\.json has changed since it was written"):
+        read(written)
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", "\ud800", "x" * 300, "a\nb", None, 3])
+def test_what_is_no_path_is_one_line(
+    path: Any, linear: type[nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, x = linear(torch.eye(3, 4)).eval(), torch.rand(6, 1, 2, 2)
+    trace = gs.trace(model, x, model(x).argmax(1), steps=2)
+    for argument, use in (("out", trace.save), ("directory", gs.read), ("model", gs.load), ("directory", gs.report)):
+        with pytest.raises(GradscopeError, match=rf"^{argument}[^\n]+$"):
+            use(path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["", "\ud800", "a\nb", "x" * 300])
+def test_what_is_no_name_of_a_model_is_one_line(name: str, linear: type[nn.Module]) -> None:
+    model, x = linear(torch.eye(3, 4)).eval(), torch.rand(6, 1, 2, 2)
+    with pytest.raises(GradscopeError, match=r"^model must have names of 1 to 255 characters in one line, got [^\n]+$"):
+        gs.trace({name: model}, x, model(x).argmax(1), steps=2)
