@@ -10,8 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from gradscope.errors import GradscopeError
 from gradscope.figures import style
 from gradscope.figures.style import Drawing
+from gradscope.results.schemas import TRANSFER
 
 _COLOURS = "viridis"
 _CELL, _LABELS, _BAR, _TITLES = 0.62, 1.25, 0.75, 0.95
@@ -30,6 +32,8 @@ def draw_transfer(transfer: pd.DataFrame) -> list[Drawing]:
     sources = [str(name) for name in transfer["source"].unique()]
     targets = [str(name) for name in transfer["checkpoint"].unique()]
     cells = transfer.set_index(["source", "checkpoint"])["accuracy"]
+    if not cells.index.is_unique:
+        raise GradscopeError(f"directory: {TRANSFER.file} must have one row for each source and checkpoint, got two")
     grid = np.array([[cells.get((source, target), np.nan) for target in targets] for source in sources])
     size = (_LABELS + _CELL * len(targets) + _BAR, _TITLES + 0.8 * _CELL * len(sources))
     figure = Figure(figsize=size, layout="constrained")

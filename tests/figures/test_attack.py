@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gradscope.errors import GradscopeError
 from gradscope.figures import style
 from gradscope.figures.attack import draw_attacks
 from gradscope.figures.draw import draw
@@ -172,3 +173,9 @@ def test_drawn_from_the_files_alone_with_the_budget_in_the_caption(tmp_path: Pat
     assert {path: path.read_bytes() for path in draw(tmp_path)} == paths
     captions = json.loads((tmp_path / "figures" / "captions.json").read_text())
     assert captions["attacks-epsilon"].endswith("budget: 20 steps, 500 queries.")
+
+
+def test_a_source_and_target_twice_are_refused():
+    rows = transfer_rows(["a", "b"])
+    with pytest.raises(GradscopeError, match=r"^directory: transfer.csv must have one row for each source and"):
+        draw_transfer(pd.concat([rows, rows.head(1)]))
