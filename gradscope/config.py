@@ -126,10 +126,10 @@ class Phase(Config):
 
     objective: Mix = "cross-entropy"
     epochs: Epochs
-    learning_rate: float = Field(gt=0, le=1e6)
-    final_learning_rate: float | None = Field(default=None, gt=0, le=1e6)
+    learning_rate: float = Field(gt=0, le=1e37)
+    final_learning_rate: float | None = Field(default=None, gt=0, le=1e37)
     warmup_epochs: int = Field(default=0, ge=0)
-    weight_decay: float = Field(default=0.01, ge=0, le=1e6)
+    weight_decay: float = Field(default=0.01, ge=0, le=1e37)
     clip_norm: float | None = Field(default=None, gt=0)
     exploration: float = Field(default=0.0, ge=0, le=1)
     exploration_scope: Literal["batch", "sample"] = "batch"

@@ -205,7 +205,7 @@ class LogitsCheck:
         logits = _require_logits(output, given[0], self.name)
         if logits.shape[1] != self.classes:
             raise GradscopeError(f"{self.name} must return logits of {self.classes} classes, got {logits.shape[1]}")
-        of_images = given[0].dtype, torch.is_autocast_enabled(given[0].device.type)
+        of_images = given[0].dtype, any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
         usual = self.types.setdefault(of_images, logits.dtype)
         if logits.dtype is not usual:
             raise GradscopeError(f"{self.name} must return logits of one type, got {logits.dtype} after {usual}")

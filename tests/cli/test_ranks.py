@@ -145,7 +145,7 @@ def contents(out: Path) -> dict[str, Any]:
             found[name] = frame[frame["metric"] != "seconds"].to_csv()
         elif name == "manifest.json":
             manifest = json.loads(path.read_text())
-            del manifest["provenance"]
+            del manifest["provenance"], manifest["sha256"]
             for entry in manifest["checkpoints"]:
                 del entry["seconds"]
             found[name] = manifest

@@ -146,7 +146,7 @@ def test_a_study_that_is_done_starts_no_process(alone: Path) -> None:
 
 
 def test_after_a_failure_the_rest_goes_on_and_it_alone_is_retried(tmp_path: Path) -> None:
-    broken = 'mode = "sl"\nset = ["phases.0.learning_rate=1e38", "phases.0.warmup_epochs=0"]\n'
+    broken = 'mode = "sl"\nset = ["phases.0.learning_rate=1e37", "phases.0.warmup_epochs=0"]\n'
     text = RECIPE.replace("[models.longer]", f"[models.blown]\n{broken}[models.longer]")
     for kept in ([], ["model-sl-s0", "model-rl-s0", "model-longer-s0", "measure-analyze"]):
         ended = run(request_in(tmp_path, text))
