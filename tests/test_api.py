@@ -405,6 +405,7 @@ class TestResults:
         with pytest.raises(gs.GradscopeError, match=r"^directory must hold one measurement, got a study"):
             gs.read(tmp_path)
 
+    @pytest.mark.filterwarnings("ignore:.*has changed since it was written:gradscope.errors.Caution")
     def test_files_that_do_not_fit_are_one_line(self, results: dict[str, Result], tmp_path: Path) -> None:
         for name, result in results.items():
             table = result.save(tmp_path / name, figures=False) / f"{result.main}.csv"
@@ -418,6 +419,7 @@ class TestResults:
                     said = repr(str(error))
                 assert "\\n" not in said
 
+    @pytest.mark.filterwarnings("ignore:.*has changed since it was written:gradscope.errors.Caution")
     def test_damaged_evidence_is_one_line(self, results: dict[str, Result], tmp_path: Path) -> None:
         results["audit"].save(tmp_path, figures=False)
         (tmp_path / "evidence.npz").write_bytes(b"PK")
@@ -526,6 +528,7 @@ class TestModels:
             gs.trace(blank, x, y, metrics="loss", steps=1)
         assert warned[0].filename == __file__
 
+    @pytest.mark.filterwarnings("ignore:Blinded. at some step of pgd:gradscope.errors.Caution")
     def test_a_masked_one_is_warned_of_before_its_accuracy_misleads(self, net: nn.Module, x: Tensor, y: Tensor) -> None:
         class Blinded(nn.Module):
             def forward(self, images: Tensor) -> Tensor:
