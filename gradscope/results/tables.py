@@ -21,6 +21,7 @@ from gradscope.errors import GradscopeError, caution, reason_of
 from gradscope.limits import most, raising
 from gradscope.reading import open_file
 from gradscope.results.files import atomic, ensure_writable
+from gradscope.results.manifest import MANIFEST
 from gradscope.results.schemas import Table
 
 #: What is added to a table's name where it was compressed, as `gzip samples.csv` does.
@@ -109,7 +110,7 @@ def tell_changes(directory: Path, manifest: Mapping[str, Any]) -> None:
     written = digests if isinstance(digests, dict) else {}
     for path in sorted(directory.iterdir()) if written else ():
         digest = written.get(path.name.removesuffix(_COMPRESSED))
-        found = content_digest(manifest) if path.name == "manifest.json" else file_digest(path) if digest else None
+        found = content_digest(manifest) if path.name == MANIFEST else file_digest(path) if digest else None
         if digest is not None and found != digest:
             caution(f"{path} has changed since it was written: its SHA-256 is not that in its manifest")
 
