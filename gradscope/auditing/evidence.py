@@ -271,7 +271,7 @@ def gather(
     def look(images: Tensor, labels: Tensor, who: Tensor) -> Values:
         return look_at_outputs(model, images, labels, who, work.seed, gathering.batch_size)
 
-    outputs = gathering.over("predictions", torch.arange(min(len(image_set), budget.probed)), look)
+    outputs = gathering.over("outputs", torch.arange(min(len(image_set), budget.probed)), look)
     main = gathering.evaluate("main", [name for name in budget.names if name not in LAST], cascade=False)
     main = gathering.then(main, [name for name in LAST if name in budget.names])
     places = main.right.nonzero().squeeze(1)[: budget.probed]

@@ -1,6 +1,7 @@
 """What a model returns: whether it is random, depends on the batch, and is logits or probabilities."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,16 @@ PASSES = 5
 ALONE = 8
 #: L2 distance of normalised logits above which two passes differ (AutoAttack's check_randomized).
 SAME_LOGITS = 1e-4
+#: Share of images at the end of the outputs' range from which on it is a bound: of a network without one, 1 in 48 is.
+PINNED_SHARE = 0.1
+#: Share of the outputs' range that an output may fall short of its bound and lie at it.
+AT_THE_BOUND = 1e-3
 #: How far from [0, 1] and from a sum of 1 probabilities may round (AutoAttack's check_range_output).
 PROBABILITY_ROUNDING = 1e-5
 
 
 def look_at_outputs(model: nn.Module, images: Tensor, labels: Tensor, numbers: Tensor, seed: int, usual: int) -> Values:
-    """The outputs of ``images`` ``(N, C, H, W)``, each value ``(N,)``.
+    """The outputs of ``images`` ``(N, C, H, W)``: ``logits`` ``(N, K)``, every other value ``(N,)``.
 
     ``wander``: largest L2 distance of the normalised logits over :data:`PASSES` passes, each under another seed (as
     AutoAttack's check_randomized); ``flips``: the prediction is not the same in all; ``alone``: that distance from the
@@ -40,6 +45,7 @@ def look_at_outputs(model: nn.Module, images: Tensor, labels: Tensor, numbers: T
         "wander": torch.stack([_apart(one, first) for one in passes[1:]]).amax(dim=0).cpu(),
         "flips": (passes.argmax(dim=2) != first.argmax(dim=1)).any(dim=0).cpu(),
         "alone": alone,
+        "logits": first.cpu(),
         "predicted": first.argmax(dim=1).cpu(),
         "lowest": first.amin(dim=1).cpu(),
         "highest": first.amax(dim=1).cpu(),
@@ -68,6 +74,35 @@ def are_probabilities(outputs: Values) -> bool:
         and (high < 1 + PROBABILITY_ROUNDING).all()
         and ((total - 1).abs() < PROBABILITY_ROUNDING).all()
     )
+
+
+def flattened_by(outputs: Values) -> Literal["missing gradient", "clipped output", "bounded output"] | None:
+    """What keeps the outputs within bounds, where more than :data:`PINNED_SHARE` of the images lie at these.
+
+    Looked at is how far each image's outputs lie below its largest, so that a shift says nothing. An image lies at a
+    bound where its lowest output is as far below as that of any image. "missing gradient": the outputs in between take
+    few values, as votes do; "clipped output": of those at the bound nearly all are equal to another of their image;
+    "bounded output": they come near it, as under a tanh.
+    """
+    logits = outputs["logits"][outputs["logits"].isfinite().all(dim=1)]
+    if not len(logits):
+        return None
+    below = logits.amax(dim=1, keepdim=True) - logits
+    at_bound = below >= float(below.max()) * (1 - AT_THE_BOUND)
+    if not bool(below.any()) or float(at_bound.any(dim=1).double().mean()) <= PINNED_SHARE:
+        return None
+    between = torch.cat([row[one].unique() for row, one in zip(below, ~at_bound & (below > 0), strict=True)])
+    values = between if len(between) else below[at_bound]
+    if 2 * len(values.unique()) <= len(values):
+        return "missing gradient"
+    equal = sum(_repeated(row[bound]) for row, bound in zip(below, at_bound, strict=True))
+    return "clipped output" if equal > 0.9 * int(at_bound.sum()) else "bounded output"
+
+
+def _repeated(values: Tensor) -> int:
+    """How many of ``values`` are equal to another of them."""
+    counts = values.unique(return_counts=True)[1]
+    return int(counts[counts > 1].sum())
 
 
 def _logits(model: nn.Module, images: Tensor, numbers: Tensor, stream: tuple[object, ...], usual: int) -> Tensor:

@@ -21,7 +21,7 @@ from gradscope.auditing.checks.causes import (
     step_length,
 )
 from gradscope.auditing.evidence import Evidence, gather
-from gradscope.auditing.outputs import depend_on_the_batch
+from gradscope.auditing.outputs import depend_on_the_batch, flattened_by
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import PLAIN, Work
 from gradscope.errors import GradscopeError
@@ -209,10 +209,20 @@ def _without_outcome(
     missing = [made.id for made in checks if made.id in ESSENTIAL and made.state == "abstained"]
     if missing:
         return "inconclusive", seen, f"{', '.join(missing)} could not be made"
+    return "none found within this budget", (), f"no outcome speaks against these attacks{_aside(evidence, fired)}"
+
+
+def _aside(evidence: Evidence, fired: Mapping[str, Check]) -> str:
+    """What else is worth a line where nothing accuses: what overstates a little, and what may blind others."""
+    said = []
+    if "N3" in fired:
+        over = 100 * (fired["N3"].left - fired["N3"].lowest)
+        said.append(f"N3 fired: cross-entropy in float32 overstates by {over:.1f} points, which nobody would claim")
     dead = [identifier for identifier in ("N1", "N2") if identifier in fired]
-    blind = blind_with_floors(evidence) or "others, with floors or in float32, may be blind"
-    aside = f"; {', '.join(dead)} fired: {blind}" if dead else ""
-    return "none found within this budget", (), f"no outcome speaks against these attacks{aside}"
+    if dead:
+        blind = blind_with_floors(evidence) or "others, with floors or in float32, may be blind"
+        said.append(f"{', '.join(dead)} fired: {blind}")
+    return "".join(f"; {sentence}" for sentence in said)
 
 
 def _causes(evidence: Evidence, fired: Mapping[str, Check]) -> tuple[Cause, ...]:
@@ -223,12 +233,15 @@ def _causes(evidence: Evidence, fired: Mapping[str, Check]) -> tuple[Cause, ...]
     """
     found: list[Cause] = []
     if evidence.probabilities:
+        if flattened_by(evidence.outputs) == "missing gradient":  # a head that votes: it would stay so behind a softmax
+            found.append("missing gradient")
         found.append("probabilities")
     if evidence.random:
         found.append("randomness")
     if evidence.slopes is not None:
         kind = slopes_of(evidence)[1]
-        found += [kind] if kind and not (evidence.probabilities and kind == "shattering") else []
+        bent_by_softmax = evidence.probabilities and kind in ("shattering", "bounded output", "clipped output")
+        found += [kind] if kind and not bent_by_softmax and kind not in found else []
     if not found and fired.keys() & {"N1", "N2"}:
         found += fired["N1"].points_to if "N1" in fired else ["saturation"]
     if not found and fired.keys() & {"S1", "G1"}:

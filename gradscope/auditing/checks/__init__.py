@@ -1,9 +1,10 @@
 """The checks by name, in the order of a report."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from gradscope.auditing.checks import causes, outcomes
-from gradscope.auditing.checks.base import Check, adjusted
+from gradscope.auditing.checks.base import CLAIMED_ABOVE, CLAIMED_SHARE, Check, adjusted
 from gradscope.auditing.evidence import Evidence
 
 #: A check may ask several questions, a test each; the one that speaks loudest is reported.
@@ -25,13 +26,52 @@ CHECKS: dict[str, Callable[[Evidence], Check | list[Check]]] = {
 }
 
 
+#: What a check says that has passed; D1 says it itself.
+PASSED = {
+    "N1": "the cross-entropy and its gradients are alive",
+    "N2": "gradients in float32 and in float64 point the same way",
+    "N3": "no other loss or precision fools more than cross-entropy in float32 does",
+    "X1": "Square fools nothing that the attacks along the gradient missed",
+    "X2": "other models' examples fool nothing that the attacks along the gradient missed",
+    "X3": "random points fool nothing that the attacks along the gradient missed",
+    "M1": "more images fall in wider balls",
+    "M2": "images fall in a ball that holds every image",
+    "M3": "many steps fool more than one",
+    "S1": "averaged gradients fool no more, and autograd's slopes are those of the output",
+    "C1": "twice the steps change little",
+    "C2": "the attack had settled",
+    "G1": "consecutive gradients agree",
+}
+
+
 def check(evidence: Evidence) -> list[Check]:
-    """Every check of ``evidence``; p-values are adjusted for the number of tests in all of them (Holm)."""
+    """Every check of ``evidence``; p-values are adjusted for the number of tests in all of them (Holm).
+
+    An outcome accuses where the attack that it blinds leaves what somebody would claim.
+    """
     found = [made(evidence) for made in CHECKS.values()]
     asked = [one if isinstance(one, list) else [one] for one in found]
     tested = iter(adjusted([question for questions in asked for question in questions]))
-    return [_loudest([next(tested) for _ in questions]) for questions in asked]
+    clean = float(evidence.main.right.double().mean())
+    return [_loudest([_said(next(tested), clean) for _ in questions]) for questions in asked]
 
 
 def _loudest(questions: list[Check]) -> Check:
-    return max(questions, key=lambda check: (check.fired, check.value - check.threshold))
+    return max(questions, key=lambda check: (check.fired, check.fired and check.accuses, check.value - check.threshold))
+
+
+def _said(made: Check, clean: float) -> Check:
+    """The check with what it says where it has passed, and where it fired on a difference too small to accuse."""
+    if made.state == "passed" and made.id in PASSED:
+        shown = "" if made.p_value is None else f" (p = {made.p_value:.2g})"
+        small = f"{100 * made.value:.1f} points are not significant{shown}"
+        return replace(made, cause=small if made.beyond else PASSED[made.id], next_step="nothing to do")
+    if made.accuses and made.fired and not _would_be_claimed(made, clean):
+        left = f"the blinded attack leaves {100 * made.left:.1f} %, the lowest is {100 * made.lowest:.1f} %"
+        return replace(made, accuses=False, cause=f"{made.cause}; {left}: nobody would claim the difference")
+    return made
+
+
+def _would_be_claimed(made: Check, clean: float) -> bool:
+    above = made.left - made.lowest
+    return above >= CLAIMED_ABOVE - 1e-9 and made.left >= CLAIMED_SHARE * clean - 1e-9

@@ -1,5 +1,6 @@
 """What a check found, and how checks that share an audit are corrected for their number."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -7,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from gradscope.attacks.threat import ThreatModel
+from gradscope.results.schemas import FIRES_BELOW
 from gradscope.results.stats import UNDEFINED, Interval, holm
 
 State = Literal["fired", "passed", "abstained"]
@@ -16,6 +18,8 @@ Cause = Literal[
     "randomness",
     "missing gradient",
     "false gradient",
+    "bounded output",
+    "clipped output",
     "probabilities",
     "weak attack",
     "unexplained",
@@ -23,6 +27,10 @@ Cause = Literal[
 
 #: Family-wise chance of a paired test firing on a model where both attacks are equal.
 ALPHA = 0.05
+#: An outcome accuses where the blinded attack leaves a robust accuracy that somebody would claim: so much above the
+#: lowest that was reached, and so large a share of the clean accuracy.
+CLAIMED_ABOVE = 0.10
+CLAIMED_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -30,8 +38,10 @@ class Check:
     """One check: ``value`` of ``n`` images against ``threshold``, interval, p-value (adjusted) and whose ``images``.
 
     ``accuses``: where it fires, an attack that ought to be weaker, or that differs in numerics only, did better: an
-    outcome, not only a cause. ``points_to`` are the causes that what it saw can have. Its images are seen after
-    ``attack``, inside ``threat`` where that is not the audit's own; "" where no attack shows them.
+    outcome, not only a cause. ``left`` and ``lowest`` are what the blinded attack leaves of all images in the ball of
+    the comparison, and the lowest that was reached there. ``points_to`` are the causes that what it saw can have. Its
+    images are seen after ``attack``, inside ``threat`` where that is not the audit's own; "" where no attack shows
+    them.
     """
 
     id: str
@@ -46,6 +56,8 @@ class Check:
     p_value: float | None = None
     images: tuple[int, ...] = ()
     accuses: bool = False
+    left: float = math.nan
+    lowest: float = math.nan
     points_to: tuple[Cause, ...] = ()
     attack: str = ""
     threat: ThreatModel | None = None
@@ -54,6 +66,11 @@ class Check:
     def fired(self) -> bool:
         """Whether it found what it looks for."""
         return self.state == "fired"
+
+    @property
+    def beyond(self) -> bool:
+        """Whether the value lies beyond the threshold, be it by chance."""
+        return self.value < self.threshold if self.id in FIRES_BELOW else self.value > self.threshold
 
     def row(self) -> dict[str, Any]:
         """Its columns of ``audit.csv``."""

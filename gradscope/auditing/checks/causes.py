@@ -9,7 +9,7 @@ from gradscope.attacks.pgd import settings_inside
 from gradscope.auditing.checks.base import ALPHA, Cause, Check, State, abstained, numbers_at
 from gradscope.auditing.evidence import Evidence
 from gradscope.auditing.gradients import is_dead, kinds_of_slope
-from gradscope.auditing.outputs import SAME_LOGITS, depend_on_the_batch
+from gradscope.auditing.outputs import SAME_LOGITS, depend_on_the_batch, flattened_by
 from gradscope.results.stats import Interval, mcnemar, paired_rates_interval, wilson_interval
 
 #: Fewer images than this say nothing about a share of 1 to 5 %.
@@ -33,6 +33,17 @@ ACROSS = 2.0
 #: Median cosine of consecutive gradients below which they are called erratic: honest classifiers of digits have 0.97
 #: to 1, a backward pass of noise -0.01.
 ERRATIC = 0.1
+
+
+#: What to do about a gradient that does not show the way, by cause.
+NEXT_STEPS: dict[Cause, str] = {
+    "saturation": "attack a margin or rescaled loss, or in float64",
+    "missing gradient": "replace the backward pass (BPDA), or attack by query",
+    "false gradient": "replace the backward pass",
+    "shattering": "replace the step by the identity",
+    "bounded output": "attack what goes into the bound in place of the output, or in float64",
+    "clipped output": "attack what goes into the clip in place of the output, or let its backward pass be the identity",
+}
 
 
 def set_up(evidence: Evidence) -> Check:
@@ -114,20 +125,26 @@ def dead_gradients(evidence: Evidence) -> Check:
     if evidence.start is None or evidence.path is None:
         return _no_gradient(evidence, "N1", name, DEAD_SHARE)
     dead = is_dead(evidence.start["loss"], evidence.start["norm"]) | evidence.path["dead"]
+    kind = _kind_of_death(evidence)
     return _share(
         evidence,
         ("N1", name, DEAD_SHARE),
         dead,
         "the cross-entropy or its gradient is zero, or too small for the floors that attacks put under it"
         + (f"; {missed}" if (missed := blind_with_floors(evidence)) else ""),
-        ("attack a margin or rescaled loss, or in float64", "nothing to do"),
-        (_kind_of_death(evidence),),
+        NEXT_STEPS[kind],
+        (kind,),
     )
 
 
 def _kind_of_death(evidence: Evidence) -> Cause:
-    """Saturated where the loss is next to nothing; where it is that of a guess, the gradient was scaled away."""
+    """What keeps the outputs within bounds, where they are; else saturated where the loss is next to nothing.
+
+    Where the loss is that of a guess, the gradient was scaled away.
+    """
     assert evidence.start is not None
+    if (flattened := flattened_by(evidence.outputs)) is not None:
+        return flattened
     dead = is_dead(evidence.start["loss"], evidence.start["norm"])
     losses = evidence.start["loss"][dead]
     scaled_away = len(losses) > 0 and float(losses.median()) > math.log(evidence.classes) / 2
@@ -157,20 +174,24 @@ def rounding(evidence: Evidence) -> Check:
         ("N2", name, BENT_SHARE),
         bent,
         "the gradient of cross-entropy in float32 and in float64 point in different directions",
-        ("attack in float64, or on the margin", "nothing to do"),
+        "attack in float64, or on the margin",
         ("saturation",),
     )
 
 
 def slopes_of(evidence: Evidence) -> tuple[Tensor, Cause | None]:
-    """Which of the looked-at images have slopes that are not autograd's, and the commonest reason if they are many."""
+    """Which of the looked-at images have slopes that are not autograd's, and the commonest reason if they are many.
+
+    Outputs that are flat since they lie at a bound are no steps.
+    """
     assert evidence.slopes is not None
     kinds = kinds_of_slope(evidence.slopes)
     names: dict[str, Cause] = {"stepped": "shattering", "missing": "missing gradient", "false": "false gradient"}
     wrong = torch.stack(list(kinds.values())).any(dim=0)
     if len(wrong) < FEWEST_PROBED or float(wrong.double().mean()) <= FALSE_SHARE:
         return wrong, None
-    return wrong, names[max(kinds, key=lambda kind: int(kinds[kind].sum()))]
+    kind = names[max(kinds, key=lambda kind: int(kinds[kind].sum()))]
+    return wrong, (flattened_by(evidence.outputs) or kind) if kind != "false gradient" else kind
 
 
 def step_length(evidence: Evidence) -> float:
@@ -202,7 +223,7 @@ def convergence(evidence: Evidence) -> Check:
         count / len(moving),
         MOVING_SHARE,
         "the lowest margin still falls in the last steps of PGD on images that it leaves standing",
-        "audit with a larger budget: more steps" if interval.low > MOVING_SHARE else "nothing to do",
+        "audit with a larger budget: more steps",
         interval,
         len(moving),
         images=numbers_at(evidence.numbers[evidence.places[standing]], moving),
@@ -227,7 +248,7 @@ def budget(evidence: Evidence) -> Check:
         value,
         STILL_FALLING,
         "robust accuracy that twice the steps of PGD take away",
-        "audit with a larger budget: these attacks are too weak to tell" if fired else "nothing to do",
+        "audit with a larger budget: these attacks are too weak to tell",
         paired_rates_interval(int(new.sum()), int((twice & ~once).sum()), len(new)),
         len(new),
         images=numbers_at(evidence.numbers, new),
@@ -255,7 +276,7 @@ def geometry(evidence: Evidence) -> Check:
         value,
         ERRATIC,
         f"median cosine of consecutive gradients; {sign:.2f} of the signs agree, the median norm is {norm:.2g}{bends}",
-        "look at S1 and at the landscape: this alone says nothing" if fired else "nothing to do",
+        "look at S1 and at the landscape: this alone says nothing",
         n=len(known),
     )
 
@@ -270,7 +291,7 @@ def _share(
     what: tuple[str, str, float],
     holds: Tensor,
     cause: str,
-    steps: tuple[str, str],
+    next_step: str,
     points_to: tuple[Cause, ...],
 ) -> Check:
     """A check of the share of looked-at images for which ``holds`` ``(M,)``; fires above its threshold."""
@@ -288,7 +309,7 @@ def _share(
         count / n,
         threshold,
         cause,
-        steps[0] if fired else steps[1],
+        next_step,
         interval,
         n,
         images=numbers_at(evidence.numbers[evidence.places], holds),

@@ -8,7 +8,7 @@ from torch import Tensor
 from gradscope.attacks.outcome import Outcome
 from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.checks.base import ALPHA, Cause, Check, abstained, numbers_at
-from gradscope.auditing.checks.causes import FALSE_SHARE, slopes_of
+from gradscope.auditing.checks.causes import FALSE_SHARE, NEXT_STEPS, slopes_of
 from gradscope.auditing.evidence import Evidence
 from gradscope.results.stats import mcnemar, paired_rates_interval, wilson_interval
 
@@ -33,8 +33,10 @@ SMOOTH_GAIN = 0.02
 #: Share that survives a ball that covers the box: nobody should; the rest is a margin for a start in a far corner.
 SURVIVORS = 0.01
 
+#: What bends the logits: it blinds cross-entropy, and where it makes them flat every loss.
+_BENT: tuple[Cause, ...] = ("bounded output", "clipped output", "missing gradient")
 #: What blinds every loss at once, as saturation does not: it leaves the margin and the rescaled loss their gradient.
-_ALL_LOSSES: tuple[Cause, ...] = ("missing gradient", "false gradient", "shattering", "randomness", "probabilities")
+_ALL_LOSSES: tuple[Cause, ...] = ("false gradient", "shattering", "randomness", "probabilities", *_BENT)
 _ANY: tuple[Cause, ...] = (*_ALL_LOSSES, "saturation")
 _WHY_RANDOM = "the output is random: one pass judges nothing, S1 compares means over many"
 
@@ -68,11 +70,15 @@ def _compared(
     points_to: tuple[Cause, ...],
     attack: str = "",
     threat: ThreatModel | None = None,
+    left: Tensor | None = None,
+    lowest: Tensor | None = None,
 ) -> Check:
     """A check that fires where ``weaker`` fools more of all images ``(N,)`` than ``stronger`` does.
 
     ``value`` is the difference of the two rates with Tango's interval, the p-value McNemar's, one-sided: the other
-    direction accuses nobody. ``attack`` is the weaker one.
+    direction accuses nobody. ``attack`` is the weaker one. ``left`` ``(N,)`` is what the blinded attack leaves
+    standing, and ``lowest`` ``(N,)`` what everything tried in that ball leaves; where None PGD on cross-entropy, and
+    the audit's bound.
     """
     identifier, name, threshold = what
     only, missed = weaker & ~stronger, stronger & ~weaker
@@ -86,16 +92,22 @@ def _compared(
         value,
         threshold,
         said[0],
-        said[1] if fired else "nothing to do",
+        said[1],
         paired_rates_interval(int(only.sum()), int(missed.sum()), len(only)),
         len(only),
         p_value,
         numbers_at(evidence.numbers, only),
         accuses=True,
+        left=_rate(evidence.main.standing("pgd") if left is None else left),
+        lowest=_rate(evidence.standing() if lowest is None else lowest),
         points_to=points_to,
         attack=attack,
         threat=threat,
     )
+
+
+def _rate(holds: Tensor) -> float:
+    return float(holds.double().mean())
 
 
 def loss(evidence: Evidence) -> list[Check]:
@@ -115,7 +127,7 @@ def loss(evidence: Evidence) -> list[Check]:
     if evidence.repaired is not None:
         together = evidence.main.right & ~evidence.repaired.standing()
         rivals.append(("PGD on the logarithm of the outputs", together, LOSS_GAIN))
-    causes: tuple[Cause, ...] = ("probabilities", "saturation") if evidence.probabilities else ("saturation",)
+    causes: tuple[Cause, ...] = ("saturation", *_BENT, *(("probabilities",) if evidence.probabilities else ()))
     return [
         _compared(
             evidence,
@@ -188,6 +200,8 @@ def radius(evidence: Evidence) -> list[Check]:
             _ANY,
             "pgd",
             outer.threat,
+            left=outer.standing("pgd"),
+            lowest=outer.standing("pgd") & inner.standing("pgd"),
         )
         for inner, outer in pairwise(radii)
     ]
@@ -209,13 +223,13 @@ def unbounded(evidence: Evidence) -> Check:
         int(stands.sum()) / right,
         SURVIVORS,
         "images that survive PGD in a ball that covers every possible image",
-        "the gradient does not lead out of a class: replace the backward pass, or attack by query"
-        if fired
-        else "nothing to do",
+        "the gradient does not lead out of a class: replace the backward pass, or attack by query",
         interval,
         right,
         images=numbers_at(evidence.numbers, stands),
         accuses=True,
+        left=_rate(stands),
+        lowest=0.0,
         points_to=_ALL_LOSSES,
         attack="pgd",
         threat=evidence.unbounded.threat,
@@ -243,20 +257,21 @@ def shattering(evidence: Evidence) -> Check:
     if compared.fired or evidence.slopes is None or kind is None:
         return compared
     count = int(wrong.sum())
-    saying: dict[Cause, tuple[str, str]] = {
-        "shattering": ("the output moves in steps: flat close by, not farther off", "replace the step by the identity"),
-        "missing gradient": ("the output changes with the image, its gradient is zero", "replace the backward pass"),
-        "false gradient": ("autograd's slopes are not those of the output", "replace the backward pass"),
+    saying: dict[Cause, str] = {
+        "shattering": "the output moves in steps: flat close by, not farther off",
+        "missing gradient": "the output changes with the image, its gradient is zero",
+        "false gradient": "autograd's slopes are not those of the output",
+        "bounded output": "the outputs lie at a bound, where they hardly move",
+        "clipped output": "the outputs are clipped, and so do not move",
     }
-    said, step = saying[kind]
     return Check(
         "S1",
         "shattering",
         "fired",
         count / len(wrong),
         FALSE_SHARE,
-        said,
-        step,
+        saying[kind],
+        NEXT_STEPS[kind],
         wilson_interval(count, len(wrong)),
         len(wrong),
         images=numbers_at(evidence.numbers[evidence.places], wrong),
@@ -279,7 +294,9 @@ def _averaged(evidence: Evidence) -> Check:
             "the mean",
             "attack and judge the mean over many draws (EoT)",
         )
-        return _compared(evidence, what, meant, plain, said, ("randomness",))
+        left = torch.zeros_like(plain)
+        left[places] = evidence.expected.clean & evidence.expected.plain
+        return _compared(evidence, what, meant, plain, said, ("randomness",), left=left)
     why = _hindrance(evidence, evidence.main, "pgd", "pgd-smooth")
     if why:
         return abstained(*what[:2], why, "see D1", SMOOTH_GAIN)
