@@ -76,6 +76,11 @@ def are_probabilities(outputs: Values) -> bool:
     )
 
 
+def are_labels(outputs: Values) -> bool:
+    """Whether all outputs are exactly 0 or 1: a label for each image, one-hot."""
+    return bool(((outputs["logits"] == 0) | (outputs["logits"] == 1)).all())
+
+
 def flattened_by(outputs: Values) -> Literal["missing gradient", "clipped output", "bounded output"] | None:
     """What keeps the outputs within bounds, where more than :data:`PINNED_SHARE` of the images lie at these.
 

@@ -21,7 +21,7 @@ from gradscope.auditing.checks.causes import (
     step_length,
 )
 from gradscope.auditing.evidence import Evidence, gather
-from gradscope.auditing.outputs import depend_on_the_batch, flattened_by
+from gradscope.auditing.outputs import are_labels, depend_on_the_batch
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import PLAIN, Work
 from gradscope.errors import GradscopeError
@@ -29,6 +29,7 @@ from gradscope.results.stats import Interval, wilson_interval
 
 Row = dict[str, Any]
 Verdict = Literal["masking found", "none found within this budget", "inconclusive", "set-up invalid"]
+ClaimVerdict = Literal["refuted", "not refuted within this budget", "inconclusive"]
 
 #: Version of ``audit.json``, whose entries are :meth:`Audit.to_json`. It rises when a key changes its meaning or goes;
 #: new keys may come without.
@@ -42,7 +43,8 @@ class Audit:
     """A verdict, its reasons and the lowest robust accuracy that was reached.
 
     ``causes``: what blinds the attack, the likeliest first; of what was seen where nothing was found. ``left_out``:
-    attacks that were not run, and why. ``standing`` ``(N,)``: right when clean and under everything.
+    attacks that were not run, and why. ``standing`` ``(N,)``: right when clean and under everything. ``claim`` is a
+    robust accuracy to be judged.
     """
 
     verdict: Verdict
@@ -53,6 +55,7 @@ class Audit:
     standing: Tensor
     evidence: Evidence
     budget: str
+    claim: float | None = None
 
     @property
     def cause(self) -> Cause | None:
@@ -69,6 +72,14 @@ class Audit:
         """Wilson interval of the upper bound."""
         return wilson_interval(int(self.standing.sum()), len(self.standing))
 
+    @property
+    def verdict_on_claim(self) -> ClaimVerdict:
+        """Refuted where the interval of the upper bound lies below the claim; inconclusive where it bounds nothing."""
+        if self.verdict == "set-up invalid" and "probabilities" not in self.causes:
+            return "inconclusive"
+        refuted = self.claim is not None and self.interval.high < self.claim
+        return "refuted" if refuted else "not refuted within this budget"
+
     def rows(self, identity: Row) -> Iterator[Row]:
         """Rows of ``audit.csv``, one a check; ``identity`` says whose."""
         threat = self.evidence.threat
@@ -79,14 +90,16 @@ class Audit:
     def to_json(self) -> dict[str, Any]:
         """An entry of ``audit.json``, by version :data:`SCHEMA`, without NaN.
 
-        ``verdict``, ``causes`` and ``reason``; ``robust_accuracy`` with ``upper_bound``,
+        ``claim`` with ``value`` and ``verdict``, where there is one; ``verdict``, ``causes`` and ``reason``; ``robust_accuracy`` with ``upper_bound``,
         ``ci_low``, ``ci_high`` and ``n``; ``clean_accuracy``; ``under`` each attack that was run on all images, alone;
         ``threat`` with ``norm``, ``epsilon`` and ``box``; ``budget``; ``left_out`` attack to reason; ``checks`` in
         order, with ``id`` and the columns of ``audit.csv``, ``images`` as a list.
         """
         main, threat = self.evidence.main, self.evidence.threat
         clean = wilson_interval(int(main.right.sum()), len(main))
+        claim = {"value": self.claim, "verdict": self.verdict_on_claim}
         return {
+            **({} if self.claim is None else {"claim": claim}),
             "verdict": self.verdict,
             "causes": list(self.causes),
             "reason": self.reason,
@@ -233,7 +246,7 @@ def _causes(evidence: Evidence, fired: Mapping[str, Check]) -> tuple[Cause, ...]
     """
     found: list[Cause] = []
     if evidence.probabilities:
-        if flattened_by(evidence.outputs) == "missing gradient":  # a head that votes: it would stay so behind a softmax
+        if are_labels(evidence.outputs):
             found.append("missing gradient")
         found.append("probabilities")
     if evidence.random:

@@ -1,5 +1,6 @@
 """The measuring commands: ``gradscope analyze``, ``landscape``, ``attack``, ``transfer`` and ``audit``."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,8 +18,11 @@ from gradscope.results.files import require_idle
 
 #: Characters of a model's name in the name of its directory of results.
 _LONGEST = 100
-#: Exit code where --fail-on-masking is set and a model is masked, or cannot be judged as it is set up.
-MASKED = 3
+#: Exit code of a gate that is shut: --fail-on-masking where a model is masked or cannot be judged as it is set up,
+#: --claim where the claim is refuted.
+SHUT = 3
+#: Exit code of a gate that could not be decided.
+UNDECIDED = 4
 
 _Checkpoints = Annotated[
     list[str],
@@ -32,7 +36,15 @@ _FailOnMasking = Annotated[
     bool,
     typer.Option(
         "--fail-on-masking",
-        help="exit with 3 where masking is found or the set-up is invalid",
+        help="exit with 3 where masking is found or the set-up is invalid, with 4 where the audit is inconclusive",
+        rich_help_panel=panel(MEASURING),
+    ),
+]
+_AllowInconclusive = Annotated[
+    bool,
+    typer.Option(
+        "--allow-inconclusive",
+        help="with --fail-on-masking or --claim: exit with 0 in place of 4",
         rich_help_panel=panel(MEASURING),
     ),
 ]
@@ -55,12 +67,13 @@ def measuring_command(kind: type[Options]) -> Callable[..., None]:
                 require_idle(results, directory=True)
             refuse(request, results)
         _measure(request, results)
-        if values.get("fail_on_masking") and _is_masked(results):
-            raise typer.Exit(MASKED)
+        if isinstance(request.options, AuditOptions):
+            _pass_gates(results, on_masking=values["fail_on_masking"], allowing=values["allow_inconclusive"])
 
     arguments = [plain_parameter("checkpoints", _Checkpoints)]
     if kind is AuditOptions:
         arguments.append(plain_parameter("fail_on_masking", _FailOnMasking, False))
+        arguments.append(plain_parameter("allow_inconclusive", _AllowInconclusive, False))
     arguments += parameters(kind, DataOptions, ForeignOptions, Circumstances)
     suffix = kind.suffix if isinstance(kind.suffix, str) else "-SPACE-landscape"
     where = typer.Option(
@@ -85,12 +98,23 @@ def _measure(request: Request, results: Path) -> None:
         print(results)
 
 
-def _is_masked(results: Path) -> bool:
+def _pass_gates(results: Path, *, on_masking: bool, allowing: bool) -> None:
+    """Exit with :data:`SHUT` or :data:`UNDECIDED` where a gate that was asked for is not passed by every model."""
     from gradscope.reading import read_json
     from gradscope.results.audits import Audits
     from gradscope.results.schemas import AUDIT_JSON
 
-    return any(found.blocks for found in Audits.parse(read_json(results / AUDIT_JSON)).audits)
+    audits = Audits.parse(read_json(results / AUDIT_JSON)).audits
+    if any(one.refuted or (on_masking and one.blocks) for one in audits):
+        raise typer.Exit(SHUT)
+    undecided = [one for one in audits if one.undecided and (on_masking or one.claim is not None)]
+    if undecided and not allowing:
+        if is_first_process():
+            why = "; ".join(f"{one.checkpoint}: {one.reason}" for one in undecided)
+            print(
+                f"gradscope: the gate could not be decided ({why}); --allow-inconclusive lets it pass", file=sys.stderr
+            )
+        raise typer.Exit(UNDECIDED)
 
 
 def _stem(checkpoint: str) -> str:

@@ -101,12 +101,15 @@ class AuditMeasurement(Measurement[AuditOptions]):
         if options.surrogate and not entry.surrogates:
             itself = dict.fromkeys(("transfer", "pgd-from"), "the surrogate given is this model itself")
             found = replace(found, left_out={**found.left_out, **itself})
-        return found, list(shown)
+        return replace(found, claim=options.claim), list(shown)
 
 
 def _document(identity: Row, found: Audit) -> Row:
-    """The audit's part of ``audit.json``, with whose it is in front."""
-    return {key: value for key, value in identity.items() if key != "attack"} | found.to_json()
+    """The audit's part of ``audit.json``, with the claim and whose it is in front."""
+    whose = {key: value for key, value in identity.items() if key != "attack"}
+    entry = found.to_json()
+    claim = {"claim": entry.pop("claim")} if "claim" in entry else {}
+    return {**claim, **whose, **entry}
 
 
 def _pictured(label: str, example: ExampleImage, classes: Sequence[str]) -> Row:

@@ -368,6 +368,12 @@ class AuditOptions(InBall, Sampled):
         metavar="CKPT",
         repeatable=True,
     )
+    claim: float | None = option(
+        None,
+        "robust accuracy that is claimed of the model, such as 0.55: refuted where the interval of the lowest that was "
+        "reached lies below it",
+        ATTACK,
+    )
     samples: int | None = option(
         None, "test images to draw", IMAGES, usual=f"{_BUDGET_IMAGES} by budget, or all if there are fewer", ge=1
     )
@@ -395,6 +401,10 @@ class AuditOptions(InBall, Sampled):
     @model_validator(mode="after")
     def _resolves(self) -> Self:
         lookup(BUDGETS, self.budget, "budget")
+        if self.claim is not None and not 0 < self.claim <= 1:
+            raise GradscopeError(
+                f"claim must be a share of images above 0 and at most 1, e.g. 0.55; got {self.claim:g}"
+            )
         self.resolved()
         return self
 

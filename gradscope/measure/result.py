@@ -373,8 +373,16 @@ class AuditReport(Result):
         bound = self._audit("interval").robust_accuracy
         return Interval(bound.ci_low, bound.ci_high)
 
+    @property
+    def verdict_on_claim(self) -> str | None:
+        """``refuted``, ``not refuted within this budget`` or ``inconclusive``; None where no claim was given."""
+        claim = self._audit("verdict_on_claim").claim
+        return None if claim is None else claim.verdict
+
     def _findings(self) -> Iterator[str]:
         for one in self.audits:
+            if one.claim is not None:
+                yield f"{one.checkpoint}: {one.of_claim}"
             bound = one.robust_accuracy.upper_bound
             yield f"{one.checkpoint}: {one.verdict_and_cause}, robust accuracy at most {bound:.1%}"
 

@@ -136,6 +136,8 @@ def claim_lines(claims: Path) -> str:
 
 def _audit(one: AuditOf) -> Iterator[str]:
     cause = f", cause: {one.causes[0]}" if one.causes else ""
+    if one.claim is not None:
+        yield f"{one.checkpoint}: {one.of_claim}"
     yield f"{one.checkpoint}: {one.verdict.upper()}{cause}"
     yield f"  {one.reason}"
     if one.verdict == NONE_FOUND:

@@ -10,6 +10,7 @@ from gradscope.results.audits import NO_PROOF, NONE_FOUND, AuditOf
 
 _MOST_NAMES = 8
 _TONES = {"masking found": "accuses", "set-up invalid": "fired", NONE_FOUND: "passed", "inconclusive": "abstained"}
+_OF_CLAIM = {"refuted": "accuses", "not refuted within this budget": "passed", "inconclusive": "abstained"}
 #: What stands alone on the page needs its subject.
 _WORDS = {NONE_FOUND: f"no masking found{NONE_FOUND.removeprefix('none found')}"}
 
@@ -19,6 +20,8 @@ class Verdict:
     """The verdict on one checkpoint, in words."""
 
     checkpoint: str
+    claim: str
+    claim_tone: str
     tone: str
     verdict: str
     causes: str
@@ -70,6 +73,8 @@ def _verdict(one: AuditOf, found: Sequence[ReportedModel]) -> Verdict:
     reason = f"{one.reason[:1].upper()}{one.reason[1:]}".removesuffix(".")
     return Verdict(
         one.checkpoint,
+        one.of_claim,
+        _OF_CLAIM[one.claim.verdict] if one.claim else "",
         _TONES[one.verdict],
         _WORDS.get(one.verdict, one.verdict),
         " or ".join(one.causes),

@@ -60,6 +60,13 @@ class Bound(_Entry):
     n: Annotated[int, Field(gt=0)]
 
 
+class JudgedClaim(_Entry):
+    """A robust accuracy that was claimed, and what the lowest that was reached says of it."""
+
+    value: Share
+    verdict: Literal["refuted", "not refuted within this budget", "inconclusive"]
+
+
 class AuditedBall(_Entry):
     """What an attack may do to an image; pixel units."""
 
@@ -87,7 +94,10 @@ class MadeCheck(_Entry):
 
 
 class AuditOf(_Entry):
-    """The audit of one checkpoint. ``under`` each attack alone: share of all images; ``left_out``: attack to reason."""
+    """The audit of one checkpoint. ``under`` each attack alone: share of all images; ``left_out``: attack to reason.
+
+    ``claim`` is None where none was given.
+    """
 
     checkpoint: str
     verdict: Literal["masking found", "none found within this budget", "inconclusive", "set-up invalid"]
@@ -100,11 +110,33 @@ class AuditOf(_Entry):
     budget: str
     left_out: dict[str, str]
     checks: tuple[MadeCheck, ...]
+    claim: JudgedClaim | None = None
 
     @property
     def blocks(self) -> bool:
         """Whether a gate must stay shut: masking was found, or the set-up is such that nothing else counts."""
         return self.verdict in ("masking found", "set-up invalid")
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the audit, or its claim, could not be decided."""
+        return self.verdict == "inconclusive" or (self.claim is not None and self.claim.verdict == "inconclusive")
+
+    @property
+    def refuted(self) -> bool:
+        """Whether a robust accuracy was claimed that is refuted."""
+        return self.claim is not None and self.claim.verdict == "refuted"
+
+    @property
+    def of_claim(self) -> str:
+        """The claim and what the audit says of it, in a sentence; empty where none was given."""
+        if self.claim is None:
+            return ""
+        bound = self.robust_accuracy
+        interval = f"[{100 * bound.ci_low:.1f}, {100 * bound.ci_high:.1f}]"
+        stand = f"at most {100 * bound.upper_bound:.1f} % {interval} of {bound.n} images stand"
+        why = f"the set-up is invalid: {self.reason}" if self.claim.verdict == "inconclusive" else stand
+        return f"claim of {100 * self.claim.value:.4g} % {self.claim.verdict}: {why}"
 
     @property
     def verdict_and_cause(self) -> str:
