@@ -90,10 +90,11 @@ class Audit:
     def to_json(self) -> dict[str, Any]:
         """An entry of ``audit.json``, by version :data:`SCHEMA`, without NaN.
 
-        ``claim`` with ``value`` and ``verdict``, where there is one; ``verdict``, ``causes`` and ``reason``; ``robust_accuracy`` with ``upper_bound``,
-        ``ci_low``, ``ci_high`` and ``n``; ``clean_accuracy``; ``under`` each attack that was run on all images, alone;
-        ``threat`` with ``norm``, ``epsilon`` and ``box``; ``budget``; ``left_out`` attack to reason; ``checks`` in
-        order, with ``id`` and the columns of ``audit.csv``, ``images`` as a list.
+        ``claim`` with ``value`` and ``verdict``, where there is one; ``verdict``, ``causes`` and ``reason``;
+        ``robust_accuracy`` with ``upper_bound``, ``ci_low``, ``ci_high`` and ``n``; ``clean_accuracy``; ``under`` each
+        attack that was run on all images, alone; ``threat`` with ``norm``, ``epsilon`` and ``box``; ``budget``;
+        ``left_out`` attack to reason; ``checks`` in order, with ``id`` and the columns of ``audit.csv``, ``images`` as
+        a list.
         """
         main, threat = self.evidence.main, self.evidence.threat
         clean = wilson_interval(int(main.right.sum()), len(main))

@@ -11,9 +11,11 @@ import numpy as np
 
 from gradscope.attacks.pgd import usual_batch_size
 from gradscope.attacks.threat import ThreatModel
+from gradscope.auditing.checks.outcomes import FEWEST
 from gradscope.auditing.evidence import stages
 from gradscope.auditing.example_images import ExampleImage, example_images
 from gradscope.auditing.verdict import SCHEMA, Audit, examine
+from gradscope.errors import GradscopeError
 from gradscope.measure.inputs import Entry, largest_image
 from gradscope.measure.models import (
     describe_surrogates,
@@ -28,6 +30,7 @@ from gradscope.measure.runner import Measurement, Row
 from gradscope.measure.writer import Part
 from gradscope.models.loading import LoadedModel
 from gradscope.progress import progress_bar
+from gradscope.results.cautions import at_chance
 from gradscope.results.files import atomic, write_json
 from gradscope.results.schemas import ATTACK_SAMPLES, ATTACKS, AUDIT, AUDIT_JSON, EXAMPLE_IMAGES
 
@@ -40,6 +43,20 @@ class AuditMeasurement(Measurement[AuditOptions]):
         entries = read_entries(self.inputs, self.options.surrogate, self.options.samples)
         require_one_shape(entries, "model")
         return entries
+
+    def accept(self, entry: Entry, look: Row) -> None:
+        """Refuse images of which the model, though better than chance, gets too few right for a paired test."""
+        right, shown = look["right"], look["images"]
+        if right >= FEWEST or at_chance(right, shown, look["classes"]):
+            return
+        label, available = entry.reference.label, entry.chosen.available
+        wanted = -(-FEWEST * shown * 11 // (10 * max(right, 1)))
+        more = f"ask for {wanted} or more" if wanted <= available else f"all {available} of the data would be too few"
+        more = "these are all that there are" if shown == available else more
+        raise GradscopeError(
+            f"samples must be so many that {label} is right on {FEWEST}, which paired tests need; it is right on "
+            f"{right} of {shown}: {more}"
+        )
 
     def described(self) -> Row:
         """Ball and budget, and the surrogates."""

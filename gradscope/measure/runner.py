@@ -55,6 +55,12 @@ class Measurement(ABC, Generic[OptionsT]):
         """How images are worked through: with the seed, the device and the batch size of the measurement."""
         return Work(self.options.seed, self.device, self.batch_size, each, advance)
 
+    def accept(self, entry: Entry, look: Row) -> None:
+        """Raise :class:`GradscopeError` where the first look at a model shows that nothing can be found on its images.
+
+        Before any model is measured.
+        """
+
     @abstractmethod
     def described(self) -> Row:
         """What the manifest says of the measurement beside what it says of all."""
@@ -107,6 +113,8 @@ def _run(request: Request, out: Path, given: Given | None, warn: Callable[[str],
                 described["first_look"] = _look(entry, inputs, options)
             for caution in (*cautions(Manifest.model_validate(manifest)), *_too_many_targets(measurement)):
                 warn(caution)
+            for entry, described in zip(measurement.entries, manifest["checkpoints"], strict=True):
+                measurement.accept(entry, described["first_look"])
         more = {
             "checkpoint": _sources(manifest["checkpoints"]),
             "surrogate": _sources(manifest.get("surrogates", ())),

@@ -32,6 +32,22 @@ class Behind(nn.Module):
         return self.after(self.model(self.before(images)))
 
 
+class Votes(nn.Module):
+    """The votes of the five nearest neighbours in the features of a network: flat wherever nobody changes his mind."""
+
+    def __init__(self, model: nn.Sequential, images: ImageSet) -> None:
+        super().__init__()
+        self.features = model[:-1]
+        pixels, self.labels = images.batch(torch.arange(len(images)), "cpu")
+        with torch.no_grad():
+            self.known = self.features(pixels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        distances = torch.cdist(self.features(images), self.known)
+        votes = F.one_hot(self.labels[distances.topk(5, largest=False).indices], 10).sum(dim=1)
+        return votes + 0 * distances.sum(dim=1, keepdim=True)
+
+
 class _Severed(torch.autograd.Function):
     """The identity, whose backward pass is zero."""
 
@@ -73,6 +89,11 @@ MASKS: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
     "noise layer": (lambda model: Behind(model, before=noisy), "randomness"),
     "backward zero": (lambda model: Behind(model, before=_Severed.apply), "missing gradient"),
     "backward noise": (lambda model: Behind(model, before=_Noisy.apply), "false gradient"),
+    "30 tanh": (lambda model: Behind(model, after=lambda logits: 30 * torch.tanh(logits)), "bounded output"),
+    "clipped log-probabilities": (
+        lambda model: Behind(model, after=lambda logits: (10 * logits).softmax(dim=1).clamp(1e-7, 1 - 1e-7).log()),
+        "clipped output",
+    ),
     "probabilities": (lambda model: Behind(model, after=lambda logits: logits.softmax(dim=1)), "probabilities"),
     "sharp probabilities": (
         lambda model: Behind(model, after=lambda logits: (30 * logits).softmax(dim=1)),
@@ -143,8 +164,11 @@ def make_zoo(train: ImageSet, seed: int) -> Zoo:
     line = fit(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), train, 15)
     smoothed = fit(small_network(seed), train, 15, smoothing=0.1)
     masked = {name: (mask(plain), cause) for name, (mask, cause) in MASKS.items()}
+    masked["votes"] = (Votes(plain, train).eval(), "missing gradient")
     masked["smoothed, over-trained"] = (overtrain(smoothed, train, 100.0), "saturation")
-    return Zoo({"SL": plain, "SL-adv": robust, "linear": line, "SL smoothed": smoothed}, masked)
+    sharp = Behind(plain, after=lambda logits: 10 * logits)
+    honest = {"SL": plain, "SL-adv": robust, "linear": line, "SL smoothed": smoothed, "logits x 10": sharp.eval()}
+    return Zoo(honest, masked)
 
 
 @pytest.fixture(scope="session")

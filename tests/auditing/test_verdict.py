@@ -8,7 +8,7 @@ from torch import nn
 
 from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.budgets import BUDGETS
-from gradscope.auditing.checks import CHECKS, check
+from gradscope.auditing.checks import CHECKS, PASSED, check
 from gradscope.auditing.checks.base import Check, adjusted
 from gradscope.auditing.evidence import gather
 from gradscope.auditing.verdict import examine, judge
@@ -288,3 +288,42 @@ def test_p_values_are_adjusted_together():
     one = Check("X1", "query", "fired", 1.0, 0.0, "", "", p_value=0.03)
     assert [(made.state, made.p_value) for made in adjusted([one, one])] == [("passed", 0.06), ("passed", 0.06)]
     assert adjusted([one])[0].fired
+
+
+def test_a_claim_is_refuted_where_the_interval_lies_below_it(plain, images):
+    found = audit(plain, images)
+    assert found.upper_bound < found.interval.high < 1
+    for claim, verdict in (
+        (found.interval.high + 1e-6, "refuted"),
+        (found.interval.high, "not refuted within this budget"),
+        (found.interval.low, "not refuted within this budget"),
+    ):
+        judged = replace(found, claim=claim)
+        assert judged.to_json()["claim"] == {"value": claim, "verdict": verdict}
+    assert "claim" not in found.to_json()
+
+
+def test_no_claim_is_refuted_where_the_set_up_is_invalid(plain, images):
+    guess = replace(audit(Changed(plain, lambda pixels, logits: 0 * logits), images), claim=0.9)
+    assert guess.interval.high < 0.9
+    assert guess.verdict_on_claim == "inconclusive"
+
+
+def test_a_difference_that_nobody_would_claim_does_not_accuse(zoo, images, digits):
+    """Cross-entropy in float32 overstates where the ball is so wide that next to nothing stands in it."""
+    images = digits.test.subset(torch.arange(120))
+    found = audit(Changed(zoo(0).honest["SL"], lambda pixels, logits: 8 * logits), images, ThreatModel("linf", 0.2))
+    made = checks_of(found)["N3"]
+    assert made.fired
+    assert 0 < made.left - made.lowest < 0.1
+    assert not made.accuses
+    assert "nobody would claim" in made.cause
+    assert found.verdict == "none found within this budget"
+    assert f"overstates by {100 * (made.left - made.lowest):.1f} points" in found.reason
+
+
+def test_a_check_that_passed_describes_no_fault(zoo, images):
+    for made in audit(zoo(0).honest["SL"], images).checks:
+        if made.state == "passed" and made.id != "D1":
+            assert made.next_step == "nothing to do"
+            assert made.cause == PASSED[made.id] or "not significant" in made.cause

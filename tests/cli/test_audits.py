@@ -55,3 +55,49 @@ def test_masking_shuts_the_gate(
     assert (code, said) == (3 if gate else 0, "")
     assert "MASKING FOUND, cause: saturation" in printed
     assert (tmp_path / "a" / "audit.json").exists()
+
+
+@pytest.mark.parametrize(("claim", "code"), [(0.99, 3), (0.001, 0)])
+def test_a_claim_is_judged_first_and_is_a_gate(world: Path, tmp_path: Path, run: Run, claim: float, code: int) -> None:
+    out = tmp_path / "a"
+    found, printed, said = run("audit", world / "sl.pt", *QUICK, "--claim", claim, "--out", out)
+    assert (found, said) == (code, "")
+    verdict = "refuted" if code else "not refuted within this budget"
+    assert printed.splitlines()[0].startswith(f"sl: claim of {100 * claim:.4g} % {verdict}: at most ")
+    (entry,) = json.loads((out / "audit.json").read_text())["audits"]
+    assert next(iter(entry)) == "claim"
+    assert entry["claim"] == {"value": claim, "verdict": verdict}
+    done = run("report", out)
+    assert done[0] == 0
+    page = (out / "report.html").read_text()
+    assert 0 < page.index(f"claim of {100 * claim:.4g} % {verdict}") < page.index("<h2>sl: ")
+
+
+@pytest.mark.parametrize(("gate", "code"), [("--fail-on-masking", 4), ("--claim=0.001", 4), ("", 0)])
+@pytest.mark.parametrize("allowing", [False, True])
+def test_an_undecided_gate_is_no_pass(
+    world: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, gate: str, code: int, allowing: bool
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    cut = MASKED.format(text=str(world / "sl.pt")).replace("1000 * self.model(images)", "self.model(images).detach()")
+    (tmp_path / "cut.py").write_text(cut)
+    model = ("cut:Masked", "--trust-code", "--dataset", "digits")
+    flags = [*([gate] if gate else []), *["--allow-inconclusive"] * allowing]
+    found, printed, said = run("audit", *model, *QUICK, *flags, "--out", tmp_path / "a", "--no-figures")
+    assert found == (0 if allowing else code)
+    assert "INCONCLUSIVE" in printed
+    assert said.startswith("gradscope: the gate could not be decided (cut:Masked: ") if found else not said
+
+
+def test_too_few_right_images_are_refused_before_anything_is_attacked(world: Path, tmp_path: Path, run: Run) -> None:
+    code, printed, said = run("audit", world / "sl.pt", "--samples", 20, "--out", tmp_path / "a")
+    assert (code, printed) == (2, "")
+    assert "--samples must be so many that sl is right on 30, which paired tests need; it is right on " in said
+    assert "ask for " in said
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_claim_is_a_share(world: Path, tmp_path: Path, run: Run) -> None:
+    code, _, said = run("audit", world / "sl.pt", *QUICK, "--claim", 55, "--out", tmp_path / "a")
+    assert code == 2
+    assert "--claim must be a share of images above 0 and at most 1, e.g. 0.55; got 55" in said
