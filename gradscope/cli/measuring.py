@@ -40,14 +40,6 @@ _FailOnMasking = Annotated[
         rich_help_panel=panel(MEASURING),
     ),
 ]
-_AllowInconclusive = Annotated[
-    bool,
-    typer.Option(
-        "--allow-inconclusive",
-        help="with --fail-on-masking or --claim: exit with 0 in place of 4",
-        rich_help_panel=panel(MEASURING),
-    ),
-]
 
 
 def measuring_command(kind: type[Options]) -> Callable[..., None]:
@@ -68,12 +60,11 @@ def measuring_command(kind: type[Options]) -> Callable[..., None]:
             refuse(request, results)
         _measure(request, results)
         if isinstance(request.options, AuditOptions):
-            _pass_gates(results, on_masking=values["fail_on_masking"], allowing=values["allow_inconclusive"])
+            _pass_gates(results, on_masking=values["fail_on_masking"], allowing=request.options.allow_inconclusive)
 
     arguments = [plain_parameter("checkpoints", _Checkpoints)]
     if kind is AuditOptions:
         arguments.append(plain_parameter("fail_on_masking", _FailOnMasking, False))
-        arguments.append(plain_parameter("allow_inconclusive", _AllowInconclusive, False))
     arguments += parameters(kind, DataOptions, ForeignOptions, Circumstances)
     suffix = kind.suffix if isinstance(kind.suffix, str) else "-SPACE-landscape"
     where = typer.Option(

@@ -47,7 +47,7 @@ class AuditMeasurement(Measurement[AuditOptions]):
     def accept(self, entry: Entry, look: Row) -> None:
         """Refuse images of which the model, though better than chance, gets too few right for a paired test."""
         right, shown = look["right"], look["images"]
-        if right >= FEWEST or at_chance(right, shown, look["classes"]):
+        if self.options.allow_inconclusive or right >= FEWEST or at_chance(right, shown, look["classes"]):
             return
         label, available = entry.reference.label, entry.chosen.available
         wanted = -(-FEWEST * shown * 11 // (10 * max(right, 1)))
@@ -55,7 +55,7 @@ class AuditMeasurement(Measurement[AuditOptions]):
         more = "these are all that there are" if shown == available else more
         raise GradscopeError(
             f"samples must be so many that {label} is right on {FEWEST}, which paired tests need; it is right on "
-            f"{right} of {shown}: {more}"
+            f"{right} of {shown}: {more}; `allow_inconclusive` audits them all the same"
         )
 
     def described(self) -> Row:

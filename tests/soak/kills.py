@@ -62,7 +62,7 @@ _LINES = {
     "attack": f"attack {_QUICK} --samples 12 --attacks pgd,apgd-ce,transfer,square --queries 4 --surrogate rl.pt "
     "--epsilons 0.5,1 --save-images",
     "transfer": f"transfer {_QUICK} --samples 16",
-    "audit": "audit sl.pt rl.pt --no-figures --budget quick --samples 4",
+    "audit": "audit sl.pt rl.pt --no-figures --budget quick --samples 4 --allow-inconclusive",
     "landscape": "landscape sl.pt rl.pt --no-figures --images 2 --points 3 --steps 2",
     "landscape --space weights": "landscape sl.pt --space weights --no-figures --images 8 --points 5 --line",
     "study": "study tiny.toml --no-figures",

@@ -27,7 +27,7 @@ COMMANDS = {
         ["--attacks", "noise,square,apgd-t", "--queries", "5", "--steps", "2", "--save-images"],
     ),
     "transfer": (["--steps", "2"], ["--steps", "2", "--batch-size", "5"]),
-    "audit": (["--budget", "quick"],),
+    "audit": (["--budget", "quick", "--allow-inconclusive"],),
     "landscape": (
         ["--points", "3", "--steps", "2"],
         ["--points", "3", "--space", "weights"],
