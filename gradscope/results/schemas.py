@@ -230,6 +230,15 @@ HISTORY = Table(
         Column("reward", "number", "mean reward of the sampled actions; empty where none are sampled"),
         Column("validation_loss", "number", "mean cross-entropy on the validation images, nats"),
         Column("validation_accuracy", "number", "share of validation images that are right"),
+        Column(
+            "fgsm_accuracy",
+            "number",
+            "share of a fixed sample of the validation images right when clean and under FGSM in the ball of the "
+            "phase's adversary; empty where it has none",
+            later=True,
+        ),
+        Column("pgd_accuracy", "number", "the same under PGD of 10 steps; the gap is overfitting to FGSM", later=True),
+        Column("most_predicted", "number", "share of validation images that get the commonest prediction", later=True),
         Column("learning_rate", "number", "learning rate of the last update"),
         Column("images_per_second", "number", "training images a second, all devices"),
         Column("seconds", "number", "seconds the epoch took, validation included"),
