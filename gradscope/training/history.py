@@ -65,8 +65,8 @@ def _one_class(history: Sequence[Row], updates: int) -> Iterator[tuple[Row, str]
     """One class takes nearly all predictions, several epochs running."""
     running = 0
     for row in history:
-        share = row.get("most_predicted")
-        running = running + 1 if share is not None and share > _NEARLY_ALL else 0
+        share = row.get("most_predicted") or 0.0  # rows of older versions have none
+        running = running + 1 if share > _NEARLY_ALL else 0
         if running >= _RUNNING and row["epoch"] * updates >= _BEGUN:
             yield (
                 row,

@@ -67,8 +67,8 @@ def train(
     """Train a classifier and write it to ``out``; the history goes beside it as CSV.
 
     The checkpoint kept is the best on the validation images within the last phase, when clean or under PGD (ties go to
-    the later epoch), or the last, as ``training.selection`` says. What resuming needs is kept in ``out`` + ``.resume`` until the run is
-    complete: it is written at the beginning, after the first epoch, then every
+    the later epoch), or the last, as ``training.selection`` says. What resuming needs is kept in ``out`` + ``.resume``
+    until the run is complete: it is written at the beginning, after the first epoch, then every
     :data:`gradscope.training.state.STORE_EVERY` seconds at most, and whenever the run is stopped, by an error or by
     SIGINT or SIGTERM. A loss that is not finite raises :class:`GradscopeError`; the last good checkpoint stays. With
     ``keep_epochs`` the weights before the first and after each epoch are kept too, as checkpoints in
