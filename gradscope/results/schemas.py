@@ -192,6 +192,21 @@ TRANSFER_SAMPLES = Table(
     ),
 )
 
+SIMILARITY = Table(
+    "similarity.csv",
+    (
+        Column("other", "text", "the checkpoint it is compared with; empty where the metric is of one checkpoint"),
+        *IDENTITY,
+        Column("metric", "text", "name, see SIMILARITY_METRICS; no scale of the logits changes it"),
+        Column("unit", "text", "unit of value and interval"),
+        Column("value", "number", "mean over the images of a cosine, median of a curvature"),
+        Column("ci_low", "number", "lower end of the 95 % interval (manifest.json names the method)"),
+        Column("ci_high", "number", "upper end of the 95 % interval"),
+        Column("n", "integer", "clean images for which the metric is defined"),
+        Column("undefined", "integer", "clean images for which it is not (a gradient is exactly 0 or not finite)"),
+    ),
+)
+
 CLAIMS = Table(
     "claims.csv",
     (

@@ -15,6 +15,7 @@ METHODS = {
     "robust-accuracy": "Wilson score interval over images, 95 %",
     "undefined": "Wilson score interval over images, 95 %",
     "beyond-adversarial, beyond-random": "Wilson score interval over images, 95 %; of shares the rounded sum",
+    "relative-curvature": "between two order statistics, of the median over images, at least 95 %",
     "dispersion": "delete-a-group jackknife over 10 groups of images, Student t, 95 %",
     "weight space": "delete-a-group jackknife over 10 groups of images, Student t, Wilson for accuracy; 95 %",
     "all others": "Student t interval of the mean over images, 95 %; cut where the metric's range ends",
