@@ -36,7 +36,7 @@ class _Scale:
 
 
 _ACCURACY = _Scale("viridis", (0, 1), (0, 0.25, 0.5, 0.75, 1), "accuracy of the target", lambda share: share < 0.6)
-_COSINE = _Scale("vlag", (-1, 1), (-1, -0.5, 0, 0.5, 1), "cosine of the gradients", lambda cosine: abs(cosine) > 0.7)
+_COSINE = _Scale("vlag", (-1, 1), (-1, -0.5, 0, 0.5, 1), "cosine of the gradients", lambda cosine: abs(cosine) > 0.85)
 
 
 def draw_transfer(transfer: pd.DataFrame) -> list[Drawing]:

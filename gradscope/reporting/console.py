@@ -118,9 +118,10 @@ def _similarities(results: Path) -> Iterator[str]:
     """A line for every two models: the mean cosine of their gradients; none where an older version measured."""
     found = find_table(results / SIMILARITY.file)
     rows = [] if found is None else read_table(found, SIMILARITY).to_dict("records")
-    pairs = {frozenset((row["other"], row["checkpoint"])): row for row in rows if row["metric"] == "gradient-cosine"}
-    for models, row in pairs.items():
-        if len(models) == 2:
+    seen: set[str] = set()
+    for row in rows:
+        seen.add(row["other"])
+        if row["metric"] == "gradient-cosine" and row["checkpoint"] not in seen:
             interval = f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
             yield f"gradients of {row['other']} and {row['checkpoint']}: cosine {row['value']:.2f} {interval}"
 
