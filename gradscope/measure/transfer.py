@@ -26,7 +26,7 @@ from gradscope.results.stats import Interval, mean_interval, median_interval, wi
 from gradscope.seeding import seeded
 
 #: Of how many images the curvature is taken, at most: an image takes about as long as forty steps of PGD.
-_CURVED = 100
+CURVED = 100
 
 
 class TransferMeasurement(Measurement[TransferOptions]):
@@ -56,7 +56,7 @@ class TransferMeasurement(Measurement[TransferOptions]):
     def parts(self, kept: PartialResults) -> Iterator[Part]:
         """Everything at once: a cell of the matrix is nothing without the others."""
         images = self.entries[0].chosen.images
-        curved = torch.arange(min(_CURVED, len(images)))
+        curved = torch.arange(min(CURVED, len(images)))
         wanted = len(self.subjects) * (3 * len(images) + len(curved))
         with progress_bar("transfer", wanted, visible=self.team.is_first) as advance:
             seen = {subject.label: Blindness(len(images)) for subject in self.subjects}

@@ -16,7 +16,7 @@ from gradscope.models.inspection import laid_out, measuring
 from gradscope.probes.curvature import input_curvature
 
 #: Products with the Hessian for each image, at most, and the relative residual at which they end.
-_PRODUCTS, _TOLERANCE = 20, 1e-2
+PRODUCTS, _TOLERANCE = 20, 1e-2
 
 
 def input_gradients(model: nn.Module, images: Tensor, labels: Tensor, loss: Loss) -> Tensor:
@@ -61,7 +61,7 @@ def relative_curvature(model: nn.Module, images: Tensor, labels: Tensor, *, numb
             seed=seed,
             loss=rescaled_cross_entropy,
             tolerance=_TOLERANCE,
-            most=_PRODUCTS,
+            most=PRODUCTS,
         ).value
     except RuntimeError as error:  # as NotImplementedError is: some operations have a first derivative alone
         if is_out_of_memory(error):

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
+from gradscope import transfer
 from gradscope.attacks.transfer import make_examples
 from gradscope.config import PGD
 from gradscope.data.image_set import Splits
-from gradscope.errors import GradscopeError
+from gradscope.errors import Caution, GradscopeError
 from gradscope.measure.partial_results import PartialResults
 from gradscope.models import checkpoint as checkpoints
 from gradscope.probes.similarity import gradient_cosines, relative_curvature
@@ -78,6 +79,25 @@ def test_models_are_compared_at_the_clean_images(trained: list[str], tmp_path: P
     assert bent["other"].tolist() == ["", ""]
     found = relative_curvature(models[0], images, labels, numbers=numbers)
     assert bent["value"].iloc[0] == pytest.approx(float(found.nanquantile(0.5)), rel=0.05)
+
+
+def test_a_flat_model_is_compared_with_none(digits: Splits) -> None:
+    """Its gradient is 0: undefined for every image and counted, in the matrix NaN."""
+
+    class Flat(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return 0 * images.flatten(1)[:, :10]
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+    few = digits.test.subset(torch.arange(20))
+    with pytest.warns(Caution):
+        found = transfer({"net": net, "flat": Flat().eval()}, few, steps=2)
+    rows = found.frame("similarity").set_index(["other", "checkpoint"])
+    assert rows.loc[("net", "flat"), ["n", "undefined"]].tolist() == [0, 20]
+    assert rows.loc[("", "flat"), ["n", "undefined"]].tolist() == [0, 20]
+    assert rows.loc[("net", "net"), "undefined"] == 0
+    assert found.similarity.isna().to_numpy().tolist() == [[False, True], [True, True]]
 
 
 def test_the_papers_attack_leaves_the_box(trained: list[str], tmp_path: Path) -> None:
