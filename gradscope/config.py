@@ -29,6 +29,9 @@ Objective = Literal["cross-entropy", "policy-gradient", "expected-reward"]
 AttackLoss = Literal["cross-entropy", "log-odds", "margin", "dlr", "rescaled-cross-entropy"]
 Norm = Literal["linf", "l2"]
 Start = Literal["none", "ball", "cube"]
+#: Which epoch of the last phase a checkpoint holds: of highest accuracy on the validation images, clean or under PGD
+#: (ties go to the later epoch), or the last.
+Selection = Literal["best", "robust", "last"]
 Reduction = Literal["sum", "mean"]
 Arithmetic = Literal["float32", "float64"]
 Precision = Annotated[
@@ -183,11 +186,17 @@ class Training(Config):
     vertical_flip: bool = False
     shift: float = Field(default=0.0, ge=0, lt=0.5)
     validation_fraction: float = Field(default=0.1, gt=0, lt=0.5)
-    selection: Literal["best", "last"] = "best"
+    selection: Selection = "best"
     seed: Seed = 0
     precision: Precision = "auto"
     initial: str | None = None
     train_samples: TrainSamples | None = None
+
+    @model_validator(mode="after")
+    def _robust_epochs_to_select(self) -> Self:
+        if self.selection == "robust" and self.phases[-1].adversary is None:
+            raise ValueError("selection must be best or last where the last phase has no adversary, got robust")
+        return self
 
     @model_serializer(mode="wrap")
     def _without_new_keys(self, values_of: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -12,7 +12,17 @@ from gradscope.results.metrics import METRICS
 from gradscope.results.schemas import (
     ATTACKS as ATTACK_ROWS,
 )
-from gradscope.results.schemas import AUDIT, AUDIT_JSON, CLAIMS, LANDSCAPE, SAMPLES, STEPS, SUMMARY, TRANSFER
+from gradscope.results.schemas import (
+    AUDIT,
+    AUDIT_JSON,
+    CLAIMS,
+    LANDSCAPE,
+    SAMPLES,
+    SIMILARITY,
+    STEPS,
+    SUMMARY,
+    TRANSFER,
+)
 from gradscope.results.tables import write_table
 
 FOUR_MODES = (("sl-0", "sl"), ("rl-0", "rl"), ("sl-adv-0", "sl-adv"), ("rl-adv-0", "rl-adv"))
@@ -250,6 +260,22 @@ def write_transfer(folder: Path, names: Sequence[str]) -> None:
     sources = ("", *names)
     rows = [{"source": one, **named(name, "pgd" if one else "none"), **values} for one in sources for name in names]
     write_table(folder / TRANSFER.file, TRANSFER, rows)
+    pair = {"metric": "gradient-cosine", "unit": "-", "n": 40, "undefined": 0}
+    alike = [
+        {
+            "other": one,
+            **named(name, "none"),
+            **pair,
+            "value": 1.0 if one == name else 0.25,
+            "ci_low": 0.2,
+            "ci_high": 1.0,
+        }
+        for one in names
+        for name in names
+    ]
+    bent = {"other": "", "metric": "relative-curvature", "unit": "per unit pixel range", "n": 40, "undefined": 0}
+    curved = [named(name, "none") | bent | {"value": 12.5, "ci_low": 9.0, "ci_high": 15.0} for name in names]
+    write_table(folder / SIMILARITY.file, SIMILARITY, [*alike, *curved])
     write_json(folder / "manifest.json", manifest("transfer", names))
 
 

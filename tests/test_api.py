@@ -347,6 +347,9 @@ class TestResults:
             clean = float((net(x).argmax(dim=1) == y).float().mean())
         assert list(transfer.matrix.index) == ["", "net", "other"]
         assert transfer.matrix.loc["", "net"] == pytest.approx(clean)
+        assert list(transfer.similarity.index) == list(transfer.similarity.columns) == ["net", "other"]
+        assert transfer.similarity.loc["net", "net"] == pytest.approx(1, abs=1e-5)
+        assert transfer.similarity.loc["net", "other"] == transfer.similarity.loc["other", "net"] < 1
         summary = trace.frame("summary").set_index(["metric", "subset"])["value"]
         assert summary["accuracy", "clean/all"] == pytest.approx(clean)
         assert trace.mean("cosine").loc["net", "pgd"].index.tolist() == [1, 2]

@@ -133,6 +133,8 @@ def joined(studies: Mapping[Path, Findings]) -> Findings:
                 whole.courses[known[model]] = course
         for model, verdict in study.verdicts.items():
             whole.verdicts.setdefault(known[model], verdict)
+        for (one_model, other), cosine in study.similarities.items():
+            whole.similarities.setdefault((known[one_model], known[other]), cosine)
         whole.notes += study.notes
     whole.models = list(owners)
     return whole

@@ -121,10 +121,14 @@ class Course:
 
 @dataclass
 class Findings:
-    """Everything that was found. ``notes``: what was left out of it, and why."""
+    """Everything that was found. ``notes``: what was left out of it, and why.
+
+    ``similarities``: mean cosine of the input gradients of two models, by both.
+    """
 
     models: list[MeasuredModel] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
     courses: dict[MeasuredModel, Course] = field(default_factory=dict)
     verdicts: dict[MeasuredModel, str] = field(default_factory=dict)
+    similarities: dict[tuple[MeasuredModel, MeasuredModel], float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

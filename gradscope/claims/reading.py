@@ -16,7 +16,7 @@ from gradscope.errors import GradscopeError
 from gradscope.reading import read_json
 from gradscope.results.audits import Audits
 from gradscope.results.manifest import first_mistake
-from gradscope.results.schemas import ATTACK_SAMPLES, AUDIT_JSON, HISTORY, SAMPLES, TRANSFER_SAMPLES, Table
+from gradscope.results.schemas import ATTACK_SAMPLES, AUDIT_JSON, HISTORY, SAMPLES, SIMILARITY, TRANSFER_SAMPLES, Table
 from gradscope.results.tables import find_table, find_tables, read_table, tell_changes
 
 #: Kind of results in a manifest to what claims take from it: the name of the kind here, and its table.
@@ -171,10 +171,18 @@ class _Reader:
         for (checkpoint,), of_model in rows.groupby(["checkpoint"], sort=False):
             self._model(str(checkpoint), of_model)
         self.study.measured += list(makers.get(kind, self._plain)(rows, kind))
+        if (compared := find_table(self.directory / SIMILARITY.file)) is not None:
+            self._similarities(read_table(compared, SIMILARITY))
         if (self.directory / AUDIT_JSON).exists():
             for audit in Audits.parse(read_json(self.directory / AUDIT_JSON)).audits:
                 if audit.checkpoint in self.models:
                     self.study.verdicts.setdefault(self.models[audit.checkpoint], audit.verdict_and_cause)
+
+    def _similarities(self, rows: pd.DataFrame) -> None:
+        cosines = rows[(rows["metric"] == "gradient-cosine") & rows["value"].notna()]
+        for other, checkpoint, value in cosines[["other", "checkpoint", "value"]].itertuples(index=False, name=None):
+            if other in self.models and checkpoint in self.models:
+                self.study.similarities.setdefault((self.models[other], self.models[checkpoint]), float(value))
 
     def _rows(self, path: Path, table: Table) -> pd.DataFrame:
         rows = read_table(path, table)

@@ -9,6 +9,7 @@ import pandas as pd
 from gradscope.claims.effects import matched, paired, shared
 from gradscope.claims.group import Group, Pick, Question, how
 from gradscope.claims.measured import Measured, MeasuredModel
+from gradscope.claims.similarity import explained
 from gradscope.claims.verdicts import ABOVE, BELOW, Direction, Finding
 
 #: The paper's figures of C1, by how a data set's name begins.
@@ -50,10 +51,15 @@ def c2(group: Group) -> Iterator[Finding]:
 
 
 def c7(group: Group) -> Iterator[Finding]:
-    """Transfer both ways, over all images and over those both models have right, and the other's against the own."""
+    """Transfer both ways, over all images and over those both models have right, and the other's against the own.
+
+    And whether models between which examples transfer have like gradients.
+    """
     for attack in _that_made_examples(group):
         yield from _both_ways(group, attack)
         yield _on_own(group, attack)
+        if attack != ANY:
+            yield explained(group, attack, named(attack), _not_transferred(attack))
 
 
 def c8(group: Group) -> Iterator[Finding]:

@@ -57,7 +57,8 @@ def _train(config: Path | None, out: Path | None, **values: Any) -> None:
     if hardware.is_first:
         print(
             f"{trained.path}  clean accuracy {100 * trained.test_accuracy:.1f} % "
-            f"[{100 * low:.1f}, {100 * high:.1f}] on {trained.test_images} test images"
+            f"[{100 * low:.1f}, {100 * high:.1f}] on {trained.test_images} test images; "
+            f"epoch {trained.checkpoint.kept_epoch} of {trained.checkpoint.planned_epochs} was kept"
         )
 
 

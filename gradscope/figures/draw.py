@@ -18,7 +18,7 @@ from gradscope.figures.planes import is_plane
 from gradscope.figures.steps import draw_steps
 from gradscope.figures.style import Drawing
 from gradscope.figures.surfaces import write_surfaces
-from gradscope.figures.transfer import draw_transfer
+from gradscope.figures.transfer import draw_similarity, draw_transfer
 from gradscope.reading import read_json
 from gradscope.results.audits import ExampleImages, read_example_images
 from gradscope.results.files import write_json
@@ -32,6 +32,7 @@ from gradscope.results.schemas import (
     LANDSCAPE,
     PATH,
     SAMPLES,
+    SIMILARITY,
     STEPS,
     TRANSFER,
 )
@@ -154,7 +155,7 @@ def read_sources(directory: Path) -> Sources:
     """Read what the figures of ``directory`` are drawn from."""
     tables = {
         table.file: read_samples(found) if table is SAMPLES else read_table(found, table)
-        for table in (STEPS, SAMPLES, LANDSCAPE, PATH, ATTACKS, TRANSFER)
+        for table in (STEPS, SAMPLES, LANDSCAPE, PATH, ATTACKS, TRANSFER, SIMILARITY)
         if (found := find_table(directory / table.file))
     }
     audit = examples = None
@@ -184,6 +185,8 @@ def drawings(sources: Sources) -> Iterator[Drawing]:
         yield from draw_attacks(tables[ATTACKS.file])
     if TRANSFER.file in tables:
         yield from draw_transfer(tables[TRANSFER.file])
+    if SIMILARITY.file in tables:
+        yield from draw_similarity(tables[SIMILARITY.file])
 
 
 def compose(sources: Sources) -> Composed:

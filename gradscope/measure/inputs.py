@@ -17,6 +17,7 @@ from gradscope.data.image_set import ImageSet, Splits
 from gradscope.data.names import DATASETS
 from gradscope.errors import GradscopeError, lookup
 from gradscope.measure.options import Request
+from gradscope.models.checkpoint import Checkpoint
 from gradscope.models.failures import explained_failures
 from gradscope.models.inspection import LogitsCheck, check_differentiable
 from gradscope.models.loading import Foreign, LoadedModel, ModelSource, load_model, read_references
@@ -182,7 +183,7 @@ def describe(entry: Entry) -> dict[str, Any]:
         "sha256": _digest(reference),
         "fingerprint": None if ours is None else ours.fingerprint,
         "config": None if ours is None else _published(ours.config),
-        "epochs": None if ours is None else {"done": ours.epochs, "planned": ours.planned_epochs},
+        "epochs": None if ours is None else _epochs(ours),
         "trained": None if ours is None else ours.provenance,
         "data": {
             "name": images.images.name,
@@ -193,6 +194,10 @@ def describe(entry: Entry) -> dict[str, Any]:
         },
         "seconds": {},
     }
+
+
+def _epochs(checkpoint: Checkpoint) -> dict[str, int | None]:
+    return {"done": checkpoint.epochs, "planned": checkpoint.planned_epochs, "kept": checkpoint.kept_epoch}
 
 
 def _digest(reference: ModelSource) -> str | None:

@@ -31,6 +31,7 @@ from gradscope.results.schemas import (
     LANDSCAPE,
     PATH,
     SAMPLES,
+    SIMILARITY,
     STEPS,
     SUMMARY,
     TRANSFER,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 #: Every table by its name without the ending.
 TABLES: dict[str, Table] = {
     table.file.removesuffix(".csv"): table
-    for table in (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, TRANSFER, AUDIT)
+    for table in (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, TRANSFER, SIMILARITY, AUDIT)
 }
 
 
@@ -306,7 +307,7 @@ class Attacks(Result):
 
 
 class TransferMatrix(Result):
-    """Whose examples fool whom: ``transfer``, ``samples``."""
+    """Whose examples fool whom: ``transfer``, ``samples``; how alike the models are: ``similarity``."""
 
     kind, main = "transfer", "transfer"
 
@@ -319,6 +320,14 @@ class TransferMatrix(Result):
         """Accuracy by source (rows; "" are the clean images) and target (columns), models in their order."""
         cells = self.frame().pivot_table(index="source", columns="checkpoint", values="accuracy")
         return cells.loc[["", *self.models], self.models]
+
+    @property
+    def similarity(self) -> pd.DataFrame:
+        """Mean cosine of the input gradients of every two models at the clean images, models in their order."""
+        rows = self.frame("similarity")
+        rows = rows[rows["metric"] == "gradient-cosine"]
+        cells = rows.pivot_table(index="other", columns="checkpoint", values="value", dropna=False)
+        return cells.loc[self.models, self.models]
 
     def _findings(self) -> Iterator[str]:
         cells = self.matrix

@@ -1,23 +1,32 @@
 """Transfer: examples made on each model, judged on every other and on itself."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from math import nan
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from gradscope.attacks.outcome import count_blind
 from gradscope.attacks.pgd import Blindness, threat_model, usual_batch_size
 from gradscope.attacks.transfer import Transfer, make_examples, transfer
-from gradscope.distributed.units import prefixed
+from gradscope.distributed.units import Values, prefixed
 from gradscope.measure.inputs import Entry, largest_image
 from gradscope.measure.options import TransferOptions
 from gradscope.measure.partial_results import PartialResults
 from gradscope.measure.runner import Measurement, Row
 from gradscope.measure.writer import Part
 from gradscope.models.loading import LoadedModel
+from gradscope.probes.similarity import gradient_cosines, relative_curvature
 from gradscope.progress import Advance, progress_bar
-from gradscope.results.schemas import TRANSFER, TRANSFER_SAMPLES
-from gradscope.results.stats import wilson_interval
+from gradscope.results.metrics import SIMILARITY_METRICS
+from gradscope.results.schemas import SIMILARITY, TRANSFER, TRANSFER_SAMPLES
+from gradscope.results.stats import Interval, mean_interval, median_interval, wilson_interval
+from gradscope.seeding import seeded
+
+#: Of how many images the curvature is taken, at most: an image takes about as long as forty steps of PGD.
+CURVED = 100
 
 
 class TransferMeasurement(Measurement[TransferOptions]):
@@ -47,11 +56,21 @@ class TransferMeasurement(Measurement[TransferOptions]):
     def parts(self, kept: PartialResults) -> Iterator[Part]:
         """Everything at once: a cell of the matrix is nothing without the others."""
         images = self.entries[0].chosen.images
-        wanted = 2 * len(self.subjects) * len(images)
+        curved = torch.arange(min(CURVED, len(images)))
+        wanted = len(self.subjects) * (3 * len(images) + len(curved))
         with progress_bar("transfer", wanted, visible=self.team.is_first) as advance:
             seen = {subject.label: Blindness(len(images)) for subject in self.subjects}
             found = self._judge(kept, advance, seen)
-        yield Part(None, {TRANSFER: partial(self._rows, found), TRANSFER_SAMPLES: partial(self._sample_rows, found)})
+            cosines = self._cosines(kept, advance)
+            curvatures = [
+                self._curvatures(kept, advance, curved, place, one) for place, one in enumerate(self.subjects)
+            ]
+        rows = {
+            TRANSFER: partial(self._rows, found),
+            TRANSFER_SAMPLES: partial(self._sample_rows, found),
+            SIMILARITY: partial(self._similarity_rows, cosines, curvatures),
+        }
+        yield Part(None, rows)
 
         for place, noted in enumerate(seen.values()):
             assert noted.worst is not None
@@ -86,6 +105,84 @@ class TransferMeasurement(Measurement[TransferOptions]):
             numbers=chosen.numbers,
             work=self.work(self.team.each, lambda done, target: advance(done, f"judging on {target}")),
         )
+
+    def _cosines(self, kept: PartialResults, advance: Advance) -> Tensor:
+        """Cosines of the gradients of every two of M models at N images, ``(M, M, N)``."""
+        chosen, models = self.entries[0].chosen, [subject.model for subject in self.subjects]
+
+        def compare(indices: Tensor) -> Values:
+            images, labels = chosen.images.batch(indices, self.device)
+            with seeded(self.options.seed, "similarity", *chosen.numbers[indices].tolist()):
+                return {"cosines": gradient_cosines(models, images, labels)}
+
+        everyone = torch.arange(len(chosen.images))
+        parts = self._in_batches(kept, "similarity", everyone, compare, lambda done: advance(len(models) * done, ""))
+        return torch.cat([part["cosines"] for part in parts], dim=2)
+
+    def _curvatures(
+        self, kept: PartialResults, advance: Advance, curved: Tensor, place: int, subject: LoadedModel
+    ) -> Tensor:
+        """Curvatures of a model's loss in the images at ``curved`` ``(N,)``, ``(N,)``."""
+        chosen = self.entries[0].chosen
+
+        def bend(indices: Tensor) -> Values:
+            images, labels = chosen.images.batch(indices, self.device)
+            numbers = chosen.numbers[indices]
+            with seeded(self.options.seed, "curvature", *numbers.tolist()):
+                found = relative_curvature(subject.model, images, labels, numbers=numbers, seed=self.options.seed)
+                return {"curvatures": found}
+
+        parts = self._in_batches(
+            kept, f"{place}-curvature", curved, bend, lambda done: advance(done, f"curvature of {subject.label}")
+        )
+        return torch.cat([part["curvatures"] for part in parts])
+
+    def _in_batches(
+        self,
+        kept: PartialResults,
+        name: str,
+        wanted: Tensor,
+        make: Callable[[Tensor], Values],
+        done: Callable[[int], None],
+    ) -> Iterator[Values]:
+        """What is made of each batch of the images at ``wanted``, which is a unit of work; ``done`` counts images."""
+        batches = wanted.split(self.batch_size)
+        units = [(f"{name}-{int(indices[0]):06d}", partial(make, indices)) for indices in batches]
+        for indices, values in zip(batches, kept.each(units), strict=True):
+            yield values
+            done(len(indices))
+
+    def _similarity_rows(self, cosines: Tensor, curvatures: Sequence[Tensor]) -> Iterator[Row]:
+        """The cosines of every two models, each with itself too; then each model's curvature."""
+        for place, other in enumerate(self.subjects):
+            for at, subject in enumerate(self.subjects):
+                values = cosines[place, at]
+                kept = values[values.isfinite()]
+                n, mean = len(kept), float(kept.mean()) if len(kept) else nan
+                std = float(kept.std()) if n > 1 else nan
+                interval = mean_interval(mean, std, n).within(-1, 1)
+                yield self._similarity_row(other.label, subject, "gradient-cosine", mean, interval, values)
+        for subject, values in zip(self.subjects, curvatures, strict=True):
+            known = values[values.isfinite()].double().numpy()
+            median = float(np.median(known)) if len(known) else nan
+            interval = median_interval(known.tolist())
+            yield self._similarity_row("", subject, "relative-curvature", median, interval, values)
+
+    def _similarity_row(
+        self, other: str, subject: LoadedModel, metric: str, value: float, interval: Interval, values: Tensor
+    ) -> Row:
+        n = int(values.isfinite().sum())
+        return {
+            "other": other,
+            **subject.identity(self.entries[0].chosen.images.name, "none"),
+            "metric": metric,
+            "unit": SIMILARITY_METRICS[metric].unit,
+            "value": value,
+            "ci_low": interval.low,
+            "ci_high": interval.high,
+            "n": n,
+            "undefined": len(values) - n,
+        }
 
     def _rows(self, found: Transfer) -> Iterator[Row]:
         """The clean images of every target first, then source by source."""

@@ -42,7 +42,8 @@ _PLAIN = (type(None), bool, int, float, str)
 class Checkpoint:
     """A trained network and how it came to be: resolved ``config``, a row of ``history`` an epoch, ``provenance``.
 
-    ``epochs`` is how many of ``planned_epochs`` its run had done when it was written.
+    ``epochs`` is how many of ``planned_epochs`` its run had done when it was written, ``kept_epoch`` after which of
+    them it had these weights; None where an older version wrote it.
     ``dataset`` names the data it was trained on, ``classes`` its class names in the order of the logits,
     ``data_fingerprint`` its content. ``trust_code``: whether a user's own architecture may run to build it; ``path``:
     the file it was read from, for messages. These two are not kept in the file.
@@ -57,6 +58,7 @@ class Checkpoint:
     config: dict[str, Any]
     history: list[dict[str, Any]]
     provenance: dict[str, Any]
+    kept_epoch: int | None = None
     trust_code: bool = False
     path: Path | None = field(default=None, repr=False, compare=False)
 
@@ -132,7 +134,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "data_fingerprint": checkpoint.data_fingerprint,
         "config": checkpoint.config,
         "history": checkpoint.history,
-        "epochs": {"done": checkpoint.epochs, "planned": checkpoint.planned_epochs},
+        "epochs": {"done": checkpoint.epochs, "planned": checkpoint.planned_epochs, "kept": checkpoint.kept_epoch},
         "provenance": checkpoint.provenance,
     }
     _require_plain(content, "checkpoint")
@@ -183,6 +185,7 @@ def load(path: Path, *, trust_code: bool = False) -> Checkpoint:
             config=content["config"],
             history=content["history"],
             provenance=content["provenance"],
+            kept_epoch=_kept_epoch(content),
             trust_code=trust_code,
             path=path,
         )
@@ -190,6 +193,14 @@ def load(path: Path, *, trust_code: bool = False) -> Checkpoint:
         raise GradscopeError(f"model: {path} cannot be used: {error}") from None
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise GradscopeError(f"model: {path} is damaged: {type(error).__name__} {error}") from None
+
+
+def _kept_epoch(content: Mapping[str, Any]) -> int | None:
+    epochs = content.get("epochs", {})
+    require_kinds({"epochs": epochs}, {"epochs": dict})
+    kept: int | None = epochs.get("kept")
+    require_each("epochs", [kept], int, type(None))
+    return kept
 
 
 #: Of what kind the parts of a checkpoint are that are read as they stand.

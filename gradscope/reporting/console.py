@@ -10,9 +10,9 @@ from gradscope.reading import read_json
 from gradscope.results.audits import NO_PROOF, NONE_FOUND, AuditOf, Audits
 from gradscope.results.cautions import blind_attacks, cautions
 from gradscope.results.manifest import MANIFEST, read_manifest
-from gradscope.results.schemas import ATTACKS, AUDIT_JSON, CLAIMS, STEPS, SUMMARY, TRANSFER
+from gradscope.results.schemas import ATTACKS, AUDIT_JSON, CLAIMS, SIMILARITY, STEPS, SUMMARY, TRANSFER
 from gradscope.results.stats import wilson_interval
-from gradscope.results.tables import read_table
+from gradscope.results.tables import find_table, read_table
 
 
 def finding_lines(results: Path) -> str:
@@ -101,13 +101,29 @@ def attack_lines(results: Path) -> str:
 
 
 def transfer_lines(results: Path) -> str:
-    """A line for each source and target: how many examples of the one the other gets right, with the interval."""
+    """A line for each source and target: how many examples of the one the other gets right, with the interval.
+
+    Then one for every two models whose gradients were compared.
+    """
     rows = read_table(results / TRANSFER.file, TRANSFER)
-    return "\n".join(
+    lines = [
         f"{'clean images' if not row['source'] else 'from ' + row['source']:22} on {row['checkpoint']:16} {_share(row)}"
         + ("  white-box" if row["source"] == row["checkpoint"] else "")
         for row in rows.rename(columns={"accuracy": "value"}).to_dict("records")
-    )
+    ]
+    return "\n".join([*lines, *_similarities(results)])
+
+
+def _similarities(results: Path) -> Iterator[str]:
+    """A line for every two models: the mean cosine of their gradients; none where an older version measured."""
+    found = find_table(results / SIMILARITY.file)
+    rows = [] if found is None else read_table(found, SIMILARITY).to_dict("records")
+    seen: set[str] = set()
+    for row in rows:
+        seen.add(row["other"])
+        if row["metric"] == "gradient-cosine" and row["checkpoint"] not in seen:
+            interval = f"[{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+            yield f"gradients of {row['other']} and {row['checkpoint']}: cosine {row['value']:.2f} {interval}"
 
 
 def audit_lines(results: Path) -> str:

@@ -10,11 +10,12 @@ from gradscope.reporting.tables import (
     attacks_table,
     checks_table,
     claims_table,
+    similarity_table,
     statements_table,
     transfer_table,
 )
 from gradscope.results.files import atomic
-from gradscope.results.schemas import ATTACKS, PAPER, TRANSFER
+from gradscope.results.schemas import ATTACKS, PAPER, SIMILARITY, TRANSFER
 from gradscope.results.tables import file_content
 
 
@@ -55,6 +56,8 @@ def paper_tables(contents: Contents) -> list[ReportTable]:
             tables.append(attacks_table(rows))
         if len(rows := part.table(TRANSFER)):
             tables.append(transfer_table(rows))
+        if len(rows := part.table(SIMILARITY)):
+            tables.append(similarity_table(rows))
         if part.audits:
             tables.append(checks_table(part.audits))
     return _named_apart(tables)

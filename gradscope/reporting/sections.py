@@ -16,11 +16,12 @@ from gradscope.reporting.tables import (
     checks_table,
     claims_table,
     numbers_table,
+    similarity_table,
     statements_table,
     transfer_table,
 )
 from gradscope.results.metrics import LANDSCAPE_METRICS
-from gradscope.results.schemas import ATTACKS, SUMMARY, TRANSFER
+from gradscope.results.schemas import ATTACKS, SIMILARITY, SUMMARY, TRANSFER
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,12 @@ def _left_out(part: ReportPart) -> Iterator[str]:
 
 
 def _transfer(part: ReportPart, pictures: Sequence[Picture]) -> Block:
-    rows = part.table(TRANSFER)
-    return Block(tables=[transfer_table(rows)] if len(rows) else [], pictures=_chosen(pictures, "transfer-"))
+    tables = [
+        make(rows)
+        for make, table in ((transfer_table, TRANSFER), (similarity_table, SIMILARITY))
+        if len(rows := part.table(table))
+    ]
+    return Block(tables=tables, pictures=_chosen(pictures, "transfer-"))
 
 
 def _audit(part: ReportPart, pictures: Sequence[Picture]) -> Block:

@@ -227,6 +227,24 @@ def transfer_table(transfer: pd.DataFrame) -> ReportTable:
     return ReportTable("transfer", caption, (Heading("Made on"), *(Heading(name, "number") for name in targets)), rows)
 
 
+def similarity_table(similarity: pd.DataFrame) -> ReportTable:
+    """Rows of the table SIMILARITY as a matrix: models by models, then what is of one model."""
+    cells = {
+        (str(row["other"]), str(row["checkpoint"])): number(row["value"], low=row["ci_low"], high=row["ci_high"])
+        for row in similarity.to_dict("records")
+    }
+    names = [str(name) for name in similarity["checkpoint"].unique()]
+    rows = tuple(
+        (words(other or "relative curvature"), *(cells.get((other, name), Cell(NOTHING)) for name in names))
+        for other in (str(name) for name in similarity["other"].unique())
+    )
+    caption = (
+        "Mean cosine of the gradients of two models' margins at the same clean images, and below it each model's "
+        "relative curvature, per unit pixel range; 95 % intervals over images"
+    )
+    return ReportTable("similarity", caption, (Heading("Model"), *(Heading(name, "number") for name in names)), rows)
+
+
 def checks_table(audits: Iterable[AuditOf]) -> ReportTable:
     """Every check of every audit."""
     headings = (

@@ -70,10 +70,11 @@ class GradientsOf(_Entry):
 
 
 class EpochsOf(_Entry):
-    """How far a checkpoint's training had come when it was examined."""
+    """How far a checkpoint's training had come when it was examined, and which epoch's weights it holds."""
 
     done: int
     planned: int
+    kept: int | None = None  # None in older manifests, too
 
 
 class Examined(_Entry):

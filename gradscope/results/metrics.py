@@ -57,6 +57,16 @@ LANDSCAPE_METRICS: dict[str, Metric] = {
     "nonlinearity": Metric("nats", "max over the ball of |loss(x + d) - loss(x) - <d, g>|, by a short ascent", 0),
 }
 
+#: What `transfer` reports of its models beside the matrix, at the clean images.
+SIMILARITY_METRICS: dict[str, Metric] = {
+    "gradient-cosine": Metric("-", "cosine of two models' margin gradients at the same image; mean", -1, 1),
+    "relative-curvature": Metric(
+        "per unit pixel range",
+        "|largest Hessian eigenvalue| / |gradient| of the rescaled cross-entropy in the image; median",
+        0,
+    ),
+}
+
 #: What `attack` reports for each attack, and for "none": the clean images.
 ATTACK_METRICS: dict[str, Metric] = {
     "accuracy": Metric("-", "share of the subset that is right under this attack alone", 0, 1),

@@ -192,6 +192,21 @@ TRANSFER_SAMPLES = Table(
     ),
 )
 
+SIMILARITY = Table(
+    "similarity.csv",
+    (
+        Column("other", "text", "the checkpoint it is compared with; empty where the metric is of one checkpoint"),
+        *IDENTITY,
+        Column("metric", "text", "name, see SIMILARITY_METRICS; no scale of the logits changes it"),
+        Column("unit", "text", "unit of value and interval"),
+        Column("value", "number", "mean over the images of a cosine, median of a curvature"),
+        Column("ci_low", "number", "lower end of the 95 % interval (manifest.json names the method)"),
+        Column("ci_high", "number", "upper end of the 95 % interval"),
+        Column("n", "integer", "clean images for which the metric is defined"),
+        Column("undefined", "integer", "clean images for which it is not (a gradient is exactly 0 or not finite)"),
+    ),
+)
+
 CLAIMS = Table(
     "claims.csv",
     (
@@ -230,6 +245,15 @@ HISTORY = Table(
         Column("reward", "number", "mean reward of the sampled actions; empty where none are sampled"),
         Column("validation_loss", "number", "mean cross-entropy on the validation images, nats"),
         Column("validation_accuracy", "number", "share of validation images that are right"),
+        Column(
+            "fgsm_accuracy",
+            "number",
+            "share of a fixed sample of the validation images right when clean and under FGSM in the ball of the "
+            "phase's adversary; empty where it has none",
+            later=True,
+        ),
+        Column("pgd_accuracy", "number", "the same under PGD of 10 steps; the gap is overfitting to FGSM", later=True),
+        Column("most_predicted", "number", "share of validation images that get the commonest prediction", later=True),
         Column("learning_rate", "number", "learning rate of the last update"),
         Column("images_per_second", "number", "training images a second, all devices"),
         Column("seconds", "number", "seconds the epoch took, validation included"),

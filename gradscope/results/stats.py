@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import optimize, stats
 
 CONFIDENCE = 0.95
@@ -15,6 +16,7 @@ METHODS = {
     "robust-accuracy": "Wilson score interval over images, 95 %",
     "undefined": "Wilson score interval over images, 95 %",
     "beyond-adversarial, beyond-random": "Wilson score interval over images, 95 %; of shares the rounded sum",
+    "relative-curvature": "between two order statistics, of the median over images, at least 95 %",
     "dispersion": "delete-a-group jackknife over 10 groups of images, Student t, 95 %",
     "weight space": "delete-a-group jackknife over 10 groups of images, Student t, Wilson for accuracy; 95 %",
     "all others": "Student t interval of the mean over images, 95 %; cut where the metric's range ends",
@@ -150,6 +152,31 @@ def mean_test(mean: float, std: float, n: int, assumed: float = 0.0) -> float:
     if std == 0:
         return 1.0 if mean == assumed else 0.0
     return float(2 * stats.t.sf(abs(mean - assumed) / (std / math.sqrt(n)), n - 1))
+
+
+def mantel(
+    pairs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], permutations: int = 9999
+) -> tuple[tuple[float, ...], float]:
+    """Rank correlation of two matrices over their entries off the diagonal, for each of ``pairs``, and its p-value.
+
+    One matrix's rows and columns are the same things as the other's, such as models, so that its entries are not
+    independent. One-sided, that the mean correlation is not above 0: the share of random orders of the things, in one
+    matrix of each pair, that give as much (Mantel 1967), always the same ones. NaN where all entries are equal.
+    """
+    stream = np.random.default_rng(0)
+    found, drawn = [], np.zeros(permutations)
+    for pair in pairs:
+        apart = ~np.eye(len(pair[0]), dtype=bool)
+        one, other = (np.zeros(apart.shape) for _ in pair)
+        for into, matrix in zip((one, other), pair, strict=True):
+            ranks = stats.rankdata(matrix[apart])
+            with np.errstate(invalid="ignore"):
+                into[apart] = (ranks - ranks.mean()) / np.linalg.norm(ranks - ranks.mean())
+        found.append(float((one * other)[apart].sum()))
+        orders = stream.permuted(np.tile(np.arange(len(apart)), (permutations, 1)), axis=1)
+        drawn += (one[orders[:, :, None], orders[:, None, :]] * other).sum(axis=(1, 2))
+    as_much = int((drawn >= sum(found) - 1e-9).sum())
+    return tuple(found), (1 + as_much) / (1 + permutations)
 
 
 def median_interval(values: Sequence[float]) -> Interval:

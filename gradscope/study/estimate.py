@@ -24,14 +24,17 @@ from gradscope.errors import GradscopeError
 from gradscope.losses import cross_entropy
 from gradscope.measure.common_options import Options, Sampled
 from gradscope.measure.options import AnalyzeOptions, AttackOptions, AuditOptions, LandscapeOptions, TransferOptions
+from gradscope.measure.transfer import CURVED
 from gradscope.models.architectures import ModelSpec, build
 from gradscope.models.inspection import laid_out, strict_float32
+from gradscope.probes.similarity import PRODUCTS
 from gradscope.reading import read_bytes
 from gradscope.seeding import seeded
 from gradscope.study.model_tasks import TrainTask
 from gradscope.study.plan import Plan
 from gradscope.study.state import FOLDER, Record
 from gradscope.study.tasks import ImageFacts, MeasureTask, Stage
+from gradscope.training.held_out import ATTACKED, STEPS
 from gradscope.training.precision import SMALL_SIDE, auto_precision
 
 Source = Literal["record", "records", "probe", "fixed"]
@@ -132,6 +135,8 @@ def training_passes(training: Training, images: ImageFacts) -> Passes:
         if phase.adversary is not None:
             shared = phase.adversary.method == "fgsm" and phase.adversary.objective == "own"
             gradients += 1.0 + (0 if shared else 1 if phase.adversary.method == "fgsm" else phase.adversary.steps)
+            # FGSM and PGD on validation images.
+            passes += Passes(gradient=2.0 + STEPS) * min(ATTACKED, held_out) * phase.epochs
         passes += Passes(held_out, gradients * (train - held_out)) * phase.epochs
     return passes
 
@@ -142,7 +147,9 @@ def measuring_passes(options: Options, images: ImageFacts, models: int) -> Passe
     if isinstance(options, AnalyzeOptions):
         return _sum(_pgd(settings) for settings in options.attacks.values()) * count
     if isinstance(options, TransferOptions):
-        return (_pgd(options.settings) + Passes(forward=models)) * count
+        # The gradient that is compared with others'; of some images the Hessian's products, each of about two passes.
+        bent = Passes(gradient=2.0 * PRODUCTS) * min(CURVED, count)
+        return (_pgd(options.settings) + Passes(forward=models, gradient=1)) * count + bent
     if isinstance(options, LandscapeOptions):
         attack = Passes() if options.settings is None else _pgd(options.settings)
         if options.space == "input":

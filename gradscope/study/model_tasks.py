@@ -16,6 +16,7 @@ from gradscope.results.schemas import HISTORY
 from gradscope.results.tables import find_table, write_table
 from gradscope.study.recipe import CALIBRATED
 from gradscope.study.tasks import ImageFacts, Job, Task, UnfinishedError
+from gradscope.training.history import kept_epoch
 from gradscope.training.request import epochs_folder, state_path
 from gradscope.training.runs import run_training
 
@@ -61,11 +62,9 @@ class TrainTask(_ModelTask):
             raise UnfinishedError(f"{checkpoint.epochs} of {checkpoint.planned_epochs} epochs")
         history = checkpoint.history
         write_table(job.out.with_suffix(".history.csv"), HISTORY, history)
-        # Of the weights that are kept: the best, or the last, within the last phase.
-        accuracies = [row["validation_accuracy"] for row in history if row["phase"] == history[-1]["phase"]]
-        kept = max(accuracies) if self.training.selection == "best" else accuracies[-1]
+        accuracy = history[kept_epoch(history, self.training.selection) - 1]["validation_accuracy"]
         epochs = f"{len(history)} epoch" + ("s" if len(history) > 1 else "")
-        return f"{epochs}, validation accuracy {100 * kept:.1f} %"
+        return f"{epochs}, validation accuracy {100 * accuracy:.1f} %"
 
     def _train(self, job: Job, *, resume: bool) -> None:
         run_training(

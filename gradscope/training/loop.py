@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from gradscope.config import Phase, Training
 from gradscope.data.image_set import ImageSet, as_floats
 from gradscope.distributed.processes import Hardware, resolve_device
-from gradscope.errors import GradscopeError
-from gradscope.losses import cross_entropy
+from gradscope.errors import GradscopeError, caution
 from gradscope.models.checkpoint import Checkpoint, load
-from gradscope.models.inspection import evaluating
 from gradscope.models.names import is_own
 from gradscope.process import ending_on_sigterm
 from gradscope.progress import Advance, progress_bar
@@ -30,6 +28,8 @@ from gradscope.results.files import ensure_writable
 from gradscope.seeding import generator, seeded
 from gradscope.training.batches import Batch, Batches
 from gradscope.training.graphs import Replayed
+from gradscope.training.held_out import HeldOut
+from gradscope.training.history import warnings_of
 from gradscope.training.objectives import (
     adversarial_example,
     fast_gradient_example,
@@ -66,9 +66,9 @@ def train(
 ) -> Checkpoint:
     """Train a classifier and write it to ``out``; the history goes beside it as CSV.
 
-    The checkpoint kept is the best on the validation images within the last phase (ties go to the later epoch), or
-    the last, as ``training.selection`` says. What resuming needs is kept in ``out`` + ``.resume`` until the run is
-    complete: it is written at the beginning, after the first epoch, then every
+    The checkpoint kept is the best on the validation images within the last phase, when clean or under PGD (ties go to
+    the later epoch), or the last, as ``training.selection`` says. What resuming needs is kept in ``out`` + ``.resume``
+    until the run is complete: it is written at the beginning, after the first epoch, then every
     :data:`gradscope.training.state.STORE_EVERY` seconds at most, and whenever the run is stopped, by an error or by
     SIGINT or SIGTERM. A loss that is not finite raises :class:`GradscopeError`; the last good checkpoint stays. With
     ``keep_epochs`` the weights before the first and after each epoch are kept too, as checkpoints in
@@ -133,7 +133,7 @@ class Run:
         self.fabric = fabric
         self.training = training
         self.advance: Advance = lambda done, note: None
-        self.trained, self.held_out = split(training, train_set)
+        self.trained, held_out = split(training, train_set)
         self.batch_size = min(training.batch_size, len(self.trained))
         self.updates = len(self.trained) // self.batch_size
         self.images = train_set.on(fabric.device)
@@ -145,8 +145,7 @@ class Run:
         self.model: _FabricModule
         self.optimizer: _FabricOptimizer
         self.model, self.optimizer = fabric.setup(self.network, self._new_optimizer())
-        # Those of the validation images that this process judges, beside the images.
-        self.judged = self.held_out[fabric.global_rank :: fabric.world_size].to(self.images.images.device)
+        self.validation = HeldOut(fabric, self.images, training, held_out)
         self.batches = Batches(self.images, training, fabric.device, fabric.global_rank, fabric.world_size)
         self.totals = Totals(fabric.device)
         self.state = RunState(fabric, training, self.images, spec, self.network, self.optimizer, out, keep_epochs)
@@ -212,20 +211,22 @@ class Run:
         started = time.perf_counter()
         trained = self._train_epoch(phase, epoch, epoch_of_phase)
         seconds = time.perf_counter() - started
-        validation_loss, validation_accuracy = self._validate()
+        judged = self.validation.judge(self.network, phase.adversary)
         row = {
             "epoch": epoch + 1,
             "phase": number,
             "loss": trained.loss,
             "accuracy": trained.accuracy,
             "reward": trained.reward if "policy-gradient" in phase.mix else None,
-            "validation_loss": validation_loss,
-            "validation_accuracy": validation_accuracy,
+            **judged,
             "learning_rate": phase.learning_rate_at(epoch_of_phase + 1),
             "images_per_second": trained.images / seconds,
             "seconds": time.perf_counter() - started,
         }
-        self.state.add(row, begins_phase=epoch_of_phase == 0)
+        self.state.add(row)
+        if self.fabric.is_global_zero:
+            for warning in warnings_of(self.state.history, self.updates):
+                caution(warning)
 
     def _train_epoch(self, phase: Phase, epoch: int, epoch_of_phase: int) -> Means:
         seed, size = self.training.seed, self.batch_size
@@ -315,15 +316,3 @@ class Run:
         """The sums over all processes; a tensor gives a tensor, which Fabric's signature does not say."""
         total: Tensor = self.fabric.all_reduce(sums, reduce_op="sum")  # type: ignore[assignment]
         return total
-
-    def _validate(self) -> tuple[float, float]:
-        """Mean cross-entropy in nats and accuracy on the validation images, float32, shared by all processes."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self.fabric.device)
-        with evaluating(self.network), torch.no_grad():
-            for indices in self.judged.split(self.training.batch_size):
-                images, labels = self.images.batch(indices, self.fabric.device)
-                logits = self.network(images.contiguous(memory_format=torch.channels_last))
-                sums[0] += cross_entropy(logits, labels).sum()
-                sums[1] += (logits.argmax(dim=1) == labels).sum()
-        loss, accuracy = (self._summed(sums) / len(self.held_out)).tolist()
-        return loss, accuracy

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator
 
-from gradscope.config import BatchSize, Data, Epochs, Precision, Seed, Training, TrainSamples
+from gradscope.config import BatchSize, Data, Epochs, Precision, Seed, Selection, Training, TrainSamples
 from gradscope.options import DATA, MODEL, RUNNING, TRAINING, DataOptions, default_of, option, several
 from gradscope.training.phases import resolve
 from gradscope.validation import Config
@@ -35,6 +35,12 @@ class TrainingOptions(Config):
         "float32 (32); measurements are in float32",
         TRAINING,
         usual=default_of(Training, "precision"),
+    )
+    selection: Selection | None = option(
+        None,
+        "epoch of the last phase to keep, by accuracy on validation images: best when clean, robust under PGD, or last",
+        TRAINING,
+        usual=default_of(Training, "selection"),
     )
     paper: bool = option(False, "use the paper's architecture, schedule and augmentation", TRAINING)
     set: Annotated[tuple[str, ...], BeforeValidator(several)] = option(

@@ -28,6 +28,7 @@ from gradscope.models.checkpoint import (
 from gradscope.results.provenance import provenance
 from gradscope.results.schemas import HISTORY
 from gradscope.results.tables import write_table
+from gradscope.training.history import kept_epoch
 from gradscope.training.request import epochs_folder, require_begun, state_path
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ _KINDS = {
     "optimizer": dict,
     "best": dict,
     "epochs_done": int,
-    "best_accuracy": float,
     "history": list,
 }
 
@@ -101,7 +101,6 @@ class RunState:
     keep_epochs: bool
     history: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
-    best_accuracy: float = -1.0
     unwritten: dict[str, Any] | None = None
     written: float = -inf
 
@@ -135,6 +134,8 @@ class RunState:
             changed += _differences({"keep_epochs": kept}, {"keep_epochs": self.keep_epochs})
             if changed:
                 raise CannotResumeError(f"resume: {path} belongs to another run; it differs in {first_of(changed)}")
+            require_each("history", state["history"], dict)
+            state["history"] = [_with_later_columns(row) for row in state["history"]]
             self._require_whole(state)
             load_strictly(self.network, state["network"], f"resume: {path} does not fit {self.training.architecture}")
             # How the optimiser computes is this device's affair; its first state may be another's.
@@ -147,18 +148,17 @@ class RunState:
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             why = f"{type(error).__name__} {error}".splitlines()[0]
             raise CannotResumeError(f"resume: {path} is damaged: {why}; train anew with `overwrite`") from None
-        self.history, self.best, self.best_accuracy = state["history"], state["best"], state["best_accuracy"]
+        self.history, self.best = state["history"], state["best"]
 
     def _require_whole(self, state: dict[str, Any]) -> None:
         """Raise an error where the content of a state is not what :meth:`_store` keeps of such a run."""
         rows = state["history"]
-        require_each("history", rows, dict)
         if not len(rows) == state["epochs_done"] <= self.training.epochs:
             raise ValueError(f"{len(rows)} rows of history for {state['epochs_done']} epochs")
         if bool(state["optimizer"]["state"]) != bool(rows):
             raise ValueError(f"the optimiser's state is not that of {len(rows)} epochs")
         for row in rows:
-            if list(row) != list(HISTORY.names):
+            if list(row) != HISTORY.names:
                 raise ValueError("the columns of its history are others")
             require_each("history", row.values(), int, float, type(None))
         own = self.network.state_dict()
@@ -171,14 +171,10 @@ class RunState:
             if shapes != {tuple(parameters[index].shape)}:
                 raise ValueError(f"the optimiser's state does not fit parameter {index}")
 
-    def add(self, row: dict[str, Any], *, begins_phase: bool) -> None:
-        """Add an epoch that has ended to the history, and keep its weights if they are the best of the phase."""
+    def add(self, row: dict[str, Any]) -> None:
+        """Add an epoch that has ended to the history, and keep its weights if it is the one to keep."""
         self.history.append(row)
-        if begins_phase:
-            # An earlier phase's best is no checkpoint of this one: an "-adv" run that kept it would be none.
-            self.best_accuracy = -1.0
-        if self.training.selection == "last" or row["validation_accuracy"] >= self.best_accuracy:
-            self.best_accuracy = row["validation_accuracy"]
+        if kept_epoch(self.history, self.training.selection) == self.epochs_done:
             self.best = _copied(self.network.state_dict())
         if self.fabric.is_global_zero:
             self._keep_epoch()
@@ -187,7 +183,7 @@ class RunState:
     def _keep_epoch(self) -> None:
         if self.keep_epochs:
             path = epochs_folder(self.out) / f"{self.epochs_done:04}.pt"
-            save(path, self._checkpoint(self.network.state_dict(), self.history))
+            save(path, self._checkpoint(self.network.state_dict(), self.history, self.epochs_done))
 
     def _content(self) -> dict[str, Any]:
         """What resuming needs."""
@@ -200,7 +196,6 @@ class RunState:
             "optimizer": self.optimizer.state_dict(),
             "best": self.best or network,
             "epochs_done": self.epochs_done,
-            "best_accuracy": self.best_accuracy,
             "history": self.history.copy(),
         }
 
@@ -232,10 +227,11 @@ class RunState:
 
     def _publish(self, weights: dict[str, Tensor], history: list[dict[str, Any]]) -> None:
         """Write what a run leaves: the checkpoint and, beside it, its history."""
-        save(self.out, self._checkpoint(weights, history))
+        kept = kept_epoch(history, self.training.selection)
+        save(self.out, self._checkpoint(weights, history, kept))
         write_table(self.out.with_suffix(".history.csv"), HISTORY, history)
 
-    def _checkpoint(self, weights: dict[str, Tensor], history: list[dict[str, Any]]) -> Checkpoint:
+    def _checkpoint(self, weights: dict[str, Tensor], history: list[dict[str, Any]], kept: int) -> Checkpoint:
         return Checkpoint(
             spec=self.spec,
             state_dict=weights,
@@ -246,10 +242,17 @@ class RunState:
             config=self._config(),
             history=history,
             provenance=provenance(str(self.fabric.device)) | {"processes": self.fabric.world_size},
+            kept_epoch=kept,
         )
 
     def _config(self) -> dict[str, Any]:
         return self.training.model_dump(mode="json")
+
+
+def _with_later_columns(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the history that an older version may have written, with the columns that came later, empty."""
+    later = {column.name for column in HISTORY.columns if column.later} - row.keys()
+    return {name: None if name in later else row[name] for name in HISTORY.names} if later else row
 
 
 def _differences(begun: Any, wanted: Any, place: str = "") -> Iterator[str]:

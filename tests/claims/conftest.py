@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gradscope.results.schemas import ATTACK_SAMPLES, HISTORY, SAMPLES, TRANSFER_SAMPLES
+from gradscope.results.schemas import ATTACK_SAMPLES, HISTORY, SAMPLES, SIMILARITY, TRANSFER_SAMPLES
 from gradscope.results.tables import write_table
 
 EXACT = {"norm": "l2", "epsilon": 1.0, "step_size": 0.1, "steps": 100, "loss": "cross-entropy", "start": "ball"}
@@ -108,6 +108,17 @@ class Directories:
         ]
         write_table(path / TRANSFER_SAMPLES.file, TRANSFER_SAMPLES, rows)
         return self.manifest(path, kind="transfer", attacks={attack: SETTINGS[attack]}, batch_size=128)
+
+    def similarity(self, cosines: Mapping[tuple[str, str], float], name: str = "transfer") -> None:
+        """Beside a transfer: the cosine of every two models' gradients, written both ways; each with itself 1."""
+        both = {**cosines, **{pair[::-1]: value for pair, value in cosines.items()}}
+        both |= {(label, label): 1.0 for label in self.models}
+        rows = [
+            {"other": one, **self.identity(other, "none"), "metric": "gradient-cosine", "unit": "-", "value": value}
+            | {"ci_low": value, "ci_high": value, "n": 100, "undefined": 0}
+            for (one, other), value in both.items()
+        ]
+        write_table(self.root / name / SIMILARITY.file, SIMILARITY, rows)
 
     def history(self, label: str, validation: Sequence[float], seconds: float = 2.0, name: str = "trained") -> Path:
         path = self.root / name

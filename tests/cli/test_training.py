@@ -41,7 +41,8 @@ def test_every_mode_is_trained(tmp_path: Path, mode: str, done: Done, content: C
     with torch.no_grad():
         right = int((trained.build()(images).argmax(1) == labels).sum())
     low, high = (100 * end for end in wilson_interval(right, 359))
-    assert printed == f"{out}  clean accuracy {100 * right / 359:.1f} % [{low:.1f}, {high:.1f}] on 359 test images\n"
+    accuracy = f"clean accuracy {100 * right / 359:.1f} % [{low:.1f}, {high:.1f}] on 359 test images"
+    assert printed == f"{out}  {accuracy}; epoch {trained.kept_epoch} of 2 was kept\n"
     assert sorted(content(tmp_path)) == ["new/c.history.csv", "new/c.pt"]
 
 

@@ -12,7 +12,7 @@ from gradscope.errors import GradscopeError
 from gradscope.figures import style
 from gradscope.figures.attack import draw_attacks
 from gradscope.figures.draw import draw
-from gradscope.figures.transfer import draw_transfer
+from gradscope.figures.transfer import draw_similarity, draw_transfer
 from gradscope.results.files import write_json
 from gradscope.results.schemas import ATTACKS, TRANSFER
 from gradscope.results.stats import wilson_interval
@@ -161,6 +161,26 @@ def test_the_matrix_is_written_into_its_cells(models):
     assert axes.collections[0].get_clim() == (0, 1)
     assert len(axes.patches) == models, "the diagonal is framed"
     assert "n = 200 images" in drawing.caption
+
+
+def test_similarity_is_a_matrix_with_undefined_cells_empty_and_the_curvatures_in_the_caption():
+    names = ["sl", "rl", "flat"]
+    who = {"mode": "sl", "dataset": "digits", "arch": "cnn2", "seed": 0, "attack": "none", "n": 200, "undefined": 3}
+    rows = [
+        {"other": one, "checkpoint": other, **who, "metric": "gradient-cosine", "unit": "-"}
+        | {"value": value, "ci_low": value - 0.02, "ci_high": value + 0.02}
+        for one, values in zip(names, ([1, -0.5, np.nan], [-0.5, 1, np.nan], [np.nan] * 3), strict=True)
+        for other, value in zip(names, values, strict=True)
+    ]
+    bent = {"other": "", "checkpoint": "sl", **who, "metric": "relative-curvature", "value": 12.5}
+    (drawing,) = drawn(draw_similarity, pd.DataFrame([*rows, bent])).values()
+    axes = drawing.figure.axes[0]
+    texts = {(int(text.get_position()[1]), int(text.get_position()[0])): text.get_text() for text in axes.texts}
+    assert texts == {(0, 0): "1.00", (0, 1): "-0.50", (1, 0): "-0.50", (1, 1): "1.00"}
+    assert len(axes.patches) == 3, "the diagonal is framed"
+    assert "undefined on up to 3 images" in drawing.caption
+    assert drawing.caption.endswith("relative curvature, median, per unit pixel range: sl 12.5")
+    assert draw_similarity(pd.DataFrame(rows[:0], columns=pd.DataFrame(rows).columns)) == []
 
 
 def test_drawn_from_the_files_alone_with_the_budget_in_the_caption(tmp_path: Path):

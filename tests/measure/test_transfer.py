@@ -8,13 +8,15 @@ import pandas as pd
 import pytest
 import torch
 
+from gradscope import transfer
 from gradscope.attacks.transfer import make_examples
 from gradscope.config import PGD
 from gradscope.data.image_set import Splits
-from gradscope.errors import GradscopeError
+from gradscope.errors import Caution, GradscopeError
 from gradscope.measure.partial_results import PartialResults
 from gradscope.models import checkpoint as checkpoints
-from gradscope.results.schemas import TRANSFER, TRANSFER_SAMPLES
+from gradscope.probes.similarity import gradient_cosines, relative_curvature
+from gradscope.results.schemas import SIMILARITY, TRANSFER, TRANSFER_SAMPLES
 from gradscope.results.stats import wilson_interval
 from gradscope.results.tables import read_table
 from tests.measure.requests import measured
@@ -56,6 +58,48 @@ def test_every_source_on_every_target(trained: list[str], tmp_path: Path, digits
         assert accuracy[name, name] == min(accuracy[source, name] for source in ("", "sl", "rl")), "white-box"
 
 
+def test_models_are_compared_at_the_clean_images(trained: list[str], tmp_path: Path, digits: Splits) -> None:
+    out = transferred(trained, tmp_path / "out", batch_size=16)
+    rows = read_table(out / SIMILARITY.file, SIMILARITY)
+    samples = tables(out)[1]
+    numbers = torch.tensor(samples[(samples["source"] == "") & (samples["checkpoint"] == "sl")]["index"].tolist())
+    images, labels = digits.test.batch(numbers, "cpu")
+    models = [checkpoints.load(Path(text)).build().eval() for text in trained]
+    wanted = gradient_cosines(models, images, labels)
+    pairs = rows[rows["metric"] == "gradient-cosine"].set_index(["other", "checkpoint"])
+    assert list(pairs.index) == [("sl", "sl"), ("sl", "rl"), ("rl", "sl"), ("rl", "rl")]
+    between = pairs.loc[("sl", "rl")]
+    assert between["value"] == pytest.approx(float(wanted[0, 1].mean()), abs=1e-5)
+    assert between["ci_low"] < between["value"] < between["ci_high"] < 1
+    assert pairs.loc[("rl", "sl")]["value"] == between["value"]
+    assert pairs.loc[("sl", "sl")]["value"] == pytest.approx(1, abs=1e-6)
+    assert set(pairs["n"] + pairs["undefined"]) == {50}
+    bent = rows[rows["metric"] == "relative-curvature"]
+    assert bent["checkpoint"].tolist() == ["sl", "rl"]
+    assert bent["other"].tolist() == ["", ""]
+    found = relative_curvature(models[0], images, labels, numbers=numbers)
+    assert bent["value"].iloc[0] == pytest.approx(float(found.nanquantile(0.5)), rel=0.05)
+
+
+def test_a_flat_model_is_compared_with_none(digits: Splits) -> None:
+    """Its gradient is 0: undefined for every image and counted, in the matrix NaN."""
+
+    class Flat(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return 0 * images.flatten(1)[:, :10]
+
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+    few = digits.test.subset(torch.arange(20))
+    with pytest.warns(Caution):
+        found = transfer({"net": net, "flat": Flat().eval()}, few, steps=2)
+    rows = found.frame("similarity").set_index(["other", "checkpoint"])
+    assert rows.loc[("net", "flat"), ["n", "undefined"]].tolist() == [0, 20]
+    assert rows.loc[("", "flat"), ["n", "undefined"]].tolist() == [0, 20]
+    assert rows.loc[("net", "net"), "undefined"] == 0
+    assert found.similarity.isna().to_numpy().tolist() == [[False, True], [True, True]]
+
+
 def test_the_papers_attack_leaves_the_box(trained: list[str], tmp_path: Path) -> None:
     out = transferred(trained, tmp_path / "out", attack="pgd-paper", steps=3)
     assert set(tables(out)[0]["attack"]) == {"none", "pgd-paper"}
@@ -63,8 +107,9 @@ def test_the_papers_attack_leaves_the_box(trained: list[str], tmp_path: Path) ->
     assert (manifest["batch_size"], manifest["attacks"]["pgd-paper"]["box"], manifest["complete"]) == (128, False, True)
 
 
+@pytest.mark.parametrize("stop", [4, 10, 14], ids=["attacking", "comparing", "bending"])
 def test_an_interrupted_run_is_resumed_to_the_same_files(
-    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     whole = transferred(trained, tmp_path / "whole", batch_size=16)
     get, made = PartialResults.get, []
@@ -72,7 +117,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_files(
     def interrupted(self: Any, name: str, make: Any) -> Any:
         def counted() -> Any:
             made.append(name)
-            if len(made) == 4:
+            if len(made) == stop:
                 raise KeyboardInterrupt
             return make()
 
@@ -87,7 +132,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_files(
         transferred(trained[::-1], tmp_path / "out", batch_size=16, resume=True)
     out = transferred(trained, tmp_path / "out", batch_size=16, resume=True)
     assert len(made) == len(set(made)) + 1, "what was kept is not made again"
-    for table in (TRANSFER, TRANSFER_SAMPLES):
+    for table in (TRANSFER, TRANSFER_SAMPLES, SIMILARITY):
         assert (out / table.file).read_bytes() == (whole / table.file).read_bytes()
     assert not (out / ".tiles").exists()
 

@@ -13,11 +13,12 @@ from gradscope.reporting.tables import (
     count,
     number,
     share,
+    similarity_table,
     statements_table,
     transfer_table,
     words,
 )
-from gradscope.results.schemas import ATTACKS, CLAIMS, TRANSFER
+from gradscope.results.schemas import ATTACKS, CLAIMS, SIMILARITY, TRANSFER
 from gradscope.results.tables import read_table
 
 
@@ -81,6 +82,12 @@ def test_transfer_is_a_matrix(study):
     table = transfer_table(read_table(study / "transfer" / TRANSFER.file, TRANSFER))
     assert [row[0].text for row in table.rows] == ["clean images", *(heading.text for heading in table.headings[1:])]
     assert table.rows[1][2].text == "50.0 %"
+
+
+def test_similarity_is_a_matrix_with_the_curvatures_below(study):
+    table = similarity_table(read_table(study / "transfer" / SIMILARITY.file, SIMILARITY))
+    assert [row[0].text for row in table.rows] == [*(one.text for one in table.headings[1:]), "relative curvature"]
+    assert [row[1].text for row in table.rows] == ["1", "0.25", "12.5"]
 
 
 def test_a_model_is_one_row_whatever_parts_it_is_in(study):

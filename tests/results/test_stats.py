@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from gradscope.results.stats import (
     Interval,
     holm,
     jackknife_interval,
+    mantel,
     mcnemar,
     mean_interval,
     mean_test,
@@ -248,3 +250,26 @@ def test_median_interval_against_scipy(n):
 def test_median_interval_with_few_or_infinite_values():
     assert median_interval([]) is median_interval([1.0] * 5) is UNDEFINED
     assert median_interval([-math.inf] * 4 + [1.0, 2.0, 3.0]) == (-math.inf, 3.0)
+
+
+def test_mantel_is_the_rank_correlation_and_the_share_of_orders_that_give_as_much():
+    """Against scipy's Spearman and every order of four things."""
+    stream = np.random.default_rng(1)
+    one, other = (stream.normal(size=(4, 4)) for _ in range(2))
+    other += 2 * one
+    apart = ~np.eye(4, dtype=bool)
+    wanted = stats.spearmanr(one[apart], other[apart]).statistic
+    (found,), p_value = mantel([(one, other)])
+    assert found == pytest.approx(wanted)
+    orders = [list(order) for order in itertools.permutations(range(4))]
+    as_much = [
+        stats.spearmanr(one[np.ix_(order, order)][apart], other[apart]).statistic >= wanted - 1e-9 for order in orders
+    ]
+    assert p_value == pytest.approx(np.mean(as_much), abs=0.01)
+    assert mantel([(one, other)]) == ((found,), p_value)
+
+
+def test_mantel_tells_independent_matrices_from_none():
+    stream = np.random.default_rng(2)
+    p_values = [mantel([tuple(stream.normal(size=(2, 5, 5)))], permutations=199)[1] for _ in range(200)]
+    assert 0.01 < np.mean(np.asarray(p_values) <= 0.05) < 0.12

@@ -31,9 +31,10 @@ def passes(tmp_path: Path, measure: str) -> dict[str, float]:
     ("mode", "gradients"),
     [("sl", 10), ("sl-adv", 10 + 2), ("rl-adv", 10 + 3)],
 )
-def test_an_adversarial_epoch_costs_twice(tmp_path: Path, mode: str, gradients: int) -> None:
+def test_an_adversarial_epoch_costs_twice_and_its_validation(tmp_path: Path, mode: str, gradients: int) -> None:
     work = work_of(plan(tmp_path, f'[grid]\nmodes = ["{mode}"]\n[training]\nepochs = 10\n'))[f"model-{mode}-s0"]
-    assert work[f"{NETWORK} gradient"] == pytest.approx(gradients * 0.9 * TRAIN)
+    attacked = (gradients - 10) * (1 + 11) * 0.1 * TRAIN
+    assert work[f"{NETWORK} gradient"] == pytest.approx(gradients * 0.9 * TRAIN + attacked)
     assert work[f"{NETWORK} forward"] == pytest.approx(10 * 0.1 * TRAIN + TEST)
 
 
@@ -51,7 +52,7 @@ def test_passes_of_the_commands(tmp_path: Path) -> None:
     }
     assert passes(tmp_path, 'command = "analyze"\nmodels = "sl"') == {"gradient": 101 * TEST}
     assert passes(tmp_path, 'command = "transfer"\nsteps = 9\nsamples = 5') == {
-        "gradient": 2 * 10 * 5,
+        "gradient": 2 * (10 + 1 + 2 * 20) * 5,
         "forward": 2 * 2 * 5,
     }
     attack = 'command = "attack"\nmodels = "sl"\nsteps = 7\nqueries = 30\nsamples = 5\nepsilons = [0.5, 1]\n'

@@ -198,6 +198,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
     kept.build()
 
 
+@pytest.mark.filterwarnings("ignore:epoch 8. one class takes 100 % of the predictions")
 def test_the_best_of_the_last_phase_is_kept(tmp_path, digits):
     """The first phase learns, the second forgets: its best is worse than the first's, and is kept all the same."""
     phases = [{"epochs": 6, "learning_rate": 2e-3}, {"epochs": 2, "learning_rate": 0.5}]

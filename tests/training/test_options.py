@@ -22,11 +22,12 @@ from gradscope.training.request import TrainingRequest
 #: Every option of all three doors at another value than its default.
 OPTIONS: dict[str, Any] = {
     **{"epochs": 7, "batch_size": 32, "precision": "bf16", "paper": True, "train_samples": 90, "keep_epochs": True},
+    "selection": "last",
     **{"set": ["shift=0.2", "batch_size=16"], "phases": [{"epochs": 3, "learning_rate": 0.01}]},
 }
 #: What only one model has, which a recipe says in its grid.
 ONE_MODEL = {"seed": 4, "architecture": "cnn4", "trust_code": True}
-MISTAKES: dict[str, Any] = {"epochs": 0, "batch_size": 1, "train_samples": 1, "precision": "16"}
+MISTAKES: dict[str, Any] = {"epochs": 0, "batch_size": 1, "train_samples": 1, "precision": "16", "selection": "first"}
 
 
 class ReadError(Exception):
