@@ -113,3 +113,18 @@ def mean_pairwise_cosine(sum_of_units: Tensor, count: Tensor) -> Tensor:
 def fooled(logits: Tensor, labels: Tensor) -> Tensor:
     """Which images ``(N,)`` the model gets wrong. Logits that are not all finite are wrong: no argmax is the label."""
     return (logits.argmax(dim=1) != labels) | ~logits.isfinite().all(dim=1)
+
+
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017): ``sum over bins of |B| / N * |accuracy(B) - confidence(B)|``.
+
+    The bins divide (0, 1], where the largest probability of ``softmax(logits)`` lies, into equal widths. Logits
+    ``(N, K)``, labels ``(N,)``.
+
+    >>> round(calibration_error(torch.tensor([[9.0, -9.0], [9.0, -9.0]]), torch.tensor([0, 1])), 6)
+    0.5
+    """
+    confidence, predicted = torch.softmax(logits.double(), dim=1).max(dim=1)
+    gap = (predicted == labels).double() - confidence
+    places = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    return float(gap.new_zeros(bins).index_add_(0, places, gap).abs().sum()) / len(gap)

@@ -31,6 +31,7 @@ from gradscope.results.schemas import (
     LANDSCAPE,
     PATH,
     SAMPLES,
+    SCALE,
     STEPS,
     SUMMARY,
     TRANSFER,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 #: Every table by its name without the ending.
 TABLES: dict[str, Table] = {
     table.file.removesuffix(".csv"): table
-    for table in (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, TRANSFER, AUDIT)
+    for table in (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, TRANSFER, AUDIT, SCALE)
 }
 
 
@@ -328,7 +329,7 @@ class TransferMatrix(Result):
 
 
 class AuditReport(Result):
-    """Verdicts on gradient masking: ``audit`` (by check), ``attacks``, ``samples``."""
+    """Verdicts on gradient masking: ``audit`` (by check), ``attacks``, ``samples``, ``scale`` (by temperature)."""
 
     kind, main = "audit", "audit"
 

@@ -68,3 +68,12 @@ ATTACK_METRICS: dict[str, Metric] = {
     "backward": Metric("passes per image", "backward passes of the model", 0),
     "seconds": Metric("s", "time the attack took, the final judgement not counted", 0),
 }
+
+#: What `audit` reports of the scale of the logits: under attacks that see them at other temperatures, and of the clean
+#: images, as attack "none".
+SCALE_METRICS: dict[str, Metric] = {
+    "robust-accuracy": Metric("-", "share of images right when clean and under the attack at that temperature", 0, 1),
+    "accuracy": Metric("-", "share of those clean images that are right, at every temperature", 0, 1),
+    "calibration-error": Metric("-", "expected calibration error, 15 equal bins (Guo et al. 2017), clean images", 0, 1),
+    "cross-entropy": Metric("nats", "mean cross-entropy of the clean images", 0),
+}

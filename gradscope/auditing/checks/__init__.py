@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from gradscope.auditing.checks import causes, outcomes
+from gradscope.auditing.checks import causes, outcomes, scale
 from gradscope.auditing.checks.base import Check, adjusted
 from gradscope.auditing.evidence import Evidence
 
@@ -21,6 +21,7 @@ CHECKS: dict[str, Callable[[Evidence], Check | list[Check]]] = {
     "S1": outcomes.shattering,
     "C1": causes.budget,
     "C2": causes.convergence,
+    "K1": scale.temperature,
     "G1": causes.geometry,
 }
 

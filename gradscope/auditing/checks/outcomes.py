@@ -39,7 +39,7 @@ _ANY: tuple[Cause, ...] = (*_ALL_LOSSES, "saturation")
 _WHY_RANDOM = "the output is random: one pass judges nothing, S1 compares means over many"
 
 
-def _hindrance(evidence: Evidence, outcome: Outcome | None, *names: str) -> str:
+def hindrance(evidence: Evidence, outcome: Outcome | None, *names: str) -> str:
     """Why the attacks cannot be compared; empty where they can."""
     if not len(evidence.places):
         return "no image is right, so there is nothing to attack"
@@ -103,7 +103,7 @@ def loss(evidence: Evidence) -> list[Check]:
 
     One test for each of them. Log-odds and float64 change the numerics only: what they gain, rounding had hidden.
     """
-    why = _hindrance(evidence, evidence.main, "pgd")
+    why = hindrance(evidence, evidence.main, "pgd")
     if why:
         return [abstained("N3", "loss", why, "give more images, or see D1", ROUNDING_GAIN)]
     plain = evidence.main.fooled_by("pgd")
@@ -138,7 +138,7 @@ def _black_box(evidence: Evidence, identifier: str, name: str, attack: str, said
 
     The pair is the white-box attacks together, without and with this one.
     """
-    why = _hindrance(evidence, evidence.main, "pgd", attack)
+    why = hindrance(evidence, evidence.main, "pgd", attack)
     if why:
         step = "give examples of another model (surrogate)" if attack == "transfer" else "see D1"
         return abstained(identifier, name, why, step, QUERY_GAIN)
@@ -171,7 +171,7 @@ def random_points(evidence: Evidence) -> Check:
 
 def radius(evidence: Evidence) -> list[Check]:
     """M1: images that fall at half the radius stand at the radius, or those at the radius at twice; a test each."""
-    why = _hindrance(evidence, evidence.main, "pgd")
+    why = hindrance(evidence, evidence.main, "pgd")
     if why or evidence.smaller is None or evidence.larger is None:
         return [abstained("M1", "radius", why or "other radii were not tried", "see D1", 0.0)]
     radii = (evidence.smaller, evidence.main, evidence.larger)
@@ -195,7 +195,7 @@ def radius(evidence: Evidence) -> list[Check]:
 
 def unbounded(evidence: Evidence) -> Check:
     """M2: images that stand in a ball that covers the box, against PGD on cross-entropy and on the margin."""
-    why = _hindrance(evidence, evidence.unbounded, "pgd", "pgd-margin")
+    why = hindrance(evidence, evidence.unbounded, "pgd", "pgd-margin")
     if why or evidence.unbounded is None:
         return abstained("M2", "unbounded", why, "see D1", SURVIVORS)
     stands = evidence.unbounded.standing()
@@ -224,7 +224,7 @@ def unbounded(evidence: Evidence) -> Check:
 
 def one_step(evidence: Evidence) -> Check:
     """M3: FGSM fells more than PGD."""
-    why = _hindrance(evidence, evidence.main, "fgsm", "pgd")
+    why = hindrance(evidence, evidence.main, "fgsm", "pgd")
     if why:
         return abstained("M3", "one step", why, "see D1", 0.0)
     said = ("images that one step fools and PGD does not, less the reverse", "more starts, larger steps, other losses")
@@ -280,7 +280,7 @@ def _averaged(evidence: Evidence) -> Check:
             "attack and judge the mean over many draws (EoT)",
         )
         return _compared(evidence, what, meant, plain, said, ("randomness",))
-    why = _hindrance(evidence, evidence.main, "pgd", "pgd-smooth")
+    why = hindrance(evidence, evidence.main, "pgd", "pgd-smooth")
     if why:
         return abstained(*what[:2], why, "see D1", SMOOTH_GAIN)
     said = (
