@@ -37,7 +37,7 @@ _COLUMNS, _PANEL, _ABOVE, _BELOW = 3, 1.55, 0.42, 0.3
 _TEXT, _SMALL = 7.0, 6.0
 _MARGIN = 0.03
 #: The least distance of two labels beside the lines, as a share of the axis.
-_APART = 0.085
+_APART = 0.105
 
 
 def draw_scale(rows: pd.DataFrame) -> Iterator[Drawing]:
@@ -57,13 +57,12 @@ def draw_scale(rows: pd.DataFrame) -> Iterator[Drawing]:
     ends = _ends(rows)
     for place, (axes, name) in enumerate(zip(panels, names, strict=False)):
         ours = rows[rows["checkpoint"].astype(str) == name]
-        last = place % columns == columns - 1 or place == len(names) - 1
-        _draw_panel(axes, name, ours, ends, (width - 1.7) / columns, labels=last)
+        _draw_panel(axes, name, ours, ends, (width - 1.7) / columns, labels=place % columns == columns - 1)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     for axes in panels[max(0, len(names) - columns) : len(names)]:
         axes.tick_params(labelbottom=True)
-    figure.supxlabel("temperature T: the attack sees the logits divided by T", fontsize=8)
+    figure.supxlabel("temperature T (the attack sees logits / T)", fontsize=8)
     figure.supylabel("share of images right", fontsize=8)
     yield Drawing("audit-scale", figure, _caption(rows, names), ())
 
@@ -85,27 +84,28 @@ def _draw_panel(
     axes.xaxis.set_major_locator(FixedLocator([10.0**power for power in range(-6, 7)]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
     axes.grid(visible=False, axis="x")
     title = style.wrapped(style.shorten(name), max(width, 1.0), _TEXT, "bold")
-    style.as_written(axes.set_title(title, fontsize=_TEXT, fontweight="bold", loc="left", pad=20))
+    style.as_written(axes.set_title(title, fontsize=_TEXT, fontweight="bold", loc="left", pad=19))
     axes.axvline(1.0, color=_GIVEN, linewidth=0.8, zorder=1.2)
-    _write_mark(axes, 1.0, "as given, T = 1", 1.025, _GIVEN)
+    _write_mark(axes, 1.0, "as given, T = 1", 2, _GIVEN)
     fitted = _fitted(rows)
     if fitted is not None:
         axes.axvline(fitted, color=_FITTED, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1.2)
-        _write_mark(axes, fitted, f"calibrated, T = {fitted:.2g}", 1.115, _FITTED)
+        _write_mark(axes, fitted, f"calibrated, T = {_short(fitted)}", 10, _FITTED)
     drawn = list(_draw_lines(axes, rows))
     if labels:
         _write_labels(axes, drawn)
 
 
-def _write_mark(axes: Axes, temperature: float, words: str, height: float, colour: str) -> None:
-    """Name a vertical mark above the axes, the words within their width."""
+def _write_mark(axes: Axes, temperature: float, words: str, above: float, colour: str) -> None:
+    """Name a vertical mark, the words ``above`` points over the axes and within their width."""
     low, high = np.log(axes.get_xlim())
     share = float((np.log(temperature) - low) / (high - low))
     side = "left" if share < 0.3 else "right" if share > 0.7 else "center"
-    axes.text(share, height, words, transform=axes.transAxes, fontsize=_SMALL, color=colour, ha=side, va="bottom")
+    where: dict[str, Any] = {"xycoords": "axes fraction", "xytext": (0, above), "textcoords": "offset points"}
+    axes.annotate(words, (share, 1), **where, fontsize=_SMALL, color=colour, ha=side, va="bottom")
 
 
 def _strokes(rows: pd.DataFrame) -> dict[str, _Stroke]:
@@ -132,6 +132,11 @@ def _draw_lines(axes: Axes, rows: pd.DataFrame) -> Iterator[tuple[float, _Stroke
         value = float(clean["value"].iloc[0])
         axes.axhline(value, color=_CLEAN.colour, linewidth=_CLEAN.width, linestyle=_CLEAN.dash, zorder=1.5)
         yield value, _CLEAN
+
+
+def _short(temperature: float) -> str:
+    """Two digits, never with an exponent below a million."""
+    return f"{float(f'{temperature:.2g}'):g}"
 
 
 def _write_labels(axes: Axes, drawn: Sequence[tuple[float, _Stroke]]) -> None:
