@@ -1,7 +1,8 @@
 """The check of the scale of the logits: one attack, the same decisions, another temperature."""
 
 from gradscope.auditing.checks.base import ALPHA, Check, abstained, numbers_at
-from gradscope.auditing.checks.outcomes import FEWEST, LOSS_GAIN, hindrance
+from gradscope.auditing.checks.causes import FEWEST_PROBED
+from gradscope.auditing.checks.outcomes import LOSS_GAIN, hindrance
 from gradscope.auditing.evidence import Evidence
 from gradscope.results.stats import mcnemar, paired_rates_interval
 
@@ -22,8 +23,8 @@ def temperature(evidence: Evidence) -> Check:
     if why or curve is None:
         return abstained("K1", _NAME, why or "no attack was run at other temperatures", "see D1", LOSS_GAIN)
     right = int(curve.right.sum())
-    if right < FEWEST:
-        why = f"{right} of the first {len(curve.right)} images are right when clean, {FEWEST} are needed"
+    if right < FEWEST_PROBED:
+        why = f"{right} of the first {len(curve.right)} images are right when clean, {FEWEST_PROBED} are needed"
         return abstained("K1", _NAME, why, "give more images", LOSS_GAIN)
     strongest = curve.strongest("pgd")
     given, there = curve.standing["pgd"][1.0], curve.standing["pgd"][strongest]
