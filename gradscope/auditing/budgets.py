@@ -80,7 +80,7 @@ BUDGETS: dict[str, AuditBudget] = {
         probed=128,
         directions=16,
         draws=16,
-        scale=ScaleBudget(96, 13, 20, ("pgd", "pgd-paper")),
+        scale=ScaleBudget(64, 13, 20, ("pgd", "pgd-paper")),
     ),
     "full": AuditBudget(
         "every attack at the usual size of the published ones",

@@ -1,6 +1,6 @@
 """What one fixed attack reaches as the scale of the logits changes, and which scale would calibrate the model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import log
 from typing import Any
@@ -85,10 +85,10 @@ class ScaleCurve:
     given: Calibration
     fitted: Calibration | None
 
-    def strongest(self, attack: str) -> float:
-        """The temperature at which ``attack`` leaves fewest; of several the nearest to 1."""
+    def strongest(self, attack: str, among: Iterable[float]) -> float:
+        """The temperature ``among`` those at which ``attack`` leaves fewest; of several the nearest to 1."""
         standing = self.standing[attack]
-        return min(standing, key=lambda temperature: (int(standing[temperature].sum()), abs(log(temperature))))
+        return min(among, key=lambda temperature: (int(standing[temperature].sum()), abs(log(temperature))))
 
     @property
     def stands(self) -> Tensor:

@@ -14,7 +14,7 @@ from gradscope.auditing.budgets import BUDGETS, ScaleBudget
 from gradscope.auditing.checks.scale import temperature
 from gradscope.auditing.evidence import gather
 from gradscope.auditing.scale import REFERENCE, Tempered, attacks_at, temperatures
-from gradscope.distributed.units import PLAIN
+from gradscope.distributed.units import PLAIN, Work
 from gradscope.functional import calibration_error
 from gradscope.models.rescaling import best_factor
 from gradscope.results.schemas import SCALE
@@ -82,22 +82,23 @@ def test_the_check_fires_on_saturated_logits_alone_and_says_which_temperature_ca
 
 
 def test_the_p_value_pays_for_the_choice_of_the_temperature(curves):
-    """By hand: eight other temperatures, one of them chosen; a sign test of the images that differ."""
-    curve = curves["x 100"].scale
-    given = curve.standing["pgd"][1.0]
-    there = min(curve.standing["pgd"].values(), key=lambda standing: int(standing.sum()))
-    only, missed = int((given & ~there).sum()), int((there & ~given).sum())
+    """By hand: four higher temperatures, one of them chosen; a sign test of the images that differ."""
+    standing = curves["x 100"].scale.standing["pgd"]
+    there = min(list(standing.values())[5:], key=lambda stands: int(stands.sum()))
+    only, missed = int((standing[1.0] & ~there).sum()), int((there & ~standing[1.0]).sum())
     chance = sum(math.comb(only + missed, k) for k in range(only, only + missed + 1)) / 2 ** (only + missed)
-    assert temperature(curves["x 100"]).p_value == pytest.approx(8 * chance)
+    assert temperature(curves["x 100"]).p_value == pytest.approx(4 * chance)
 
 
-def test_small_logits_are_told_and_accuse_nobody(zoo, images):
-    """Times 1e-3 cross-entropy weighs all wrong classes alike: an attack that is weaker, not blind."""
-    evidence = gathered(Behind(zoo(0).honest["SL"], after=lambda logits: 1e-3 * logits), images)
+def test_a_lower_temperature_is_told_and_never_fires(curves, zoo, images):
+    """Times 1e-2 cross-entropy weighs all wrong classes alike: an attack that is weaker, not blind."""
+    evidence = gathered(Behind(zoo(0).honest["SL"], after=lambda logits: 1e-2 * logits), images)
+    standing = evidence.scale.standing["pgd"]
+    assert standing[1.0].sum() - standing[0.01].sum() > 3
     found = temperature(evidence)
-    assert not found.accuses
-    assert found.points_to == ()
-    assert evidence.scale.strongest("pgd") <= 1
+    assert found.state == "passed"
+    assert "; temperature 0.01 fools " in found.cause
+    assert "; temperature 0.01 fools " not in temperature(curves["x 100"]).cause
 
 
 def test_the_fitted_temperature_is_where_cross_entropy_is_smallest(zoo, images):
@@ -154,7 +155,7 @@ def test_rows_keep_to_the_schema_and_count_all_images(curves):
 
 def test_what_falls_at_another_temperature_lowers_the_bound(curves):
     evidence = curves["x 100"]
-    fallen = ~evidence.scale.standing["pgd"][evidence.scale.strongest("pgd")]
+    fallen = ~evidence.scale.standing["pgd"][evidence.scale.strongest("pgd", evidence.scale.standing["pgd"])]
     assert fallen.sum() > 20
     assert not (evidence.standing()[:60] & fallen).any()
 
@@ -172,6 +173,22 @@ def test_a_temperature_whose_rounding_moves_a_prediction_is_left_out(zoo, images
     model = Behind(zoo(0).honest["SL"], after=lambda logits: 1e-44 * logits)
     evidence = gathered(model, images)
     assert evidence.scale is None or 100.0 not in evidence.scale.standing["pgd"]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("threat", [THREAT, ThreatModel("l2", 1.0)], ids=["linf", "l2"])
+def test_saturated_models_fire_and_no_honest_one_does(zoo, digits, seed, threat):
+    """With the temperatures, steps and images of the standard budget; over-trained ones are less saturated."""
+    images = digits.test.subset(torch.arange(64))
+    budget = replace(BUDGETS["quick"], names=("pgd",), scale=ScaleBudget(64, 13, 20, ("pgd",)))
+    models = {name: (model, "") for name, model in zoo(seed).honest.items()} | zoo(seed).masked
+    for name, (model, cause) in models.items():
+        if cause not in ("", "saturation"):
+            continue
+        evidence = gather(model, images, torch.arange(64), threat, budget, examples=(), work=Work(seed=seed))
+        found = temperature(evidence)
+        if name != "smoothed, over-trained" or threat.norm == "l2":
+            assert found.fired == (cause == "saturation"), (name, found.value, found.p_value)
 
 
 def test_few_right_images_make_it_abstain(curves):

@@ -4,61 +4,70 @@ from gradscope.auditing.checks.base import ALPHA, Check, abstained, numbers_at
 from gradscope.auditing.checks.causes import FEWEST_PROBED
 from gradscope.auditing.checks.outcomes import LOSS_GAIN, hindrance
 from gradscope.auditing.evidence import Evidence
+from gradscope.auditing.scale import ScaleCurve
 from gradscope.results.stats import mcnemar, paired_rates_interval
 
 _NAME = "scale"
 
 
 def temperature(evidence: Evidence) -> Check:
-    """K1: PGD on cross-entropy fools more images where it sees the same logits at another temperature.
+    """K1: PGD on cross-entropy fools more images where it sees the same logits at a higher temperature.
 
-    The p-value is McNemar's between temperature 1 and the one at which the attack is strongest, times the number of
-    temperatures that this was chosen from. Another temperature weighs the wrong classes differently, as another loss
-    does, so the threshold is that of other losses. A higher one undoes saturation, and accuses; a lower one undoes
-    logits too small to tell the wrong classes apart, which blinds nobody.
+    That undoes saturation, and nothing else changes but the weights of the wrong classes, as another loss changes them:
+    the threshold is that of other losses. A lower temperature, which helps where the logits are too small to tell the
+    wrong classes apart, is told and does not fire: honest models gain up to 17 points there. The p-value is McNemar's
+    between temperature 1 and the strongest of the higher ones, times their number.
     """
     curve = evidence.scale
     why = "the outputs are probabilities, which no temperature rescales" if evidence.probabilities else ""
     why = why or hindrance(evidence, evidence.main, "pgd")
-    if why or curve is None:
+    if why or curve is None or not any(at > 1 for at in curve.standing["pgd"]):
         return abstained("K1", _NAME, why or "no attack was run at other temperatures", "see D1", LOSS_GAIN)
     right = int(curve.right.sum())
     if right < FEWEST_PROBED:
         why = f"{right} of the first {len(curve.right)} images are right when clean, {FEWEST_PROBED} are needed"
         return abstained("K1", _NAME, why, "give more images", LOSS_GAIN)
-    strongest = curve.strongest("pgd")
-    given, there = curve.standing["pgd"][1.0], curve.standing["pgd"][strongest]
-    only, missed = given & ~there, there & ~given
-    n, tried = len(given), len(curve.standing["pgd"]) - 1
+    standing = curve.standing["pgd"]
+    higher = [at for at in standing if at > 1]
+    strongest = curve.strongest("pgd", higher)
+    only, missed = standing[1.0] & ~standing[strongest], standing[strongest] & ~standing[1.0]
+    n = len(only)
     value = (int(only.sum()) - int(missed.sum())) / n
-    p_value = min(1.0, tried * mcnemar(int(only.sum()), int(missed.sum()), greater=True))
+    p_value = min(1.0, len(higher) * mcnemar(int(only.sum()), int(missed.sum()), greater=True))
     fired = value > LOSS_GAIN and p_value <= ALPHA
-    hotter = strongest > 1
-    step = "report attacks that no scale of the logits changes: a margin, a rescaled loss, or cross-entropy there"
     return Check(
         "K1",
         _NAME,
         "fired" if fired else "passed",
         value,
         LOSS_GAIN,
-        f"images that PGD on cross-entropy fools with the logits at temperature {strongest:.3g} "
-        f"and not as they are, less the reverse{_calibrated(evidence)}",
-        step if fired else "nothing to do",
+        f"images that PGD on cross-entropy fools with the logits at temperature {strongest:.3g} and not as they are, "
+        f"less the reverse{_lower(curve)}{_calibrated(curve)}",
+        "report attacks that no scale of the logits changes: a margin, or a rescaled loss"
+        if fired
+        else "nothing to do",
         paired_rates_interval(int(only.sum()), int(missed.sum()), n),
         n,
         p_value,
         numbers_at(evidence.numbers[:n], only),
-        accuses=hotter,
-        points_to=("saturation",) if hotter else (),
+        accuses=True,
+        points_to=("saturation",),
     )
 
 
-def _calibrated(evidence: Evidence) -> str:
+def _lower(curve: ScaleCurve) -> str:
+    """What a lower temperature gains, in words; empty where it gains nothing."""
+    standing = curve.standing["pgd"]
+    strongest = curve.strongest("pgd", standing)
+    gain = float(standing[1.0].double().mean() - standing[strongest].double().mean())
+    return f"; temperature {strongest:.3g} fools {100 * gain:.1f} points more" if strongest < 1 else ""
+
+
+def _calibrated(curve: ScaleCurve) -> str:
     """The temperature that calibrates the model, in words; empty where none does."""
-    if evidence.scale is None or evidence.scale.fitted is None:
+    if curve.fitted is None:
         return ""
-    given, fitted = evidence.scale.given, evidence.scale.fitted
     return (
-        f"; temperature {fitted.temperature:.3g} calibrates it (calibration error {given.error:.3f} as it is, "
-        f"{fitted.error:.3f} there)"
+        f"; temperature {curve.fitted.temperature:.3g} calibrates it (calibration error {curve.given.error:.3f} as it "
+        f"is, {curve.fitted.error:.3f} there)"
     )
