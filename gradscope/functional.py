@@ -58,6 +58,21 @@ def cosine(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(defined, (first * second).sum(dim=1).clamp(-1, 1), math.nan)
 
 
+def first_order_gap(offsets: Tensor, units: Tensor, norm: str, epsilon: float) -> Tensor:
+    """``1 - <x_t - x, g> / (epsilon |g|_*)``: what a ball has left to first order, as a share of all (FOSC).
+
+    Wang et al. 2019's first-order stationary condition over its largest value inside the ball: 0 at the point that the
+    gradient g points to, 1 at the centre, 2 opposite; no scale of g changes it. ``offsets`` ``(N, D)`` are x_t - x, and
+    ``units`` ``(N, D)`` the directions of g; ``|g|_*`` is L1 in "linf" and L2 in "l2". NaN, "undefined", where g is 0.
+
+    >>> first_order_gap(torch.tensor([[0.5, 0.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 0.0]]), "l2", 1.0)
+    tensor([0.5000,    nan])
+    """
+    gained = torch.linalg.vecdot(offsets, units)
+    dual = units.abs().sum(dim=1) if norm == "linf" else torch.ones_like(gained)
+    return torch.where(units.any(dim=1), (1 - gained / (epsilon * dual)).clamp(0, 2), math.nan)
+
+
 def sign_agreement(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Share of coordinates with equal sign among those non-zero in both, and share zero in either.
 
