@@ -201,7 +201,8 @@ def convergence(evidence: Evidence) -> Check:
         "fired" if interval.low > MOVING_SHARE else "passed",
         count / len(moving),
         MOVING_SHARE,
-        "the lowest margin still falls in the last steps of PGD on images that it leaves standing",
+        "the lowest margin still falls in the last steps of PGD on images that it leaves standing"
+        + _known_median(evidence.path["fosc"][standing], "; the median FOSC there is {:.2f}, 0 being converged"),
         "audit with a larger budget: more steps" if interval.low > MOVING_SHARE else "nothing to do",
         interval,
         len(moving),
@@ -254,10 +255,18 @@ def geometry(evidence: Evidence) -> Check:
         "fired" if fired else "passed",
         value,
         ERRATIC,
-        f"median cosine of consecutive gradients; {sign:.2f} of the signs agree, the median norm is {norm:.2g}{bends}",
+        f"median cosine of consecutive gradients; {sign:.2f} of the signs agree, the median norm is {norm:.2g}"
+        + _known_median(evidence.path["alignment"], ", the median alignment of image and random start {:.2f}")
+        + bends,
         "look at S1 and at the landscape: this alone says nothing" if fired else "nothing to do",
         n=len(known),
     )
+
+
+def _known_median(values: Tensor, words: str) -> str:
+    """``words`` with the median of the ``values`` that are defined; empty where none is."""
+    known = values[~values.isnan()]
+    return words.format(float(known.median())) if len(known) else ""
 
 
 def _median(values: Tensor) -> str:
