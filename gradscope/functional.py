@@ -58,6 +58,21 @@ def cosine(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(defined, (first * second).sum(dim=1).clamp(-1, 1), math.nan)
 
 
+def first_order_gap(offsets: Tensor, units: Tensor, norm: str, epsilon: float) -> Tensor:
+    """``1 - <x_t - x, g> / (epsilon |g|_*)``: what a ball has left to first order, as a share of all (FOSC).
+
+    Wang et al. 2019's first-order stationary condition over its largest value inside the ball: 0 at the point that the
+    gradient g points to, 1 at the centre, 2 opposite; no scale of g changes it. ``offsets`` ``(N, D)`` are x_t - x, and
+    ``units`` ``(N, D)`` the directions of g; ``|g|_*`` is L1 in "linf" and L2 in "l2". NaN, "undefined", where g is 0.
+
+    >>> first_order_gap(torch.tensor([[0.5, 0.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 0.0]]), "l2", 1.0)
+    tensor([0.5000,    nan])
+    """
+    gained = torch.linalg.vecdot(offsets, units)
+    dual = units.abs().sum(dim=1) if norm == "linf" else torch.ones_like(gained)
+    return torch.where(units.any(dim=1), (1 - gained / (epsilon * dual)).clamp(0, 2), math.nan)
+
+
 def sign_agreement(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Share of coordinates with equal sign among those non-zero in both, and share zero in either.
 
@@ -113,3 +128,18 @@ def mean_pairwise_cosine(sum_of_units: Tensor, count: Tensor) -> Tensor:
 def fooled(logits: Tensor, labels: Tensor) -> Tensor:
     """Which images ``(N,)`` the model gets wrong. Logits that are not all finite are wrong: no argmax is the label."""
     return (logits.argmax(dim=1) != labels) | ~logits.isfinite().all(dim=1)
+
+
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017): ``sum over bins of |B| / N * |accuracy(B) - confidence(B)|``.
+
+    The bins divide (0, 1], where the largest probability of ``softmax(logits)`` lies, into equal widths. Logits
+    ``(N, K)``, labels ``(N,)``.
+
+    >>> round(calibration_error(torch.tensor([[9.0, -9.0], [9.0, -9.0]]), torch.tensor([0, 1])), 6)
+    0.5
+    """
+    confidence, predicted = torch.softmax(logits.double(), dim=1).max(dim=1)
+    gap = (predicted == labels).double() - confidence
+    places = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    return float(gap.new_zeros(bins).index_add_(0, places, gap).abs().sum()) / len(gap)

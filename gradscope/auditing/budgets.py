@@ -27,12 +27,22 @@ _NEVER = ("autoattack",)
 
 
 @dataclass(frozen=True)
+class ScaleBudget:
+    """How the scale of the logits is varied: over how many temperatures, on how many images, by which attacks."""
+
+    images: int
+    temperatures: int
+    steps: int
+    attacks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class AuditBudget:
     """What an audit gathers: attacks, and how closely the gradients and the output are looked at.
 
     ``images`` are attacked where the user does not say how many; ``probed`` of them have their gradients taken apart,
     along ``directions`` random directions, and every fourth of those its curvature; a random output is averaged over
-    ``draws`` passes.
+    ``draws`` passes. ``scale`` says what is tried at other temperatures of the logits.
     """
 
     meaning: str
@@ -42,6 +52,7 @@ class AuditBudget:
     probed: int
     directions: int
     draws: int
+    scale: ScaleBudget
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -59,6 +70,7 @@ BUDGETS: dict[str, AuditBudget] = {
         probed=48,
         directions=4,
         draws=8,
+        scale=ScaleBudget(32, 9, 5, ("pgd",)),
     ),
     "standard": AuditBudget(
         "the default: restarts, auto-PGD, and four times the queries",
@@ -68,6 +80,7 @@ BUDGETS: dict[str, AuditBudget] = {
         probed=128,
         directions=16,
         draws=16,
+        scale=ScaleBudget(64, 13, 20, ("pgd", "pgd-paper")),
     ),
     "full": AuditBudget(
         "every attack at the usual size of the published ones",
@@ -77,6 +90,7 @@ BUDGETS: dict[str, AuditBudget] = {
         probed=512,
         directions=32,
         draws=32,
+        scale=ScaleBudget(256, 17, 20, ("pgd", "pgd-paper")),
     ),
 }
 

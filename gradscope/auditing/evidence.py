@@ -14,11 +14,12 @@ from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing import gradients
 from gradscope.auditing.budgets import AuditBudget
 from gradscope.auditing.outputs import Averaged, LogProbabilities, are_probabilities, are_random, look_at_outputs
+from gradscope.auditing.scale import ScaleCurve, Tempered, attacks_at, scale_curve
 from gradscope.config import PGD, Budget
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import Values, Work
 from gradscope.functional import fooled
-from gradscope.models.inspection import measuring
+from gradscope.models.inspection import laid_out, measuring
 from gradscope.seeding import derive, seeded
 
 #: PGD on the two losses that no scale of the logits makes blind in the same way.
@@ -49,8 +50,8 @@ class Evidence:
 
     ``main`` has all attacks on all images that are right, but those of :data:`LAST`; ``doubled`` twice the steps,
     ``smaller`` and ``larger`` half and twice the radius, ``unbounded`` a ball that covers the box, ``repaired``
-    logarithms of the output. ``places`` ``(M,)`` are the images whose gradients were looked at; of every fourth the
-    curvature.
+    logarithms of the output, ``scale`` other temperatures of the logits. ``places`` ``(M,)`` are the images whose
+    gradients were looked at; of every fourth the curvature.
     """
 
     threat: ThreatModel
@@ -71,6 +72,7 @@ class Evidence:
     slopes: Values | None = None
     path: Values | None = None
     curvature: Values | None = None
+    scale: ScaleCurve | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -116,15 +118,19 @@ class Evidence:
         stands = self.main.standing()
         for outcome in (self.doubled, self.smaller, self.repaired):
             stands = stands & outcome.standing() if outcome is not None else stands
+        if self.scale is not None:
+            stands[: len(self.scale.right)] &= self.scale.stands
         return stands
 
 
 def stages(budget: AuditBudget, images: int) -> int:
     """How many images ``work`` is told of in :func:`gather`, at most.
 
-    Beside the main attacks: two of twice the steps, two unbounded, two at other radii, three on logarithms.
+    Beside the main attacks: two of twice the steps, two unbounded, two at other radii, three on logarithms; and of few
+    images those at other temperatures.
     """
-    return images * (len(budget.names) + 9)
+    at_other_scales = sum(len(names) for names in attacks_at(budget.scale).values())
+    return images * (len(budget.names) + 9) + min(images, budget.scale.images) * at_other_scales
 
 
 @dataclass(frozen=True)
@@ -284,7 +290,34 @@ def gather(
         evidence = replace(evidence, repaired=gathering.evaluate("logarithm", names, model=LogProbabilities(model)))
     if evidence.random:
         return replace(evidence, expected=gathering.expected(main.right.nonzero().squeeze(1)))
-    return _with_other_radii(evidence, gathering)
+    evidence = _with_other_radii(evidence, gathering)
+    return evidence if evidence.probabilities else replace(evidence, scale=_scale(gathering))
+
+
+def _scale(gathering: _Gathering) -> ScaleCurve | None:
+    """Attacks on the first images, which see the logits at other temperatures; the calibration on all."""
+    model, image_set, attacks = gathering.model, gathering.image_set, gathering.budget.attacks
+    scale = gathering.budget.scale
+    places = torch.arange(min(len(image_set), scale.images))
+    few = attacks.model_copy(update={"steps": min(scale.steps, attacks.steps)})
+
+    def logits(images: Tensor, labels: Tensor, who: Tensor) -> Values:
+        with measuring(model), torch.no_grad():
+            return {"logits": model(laid_out(images)).double()}
+
+    outcomes = {
+        temperature: gathering.evaluate(
+            f"temperature-{temperature:.3g}",
+            names,
+            model=Tempered(model, temperature),
+            budget=few,
+            places=places,
+            cascade=False,
+        )
+        for temperature, names in attacks_at(scale).items()
+    }
+    clean = gathering.over("logits", torch.arange(len(image_set)), logits)
+    return scale_curve(outcomes, few.steps, clean["logits"], image_set.labels.cpu())
 
 
 def _with_other_radii(evidence: Evidence, gathering: _Gathering) -> Evidence:

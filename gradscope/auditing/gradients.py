@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from gradscope.attacks.pgd import Iterate, Streams, look, pgd, prepared
 from gradscope.config import PGD
 from gradscope.distributed.units import is_out_of_memory
-from gradscope.functional import cosine, flatten, margin, norm_and_unit, sign_agreement
+from gradscope.functional import cosine, first_order_gap, flatten, margin, norm_and_unit, sign_agreement
 from gradscope.probes.curvature import input_curvature
 from gradscope.seeding import generator, seeded
 
@@ -101,13 +101,15 @@ def against_differences(
 class _Walk:
     """The observer of a path: dead gradients, convergence and the geometry of the gradients."""
 
-    def __init__(self, labels: Tensor) -> None:
-        self.labels = labels
+    def __init__(self, images: Tensor, labels: Tensor, settings: PGD) -> None:
+        self.images, self.labels, self.settings = images, labels, settings
         self.dead = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
         self.margins: list[Tensor] = []
         self.cosines: list[Tensor] = []
         self.signs: list[Tensor] = []
         self.norms: list[Tensor] = []
+        self.first: Tensor | None = None
+        self.gap: Tensor | None = None
         self._unit: Tensor | None = None
 
     def __call__(self, iterate: Iterate) -> None:
@@ -120,6 +122,10 @@ class _Walk:
         if self._unit is not None:
             self.cosines.append(cosine(iterate.unit, self._unit))
             self.signs.append(sign_agreement(iterate.unit, self._unit)[0])
+        if iterate.step == self.settings.steps - 1:
+            offsets = flatten(iterate.images - self.images)
+            self.gap = first_order_gap(offsets, iterate.unit, self.settings.norm, self.settings.epsilon)
+        self.first = iterate.unit if self.first is None else self.first
         self._unit = iterate.unit
 
 
@@ -135,11 +141,15 @@ def along_the_path(
 
     ``dead``: a dead gradient at some iterate that is right; ``standing``: every iterate is right; ``moved``: how far
     the lowest margin so far fell in the last ten steps (at most a quarter of all), over how far it fell at all; mean
-    ``cosine`` and ``sign`` between steps and mean ``norm``, NaN where undefined.
+    ``cosine`` and ``sign`` between steps and mean ``norm``; ``fosc`` at the last step; ``alignment``: cosine of the
+    gradients at the image and at the start, a random point of the ball (GradAlign). NaN where undefined.
     """
-    walk = _Walk(labels)
+    walk = _Walk(images, labels, settings)
     with prepared(model, settings) as attacked, seeded(seed, "path", *numbers.tolist()):
         pgd(attacked, images, labels, settings, streams=Streams(seed, numbers), observe=walk)
+        clean = look(attacked, images, labels, settings)
+    assert walk.first is not None
+    assert walk.gap is not None
     lowest = torch.stack(walk.margins).cummin(dim=0).values.double()
     fall = lowest[0] - lowest[-1]
     late = lowest[-1 - min(LATE_STEPS, settings.steps // 4)] - lowest[-1]
@@ -150,6 +160,8 @@ def along_the_path(
         "cosine": _mean(walk.cosines).cpu(),
         "sign": _mean(walk.signs).cpu(),
         "norm": _mean(walk.norms).cpu(),
+        "fosc": walk.gap.double().cpu(),
+        "alignment": cosine(clean.unit, walk.first).double().cpu(),
     }
 
 

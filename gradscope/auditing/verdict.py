@@ -258,6 +258,8 @@ def _causes(evidence: Evidence, fired: Mapping[str, Check]) -> tuple[Cause, ...]
         found += [kind] if kind and not bent_by_softmax and kind not in found else []
     if not found and fired.keys() & {"N1", "N2"}:
         found += fired["N1"].points_to if "N1" in fired else ["saturation"]
+    if not found and "K1" in fired:
+        found += fired["K1"].points_to
     if not found and fired.keys() & {"S1", "G1"}:
         found.append("shattering")
     return tuple(found)

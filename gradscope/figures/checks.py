@@ -45,7 +45,7 @@ _MEANINGS = {
 #: What the letters of the checks stand for.
 _LETTERS = (
     "D set-up, N numerics of the loss, X attacks that follow no gradient of the model, M what holds of every attack "
-    "that works, S shattered gradients, C effort of the attack, G geometry"
+    "that works, S shattered gradients, C effort of the attack, K scale of the logits, G geometry"
 )
 #: Sizes in inches: names of the checks, margins, between groups, between cells, a cell at least and at most; the width
 #: from which a cell has one line, and the heights of rows of one and two.

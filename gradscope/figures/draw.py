@@ -15,6 +15,7 @@ from gradscope.figures.audit import draw_audit
 from gradscope.figures.distributions import draw_samples, read_samples
 from gradscope.figures.landscape import draw_landscapes
 from gradscope.figures.planes import is_plane
+from gradscope.figures.scale import draw_scale
 from gradscope.figures.steps import draw_steps
 from gradscope.figures.style import Drawing
 from gradscope.figures.surfaces import write_surfaces
@@ -32,6 +33,7 @@ from gradscope.results.schemas import (
     LANDSCAPE,
     PATH,
     SAMPLES,
+    SCALE,
     SIMILARITY,
     STEPS,
     TRANSFER,
@@ -155,7 +157,7 @@ def read_sources(directory: Path) -> Sources:
     """Read what the figures of ``directory`` are drawn from."""
     tables = {
         table.file: read_samples(found) if table is SAMPLES else read_table(found, table)
-        for table in (STEPS, SAMPLES, LANDSCAPE, PATH, ATTACKS, TRANSFER, SIMILARITY)
+        for table in (STEPS, SAMPLES, LANDSCAPE, PATH, ATTACKS, TRANSFER, SIMILARITY, SCALE)
         if (found := find_table(directory / table.file))
     }
     audit = examples = None
@@ -181,6 +183,8 @@ def drawings(sources: Sources) -> Iterator[Drawing]:
         yield from draw_landscapes(tables[LANDSCAPE.file], tables.get(PATH.file, pd.DataFrame()), sources.landscape)
     if AUDIT.file in tables and sources.audit is not None:
         yield from draw_audit(tables[AUDIT.file], sources.audit, sources.examples)
+    if SCALE.file in tables:
+        yield from draw_scale(tables[SCALE.file])
     if ATTACKS.file in tables:
         yield from draw_attacks(tables[ATTACKS.file])
     if TRANSFER.file in tables:

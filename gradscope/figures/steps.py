@@ -95,6 +95,8 @@ def _scale(axes: Axes, metric: str, lines: dict[Look, pd.DataFrame]) -> None:
     elif metric == "cosine":
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -1 - _MARGIN_OF_SHARES), min(high, 1 + _MARGIN_OF_SHARES))
+    elif metric == "fosc":
+        axes.set_ylim(bottom=0)
     elif metric in ("loss", "margin"):
         sizes = [float(line["mean"].abs().max()) for line in lines.values()]
         if style.far_apart(sizes):

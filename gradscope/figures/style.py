@@ -53,6 +53,7 @@ LABELS: dict[str, str] = {
     "norm": "gradient norm",
     "loss": "loss",
     "dispersion": "gradient dispersion",
+    "fosc": "what the ball has left to first order (FOSC)",
     "path-variance": "gradient variance along the path",
 }
 

@@ -32,7 +32,7 @@ from gradscope.models.loading import LoadedModel
 from gradscope.progress import progress_bar
 from gradscope.results.cautions import at_chance
 from gradscope.results.files import atomic, write_json
-from gradscope.results.schemas import ATTACK_SAMPLES, ATTACKS, AUDIT, AUDIT_JSON, EXAMPLE_IMAGES
+from gradscope.results.schemas import ATTACK_SAMPLES, ATTACKS, AUDIT, AUDIT_JSON, EXAMPLE_IMAGES, SCALE
 
 
 class AuditMeasurement(Measurement[AuditOptions]):
@@ -84,6 +84,8 @@ class AuditMeasurement(Measurement[AuditOptions]):
                 ATTACKS: partial(found.evidence.main.attack_rows, identity),
                 ATTACK_SAMPLES: partial(found.evidence.main.sample_rows, identity),
             }
+            if found.evidence.scale is not None:
+                rows[SCALE] = partial(found.evidence.scale.rows, identity)
             files = {
                 AUDIT_JSON: partial(write_json, value={"schema": SCHEMA, "audits": documents}),
                 EXAMPLE_IMAGES: partial(_write_example_images, shown=shown),

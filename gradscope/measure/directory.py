@@ -17,6 +17,7 @@ from gradscope.results.schemas import (
     PAPER,
     PATH,
     SAMPLES,
+    SCALE,
     SIMILARITY,
     STEPS,
     SUMMARY,
@@ -27,7 +28,7 @@ from gradscope.results.schemas import (
 PARTIAL = ".tiles"
 #: Adversarial images that were asked for.
 IMAGES = "adversarial.npz"
-_TABLES = (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, TRANSFER, SIMILARITY, AUDIT)
+_TABLES = (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, TRANSFER, SIMILARITY, AUDIT, SCALE)
 #: What a measuring stage writes beside its figures.
 FILES = (
     *(table.file + end for table in _TABLES for end in ("", ".gz")),

@@ -21,7 +21,7 @@ from gradscope.measure.common_options import (
     pgd_option,
 )
 from gradscope.options import ATTACK, IMAGES, MEASURING, DataOptions, Names, default_of, option, split
-from gradscope.results.metrics import METRICS
+from gradscope.results.metrics import METRICS, USUAL_METRICS
 from gradscope.validation import Config
 
 
@@ -34,7 +34,7 @@ class AnalyzeOptions(GradientAttack, Sampled):
 
     metrics: Names = option(
         ("all",),
-        "metrics with commas between, or all; see `gradscope list metrics`",
+        "metrics with commas between, or all that take no passes of their own; see `gradscope list metrics`",
         metavar="NAME,...",
         names="gradscope.results.metrics:METRICS",
     )
@@ -57,7 +57,7 @@ class AnalyzeOptions(GradientAttack, Sampled):
     @property
     def measured(self) -> frozenset[str]:
         """The metrics asked for."""
-        return frozenset(METRICS if self.metrics == ("all",) else known_names(self.metrics, METRICS, "metrics"))
+        return frozenset(USUAL_METRICS if self.metrics == ("all",) else known_names(self.metrics, METRICS, "metrics"))
 
     @model_validator(mode="after")
     def _resolves(self) -> Self:

@@ -31,6 +31,7 @@ from gradscope.results.schemas import (
     LANDSCAPE,
     PATH,
     SAMPLES,
+    SCALE,
     SIMILARITY,
     STEPS,
     SUMMARY,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 #: Every table by its name without the ending.
 TABLES: dict[str, Table] = {
     table.file.removesuffix(".csv"): table
-    for table in (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, TRANSFER, SIMILARITY, AUDIT)
+    for table in (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, TRANSFER, SIMILARITY, AUDIT, SCALE)
 }
 
 
@@ -337,7 +338,7 @@ class TransferMatrix(Result):
 
 
 class AuditReport(Result):
-    """Verdicts on gradient masking: ``audit`` (by check), ``attacks``, ``samples``."""
+    """Verdicts on gradient masking: ``audit`` (by check), ``attacks``, ``samples``, ``scale`` (by temperature)."""
 
     kind, main = "audit", "audit"
 

@@ -51,18 +51,28 @@ def calibrating_factor(checkpoint: Checkpoint, images: ImageSet, device: torch.d
         parts = [(model(batch).double().cpu(), labels.cpu()) for _, batch, labels in images.batches(256, device)]
     logits, labels = (torch.cat(column) for column in zip(*parts, strict=True))
 
-    def loss(exponent: float) -> float:
-        return _mean_loss(logits * 10**exponent, labels)
-
-    found = minimize_scalar(loss, bounds=_EXPONENTS, method="bounded", options={"xatol": 1e-6})
-    wrong = int((logits.argmax(dim=1) != labels).sum())
-    if wrong == 0 or min(abs(found.x - end) for end in _EXPONENTS) < 0.01:
+    factor = best_factor(logits, labels)
+    if factor is None:
+        wrong = int((logits.argmax(dim=1) != labels).sum())
         raise GradscopeError(
             f"scale: no temperature calibrates this model on {len(images)} validation images, "
             f"of which {wrong} are wrong; a factor is allowed"
         )
+    return factor
+
+
+def best_factor(logits: Tensor, labels: Tensor) -> float | None:
+    """The factor at which the mean cross-entropy of ``factor * logits`` ``(N, K)``, in float64, is smallest.
+
+    It is one over the temperature of Guo et al. 2017. None where none between 1e-4 and 1e4 is: every image is right,
+    or the logits say nothing of the labels.
+    """
+
+    def loss(exponent: float) -> float:
+        return float(cross_entropy(logits * 10**exponent, labels).mean())
+
+    found = minimize_scalar(loss, bounds=_EXPONENTS, method="bounded", options={"xatol": 1e-6})
+    wrong = int((logits.argmax(dim=1) != labels).sum())
+    if wrong == 0 or min(abs(found.x - end) for end in _EXPONENTS) < 0.01:
+        return None
     return float(10**found.x)
-
-
-def _mean_loss(logits: Tensor, labels: Tensor) -> float:
-    return float(cross_entropy(logits, labels).mean())

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from gradscope import functional
 from gradscope.attacks.pgd import Iterate
+from gradscope.config import PGD
 from gradscope.losses import cross_entropy
 from gradscope.probes.streaming import Directions
 
@@ -16,10 +17,17 @@ class Recorder:
     """Observes one batch's path and keeps each metric's ``(steps, B)`` values on the device until it ends."""
 
     def __init__(
-        self, metrics: frozenset[str], steps: int, labels: Tensor, numbers: Tensor, directions: Directions | None
+        self,
+        metrics: frozenset[str],
+        settings: PGD,
+        images: Tensor,
+        labels: Tensor,
+        numbers: Tensor,
+        directions: Directions | None,
     ) -> None:
         self.metrics = metrics
-        self.steps = steps
+        self.settings = settings
+        self.images = images
         self.labels = labels
         self.numbers = numbers
         self._membership: Tensor | None = None
@@ -35,7 +43,7 @@ class Recorder:
     def __call__(self, iterate: Iterate) -> None:
         """Record ``iterate``."""
         self._record_point(iterate)
-        if iterate.step < self.steps:
+        if iterate.step < self.settings.steps:
             self._record_gradient(iterate)
         if "displacement" in self.metrics and self.last is not None:
             self._travelled += functional.flatten(iterate.images - self.last.images).norm(dim=1)
@@ -55,6 +63,8 @@ class Recorder:
     def _record_gradient(self, iterate: Iterate) -> None:
         if "norm" in self.metrics:
             self._keep("norm", iterate.own_norm)
+        if "fosc" in self.metrics:
+            self._keep("fosc", self.gap_at(iterate))
         if self.directions is not None:
             if self._membership is None:
                 self._membership = self.directions.membership(self.numbers, iterate.unit)
@@ -72,11 +82,16 @@ class Recorder:
             self._keep("sign", agree)
             self._keep("zero", zero)
 
+    def gap_at(self, iterate: Iterate) -> Tensor:
+        """FOSC ``(B,)`` of a point with its gradient; see :func:`gradscope.functional.first_order_gap`."""
+        offsets = functional.flatten(iterate.images - self.images)
+        return functional.first_order_gap(offsets, iterate.unit, self.settings.norm, self.settings.epsilon)
+
     def of_the_path(self) -> dict[str, Tensor]:
         """The metrics with one value an image, ``(B,)``, and the means over the path of those with many."""
         values = {
             metric: torch.stack(self.values[metric]).nanmean(dim=0)
-            for metric in (*BETWEEN_ITERATES, "norm")
+            for metric in (*BETWEEN_ITERATES, "norm", "fosc")
             if metric in self.values
         }
         if self._unit_sum is not None:

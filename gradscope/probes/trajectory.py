@@ -20,6 +20,7 @@ from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import PLAIN, Values, Work
 from gradscope.probes.recorder import BETWEEN_ITERATES, Recorder, values_at
 from gradscope.probes.streaming import Array, Directions, Moments
+from gradscope.probes.surroundings import Surroundings
 from gradscope.results.metrics import GRADIENT_METRICS, METRICS
 from gradscope.results.stats import Interval, mean_interval, wilson_interval
 from gradscope.seeding import derive, seeded
@@ -99,10 +100,9 @@ class Trajectory:
 
     def unit(self, metric: str) -> str:
         """Unit of ``metric`` under this attack: gradients are those of the attack's own loss."""
-        if metric != "norm":
-            return _METRICS[metric].unit
         of_loss = _LOSS_UNITS[self.settings.loss]
-        return f"{of_loss} per unit pixel range"
+        of_the_attack = {"norm": f"{of_loss} per unit pixel range", "restart-spread": of_loss}
+        return of_the_attack.get(metric, _METRICS[metric].unit)
 
     def step_rows(self, identity: Row) -> Iterator[Row]:
         """Rows of ``steps.csv``: every metric at every step for which it exists."""
@@ -234,29 +234,45 @@ def _measure_batch(
 
     The last are ``sums`` and ``counts`` as :meth:`Directions.totals` gives them, where the dispersion is asked for.
     """
-    with_norm = "norm" in metrics
+    of_gradients = not metrics.isdisjoint({"norm", "fosc"})
     directions = Directions(settings.steps) if "dispersion" in metrics else None
-    recorder = Recorder(metrics, settings.steps, labels, numbers, directions)
+    recorder = Recorder(metrics, settings, images, labels, numbers, directions)
     streams = Streams(seed, numbers)
     seen = Blindness(len(images))
-    pgd(model, images, labels, settings, streams=streams, observe=recorder, seen=seen, final_gradient=with_norm)
+    pgd(
+        model, images, labels, settings, streams=streams, observe=recorder, seen=seen, final_gradient=bool(of_gradients)
+    )
     assert recorder.first is not None
     assert recorder.last is not None
-    untouched = settings.start == "none"
-    clean = recorder.first if untouched else look(model, images, labels, settings, gradient=with_norm, streams=streams)
+    clean = recorder.first
+    if settings.start != "none":
+        wanted = of_gradients or "alignment" in metrics
+        clean = look(model, images, labels, settings, gradient=wanted, streams=streams)
     found = {f"steps/{metric}": torch.stack(steps) for metric, steps in recorder.values.items()}
     for point, iterate in (("clean", clean), ("final", recorder.last)):
         found |= {f"samples/{metric}/{point}": value for metric, value in values_at(iterate, labels, metrics).items()}
-        if with_norm:
+        if "norm" in metrics:
             found[f"samples/norm/{point}"] = iterate.own_norm
+        if "fosc" in metrics:
+            found[f"samples/fosc/{point}"] = recorder.gap_at(iterate)
     assert seen.worst is not None
     blind = {metric: holds.double() for metric, holds in blind_images(seen.worst).items()}
     of_the_path = recorder.of_the_path() | blind
     found |= {f"samples/{metric}/path": value for metric, value in of_the_path.items()}
     right = recorder.always_right & (clean.logits.argmax(dim=1) == labels)
+    around = Surroundings(model, images, labels, settings, streams)
+    if "alignment" in metrics:
+        found["samples/alignment/clean"] = around.alignment(clean)
+    if "snr" in metrics:
+        found["samples/snr/clean"] = around.signal_to_noise()
     others = range(1, settings.restarts)
-    reached = pgd_restarted(model, images, labels, settings, streams, restarts=others, standing=right)
-    right &= ~reached.fooled
+    if not metrics.isdisjoint({"restart-spread", "restart-distance"}):
+        spread = around.spread(recorder.last, others)
+        found |= {f"samples/{metric}/final": spread[metric] for metric in spread.keys() & metrics}
+        right &= ~spread["fooled"]
+    else:
+        reached = pgd_restarted(model, images, labels, settings, streams, restarts=others, standing=right)
+        right &= ~reached.fooled
     found["samples/accuracy/worst"] = right.double()
     if directions is not None:
         found["directions/sums"], found["directions/counts"] = directions.totals()

@@ -173,7 +173,7 @@ def _transfer(part: ReportPart, pictures: Sequence[Picture]) -> Block:
 
 
 def _audit(part: ReportPart, pictures: Sequence[Picture]) -> Block:
-    chosen = _chosen(pictures, "audit-robustness", "audit-checks", "audit-evidence")
+    chosen = _chosen(pictures, "audit-robustness", "audit-scale", "audit-checks", "audit-evidence")
     if not part.audits:
         return Block(pictures=chosen)
     return Block(words=list(_left_out(part)), pictures=chosen, after=[checks_table(part.audits)])

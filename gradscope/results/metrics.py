@@ -8,7 +8,8 @@ from math import inf
 class Metric:
     """A quantity measured along an attack; its values and intervals lie between ``low`` and ``high``.
 
-    ``per_sample`` is False where it is a property of the whole set.
+    ``per_sample`` is False where it is a property of the whole set; ``extra`` is True where it takes passes of its own,
+    and is measured only where it is asked for by name.
     """
 
     unit: str
@@ -16,6 +17,7 @@ class Metric:
     low: float = -inf
     high: float = inf
     per_sample: bool = True
+    extra: bool = False
 
 
 #: What `analyze --metrics` knows.
@@ -31,7 +33,41 @@ METRICS: dict[str, Metric] = {
     "dispersion": Metric("-", "1 - norm of the mean over the set of the unit gradients", 0, 1, per_sample=False),
     "path-variance": Metric("-", "1 - mean pairwise cosine of an image's gradients along the path", 0, 2),
     "displacement": Metric("-", "|x_T - x_0| / sum of the step lengths", 0, 1),
+    "fosc": Metric(
+        "-",
+        "1 - <x_t - x, g_t> / (epsilon * dual norm of g_t), 0 where no point of the ball is better to first order "
+        "(Wang et al. 2019, normalised; the box is not counted)",
+        0,
+        2,
+    ),
+    "alignment": Metric(
+        "-",
+        "cosine of the gradients at the image and at a random point of the ball (Andriushchenko and Flammarion 2020); "
+        "at most 2 passes more",
+        -1,
+        1,
+        extra=True,
+    ),
+    "snr": Metric(
+        "-",
+        "|mean|^2 / trace of the covariance of the gradients at 8 random points of the ball (Balduzzi et al. 2017), "
+        "1/8 of noise alone; 8 passes more",
+        0,
+        extra=True,
+    ),
+    "restart-spread": Metric(
+        "nats",
+        "standard deviation of the attack's loss at x_T over the starts (Madry et al. 2018); takes all starts to the "
+        "end, undefined with one",
+        0,
+        extra=True,
+    ),
+    "restart-distance": Metric(
+        "pixel units", "mean L2 distance of two starts' x_T; as many passes as restart-spread", 0, extra=True
+    ),
 }
+#: Those of METRICS that come with the passes of the attack: what `analyze` measures unless it is told.
+USUAL_METRICS = tuple(name for name, metric in METRICS.items() if not metric.extra)
 
 #: What `analyze` and `attack` say of the gradients that an attack went along.
 GRADIENT_METRICS: dict[str, Metric] = {
@@ -77,4 +113,13 @@ ATTACK_METRICS: dict[str, Metric] = {
     "forward": Metric("passes per image", "forward passes of the model, the final judgement not counted", 0),
     "backward": Metric("passes per image", "backward passes of the model", 0),
     "seconds": Metric("s", "time the attack took, the final judgement not counted", 0),
+}
+
+#: What `audit` reports of the scale of the logits: under attacks that see them at other temperatures, and of the clean
+#: images, as attack "none".
+SCALE_METRICS: dict[str, Metric] = {
+    "robust-accuracy": Metric("-", "share of images right when clean and under the attack at that temperature", 0, 1),
+    "accuracy": Metric("-", "share of those clean images that are right, at every temperature", 0, 1),
+    "calibration-error": Metric("-", "expected calibration error, 15 equal bins (Guo et al. 2017), clean images", 0, 1),
+    "cross-entropy": Metric("nats", "mean cross-entropy of the clean images", 0),
 }

@@ -137,6 +137,26 @@ AUDIT = Table(
     ),
 )
 
+SCALE = Table(
+    "scale.csv",
+    (
+        *IDENTITY,
+        Column("norm", "text", "norm of the ball: linf or l2"),
+        Column("epsilon", "number", "its radius, pixel units"),
+        Column("temperature", "number", "what the logits were divided by before the attack saw them; 1: as given"),
+        Column(
+            "fitted", "integer", "1 where it is the temperature of least cross-entropy on these clean images, else 0"
+        ),
+        Column("steps", "integer", "steps of the attack, alike at every temperature; empty where there was none"),
+        Column("metric", "text", "name, see SCALE_METRICS"),
+        Column("unit", "text", "unit of value"),
+        Column("value", "number", "the value; predictions of the clean images are alike at every temperature"),
+        Column("ci_low", "number", "lower end of the 95 % Wilson interval; empty of the calibration"),
+        Column("ci_high", "number", "upper end of that interval"),
+        Column("n", "integer", "images, those wrong when clean too"),
+    ),
+)
+
 #: Checks that fire below their threshold, as AUDIT says.
 FIRES_BELOW = ("G1",)
 #: What an audit writes beside its tables, see :mod:`gradscope.results.audits`.

@@ -1,7 +1,9 @@
 import torch
 from torch import nn
 
-from gradscope.auditing.gradients import against_differences, in_float64, is_dead, kinds_of_slope
+from gradscope.attacks.threat import ThreatModel
+from gradscope.auditing.gradients import against_differences, along_the_path, in_float64, is_dead, kinds_of_slope
+from gradscope.auditing.verdict import examine
 from gradscope.config import PGD
 
 SETTINGS = PGD(norm="linf", epsilon=0.1, step_size=0.01, precision="float64")
@@ -46,3 +48,26 @@ def test_float32_bends_the_gradient_of_saturated_logits_only(digits, zoo):
 def test_dead_is_no_loss_no_gradient_or_no_number():
     loss, norm = torch.tensor([0.0, 1.0, 1.0, 1.0]), torch.tensor([1.0, 0.0, torch.nan, 1.0])
     assert is_dead(loss, norm).tolist() == [True, True, True, False]
+
+
+def test_a_path_tells_how_far_it_has_converged_and_whether_gradients_agree(digits, zoo):
+    """FOSC near 0 and alignment near 1 of an honest model; of a backward pass of noise 1 and 0."""
+    images, labels = digits.test.batch(torch.arange(40), "cpu")
+    plain = PGD(norm="linf", epsilon=0.1, steps=20)
+    honest, noise = (
+        along_the_path(model, images, labels, torch.arange(40), plain, 0)
+        for model in (zoo(0).honest["linear"], zoo(0).masked["backward noise"][0])
+    )
+    assert float(honest["fosc"].nanmedian()) < 0.5
+    assert float(honest["alignment"].nanmedian()) > 0.9
+    assert 0.8 < float(noise["fosc"].nanmedian()) < 1.2
+    assert abs(float(noise["alignment"].nanmedian())) < 0.2
+
+
+def test_the_audit_tells_convergence_and_alignment_in_words(digits, zoo):
+    found = examine(
+        zoo(0).honest["SL-adv"], digits.test.subset(torch.arange(60)), None, ThreatModel("linf", 0.1), "quick"
+    )
+    said = {made.id: made.cause for made in found.checks}
+    assert "; the median FOSC there is 0." in said["C2"]
+    assert ", the median alignment of image and random start 0." in said["G1"]

@@ -21,7 +21,7 @@ from gradscope.data import sources
 from gradscope.measure import analyze
 from gradscope.models import checkpoint as checkpoints
 from gradscope.probes import trajectory
-from gradscope.results.metrics import GRADIENT_METRICS, METRICS
+from gradscope.results.metrics import GRADIENT_METRICS, USUAL_METRICS
 from gradscope.results.schemas import SAMPLES, STEPS, SUMMARY
 from gradscope.results.tables import read_table
 from gradscope.vision import torchvision
@@ -59,7 +59,7 @@ def analysis(world: Path, tmp_path_factory: pytest.TempPathFactory, done: Done) 
 
 
 def test_an_analysis_writes_every_file(analysis: Path, content: Content) -> None:
-    figures = [f"steps-{name}" for name, metric in METRICS.items() if name not in OF_THE_PATH]
+    figures = [f"steps-{name}" for name in USUAL_METRICS if name not in OF_THE_PATH]
     figures += [f"distribution-{name}" for name in ("norm", "entropy", "margin")]
     expected = {table.file for table in TABLES} | {"manifest.json", "figures/captions.json"}
     expected |= {f"figures/{name}.{kind}" for name in figures for kind in ("pdf", "png")}
@@ -84,13 +84,13 @@ def test_every_checkpoint_attack_metric_and_step_has_its_rows(analysis: Path) ->
         assert set(frame["arch"]) == {"cnn2"}
         assert set(frame["seed"]) == {0}
     steps = rows(analysis, STEPS)
-    for metric in METRICS:
+    for metric in USUAL_METRICS:
         first, last = (1, 3) if metric in ("cosine", "sign", "zero") else (0, 4)
-        last = 3 if metric in ("norm", "dispersion") else last
+        last = 3 if metric in ("norm", "dispersion", "fosc") else last
         found = steps[(steps["metric"] == metric) & (steps["checkpoint"] == "sl") & (steps["attack"] == "pgd")]
         assert found["step"].tolist() == (list(range(first, last + 1)) if metric not in OF_THE_PATH else [])
         assert (found["n"] + found["undefined"] == 20).all()
-    assert set(rows(analysis)["metric"]) == {*METRICS, *GRADIENT_METRICS}
+    assert set(rows(analysis)["metric"]) == {*USUAL_METRICS, *GRADIENT_METRICS}
 
 
 def test_the_files_agree_with_each_other(analysis: Path) -> None:

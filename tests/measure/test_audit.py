@@ -15,9 +15,10 @@ from gradscope.data.image_set import Splits
 from gradscope.errors import GradscopeError
 from gradscope.measure.audit import AuditMeasurement
 from gradscope.measure.partial_results import PartialResults
+from gradscope.measure.result import read
 from gradscope.models import checkpoint as checkpoints
 from gradscope.results.audits import EXAMPLE_ARRAYS
-from gradscope.results.schemas import ATTACK_SAMPLES, ATTACKS, AUDIT, AUDIT_JSON, EXAMPLE_IMAGES
+from gradscope.results.schemas import ATTACK_SAMPLES, ATTACKS, AUDIT, AUDIT_JSON, EXAMPLE_IMAGES, SCALE
 from gradscope.results.tables import read_table
 from tests.measure.requests import measured
 
@@ -105,8 +106,14 @@ def test_the_files_say_what_the_audit_found(trained: list[str], tmp_path: Path, 
         assert set(checks["verdict"]) == {entry["verdict"]}
         clean = attacks[(attacks["checkpoint"] == entry["checkpoint"]) & (attacks["attack"] == "none")]
         assert clean["value"].iloc[0] == entry["clean_accuracy"]["value"]
+        curve = read_table(out / SCALE.file, SCALE)
+        curve = curve[(curve["checkpoint"] == entry["checkpoint"]) & (curve["metric"] == "robust-accuracy")]
+        shown = curve[curve["attack"] == "pgd"]
+        wanted = [float(stands.double().mean()) for stands in found.evidence.scale.standing["pgd"].values()]
+        assert shown["value"].tolist() == wanted
     assert manifest(out)["complete"]
     assert not (out / ".tiles").exists()
+    assert read(out).plot("scale").axes
 
 
 def test_the_pictures_are_of_the_images_that_fell(trained: list[str], outsiders: str, tmp_path: Path) -> None:

@@ -49,11 +49,14 @@ def by_hand(model, image_set, settings):
     pairwise = np.einsum("sid,tid->ist", units, units)
     mean_pair = (pairwise.sum((1, 2)) - steps) / (steps * (steps - 1))
     moves = np.linalg.norm(np.diff(np.stack(points), axis=0), axis=2)
+    offsets = np.stack(points[:-1]) - images.double().flatten(1).numpy()
+    duals = np.abs(g).sum(2) if settings.norm == "linf" else norms
     return {
         "cosine": (units[1:] * units[:-1]).sum(2),
         "sign": ((np.sign(g[1:]) == np.sign(g[:-1])) & both).sum(2) / both.sum(2),
         "zero": 1 - both.mean(2),
         "norm": norms,
+        "fosc": 1 - (offsets * g).sum(2) / (settings.epsilon * duals),
         "loss": -np.log(np.take_along_axis(probabilities, y[None, :, None], 2)[..., 0]),
         "margin": right - others,
         "entropy": stats.entropy(probabilities, base=2, axis=2),
@@ -73,7 +76,7 @@ def test_every_metric_equals_its_definition(convolutional, image_set, settings):
     expected = by_hand(model, image_set, settings)
     steps = table(result.step_rows(IDENTITY), "metric", "step")
     first = {"cosine": 1, "sign": 1, "zero": 1}
-    for metric in ("cosine", "sign", "zero", "norm", "loss", "margin", "entropy", "accuracy"):
+    for metric in ("cosine", "sign", "zero", "norm", "loss", "margin", "entropy", "accuracy", "fosc"):
         values = expected[metric]
         assert {step for name, step in steps if name == metric} == {
             row + first.get(metric, 0) for row in range(len(values))

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from gradscope.auditing.checks import causes, outcomes
+from gradscope.auditing.checks import causes, outcomes, scale
 from gradscope.auditing.checks.base import CLAIMED_ABOVE, CLAIMED_SHARE, Check, adjusted
 from gradscope.auditing.evidence import Evidence
 
@@ -22,6 +22,7 @@ CHECKS: dict[str, Callable[[Evidence], Check | list[Check]]] = {
     "S1": outcomes.shattering,
     "C1": causes.budget,
     "C2": causes.convergence,
+    "K1": scale.temperature,
     "G1": causes.geometry,
 }
 
@@ -40,6 +41,7 @@ PASSED = {
     "S1": "averaged gradients fool no more, and autograd's slopes are those of the output",
     "C1": "twice the steps change little",
     "C2": "the attack had settled",
+    "K1": "no higher temperature of the logits shows cross-entropy more",
     "G1": "consecutive gradients agree",
 }
 

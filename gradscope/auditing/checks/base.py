@@ -39,7 +39,8 @@ class Check:
 
     ``accuses``: where it fires, an attack that ought to be weaker, or that differs in numerics only, did better: an
     outcome, not only a cause. ``left`` and ``lowest`` are what the blinded attack leaves of all images in the ball of
-    the comparison, and the lowest that was reached there. ``points_to`` are the causes that what it saw can have. Its
+    the comparison, and the lowest that was reached there. ``beside`` is what else was measured, fired or not, as it
+    goes on after ``cause``. ``points_to`` are the causes that what it saw can have. Its
     images are seen after ``attack``, inside ``threat`` where that is not the audit's own; "" where no attack shows
     them.
     """
@@ -58,6 +59,7 @@ class Check:
     accuses: bool = False
     left: float = math.nan
     lowest: float = math.nan
+    beside: str = ""
     points_to: tuple[Cause, ...] = ()
     attack: str = ""
     threat: ThreatModel | None = None
@@ -86,7 +88,7 @@ class Check:
             "n": self.n,
             "p_value": self.p_value,
             "images": " ".join(str(index) for index in self.images),
-            "cause": self.cause,
+            "cause": f"{self.cause}{self.beside}",
             "next_step": self.next_step,
         }
 

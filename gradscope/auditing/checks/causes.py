@@ -227,6 +227,7 @@ def convergence(evidence: Evidence) -> Check:
         interval,
         len(moving),
         images=numbers_at(evidence.numbers[evidence.places[standing]], moving),
+        beside=_known_median(evidence.path["fosc"][standing], "; the median FOSC there is {:.2f}, 0 being converged"),
         points_to=("weak attack",),
     )
 
@@ -268,6 +269,7 @@ def geometry(evidence: Evidence) -> Check:
     value = float(known.median())
     sign, norm = (float(evidence.path[key].nanmedian()) for key in ("sign", "norm"))
     bends = "" if evidence.curvature is None else f", the median curvature {_median(evidence.curvature['curvature'])}"
+    aligned = _known_median(evidence.path["alignment"], ", the median alignment of image and random start {:.2f}")
     fired = value < ERRATIC
     return Check(
         "G1",
@@ -275,10 +277,17 @@ def geometry(evidence: Evidence) -> Check:
         "fired" if fired else "passed",
         value,
         ERRATIC,
-        f"median cosine of consecutive gradients; {sign:.2f} of the signs agree, the median norm is {norm:.2g}{bends}",
+        "consecutive gradients turn",
         "look at S1 and at the landscape: this alone says nothing",
         n=len(known),
+        beside=f": median cosine; {sign:.2f} of the signs agree, the median norm is {norm:.2g}{aligned}{bends}",
     )
+
+
+def _known_median(values: Tensor, words: str) -> str:
+    """``words`` with the median of the ``values`` that are defined; empty where none is."""
+    known = values[~values.isnan()]
+    return words.format(float(known.median())) if len(known) else ""
 
 
 def _median(values: Tensor) -> str:

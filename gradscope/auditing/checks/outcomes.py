@@ -34,14 +34,14 @@ SMOOTH_GAIN = 0.02
 SURVIVORS = 0.01
 
 #: What bends the logits: it blinds cross-entropy, and where it makes them flat every loss.
-_BENT: tuple[Cause, ...] = ("bounded output", "clipped output", "missing gradient")
+BENT: tuple[Cause, ...] = ("bounded output", "clipped output", "missing gradient")
 #: What blinds every loss at once, as saturation does not: it leaves the margin and the rescaled loss their gradient.
-_ALL_LOSSES: tuple[Cause, ...] = ("false gradient", "shattering", "randomness", "probabilities", *_BENT)
+_ALL_LOSSES: tuple[Cause, ...] = ("false gradient", "shattering", "randomness", "probabilities", *BENT)
 _ANY: tuple[Cause, ...] = (*_ALL_LOSSES, "saturation")
 _WHY_RANDOM = "the output is random: one pass judges nothing, S1 compares means over many"
 
 
-def _hindrance(evidence: Evidence, outcome: Outcome | None, *names: str) -> str:
+def hindrance(evidence: Evidence, outcome: Outcome | None, *names: str) -> str:
     """Why the attacks cannot be compared; empty where they can."""
     if not len(evidence.places):
         return "no image is right, so there is nothing to attack"
@@ -115,7 +115,7 @@ def loss(evidence: Evidence) -> list[Check]:
 
     One test for each of them. Log-odds and float64 change the numerics only: what they gain, rounding had hidden.
     """
-    why = _hindrance(evidence, evidence.main, "pgd")
+    why = hindrance(evidence, evidence.main, "pgd")
     if why:
         return [abstained("N3", "loss", why, "give more images, or see D1", ROUNDING_GAIN)]
     plain = evidence.main.fooled_by("pgd")
@@ -127,7 +127,7 @@ def loss(evidence: Evidence) -> list[Check]:
     if evidence.repaired is not None:
         together = evidence.main.right & ~evidence.repaired.standing()
         rivals.append(("PGD on the logarithm of the outputs", together, LOSS_GAIN))
-    causes: tuple[Cause, ...] = ("saturation", *_BENT, *(("probabilities",) if evidence.probabilities else ()))
+    causes: tuple[Cause, ...] = ("saturation", *BENT, *(("probabilities",) if evidence.probabilities else ()))
     return [
         _compared(
             evidence,
@@ -150,7 +150,7 @@ def _black_box(evidence: Evidence, identifier: str, name: str, attack: str, said
 
     The pair is the white-box attacks together, without and with this one.
     """
-    why = _hindrance(evidence, evidence.main, "pgd", attack)
+    why = hindrance(evidence, evidence.main, "pgd", attack)
     if why:
         step = "give examples of another model (surrogate)" if attack == "transfer" else "see D1"
         return abstained(identifier, name, why, step, QUERY_GAIN)
@@ -183,7 +183,7 @@ def random_points(evidence: Evidence) -> Check:
 
 def radius(evidence: Evidence) -> list[Check]:
     """M1: images that fall at half the radius stand at the radius, or those at the radius at twice; a test each."""
-    why = _hindrance(evidence, evidence.main, "pgd")
+    why = hindrance(evidence, evidence.main, "pgd")
     if why or evidence.smaller is None or evidence.larger is None:
         return [abstained("M1", "radius", why or "other radii were not tried", "see D1", 0.0)]
     radii = (evidence.smaller, evidence.main, evidence.larger)
@@ -209,7 +209,7 @@ def radius(evidence: Evidence) -> list[Check]:
 
 def unbounded(evidence: Evidence) -> Check:
     """M2: images that stand in a ball that covers the box, against PGD on cross-entropy and on the margin."""
-    why = _hindrance(evidence, evidence.unbounded, "pgd", "pgd-margin")
+    why = hindrance(evidence, evidence.unbounded, "pgd", "pgd-margin")
     if why or evidence.unbounded is None:
         return abstained("M2", "unbounded", why, "see D1", SURVIVORS)
     stands = evidence.unbounded.standing()
@@ -238,7 +238,7 @@ def unbounded(evidence: Evidence) -> Check:
 
 def one_step(evidence: Evidence) -> Check:
     """M3: FGSM fells more than PGD."""
-    why = _hindrance(evidence, evidence.main, "fgsm", "pgd")
+    why = hindrance(evidence, evidence.main, "fgsm", "pgd")
     if why:
         return abstained("M3", "one step", why, "see D1", 0.0)
     said = ("images that one step fools and PGD does not, less the reverse", "more starts, larger steps, other losses")
@@ -297,7 +297,7 @@ def _averaged(evidence: Evidence) -> Check:
         left = torch.zeros_like(plain)
         left[places] = evidence.expected.clean & evidence.expected.plain
         return _compared(evidence, what, meant, plain, said, ("randomness",), left=left)
-    why = _hindrance(evidence, evidence.main, "pgd", "pgd-smooth")
+    why = hindrance(evidence, evidence.main, "pgd", "pgd-smooth")
     if why:
         return abstained(*what[:2], why, "see D1", SMOOTH_GAIN)
     said = (

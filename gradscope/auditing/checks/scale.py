@@ -1,0 +1,74 @@
+"""The check of the scale of the logits: one attack, the same decisions, another temperature."""
+
+from gradscope.auditing.checks.base import ALPHA, Check, abstained, numbers_at
+from gradscope.auditing.checks.causes import FEWEST_PROBED
+from gradscope.auditing.checks.outcomes import BENT, LOSS_GAIN, hindrance
+from gradscope.auditing.evidence import Evidence
+from gradscope.auditing.scale import ScaleCurve
+from gradscope.results.stats import mcnemar, paired_rates_interval
+
+_NAME = "scale"
+
+
+def temperature(evidence: Evidence) -> Check:
+    """K1: PGD on cross-entropy fools more images where it sees the same logits at a higher temperature.
+
+    That undoes saturation, and nothing else changes but the weights of the wrong classes, as another loss changes them:
+    the threshold is that of other losses. A lower temperature, which helps where the logits are too small to tell the
+    wrong classes apart, is told and does not fire: honest models gain up to 17 points there. The p-value is McNemar's
+    between temperature 1 and the strongest of the higher ones, times their number.
+    """
+    curve = evidence.scale
+    why = "the outputs are probabilities, which no temperature rescales" if evidence.probabilities else ""
+    why = why or hindrance(evidence, evidence.main, "pgd")
+    if why or curve is None or not any(at > 1 for at in curve.standing["pgd"]):
+        return abstained("K1", _NAME, why or "no attack was run at other temperatures", "see D1", LOSS_GAIN)
+    right = int(curve.right.sum())
+    if right < FEWEST_PROBED:
+        why = f"{right} of the first {len(curve.right)} images are right when clean, {FEWEST_PROBED} are needed"
+        return abstained("K1", _NAME, why, "give more images", LOSS_GAIN)
+    standing = curve.standing["pgd"]
+    higher = [at for at in standing if at > 1]
+    strongest = curve.strongest("pgd", higher)
+    only, missed = standing[1.0] & ~standing[strongest], standing[strongest] & ~standing[1.0]
+    n = len(only)
+    value = (int(only.sum()) - int(missed.sum())) / n
+    p_value = min(1.0, len(higher) * mcnemar(int(only.sum()), int(missed.sum()), greater=True))
+    fired = value > LOSS_GAIN and p_value <= ALPHA
+    return Check(
+        "K1",
+        _NAME,
+        "fired" if fired else "passed",
+        value,
+        LOSS_GAIN,
+        f"images that PGD on cross-entropy fools with the logits at temperature {strongest:.3g} and not as they are, "
+        "less the reverse",
+        "report attacks that no scale of the logits changes: a margin, or a rescaled loss",
+        paired_rates_interval(int(only.sum()), int(missed.sum()), n),
+        n,
+        p_value,
+        numbers_at(evidence.numbers[:n], only),
+        accuses=True,
+        left=float(standing[1.0].double().mean()),
+        lowest=float(curve.stands.double().mean()),
+        beside=f"{_lower(curve)}{_calibrated(curve)}",
+        points_to=("saturation", *BENT),
+    )
+
+
+def _lower(curve: ScaleCurve) -> str:
+    """What a lower temperature gains, in words; empty where it gains nothing."""
+    standing = curve.standing["pgd"]
+    strongest = curve.strongest("pgd", standing)
+    gain = float(standing[1.0].double().mean() - standing[strongest].double().mean())
+    return f"; temperature {strongest:.3g} fools {100 * gain:.1f} points more" if strongest < 1 else ""
+
+
+def _calibrated(curve: ScaleCurve) -> str:
+    """The temperature that calibrates the model, in words; empty where none does."""
+    if curve.fitted is None:
+        return ""
+    return (
+        f"; temperature {curve.fitted.temperature:.3g} calibrates it (calibration error {curve.given.error:.3f} as it "
+        f"is, {curve.fitted.error:.3f} there)"
+    )
