@@ -89,7 +89,7 @@ MASKS: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
     "noise layer": (lambda model: Behind(model, before=noisy), "randomness"),
     "backward zero": (lambda model: Behind(model, before=_Severed.apply), "missing gradient"),
     "backward noise": (lambda model: Behind(model, before=_Noisy.apply), "false gradient"),
-    "30 tanh": (lambda model: Behind(model, after=lambda logits: 30 * torch.tanh(logits)), "bounded output"),
+    "30 tanh": (lambda model: Behind(model, after=lambda logits: 30 * torch.tanh(2 * logits)), "bounded output"),
     "clipped log-probabilities": (
         lambda model: Behind(model, after=lambda logits: (10 * logits).softmax(dim=1).clamp(1e-7, 1 - 1e-7).log()),
         "clipped output",
