@@ -289,8 +289,7 @@ def gather(
 
 def _with_other_radii(evidence: Evidence, gathering: _Gathering) -> Evidence:
     threat, attacks = gathering.threat, gathering.budget.attacks
-    size = gathering.image_set.images[0].numel()
-    whole = replace(threat, epsilon=1.0 if threat.norm == "linf" else size**0.5)
+    whole = threat.unbounded(gathering.image_set.images[0].numel())
     twice = {"steps": 2 * attacks.steps, "restarts": 2 * attacks.restarts}
     sizes = {"step_size": attacks.step_size, "relative_step_size": attacks.relative_step_size}
     halved = {key: None if size is None else size / 2 for key, size in sizes.items()}
