@@ -228,7 +228,7 @@ class AttackOptions(Stepping, Sampled):
     summary = "Attack checkpoints with a battery, one attack after the other on what still stands."
     measurement = "gradscope.measure.attack:AttackMeasurement"
     roles = ("surrogate",)
-    settled = frozenset({"epsilon", *Budget.model_fields})
+    settled = frozenset({"epsilon", "curve", *Budget.model_fields})
 
     attacks: Names = option(
         ("pgd", "apgd-ce", "apgd-t", "square"),
@@ -259,6 +259,9 @@ class AttackOptions(Stepping, Sampled):
     )
     cascade: bool = option(
         True, "run each attack on what those before left standing, or on all that is right", both_ways=True
+    )
+    curve: bool = option(
+        False, "also find each image's distance, with fmn: robust accuracy at every radius, in curve.csv"
     )
     save_images: bool = option(False, "write the adversarial images to adversarial.npz, and judge them again")
 
@@ -309,6 +312,7 @@ class AttackOptions(Stepping, Sampled):
             "attacks": {
                 name: {"meaning": ATTACKS[name].meaning, "needs": sorted(ATTACKS[name].needs)} for name in self.names
             },
+            **({"curve": True} if self.curve else {}),  # only then: stages of older recipes keep their names
         }
 
 

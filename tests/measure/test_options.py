@@ -47,7 +47,7 @@ OTHERWISE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             **SAMPLED,
             **{"attacks": ["pgd", "square"], "norm": "linf", "epsilon": 0.3, "epsilons": [0.25, "8/255"]},
             **{"step_size": 0.1, "relative_step_size": 0.2, "steps": 7, "restarts": 2, "smoothing": 3, "targets": 4},
-            **{"queries": 50, "draws": 6, "cascade": False, "save_images": True},
+            **{"queries": 50, "draws": 6, "cascade": False, "save_images": True, "curve": True},
         },
     ),
     ("audit", {}, {**SAMPLED, "budget": "full", "norm": "linf", "epsilon": 0.3}),
