@@ -35,9 +35,9 @@ def _listing(what: Listing) -> dict[str, str]:
 
         return {name: architecture.description for name, architecture in ARCHITECTURES.items()}
     if what is Listing.metrics:
-        from gradscope.results.metrics import METRICS
+        from gradscope.results.metrics import ANALYZED
 
-        return {name: f"{metric.meaning} [{metric.unit}]" for name, metric in METRICS.items()}
+        return {name: f"{metric.meaning} [{metric.unit}]" for name, metric in ANALYZED.items()}
     if what is Listing.modes:
         from gradscope.training.phases import MODES
 

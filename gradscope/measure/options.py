@@ -21,7 +21,7 @@ from gradscope.measure.common_options import (
     pgd_option,
 )
 from gradscope.options import ATTACK, IMAGES, DataOptions, Names, default_of, option, split
-from gradscope.results.metrics import METRICS
+from gradscope.results.metrics import ANALYZED, METRICS
 from gradscope.validation import Config
 
 
@@ -34,9 +34,10 @@ class AnalyzeOptions(GradientAttack, Sampled):
 
     metrics: Names = option(
         ("all",),
-        "metrics with commas between, or all; see `gradscope list metrics`",
+        "metrics with commas between, or all but those of distance, which are named beside: all,distance; "
+        "see `gradscope list metrics`",
         metavar="NAME,...",
-        names="gradscope.results.metrics:METRICS",
+        names="gradscope.results.metrics:ANALYZED",
     )
     attack: Names = option(
         ("pgd",),
@@ -57,12 +58,14 @@ class AnalyzeOptions(GradientAttack, Sampled):
     @property
     def measured(self) -> frozenset[str]:
         """The metrics asked for."""
-        return frozenset(METRICS if self.metrics == ("all",) else known_names(self.metrics, METRICS, "metrics"))
+        named = [name for name in self.metrics if name != "all"]
+        found = frozenset(known_names(named, ANALYZED, "metrics") if named or not self.metrics else ())
+        return found | METRICS.keys() if "all" in self.metrics else found
 
     @model_validator(mode="after")
     def _resolves(self) -> Self:
         self.resolved()
-        if self.metrics != ("all",) and "cosine" in self.metrics:
+        if "all" not in self.metrics and "cosine" in self.metrics:
             most = max(attack.steps for attack in self.attacks.values())
             if most < 2:
                 raise GradscopeError(f"steps must be at least 2 for the cosine of consecutive gradients, got {most}")

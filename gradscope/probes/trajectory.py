@@ -18,15 +18,16 @@ from gradscope.attacks.pgd import Blindness, Streams, look, pgd, pgd_restarted, 
 from gradscope.config import PGD
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import PLAIN, Values, Work
+from gradscope.probes.distance import distances
 from gradscope.probes.recorder import BETWEEN_ITERATES, Recorder, values_at
 from gradscope.probes.streaming import Array, Directions, Moments
-from gradscope.results.metrics import GRADIENT_METRICS, METRICS
+from gradscope.results.metrics import ANALYZED, GRADIENT_METRICS
 from gradscope.results.stats import Interval, mean_interval, wilson_interval
 from gradscope.seeding import derive, seeded
 
 Row = dict[str, Any]
 
-_METRICS = METRICS | GRADIENT_METRICS
+_METRICS = ANALYZED | GRADIENT_METRICS
 #: Units of what an attack climbs.
 _LOSS_UNITS = {
     "cross-entropy": "nats",
@@ -184,7 +185,7 @@ def measure_trajectory(
 ) -> Trajectory:
     """Attack every image of ``image_set`` by ``settings`` and measure ``metrics`` along the way.
 
-    ``metrics`` are names of :data:`gradscope.results.metrics.METRICS`; accuracy is always measured. ``numbers`` are
+    ``metrics`` are names of :data:`gradscope.results.metrics.ANALYZED`; accuracy is always measured. ``numbers`` are
     the images' indices in the set they were taken from, 0 .. N-1 where None: they name the images in the results
     and their random starts. With restarts the first start is the one that is measured; the others only attack
     images that no iterate has felled yet, and decide the accuracy at "worst". A batch, of :func:`usual_batch_size`
@@ -249,6 +250,8 @@ def _measure_batch(
         found |= {f"samples/{metric}/{point}": value for metric, value in values_at(iterate, labels, metrics).items()}
         if with_norm:
             found[f"samples/norm/{point}"] = iterate.own_norm
+    for metric, value in distances(model, images, labels, numbers, settings, metrics, seed).items():
+        found[f"samples/{metric}/clean"] = value
     assert seen.worst is not None
     blind = {metric: holds.double() for metric, holds in blind_images(seen.worst).items()}
     of_the_path = recorder.of_the_path() | blind

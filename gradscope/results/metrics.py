@@ -33,6 +33,18 @@ METRICS: dict[str, Metric] = {
     "displacement": Metric("-", "|x_T - x_0| / sum of the step lengths", 0, 1),
 }
 
+#: What `analyze --metrics` knows beside those, where it is named: each costs passes of its own.
+DISTANCE_METRICS: dict[str, Metric] = {
+    "linear-distance": Metric(
+        "pixel units",
+        "distance to the boundary if logits were linear: min over classes j of (z_y - z_j) / |grad (z_y - z_j)|_dual",
+        0,
+    ),
+    "distance": Metric("pixel units", "distance of the nearest point that fools the model, by fmn; 0 where wrong", 0),
+}
+#: Every name that `analyze --metrics` takes.
+ANALYZED: dict[str, Metric] = METRICS | DISTANCE_METRICS
+
 #: What `analyze` and `attack` say of the gradients that an attack went along.
 GRADIENT_METRICS: dict[str, Metric] = {
     "zero-gradient": Metric("-", "share of images whose gradient was exactly 0 at some step, never NaN or inf", 0, 1),

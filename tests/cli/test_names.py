@@ -8,7 +8,7 @@ from gradscope.attacks.registry import ATTACKS
 from gradscope.config import OBJECTIVES
 from gradscope.data.names import DATASETS
 from gradscope.models.names import ARCHITECTURES
-from gradscope.results.metrics import METRICS
+from gradscope.results.metrics import ANALYZED
 from gradscope.training.phases import MODES
 
 Done = Callable[..., str]
@@ -19,7 +19,7 @@ Done = Callable[..., str]
     [
         ("datasets", DATASETS),
         ("architectures", ARCHITECTURES),
-        ("metrics", METRICS),
+        ("metrics", ANALYZED),
         ("attacks", ATTACKS),
         ("objectives", OBJECTIVES),
         ("modes", MODES),
