@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,20 @@ class Distances:
     def bounded(self) -> Tensor:
         """The distances ``(N,)``, at most the largest that the box allows."""
         return self.values.clamp(max=self.outcome.threat.epsilon)
+
+    @property
+    def median(self) -> float:
+        """The median over all images, pixel units; at most the largest distance that the box allows."""
+        return float(self.bounded.quantile(0.5)) if len(self.outcome) else math.nan
+
+    def joined(self, outcome: Outcome) -> Outcome:
+        """``outcome`` of the same images with the attack in it: it fooled those whose distance is within the radius."""
+        attacks = dict(outcome.attacks)
+        if self.found:
+            attack = self.outcome.attacks[ATTACK]
+            within = attack.fooled & (attack.distance <= outcome.threat.epsilon)
+            attacks[ATTACK] = replace(attack, fooled=within, distance=attack.distance.where(within, math.nan))
+        return replace(outcome, attacks=attacks, skipped={**outcome.skipped, **self.outcome.skipped})
 
     def curve_rows(self, identity: Row) -> Iterator[Row]:
         """Rows of ``curve.csv``: the clean accuracy at 0, then one at each radius at which robust accuracy falls."""

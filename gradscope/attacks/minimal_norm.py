@@ -1,21 +1,24 @@
 """Fast minimum-norm attack (Pintor et al. 2021): the shortest way over a boundary, at no given radius.
 
 Each step goes along the gradient and is projected into a ball of the image's own, which shrinks while the model is
-fooled and grows while it is not. It differs from the published attack in five points. Steps are in multiples of that
-ball's radius, so that they fit distances of any size. In L-infinity they go along the gradient's sign. No step leads
-out of the box. The last iterate counts, and a bisection towards the image follows. A point that fools the model by less
-than rounding gives way to one that fools it for certain, for another batch judges it again.
+fooled and grows while it is not. It differs from the published attack in six points. Further walks aim at
+single classes. Steps are in multiples of the ball's radius, so that they fit distances of any size. In L-infinity they
+go along the gradient's sign. No step leads out of the box. The last iterate counts, and a bisection towards the image
+follows. A point that fools the model by less than rounding gives way to one that fools it for certain, for another
+batch judges it again.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from gradscope.attacks.pgd import look
-from gradscope.attacks.problem import Problem
+from gradscope.attacks.problem import Problem, wrong_classes
 from gradscope.attacks.threat import ThreatModel
 from gradscope.functional import flatten, fooled, margin, norm_and_unit, per_sample
+from gradscope.losses import Loss, margin_loss
 
 #: Length of the first and the last step, in multiples of the radius; a cosine leads from one to the other.
 STEP = (1.0, 0.01)
@@ -30,35 +33,56 @@ CERTAIN = 1e-6
 def fmn(problem: Problem) -> Tensor:
     """The nearest point found over any boundary; the image itself where that is farther than epsilon.
 
-    The path does not depend on epsilon, and nothing is drawn. It costs ``steps`` backward passes and
-    ``steps + 1 + BISECTIONS`` forward passes.
+    The first walk climbs the margin, the others towards each of the ``targets`` likeliest wrong classes for the clean
+    image, which a walk along the margin often passes by. The paths do not depend on epsilon, and nothing is drawn. A
+    walk costs ``steps`` backward passes and one forward pass more.
     """
-    threat, origin, steps = problem.threat, problem.images, problem.budget.steps
-    settings, diameter = problem.settings("pgd-margin"), threat.unbounded(origin[0].numel()).epsilon
-    points = origin
-    nearest = _Nearest(origin)
-    radius = torch.full((len(problem),), diameter, device=origin.device)
-    rows = torch.arange(len(problem), device=origin.device)
-    for step in range(steps + 1):
-        here = look(problem.model, points, problem.labels, settings, step, gradient=step < steps)
-        distance = threat.distance(points, origin)
-        wrong, certain = judged(here.logits, problem.labels)
-        not_yet = nearest.distance.isinf()
-        nearest.compare(points, distance, wrong, certain)
-        if here.gradient is None:
-            break
-        problem.note(here.gradient, rows, not_yet & ~wrong)
-        gradient, progress = _inwards(here.gradient, points, threat), (1 + math.cos(math.pi * step / steps)) / 2
-        change, length = (last + (first - last) * progress for first, last in (CHANGE, STEP))
-        linear = linear_distance(-here.loss, gradient, linf=threat.norm == "linf")
-        radius = torch.where(not_yet, distance + linear, radius)
-        radius = torch.where(wrong, torch.minimum(radius * (1 - change), nearest.distance), radius * (1 + change))
-        radius = radius.nan_to_num(diameter).clamp(0, diameter)
-        moved = points + threat.steepest_step(gradient, length).mul_(per_sample(radius, points))
-        points = threat.project(moved, origin, radius)
+    threat, origin, nearest = problem.threat, problem.images, _Nearest(problem.images)
+    for loss in (margin_loss, *_aims(problem)):
+        _walk(problem, nearest, loss)
     near = _bisected(problem, nearest.points)
     within = nearest.distance.isfinite() & (threat.distance(near, origin) <= threat.epsilon)
     return torch.where(per_sample(within, near), near, origin)
+
+
+def _aims(problem: Problem) -> list[Loss]:
+    """The margins towards each of the likeliest wrong classes; none of two classes, where there is but one margin."""
+    ranks = range(min(problem.budget.targets, problem.classes - 1))
+    if problem.classes < 3:
+        return []
+    with torch.no_grad():
+        aims = wrong_classes(problem.model(problem.images), problem.labels, ranks)
+    return [partial(_aimed, aim=aim) for aim in aims.unbind(dim=1)]
+
+
+def _aimed(logits: Tensor, labels: Tensor, aim: Tensor) -> Tensor:
+    return (logits.gather(1, aim.unsqueeze(1)) - logits.gather(1, labels.unsqueeze(1))).squeeze(1)
+
+
+def _walk(problem: Problem, nearest: "_Nearest", loss: Loss) -> None:
+    """Climb ``loss`` from the images, in balls no larger than the distance of what is ``nearest`` until then."""
+    threat, origin, steps = problem.threat, problem.images, problem.budget.steps
+    settings, diameter = problem.settings("pgd-margin"), threat.unbounded(origin[0].numel()).epsilon
+    points, radius = origin, torch.full((len(problem),), diameter, device=origin.device)
+    rows = torch.arange(len(problem), device=origin.device)
+    fallen = torch.zeros_like(rows, dtype=torch.bool)
+    for step in range(steps + 1):
+        here = look(problem.model, points, problem.labels, settings, step, loss=loss, gradient=step < steps)
+        distance = threat.distance(points, origin)
+        wrong, certain = judged(here.logits, problem.labels)
+        fallen |= wrong
+        nearest.compare(points, distance, wrong, certain)
+        if here.gradient is None:
+            break
+        problem.note(here.gradient, rows, nearest.distance.isinf())
+        gradient, progress = _inwards(here.gradient, points, threat), (1 + math.cos(math.pi * step / steps)) / 2
+        change, length = (last + (first - last) * progress for first, last in (CHANGE, STEP))
+        linear = linear_distance(-here.loss, gradient, linf=threat.norm == "linf")
+        radius = torch.where(fallen, radius, distance + linear)
+        radius = torch.where(wrong, radius * (1 - change), radius * (1 + change)).nan_to_num(diameter)
+        radius = torch.minimum(radius, nearest.distance).clamp(0, diameter)
+        moved = points + threat.steepest_step(gradient, length).mul_(per_sample(radius, points))
+        points = threat.project(moved, origin, radius)
 
 
 def _inwards(gradient: Tensor, points: Tensor, threat: ThreatModel) -> Tensor:

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from gradscope.attacks.distances import ATTACK, Distances, measure_distances
 from gradscope.attacks.evaluation import evaluate
 from gradscope.attacks.outcome import AttackOutcome, Outcome
 from gradscope.attacks.pgd import Streams, pgd, settings_inside, usual_batch_size
@@ -49,8 +50,8 @@ class Evidence:
 
     ``main`` has all attacks on all images that are right, but those of :data:`LAST`; ``doubled`` twice the steps,
     ``smaller`` and ``larger`` half and twice the radius, ``unbounded`` a ball that covers the box, ``repaired``
-    logarithms of the output. ``places`` ``(M,)`` are the images whose gradients were looked at; of every fourth the
-    curvature.
+    logarithms of the output. ``distances`` are those of all images: ``main`` has who falls within the radius.
+    ``places`` ``(M,)`` are the images whose gradients were looked at; of every fourth the curvature.
     """
 
     threat: ThreatModel
@@ -66,6 +67,7 @@ class Evidence:
     unbounded: Outcome | None = None
     repaired: Outcome | None = None
     expected: Expected | None = None
+    distances: Distances | None = None
     start: Values | None = None
     precision: Values | None = None
     slopes: Values | None = None
@@ -176,6 +178,11 @@ class _Gathering:
             ),
         )
 
+    def distances(self) -> Distances:
+        """How far each image's nearest fooling point is, whatever the radius."""
+        given = (self.model, self.image_set, self.threat.norm, self.budget.attacks)
+        return measure_distances(*given, numbers=self.numbers, work=self.work.prefixed("distances"))
+
     def then(self, first: Outcome, names: Sequence[str]) -> Outcome:
         """``first`` with the attacks called ``names``, each on what stands after it."""
         places = first.standing().nonzero().squeeze(1)
@@ -272,10 +279,13 @@ def gather(
         return look_at_outputs(model, images, labels, who, work.seed, gathering.batch_size)
 
     outputs = gathering.over("predictions", torch.arange(min(len(image_set), budget.probed)), look)
-    main = gathering.evaluate("main", [name for name in budget.names if name not in LAST], cascade=False)
+    main = gathering.evaluate("main", [name for name in budget.names if name not in (*LAST, ATTACK)], cascade=False)
+    distances = gathering.distances() if ATTACK in budget.names else None
+    if distances is not None:
+        main = distances.joined(main)
     main = gathering.then(main, [name for name in LAST if name in budget.names])
     places = main.right.nonzero().squeeze(1)[: budget.probed]
-    evidence = Evidence(threat, budget, numbers, len(image_set.classes), outputs, main, places)
+    evidence = Evidence(threat, budget, numbers, len(image_set.classes), outputs, main, places, distances=distances)
     if not evidence.differentiable or not len(places):
         return evidence
     evidence = _with_gradients(evidence, gathering)

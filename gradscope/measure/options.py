@@ -247,7 +247,7 @@ class AttackOptions(Stepping, Sampled):
         None, "noisy copies in each step of pgd-smooth", ATTACK, usual=default_of(Budget, "smoothing")
     )
     targets: int | None = option(
-        None, "wrong classes that apgd-t and fab-t aim at", ATTACK, usual=default_of(Budget, "targets")
+        None, "wrong classes that apgd-t, fab-t and fmn aim at", ATTACK, usual=default_of(Budget, "targets")
     )
     queries: int | None = option(
         None, "forward passes of square for each image", ATTACK, usual=default_of(Budget, "queries")

@@ -188,6 +188,9 @@ def _accuracies(one: AuditOf) -> Iterator[str]:
     else:
         yield f"  {'under PGD alone':24} not run"
     yield f"  {'lowest robust accuracy':24} {_share(lowest)}  an upper bound, {one.ball}, budget {one.budget}"
+    if one.median_distance is not None:
+        distance = f"{one.median_distance:.4g} in {one.threat.norm}"
+        yield f"  {'median distance':24} {distance}, of all images, 0 where wrong when clean"
 
 
 def _number(value: float | None) -> str:

@@ -87,13 +87,17 @@ class MadeCheck(_Entry):
 
 
 class AuditOf(_Entry):
-    """The audit of one checkpoint. ``under`` each attack alone: share of all images; ``left_out``: attack to reason."""
+    """The audit of one checkpoint. ``under`` each attack alone: share of all images; ``left_out``: attack to reason.
+
+    ``median_distance``: the radius that half of all images do not survive, pixel units; None where not measured.
+    """
 
     checkpoint: str
     verdict: Literal["masking found", "none found within this budget", "inconclusive", "set-up invalid"]
     causes: tuple[str, ...]
     reason: str
     robust_accuracy: Bound
+    median_distance: Annotated[float, Field(ge=0)] | None = None
     clean_accuracy: Accuracy
     under: dict[str, Share]
     threat: AuditedBall

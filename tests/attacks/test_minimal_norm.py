@@ -124,11 +124,33 @@ def test_the_path_does_not_depend_on_epsilon(convolutional, image_set, norm):
     assert torch.equal(outcome.fooled_by("fmn"), found <= epsilon)
 
 
-def test_its_passes_are_counted(convolutional, image_set, problem_of):
-    tally = Tally()
-    problem = problem_of(convolutional, image_set, ThreatModel("l2", 1.0), 8, steps=4)
+@pytest.mark.parametrize("targets", [1, 3, 9])
+def test_its_passes_are_counted(convolutional, image_set, problem_of, targets):
+    """A walk along the margin and one for each class, of which there are four; the ranking; the bisection."""
+    tally, walks = Tally(), 1 + min(targets, 4)
+    problem = problem_of(convolutional, image_set, ThreatModel("l2", 1.0), 8, steps=4, targets=targets)
     fmn(replace(problem, model=Counted(problem.model, tally)))
-    assert (tally.forward, tally.backward) == (8 * (4 + 1 + BISECTIONS), 8 * 4)
+    assert (tally.forward, tally.backward) == (8 * (walks * (4 + 1) + 1 + BISECTIONS), 8 * walks * 4)
+
+
+class Hidden(nn.Module):
+    """Class 2 is near along the second pixel, but less likely than class 1, which is far along the first."""
+
+    def forward(self, images):
+        pixels = images.flatten(1) - 0.5
+        return torch.stack([0 * pixels[:, 0], pixels[:, 0] - 0.4, 10 * pixels[:, 1] - 1.0], dim=1)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_a_class_that_is_nearer_than_the_likeliest_is_found(image_set, problem_of, norm):
+    """The runner-up's boundary is 0.4 away, the other class's 0.1."""
+    problem = problem_of(Hidden(), image_set, everywhere(norm, image_set), 3, steps=20, targets=2)
+    problem = replace(problem, images=torch.full((3, 1, 1, 2), 0.5), labels=torch.zeros(3, dtype=int), classes=3)
+    torch.testing.assert_close(
+        problem.threat.distance(fmn(problem), problem.images), torch.full((3,), 0.1), rtol=2e-3, atol=0
+    )
+    along_the_margin = replace(problem, budget=Budget(steps=20, targets=1))
+    assert problem.threat.distance(fmn(along_the_margin), problem.images).min() > 0.3
 
 
 class Dead(nn.Module):
