@@ -199,3 +199,10 @@ def test_what_means_the_same_has_the_same_content(command: str, one: dict[str, A
 def test_the_content_is_plain_json(command: str) -> None:
     content = COMMANDS[command].parse({}).content()
     assert json.loads(json.dumps(content)) == content
+
+
+def test_a_curve_that_is_not_asked_for_changes_no_stages_name() -> None:
+    """Published results stay those of their recipes."""
+    plain = COMMANDS["attack"].parse({})
+    assert "curve" not in plain.content()
+    assert COMMANDS["attack"].parse({"curve": True}).content() == plain.content() | {"curve": True}
