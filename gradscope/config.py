@@ -257,7 +257,7 @@ class Budget(StepSize):
     """How much work the attacks of an evaluation may take, and how long the steps of PGD are where that is given.
 
     ``steps`` of every gradient attack; ``restarts`` of pgd-restarts; ``smoothing`` copies a step of pgd-smooth;
-    ``targets``: how many wrong classes apgd-t and fab-t aim at, likeliest first; ``queries`` of square; ``draws``:
+    ``targets``: how many wrong classes apgd-t, fab-t and fmn aim at, likeliest first; ``queries`` of square; ``draws``:
     random points of noise.
     """
 

@@ -88,6 +88,10 @@ ATTACKS: dict[str, Attack] = {
         code="gradscope.attacks.wrapped:fab",
     ),
     "fab-t": _FAB_T,
+    "fmn": Attack(
+        "fast minimum-norm: the nearest point over any boundary, whatever epsilon is",
+        code="gradscope.attacks.minimal_norm:fmn",
+    ),
     "square": _SQUARE,
     "autoattack": Attack(
         "AutoAttack standard: apgd-ce, apgd-t, fab-t, square in a cascade",

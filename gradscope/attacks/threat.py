@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -23,14 +23,22 @@ class ThreatModel:
     epsilon: float
     box: bool = True
 
-    def project(self, images: Tensor, origin: Tensor) -> Tensor:
-        """The points of the ball around ``origin`` that ``images`` project to, then clamped to the box."""
+    def project(self, images: Tensor, origin: Tensor, radii: Tensor | None = None) -> Tensor:
+        """The points of the ball around ``origin`` that ``images`` project to, then clamped to the box.
+
+        ``radii`` ``(N,)`` take the place of epsilon, one for each image.
+        """
         delta = images - origin
-        if self.norm == "linf":
+        if self.norm == "linf" and radii is None:
             delta.clamp_(-self.epsilon, self.epsilon)
+        elif self.norm == "linf":
+            assert radii is not None
+            reach = per_sample(radii, delta)
+            delta.clamp_(-reach, reach)
         else:
             norms = torch.linalg.vector_norm(flatten(delta), dim=1)
-            shrink = torch.where(norms > self.epsilon, self.epsilon / norms, 1.0)
+            reaches = self.epsilon if radii is None else radii
+            shrink = torch.where(norms > reaches, reaches / norms, 1.0)
             delta.mul_(per_sample(shrink, delta))
         projected = delta.add_(origin)
         return projected.clamp_(0, 1) if self.box else projected
@@ -81,6 +89,10 @@ class ThreatModel:
     def radius_of_a_coordinate(self, coordinates: int) -> float:
         """How far each of ``coordinates`` may go where all go as far: epsilon, in L2 epsilon / sqrt(coordinates)."""
         return self.epsilon / (1 if self.norm == "linf" else coordinates**0.5)
+
+    def unbounded(self, coordinates: int) -> "ThreatModel":
+        """The smallest ball that holds all of [0, 1]^coordinates around any of its points."""
+        return replace(self, epsilon=1.0 if self.norm == "linf" else coordinates**0.5)
 
     def distance(self, images: Tensor, origin: Tensor) -> Tensor:
         """The norm of ``images - origin``, ``(N,)``, in pixel units."""

@@ -18,7 +18,7 @@ _WHITE_BOX = (
     "pgd-rescaled",
     "pgd-smooth",
 )
-_STRONGER = ("pgd-restarts", "apgd-ce", "apgd-t")
+_STRONGER = ("pgd-restarts", "apgd-ce", "apgd-t", "fmn")
 _STRONGEST = ("pgd-large-steps", "apgd-dlr", "fab", "fab-t")
 _BLACK_BOX = ("square", "noise")
 _EXAMPLES = ("transfer", "pgd-from")

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from gradscope.attacks.distances import ATTACK, Distances, measure_distances
 from gradscope.attacks.evaluation import evaluate
 from gradscope.attacks.outcome import AttackOutcome, Outcome
 from gradscope.attacks.pgd import Streams, pgd, settings_inside, usual_batch_size
@@ -50,8 +51,9 @@ class Evidence:
 
     ``main`` has all attacks on all images that are right, but those of :data:`LAST`; ``doubled`` twice the steps,
     ``smaller`` and ``larger`` half and twice the radius, ``unbounded`` a ball that covers the box, ``repaired``
-    logarithms of the output, ``scale`` other temperatures of the logits. ``places`` ``(M,)`` are the images whose
-    gradients were looked at; of every fourth the curvature.
+    logarithms of the output, ``scale`` other temperatures of the logits. ``distances`` are those of all images, and
+    ``main`` has who falls within the radius. ``places`` ``(M,)`` are the images whose gradients were looked at; of
+    every fourth the curvature.
     """
 
     threat: ThreatModel
@@ -67,6 +69,7 @@ class Evidence:
     unbounded: Outcome | None = None
     repaired: Outcome | None = None
     expected: Expected | None = None
+    distances: Distances | None = None
     start: Values | None = None
     precision: Values | None = None
     slopes: Values | None = None
@@ -182,6 +185,11 @@ class _Gathering:
             ),
         )
 
+    def distances(self) -> Distances:
+        """How far each image's nearest fooling point is, whatever the radius."""
+        given = (self.model, self.image_set, self.threat.norm, self.budget.attacks)
+        return measure_distances(*given, numbers=self.numbers, work=self.work.prefixed("distances"))
+
     def then(self, first: Outcome, names: Sequence[str]) -> Outcome:
         """``first`` with the attacks called ``names``, each on what stands after it."""
         places = first.standing().nonzero().squeeze(1)
@@ -278,10 +286,13 @@ def gather(
         return look_at_outputs(model, images, labels, who, work.seed, gathering.batch_size)
 
     outputs = gathering.over("outputs", torch.arange(min(len(image_set), budget.probed)), look)
-    main = gathering.evaluate("main", [name for name in budget.names if name not in LAST], cascade=False)
+    main = gathering.evaluate("main", [name for name in budget.names if name not in (*LAST, ATTACK)], cascade=False)
+    distances = gathering.distances() if ATTACK in budget.names else None
+    if distances is not None:
+        main = distances.joined(main)
     main = gathering.then(main, [name for name in LAST if name in budget.names])
     places = main.right.nonzero().squeeze(1)[: budget.probed]
-    evidence = Evidence(threat, budget, numbers, len(image_set.classes), outputs, main, places)
+    evidence = Evidence(threat, budget, numbers, len(image_set.classes), outputs, main, places, distances=distances)
     if not evidence.differentiable or not len(places):
         return evidence
     evidence = _with_gradients(evidence, gathering)
@@ -322,8 +333,7 @@ def _scale(gathering: _Gathering) -> ScaleCurve | None:
 
 def _with_other_radii(evidence: Evidence, gathering: _Gathering) -> Evidence:
     threat, attacks = gathering.threat, gathering.budget.attacks
-    size = gathering.image_set.images[0].numel()
-    whole = replace(threat, epsilon=1.0 if threat.norm == "linf" else size**0.5)
+    whole = threat.unbounded(gathering.image_set.images[0].numel())
     twice = {"steps": 2 * attacks.steps, "restarts": 2 * attacks.restarts}
     sizes = {"step_size": attacks.step_size, "relative_step_size": attacks.relative_step_size}
     halved = {key: None if size is None else size / 2 for key, size in sizes.items()}

@@ -80,6 +80,12 @@ class Audit:
         refuted = self.claim is not None and self.interval.high < self.claim
         return "refuted" if refuted else "not refuted within this budget"
 
+    @property
+    def median_distance(self) -> float | None:
+        """The radius that half of all images do not survive, pixel units; None where the budget does not pay for it."""
+        distances = self.evidence.distances
+        return distances.median if distances is not None and distances.found else None
+
     def rows(self, identity: Row) -> Iterator[Row]:
         """Rows of ``audit.csv``, one a check; ``identity`` says whose."""
         threat = self.evidence.threat
@@ -91,10 +97,10 @@ class Audit:
         """An entry of ``audit.json``, by version :data:`SCHEMA`, without NaN.
 
         ``claim`` with ``value`` and ``verdict``, where there is one; ``verdict``, ``causes`` and ``reason``;
-        ``robust_accuracy`` with ``upper_bound``, ``ci_low``, ``ci_high`` and ``n``; ``clean_accuracy``; ``under`` each
-        attack that was run on all images, alone; ``threat`` with ``norm``, ``epsilon`` and ``box``; ``budget``;
-        ``left_out`` attack to reason; ``checks`` in order, with ``id`` and the columns of ``audit.csv``, ``images`` as
-        a list.
+        ``robust_accuracy`` with ``upper_bound``, ``ci_low``, ``ci_high`` and ``n``; ``median_distance``, null where the
+        budget does not pay for it; ``clean_accuracy``; ``under`` each attack that was run on all images, alone;
+        ``threat`` with ``norm``, ``epsilon`` and ``box``; ``budget``; ``left_out`` attack to reason; ``checks`` in
+        order, with ``id`` and the columns of ``audit.csv``, ``images`` as a list.
         """
         main, threat = self.evidence.main, self.evidence.threat
         clean = wilson_interval(int(main.right.sum()), len(main))
@@ -110,6 +116,7 @@ class Audit:
                 "ci_high": self.interval.high,
                 "n": len(self.standing),
             },
+            "median_distance": self.median_distance,
             "clean_accuracy": {"value": float(main.right.double().mean()), "ci_low": clean.low, "ci_high": clean.high},
             "under": {
                 name: float(main.standing(name).double().mean()) for name in main.attacks if name not in main.cascade

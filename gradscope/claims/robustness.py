@@ -11,6 +11,7 @@ from gradscope.claims.group import Group, Pick, Question, how
 from gradscope.claims.measured import Measured, MeasuredModel
 from gradscope.claims.similarity import explained
 from gradscope.claims.verdicts import ABOVE, BELOW, Direction, Finding
+from gradscope.results.metrics import ATTACK_METRICS
 
 #: The paper's figures of C1, by how a data set's name begins.
 _C1 = {"cifar100": "2 % -> 25 % (cnn6)", "cifar10": "about 5 % -> 55 % (cnn6)", "imagenet100": "5 % -> 18 % (cnn6)"}
@@ -40,6 +41,24 @@ def c1(group: Group) -> Iterator[Finding]:
     for attack in ("pgd-paper", "pgd"):
         yield _under(group, "C1", ("rl", "sl"), attack, paper)
     yield from under_everything(group, "C1", ("rl", "sl"), paper)
+    yield from _distances(group)
+
+
+def _distances(group: Group) -> Iterator[Finding]:
+    """RL against SL without any radius: the distance of the nearest fooling point, where an analysis measured it."""
+    norm = group.ball.norm
+
+    def pick(model: MeasuredModel) -> list[Measured]:
+        found = [
+            one for one in group.of(model) if (one.metric, one.point, one.ball.norm) == ("distance", "clean", norm)
+        ]
+        return [replace(one, attack="fmn") for one in found]
+
+    statistic = f"distance of the nearest point that fools the model, rl - sl ({norm}, any radius)"
+    asked = Question("C1", statistic, ABOVE, "mean", ATTACK_METRICS["distance"].unit)
+    test = group.compare(asked, ("rl", "sl"), (pick, pick), "", ("mean rl", "sl"))
+    if test.effect is not None:
+        yield test
 
 
 def c2(group: Group) -> Iterator[Finding]:

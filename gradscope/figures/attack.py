@@ -33,7 +33,7 @@ def draw_attacks(attacks: pd.DataFrame) -> list[Drawing]:
     stands after all. Call it inside :func:`gradscope.figures.style.paper`.
     """
     balls = list(attacks.groupby(["norm", "epsilon"], sort=True))
-    table = _looks(attacks)
+    table = looks_of(attacks)
     drawings = []
     for (norm, epsilon), rows in balls:
         name = "attacks-accuracy" if len(balls) == 1 else f"attacks-accuracy-{norm}-{epsilon:.6g}"
@@ -44,7 +44,7 @@ def draw_attacks(attacks: pd.DataFrame) -> list[Drawing]:
     return drawings
 
 
-def _looks(rows: pd.DataFrame) -> dict[str, Look]:
+def looks_of(rows: pd.DataFrame) -> dict[str, Look]:
     """Each checkpoint's look; here all have a marker."""
     found = style.looks(rows.assign(attack=""))
     shapes = style.MARKERS[1:]
@@ -180,5 +180,10 @@ def _draw_radii(norm: str, attacks: pd.DataFrame, table: Mapping[str, Look]) -> 
 def _curve(rows: pd.DataFrame) -> pd.DataFrame:
     """The clean accuracy at radius 0, then at each radius what stood after the last attack."""
     clean = rows[(rows["attack"] == CLEAN) & (rows["metric"] == "accuracy")].head(1).assign(epsilon=0.0)
+    return pd.concat([clean, after_all(rows)])
+
+
+def after_all(rows: pd.DataFrame) -> pd.DataFrame:
+    """At each radius, ascending, what stood of a checkpoint after the last attack."""
     after = rows[rows["metric"] == "robust-accuracy"].drop_duplicates("epsilon", keep="last")
-    return pd.concat([clean, after.sort_values("epsilon")])
+    return after.sort_values("epsilon")

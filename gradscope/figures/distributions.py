@@ -14,7 +14,7 @@ from gradscope.results.tables import read_csv
 
 POINTS = {"clean": "clean image", "final": "final point"}
 _COLUMNS = ("checkpoint", "mode", "attack", "index", "metric", "point", "unit", "value")
-_METRICS = ("norm", "entropy", "margin")
+_METRICS = ("norm", "entropy", "margin", "distance", "linear-distance")
 _MOST_VERTICES = 2000
 
 #: A panel's column: what its x axis says about the images, and which of them it shows (None: all).
@@ -34,11 +34,11 @@ def _drawn(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_samples(samples: pd.DataFrame) -> list[Drawing]:
-    """The figures ``distribution-norm``, ``-entropy`` and ``-margin``, each where its metric is in ``samples``.
+    """The figures ``distribution-METRIC`` of norm, entropy, margin and the distances.
 
-    ``samples`` are rows of the table SAMPLES. Each line is the empirical distribution function of the images for
-    which the value is defined: the share of them that is at most x. Entropy is split by whether the prediction at
-    that point is right, where the metric accuracy is there to say so. Call it inside
+    Each is there where its metric is in ``samples``, rows of the table SAMPLES. Each line is the empirical distribution
+    function of the images for which the value is defined: the share of them that is at most x. Entropy is split by
+    whether the prediction at that point is right, where the metric accuracy is there to say so. Call it inside
     :func:`gradscope.figures.style.paper`.
     """
     samples = _drawn(samples)

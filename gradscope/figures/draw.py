@@ -12,6 +12,7 @@ from gradscope.errors import GradscopeError, lookup
 from gradscope.figures import style
 from gradscope.figures.attack import draw_attacks
 from gradscope.figures.audit import draw_audit
+from gradscope.figures.curve import draw_curves
 from gradscope.figures.distributions import draw_samples, read_samples
 from gradscope.figures.landscape import draw_landscapes
 from gradscope.figures.planes import is_plane
@@ -29,6 +30,7 @@ from gradscope.results.schemas import (
     ATTACKS,
     AUDIT,
     AUDIT_JSON,
+    CURVE,
     EXAMPLE_IMAGES,
     LANDSCAPE,
     PATH,
@@ -63,7 +65,16 @@ _UNSAID = {"restarts": 1, "norm_floor": 0, "smoothing": 1}
 
 #: How the names of figures begin, those that show most first.
 _MAIN = (
-    *("audit-robustness", "attacks-epsilon", "attacks-", "transfer-", "landscape-median", "landscape-", "weights-"),
+    *(
+        "audit-robustness",
+        "attacks-curve",
+        "attacks-epsilon",
+        "attacks-",
+        "transfer-",
+        "landscape-median",
+        "landscape-",
+        "weights-",
+    ),
     *("steps-cosine", "steps-", "distribution-", "audit-"),
 )
 
@@ -157,7 +168,7 @@ def read_sources(directory: Path) -> Sources:
     """Read what the figures of ``directory`` are drawn from."""
     tables = {
         table.file: read_samples(found) if table is SAMPLES else read_table(found, table)
-        for table in (STEPS, SAMPLES, LANDSCAPE, PATH, ATTACKS, TRANSFER, SIMILARITY, SCALE)
+        for table in (STEPS, SAMPLES, LANDSCAPE, PATH, ATTACKS, CURVE, TRANSFER, SIMILARITY, SCALE)
         if (found := find_table(directory / table.file))
     }
     audit = examples = None
@@ -187,6 +198,8 @@ def drawings(sources: Sources) -> Iterator[Drawing]:
         yield from draw_scale(tables[SCALE.file])
     if ATTACKS.file in tables:
         yield from draw_attacks(tables[ATTACKS.file])
+    if CURVE.file in tables:
+        yield from draw_curves(tables[CURVE.file], tables.get(ATTACKS.file))
     if TRANSFER.file in tables:
         yield from draw_transfer(tables[TRANSFER.file])
     if SIMILARITY.file in tables:

@@ -52,6 +52,8 @@ LABELS: dict[str, str] = {
     "zero": "zero gradient coordinates",
     "norm": "gradient norm",
     "loss": "loss",
+    "linear-distance": "linear distance to the boundary",
+    "distance": "distance to the boundary",
     "dispersion": "gradient dispersion",
     "fosc": "what the ball has left to first order (FOSC)",
     "path-variance": "gradient variance along the path",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
+from gradscope.attacks.distances import Distances, measure_distances
 from gradscope.attacks.evaluation import evaluate
 from gradscope.attacks.outcome import Outcome
 from gradscope.attacks.pgd import usual_batch_size
@@ -25,7 +26,7 @@ from gradscope.measure.runner import Measurement, Row
 from gradscope.measure.writer import Part
 from gradscope.models.loading import LoadedModel
 from gradscope.progress import Advance, progress_bar
-from gradscope.results.schemas import ATTACK_SAMPLES, ATTACKS
+from gradscope.results.schemas import ATTACK_SAMPLES, ATTACKS, CURVE, Table
 
 
 class AttackMeasurement(Measurement[AttackOptions]):
@@ -59,24 +60,40 @@ class AttackMeasurement(Measurement[AttackOptions]):
             started = time.perf_counter()
             subject = self.inputs.load(entry.reference, entry.chosen.images, differentiable=False)
             outcomes = [self._at(subject, entry, epsilon, kept) for epsilon in self.options.balls.radii]
+            distances = self._distances(subject, entry, kept) if self.options.curve else None
             files = {}
             if self.options.save_images:
                 saved += [felled_images(subject.label, outcome, entry.chosen) for outcome in outcomes]
                 files[IMAGES] = partial(write_images, parts=saved)
             identity = subject.identity(entry.chosen.images.name, "")
-            rows = {
-                ATTACKS: partial(_rows, Outcome.attack_rows, outcomes, identity),
-                ATTACK_SAMPLES: partial(_rows, Outcome.sample_rows, outcomes, identity),
+            rows: dict[Table, Callable[[], Iterable[Row]]] = {
+                ATTACKS: partial(_attack_rows, outcomes, identity),
+                ATTACK_SAMPLES: partial(_sample_rows, outcomes, identity),
             }
-            facts = {
+            facts: Row = {
                 "seconds": time.perf_counter() - started,
                 "skipped": dict(outcomes[0].skipped),
                 "gradients": _gradients(outcomes),
             }
+            if distances is not None:
+                facts |= {"skipped": facts["skipped"] | distances.outcome.skipped, "not_fooled": distances.not_fooled}
+            if distances is not None and distances.found:
+                rows[CURVE] = partial(distances.curve_rows, identity)
+                rows[ATTACK_SAMPLES] = partial(_sample_rows, [*outcomes, distances], identity)
             yield Part(position, rows, facts, files)
             if self.options.save_images and self.team.is_first:
                 rescored = rescore(self.out / IMAGES, entry, self.inputs, self.batch_size // 2 + 1)
                 yield Part(position, facts={"rescored": rescored})
+
+    def _distances(self, subject: LoadedModel, entry: Entry, kept: PartialResults) -> Distances:
+        """How far each image's nearest fooling point is."""
+        options, images = self.options, entry.chosen.images
+        with progress_bar(f"{subject.label} distances", len(images), visible=self.team.is_first) as advance:
+            prefix = f"{unit_prefix(entry, subject.label, ThreatModel(options.norm, 0.0))}-distances"
+            work = self.work(kept.each, advance).prefixed(prefix)
+            return measure_distances(
+                subject.model, images, options.norm, options.budget, numbers=entry.chosen.numbers, work=work
+            )
 
     def _at(self, subject: LoadedModel, entry: Entry, epsilon: float, kept: PartialResults) -> Outcome:
         """What stands at a radius."""
@@ -105,11 +122,14 @@ class AttackMeasurement(Measurement[AttackOptions]):
         )
 
 
-def _rows(
-    rows_of: Callable[[Outcome, Row], Iterator[Row]], outcomes: Iterable[Outcome], identity: Row
-) -> Iterator[Row]:
+def _attack_rows(outcomes: Iterable[Outcome], identity: Row) -> Iterator[Row]:
     for outcome in outcomes:
-        yield from rows_of(outcome, identity)
+        yield from outcome.attack_rows(identity)
+
+
+def _sample_rows(found: Iterable[Outcome | Distances], identity: Row) -> Iterator[Row]:
+    for one in found:
+        yield from one.sample_rows(identity)
 
 
 def _gradients(outcomes: Sequence[Outcome]) -> Row:

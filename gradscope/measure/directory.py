@@ -11,6 +11,7 @@ from gradscope.results.schemas import (
     AUDIT,
     AUDIT_JSON,
     BANDS,
+    CURVE,
     EXAMPLE_IMAGES,
     LANDSCAPE,
     PAGE,
@@ -28,7 +29,7 @@ from gradscope.results.schemas import (
 PARTIAL = ".tiles"
 #: Adversarial images that were asked for.
 IMAGES = "adversarial.npz"
-_TABLES = (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, TRANSFER, SIMILARITY, AUDIT, SCALE)
+_TABLES = (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, CURVE, TRANSFER, SIMILARITY, AUDIT, SCALE)
 #: What a measuring stage writes beside its figures.
 FILES = (
     *(table.file + end for table in _TABLES for end in ("", ".gz")),

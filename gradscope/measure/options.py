@@ -34,7 +34,8 @@ class AnalyzeOptions(GradientAttack, Sampled):
 
     metrics: Names = option(
         ("all",),
-        "metrics with commas between, or all that take no passes of their own; see `gradscope list metrics`",
+        "metrics with commas between, or all but those that take passes of their own, which are named beside: "
+        "all,distance; see `gradscope list metrics`",
         metavar="NAME,...",
         names="gradscope.results.metrics:METRICS",
     )
@@ -57,12 +58,14 @@ class AnalyzeOptions(GradientAttack, Sampled):
     @property
     def measured(self) -> frozenset[str]:
         """The metrics asked for."""
-        return frozenset(USUAL_METRICS if self.metrics == ("all",) else known_names(self.metrics, METRICS, "metrics"))
+        named = [name for name in self.metrics if name != "all"]
+        found = frozenset(known_names(named, METRICS, "metrics") if named or not self.metrics else ())
+        return found | set(USUAL_METRICS) if "all" in self.metrics else found
 
     @model_validator(mode="after")
     def _resolves(self) -> Self:
         self.resolved()
-        if self.metrics != ("all",) and "cosine" in self.metrics:
+        if "all" not in self.metrics and "cosine" in self.metrics:
             most = max(attack.steps for attack in self.attacks.values())
             if most < 2:
                 raise GradscopeError(f"steps must be at least 2 for the cosine of consecutive gradients, got {most}")
@@ -228,7 +231,7 @@ class AttackOptions(Stepping, Sampled):
     summary = "Attack checkpoints with a battery, one attack after the other on what still stands."
     measurement = "gradscope.measure.attack:AttackMeasurement"
     roles = ("surrogate",)
-    settled = frozenset({"epsilon", *Budget.model_fields})
+    settled = frozenset({"epsilon", "curve", *Budget.model_fields})
 
     attacks: Names = option(
         ("pgd", "apgd-ce", "apgd-t", "square"),
@@ -244,7 +247,7 @@ class AttackOptions(Stepping, Sampled):
         None, "noisy copies in each step of pgd-smooth", ATTACK, usual=default_of(Budget, "smoothing")
     )
     targets: int | None = option(
-        None, "wrong classes that apgd-t and fab-t aim at", ATTACK, usual=default_of(Budget, "targets")
+        None, "wrong classes that apgd-t, fab-t and fmn aim at", ATTACK, usual=default_of(Budget, "targets")
     )
     queries: int | None = option(
         None, "forward passes of square for each image", ATTACK, usual=default_of(Budget, "queries")
@@ -259,6 +262,9 @@ class AttackOptions(Stepping, Sampled):
     )
     cascade: bool = option(
         True, "run each attack on what those before left standing, or on all that is right", both_ways=True
+    )
+    curve: bool = option(
+        False, "also find each image's distance, with fmn: robust accuracy at every radius, in curve.csv"
     )
     save_images: bool = option(False, "write the adversarial images to adversarial.npz, and judge them again")
 
@@ -309,6 +315,7 @@ class AttackOptions(Stepping, Sampled):
             "attacks": {
                 name: {"meaning": ATTACKS[name].meaning, "needs": sorted(ATTACKS[name].needs)} for name in self.names
             },
+            **({"curve": True} if self.curve else {}),  # only then: stages of older recipes keep their names
         }
 
 

@@ -27,6 +27,7 @@ from gradscope.results.schemas import (
     AUDIT,
     AUDIT_JSON,
     BANDS,
+    CURVE,
     EXAMPLE_IMAGES,
     LANDSCAPE,
     PATH,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 #: Every table by its name without the ending.
 TABLES: dict[str, Table] = {
     table.file.removesuffix(".csv"): table
-    for table in (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, TRANSFER, SIMILARITY, AUDIT, SCALE)
+    for table in (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, CURVE, TRANSFER, SIMILARITY, AUDIT, SCALE)
 }
 
 
@@ -252,7 +253,7 @@ class Landscape(Result):
 
 
 class Attacks(Result):
-    """Robust accuracy under a set of attacks: ``attacks``, ``samples``."""
+    """Robust accuracy under a set of attacks: ``attacks``, ``samples``, and ``curve`` at every radius."""
 
     kind, main = "attack", "attacks"
 
@@ -280,6 +281,30 @@ class Attacks(Result):
                 f"{name} must be asked of attacks at one radius that were run, got {radii}; see .frame()"
             )
         return rows.iloc[0]
+
+    @property
+    def curve(self) -> pd.DataFrame:
+        """Robust accuracy at every radius: a row for each radius at which it falls; with ``curve=True``."""
+        self._require_curve()
+        return self.frame("curve")
+
+    @property
+    def distances(self) -> pd.DataFrame:
+        """How far each image's nearest fooling point is, by image (rows) and model; with ``curve=True``."""
+        self._require_curve()
+        rows = self.frame("samples")
+        rows = rows[(rows["metric"] == "distance") & (rows["point"] == "nearest")]
+        return rows.pivot_table(index="index", columns="checkpoint", values="value")
+
+    @property
+    def median_distance(self) -> float:
+        """The radius that half of the images do not survive, those wrong when clean at 0; with ``curve=True``."""
+        self._require_one("median_distance", ".distances")
+        return float(self.distances.median().iloc[0])
+
+    def _require_curve(self) -> None:
+        if CURVE.file not in self.files:
+            raise GradscopeError("curve must be True for distances to be measured, got False")
 
     @property
     def _lowest(self) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from gradscope.attacks.pgd import Blindness, Streams, look, pgd, pgd_restarted, 
 from gradscope.config import PGD
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import PLAIN, Values, Work
+from gradscope.probes.distance import distances
 from gradscope.probes.recorder import BETWEEN_ITERATES, Recorder, values_at
 from gradscope.probes.streaming import Array, Directions, Moments
 from gradscope.probes.surroundings import Surroundings
@@ -255,6 +256,8 @@ def _measure_batch(
             found[f"samples/norm/{point}"] = iterate.own_norm
         if "fosc" in metrics:
             found[f"samples/fosc/{point}"] = recorder.gap_at(iterate)
+    for metric, value in distances(model, images, labels, numbers, settings, metrics, seed).items():
+        found[f"samples/{metric}/clean"] = value
     assert seen.worst is not None
     blind = {metric: holds.double() for metric, holds in blind_images(seen.worst).items()}
     of_the_path = recorder.of_the_path() | blind

@@ -10,7 +10,7 @@ from gradscope.reading import read_json
 from gradscope.results.audits import NO_PROOF, NONE_FOUND, AuditOf, Audits
 from gradscope.results.cautions import blind_attacks, cautions
 from gradscope.results.manifest import MANIFEST, read_manifest
-from gradscope.results.schemas import ATTACKS, AUDIT_JSON, CLAIMS, SIMILARITY, STEPS, SUMMARY, TRANSFER
+from gradscope.results.schemas import ATTACKS, AUDIT_JSON, CLAIMS, CURVE, SIMILARITY, STEPS, SUMMARY, TRANSFER
 from gradscope.results.stats import wilson_interval
 from gradscope.results.tables import find_table, read_table
 
@@ -92,12 +92,30 @@ def attack_lines(results: Path) -> str:
             lines.append(f"{checkpoint:16} {ball:12} lowest robust accuracy, an upper bound: {_share(lowest)}")
         else:
             lines.append(f"{checkpoint:16} {ball:12} no attack could be run: nothing is known of its robustness")
+    lines += list(_distance_lines(results))
     for entry in read_manifest(results / MANIFEST)[1]["checkpoints"]:
         lines += [f"{entry['label']}: {name} was skipped, it {why}" for name, why in entry["skipped"].items()]
         if again := entry.get("rescored"):
             judged = f"{again['disagreeing']} of {again['images']} saved images"
             lines.append(f"{entry['label']}: {judged} do not fool it when loaded anew, in batches of another size")
     return "\n".join(lines)
+
+
+def _distance_lines(results: Path) -> Iterator[str]:
+    """For each checkpoint the median distance, where distances were measured."""
+    if (found := find_table(results / CURVE.file)) is not None:
+        for checkpoint, norm, said in median_distances(read_table(found, CURVE)):
+            yield f"{checkpoint:16} {norm:12} {said}"
+
+
+def median_distances(curves: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
+    """Checkpoint, norm and median distance in words, of rows of the table CURVE."""
+    for (checkpoint, norm), line in curves.groupby(["checkpoint", "norm"], sort=False):
+        below = line[line["value"] <= 0.5]["epsilon"]
+        median = f"{below.iloc[0]:.4g}" if len(below) else "none, for most images are fooled at no radius"
+        left = line["value"].iloc[-1]
+        kept = f", {_percent(left)} fooled at no radius" if left else ""
+        yield str(checkpoint), str(norm), f"median distance of all images, 0 where wrong when clean: {median}{kept}"
 
 
 def transfer_lines(results: Path) -> str:
@@ -188,6 +206,9 @@ def _accuracies(one: AuditOf) -> Iterator[str]:
     else:
         yield f"  {'under PGD alone':24} not run"
     yield f"  {'lowest robust accuracy':24} {_share(lowest)}  an upper bound, {one.ball}, budget {one.budget}"
+    if one.median_distance is not None:
+        distance = f"{one.median_distance:.4g} in {one.threat.norm}"
+        yield f"  {'median distance':24} {distance}, of all images, 0 where wrong when clean"
 
 
 def _number(value: float | None) -> str:

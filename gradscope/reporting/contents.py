@@ -21,12 +21,23 @@ from gradscope.results.manifest import (
     read_object,
     read_study_manifest,
 )
-from gradscope.results.schemas import ATTACKS, AUDIT, AUDIT_JSON, CLAIMS, SAMPLES, SIMILARITY, SUMMARY, TRANSFER, Table
+from gradscope.results.schemas import (
+    ATTACKS,
+    AUDIT,
+    AUDIT_JSON,
+    CLAIMS,
+    CURVE,
+    SAMPLES,
+    SIMILARITY,
+    SUMMARY,
+    TRANSFER,
+    Table,
+)
 from gradscope.results.tables import find_table, read_table
 
 #: What parts are of, in the order in which they are shown; those of one kind in the recipe's order, or by name.
 _ORDER = ("analysis", "landscape", "attack", "transfer", "audit")
-_NUMBERS = (SUMMARY, ATTACKS, TRANSFER, SIMILARITY, AUDIT)
+_NUMBERS = (SUMMARY, ATTACKS, CURVE, TRANSFER, SIMILARITY, AUDIT)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from gradscope.figures import style
 from gradscope.figures.surfaces import surfaces, title
+from gradscope.reporting.console import median_distances
 from gradscope.reporting.contents import Contents, ReportPart
 from gradscope.reporting.models import models, models_table
 from gradscope.reporting.pictures import Picture, picture
@@ -21,7 +22,7 @@ from gradscope.reporting.tables import (
     transfer_table,
 )
 from gradscope.results.metrics import LANDSCAPE_METRICS
-from gradscope.results.schemas import ATTACKS, SIMILARITY, SUMMARY, TRANSFER
+from gradscope.results.schemas import ATTACKS, CURVE, SIMILARITY, SUMMARY, TRANSFER
 
 
 @dataclass(frozen=True)
@@ -144,11 +145,17 @@ def _landscapes(part: ReportPart, pictures: Sequence[Picture]) -> Block:
 def _attacks(part: ReportPart, pictures: Sequence[Picture]) -> Block:
     rows = part.table(ATTACKS)
     return Block(
-        words=list(_left_out(part)) if not part.audits else [],
+        words=[*_distances(part), *(_left_out(part) if not part.audits else ())],
         tables=[attacks_table(rows)] if len(rows) and not part.audits else [],
         pictures=_chosen(pictures, "attacks-"),
         folded=[attacks_table(rows)] if len(rows) and part.audits else [],
     )
+
+
+def _distances(part: ReportPart) -> Iterator[str]:
+    """How far the nearest fooling points are."""
+    for checkpoint, norm, said in median_distances(part.table(CURVE)):
+        yield f"{checkpoint} ({norm}): {said}."
 
 
 def _left_out(part: ReportPart) -> Iterator[str]:

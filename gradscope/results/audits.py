@@ -97,6 +97,7 @@ class AuditOf(_Entry):
     """The audit of one checkpoint. ``under`` each attack alone: share of all images; ``left_out``: attack to reason.
 
     ``claim`` is None where none was given.
+    ``median_distance``: the radius that half of all images do not survive, pixel units; None where not measured.
     """
 
     checkpoint: str
@@ -104,6 +105,7 @@ class AuditOf(_Entry):
     causes: tuple[str, ...]
     reason: str
     robust_accuracy: Bound
+    median_distance: Annotated[float, Field(ge=0)] | None = None
     clean_accuracy: Accuracy
     under: dict[str, Share]
     threat: AuditedBall

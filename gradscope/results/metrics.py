@@ -65,6 +65,16 @@ METRICS: dict[str, Metric] = {
     "restart-distance": Metric(
         "pixel units", "mean L2 distance of two starts' x_T; as many passes as restart-spread", 0, extra=True
     ),
+    "linear-distance": Metric(
+        "pixel units",
+        "distance to the boundary if logits were linear: min over classes j of (z_y - z_j) / |grad (z_y - z_j)|_dual; "
+        "a backward pass for each class",
+        0,
+        extra=True,
+    ),
+    "distance": Metric(
+        "pixel units", "distance of the nearest point that fools the model, by fmn; 0 where wrong", 0, extra=True
+    ),
 }
 #: Those of METRICS that come with the passes of the attack: what `analyze` measures unless it is told.
 USUAL_METRICS = tuple(name for name, metric in METRICS.items() if not metric.extra)

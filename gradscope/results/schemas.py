@@ -113,6 +113,19 @@ ATTACKS = Table(
     ),
 )
 
+CURVE = Table(
+    "curve.csv",
+    (
+        *IDENTITY,
+        Column("norm", "text", "norm of the distances: linf or l2"),
+        Column("epsilon", "number", "radius from which on the value holds, to that of the next row; pixel units"),
+        Column("value", "number", "robust accuracy: share of all images whose distance is larger, an upper bound"),
+        Column("ci_low", "number", "lower end of the 95 % band, which holds at all radii at once (DKW)"),
+        Column("ci_high", "number", "upper end of that band"),
+        Column("n", "integer", "images, those wrong when clean too"),
+    ),
+)
+
 AUDIT = Table(
     "audit.csv",
     (
@@ -171,11 +184,16 @@ ATTACK_SAMPLES = Table(
     (
         *IDENTITY,
         Column("norm", "text", "norm of the ball: linf or l2"),
-        Column("epsilon", "number", "its radius, pixel units"),
+        Column("epsilon", "number", "its radius, pixel units; empty where any radius will do"),
         Column("index", "integer", "index of the image in the test set"),
         Column("label", "integer", "its class"),
         Column("metric", "text", "accuracy: 1 where the prediction is right; distance: see ATTACK_METRICS"),
-        Column("point", "text", "clean: the image, as attack 'none'; worst: where the attack led it"),
+        Column(
+            "point",
+            "text",
+            "clean: the image, as attack 'none'; worst: where the attack led it; nearest: the nearest point found at "
+            "any radius, 0 away where the image is wrong when clean, as far as the box allows where none was found",
+        ),
         Column("unit", "text", "unit of value"),
         Column("value", "number", "the value; nan where undefined. An image without a row was not attacked"),
         Column("first", "integer", "1 where this attack is the first of those run that fooled the model on the image"),

@@ -18,6 +18,7 @@ METHODS = {
     "beyond-adversarial, beyond-random": "Wilson score interval over images, 95 %; of shares the rounded sum",
     "relative-curvature": "between two order statistics, of the median over images, at least 95 %",
     "dispersion": "delete-a-group jackknife over 10 groups of images, Student t, 95 %",
+    "curve": "Dvoretzky-Kiefer-Wolfowitz band over images, simultaneous at all radii, 95 %",
     "weight space": "delete-a-group jackknife over 10 groups of images, Student t, Wilson for accuracy; 95 %",
     "all others": "Student t interval of the mean over images, 95 %; cut where the metric's range ends",
 }
@@ -51,6 +52,18 @@ def wilson_interval(successes: int, n: int) -> Interval:
         return UNDEFINED
     interval = stats.binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
     return Interval(float(interval.low), float(interval.high))
+
+
+def simultaneous_interval(rate: float, n: int) -> Interval:
+    """Interval of a distribution function at all points at once (Dvoretzky, Kiefer and Wolfowitz; Massart 1990).
+
+    ``rate +- sqrt(log(2 / 0.05) / (2 n))``, cut to [0, 1]: the whole true function lies in the band of the ``n`` images
+    with a probability of at least 95 %.
+    """
+    if n == 0:
+        return UNDEFINED
+    half = math.sqrt(math.log(2 / (1 - CONFIDENCE)) / (2 * n))
+    return Interval(rate - half, rate + half).within(0.0, 1.0)
 
 
 def jackknife_interval(value: float, leave_one_out: Sequence[float]) -> Interval:

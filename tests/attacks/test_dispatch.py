@@ -136,7 +136,7 @@ class Saturated(nn.Module):
 @pytest.mark.parametrize("factor", [1e-9, 1e4])
 def test_attacks_that_no_scale_of_the_logits_blinds(case_and_norm, factor):
     case, norm = case_and_norm
-    names = ["pgd-log-odds", "pgd-margin", "pgd-rescaled", "apgd-t", "fab", "fab-t"]
+    names = ["pgd-log-odds", "pgd-margin", "pgd-rescaled", "apgd-t", "fab", "fab-t", "fmn"]
     model = Saturated(case.model, factor)
     threat = ThreatModel(norm, case.epsilon)
     outcome = evaluate(model, case.image_set, names, threat, SMALL, cascade=False)

@@ -329,3 +329,21 @@ def test_a_check_that_passed_describes_no_fault(zoo, images):
         if made.state == "passed" and made.id != "D1":
             assert made.next_step == "nothing to do"
             assert made.cause == PASSED[made.id] or "not significant" in made.cause
+
+
+def test_distances_give_their_share_of_the_bound_and_a_median(plain, images, monkeypatch):
+    """The budget pays for them where it names fmn; who falls within the radius is in the bound like any attack's."""
+    assert audit(plain, images).to_json()["median_distance"] is None
+    cheap = replace(BUDGETS["quick"], names=("pgd", "pgd-margin", "fmn"), attacks=WEAK.model_copy(update={"steps": 20}))
+    monkeypatch.setitem(BUDGETS, "quick", cheap)
+    found = audit(plain, images)
+    values = found.evidence.distances.values
+    assert found.to_json()["under"]["fmn"] == float((values > THREAT.epsilon).double().mean())
+    assert not found.standing[values <= THREAT.epsilon].any()
+    assert "fmn" in found.evidence.white_box
+    assert found.to_json()["median_distance"] == pytest.approx(float(values.quantile(0.5)))
+
+
+def test_standard_and_full_budgets_pay_for_distances():
+    assert [name for name, budget in BUDGETS.items() if "fmn" in budget.names] == ["standard", "full"]
+    assert "fmn" in BUDGETS["quick"].left_out

@@ -33,6 +33,24 @@ def test_a_claim_that_stands_under_the_papers_attack_and_falls_under_the_others(
     assert "1 attack: pgd" in everything["why"]
 
 
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_distances_ask_of_robustness_without_a_radius(directories, one, factor):
+    made = directories()
+    away = [0.0] * 10 + [0.1 + image / 1000 for image in range(90)]
+    cells = {("sl", "pgd", "distance", "clean"): away, ("rl", "pgd", "distance", "clean"): [factor * v for v in away]}
+    made.analysis({**both("pgd", 90, 90, "clean"), **both("pgd", 50, 60), **cells})
+    row = one(claim_rows(made.all), "C1", "distance of the nearest point")
+    assert row["value"] == pytest.approx((factor - 1) * sum(away) / MANY)
+    assert row["verdict"] == ("supported" if factor > 1 else "not supported")
+    assert row["unit"] == "pixel units"
+
+
+def test_without_distances_there_is_no_row_of_them(directories):
+    made = directories()
+    made.analysis({**both("pgd", 90, 90, "clean"), **both("pgd", 50, 60)})
+    assert not [row for row in claim_rows(made.all) if "distance of the nearest" in row["statistic"]]
+
+
 def test_accuracies_are_paired_by_image(directories, one):
     """Equal rates on different images differ on 40; unpaired indices leave the images of one alone out."""
     made = directories()

@@ -38,7 +38,14 @@ def test_an_audit_prints_its_verdict_and_is_drawn(world: Path, tmp_path: Path, d
         bound = f"{100 * audit['robust_accuracy']['upper_bound']:.1f} %"
         assert any("lowest robust accuracy" in line and bound in line and "upper bound" in line for line in printed)
     drawn = content(out / "figures")
-    names = ("attacks-accuracy", "audit-checks", "audit-evidence-sl", "audit-evidence-rl", "audit-robustness", "audit-scale")
+    names = (
+        "attacks-accuracy",
+        "audit-checks",
+        "audit-evidence-sl",
+        "audit-evidence-rl",
+        "audit-robustness",
+        "audit-scale",
+    )
     assert set(drawn) == {f"{name}.{kind}" for name in names for kind in ("pdf", "png")} | {"captions.json"}
     shutil.rmtree(out / "figures")
     done("figures", out)

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+import gradscope
 from gradscope.attacks.evaluation import evaluate
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import Budget
@@ -16,8 +17,10 @@ from gradscope.data.image_set import Splits
 from gradscope.errors import GradscopeError
 from gradscope.measure import attack
 from gradscope.measure.partial_results import PartialResults
+from gradscope.measure.result import Attacks
 from gradscope.models import checkpoint as checkpoints
-from gradscope.results.schemas import ATTACK_SAMPLES, ATTACKS
+from gradscope.reporting import console
+from gradscope.results.schemas import ATTACK_SAMPLES, ATTACKS, CURVE
 from gradscope.results.stats import wilson_interval
 from gradscope.results.tables import read_table
 from tests.measure.requests import measured
@@ -221,3 +224,45 @@ def test_examples_of_a_surrogate_reach_the_attack(trained: list[str], tmp_path: 
     with pytest.raises(GradscopeError, match="attacks must not be transfer alone"):
         attacked(trained[1:], tmp_path / "bad", attacks=("transfer",))
     assert not (tmp_path / "bad").exists()
+
+
+def test_a_curve_agrees_with_the_attacks_at_their_radii(trained: list[str], tmp_path: Path) -> None:
+    """And its distances are those of the images, whatever radii were asked for."""
+    out = attacked(trained, tmp_path / "out", curve=True, attacks=("fmn",), epsilons=(0.4, 0.9), steps=20)
+    rows, samples = tables(out)
+    curve = read_table(out / CURVE.file, CURVE)
+    for label in ("sl", "rl"):
+        line, ours = curve[curve["checkpoint"] == label], rows[rows["checkpoint"] == label]
+        clean = ours[(ours["attack"] == "none") & (ours["metric"] == "accuracy")]["value"]
+        assert (clean == line["value"].iloc[0]).all()
+        for epsilon in (0.4, 0.7, 0.9):
+            stands = ours[(ours["epsilon"] == epsilon) & (ours["metric"] == "robust-accuracy")]["value"].item()
+            assert line[line["epsilon"] <= epsilon]["value"].iloc[-1] == stands
+        own = samples[(samples["checkpoint"] == label) & (samples["point"] == "nearest")]
+        assert len(own) == 40
+        assert own["epsilon"].isna().all()
+        assert (own["value"] > 0.7).mean() == line[line["epsilon"] <= 0.7]["value"].iloc[-1]
+    result = gradscope.read(out)
+    assert isinstance(result, Attacks)
+    assert result.distances.shape == (40, 2)
+    assert "attacks-curve" in result.plots
+    assert console.attack_lines(out).count("median distance of all images, 0 where wrong when clean: 0.") == 2
+
+
+def test_without_a_curve_there_are_no_distances(trained: list[str], tmp_path: Path) -> None:
+    out = attacked(trained[:1], tmp_path / "out", attacks=("fgsm",))
+    assert not (out / CURVE.file).exists()
+    assert "curve" not in manifest(out)
+    result = gradscope.read(out)
+    assert isinstance(result, Attacks)
+    with pytest.raises(GradscopeError, match="curve must be True"):
+        _ = result.median_distance
+
+
+def test_a_model_without_a_gradient_has_no_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cut_off.py").write_text(CUT)
+    monkeypatch.syspath_prepend(tmp_path)
+    given: dict[str, Any] = {"trust_code": True, "dataset": "digits", "curve": True, "attacks": ("square",)}
+    out = attacked(["cut_off:Cut"], tmp_path / "out", **given)
+    assert not (out / CURVE.file).exists()
+    assert "its logits are cut off from the image" in manifest(out)["checkpoints"][0]["skipped"]["fmn"]

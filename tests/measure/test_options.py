@@ -47,7 +47,7 @@ OTHERWISE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             **SAMPLED,
             **{"attacks": ["pgd", "square"], "norm": "linf", "epsilon": 0.3, "epsilons": [0.25, "8/255"]},
             **{"step_size": 0.1, "relative_step_size": 0.2, "steps": 7, "restarts": 2, "smoothing": 3, "targets": 4},
-            **{"queries": 50, "draws": 6, "cascade": False, "save_images": True},
+            **{"queries": 50, "draws": 6, "cascade": False, "save_images": True, "curve": True},
         },
     ),
     ("audit", {}, {**SAMPLED, "budget": "full", "norm": "linf", "epsilon": 0.3}),
@@ -199,3 +199,10 @@ def test_what_means_the_same_has_the_same_content(command: str, one: dict[str, A
 def test_the_content_is_plain_json(command: str) -> None:
     content = COMMANDS[command].parse({}).content()
     assert json.loads(json.dumps(content)) == content
+
+
+def test_a_curve_that_is_not_asked_for_changes_no_stages_name() -> None:
+    """Published results stay those of their recipes."""
+    plain = COMMANDS["attack"].parse({})
+    assert "curve" not in plain.content()
+    assert COMMANDS["attack"].parse({"curve": True}).content() == plain.content() | {"curve": True}
