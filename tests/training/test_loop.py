@@ -242,7 +242,7 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path, mode):
             training = resolve({mode!r}, Data(), 8, epochs=3, settings=["shift=0.1", "batch_size=50"])
             for processes in (1, 2):
                 checkpoint = train(training, few, Path(f"{{processes}}.pt"), Hardware("cpu", processes))
-                print([(row["loss"], row["validation_loss"]) for row in checkpoint.history])
+                print([(row["loss"], row["validation_loss"], row["pgd_accuracy"] or 0.0) for row in checkpoint.history])
         """)
     )
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=240)
@@ -252,7 +252,7 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path, mode):
         for line in done.stdout.splitlines()
         if line.startswith("[(")
     ]
-    assert len(one) == 6
+    assert len(one) == 9
     assert two == pytest.approx(one, rel=1e-4)
 
 
