@@ -127,6 +127,8 @@ class Watch(nn.Module):
         kind, exact = point.dtype, point.double()
         if exact.requires_grad:
             exact.register_hook(lambda gradient: _at_least(gradient, _SMALLEST.get(kind, 0.0)))
+        for ours, theirs in zip(self._precise[0].modules(), self.model.modules(), strict=True):
+            ours.training = theirs.training
         with torch.autocast(point.device.type, enabled=False):
             logits = self._precise[0](exact)
         return logits

@@ -33,6 +33,8 @@ Part = Literal[
 _SAME, _ON_IMAGES = 0.999, 0.1
 #: A step this much shorter than the usual one is short.
 _SHORT = 0.5
+#: Share of images from which on it is those with short steps that are usual, so that the step size is not known.
+_MOST = 0.5
 #: How many times another the step size may be and still count as equal.
 _ALIKE = 1.5
 #: Scale less 1, or shift, of points fed above which they are no images plus a perturbation.
@@ -127,7 +129,7 @@ def read(found: Values, batch_size: int, threat: ThreatModel, attack: Attack) ->
         loss,
         ascends,
         reduction,
-        usual or None,
+        usual if usual and float(short.double().mean()) < _MOST else None,
         float(short.double().mean()),
         usual / float(shares.median()) if len(shares) else None,
         bool((first > 1e-3 * threat.epsilon).double().mean() > 0.5) if len(first) else None,
@@ -176,7 +178,7 @@ def repairs_of(reading: Reading, attack: Attack, threat: ThreatModel, steps: int
     if reading.scale_matters:
         found.append(Repair("norm floor", "with the norm floor removed", Change(long=True)))
     found.append(Repair("precision", "in float64", Change(precise=True)))
-    if reading.steps:
+    if reading.steps and reading.tight is None and reading.scale is None:  # else the path is of another ball
         found += _walks(reading, shown, threat, steps)
     if reading.tight is not None:
         found.append(Repair("projection", "stretched to the ball's surface", of="stretched"))

@@ -58,6 +58,7 @@ def pgd(
     at_image=False,
     raw=False,
     keep=False,
+    jitter=0.0,
     normalise=None,
 ):
     """Madry's attack: ``size`` is the step in multiples of epsilon. Each keyword can be the one mistake."""
@@ -76,14 +77,13 @@ def pgd(
         if normalise is not None:
             logits = model((shown - normalise[0]) / normalise[1])
         elif half:
-            with torch.autocast("cpu", dtype=torch.bfloat16 if half == "bfloat16" else torch.float16):
-                logits = model(shown)
+            logits = model.half()(shown.half())
         else:
             logits = model(shown)
         if keep:
             fell = (logits.argmax(dim=1) != y).view(-1, 1, 1, 1)
             best = torch.where(fell, current.detach(), best)
-        (gradient,) = torch.autograd.grad(loss(logits.half() if half == "half" else logits, y), shown)
+        (gradient,) = torch.autograd.grad(loss(logits, y), shown)
         gradient = gradient.float()
         memory = momentum * memory + gradient / gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-30)
         gradient = memory if momentum else gradient
@@ -96,6 +96,7 @@ def pgd(
             step = size * epsilon * gradient.sign()
         else:
             step = size * epsilon * gradient / lengths(gradient).clamp(min=floor)
+        step = step + jitter * epsilon * torch.empty_like(x).uniform_(-1, 1) if jitter else step
         delta = current.detach() + step - x
         if ball:
             delta = delta.clamp(-epsilon, epsilon) if norm == "linf" else delta * (epsilon / lengths(delta)).clamp(max=1)
@@ -133,20 +134,21 @@ def case(name: str, part: str | None, *, norm: str = "linf", models=("SL", "SL-a
 
 CASES = (
     case("mean loss, norm floored at 1e-6", "norm floor", norm="l2", models=SHARP, loss=mean_cross_entropy, floor=1e-6),
-    case("sum, norm floored at 1", "norm floor", norm="l2", models=("SL x 5", "SL-adv x 20"), floor=1.0),
+    case("sum, norm floored at 1", "norm floor", norm="l2", models=SHARP, floor=1.0),
     case("mean loss, norm floored at 0.01", "reduction", norm="l2", models=("SL", "SL-adv x 5"), loss=mean_cross_entropy, floor=0.01),
-    case("step along the gradient itself", "norm floor", norm="l2", raw=True),
-    case("half precision", "precision", models=SHARP, half="half"),
+    case("step along the gradient itself", "norm floor", norm="l2", models=SHARP, raw=True),
+    case("half precision", "precision", models=SHARP, half=True),
     case("too small steps", "step size", size=0.01, start=False),
     case("too few steps", "steps", iterations_of=2, size=0.1, start=False),
     case("no projection", "projection", ball=False, verdicts=INVALID),
     case("no projection, L2", "projection", norm="l2", ball=False, verdicts=INVALID),
     case("no box", "box", box=False, verdicts=INVALID),
     case("a ball of half the radius", "projection", epsilon=0.05),
-    case("too large steps, last iterate", "best iterate", size=2.0),
+    case("noise in every step, last iterate", "best iterate", size=0.5, jitter=2.0),
     case("model in training mode", "train mode", models=("dropout", "batch norm"), training=True),
     case("normalised outside the model", "normalisation", normalise=(0.5, 0.25)),
-    case("softmax twice", "loss", models=SHARP, loss=softmax_twice),
+    case("softmax twice", "loss", models=("SL x 20", "SL-adv x 100"), loss=softmax_twice),
+    case("begins at the image", "random start", models=("flat SL", "flat SL-adv"), start=False),
     case("sign error", "loss", loss=wrong_sign),
     case("always at the image, L2", None, norm="l2", at_image=True, verdicts=(*SOUND, "the attack is blind")),
     case("gradients never zeroed", None, accumulate=True, verdicts=(*SOUND, "the attack is blind")),

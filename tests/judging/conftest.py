@@ -14,6 +14,12 @@ def _scaled(model, factor):
     return Behind(model, after=lambda logits: factor * logits)
 
 
+def _flat_at_images(images):
+    """The images, without a gradient where a value is exactly one of the data's, k / 255 of 17 levels."""
+    levels = (images * 255).round() / 255
+    return torch.where((images - levels).abs() < 1e-6, images.detach(), images)
+
+
 def _moody(*layers) -> nn.Sequential:
     """A small network that changes in training mode."""
     torch.manual_seed(0)
@@ -31,6 +37,8 @@ def models(digits):
         plain, _, factor = name.partition(" x ")
         if factor:
             return _scaled(of(plain), float(factor)).eval()
+        if plain.startswith("flat "):
+            return Behind(of(plain.removeprefix("flat ")), before=_flat_at_images).eval()
         if plain == "dropout":
             return fit(_moody(nn.Dropout(0.9)), digits.train, 15)
         if plain == "batch norm":
