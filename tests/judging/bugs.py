@@ -58,17 +58,18 @@ def pgd(
     at_image=False,
     raw=False,
     keep=False,
-    jitter=0.0,
+    halve=False,
+    noise=0.0,
     normalise=None,
 ):
     """Madry's attack: ``size`` is the step in multiples of epsilon. Each keyword can be the one mistake."""
     epsilon = RADII[norm] if epsilon is None else epsilon
     if training:
         model.train()
-    noise = torch.empty_like(x).uniform_(-epsilon, epsilon)
+    away = torch.empty_like(x).uniform_(-epsilon, epsilon)
     if norm == "l2":
-        noise = noise * (epsilon / lengths(noise)).clamp(max=1)
-    current = (x + noise).clamp(0, 1) if start else x.clone()
+        away = away * (epsilon / lengths(away)).clamp(max=1)
+    current = (x + away).clamp(0, 1) if start else x.clone()
     memory = torch.zeros_like(x)
     best = x.clone()
     for _ in range(iterations_of):
@@ -96,8 +97,12 @@ def pgd(
             step = size * epsilon * gradient.sign()
         else:
             step = size * epsilon * gradient / lengths(gradient).clamp(min=floor)
-        step = step + jitter * epsilon * torch.empty_like(x).uniform_(-1, 1) if jitter else step
+        if noise:
+            step = step + noise * epsilon * torch.empty_like(x).uniform_(-1, 1)
         delta = current.detach() + step - x
+        if halve:  # towards the image again, once the model is fooled
+            fell = (logits.argmax(dim=1) != y).view(-1, 1, 1, 1)
+            delta = torch.where(fell, 0.5 * (current.detach() - x), delta)
         if ball:
             delta = delta.clamp(-epsilon, epsilon) if norm == "linf" else delta * (epsilon / lengths(delta)).clamp(max=1)
         current = x + delta
@@ -144,7 +149,8 @@ CASES = (
     case("no projection, L2", "projection", norm="l2", ball=False, verdicts=INVALID),
     case("no box", "box", box=False, verdicts=INVALID),
     case("a ball of half the radius", "projection", epsilon=0.05),
-    case("noise in every step, last iterate", "best iterate", size=0.5, jitter=2.0),
+    case("nearer once it fooled, last iterate", "best iterate", halve=True),
+    case("noisy steps across the ball", "step size", size=0.5, noise=2.0),
     case("model in training mode", "train mode", models=("dropout", "batch norm"), training=True),
     case("normalised outside the model", "normalisation", normalise=(0.5, 0.25)),
     case("softmax twice", "loss", models=("SL x 20", "SL-adv x 100"), loss=softmax_twice),
