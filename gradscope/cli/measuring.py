@@ -1,4 +1,4 @@
-"""The measuring commands: ``gradscope analyze``, ``landscape``, ``attack``, ``transfer`` and ``audit``."""
+"""The measuring commands: ``gradscope analyze``, ``landscape``, ``attack``, ``transfer``, ``audit`` and ``judge``."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +10,7 @@ from gradscope.cli.declared import filled, panel, parameters, plain_parameter, w
 from gradscope.cli.shared import is_first_process, shared_mistakes
 from gradscope.errors import caution
 from gradscope.measure.common_options import Circumstances, ForeignOptions, Options
+from gradscope.measure.judge_options import JudgeOptions
 from gradscope.measure.options import AuditOptions, Request
 from gradscope.measure.refusals import refuse
 from gradscope.options import MEASURING, RUNNING, DataOptions
@@ -25,6 +26,14 @@ _Checkpoints = Annotated[
     typer.Argument(
         metavar="CKPT...",
         help="our .pt files, or foreign models: torchvision:NAME, timm:NAME, package.module:factory",
+        show_default=False,
+    ),
+]
+_Attack = Annotated[
+    str,
+    typer.Argument(
+        metavar="ATTACK",
+        help="package.module:function, called with model, x and y, or one of ours, see `gradscope list attacks`",
         show_default=False,
     ),
 ]
@@ -58,7 +67,8 @@ def measuring_command(kind: type[Options]) -> Callable[..., None]:
         if values.get("fail_on_masking") and _is_masked(results):
             raise typer.Exit(MASKED)
 
-    arguments = [plain_parameter("checkpoints", _Checkpoints)]
+    arguments = [plain_parameter("attack", _Attack)] if kind is JudgeOptions else []
+    arguments.append(plain_parameter("checkpoints", _Checkpoints))
     if kind is AuditOptions:
         arguments.append(plain_parameter("fail_on_masking", _FailOnMasking, False))
     arguments += parameters(kind, DataOptions, ForeignOptions, Circumstances)

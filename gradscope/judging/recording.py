@@ -89,14 +89,14 @@ class Watch(nn.Module):
             unknown: Tensor = self.model(images)
             return unknown
         rows, fed = self._owners(images), images.detach().to(self._point)
-        self._note_point(fed, rows)
         if self.change.evaluating:
             into_evaluation(self.model)
         differentiable = torch.is_grad_enabled() and images.requires_grad
         point = self._shown(images, fed, rows)
         if differentiable:
+            self._note_step(fed, rows)
             self._note_pass(fed, rows, images.dtype)
-            point.register_hook(lambda gradient: self._on_gradient(gradient, rows, fed))
+            point.register_hook(lambda gradient: self._on_gradient(gradient, rows))
         logits = self._logits(point)
         if differentiable and logits.requires_grad:
             logits.register_hook(lambda gradient: self._on_logits(gradient, logits.detach(), rows))
@@ -117,7 +117,7 @@ class Watch(nn.Module):
         if change.scale is not None and change.shift is not None:
             return (images - change.shift.to(images)) / change.scale.to(images)
         if change.moves:
-            return images + (self._path[rows].to(images) - images).detach()
+            return images + (self._walked(fed, rows).to(images) - images).detach()
         return images.view_as(images)
 
     def _logits(self, point: Tensor) -> Tensor:
@@ -133,29 +133,33 @@ class Watch(nn.Module):
             logits = self._precise[0](exact)
         return logits
 
-    def _note_point(self, fed: Tensor, rows: Tensor) -> None:
-        """Take in the step that led to ``fed``, and walk the path of its own on."""
-        batch, change = self._batch, self.change
-        step = fed - self._point[rows]
+    def _walked(self, fed: Tensor, rows: Tensor) -> Tensor:
+        """Where the path of its own goes as the attack goes on to ``fed``; to ``fed`` itself where there is none."""
+        change, batch = self.change, self._batch
+        if not change.moves:
+            return fed
+        if change.step_size is None:
+            further = change.stretch * (fed - self._point[rows])
+        else:
+            further = change.sign * batch.threat.steepest_step(self._gradient[rows], change.step_size)
+            further = further * per_sample(self._moved[rows], fed)
+        start = fed + self._offset[rows] if change.random_start else fed
+        start = self._path[rows] if self._resumed else start
+        path = torch.where(per_sample(self._fresh[rows], fed), start, self._path[rows] + further)
+        return batch.threat.project(path.nan_to_num(0.5), batch.images[rows])
+
+    def _note_step(self, fed: Tensor, rows: Tensor) -> None:
+        """Take in the step that led from the last gradient to ``fed``."""
         walked = self._moved[rows]
         if bool(walked.any()):
-            gradient = self._gradient[rows]
-            length = batch.threat.distance(step, torch.zeros_like(step)).double()
-            norm = norm_and_unit(flatten(gradient.double()))[0]
+            step = fed - self._point[rows]
+            length = self._batch.threat.distance(step, torch.zeros_like(step)).double()
+            norm, unit = norm_and_unit(flatten(self._gradient[rows].double()))
             self._lengths.append((rows[walked], length[walked], norm[walked]))
-            inner = (flatten(step).double() * norm_and_unit(flatten(gradient.double()))[1]).sum(dim=1)
-            self.upward.index_add_(0, rows, torch.where(walked, inner, 0.0))
-        if change.moves:
-            if change.step_size is None:
-                further = change.stretch * step
-            else:
-                further = change.sign * batch.threat.steepest_step(self._gradient[rows], change.step_size)
-                further = further * per_sample(walked, fed)
-            start = fed + self._offset[rows] if change.random_start else fed
-            start = self._path[rows] if self._resumed else start
-            path = torch.where(per_sample(self._fresh[rows], fed), start, self._path[rows] + further)
-            self._path[rows] = batch.threat.project(path.nan_to_num(0.5), batch.images[rows])
-        self._point[rows], self._moved[rows] = fed, False
+            upward = (flatten(step).double() * unit).sum(dim=1)
+            self.upward.index_add_(0, rows, torch.where(walked, upward, 0.0))
+        self._path[rows] = self._walked(fed, rows)
+        self._point[rows], self._moved[rows], self._fresh[rows] = fed, False, False
 
     @property
     def _offset(self) -> Tensor:
@@ -167,7 +171,6 @@ class Watch(nn.Module):
     def _note_pass(self, fed: Tensor, rows: Tensor, kind: torch.dtype) -> None:
         """Take in that a gradient is asked for at ``fed``."""
         first = self.steps[rows] == 0
-        self._fresh[rows] = False
         distance = self._batch.threat.distance(fed, self._batch.images[rows]).double()
         self.first_distance[rows] = torch.where(first, distance, self.first_distance[rows])
         self.first_point[rows] = torch.where(per_sample(first, fed), fed, self.first_point[rows])
@@ -200,10 +203,10 @@ class Watch(nn.Module):
                 self.ratio[rows, place] = torch.where(new, norm / theirs, self.ratio[rows, place])
         return None
 
-    def _on_gradient(self, gradient: Tensor, rows: Tensor, fed: Tensor) -> Tensor | None:
+    def _on_gradient(self, gradient: Tensor, rows: Tensor) -> Tensor | None:
         """Take in the gradient that the attack gets, made long where asked to."""
         changed = _at_least(gradient, 1.0) if self.change.long else gradient
-        self._gradient[rows], self._point[rows], self._moved[rows] = changed.to(fed), fed, True
+        self._gradient[rows], self._moved[rows] = changed.to(self._gradient), True
         self.zero_gradient[rows] |= flatten(changed == 0).all(dim=1)
         return changed if self.change.long else None
 
@@ -223,7 +226,7 @@ class Watch(nn.Module):
     def reached(self, examples: Tensor) -> Tensor:
         """The examples that belong to what the model saw, once the attack has returned ``examples``."""
         rows = torch.arange(len(examples), device=examples.device)
-        self._note_point(examples, rows)
+        self._note_step(examples, rows)
         if self.change.scale is not None and self.change.shift is not None:
             back = (examples - self.change.shift) / self.change.scale
             near = self._batch.threat.distance(back, self._batch.images)

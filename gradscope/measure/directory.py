@@ -12,6 +12,7 @@ from gradscope.results.schemas import (
     AUDIT_JSON,
     BANDS,
     EXAMPLE_IMAGES,
+    JUDGE,
     LANDSCAPE,
     PAGE,
     PAPER,
@@ -26,7 +27,7 @@ from gradscope.results.schemas import (
 PARTIAL = ".tiles"
 #: Adversarial images that were asked for.
 IMAGES = "adversarial.npz"
-_TABLES = (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, TRANSFER, AUDIT)
+_TABLES = (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, TRANSFER, AUDIT, JUDGE)
 #: What a measuring stage writes beside its figures.
 FILES = (
     *(table.file + end for table in _TABLES for end in ("", ".gz")),
