@@ -13,6 +13,7 @@ from gradscope.figures import style
 from gradscope.figures.attack import draw_attacks
 from gradscope.figures.audit import draw_audit
 from gradscope.figures.distributions import draw_samples, read_samples
+from gradscope.figures.judge import draw_judge
 from gradscope.figures.landscape import draw_landscapes
 from gradscope.figures.planes import is_plane
 from gradscope.figures.steps import draw_steps
@@ -29,6 +30,7 @@ from gradscope.results.schemas import (
     AUDIT,
     AUDIT_JSON,
     EXAMPLE_IMAGES,
+    JUDGE,
     LANDSCAPE,
     PATH,
     SAMPLES,
@@ -60,7 +62,16 @@ _UNSAID = {"restarts": 1, "norm_floor": 0, "smoothing": 1}
 
 #: How the names of figures begin, those that show most first.
 _MAIN = (
-    *("audit-robustness", "attacks-epsilon", "attacks-", "transfer-", "landscape-median", "landscape-", "weights-"),
+    *(
+        "audit-robustness",
+        "judge-",
+        "attacks-epsilon",
+        "attacks-",
+        "transfer-",
+        "landscape-median",
+        "landscape-",
+        "weights-",
+    ),
     *("steps-cosine", "steps-", "distribution-", "audit-"),
 )
 
@@ -110,7 +121,7 @@ class Composed(NamedTuple):
 
 def holds_results(directory: Path) -> bool:
     """Whether there are files in ``directory`` from which figures are drawn."""
-    tables = (STEPS, SAMPLES, LANDSCAPE, ATTACKS, TRANSFER)
+    tables = (STEPS, SAMPLES, LANDSCAPE, ATTACKS, TRANSFER, JUDGE)
     return any(find_table(directory / table.file) for table in tables) or _is_audited(directory)
 
 
@@ -127,8 +138,8 @@ def draw(directory: Path) -> list[Path]:
     if not holds_results(directory):
         raise GradscopeError(
             f"directory must hold {STEPS.file} or {SAMPLES.file} (`gradscope analyze` makes them), {LANDSCAPE.file} "
-            f"(`gradscope landscape`), {ATTACKS.file} (`gradscope attack`), {TRANSFER.file} (`gradscope transfer`) or "
-            f"{AUDIT.file} and {AUDIT_JSON} (`gradscope audit`), got {directory}"
+            f"(`gradscope landscape`), {ATTACKS.file} (`gradscope attack`), {TRANSFER.file} (`gradscope transfer`), "
+            f"{JUDGE.file} (`gradscope judge`) or {AUDIT.file} and {AUDIT_JSON} (`gradscope audit`), got {directory}"
         )
     with style.paper():
         return save(compose(read_sources(directory)), directory)
@@ -154,7 +165,7 @@ def read_sources(directory: Path) -> Sources:
     """Read what the figures of ``directory`` are drawn from."""
     tables = {
         table.file: read_samples(found) if table is SAMPLES else read_table(found, table)
-        for table in (STEPS, SAMPLES, LANDSCAPE, PATH, ATTACKS, TRANSFER)
+        for table in (STEPS, SAMPLES, LANDSCAPE, PATH, ATTACKS, TRANSFER, JUDGE)
         if (found := find_table(directory / table.file))
     }
     audit = examples = None
@@ -180,6 +191,8 @@ def drawings(sources: Sources) -> Iterator[Drawing]:
         yield from draw_landscapes(tables[LANDSCAPE.file], tables.get(PATH.file, pd.DataFrame()), sources.landscape)
     if AUDIT.file in tables and sources.audit is not None:
         yield from draw_audit(tables[AUDIT.file], sources.audit, sources.examples)
+    if JUDGE.file in tables:
+        yield from draw_judge(tables[JUDGE.file])
     if ATTACKS.file in tables:
         yield from draw_attacks(tables[ATTACKS.file])
     if TRANSFER.file in tables:

@@ -76,7 +76,9 @@ class Attack:
             returned = returned[0]
         shape = tuple(batch.images.shape)
         if not isinstance(returned, Tensor) or tuple(returned.shape) != shape or not returned.is_floating_point():
-            what = f"{returned.dtype} {tuple(returned.shape)}" if isinstance(returned, Tensor) else type(returned).__name__
+            what = (
+                f"{returned.dtype} {tuple(returned.shape)}" if isinstance(returned, Tensor) else type(returned).__name__
+            )
             raise GradscopeError(f"attack must return floating-point images {shape}, {self.name} returned {what}")
         if reported is not None and (tuple(reported.shape) != shape[:1] or reported.is_floating_point()):
             reported = None

@@ -25,8 +25,9 @@ class Change:
     the batch. ``long``: each gradient that is not 0 has at least norm 1. ``precise``: model and loss compute in
     float64. ``evaluating``: the model stays in evaluation mode. ``scale`` and ``shift``, ``(C, 1, 1)``: points are
     ``scale * x + shift`` of images. The others move the points that the model sees along a path of their own, which
-    takes the attack's steps ``stretch`` times as long, or else steps of ``step_size`` (pixel units) along its gradients;
-    it begins in a random point of the ball where ``random_start`` is set, and stays in ball and box.
+    takes the attack's steps ``stretch`` times as long, or else steps of ``step_size`` (pixel units) along its
+    gradients; it begins in a random point of the ball where ``random_start`` is set, and stays in ball and box. The
+    attack is called ``calls`` times, and goes on where it was.
     """
 
     loss: str = ""
@@ -130,8 +131,8 @@ class Watch(nn.Module):
         for ours, theirs in zip(self._precise[0].modules(), self.model.modules(), strict=True):
             ours.training = theirs.training
         with torch.autocast(point.device.type, enabled=False):
-            logits = self._precise[0](exact)
-        return logits
+            found: Tensor = self._precise[0](exact)
+            return found
 
     def _walked(self, fed: Tensor, rows: Tensor) -> Tensor:
         """Where the path of its own goes as the attack goes on to ``fed``; to ``fed`` itself where there is none."""
@@ -236,7 +237,7 @@ class Watch(nn.Module):
 
     @property
     def walk(self) -> dict[str, Tensor]:
-        """Medians over the steps of each image ``(N,)``: ``length``, and ``share``, the length over the gradient's norm.
+        """Medians over the steps of each image ``(N,)``: ``length``, and ``share``, that over the gradient's norm.
 
         NaN where it took no step.
         """

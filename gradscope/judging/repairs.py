@@ -1,7 +1,7 @@
 """What can be read of an attack on trial, and the repairs that are worth trying: one part each."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from gradscope.config import StepSize
 from gradscope.distributed.units import Values
 from gradscope.functional import fooled, per_sample
 from gradscope.judging.attacks import Attack, Batch
-from gradscope.judging.recording import KNOWN, Change, Watch, leaves_ball, leaves_box
+from gradscope.judging.recording import KNOWN, NOTHING, Change, Watch, leaves_ball, leaves_box
 
 Part = Literal[
     "loss",
@@ -48,9 +48,10 @@ class Reading:
     """How an attack works, as far as it shows; None where that cannot be known.
 
     ``direction``: 1 where it goes up the gradient that it sees, -1 where down. ``ascends``: whether it climbs the
-    ``loss``. ``step_size``: the longest of the images' median steps, pixel units. ``short``: share of images whose steps are mostly shorter
-    than half of that; ``floor``: the norm of the gradient below which they are. ``scale``, ``shift`` ``(C,)``: the model
-    was shown ``scale * x + shift``. ``tight``: radius of a ball smaller than epsilon on whose surface most examples lie.
+    ``loss``. ``step_size``: the longest of the images' median steps, pixel units. ``short``: share of images whose
+    steps are mostly shorter than half of that; ``floor``: the norm of the gradient below which they are. ``scale``,
+    ``shift`` ``(C,)``: the model was shown ``scale * x + shift``. ``tight``: radius of a ball smaller than epsilon on
+    whose surface most examples lie.
     """
 
     steps: int
@@ -76,7 +77,7 @@ class Reading:
 
     def to_json(self) -> dict[str, Any]:
         """What is known of it, for the manifest."""
-        known = {
+        return {
             "steps": self.steps,
             "step_size": self.step_size,
             "loss": None if self.loss is None else f"{'' if self.ascends else 'minus '}{self.loss}",
@@ -90,7 +91,6 @@ class Reading:
             "normalised_outside": self.scale is not None,
             "ball": self.tight,
         }
-        return known
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Repair:
 
     part: Part
     words: str
-    change: Change = Change()
+    change: Change = NOTHING
     settings: Mapping[str, Any] = field(default_factory=dict)
     of: str = ""
 
@@ -119,7 +119,9 @@ def read(found: Values, batch_size: int, threat: ThreatModel, attack: Attack) ->
     reach = found["distance"]
     widest = float(reach.max())
     at_the_surface = float((reach > 0.98 * widest).double().mean())
-    tight = widest if 0 < widest < 0.95 * threat.epsilon and at_the_surface > 0.5 and usual * steps > 1.2 * widest else None
+    tight = (
+        widest if 0 < widest < 0.95 * threat.epsilon and at_the_surface > 0.5 and usual * steps > 1.2 * widest else None
+    )
     scale, shift = found["scale"].median(dim=0).values, found["shift"].median(dim=0).values
     apart = bool(((scale - 1).abs() > _APART).any() or (shift.abs() > _APART).any()) and bool(scale.isfinite().all())
     first = found["first_distance"][found["first_distance"].isfinite()]
@@ -251,14 +253,13 @@ def run_as_it_is(attack: Attack, watch: Watch, batch: Batch) -> tuple[Tensor, Va
     }
 
 
-def run_repaired(attack: Attack, watch: Watch, batch: Batch, repair: Repair) -> Tensor:
-    """The examples of the attack with one part repaired; further calls begin where the one before came to."""
+def run_repaired(attack: Attack, watch: Watch, batch: Batch, repair: Repair) -> Iterator[Tensor]:
+    """The examples of the attack with one part repaired, of each call, which begins where the one before came to."""
     for call in range(repair.change.calls):
         if call:
             watch.again()
         returned, _ = attack(watch, batch, repair.settings)
-        examples = watch.reached(returned.to(batch.images))
-    return examples
+        yield watch.reached(returned.to(batch.images)).clone()
 
 
 def _affine(images: Tensor, fed: Tensor) -> tuple[Tensor, Tensor]:
@@ -285,7 +286,7 @@ def stretched(examples: Tensor, batch: Batch) -> Tensor:
 
 
 def judged(model: torch.nn.Module, examples: Tensor, batch: Batch) -> Tensor:
-    """Which images ``(N,)`` the model gets wrong at ``examples``, put into ball and box; where not finite, at the image."""
+    """Which images ``(N,)`` the model gets wrong at ``examples``, put into ball and box where they leave them."""
     points = torch.where(examples.isfinite(), examples, batch.images)
     with torch.no_grad():
         return fooled(model(batch.threat.project(points, batch.images)), batch.labels)

@@ -53,8 +53,8 @@ _OURS, _MORE = ("pgd", "pgd-log-odds", "pgd-margin", "apgd-ce", "square"), ("apg
 class Compared:
     """What one of ours, or a repair, leaves of the images, beside the attack on trial.
 
-    ``standing`` ``(N,)``; None where it could not be run. ``gain``: what the attack leaves, less what this leaves, with
-    Tango's interval; ``p_value``: McNemar's, one-sided, adjusted over ours or over the repairs (Holm).
+    ``standing`` ``(N,)``; None where it could not be run, for the ``reason``. ``gain``: what the attack leaves, less
+    what this leaves, with Tango's interval; ``p_value``: McNemar's, one-sided, adjusted over all of its kind (Holm).
     """
 
     name: str
@@ -64,6 +64,7 @@ class Compared:
     interval: Interval = UNDEFINED
     p_value: float | None = None
     named: bool = False
+    reason: str = ""
 
     @property
     def significant(self) -> bool:
@@ -118,7 +119,13 @@ class Judgement:
         for role, compared in (("ours", self.ours), ("repair", self.repairs)):
             for one in compared:
                 gain = {"gain": one.gain, "gain_low": one.interval.low, "gain_high": one.interval.high}
-                more = {"part": one.part or "", "p_value": one.p_value, "named": int(one.named), **gain}
+                more = {
+                    "part": one.part or "",
+                    "p_value": one.p_value,
+                    "named": int(one.named),
+                    "finding": one.reason,
+                    **gain,
+                }
                 yield whole | _row(role, one.name, one.standing) | more
         yield whole | _row("all", "all together", self.lowest)
 
@@ -233,7 +240,9 @@ class _Trial:
         return ""
 
     def _evaluate(self, names: Sequence[str], image_set: ImageSet, numbers: Tensor) -> Outcome:
-        work = replace(self.work.prefixed("ours"), batch_size=None if self.work.device.type == "cpu" else self.batch_size)
+        work = replace(
+            self.work.prefixed("ours"), batch_size=None if self.work.device.type == "cpu" else self.batch_size
+        )
         return evaluate(
             self.model, image_set, names, self.threat, self.budget.attacks, numbers=numbers, cascade=False, work=work
         )
@@ -274,14 +283,16 @@ class _Trial:
         return {**values, **fools}
 
     def _repaired(self, part: Tensor, repair: Repair) -> Values:
+        """Which images any call of the repaired attack fools; where it fails, why."""
         batch = self._batch(part)
+        wrong, reason = torch.zeros(len(part), dtype=torch.bool, device=batch.labels.device), ""
         try:
             with measuring(self.model), seeded(self.work.seed, "judge", *batch.numbers.tolist()):
-                examples = run_repaired(self.attack, self._watch(batch, repair.change), batch, repair)
-        except GradscopeError:
-            return {"fooled": torch.zeros(len(part), dtype=torch.bool), "failed": torch.ones(len(part))}
-        with measuring(self.model):
-            return {"fooled": judged(self.model, examples, batch), "failed": torch.zeros(len(part))}
+                for examples in run_repaired(self.attack, self._watch(batch, repair.change), batch, repair):
+                    wrong |= judged(self.model, examples, batch)
+        except GradscopeError as error:
+            reason = str(error)
+        return {"fooled": wrong, "reason": _as_bytes(reason).expand(len(part), -1)}
 
     def _on_all(self, places: Tensor, fooled: Tensor) -> Tensor:
         found = torch.zeros(len(self.image_set), dtype=torch.bool)
@@ -292,15 +303,18 @@ class _Trial:
         self, reading: Reading, places: Tensor, found: Values, right: Tensor, wrong: Tensor
     ) -> tuple[Compared, ...]:
         tried: list[tuple[str, Part | None, Tensor | None]] = []
+        reasons: dict[str, str] = {}
         for repair in repairs_of(reading, self.attack, self.threat, self.budget.attacks.steps):
             if repair.of:
                 fools: Tensor | None = self._on_all(places, found[repair.of])
             else:
                 stage = f"{repair.part} {repair.change.loss}".strip()
                 values = self._over(stage, places, partial(self._repaired, repair=repair))
-                fools = None if bool(values["failed"].any()) else self._on_all(places, values["fooled"])
+                failed = values["reason"].any(dim=1)
+                fools = None if bool(failed.any()) else self._on_all(places, values["fooled"])
+                reasons[repair.words] = _as_text(values["reason"][failed][0]) if fools is None else ""
             tried.append((repair.words, repair.part, fools))
-        return self._compared(tried, right, wrong)
+        return tuple(replace(one, reason=reasons.get(one.name, "")) for one in self._compared(tried, right, wrong))
 
     def _compared(
         self, tried: Sequence[tuple[str, Part | None, Tensor | None]], right: Tensor, wrong: Tensor
@@ -383,7 +397,9 @@ def _with_remarks(finding: str, made: Judgement, found: Values) -> str:
     assert reading is not None
     if "norm floor" in made.parts or any(one.part == "norm floor" and one.significant for one in made.repairs):
         floor = "" if reading.floor is None else f", about {reading.floor:.1g}"
-        remarks.append(f"On {_percent(reading.short)} of images its steps are short, for the gradient is below the floor{floor}.")
+        remarks.append(
+            f"On {_percent(reading.short)} of images its steps are short, for the gradient is below the floor{floor}."
+        )
     if reading.loss is not None and not reading.ascends:
         remarks.append(f"It goes down the {reading.loss} loss.")
     if reading.zero_gradient > 0:
@@ -395,6 +411,19 @@ def _with_remarks(finding: str, made: Judgement, found: Values) -> str:
     if bool(false.any()):
         remarks.append(f"What it reports is wrong of {int(false.sum())} of {len(false)} examples.")
     return " ".join([finding, *remarks])
+
+
+#: Bytes of a reason that are kept.
+_REASON = 300
+
+
+def _as_bytes(text: str) -> Tensor:
+    """``text`` ``(1, 300)`` as units of work hold it: in UTF-8, cut or filled up with zeros."""
+    return torch.tensor([list(text.encode()[:_REASON].ljust(_REASON, b"\0"))], dtype=torch.uint8)
+
+
+def _as_text(values: Tensor) -> str:
+    return bytes(values.tolist()).rstrip(b"\0").decode(errors="ignore")
 
 
 def _percent(share: float) -> str:

@@ -87,5 +87,3 @@ class JudgeOptions(InBall, Sampled):
             "audit_budget": self.budget,
             "budget": budget.attacks.model_dump(),
         }
-
-

@@ -428,7 +428,9 @@ def _below(folder: Path) -> list[str]:
 
 
 #: The class of each kind of result.
-KINDS: dict[str, type[Result]] = {kind.kind: kind for kind in (Trace, Landscape, Attacks, TransferMatrix, AuditReport, JudgeReport)}
+KINDS: dict[str, type[Result]] = {
+    kind.kind: kind for kind in (Trace, Landscape, Attacks, TransferMatrix, AuditReport, JudgeReport)
+}
 
 
 def _content(path: Path) -> bytes:

@@ -147,7 +147,7 @@ def _judgement(rows: pd.DataFrame, entry: Mapping[str, Any]) -> Iterator[str]:
 
 def _compared(row: Mapping[Any, Any]) -> str:
     if not row["n"]:
-        return "did not run"
+        return f"did not run: {row['finding']}"
     gain = f"{100 * row['gain']:+.1f} [{100 * row['gain_low']:.1f}, {100 * row['gain_high']:.1f}]"
     mark = "  NAMED" if row["named"] else ""
     return f"leaves {_percent(row['left']):7} {gain:22} p = {row['p_value']:.2g}{mark}"

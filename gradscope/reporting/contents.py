@@ -21,12 +21,12 @@ from gradscope.results.manifest import (
     read_object,
     read_study_manifest,
 )
-from gradscope.results.schemas import ATTACKS, AUDIT, AUDIT_JSON, CLAIMS, SAMPLES, SUMMARY, TRANSFER, Table
+from gradscope.results.schemas import ATTACKS, AUDIT, AUDIT_JSON, CLAIMS, JUDGE, SAMPLES, SUMMARY, TRANSFER, Table
 from gradscope.results.tables import find_table, read_table
 
 #: What parts are of, in the order in which they are shown; those of one kind in the recipe's order, or by name.
-_ORDER = ("analysis", "landscape", "attack", "transfer", "audit")
-_NUMBERS = (SUMMARY, ATTACKS, TRANSFER, AUDIT)
+_ORDER = ("analysis", "landscape", "attack", "transfer", "audit", "judge")
+_NUMBERS = (SUMMARY, ATTACKS, TRANSFER, AUDIT, JUDGE)
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ def read_contents(directory: Path) -> Contents:
     if not parts and claims is None:
         raise GradscopeError(
             f"directory must be a directory of results, or one whose sub-directories are, got {directory}, which "
-            "holds no steps.csv, samples.csv, summary.csv, landscape.csv, attacks.csv, transfer.csv, audit.csv with "
-            f"{AUDIT_JSON}, or claims.csv"
+            "holds no steps.csv, samples.csv, summary.csv, landscape.csv, attacks.csv, transfer.csv, judge.csv, "
+            f"audit.csv with {AUDIT_JSON}, or claims.csv"
         )
     unfinished = [folder.name for folder in below if (folder / MANIFEST).exists() and not _holds_numbers(folder)]
     remarks = [

@@ -161,7 +161,7 @@ JUDGE = Table(
         Column("gain_high", "number", "upper end of that interval"),
         Column("p_value", "number", "McNemar's exact, one-sided, adjusted over ours or over the repairs (Holm)"),
         Column("named", "integer", "1 where the verdict names the part by this repair"),
-        Column("finding", "text", "role attack: why the verdict is so; else empty"),
+        Column("finding", "text", "attack: why the verdict is so; repair: why it did not run; else empty"),
     ),
 )
 
