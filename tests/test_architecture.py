@@ -39,6 +39,7 @@ FLOORS = {
     "training": 3,
     "probes": 3,
     "auditing": 4,
+    "judging": 4,
     "figures": 5,
     "reporting": 5,
     "measure": 6,

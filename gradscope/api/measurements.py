@@ -12,8 +12,9 @@ from gradscope.api.in_memory import Models, measure
 from gradscope.api.keywords import Function, declared
 from gradscope.errors import GradscopeError
 from gradscope.measure.common_options import ForeignOptions, Options
+from gradscope.measure.judge_options import JudgeOptions
 from gradscope.measure.options import AnalyzeOptions, AttackOptions, AuditOptions, LandscapeOptions, TransferOptions
-from gradscope.measure.result import Attacks, AuditReport, Landscape, Result, Trace, TransferMatrix
+from gradscope.measure.result import Attacks, AuditReport, JudgeReport, Landscape, Result, Trace, TransferMatrix
 from gradscope.options import DataOptions, DeviceOptions
 from gradscope.validation import given_path
 
@@ -177,6 +178,46 @@ def audit(model: Models, x: Any = None, y: Any = None, **options: Any) -> AuditR
 
     """
     return cast(AuditReport, measure(AuditOptions, model, x, y, options))
+
+
+_JUDGED = f"""\
+attack
+    A function ``attack(model, x, y)`` that returns the adversarial images, or these with labels or a mask of successes;
+    an attack object of torchattacks, whose model is replaced meanwhile, or of foolbox; ``package.module:function``; or
+    the name of one of ours.
+{_MEASURED}"""
+
+
+@declared(_JUDGED, JudgeOptions, DataOptions, ForeignOptions, DeviceOptions)
+def judge(attack: Any, model: Models, x: Any = None, y: Any = None, **options: Any) -> JudgeReport:
+    """Say whether an attack is blind, and which part of it makes it so: it is repaired one part at a time.
+
+    Returns
+    -------
+    JudgeReport
+        ``.verdict`` with its ``.finding``, ``.parts`` (what makes it blind), ``.left`` (the robust accuracy under it,
+        judged anew), ``.bound`` (under everything tried); ``.frame()`` has a row for each repair and each of ours.
+
+    Raises
+    ------
+    GradscopeError
+        Where the attack fails, or a model, the images or an option cannot be used; the message names the argument.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import gradscope as gs
+    >>> x = torch.tensor([0.9, 0.2] * 32 + [0.2, 0.7] * 32).reshape(64, 1, 1, 2)
+    >>> y = x.flatten(1).argmax(dim=1)
+    >>> def idle(model, x, y):
+    ...     return x
+    >>> model = {"pixels": torch.nn.Flatten().eval()}
+    >>> found = gs.judge(idle, model, x, y, norm="linf", epsilon="128/255", budget="quick")
+    >>> found.verdict, found.left, found.bound
+    ('the attack is blind', 1.0, 0.0)
+
+    """
+    return cast(JudgeReport, measure(JudgeOptions, model, x, y, {**options, "attack": attack}))
 
 
 def report(directory: str | Path) -> Path:

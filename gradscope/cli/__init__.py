@@ -89,7 +89,7 @@ def _with_flag(error: GradscopeError, arguments: list[str] | None) -> str:
 
     These are the one that it begins with, and those in backticks.
     """
-    flags = {"model": "CKPT", "directory": "DIR", "recipe": "RECIPE", "set": "--set"}
+    flags = {"model": "CKPT", "attack": "ATTACK", "directory": "DIR", "recipe": "RECIPE", "set": "--set"}
     flags |= {option.name: max(option.opts, key=len) for option in _options(arguments)}
     message, named = str(error), (error.argument or "").partition(".")[0]
     if named in flags and message.startswith(named):

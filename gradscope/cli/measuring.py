@@ -1,4 +1,4 @@
-"""The measuring commands: ``gradscope analyze``, ``landscape``, ``attack``, ``transfer`` and ``audit``."""
+"""The measuring commands: ``gradscope analyze``, ``landscape``, ``attack``, ``transfer``, ``audit`` and ``judge``."""
 
 import sys
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from gradscope.cli.declared import filled, panel, parameters, plain_parameter, w
 from gradscope.cli.shared import is_first_process, shared_mistakes
 from gradscope.errors import caution
 from gradscope.measure.common_options import Circumstances, ForeignOptions, Options
+from gradscope.measure.judge_options import JudgeOptions
 from gradscope.measure.options import AuditOptions, Request
 from gradscope.measure.refusals import refuse
 from gradscope.options import MEASURING, RUNNING, DataOptions
@@ -29,6 +30,14 @@ _Checkpoints = Annotated[
     typer.Argument(
         metavar="CKPT...",
         help="our .pt files, or foreign models: torchvision:NAME, timm:NAME, package.module:factory",
+        show_default=False,
+    ),
+]
+_Attack = Annotated[
+    str,
+    typer.Argument(
+        metavar="ATTACK",
+        help="package.module:function, called with model, x and y, or one of ours, see `gradscope list attacks`",
         show_default=False,
     ),
 ]
@@ -62,7 +71,8 @@ def measuring_command(kind: type[Options]) -> Callable[..., None]:
         if isinstance(request.options, AuditOptions):
             _pass_gates(results, on_masking=values["fail_on_masking"], allowing=request.options.allow_inconclusive)
 
-    arguments = [plain_parameter("checkpoints", _Checkpoints)]
+    arguments = [plain_parameter("attack", _Attack)] if kind is JudgeOptions else []
+    arguments.append(plain_parameter("checkpoints", _Checkpoints))
     if kind is AuditOptions:
         arguments.append(plain_parameter("fail_on_masking", _FailOnMasking, False))
     arguments += parameters(kind, DataOptions, ForeignOptions, Circumstances)

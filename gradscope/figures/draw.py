@@ -14,6 +14,7 @@ from gradscope.figures.attack import draw_attacks
 from gradscope.figures.audit import draw_audit
 from gradscope.figures.curve import draw_curves
 from gradscope.figures.distributions import draw_samples, read_samples
+from gradscope.figures.judge import draw_judge
 from gradscope.figures.landscape import draw_landscapes
 from gradscope.figures.planes import is_plane
 from gradscope.figures.scale import draw_scale
@@ -32,6 +33,7 @@ from gradscope.results.schemas import (
     AUDIT_JSON,
     CURVE,
     EXAMPLE_IMAGES,
+    JUDGE,
     LANDSCAPE,
     PATH,
     SAMPLES,
@@ -68,6 +70,7 @@ _MAIN = (
     *(
         "audit-robustness",
         "attacks-curve",
+        "judge-",
         "attacks-epsilon",
         "attacks-",
         "transfer-",
@@ -124,7 +127,7 @@ class Composed(NamedTuple):
 
 def holds_results(directory: Path) -> bool:
     """Whether there are files in ``directory`` from which figures are drawn."""
-    tables = (STEPS, SAMPLES, LANDSCAPE, ATTACKS, TRANSFER)
+    tables = (STEPS, SAMPLES, LANDSCAPE, ATTACKS, TRANSFER, JUDGE)
     return any(find_table(directory / table.file) for table in tables) or _is_audited(directory)
 
 
@@ -141,8 +144,8 @@ def draw(directory: Path) -> list[Path]:
     if not holds_results(directory):
         raise GradscopeError(
             f"directory must hold {STEPS.file} or {SAMPLES.file} (`gradscope analyze` makes them), {LANDSCAPE.file} "
-            f"(`gradscope landscape`), {ATTACKS.file} (`gradscope attack`), {TRANSFER.file} (`gradscope transfer`) or "
-            f"{AUDIT.file} and {AUDIT_JSON} (`gradscope audit`), got {directory}"
+            f"(`gradscope landscape`), {ATTACKS.file} (`gradscope attack`), {TRANSFER.file} (`gradscope transfer`), "
+            f"{JUDGE.file} (`gradscope judge`) or {AUDIT.file} and {AUDIT_JSON} (`gradscope audit`), got {directory}"
         )
     with style.paper():
         return save(compose(read_sources(directory)), directory)
@@ -168,7 +171,7 @@ def read_sources(directory: Path) -> Sources:
     """Read what the figures of ``directory`` are drawn from."""
     tables = {
         table.file: read_samples(found) if table is SAMPLES else read_table(found, table)
-        for table in (STEPS, SAMPLES, LANDSCAPE, PATH, ATTACKS, CURVE, TRANSFER, SIMILARITY, SCALE)
+        for table in (STEPS, SAMPLES, LANDSCAPE, PATH, ATTACKS, CURVE, TRANSFER, SIMILARITY, SCALE, JUDGE)
         if (found := find_table(directory / table.file))
     }
     audit = examples = None
@@ -196,6 +199,8 @@ def drawings(sources: Sources) -> Iterator[Drawing]:
         yield from draw_audit(tables[AUDIT.file], sources.audit, sources.examples)
     if SCALE.file in tables:
         yield from draw_scale(tables[SCALE.file])
+    if JUDGE.file in tables:
+        yield from draw_judge(tables[JUDGE.file])
     if ATTACKS.file in tables:
         yield from draw_attacks(tables[ATTACKS.file])
     if CURVE.file in tables:

@@ -13,6 +13,7 @@ from gradscope.results.schemas import (
     BANDS,
     CURVE,
     EXAMPLE_IMAGES,
+    JUDGE,
     LANDSCAPE,
     PAGE,
     PAPER,
@@ -29,7 +30,7 @@ from gradscope.results.schemas import (
 PARTIAL = ".tiles"
 #: Adversarial images that were asked for.
 IMAGES = "adversarial.npz"
-_TABLES = (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, CURVE, TRANSFER, SIMILARITY, AUDIT, SCALE)
+_TABLES = (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, CURVE, TRANSFER, SIMILARITY, AUDIT, SCALE, JUDGE)
 #: What a measuring stage writes beside its figures.
 FILES = (
     *(table.file + end for table in _TABLES for end in ("", ".gz")),

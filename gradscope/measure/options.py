@@ -20,6 +20,7 @@ from gradscope.measure.common_options import (
     Stepping,
     pgd_option,
 )
+from gradscope.measure.judge_options import JudgeOptions
 from gradscope.options import ATTACK, IMAGES, MEASURING, DataOptions, Names, default_of, option, split
 from gradscope.results.metrics import METRICS, USUAL_METRICS
 from gradscope.validation import Config
@@ -436,7 +437,8 @@ class AuditOptions(InBall, Sampled):
 
 #: The measuring commands by name, in the order in which the help lists them.
 COMMANDS: dict[str, type[Options]] = {
-    kind.command: kind for kind in (AnalyzeOptions, LandscapeOptions, AttackOptions, TransferOptions, AuditOptions)
+    kind.command: kind
+    for kind in (AnalyzeOptions, LandscapeOptions, AttackOptions, TransferOptions, AuditOptions, JudgeOptions)
 }
 
 

@@ -7,7 +7,7 @@ from gradscope.data.names import check_data
 from gradscope.errors import GradscopeError
 from gradscope.measure.directory import require_room
 from gradscope.measure.options import Request
-from gradscope.models.references import check_references, parse_reference
+from gradscope.models.references import check_reference, check_references, parse_reference
 
 
 def refuse(request: Request, out: Path) -> None:
@@ -23,6 +23,8 @@ def refuse(request: Request, out: Path) -> None:
         trust_code=foreign.trust_code,
         arguments={name: roles[name] for name in others},
     )
+    if (code := getattr(request.options, "code", None)) is not None:
+        check_reference(parse_reference(code, "attack"), None, trust_code=foreign.trust_code, argument="attack")
     request.check()
     require_data_set(request)
     if data.dataset is not None:

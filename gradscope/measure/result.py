@@ -29,6 +29,7 @@ from gradscope.results.schemas import (
     BANDS,
     CURVE,
     EXAMPLE_IMAGES,
+    JUDGE,
     LANDSCAPE,
     PATH,
     SAMPLES,
@@ -52,7 +53,21 @@ if TYPE_CHECKING:
 #: Every table by its name without the ending.
 TABLES: dict[str, Table] = {
     table.file.removesuffix(".csv"): table
-    for table in (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, CURVE, TRANSFER, SIMILARITY, AUDIT, SCALE)
+    for table in (
+        STEPS,
+        SAMPLES,
+        SUMMARY,
+        LANDSCAPE,
+        PATH,
+        BANDS,
+        ATTACKS,
+        CURVE,
+        TRANSFER,
+        SIMILARITY,
+        AUDIT,
+        SCALE,
+        JUDGE,
+    )
 }
 
 
@@ -422,13 +437,57 @@ class AuditReport(Result):
             yield f"{one.checkpoint}: {one.verdict_and_cause}, robust accuracy at most {bound:.1%}"
 
 
+class JudgeReport(Result):
+    """Verdicts on an attack: ``judge`` (the attack, ours, and its repairs)."""
+
+    kind, main = "judge", "judge"
+
+    def _of(self, name: str, role: str) -> pd.Series:
+        self._require_one(name)
+        rows = self.frame()
+        return rows[rows["role"] == role].iloc[0]
+
+    @property
+    def verdict(self) -> str:
+        """``the attack is blind``, ``weaker`` or ``sound``, ``invalid examples``, or ``inconclusive``."""
+        return str(self._of("verdict", "attack")["verdict"])
+
+    @property
+    def finding(self) -> str:
+        """Why the verdict is so, in a sentence or more."""
+        return str(self._of("finding", "attack")["finding"])
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What makes the attack blind, the largest gain first."""
+        self._require_one("parts")
+        return tuple(self.manifest["checkpoints"][0]["judgement"]["parts"])
+
+    @property
+    def left(self) -> float:
+        """Share of all images right when clean and under the attack, its examples judged anew."""
+        return float(self._of("left", "attack")["left"])
+
+    @property
+    def bound(self) -> float:
+        """The lowest robust accuracy that the attack, ours and the repairs reach together."""
+        return float(self._of("bound", "all")["left"])
+
+    def _findings(self) -> Iterator[str]:
+        rows = self.frame()
+        for row in rows[rows["role"] == "attack"].to_dict("records"):
+            yield f"{row['checkpoint']}: {row['verdict']}, {row['attack']} leaves {row['left']:.1%}"
+
+
 def _below(folder: Path) -> list[str]:
     """The sub-directories with results."""
     return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
 
 
 #: The class of each kind of result.
-KINDS: dict[str, type[Result]] = {kind.kind: kind for kind in (Trace, Landscape, Attacks, TransferMatrix, AuditReport)}
+KINDS: dict[str, type[Result]] = {
+    kind.kind: kind for kind in (Trace, Landscape, Attacks, TransferMatrix, AuditReport, JudgeReport)
+}
 
 
 def _content(path: Path) -> bytes:

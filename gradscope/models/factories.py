@@ -9,7 +9,7 @@ from torch import nn
 
 from gradscope.errors import GradscopeError
 from gradscope.models.inspection import one_line
-from gradscope.models.references import parse_reference, working_directory_importable
+from gradscope.models.references import ModelRef, parse_reference, working_directory_importable
 
 
 def call_factory(text: str, argument: str, *values: object, **offered: object) -> object:
@@ -22,22 +22,33 @@ def call_factory(text: str, argument: str, *values: object, **offered: object) -
     reference = parse_reference(text, argument)
     if reference.kind != "factory":
         raise GradscopeError(f"{argument} must be package.module:factory, got {text!r}")
-    module_name, name = reference.module, reference.name
+    factory = find_code(reference, argument)
+    arguments = (*values, *reference.arguments)
+    with working_directory_importable():
+        return factory(*arguments, **_taken(factory, arguments, reference.options, offered), **reference.options)
+
+
+def find_code(reference: ModelRef, argument: str) -> Callable[..., object]:
+    """Import what ``package.module:name`` names, which runs the module; it is not called.
+
+    Raises :class:`GradscopeError` with ``argument`` in front where it cannot be imported or called.
+    """
     with working_directory_importable():
         try:
-            module = importlib.import_module(module_name)
+            found: Any = importlib.import_module(reference.module)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit, too
-            raise GradscopeError(f"{argument}: {text}: {module_name} cannot be imported: {one_line(error)}") from error
-        factory: Any = module
-        for part in name.split("."):
-            factory = getattr(factory, part, None)
-        if not callable(factory):
-            problem = "has no" if factory is None else "cannot be called as it is no function:"
-            raise GradscopeError(f"{argument}: {text}: {module_name} {problem} {name}")
-        arguments = (*values, *reference.arguments)
-        return factory(*arguments, **_taken(factory, arguments, reference.options, offered), **reference.options)
+            raise GradscopeError(
+                f"{argument}: {reference.text}: {reference.module} cannot be imported: {one_line(error)}"
+            ) from error
+    for part in reference.name.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        problem = "has no" if found is None else "cannot be called as it is no function:"
+        raise GradscopeError(f"{argument}: {reference.text}: {reference.module} {problem} {reference.name}")
+    code: Callable[..., object] = found
+    return code
 
 
 def _taken(

@@ -10,7 +10,7 @@ from gradscope.reading import read_json
 from gradscope.results.audits import NO_PROOF, NONE_FOUND, AuditOf, Audits
 from gradscope.results.cautions import blind_attacks, cautions
 from gradscope.results.manifest import MANIFEST, read_manifest
-from gradscope.results.schemas import ATTACKS, AUDIT_JSON, CLAIMS, CURVE, SIMILARITY, STEPS, SUMMARY, TRANSFER
+from gradscope.results.schemas import ATTACKS, AUDIT_JSON, CLAIMS, CURVE, JUDGE, SIMILARITY, STEPS, SUMMARY, TRANSFER
 from gradscope.results.stats import wilson_interval
 from gradscope.results.tables import find_table, read_table
 
@@ -153,6 +153,57 @@ def audit_lines(results: Path) -> str:
     return "\n\n".join("\n".join(_audit(one)) for one in document.audits)
 
 
+def judge_lines(results: Path) -> str:
+    """For each checkpoint the verdict on the attack, the finding, the repairs and ours, the largest gain first."""
+    rows = read_table(results / JUDGE.file, JUDGE)
+    entries = {entry["label"]: entry for entry in read_manifest(results / MANIFEST)[1]["checkpoints"]}
+    found = rows.groupby("checkpoint", sort=False)
+    return "\n\n".join("\n".join(_judgement(own, entries[str(name)])) for name, own in found)
+
+
+def _judgement(rows: pd.DataFrame, entry: Mapping[str, Any]) -> Iterator[str]:
+    by_role = {str(role): own.to_dict("records") for role, own in rows.groupby("role")}
+    (attack,), (clean,), (lowest,) = by_role["attack"], by_role["clean"], by_role["all"]
+    judgement = entry["judgement"]
+    named = f": {', '.join(judgement['parts'])}" if judgement["parts"] else ""
+    yield f"{attack['attack']} on {attack['checkpoint']}: {attack['verdict'].upper()}{named}"
+    yield f"  {attack['finding']}"
+    for words, row in (("clean accuracy", clean), ("under the attack", attack), ("under all", lowest)):
+        yield f"  {words:24} {_share(row | {'value': row['left']})}"
+    yield f"  {'':24} {attack['norm']} {attack['epsilon']:.4g}, budget {attack['budget']}"
+    for role, title in (("repair", "repaired"), ("ours", "ours")):
+        tried = sorted(by_role.get(role, ()), key=lambda row: -(row["gain"] if row["gain"] == row["gain"] else -1))
+        for row in tried:
+            yield f"  {title:9} {row['part'] or '':14} {row['name']:44} {_compared(row)}"
+    if known := _read_of(judgement["reading"]):
+        yield f"  read of the attack: {known}"
+
+
+def _compared(row: Mapping[Any, Any]) -> str:
+    if not row["n"]:
+        return f"did not run: {row['finding']}"
+    gain = f"{100 * row['gain']:+.1f} [{100 * row['gain_low']:.1f}, {100 * row['gain_high']:.1f}]"
+    mark = "  NAMED" if row["named"] else ""
+    return f"leaves {_percent(row['left']):7} {gain:22} p = {row['p_value']:.2g}{mark}"
+
+
+def _read_of(reading: Mapping[str, Any]) -> str:
+    """What is known of how an attack works, and what is not."""
+    if not reading:
+        return ""
+    step = reading["step_size"]
+    starts = {True: "a random point", False: "the image", None: None}
+    known = {
+        "loss": reading["loss"],
+        "reduction": reading["reduction"],
+        "step size": None if step is None else f"{step:.3g}",
+        "start": starts[reading["random_start"]],
+    }
+    parts = [f"{reading['steps']} gradients", *(f"{name} {value}" for name, value in known.items() if value)]
+    unknown = [name for name, value in known.items() if not value]
+    return ", ".join(parts) + (f"; not known: {', '.join(unknown)}" if unknown else "")
+
+
 def claim_lines(claims: Path) -> str:
     """For each data set and architecture a line a claim: how many of its tests have each verdict, and the claim."""
     rows = read_table(claims, CLAIMS)
@@ -236,4 +287,5 @@ _LINES: Mapping[str, Callable[[Path], str]] = {
     "attack": attack_lines,
     "transfer": transfer_lines,
     "audit": audit_lines,
+    "judge": judge_lines,
 }

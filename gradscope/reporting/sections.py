@@ -16,13 +16,14 @@ from gradscope.reporting.tables import (
     attacks_table,
     checks_table,
     claims_table,
+    judge_table,
     numbers_table,
     similarity_table,
     statements_table,
     transfer_table,
 )
 from gradscope.results.metrics import LANDSCAPE_METRICS
-from gradscope.results.schemas import ATTACKS, CURVE, SIMILARITY, SUMMARY, TRANSFER
+from gradscope.results.schemas import ATTACKS, CURVE, JUDGE, SIMILARITY, SUMMARY, TRANSFER
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,15 @@ def _audit(part: ReportPart, pictures: Sequence[Picture]) -> Block:
     return Block(words=list(_left_out(part)), pictures=chosen, after=[checks_table(part.audits)])
 
 
+def _judge(part: ReportPart, pictures: Sequence[Picture]) -> Block:
+    rows = part.table(JUDGE)
+    if not len(rows):
+        return Block()
+    trials = rows[rows["role"] == "attack"].to_dict("records")
+    said = [f"{row['attack']} on {row['checkpoint']}: {row['verdict']}. {row['finding']}" for row in trials]
+    return Block(words=said, pictures=_chosen(pictures, "judge-"), after=[judge_table(rows)])
+
+
 _CHAPTERS: tuple[tuple[str, str, Callable[[ReportPart, Sequence[Picture]], Block]], ...] = (
     ("trajectories", "Along the attack", _trajectories),
     ("entropy", "Predictive entropy", _entropy),
@@ -193,4 +203,5 @@ _CHAPTERS: tuple[tuple[str, str, Callable[[ReportPart, Sequence[Picture]], Block
     ("attacks", "Attacks", _attacks),
     ("transfer", "Transfer", _transfer),
     ("audit", "Audit", _audit),
+    ("judge", "The attack on trial", _judge),
 )

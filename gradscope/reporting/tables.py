@@ -285,6 +285,40 @@ _CHECKS = (
 )
 
 
+def judge_table(rows: pd.DataFrame) -> ReportTable:
+    """Rows of the table JUDGE: the attack on trial, ours, its repairs, and all together."""
+    headings = (
+        Heading("Model"),
+        Heading("Role"),
+        Heading("Part"),
+        Heading("Name", "long"),
+        Heading("Left", "number"),
+        Heading("Less than the attack", "number", "points"),
+        Heading("p", "number", "adjusted"),
+        Heading("Named"),
+    )
+    body = tuple(
+        (
+            words(row["checkpoint"]),
+            words(row["role"]),
+            words(row["part"]),
+            words(row["name"]),
+            share(row["left"], row["ci_low"], row["ci_high"]),
+            share(row["gain"], row["gain_low"], row["gain_high"]),
+            number(row["p_value"]),
+            words("named" if row["named"] else ""),
+        )
+        for row in rows.to_dict("records")
+    )
+    return ReportTable("judge", _TRIAL, headings, body)
+
+
+_TRIAL = (
+    "The attack on trial, ours on the same images, and the attack again with one part repaired. Intervals are Wilson's "
+    "and, of paired differences, Tango's; p is McNemar's, one-sided, adjusted over ours or over the repairs (Holm)"
+)
+
+
 def numbers_table(summary: pd.DataFrame, name: str, caption: str) -> ReportTable:
     """Rows of the table SUMMARY as they are."""
     headings = (

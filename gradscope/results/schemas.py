@@ -170,6 +170,34 @@ SCALE = Table(
     ),
 )
 
+JUDGE = Table(
+    "judge.csv",
+    (
+        *IDENTITY,
+        Column("norm", "text", "norm of the ball: linf or l2"),
+        Column("epsilon", "number", "its radius, pixel units"),
+        Column("budget", "text", "what our attacks could spend, see `gradscope judge --help`"),
+        Column(
+            "verdict",
+            "text",
+            "the attack is blind, the attack is weaker, the attack is sound, invalid examples, or inconclusive",
+        ),
+        Column("role", "text", "clean: the images; attack: the one on trial; ours; repair; all: everything together"),
+        Column("name", "text", "ours: its name; repair: what is done, in words"),
+        Column("part", "text", "repair: the part of the attack that is put right; else empty"),
+        Column("left", "number", "share of all images right when clean and under it; empty where it did not run"),
+        Column("ci_low", "number", "lower end of its 95 % Wilson interval"),
+        Column("ci_high", "number", "upper end of that interval"),
+        Column("n", "integer", "images; 0 where it did not run"),
+        Column("gain", "number", "what the attack on trial leaves, less what this leaves; empty where not compared"),
+        Column("gain_low", "number", "lower end of the 95 % interval of that paired difference (Tango)"),
+        Column("gain_high", "number", "upper end of that interval"),
+        Column("p_value", "number", "McNemar's exact, one-sided, adjusted over ours or over the repairs (Holm)"),
+        Column("named", "integer", "1 where the verdict names the part by this repair"),
+        Column("finding", "text", "attack: why the verdict is so; repair: why it did not run; else empty"),
+    ),
+)
+
 #: Checks that fire below their threshold, as AUDIT says.
 FIRES_BELOW = ("G1",)
 #: What an audit writes beside its tables, see :mod:`gradscope.results.audits`.

@@ -23,6 +23,7 @@ from gradscope.distributed.units import halving
 from gradscope.errors import GradscopeError
 from gradscope.losses import cross_entropy
 from gradscope.measure.common_options import Options, Sampled
+from gradscope.measure.judge_options import JudgeOptions
 from gradscope.measure.options import AnalyzeOptions, AttackOptions, AuditOptions, LandscapeOptions, TransferOptions
 from gradscope.measure.transfer import CURVED
 from gradscope.models.architectures import ModelSpec, build
@@ -160,6 +161,10 @@ def measuring_passes(options: Options, images: ImageFacts, models: int) -> Passe
     if isinstance(options, AttackOptions):
         attacks = _sum(_attack(name, options.budget) for name in options.names)
         return (attacks + Passes(forward=1)) * (count * len(options.balls.radii))
+    if isinstance(options, JudgeOptions):
+        # Ours, and the attack itself with a dozen repairs, as long as ours.
+        attacks = _sum(_attack(name, BUDGETS[options.budget].attacks) for name in ("apgd-ce", "apgd-t", "square"))
+        return (attacks + Passes(gradient=15 * BUDGETS[options.budget].attacks.steps)) * count
     assert isinstance(options, AuditOptions)
     budget = options.spending_of(with_examples=bool(options.surrogate))
     probed = Passes(2 * budget.directions, 8) * budget.probed

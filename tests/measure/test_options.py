@@ -51,6 +51,7 @@ OTHERWISE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         },
     ),
     ("audit", {}, {**SAMPLED, "budget": "full", "norm": "linf", "epsilon": 0.3}),
+    ("judge", {}, {**SAMPLED, "attack": "pgd-paper", "budget": "full", "norm": "linf", "epsilon": 0.3}),
 ]
 CASES = [
     pytest.param(command, beside, name, value, id=f"{command} {' '.join([*beside, name])}")
@@ -92,6 +93,7 @@ def test_a_command_has_an_option_for_each_field(command: str, kind: type[Options
     parameters: Any = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
     options = {one.name: one for one in parameters if one.param_type_name == "option"}
     fields = {name: field for one in (kind, *SHARED) for name, field in one.model_fields.items()}
+    fields = {name: field for name, field in fields.items() if (command, name) != ("judge", "attack")}  # no option
     assert set(options) - set(fields) == {"out"} | ({"fail_on_masking"} if command == "audit" else set())
     for name, field in fields.items():
         assert f"--{name.replace('_', '-')}" in options[name].opts
@@ -134,8 +136,10 @@ def test_an_option_is_the_same_typed_or_in_a_recipe(
 ) -> None:
     given = beside | {name: value}
     expected = COMMANDS[command].parse(given)
-    arguments = [part for one in given.items() for part in flags(*one)]
-    assert typed(command, "sl.pt", "rl.pt", *arguments).options.content() == expected.content()
+    first = [given.get("attack", "pgd")] if command == "judge" else []
+    rest = [one for one in given.items() if (command, one[0]) != ("judge", "attack")]
+    arguments = [*first, "sl.pt", "rl.pt", *(part for one in rest for part in flags(*one))]
+    assert typed(command, *arguments).options.content() == expected.content()
     options = "\n".join(f"{key} = {json.dumps(one)}" for key, one in given.items())  # JSON's values are TOML's
     (tmp_path / "study.toml").write_text(
         f'[grid]\nmodes = ["sl", "rl"]\n[[measure]]\ncommand = "{command}"\n{options}\n'

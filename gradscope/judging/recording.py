@@ -1,0 +1,283 @@
+"""The model as an attack on trial meets it: each point and gradient is noted, and one part of the attack changed."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.functional import flatten, fooled, norm_and_unit, per_sample
+from gradscope.judging.attacks import Batch
+from gradscope.losses import LOSSES
+from gradscope.models.inspection import copied, into_evaluation
+
+#: Losses that a gradient in the logits is compared with.
+KNOWN = ("cross-entropy", "log-odds", "margin", "dlr", "rescaled-cross-entropy")
+#: Norm that float64 gradients keep at least when they are rounded to a type; half-precision ends at 6e-8.
+_SMALLEST = {torch.float16: 1e-3, torch.bfloat16: 1e-30, torch.float32: 1e-30, torch.float64: 0.0}
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is changed between the attack and the model; all else is the attack's own.
+
+    ``loss``: the gradient in the logits is that of this loss, as long as the attack's own, and ``sign`` says whether
+    the attack goes up (1) or down (-1) the gradient that it sees. ``summed``: gradients are multiplied by the images of
+    the batch. ``long``: each gradient that is not 0 has at least norm 1. ``precise``: model and loss compute in
+    float64. ``evaluating``: the model stays in evaluation mode. ``scale`` and ``shift``, ``(C, 1, 1)``: points are
+    ``scale * x + shift`` of images. The others move the points that the model sees along a path of their own, which
+    takes the attack's steps ``stretch`` times as long, or else steps of ``step_size`` (pixel units) along its
+    gradients; it begins in a random point of the ball where ``random_start`` is set, and stays in ball and box. The
+    attack is called ``calls`` times, and goes on where it was.
+    """
+
+    loss: str = ""
+    sign: int = 1
+    summed: bool = False
+    long: bool = False
+    precise: bool = False
+    evaluating: bool = False
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    stretch: float = 1.0
+    step_size: float | None = None
+    random_start: bool = False
+    calls: int = 1
+
+    @property
+    def moves(self) -> bool:
+        """Whether the model sees other points than the attack made."""
+        return self.stretch != 1 or self.step_size is not None or self.random_start or self.calls > 1
+
+
+NOTHING = Change()
+
+
+class Watch(nn.Module):
+    """``model``, which is this object's own copy in evaluation mode, on the images of ``batch``.
+
+    A point belongs to the image in its row where there are as many, else to the nearest one.
+    """
+
+    def __init__(self, model: nn.Module, batch: Batch, change: Change = NOTHING) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+        self.change = change
+        self._batch = batch
+        # In a list: what the attack does to the model's type leaves it alone.
+        self._precise = [copied(model).double()] if change.precise else []
+        images, count = batch.images, len(batch.images)
+        self._point, self._path = images.clone(), images.clone()
+        self._gradient = torch.zeros_like(images)
+        self._moved = torch.zeros(count, dtype=torch.bool, device=images.device)
+        self._fresh, self._resumed = torch.ones_like(self._moved), False
+        self._lengths: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.steps = torch.zeros(count, dtype=torch.int64, device=images.device)
+        self.upward = torch.zeros(count, dtype=torch.float64, device=images.device)
+        self.first_distance = torch.full((count,), torch.nan, dtype=torch.float64, device=images.device)
+        self.first_point = images.clone()
+        self.trained = torch.zeros_like(self._moved)
+        self.low_precision = torch.zeros_like(self._moved)
+        self.zero_gradient = torch.zeros_like(self._moved)
+        self.best, self.has_best = images.clone(), torch.zeros_like(self._moved)
+        shape = (count, len(KNOWN))
+        self.cosine = torch.full(shape, torch.nan, dtype=torch.float64, device=images.device)
+        self.ratio = torch.full(shape, torch.nan, dtype=torch.float64, device=images.device)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits at the points, or at those that the change puts in their place."""
+        if not isinstance(images, Tensor) or images.shape[1:] != self._batch.images.shape[1:] or not len(images):
+            unknown: Tensor = self.model(images)
+            return unknown
+        rows, fed = self._owners(images), images.detach().to(self._point)
+        if self.change.evaluating:
+            into_evaluation(self.model)
+        differentiable = torch.is_grad_enabled() and images.requires_grad
+        point = self._shown(images, fed, rows)
+        if differentiable:
+            self._note_step(fed, rows)
+            self._note_pass(fed, rows, images.dtype)
+            point.register_hook(lambda gradient: self._on_gradient(gradient, rows))
+        logits = self._logits(point)
+        if differentiable and logits.requires_grad:
+            logits.register_hook(lambda gradient: self._on_logits(gradient, logits.detach(), rows))
+        if self.change is NOTHING:
+            self._keep_best(fed, logits.detach(), rows)
+        return logits
+
+    def _owners(self, images: Tensor) -> Tensor:
+        """The image ``(M,)`` that each point belongs to."""
+        own = self._batch.images
+        if len(images) == len(own):
+            return torch.arange(len(own), device=own.device)
+        return torch.cdist(flatten(images.detach().to(own)), flatten(own)).argmin(dim=1)
+
+    def _shown(self, images: Tensor, fed: Tensor, rows: Tensor) -> Tensor:
+        """The points that the model sees, whose gradients are those of ``images``."""
+        change = self.change
+        if change.scale is not None and change.shift is not None:
+            return (images - change.shift.to(images)) / change.scale.to(images)
+        if change.moves:
+            return images + (self._walked(fed, rows).to(images) - images).detach()
+        return images.view_as(images)
+
+    def _logits(self, point: Tensor) -> Tensor:
+        if not self._precise:
+            logits: Tensor = self.model(point)
+            return logits
+        kind, exact = point.dtype, point.double()
+        if exact.requires_grad:
+            exact.register_hook(lambda gradient: _at_least(gradient, _SMALLEST.get(kind, 0.0)))
+        for ours, theirs in zip(self._precise[0].modules(), self.model.modules(), strict=True):
+            ours.training = theirs.training
+        with torch.autocast(point.device.type, enabled=False):
+            found: Tensor = self._precise[0](exact)
+            return found
+
+    def _walked(self, fed: Tensor, rows: Tensor) -> Tensor:
+        """Where the path of its own goes as the attack goes on to ``fed``; to ``fed`` itself where there is none."""
+        change, batch = self.change, self._batch
+        if not change.moves:
+            return fed
+        if change.step_size is None:
+            further = change.stretch * (fed - self._point[rows])
+        else:
+            further = change.sign * batch.threat.steepest_step(self._gradient[rows], change.step_size)
+            further = further * per_sample(self._moved[rows], fed)
+        start = fed + self._offset[rows] if change.random_start else fed
+        start = self._path[rows] if self._resumed else start
+        path = torch.where(per_sample(self._fresh[rows], fed), start, self._path[rows] + further)
+        return batch.threat.project(path.nan_to_num(0.5), batch.images[rows])
+
+    def _note_step(self, fed: Tensor, rows: Tensor) -> None:
+        """Take in the step that led from the last gradient to ``fed``."""
+        walked = self._moved[rows]
+        if bool(walked.any()):
+            step = fed - self._point[rows]
+            length = self._batch.threat.distance(step, torch.zeros_like(step)).double()
+            norm, unit = norm_and_unit(flatten(self._gradient[rows].double()))
+            self._lengths.append((rows[walked], length[walked], norm[walked]))
+            upward = (flatten(step).double() * unit).sum(dim=1)
+            self.upward.index_add_(0, rows, torch.where(walked, upward, 0.0))
+        self._path[rows] = self._walked(fed, rows)
+        self._point[rows], self._moved[rows], self._fresh[rows] = fed, False, False
+
+    @property
+    def _offset(self) -> Tensor:
+        """From each image to a random point of its ball."""
+        batch = self._batch
+        start = batch.threat.random_start(batch.images, "ball", batch.seed, ("judging",), batch.numbers)
+        return start - batch.images
+
+    def _note_pass(self, fed: Tensor, rows: Tensor, kind: torch.dtype) -> None:
+        """Take in that a gradient is asked for at ``fed``."""
+        first = self.steps[rows] == 0
+        distance = self._batch.threat.distance(fed, self._batch.images[rows]).double()
+        self.first_distance[rows] = torch.where(first, distance, self.first_distance[rows])
+        self.first_point[rows] = torch.where(per_sample(first, fed), fed, self.first_point[rows])
+        self.steps.index_add_(0, rows, torch.ones_like(rows))
+        self.trained[rows] |= any(module.training for module in self.model.modules())
+        autocast = torch.is_autocast_enabled(fed.device.type)
+        self.low_precision[rows] |= autocast or kind in (torch.float16, torch.bfloat16)
+
+    def _on_logits(self, gradient: Tensor, logits: Tensor, rows: Tensor) -> Tensor | None:
+        """Compare the gradient in the logits with those of known losses, once an image; change it where asked to."""
+        change = self.change
+        if change.summed:
+            return gradient * len(gradient)
+        labels = self._batch.labels[rows]
+        if change.loss:
+            slope = change.sign * _slope(change.loss, logits, labels)
+            length = torch.linalg.vector_norm(gradient.double(), dim=1, keepdim=True)
+            natural = torch.linalg.vector_norm(slope, dim=1, keepdim=True).clamp(min=1e-300)
+            lasting = (length > 0) & length.isfinite()
+            return torch.where(lasting, slope / natural * length, slope).to(gradient)
+        new = self.cosine[rows, 0].isnan()
+        if change is NOTHING and bool(new.any()):
+            norm, unit = norm_and_unit(gradient.double())
+            for place, name in enumerate(KNOWN):
+                if name == "dlr" and logits.shape[1] < 3:
+                    continue
+                theirs, direction = norm_and_unit(_slope(name, logits, labels))
+                inner = (unit * direction).sum(dim=1)
+                self.cosine[rows, place] = torch.where(new, inner, self.cosine[rows, place])
+                self.ratio[rows, place] = torch.where(new, norm / theirs, self.ratio[rows, place])
+        return None
+
+    def _on_gradient(self, gradient: Tensor, rows: Tensor) -> Tensor | None:
+        """Take in the gradient that the attack gets, made long where asked to."""
+        changed = _at_least(gradient, 1.0) if self.change.long else gradient
+        self._gradient[rows], self._moved[rows] = changed.to(self._gradient), True
+        self.zero_gradient[rows] |= flatten(changed == 0).all(dim=1)
+        return changed if self.change.long else None
+
+    def _keep_best(self, fed: Tensor, logits: Tensor, rows: Tensor) -> None:
+        """Keep each image's first point in ball and box that fools the model."""
+        batch = self._batch
+        inside = ~leaves_ball(fed, batch.images[rows], batch) & ~leaves_box(fed)
+        new = fooled(logits, batch.labels[rows]) & inside & ~self.has_best[rows]
+        self.best[rows] = torch.where(per_sample(new, fed), fed, self.best[rows])
+        self.has_best[rows] |= new
+
+    def again(self) -> None:
+        """Let the attack begin anew where the path has come to."""
+        self._fresh.fill_(True)
+        self._resumed = True
+
+    def reached(self, examples: Tensor) -> Tensor:
+        """The examples that belong to what the model saw, once the attack has returned ``examples``."""
+        rows = torch.arange(len(examples), device=examples.device)
+        self._note_step(examples, rows)
+        if self.change.scale is not None and self.change.shift is not None:
+            back = (examples - self.change.shift) / self.change.scale
+            near = self._batch.threat.distance(back, self._batch.images)
+            nearer = near < self._batch.threat.distance(examples, self._batch.images)
+            return torch.where(per_sample(nearer, back), back, examples)
+        return self._path if self.change.moves else examples
+
+    @property
+    def walk(self) -> dict[str, Tensor]:
+        """Medians over the steps of each image ``(N,)``: ``length``, and ``share``, that over the gradient's norm.
+
+        NaN where it took no step.
+        """
+        found = {name: torch.full((len(self.steps),), torch.nan, dtype=torch.float64) for name in ("length", "share")}
+        if self._lengths:
+            rows, lengths, norms = (torch.cat(parts).cpu() for parts in zip(*self._lengths, strict=True))
+            for row in rows.unique().tolist():
+                own = rows == row
+                found["length"][row] = lengths[own].median()
+                found["share"][row] = (lengths[own] / norms[own]).nan_to_num(0.0, posinf=0.0).median()
+        return found
+
+
+def _slope(name: str, logits: Tensor, labels: Tensor) -> Tensor:
+    """The gradient ``(N, K)`` of a loss in the logits, in float64."""
+    with torch.enable_grad():
+        exact = logits.double().requires_grad_()
+        (slope,) = torch.autograd.grad(LOSSES[name](exact, labels).sum(), exact)
+    return slope
+
+
+def _at_least(gradient: Tensor, norm: float) -> Tensor:
+    """``gradient`` with each sample's own lengthened to ``norm`` where it is shorter and not 0."""
+    norms, units = norm_and_unit(flatten(gradient))
+    short = per_sample((norms > 0) & (norms < norm), gradient)
+    return torch.where(short, units.reshape(gradient.shape) * norm, gradient)
+
+
+def rounding(kind: torch.dtype) -> float:
+    """How far a point of this type may lie from where it was meant, pixel units."""
+    return 8 * float(torch.finfo(kind).eps)
+
+
+def leaves_ball(points: Tensor, images: Tensor, batch: Batch, kind: torch.dtype = torch.float32) -> Tensor:
+    """Which ``points`` ``(N, ...)`` of type ``kind`` lie outside the ball by more than rounding, ``(N,)``."""
+    spread = 1.0 if batch.threat.norm == "linf" else images[0].numel() ** 0.5
+    return ~(batch.threat.distance(points, images) <= batch.threat.epsilon + spread * rounding(kind))
+
+
+def leaves_box(points: Tensor, kind: torch.dtype = torch.float32) -> Tensor:
+    """Which ``points`` ``(N, ...)`` of type ``kind`` lie outside [0, 1] by more than rounding, ``(N,)``."""
+    low, high = -rounding(kind), 1 + rounding(kind)
+    return flatten((points < low) | (points > high)).any(dim=1)

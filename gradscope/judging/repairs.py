@@ -1,0 +1,292 @@
+"""What can be read of an attack on trial, and the repairs that are worth trying: one part each."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gradscope.attacks.threat import ThreatModel
+from gradscope.config import StepSize
+from gradscope.distributed.units import Values
+from gradscope.functional import fooled, per_sample
+from gradscope.judging.attacks import Attack, Batch
+from gradscope.judging.recording import KNOWN, NOTHING, Change, Watch, leaves_ball, leaves_box
+
+Part = Literal[
+    "loss",
+    "reduction",
+    "norm floor",
+    "precision",
+    "step size",
+    "steps",
+    "projection",
+    "box",
+    "random start",
+    "best iterate",
+    "train mode",
+    "normalisation",
+]
+#: Cosine of gradients in the logits above which two losses are the same; the share of images on which they must be.
+_SAME, _ON_IMAGES = 0.999, 0.1
+#: A step this much shorter than the usual one is short.
+_SHORT = 0.5
+#: Share of images from which on it is those with short steps that are usual, so that the step size is not known.
+_MOST = 0.5
+#: How many times another the step size may be and still count as equal.
+_ALIKE = 1.5
+#: Scale less 1, or shift, of points fed above which they are no images plus a perturbation.
+_APART = 0.3
+#: Calls of an attack, one after the other, at most.
+_MOST_CALLS = 20
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How an attack works, as far as it shows; None where that cannot be known.
+
+    ``direction``: 1 where it goes up the gradient that it sees, -1 where down. ``ascends``: whether it climbs the
+    ``loss``. ``step_size``: the longest of the images' median steps, pixel units. ``short``: share of images whose
+    steps are mostly shorter than half of that; ``floor``: the norm of the gradient below which they are. ``scale``,
+    ``shift`` ``(C,)``: the model was shown ``scale * x + shift``. ``tight``: radius of a ball smaller than epsilon on
+    whose surface most examples lie.
+    """
+
+    steps: int
+    direction: int
+    loss: str | None
+    ascends: bool | None
+    reduction: str | None
+    step_size: float | None
+    short: float
+    floor: float | None
+    random_start: bool | None
+    trained: bool
+    low_precision: bool
+    zero_gradient: float
+    scale: Tensor | None
+    shift: Tensor | None
+    tight: float | None
+
+    @property
+    def scale_matters(self) -> bool:
+        """Whether how long the gradients are may decide the attack: some of its steps are short."""
+        return self.short > 0
+
+    def to_json(self) -> dict[str, Any]:
+        """What is known of it, for the manifest."""
+        return {
+            "steps": self.steps,
+            "step_size": self.step_size,
+            "loss": None if self.loss is None else f"{'' if self.ascends else 'minus '}{self.loss}",
+            "reduction": self.reduction,
+            "random_start": self.random_start,
+            "train_mode": self.trained,
+            "low_precision": self.low_precision,
+            "short_steps": self.short,
+            "norm_floor": self.floor,
+            "zero_gradient": self.zero_gradient,
+            "normalised_outside": self.scale is not None,
+            "ball": self.tight,
+        }
+
+
+@dataclass(frozen=True)
+class Repair:
+    """One part of an attack put right: in words, by a ``change`` on its way to the model, or by ``settings`` it shows.
+
+    ``of`` names a value of the run as it is that holds what the repair would fool; the attack is not run again then.
+    """
+
+    part: Part
+    words: str
+    change: Change = NOTHING
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    of: str = ""
+
+
+def read(found: Values, batch_size: int, threat: ThreatModel, attack: Attack) -> Reading:
+    """How the attack works, from the values of :func:`run_as_it_is` over all images."""
+    steps = int(found["steps"].double().median())
+    length = found["length"][found["length"].isfinite()]
+    usual = float(length.max()) if len(length) else 0.0
+    short = found["length"] < _SHORT * usual
+    shares = found["share"][short & (found["share"] > 0)]
+    direction = -1 if float(found["upward"].sum()) < 0 else 1
+    loss, ascends, reduction = _loss(found, batch_size, direction)
+    reach = found["distance"]
+    widest = float(reach.max())
+    at_the_surface = float((reach > 0.98 * widest).double().mean())
+    tight = (
+        widest if 0 < widest < 0.95 * threat.epsilon and at_the_surface > 0.5 and usual * steps > 1.2 * widest else None
+    )
+    scale, shift = found["scale"].median(dim=0).values, found["shift"].median(dim=0).values
+    apart = bool(((scale - 1).abs() > _APART).any() or (shift.abs() > _APART).any()) and bool(scale.isfinite().all())
+    first = found["first_distance"][found["first_distance"].isfinite()]
+    return Reading(
+        steps,
+        direction,
+        loss,
+        ascends,
+        reduction,
+        usual if usual and float(short.double().mean()) < _MOST else None,
+        float(short.double().mean()),
+        usual / float(shares.median()) if len(shares) else None,
+        bool((first > 1e-3 * threat.epsilon).double().mean() > 0.5) if len(first) else None,
+        bool(found["trained"].any()),
+        bool(found["low_precision"].any()),
+        float(found["zero_gradient"].double().mean()),
+        scale if apart else None,
+        shift if apart else None,
+        tight,
+    )
+
+
+def _loss(found: Values, batch_size: int, direction: int) -> tuple[str | None, bool | None, str | None]:
+    """The loss whose gradient in the logits the attack's is, whether it climbs it, and its reduction.
+
+    Of losses with one direction, such as cross-entropy and log-odds, it is the one whose length is in proportion.
+    """
+    best: tuple[float, str, float, float] | None = None
+    for place, name in enumerate(KNOWN):
+        cosine, ratio = found["cosine"][:, place], found["ratio"][:, place]
+        same = (cosine.abs() > _SAME) & ratio.isfinite() & (ratio > 0)
+        if float(same.double().mean()) < _ON_IMAGES:
+            continue
+        logarithms = ratio[same].log()
+        spread = float(logarithms.std(unbiased=False))
+        if best is None or spread < best[0] - 1e-6:
+            best = spread, name, float(cosine[same].median()), float(logarithms.median().exp())
+    if best is None or best[0] > 0.5:
+        return None, None, None
+    _, name, sign, ratio_ = best
+    reduction = "sum" if math.isclose(ratio_, 1, rel_tol=0.1) else None
+    reduction = "mean" if batch_size > 1 and math.isclose(ratio_ * batch_size, 1, rel_tol=0.1) else reduction
+    return name, sign * direction > 0, reduction
+
+
+def repairs_of(reading: Reading, attack: Attack, threat: ThreatModel, steps: int) -> list[Repair]:
+    """The repairs that may matter to an attack that works so; ``steps`` is how many ours take."""
+    sign, shown = reading.direction, attack.shown
+    found = [
+        Repair("loss", f"up the gradient of the {name} loss", Change(loss=name, sign=sign))
+        for name in ("log-odds", "margin")
+        if not (name == reading.loss and reading.ascends)
+    ]
+    if reading.scale_matters and reading.reduction == "mean":
+        found.append(Repair("reduction", "with the loss summed over the batch", Change(summed=True)))
+    if reading.scale_matters:
+        found.append(Repair("norm floor", "with the norm floor removed", Change(long=True)))
+    found.append(Repair("precision", "in float64", Change(precise=True)))
+    if reading.steps and reading.tight is None and reading.scale is None:  # else the path is of another ball
+        found += _walks(reading, shown, threat, steps)
+    if reading.tight is not None:
+        found.append(Repair("projection", "stretched to the ball's surface", of="stretched"))
+    found.append(Repair("best iterate", "kept at the first iterate that fooled", of="best"))
+    if reading.trained:
+        found.append(Repair("train mode", "with the model in evaluation mode", Change(evaluating=True)))
+    if reading.scale is not None and reading.shift is not None:
+        scale, shift = (values.reshape(-1, 1, 1).float() for values in (reading.scale, reading.shift))
+        found.append(Repair("normalisation", "without normalising the model's input", Change(scale=scale, shift=shift)))
+    return found
+
+
+def _walks(reading: Reading, shown: Mapping[str, Any], threat: ThreatModel, steps: int) -> list[Repair]:
+    """Repairs of step size, steps and start: by the attack's own settings where it shows them, else from outside."""
+    found = []
+    wanted = min(StepSize().at(threat.epsilon, reading.steps), threat.epsilon)
+    if reading.step_size is not None and not 1 / _ALIKE < wanted / reading.step_size < _ALIKE:
+        words = f"with steps of {wanted:.3g}, not {reading.step_size:.3g},"
+        if "step size" in shown:
+            found.append(Repair("step size", words, settings={"step size": wanted}))
+        elif wanted > reading.step_size:
+            found.append(Repair("step size", words, Change(stretch=wanted / reading.step_size)))
+        else:
+            found.append(Repair("step size", words, Change(step_size=wanted, sign=reading.direction)))
+    if isinstance(shown.get("steps", ("", None))[1], int):
+        more = max(4 * shown["steps"][1], steps)
+        found.append(Repair("steps", f"{more} in number", settings={"steps": more}))
+    else:
+        calls = min(max(math.ceil(steps / reading.steps), 2), _MOST_CALLS)
+        found.append(Repair("steps", f"{calls} times as many", Change(calls=calls)))
+    if reading.random_start is False:
+        if shown.get("random start", ("", None))[1] is False:
+            found.append(Repair("random start", "from a random start", settings={"random start": True}))
+        else:
+            found.append(Repair("random start", "from a random start", Change(random_start=True)))
+    return found
+
+
+def run_as_it_is(attack: Attack, watch: Watch, batch: Batch) -> tuple[Tensor, Values]:
+    """Run the attack; what it returned, and what was seen of it, for each image ``(N,)``."""
+    returned, reported = attack(watch, batch, {})
+    kind = returned.dtype
+    examples = returned.to(batch.images)
+    watch.reached(examples)
+    images, threat = batch.images, batch.threat
+    finite = examples.isfinite().flatten(1).all(dim=1)
+    distance = threat.distance(torch.where(per_sample(finite, examples), examples, images), images).double()
+    scale, shift = _affine(images, watch.first_point)
+    count = len(images)
+    says = torch.full((count,), -1, dtype=torch.int64)
+    if reported is not None:
+        says = (reported if reported.dtype == torch.bool else reported != batch.labels).long()
+    return examples, {
+        "leaves_ball": finite & leaves_ball(examples, images, batch, kind),
+        "leaves_box": finite & leaves_box(examples, kind),
+        "broken": ~finite,
+        "distance": distance,
+        "says": says,
+        "steps": watch.steps,
+        "upward": watch.upward,
+        "first_distance": watch.first_distance,
+        "trained": watch.trained,
+        "low_precision": watch.low_precision,
+        "zero_gradient": watch.zero_gradient,
+        "cosine": watch.cosine,
+        "ratio": watch.ratio,
+        "scale": scale.expand(count, -1),
+        "shift": shift.expand(count, -1),
+        **watch.walk,
+    }
+
+
+def run_repaired(attack: Attack, watch: Watch, batch: Batch, repair: Repair) -> Iterator[Tensor]:
+    """The examples of the attack with one part repaired, of each call, which begins where the one before came to."""
+    for call in range(repair.change.calls):
+        if call:
+            watch.again()
+        returned, _ = attack(watch, batch, repair.settings)
+        yield watch.reached(returned.to(batch.images)).clone()
+
+
+def _affine(images: Tensor, fed: Tensor) -> tuple[Tensor, Tensor]:
+    """The least-squares ``scale`` and ``shift`` ``(1, C)`` of each channel with ``fed = scale * images + shift``.
+
+    1 and 0 where the points follow no such line, or the channel does not vary.
+    """
+    x, y = (values.double().transpose(0, 1).flatten(1) for values in (images, fed))
+    mean_x, mean_y = x.mean(dim=1), y.mean(dim=1)
+    covariance = ((x - mean_x[:, None]) * (y - mean_y[:, None])).mean(dim=1)
+    variance_x, variance_y = x.var(dim=1, unbiased=False), y.var(dim=1, unbiased=False)
+    scale = covariance / variance_x
+    explained = covariance.square() / (variance_x * variance_y)
+    line = scale.isfinite() & (explained > 0.5)
+    shift = mean_y - scale * mean_x
+    one, none = torch.ones_like(scale), torch.zeros_like(scale)
+    return torch.where(line, scale, one)[None], torch.where(line, shift, none)[None]
+
+
+def stretched(examples: Tensor, batch: Batch) -> Tensor:
+    """``examples`` moved outward, so that the farthest of them lies on the ball's surface."""
+    farthest = batch.threat.distance(examples, batch.images).max().clamp(min=1e-12)
+    return batch.images + (examples - batch.images) * (batch.threat.epsilon / farthest)
+
+
+def judged(model: torch.nn.Module, examples: Tensor, batch: Batch) -> Tensor:
+    """Which images ``(N,)`` the model gets wrong at ``examples``, put into ball and box where they leave them."""
+    points = torch.where(examples.isfinite(), examples, batch.images)
+    with torch.no_grad():
+        return fooled(model(batch.threat.project(points, batch.images)), batch.labels)

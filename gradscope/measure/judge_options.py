@@ -1,0 +1,89 @@
+"""The options of ``gradscope judge``."""
+
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from gradscope.attacks.registry import ATTACKS
+from gradscope.auditing.budgets import BUDGETS
+from gradscope.config import Balls
+from gradscope.errors import GradscopeError, lookup
+from gradscope.measure.common_options import InBall, Sampled
+from gradscope.options import ATTACK, IMAGES, RUNNING, option
+
+
+class JudgeOptions(InBall, Sampled):
+    """``gradscope judge``, :func:`gradscope.judge`."""
+
+    command, kind, suffix = "judge", "judge", "-judge"
+    summary = "Say whether an attack is blind and which part of it makes it so, beside ours on the same images."
+    measurement = "gradscope.measure.judge:JudgeMeasurement"
+
+    attack: Any = option(
+        "pgd",
+        "the attack on trial: package.module:function, called with model, x and y, or the name of one of ours",
+        ATTACK,
+        typed=False,
+    )
+    budget: str = option(
+        "standard",
+        "sets our attacks and their steps: quick, standard, or full, as of `gradscope audit`",
+        ATTACK,
+        names="gradscope.auditing.budgets:BUDGETS",
+    )
+    samples: int | None = option(
+        None,
+        "test images to draw",
+        IMAGES,
+        usual=f"{', '.join(str(one.images) for one in BUDGETS.values())} by budget, or all if there are fewer",
+        ge=1,
+    )
+    batch_size: int | None = option(
+        None, "images that the attack gets at once", RUNNING, usual="128", ge=1, le=1_000_000
+    )
+
+    @property
+    def default_images(self) -> int:  # type: ignore[override]  # of the budget
+        """Images of the budget."""
+        return BUDGETS[self.budget].images
+
+    @property
+    def radius(self) -> float:
+        """The ball's radius, pixel units."""
+        given = {"norm": self.norm} | ({} if self.epsilon is None else {"epsilon": self.epsilon})
+        return Balls.parse(given).radii[0]
+
+    @property
+    def radii(self) -> tuple[float, ...]:
+        """The radius."""
+        return (self.radius,)
+
+    @property
+    def code(self) -> str | None:
+        """The reference to the attack's code; None of one of ours, and of one in memory."""
+        return self.attack if isinstance(self.attack, str) and ":" in self.attack else None
+
+    @model_validator(mode="after")
+    def _resolves(self) -> Self:
+        if isinstance(self.attack, str):
+            if self.code is None:
+                lookup(ATTACKS, self.attack, "attack")
+        elif not callable(self.attack):
+            raise GradscopeError(
+                f"attack must be a function, an attack object or a name, got {type(self.attack).__name__}"
+            )
+        lookup(BUDGETS, self.budget, "budget")
+        self.resolved()
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Attack, ball and budget."""
+        budget = BUDGETS[self.budget]
+        own = self.attack if isinstance(self.attack, str) else getattr(self.attack, "__name__", None)
+        return {
+            "attack": own or type(self.attack).__name__,
+            "norm": self.norm,
+            "epsilon": self.radius,
+            "audit_budget": self.budget,
+            "budget": budget.attacks.model_dump(),
+        }

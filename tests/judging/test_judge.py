@@ -1,0 +1,182 @@
+"""Judging an attack through the door: what it may do wrong, what comes back, and that nothing else changes."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import gradscope as gs
+from gradscope.errors import Caution, GradscopeError
+from tests.judging.bugs import SHARP, mean_cross_entropy, pgd
+
+BALL = {"norm": "linf", "epsilon": 0.1, "budget": "quick", "progress": False}
+
+
+@pytest.fixture
+def some(digits):
+    """Images and labels of the test set."""
+    images, labels = digits.test.batch(torch.arange(60), "cpu")
+    return images, labels
+
+
+def raising(model, x, y):
+    raise ValueError("no\nway")
+
+
+def cropped(model, x, y):
+    return x[:, :, 1:]
+
+
+def of_integers(model, x, y):
+    return (255 * x).to(torch.uint8)
+
+
+def of_nothing(model, x, y):
+    return None
+
+
+@pytest.mark.parametrize(
+    ("attack", "said"),
+    [
+        (raising, "attack must run on the model, raising raised ValueError: no"),
+        (cropped, "attack must return floating-point images (.*), cropped returned torch.float32"),
+        (of_integers, "attack must return floating-point images (.*), of_integers returned torch.uint8"),
+        (of_nothing, "attack must return floating-point images (.*), of_nothing returned NoneType"),
+        (3, "attack must be a function, an attack object or a name, got int"),
+        ("pgdd", "attack 'pgdd' is unknown|did you mean"),
+        ("no.such:thing", "attack: no.such:thing runs the code of no.such; pass `trust_code`"),
+    ],
+)
+def test_what_is_no_attack_is_refused_in_one_line(models, some, attack, said):
+    with pytest.raises(GradscopeError, match=said) as error:
+        gs.judge(attack, models("SL"), *some, **BALL)
+    assert "\n" not in str(error.value)
+
+
+def of_nan(model, x, y):
+    return x * torch.nan
+
+
+def of_doubles(model, x, y):
+    return pgd(model, x, y).double()
+
+
+def changing_its_input(model, x, y):
+    x.copy_(pgd(model, x, y))
+    y.zero_()
+    return x
+
+
+def leaving_traces(model, x, y):
+    model.train()
+    torch.manual_seed(3)
+    for parameter in model.parameters():
+        parameter.data.mul_(0.5)
+        parameter.requires_grad_()
+    return pgd(model, x, y)
+
+
+@pytest.mark.parametrize("attack", [of_nan, of_doubles, changing_its_input, leaving_traces])
+def test_an_unruly_attack_is_judged_and_leaves_no_trace(models, some, digest, attack):
+    model = copy.deepcopy(models("SL"))
+    before, images, labels = digest(model), some[0].clone(), some[1].clone()
+    found = gs.judge(attack, model, *some, **BALL)
+    assert digest(model) == before
+    assert torch.equal(some[0], images)
+    assert torch.equal(some[1], labels)
+    assert found.verdict == ("the attack is blind" if attack is of_nan else "the attack is sound")
+    if attack is of_nan:
+        assert "of its examples are not finite" in found.finding
+
+
+def claiming(model, x, y):
+    return x, torch.ones(len(x), dtype=torch.bool)
+
+
+def test_what_an_attack_reports_is_judged_too(models, some):
+    found = gs.judge(claiming, models("SL"), *some, **BALL)
+    right = int(found.frame().query("role == 'clean'")["left"].iloc[0] * 60 + 0.5)
+    assert f"What it reports is wrong of {right} of {right} examples." in found.finding
+
+
+def test_a_judgement_repeats_and_is_read_back(models, some, tmp_path):
+    attack = partial(pgd, norm="l2", loss=mean_cross_entropy, floor=1e-6)
+    ball = BALL | {"norm": "l2", "epsilon": 0.5}
+    first, second = (gs.judge(attack, models(SHARP[0]), *some, **ball) for _ in range(2))
+    assert first.frame().equals(second.frame())
+    assert first.verdict == "the attack is blind"
+    assert first.parts[0] == "norm floor"
+    assert first.bound <= first.left
+    assert gs.read(first.save(tmp_path / "out")) == first
+    assert (tmp_path / "out" / "figures" / "judge-repairs.png").exists()
+    lines = first.summary()
+    assert "THE ATTACK IS BLIND: norm floor" in lines
+    assert "loss cross-entropy, reduction mean" in lines
+    page = gs.report(tmp_path / "out").read_text()
+    assert "The attack on trial" in page
+
+
+def test_the_table_adds_up(models, some):
+    found = gs.judge(partial(pgd, size=0.01, start=False), models("SL"), *some, **BALL)
+    rows = found.frame()
+    assert list(rows["role"].unique()) == ["clean", "attack", "ours", "repair", "all"]
+    compared = rows[rows["gain"].notna()]
+    assert ((found.left - compared["left"] - compared["gain"]).abs() < 1e-9).all()
+    assert (compared["gain_low"] <= compared["gain"]).all()
+    assert (compared["gain"] <= compared["gain_high"]).all()
+    assert rows["left"].min() == found.bound == rows[rows["role"] == "all"]["left"].iloc[0]
+    assert set(rows[rows["named"] == 1]["part"]) == set(found.parts)
+
+
+def test_too_few_right_images_say_nothing(models, some):
+    found = gs.judge("pgd", models("SL"), some[0][:20], some[1][:20], **BALL)
+    assert (found.verdict, found.parts) == ("inconclusive", ())
+    assert "30 are needed" in found.finding
+
+
+class _Random(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model(images + 0.2 * torch.randn_like(images))
+
+
+def test_of_a_random_model_nothing_is_said(models, some):
+    with pytest.warns(Caution, match="two passes over one image differ"):
+        found = gs.judge("pgd", _Random(models("SL")).eval(), *some, **BALL)
+    assert found.verdict == "inconclusive"
+    assert "random" in found.finding
+
+
+def nudging(model, x, y, alpha=0.001, steps=20):
+    return pgd(model, x, y, size=alpha / 0.1, iterations_of=steps)
+
+
+def test_settings_among_a_functions_parameters_are_repaired_there(models, some):
+    found = gs.judge(nudging, models("SL"), *some, **BALL)
+    assert found.verdict == "the attack is blind"
+    assert found.parts[0] == "step size"
+    assert any("80 in number" in name for name in found.frame()["name"])
+
+
+def test_the_command_takes_a_function(some, trained, tmp_path, monkeypatch, capsys):
+    from gradscope.cli import main
+
+    (tmp_path / "mine.py").write_text("def idle(model, x, y, scale=1.0):\n    return scale * x\n")
+    monkeypatch.chdir(tmp_path)
+    ask = ["judge", "mine:idle(scale=1)", trained[0], "--budget", "quick", "--samples", "60", "--no-figures"]
+    with pytest.raises(SystemExit) as refused:
+        main([*ask, "--out", "out"])
+    assert refused.value.code == 2
+    assert (
+        "ATTACK: mine:idle(scale=1) runs the code of mine; pass --trust-code if you trust it" in capsys.readouterr().err
+    )
+    with pytest.raises(SystemExit) as done:
+        main([*ask, "--trust-code", "--out", "out"])
+    assert not done.value.code
+    assert "idle on sl: THE ATTACK IS BLIND" in capsys.readouterr().out
+    assert gs.read(tmp_path / "out").verdict == "the attack is blind"

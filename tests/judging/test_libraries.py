@@ -1,0 +1,76 @@
+"""Attacks of torchattacks and foolbox, given as objects: whole ones are acquitted, settings that they show repaired."""
+
+import pytest
+import torch
+from torch import nn
+
+from gradscope.attacks.threat import ThreatModel
+from gradscope.config import Budget
+from gradscope.judging.attacks import attack_on_trial
+from gradscope.judging.verdict import judge
+from tests.judging.bugs import RADII
+
+SOUND = ("the attack is sound", "the attack is weaker")
+
+
+def judged(attack, model, digits, norm, count=120):
+    images = digits.test.subset(torch.arange(count))
+    return judge(attack_on_trial(attack, Budget()), model, images, None, ThreatModel(norm, RADII[norm]), "quick")
+
+
+def theirs(norm, model, **given):
+    from gradscope import vision  # noqa: F401, before torchattacks, which imports torchvision
+
+    import torchattacks  # isort: skip
+
+    kind = {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[norm]
+    return kind(model, eps=RADII[norm], alpha=RADII[norm] / 8, steps=20, **given)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", ["SL", "SL-adv"])
+def test_pgd_of_torchattacks_is_sound(digits, models, norm, name):
+    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    attack = theirs(norm, other)
+    found = judged(attack, models(name), digits, norm)
+    assert found.verdict in SOUND
+    assert attack.model is other
+
+
+def test_steps_of_torchattacks_are_repaired_by_its_own_setting(digits, models):
+    attack = theirs("linf", models("SL"))
+    attack.alpha, attack.steps = 0.001, 20
+    found = judged(attack, models("SL"), digits, "linf")
+    assert found.verdict == "the attack is blind"
+    assert found.parts[0] == "step size"
+    assert (attack.alpha, attack.steps) == (0.001, 20)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", ["SL", "SL-adv"])
+def test_pgd_of_foolbox_is_sound(digits, models, norm, name):
+    attacks = pytest.importorskip("foolbox.attacks")
+    kind = {"linf": attacks.LinfPGD, "l2": attacks.L2PGD}[norm]
+    assert judged(kind(rel_stepsize=0.125, steps=20), models(name), digits, norm).verdict in SOUND
+
+
+def test_steps_of_foolbox_are_repaired_by_its_own_setting(digits, models):
+    attacks = pytest.importorskip("foolbox.attacks")
+    attack = attacks.LinfPGD(rel_stepsize=0.01, steps=20, random_start=False)
+    found = judged(attack, models("SL"), digits, "linf")
+    assert found.verdict == "the attack is blind"
+    assert found.parts[0] == "step size"
+    assert (attack.abs_stepsize, attack.steps) == (None, 20)
+
+
+@pytest.mark.parametrize("name", ["SL", "SL-adv"])
+def test_our_own_attack_is_sound(digits, models, name):
+    assert judged("apgd-ce", models(name), digits, "linf").verdict in SOUND
+    assert judged("pgd-margin", models(name), digits, "l2").verdict in SOUND
+
+
+def test_the_papers_pgd_is_blind_by_its_floor(digits, models):
+    """The batch's mean divides small gradients, the floor of 1e-6 stops their steps."""
+    found = judged("pgd-paper", models("SL x 5"), digits, "l2", 240)
+    assert found.verdict == "the attack is blind"
+    assert found.parts[0] == "norm floor"
