@@ -35,6 +35,11 @@ class ScaleBudget:
     steps: int
     attacks: tuple[str, ...]
 
+    @property
+    def runs(self) -> int:
+        """Attacks on each image: every one at every temperature, and the reference at three of them."""
+        return self.temperatures * len(self.attacks) + 3
+
 
 @dataclass(frozen=True)
 class AuditBudget:

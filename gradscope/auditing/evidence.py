@@ -132,8 +132,7 @@ def stages(budget: AuditBudget, images: int) -> int:
     Beside the main attacks: two of twice the steps, two unbounded, two at other radii, three on logarithms; and of few
     images those at other temperatures.
     """
-    at_other_scales = sum(len(names) for names in attacks_at(budget.scale).values())
-    return images * (len(budget.names) + 9) + min(images, budget.scale.images) * at_other_scales
+    return images * (len(budget.names) + 9) + min(images, budget.scale.images) * budget.scale.runs
 
 
 @dataclass(frozen=True)

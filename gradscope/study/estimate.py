@@ -168,9 +168,10 @@ def measuring_passes(options: Options, images: ImageFacts, models: int) -> Passe
     assert isinstance(options, AuditOptions)
     budget = options.spending_of(with_examples=bool(options.surrogate))
     probed = Passes(2 * budget.directions, 8) * budget.probed
+    scaled = Passes(gradient=budget.scale.steps * budget.scale.runs) * min(count, budget.scale.images)
     # The checks of radius, unbounded ball and budget attack again.
     attacks = _sum(_attack(name, budget.attacks) for name in budget.names)
-    return (attacks + Passes(gradient=6 * budget.attacks.steps)) * count + probed
+    return (attacks + Passes(gradient=6 * budget.attacks.steps)) * count + probed + scaled
 
 
 def _images(options: Options, images: ImageFacts) -> int:

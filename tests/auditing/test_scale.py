@@ -210,6 +210,8 @@ def test_a_budget_runs_the_reference_at_the_ends_and_as_given():
         (100.0, True),
     ]
     assert all({"pgd", "pgd-paper"} <= set(names) for names in found.values())
+    for budget in BUDGETS.values():
+        assert sum(len(names) for names in attacks_at(budget.scale).values()) == budget.scale.runs
 
 
 def test_a_tempered_model_is_a_module_around_the_model():
