@@ -75,7 +75,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "landscape": {"points": 3, "images": 2, "steps": 3},
     "attack": {"attacks": ["pgd", "square"], "queries": 10, "steps": 3, "epsilon": 0.5},
     "transfer": {"steps": 3},
-    "audit": {"budget": "quick", "norm": "linf", "epsilon": 0.1},
+    "audit": {"budget": "quick", "norm": "linf", "epsilon": 0.1, "allow_inconclusive": True},
 }
 
 
@@ -127,7 +127,8 @@ class TestTheCommandGivesTheSame:
         command, count = ("analyze" if name == "trace" else name), (2 if name == "transfer" else 1)
         flags = []
         for key, value in SMALL[name].items():
-            flags += [f"--{key.replace('_', '-')}", ",".join(value) if isinstance(value, list) else str(value)]
+            flags.append(f"--{key.replace('_', '-')}")
+            flags += [] if value is True else [",".join(value) if isinstance(value, list) else str(value)]
         given = ["--dataset", "npz", "--data-root", str(folder / "own.npz"), "--no-figures"]
         arguments = [command, *paths[:count], *given, *flags, "--out", str(folder / name)]
         with contextlib.redirect_stdout(None), pytest.raises(SystemExit) as ended:
@@ -641,7 +642,9 @@ MISUSE: dict[str, tuple[Callable[..., Any], str]] = {
         r"^model does not take the data's 1 x 4 x 8 images",
     ),
     "two models where a verdict is of one": (
-        lambda net, x, y: gs.audit({"a": net, "b": net}, x, y, budget="quick", samples=20).verdict,
+        lambda net, x, y: (
+            gs.audit({"a": net, "b": net}, x, y, budget="quick", samples=20, allow_inconclusive=True).verdict
+        ),
         r"^verdict must be asked of a result of one model, got a, b; see \.audits",
     ),
     "two radii where robust accuracy is of one": (

@@ -68,7 +68,7 @@ def measuring_command(kind: type[Options]) -> Callable[..., None]:
                 require_idle(results, directory=True)
             refuse(request, results)
         _measure(request, results)
-        if isinstance(request.options, AuditOptions):
+        if isinstance(request.options, AuditOptions) and (values["fail_on_masking"] or request.options.claim):
             _pass_gates(results, on_masking=values["fail_on_masking"], allowing=request.options.allow_inconclusive)
 
     arguments = [plain_parameter("attack", _Attack)] if kind is JudgeOptions else []

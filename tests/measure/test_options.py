@@ -50,7 +50,11 @@ OTHERWISE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             **{"queries": 50, "draws": 6, "cascade": False, "save_images": True, "curve": True},
         },
     ),
-    ("audit", {}, {**SAMPLED, "budget": "full", "norm": "linf", "epsilon": 0.3}),
+    (
+        "audit",
+        {},
+        {**SAMPLED, "budget": "full", "norm": "linf", "epsilon": 0.3, "claim": 0.5, "allow_inconclusive": True},
+    ),
     ("judge", {}, {**SAMPLED, "attack": "pgd-paper", "budget": "full", "norm": "linf", "epsilon": 0.3}),
 ]
 CASES = [
@@ -112,6 +116,7 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Request]:
     requests: list[Request] = []
     monkeypatch.setattr(measuring, "refuse", lambda request, out: requests.append(request))
     monkeypatch.setattr(measuring, "_measure", lambda request, out: None)
+    monkeypatch.setattr(measuring, "_pass_gates", lambda results, **gates: None)
 
     def read(command: str, *arguments: str) -> Request:
         with pytest.raises(SystemExit) as left:
