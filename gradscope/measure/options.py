@@ -361,7 +361,7 @@ class AuditOptions(InBall, Sampled):
     summary = "Say whether a model's robustness is real or its gradients are masked, with the evidence and the cause."
     measurement = "gradscope.measure.audit:AuditMeasurement"
     roles = ("surrogate",)
-    settled = frozenset({"allow_inconclusive"})
+    settled = frozenset({"claim", "allow_inconclusive"})
 
     budget: str = option(
         "standard",
@@ -407,6 +407,11 @@ class AuditOptions(InBall, Sampled):
     def radii(self) -> tuple[float, ...]:
         """The radius."""
         return (self.radius,)
+
+    def content(self) -> dict[str, Any]:
+        """As of all options; what older versions did not know only where it is used: stages keep their names."""
+        newer = {"claim": self.claim, "allow_inconclusive": self.allow_inconclusive}
+        return super().content() | {name: value for name, value in newer.items() if value}
 
     def spending_of(self, *, with_examples: bool) -> AuditBudget:
         """The budget; the attacks that need other models' examples only where there are some."""
