@@ -34,7 +34,7 @@ _WORDS = {
 _LINE, _GROUP, _AROUND, _BELOW, _LEGEND_ROW = 0.165, 0.06, 0.08, 0.42, 0.165
 _NAMES = 1.25
 _TEXT, _SMALL = 7.0, 6.5
-#: Share of the axes' width that the shares take, from the right.
+#: Beyond a share of 1, in shares.
 _MARGIN = 0.03
 
 
@@ -66,7 +66,9 @@ def draw_judge(rows: pd.DataFrame) -> list[Drawing]:
     axes.set_xlim(left, 1 + _MARGIN)
     axes.set_ylim(sum(sizes), 0)
     top = 0.0
-    for (title, verdict), (_, lines), size in zip(heads, blocks, sizes, strict=True):
+    for place, ((title, verdict), (_, lines), size) in enumerate(zip(heads, blocks, sizes, strict=True)):
+        if place % 2:
+            axes.axhspan(top, top + size, color="0.96", linewidth=0, zorder=0)
         write(axes, left, top + _AROUND, title, _TEXT, "top", ha="left", weight="bold")
         below = top + _AROUND + height_of(title, _TEXT)
         write(axes, left, below, verdict, _SMALL, "top", ha="left")

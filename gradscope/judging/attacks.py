@@ -1,6 +1,7 @@
 """The attack on trial, whoever wrote it: how it is called, what it may return, and which of its settings it shows."""
 
 import inspect
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -66,7 +67,9 @@ class Attack:
                 returned = self.call(model, private, named)
         except (GradscopeError, KeyboardInterrupt):
             raise
-        except BaseException as error:  # SystemExit, too
+        except BaseException as error:  # SystemExit, too, unless SIGTERM ends this process
+            if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
+                raise
             if isinstance(error, RuntimeError) and is_out_of_memory(error):
                 raise
             raise GradscopeError(f"attack must run on the model, {self.name} raised {one_line(error)}") from error

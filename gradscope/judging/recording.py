@@ -1,6 +1,7 @@
 """The model as an attack on trial meets it: each point and gradient is noted, and one part of the attack changed."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -162,7 +163,7 @@ class Watch(nn.Module):
         self._path[rows] = self._walked(fed, rows)
         self._point[rows], self._moved[rows], self._fresh[rows] = fed, False, False
 
-    @property
+    @cached_property
     def _offset(self) -> Tensor:
         """From each image to a random point of its ball."""
         batch = self._batch
@@ -229,7 +230,7 @@ class Watch(nn.Module):
         rows = torch.arange(len(examples), device=examples.device)
         self._note_step(examples, rows)
         if self.change.scale is not None and self.change.shift is not None:
-            back = (examples - self.change.shift) / self.change.scale
+            back = (examples - self.change.shift.to(examples)) / self.change.scale.to(examples)
             near = self._batch.threat.distance(back, self._batch.images)
             nearer = near < self._batch.threat.distance(examples, self._batch.images)
             return torch.where(per_sample(nearer, back), back, examples)
@@ -267,8 +268,8 @@ def _at_least(gradient: Tensor, norm: float) -> Tensor:
 
 
 def rounding(kind: torch.dtype) -> float:
-    """How far a point of this type may lie from where it was meant, pixel units."""
-    return 8 * float(torch.finfo(kind).eps)
+    """How far a point of this type, made from float32 images, may lie from where it was meant, pixel units."""
+    return 8 * max(float(torch.finfo(one).eps) for one in (kind, torch.float32))
 
 
 def leaves_ball(points: Tensor, images: Tensor, batch: Batch, kind: torch.dtype = torch.float32) -> Tensor:

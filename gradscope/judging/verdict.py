@@ -310,7 +310,7 @@ class _Trial:
             else:
                 stage = f"{repair.part} {repair.change.loss}".strip()
                 values = self._over(stage, places, partial(self._repaired, repair=repair))
-                failed = values["reason"].any(dim=1)
+                failed = (values["reason"] != 0).any(dim=1)
                 fools = None if bool(failed.any()) else self._on_all(places, values["fooled"])
                 reasons[repair.words] = _as_text(values["reason"][failed][0]) if fools is None else ""
             tried.append((repair.words, repair.part, fools))

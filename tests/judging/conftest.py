@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from gradscope.config import PGD
+from gradscope.distributed.units import Work, alone
 from tests.auditing.conftest import Behind, fit, small_network
 
 
@@ -25,6 +26,21 @@ def _moody(*layers) -> nn.Sequential:
     torch.manual_seed(0)
     convolution = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
     return nn.Sequential(*convolution, *layers, nn.Linear(128, 10))
+
+
+@pytest.fixture(scope="session")
+def work_on():
+    """Work on the model of a name that runs our attacks on it once for all judgements in a norm."""
+    kept = {}
+
+    def each(units):
+        for unit, make in units:
+            values = kept[unit] if unit in kept else next(alone([(unit, make)]))
+            if "ours-" in unit:
+                kept[unit] = values
+            yield values
+
+    return lambda model, norm: Work(each=each).prefixed(f"{model}-{norm}")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import torch
 
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import Budget
-from gradscope.distributed.units import Work
 from gradscope.judging.attacks import attack_on_trial
 from gradscope.judging.verdict import judge
 from tests.judging.bugs import CASES, RADII
@@ -14,13 +13,13 @@ COUNT = 120
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_attacks_are_convicted_of_their_mistake_alone(digits, models, case):
+def test_attacks_are_convicted_of_their_mistake_alone(digits, models, work_on, case):
     images = digits.test.subset(torch.arange(COUNT))
     threat = ThreatModel(case.norm, RADII[case.norm])
     missed = []
     for name in case.models:
         attack = attack_on_trial(case.attack, Budget())
-        found = judge(attack, models(name), images, None, threat, "quick", work=Work())
+        found = judge(attack, models(name), images, None, threat, "quick", work=work_on(name, case.norm))
         named = next((one for one in found.repairs if one.named), None)
         p_value = "" if named is None else f"p = {named.p_value:.1g}"
         print(

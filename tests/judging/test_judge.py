@@ -152,6 +152,21 @@ def test_of_a_random_model_nothing_is_said(models, some):
     assert "random" in found.finding
 
 
+def of_float32_alone(model, x, y):
+    logits = model(x)
+    assert logits.dtype == torch.float32, "float32 alone"
+    return pgd(model, x, y, size=0.01, start=False)
+
+
+def test_a_repair_that_the_attack_does_not_bear_is_left_out_with_its_reason(models, some):
+    found = gs.judge(of_float32_alone, models("SL"), *some, **BALL)
+    precision = found.frame().query("part == 'precision'").iloc[0]
+    assert precision["n"] == 0
+    assert "raised AssertionError: float32 alone" in precision["finding"]
+    assert "did not run: attack must run" in found.summary()
+    assert found.parts[0] == "step size"
+
+
 def nudging(model, x, y, alpha=0.001, steps=20):
     return pgd(model, x, y, size=alpha / 0.1, iterations_of=steps)
 

@@ -13,9 +13,14 @@ from tests.judging.bugs import RADII
 SOUND = ("the attack is sound", "the attack is weaker")
 
 
-def judged(attack, model, digits, norm, count=120):
-    images = digits.test.subset(torch.arange(count))
-    return judge(attack_on_trial(attack, Budget()), model, images, None, ThreatModel(norm, RADII[norm]), "quick")
+@pytest.fixture
+def judged(digits, models, work_on):
+    def run(attack, name, norm, count=120):
+        images, threat = digits.test.subset(torch.arange(count)), ThreatModel(norm, RADII[norm])
+        tried = attack_on_trial(attack, Budget())
+        return judge(tried, models(name), images, None, threat, "quick", work=work_on(name, norm))
+
+    return run
 
 
 def theirs(norm, model, **given):
@@ -29,18 +34,18 @@ def theirs(norm, model, **given):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("name", ["SL", "SL-adv"])
-def test_pgd_of_torchattacks_is_sound(digits, models, norm, name):
+def test_pgd_of_torchattacks_is_sound(judged, norm, name):
     other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     attack = theirs(norm, other)
-    found = judged(attack, models(name), digits, norm)
+    found = judged(attack, name, norm)
     assert found.verdict in SOUND
     assert attack.model is other
 
 
-def test_steps_of_torchattacks_are_repaired_by_its_own_setting(digits, models):
+def test_steps_of_torchattacks_are_repaired_by_its_own_setting(judged, models):
     attack = theirs("linf", models("SL"))
     attack.alpha, attack.steps = 0.001, 20
-    found = judged(attack, models("SL"), digits, "linf")
+    found = judged(attack, "SL", "linf")
     assert found.verdict == "the attack is blind"
     assert found.parts[0] == "step size"
     assert (attack.alpha, attack.steps) == (0.001, 20)
@@ -48,29 +53,29 @@ def test_steps_of_torchattacks_are_repaired_by_its_own_setting(digits, models):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("name", ["SL", "SL-adv"])
-def test_pgd_of_foolbox_is_sound(digits, models, norm, name):
+def test_pgd_of_foolbox_is_sound(judged, norm, name):
     attacks = pytest.importorskip("foolbox.attacks")
     kind = {"linf": attacks.LinfPGD, "l2": attacks.L2PGD}[norm]
-    assert judged(kind(rel_stepsize=0.125, steps=20), models(name), digits, norm).verdict in SOUND
+    assert judged(kind(rel_stepsize=0.125, steps=20), name, norm).verdict in SOUND
 
 
-def test_steps_of_foolbox_are_repaired_by_its_own_setting(digits, models):
+def test_steps_of_foolbox_are_repaired_by_its_own_setting(judged):
     attacks = pytest.importorskip("foolbox.attacks")
     attack = attacks.LinfPGD(rel_stepsize=0.01, steps=20, random_start=False)
-    found = judged(attack, models("SL"), digits, "linf")
+    found = judged(attack, "SL", "linf")
     assert found.verdict == "the attack is blind"
     assert found.parts[0] == "step size"
     assert (attack.abs_stepsize, attack.steps) == (None, 20)
 
 
 @pytest.mark.parametrize("name", ["SL", "SL-adv"])
-def test_our_own_attack_is_sound(digits, models, name):
-    assert judged("apgd-ce", models(name), digits, "linf").verdict in SOUND
-    assert judged("pgd-margin", models(name), digits, "l2").verdict in SOUND
+def test_our_own_attack_is_sound(judged, name):
+    assert judged("apgd-ce", name, "linf").verdict in SOUND
+    assert judged("pgd-margin", name, "l2").verdict in SOUND
 
 
-def test_the_papers_pgd_is_blind_by_its_floor(digits, models):
+def test_the_papers_pgd_is_blind_by_its_floor(judged):
     """The batch's mean divides small gradients, the floor of 1e-6 stops their steps."""
-    found = judged("pgd-paper", models("SL x 5"), digits, "l2", 240)
+    found = judged("pgd-paper", "SL x 5", "l2", 240)
     assert found.verdict == "the attack is blind"
     assert found.parts[0] == "norm floor"
