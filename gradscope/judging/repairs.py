@@ -207,10 +207,10 @@ def _walks(reading: Reading, shown: Mapping[str, Any], threat: ThreatModel, step
             found.append(Repair("step size", words, Change(step_size=wanted, sign=reading.direction)))
     if isinstance(shown.get("steps", ("", None))[1], int):
         more = max(4 * shown["steps"][1], steps)
-        found.append(Repair("steps", f"{more} in number", settings={"steps": more}))
+        found.append(Repair("steps", f"with {more} steps", settings={"steps": more}))
     else:
         calls = min(max(math.ceil(steps / reading.steps), 2), _MOST_CALLS)
-        found.append(Repair("steps", f"{calls} times as many", Change(calls=calls)))
+        found.append(Repair("steps", f"with {calls} times as many steps", Change(calls=calls)))
     if reading.random_start is False:
         if shown.get("random start", ("", None))[1] is False:
             found.append(Repair("random start", "from a random start", settings={"random start": True}))

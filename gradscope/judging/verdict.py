@@ -345,8 +345,12 @@ def _concluded(made: Judgement, found: Values) -> Judgement:
     """The verdict, the parts that are named and the finding, from what was compared."""
     leaving = {"projection": found["leaves_ball"], "box": found["leaves_box"]}
     out = {part: _share(leaves) for part, leaves in leaving.items() if bool(leaves.any())}
-    if out:
-        return _invalid(made, out)
+    inside = _compared_with_ours(made, found)
+    return _invalid(inside, out) if out else inside
+
+
+def _compared_with_ours(made: Judgement, found: Values) -> Judgement:
+    """The same where all examples count, put back into ball and box."""
     significant = [one for one in made.ours if one.significant]
     if not significant:
         left = f"Your attack leaves {_percent(made.left)}; none of ours leaves significantly less."
@@ -367,14 +371,16 @@ def _concluded(made: Judgement, found: Values) -> Judgement:
 
 
 def _invalid(made: Judgement, out: dict[str, float]) -> Judgement:
+    """A judgement on examples that were put back, of an attack of which the shares ``out`` leave ball or box."""
     reading = made.reading
     outside = reading is not None and reading.scale is not None
     parts: tuple[Any, ...] = ("normalisation",) if outside else tuple(sorted(out, key=lambda part: -out[part]))
     where = {"projection": "the ball", "box": "[0, 1]"}
     said = " and ".join(f"{_percent(share)} leave {where[part]}" for part, share in out.items())
     why = ", for it feeds the model normalised images" if outside else ""
-    finding = f"Of its examples {said}{why}; put back into ball and box they leave {_percent(made.left)}."
-    return replace(made, verdict="invalid examples", parts=parts, finding=finding)
+    finding = f"Of its examples {said}{why}. Put back into ball and box: {made.finding[:1].lower()}{made.finding[1:]}"
+    named = tuple(dict.fromkeys((*parts, *made.parts)))[:MOST_NAMED]
+    return replace(made, verdict="invalid examples", parts=named, finding=finding)
 
 
 def _finding(made: Judgement, best: Compared, named: Sequence[Compared]) -> str:
@@ -382,7 +388,7 @@ def _finding(made: Judgement, best: Compared, named: Sequence[Compared]) -> str:
     for one in named:
         assert one.standing is not None
         assert one.p_value is not None
-        same = "it leaves" if one.part == "best iterate" else "the same steps leave"
+        same = "it leaves" if one.part in ("best iterate", "steps") else "the same steps leave"
         said.append(f"{one.name} {same} {_percent(_share(one.standing))} (p = {one.p_value:.2g})")
     assert best.standing is not None
     said.append(f"the best attack, {best.name}, leaves {_percent(_share(best.standing))}")
