@@ -175,7 +175,7 @@ def test_settings_among_a_functions_parameters_are_repaired_there(models, some):
     found = gs.judge(nudging, models("SL"), *some, **BALL)
     assert found.verdict == "the attack is blind"
     assert found.parts[0] == "step size"
-    assert any("80 in number" in name for name in found.frame()["name"])
+    assert any("with 80 steps" in name for name in found.frame()["name"])
 
 
 def test_the_command_takes_a_function(some, trained, tmp_path, monkeypatch, capsys):
