@@ -257,8 +257,8 @@ class Budget(StepSize):
     """How much work the attacks of an evaluation may take, and how long the steps of PGD are where that is given.
 
     ``steps`` of every gradient attack; ``restarts`` of pgd-restarts; ``smoothing`` copies a step of pgd-smooth;
-    ``targets``: how many wrong classes apgd-t, fab-t and fmn aim at, likeliest first; ``queries`` of square; ``draws``:
-    random points of noise.
+    ``targets``: how many wrong classes apgd-t, fab-t and fmn aim at, likeliest first; ``queries`` of square, rays and
+    hop-skip-jump; ``draws``: random points of noise.
     """
 
     steps: int = Field(default=100, ge=1)

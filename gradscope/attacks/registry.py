@@ -100,6 +100,16 @@ ATTACKS: dict[str, Attack] = {
     "noise": Attack(
         "random points of the ball, by logits alone", code="gradscope.attacks.black_box:noise", needs=_LOGITS
     ),
+    "rays": Attack(
+        "RayS: the direction of signs in which another class is nearest, by labels alone",
+        code="gradscope.attacks.decision:rays",
+        needs=_LOGITS,
+    ),
+    "hop-skip-jump": Attack(
+        "HopSkipJump: along the boundary towards the image, by labels alone",
+        code="gradscope.attacks.decision:hop_skip_jump",
+        needs=_LOGITS,
+    ),
     "transfer": Attack(
         "adversarial examples made on other models",
         code="gradscope.attacks.dispatch:try_example",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from gradscope.attacks.registry import ATTACKS
-from gradscope.config import Budget
+from gradscope.config import Budget, Norm
 from gradscope.errors import lookup
 
 #: Attacks that take a gradient, in every budget; they run on all images that are right, as the paired tests need.
@@ -21,6 +21,8 @@ _WHITE_BOX = (
 _STRONGER = ("pgd-restarts", "apgd-ce", "apgd-t", "fmn")
 _STRONGEST = ("pgd-large-steps", "apgd-dlr", "fab", "fab-t")
 _BLACK_BOX = ("square", "noise")
+#: The attack that sees labels alone: by norm the one that fools more with the same queries.
+BY_LABEL: dict[Norm, str] = {"linf": "rays", "l2": "hop-skip-jump"}
 _EXAMPLES = ("transfer", "pgd-from")
 #: No attack of an audit: a cascade of others.
 _NEVER = ("autoattack",)
@@ -47,7 +49,8 @@ class AuditBudget:
 
     ``images`` are attacked where the user does not say how many; ``probed`` of them have their gradients taken apart,
     along ``directions`` random directions, and every fourth of those its curvature; a random output is averaged over
-    ``draws`` passes. ``scale`` says what is tried at other temperatures of the logits.
+    ``draws`` passes. ``scale`` says what is tried at other temperatures of the logits. ``by_label``: an attack that
+    sees labels alone is among ``names`` once the norm is known. ``unit_test``: the attacks are tested themselves.
     """
 
     meaning: str
@@ -58,6 +61,8 @@ class AuditBudget:
     directions: int
     draws: int
     scale: ScaleBudget
+    by_label: bool = False
+    unit_test: bool = False
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -86,6 +91,8 @@ BUDGETS: dict[str, AuditBudget] = {
         directions=16,
         draws=16,
         scale=ScaleBudget(64, 13, 20, ("pgd", "pgd-paper")),
+        by_label=True,
+        unit_test=True,
     ),
     "full": AuditBudget(
         "every attack at the usual size of the published ones",
@@ -96,12 +103,15 @@ BUDGETS: dict[str, AuditBudget] = {
         directions=32,
         draws=32,
         scale=ScaleBudget(256, 17, 20, ("pgd", "pgd-paper")),
+        by_label=True,
+        unit_test=True,
     ),
 }
 
 
-def budget_of(name: str, *, with_examples: bool) -> AuditBudget:
-    """The budget called ``name``; the attacks that need other models' examples only where there are some."""
+def budget_of(name: str, norm: Norm, *, with_examples: bool) -> AuditBudget:
+    """The budget called ``name`` in ``norm``; attacks that need other models' examples only where there are some."""
     found = lookup(BUDGETS, name, "budget")
-    names = (*found.names, *_EXAMPLES) if with_examples else found.names
+    by_label = (BY_LABEL[norm],) if found.by_label else ()
+    names = (*found.names, *by_label, *(_EXAMPLES if with_examples else ()))
     return replace(found, names=names)

@@ -13,7 +13,8 @@ from gradscope.attacks.outcome import AttackOutcome, Outcome
 from gradscope.attacks.pgd import Streams, pgd, settings_inside, usual_batch_size
 from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing import gradients
-from gradscope.auditing.budgets import AuditBudget
+from gradscope.auditing.budgets import BY_LABEL, AuditBudget
+from gradscope.auditing.known_points import look_for_known_points
 from gradscope.auditing.outputs import Averaged, LogProbabilities, are_probabilities, are_random, look_at_outputs
 from gradscope.auditing.scale import ScaleCurve, Tempered, attacks_at, scale_curve
 from gradscope.config import PGD, Budget
@@ -29,7 +30,7 @@ _PAIR = ("pgd", "pgd-margin")
 
 #: Attacks that have each only what those that follow the gradient from the image leave standing: what fools the model
 #: there, the gradient had hidden. The last starts where the first leads.
-LAST = ("transfer", "square", "noise", "pgd-from")
+LAST = ("transfer", "square", "noise", *BY_LABEL.values(), "pgd-from")
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Evidence:
     ``main`` has all attacks on all images that are right, but those of :data:`LAST`; ``doubled`` twice the steps,
     ``smaller`` and ``larger`` half and twice the radius, ``unbounded`` a ball that covers the box, ``repaired``
     logarithms of the output, ``scale`` other temperatures of the logits. ``distances`` are those of all images, and
-    ``main`` has who falls within the radius. ``places`` ``(M,)`` are the images whose gradients were looked at; of
-    every fourth the curvature.
+    ``main`` has who falls within the radius. ``places`` ``(M,)`` are the images whose gradients were looked at, and on
+    which attacks were tested with ``known_points``; of every fourth the curvature.
     """
 
     threat: ThreatModel
@@ -76,6 +77,7 @@ class Evidence:
     path: Values | None = None
     curvature: Values | None = None
     scale: ScaleCurve | None = None
+    known_points: Values | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -301,7 +303,20 @@ def gather(
     if evidence.random:
         return replace(evidence, expected=gathering.expected(main.right.nonzero().squeeze(1)))
     evidence = _with_other_radii(evidence, gathering)
+    if budget.unit_test:
+        evidence = replace(evidence, known_points=_known_points(gathering, places))
     return evidence if evidence.probabilities else replace(evidence, scale=_scale(gathering))
+
+
+def _known_points(gathering: _Gathering, places: Tensor) -> Values:
+    """The unit test of the audit's PGD on the two losses."""
+    threat, seed = gathering.threat, gathering.work.seed
+    attacks = {name: settings_inside(threat, gathering.budget.attacks, name) for name in _PAIR}
+
+    def look(images: Tensor, labels: Tensor, who: Tensor) -> Values:
+        return look_for_known_points(gathering.model, images, labels, who, threat, attacks, seed)
+
+    return gathering.over("unit-test", places, look)
 
 
 def _scale(gathering: _Gathering) -> ScaleCurve | None:

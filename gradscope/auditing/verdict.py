@@ -154,7 +154,7 @@ def examine(
     """
     if threat.epsilon <= 0:
         raise GradscopeError(f"epsilon must be above 0 in an audit, got {threat.epsilon:g}")
-    budget = budget_of(budget_name, with_examples=bool(surrogate_examples))
+    budget = budget_of(budget_name, threat.norm, with_examples=bool(surrogate_examples))
     numbers = torch.arange(len(image_set)) if numbers is None else numbers
     evidence = gather(
         model,
@@ -222,7 +222,7 @@ def _without_outcome(
         return "inconclusive", ("missing gradient",), reason
     if evidence.random:
         return "inconclusive", ("randomness",), "the output is random, and its mean falls no sooner than single draws"
-    weak = [identifier for identifier in ("C1", "C2") if identifier in fired]
+    weak = [made.id for made in fired.values() if "weak attack" in made.points_to]
     if weak and float(evidence.standing().double().mean()) > 1 / evidence.classes:
         return "inconclusive", ("weak attack",), f"{', '.join(weak)} fired: the attack is too weak to tell"
     if bool(evidence.main.undefined.any()):

@@ -251,7 +251,10 @@ class AttackOptions(Stepping, Sampled):
         None, "wrong classes that apgd-t, fab-t and fmn aim at", ATTACK, usual=default_of(Budget, "targets")
     )
     queries: int | None = option(
-        None, "forward passes of square for each image", ATTACK, usual=default_of(Budget, "queries")
+        None,
+        "forward passes of square, rays and hop-skip-jump for each image",
+        ATTACK,
+        usual=default_of(Budget, "queries"),
     )
     draws: int | None = option(None, "random points of noise for each image", ATTACK, usual=default_of(Budget, "draws"))
     surrogate: Names = option(
@@ -415,7 +418,7 @@ class AuditOptions(InBall, Sampled):
 
     def spending_of(self, *, with_examples: bool) -> AuditBudget:
         """The budget; the attacks that need other models' examples only where there are some."""
-        return budget_of(self.budget, with_examples=with_examples)
+        return budget_of(self.budget, self.norm, with_examples=with_examples)
 
     @model_validator(mode="after")
     def _resolves(self) -> Self:
@@ -429,7 +432,7 @@ class AuditOptions(InBall, Sampled):
 
     def resolved(self) -> dict[str, Any]:
         """Ball, budget, attacks."""
-        budget = BUDGETS[self.budget]
+        budget = self.spending_of(with_examples=False)
         return {
             "norm": self.norm,
             "epsilon": self.radius,

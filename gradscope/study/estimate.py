@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 
 from gradscope.auditing.budgets import BUDGETS
+from gradscope.auditing.known_points import MOST_INNER, RANDOM_POINTS
 from gradscope.config import PGD, Budget, Training
 from gradscope.distributed.processes import resolve_device
 from gradscope.distributed.units import halving
@@ -168,6 +169,8 @@ def measuring_passes(options: Options, images: ImageFacts, models: int) -> Passe
     assert isinstance(options, AuditOptions)
     budget = options.spending_of(with_examples=bool(options.surrogate))
     probed = Passes(2 * budget.directions, 8) * budget.probed
+    if budget.unit_test:
+        probed += Passes(MOST_INNER + RANDOM_POINTS, 2 * budget.attacks.steps) * budget.probed
     scaled = Passes(gradient=budget.scale.steps * budget.scale.runs) * min(count, budget.scale.images)
     # The checks of radius, unbounded ball and budget attack again.
     attacks = _sum(_attack(name, budget.attacks) for name in budget.names)
@@ -194,7 +197,7 @@ def _attack(name: str, budget: Budget) -> Passes:
     """One attack on an image that stands to its end."""
     if name == "autoattack":
         return _sum(_attack(part, budget) for part in ("apgd-ce", "apgd-t", "fab-t", "square"))
-    if name == "square":
+    if name in ("square", "rays", "hop-skip-jump"):
         return Passes(forward=budget.queries)
     if name == "noise":
         return Passes(forward=budget.draws)

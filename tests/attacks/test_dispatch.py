@@ -15,7 +15,7 @@ from gradscope.functional import margin
 
 NAMES = list(ATTACKS)
 #: Attacks that search at random: they fool nobody beyond the distance, but do not come up to it.
-RANDOM = {"square", "noise"}
+RANDOM = {"square", "noise", "rays", "hop-skip-jump"}
 SMALL = Budget(steps=20, queries=400, draws=60, restarts=2, smoothing=2)
 
 

@@ -244,7 +244,7 @@ def test_without_a_gradient_queries_go_on(convolutional, image_set, wrapper, rea
     examples = some_examples(image_set)
     threat = ThreatModel("linf", 0.05)
     outcome = evaluate(wrapper(convolutional), image_set, NAMES, threat, TINY, examples=examples)
-    assert list(outcome.attacks) == ["square", "noise", "transfer"]
+    assert list(outcome.attacks) == ["square", "noise", "rays", "hop-skip-jump", "transfer"]
     assert outcome.fooled_by("square").any()
     for name in outcome.skipped:
         assert outcome.skipped[name].startswith("needs a gradient, the model has none")
@@ -290,7 +290,7 @@ def test_images_without_finite_logits_are_undefined_and_not_right(convolutional,
     image_set = agreed(convolutional, image_set)
     images, _ = image_set.batch(torch.arange(40), "cpu")
     first = images.flatten(1)[:, 0]
-    names = ["fgsm", "pgd", "apgd-ce", "apgd-t", "fab", "fab-t", "square", "noise"]
+    names = ["fgsm", "pgd", "apgd-ce", "apgd-t", "fab", "fab-t", "square", "noise", "rays", "hop-skip-jump"]
     threat = ThreatModel("linf", 0.05)
     outcome = evaluate(Holes(convolutional), image_set, names, threat, TINY, cascade=False, keep_images=True)
     assert torch.equal(outcome.undefined, (first < 0.1) | (first > 0.9))
@@ -312,7 +312,7 @@ def test_a_point_without_finite_logits_fools(image_set):
     image_set = ImageSet.from_tensors(
         "hole", torch.full((4, 1, 4, 4), 140, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), ["0", "1"]
     )
-    names = ["fgsm", "pgd", "pgd-margin", "square", "noise"]
+    names = ["fgsm", "pgd", "pgd-margin", "square", "noise", "rays", "hop-skip-jump"]
     budget = Budget(steps=4, draws=60, queries=300)
     near = evaluate(Hole(), image_set, names, ThreatModel("linf", 0.1), budget, cascade=False)
     far = evaluate(Hole(), image_set, names, ThreatModel("linf", 0.04), budget, cascade=False)

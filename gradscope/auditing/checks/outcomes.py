@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gradscope.attacks.outcome import Outcome
 from gradscope.attacks.threat import ThreatModel
+from gradscope.auditing.budgets import BY_LABEL
 from gradscope.auditing.checks.base import ALPHA, Cause, Check, abstained, numbers_at
 from gradscope.auditing.checks.causes import FALSE_SHARE, NEXT_STEPS, slopes_of
 from gradscope.auditing.evidence import Evidence
@@ -146,13 +147,14 @@ def loss(evidence: Evidence) -> list[Check]:
 
 
 def _black_box(evidence: Evidence, identifier: str, name: str, attack: str, said: tuple[str, str]) -> Check:
-    """X1 to X3: an attack without the model's gradient fools images that every attack with it missed.
+    """X1 to X4: an attack without the model's gradient fools images that every attack with it missed.
 
     The pair is the white-box attacks together, without and with this one.
     """
     why = hindrance(evidence, evidence.main, "pgd", attack)
     if why:
-        step = "give examples of another model (surrogate)" if attack == "transfer" else "see D1"
+        step = "see D1" if attack in evidence.budget.names else "audit with a larger budget"
+        step = "give examples of another model (surrogate)" if attack == "transfer" else step
         return abstained(identifier, name, why, step, QUERY_GAIN)
     missed = evidence.main.standing(*evidence.white_box)
     fooled = evidence.main.right & ~missed
@@ -179,6 +181,16 @@ def random_points(evidence: Evidence) -> Check:
     """X3: random points of the ball."""
     said = ("images that only random points of the ball fool", "search at random, then replace the backward pass")
     return _black_box(evidence, "X3", "noise", "noise", said)
+
+
+def decision(evidence: Evidence) -> Check:
+    """X4: the attack that sees labels alone."""
+    attack = BY_LABEL[evidence.threat.norm]
+    said = (
+        f"images that only {attack} fools, which sees labels alone",
+        "attack by query, or replace the backward pass",
+    )
+    return _black_box(evidence, "X4", "decision", attack, said)
 
 
 def radius(evidence: Evidence) -> list[Check]:
