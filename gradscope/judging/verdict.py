@@ -167,7 +167,7 @@ def judge(
     """
     if threat.epsilon <= 0:
         raise GradscopeError(f"epsilon must be above 0 in a judgement, got {threat.epsilon:g}")
-    budget = budget_of(budget_name, with_examples=False)
+    budget = budget_of(budget_name, threat.norm, with_examples=False)
     numbers = torch.arange(len(image_set)) if numbers is None else numbers
     return _Trial(attack, model, image_set, numbers, threat, budget, budget_name, work).judgement()
 

@@ -54,10 +54,13 @@ def test_a_transfer_prints_the_matrix_and_is_drawn(world: Path, tmp_path: Path, 
     printed = done("transfer", world / "sl.pt", world / "rl.pt", "--steps", 3, "--samples", 30, "--out", out)
     *lines, path = printed.splitlines()
     assert path == str(out)
-    assert len(lines) == len(rows(out, TRANSFER)) == 6
-    assert [line.endswith("white-box") for line in lines] == [False, False, True, False, False, True]
+    assert len(rows(out, TRANSFER)) == 6
+    assert [line.endswith("white-box") for line in lines[:6]] == [False, False, True, False, False, True]
+    assert len(lines) == 7
+    assert "cosine" in lines[6]
     drawn = content(out / "figures")
-    assert set(drawn) == {"transfer-accuracy.pdf", "transfer-accuracy.png", "captions.json"}
+    figures = {f"transfer-{what}.{kind}" for what in ("accuracy", "similarity") for kind in ("pdf", "png")}
+    assert set(drawn) == figures | {"captions.json"}
     shutil.rmtree(out / "figures")
     done("figures", out)
     assert content(out / "figures") == drawn

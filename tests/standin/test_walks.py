@@ -19,7 +19,7 @@ from gradscope.errors import GradscopeError
 from gradscope.measure import weight_landscape
 from gradscope.probes import curvature, input_landscape
 from gradscope.seeding import generator
-from gradscope.training import batches, loop
+from gradscope.training import batches, held_out, loop
 from tests.standin.device import DeviceError, stand_in
 from tests.standin.walks import MEASUREMENTS, TRAININGS, reduced
 from tests.study.contents import content
@@ -116,7 +116,7 @@ MISTAKES = {
     "a generator in training": ("sl", augment, "apply", drawn_by_the_cpu, "generator"),
     "an array in a metric": ("analysis", functional, "entropy", through_numpy, "numpy"),
     "an array in an audit": ("audit", gradients, "is_dead", through_numpy, "numpy"),
-    "an array in training": ("sl", loop, "cross_entropy", through_numpy, "numpy"),
+    "an array in training": ("sl", held_out, "cross_entropy", through_numpy, "numpy"),
 }
 
 

@@ -43,7 +43,7 @@ MEASUREMENTS: dict[str, Callable[[str, str], tuple[object, ...]]] = {
         *("--restarts", 2, "--smoothing", 2, "--targets", 2, "--queries", 5, "--draws", 3, "--save-images"),
     ),
     "transfer": lambda sl, rl: ("transfer", sl, rl, "--samples", 4, "--steps", 2),
-    "audit": lambda sl, rl: ("audit", sl, "--budget", "quick", "--samples", 8),
+    "audit": lambda sl, rl: ("audit", sl, "--budget", "quick", "--samples", 8, "--allow-inconclusive"),
 }
 
 
