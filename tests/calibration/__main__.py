@@ -15,7 +15,7 @@ from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.verdict import Audit, examine
 from gradscope.config import Data
 from gradscope.data import sources
-from gradscope.data.image_set import Splits
+from gradscope.data.image_set import Splits, stratified_sample
 from gradscope.distributed.units import Work
 from tests.calibration.attacks import accuracy, adaptive_pgd, plain_pgd
 from tests.calibration.models import CASES, Case
@@ -71,10 +71,10 @@ def agrees(truth: str, verdict: str, cause: str) -> bool:
 
 
 def calibrate(name: str, case: Case, splits: Splits, folder: Path, count: int, budget: str) -> Row:
-    """Make the row of a model, on the first ``count`` test images."""
+    """Make the row of a model, on ``count`` test images, as many of each class."""
     model = case.make(splits.train, folder)
     began = time.process_time()
-    images = splits.test.subset(torch.arange(count))
+    images = splits.test.subset(stratified_sample(splits.test.labels, count, 0))
     points, labels = images.batch(torch.arange(count), "cpu")
     torch.manual_seed(case.seed)
     clean = accuracy(model, points, labels)

@@ -4,10 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from gradscope.data.image_set import ImageSet
+from gradscope.data.image_set import ImageSet, stratified_sample
 from tests.calibration.defences import DEFENCES, Defence, bypassed
 from tests.calibration.train import trained
 from tests.masks import MASKS, Behind, Votes
@@ -54,7 +53,7 @@ def _masked(name: str) -> Callable[[ImageSet, Path], nn.Module]:
         plain = trained("SL", MASKED_SEED, images, folder)
         assert isinstance(plain, nn.Sequential)
         if name == "votes":
-            return Votes(plain, images.subset(torch.arange(min(_FEW, len(images))))).eval()
+            return Votes(plain, images.subset(stratified_sample(images.labels, min(_FEW, len(images)), 0))).eval()
         # As it is, this network's logits stay where tanh still has a slope: 9 % stand under PGD, 8 % are the bound.
         behind = Behind(plain, after=lambda logits: 5 * logits) if name == "30 tanh" else plain
         return MASKS[name][0](behind).eval()

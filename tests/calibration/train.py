@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradscope.config import PGD
-from gradscope.data.image_set import ImageSet
+from gradscope.data.image_set import ImageSet, stratified_sample
 from tests.calibration.defences import DEFENCES, Train
 from tests.calibration.networks import convolutional, fit, residual
 
-#: Images of the training set, the first ones.
+#: Images of the training set, as many of each class.
 TRAINED_ON = 20_000
 
 
@@ -53,7 +53,7 @@ def trained(name: str, seed: int, images: ImageSet, folder: Path) -> nn.Module:
     if path.is_file():
         model.load_state_dict(torch.load(path, weights_only=True))
         return model.eval()
-    few = images.subset(torch.arange(min(TRAINED_ON, len(images))))
+    few = images.subset(stratified_sample(images.labels, min(TRAINED_ON, len(images)), 0))
     network.train(model, few, seed)
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
