@@ -117,3 +117,10 @@ def test_rows_are_written_as_they_come_and_not_made_again(tmp_path, monkeypatch,
     calibration.main()
     assert "seed" in capsys.readouterr().out
     assert table.read_text() == first
+
+
+@pytest.mark.parametrize("table", sorted(TABLES.glob("*.csv")), ids=lambda path: path.stem)
+def test_no_honest_model_of_a_committed_table_is_accused(table):
+    rows = calibration.read(table)
+    assert {row.model for row in rows} <= calibration.CASES.keys()
+    assert [row.model for row in rows if not row.truth and row.verdict == "masking found"] == []
