@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-cluster soak lint bench examples clean
+.PHONY: quickstart test test-cluster soak calibrate lint bench examples clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/gradscope study analyses/quickstart.toml --jobs 2
@@ -21,6 +21,10 @@ test-cluster: $(VENV)/installed-dev
 SECONDS ?= 600
 soak: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+# The audit on classifiers of CIFAR-10 whose truth is known: an hour of one core; DATA names the folder or file.
+calibrate: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.calibration $(if $(DATA),--data-root $(DATA))
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from gradscope.auditing.first_look import PROBED, first_look
 from gradscope.data.image_set import ImageSet
-
-from .conftest import MASKS, Behind
+from tests.masks import MASKS, Behind
 
 #: Two classes, told apart by which of two pixels is brighter; every fifth label is wrong.
 COUNT, WRONG = 100, 20

@@ -18,7 +18,7 @@ from gradscope.distributed.units import PLAIN, Work
 from gradscope.functional import calibration_error
 from gradscope.models.rescaling import best_factor
 from gradscope.results.schemas import SCALE
-from tests.auditing.conftest import Behind
+from tests.masks import Behind
 
 THREAT = ThreatModel("linf", 0.1)
 IDENTITY = dict.fromkeys(["checkpoint", "mode", "dataset", "arch", "seed"], "x")
