@@ -61,8 +61,9 @@ class Adaptive(Options):
 
     backward: Annotated[Any, BeforeValidator(_standins)] = option(
         (),
-        "take the gradient from this function in place of the model, whose values stay: package.module:function, or "
-        "for a part of the model NAME=package.module:function or NAME=identity; repeatable",
+        "take the gradient from this function in place of the model, whose values stay: package.module:function (in "
+        "Python a callable, or several in a dictionary by name), or for a part of the model "
+        "NAME=package.module:function or NAME=identity; repeatable",
         ATTACK,
         metavar="[NAME=]FUNCTION",
         repeatable=True,

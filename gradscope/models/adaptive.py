@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gradscope.distributed.units import is_out_of_memory
 from gradscope.errors import GradscopeError, unknown_name
 from gradscope.models.factories import find_function
-from gradscope.models.inspection import copied, device_of, into_evaluation, is_scripted, measuring, one_line
+from gradscope.models.inspection import copied, device_of, into_evaluation, measuring, one_line
 
 #: The stand-in that passes gradients on as they are (the straight-through estimator).
 IDENTITY = "identity"
@@ -110,8 +110,6 @@ def _standin(given: Any, name: str, trust_code: bool, device: torch.device) -> C
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    if is_scripted(model):
-        raise GradscopeError("backward must be for the whole model where that is TorchScript, whose parts are fixed")
     try:
         return copied(model)
     except (RuntimeError, TypeError) as error:
@@ -138,10 +136,14 @@ def _module_called(model: nn.Module, name: str) -> nn.Module:
 def _replace(model: nn.Module, part: nn.Module, standin: Callable[..., Tensor], name: str) -> None:
     """Put ``part`` behind its stand-in wherever ``model`` holds it."""
     through = Through(part, standin, name)
-    for parent in list(model.modules()):
-        for key, child in parent.named_children():
-            if child is part:
-                setattr(parent, key, through)
+    for place, module in list(model.named_modules(remove_duplicate=False)):
+        outer, _, key = place.rpartition(".")
+        if module is part and not isinstance(parent := model.get_submodule(outer), torch.jit.ScriptModule):
+            setattr(parent, key, through)
+    if not any(module is through for module in model.modules()):
+        raise GradscopeError(
+            f"backward must be for the whole model where {name} is a part of TorchScript, which is fixed"
+        )
 
 
 def _try(model: nn.Module, batch: Tensor) -> None:

@@ -23,10 +23,14 @@ class Part(nn.Module):
         return self.function(images)
 
 
-def median_of_three(images):
-    """A denoiser by NumPy, which has no gradient."""
-    pixels = torch.nn.functional.pad(images, (1, 1, 0, 0), mode="replicate").numpy()
-    return torch.from_numpy(pixels).unfold(3, 3, 1).median(dim=4).values
+def median(images):
+    """Of three pixels beside each other."""
+    return nn.functional.pad(images, (1, 1, 0, 0), mode="replicate").unfold(3, 3, 1).median(dim=4).values
+
+
+def median_by_numpy(images):
+    """A denoiser without a gradient."""
+    return torch.from_numpy(median(images.detach()).numpy().copy())
 
 
 @pytest.fixture(scope="module")
@@ -48,20 +52,37 @@ def checks_of(found):
     return {made.id: made for made in found.checks}
 
 
-@pytest.mark.parametrize("function", [quantised, _Severed.apply, median_of_three], ids=["levels", "severed", "median"])
-def test_an_honest_stand_in_brings_the_full_verdict(zoo, images, function):
-    found = audit(behind(zoo, function), images, _0="identity")
+def under_pgd(found):
+    return float(found.evidence.main.standing("pgd").double().mean())
+
+
+@pytest.mark.parametrize(
+    ("function", "standin"),
+    [(quantised, "identity"), (_Severed.apply, "identity"), (median_by_numpy, median)],
+    ids=["levels", "severed", "median"],
+)
+def test_a_good_stand_in_brings_the_full_verdict(zoo, images, function, standin):
+    found = audit(behind(zoo, function), images, _0=standin)
     assert found.verdict == "none found within this budget"
     assert "took the gradient from a stand-in" in found.reason
     assert not {"D1", "S1"} & {made.id for made in found.checks if made.fired}
     assert "not looked at" in checks_of(found)["S1"].cause
-    honest = audit(zoo(0).honest["SL"], images)
-    assert abs(found.upper_bound - honest.upper_bound) < 0.15
+    blind = audit(behind(zoo, function), images)
+    assert blind.verdict != found.verdict
+    assert found.upper_bound <= blind.upper_bound
+    assert "pgd" not in blind.evidence.main.attacks or under_pgd(found) < under_pgd(blind) - 0.1
 
 
-def test_without_its_stand_in_a_purifier_is_attacked_by_query_alone(zoo, images):
-    found = audit(behind(zoo, lambda pixels: median_of_three(pixels.detach())), images)
-    assert (found.verdict, found.cause) == ("inconclusive", "missing gradient")
+def test_with_the_identity_a_severed_model_falls_as_the_whole_one_does(zoo, images):
+    plain = zoo(0).honest["SL"]
+    found, honest = audit(behind(zoo, _Severed.apply), images, _0="identity"), audit(plain, images)
+    assert abs(found.upper_bound - honest.upper_bound) < 0.05
+
+
+def test_a_poor_stand_in_is_accused_by_what_gets_past_it(zoo, images):
+    found = audit(behind(zoo, median_by_numpy), images, _0=lambda pixels: pixels.flip(3))
+    assert (found.verdict, found.cause) == ("masking found", "stand-in")
+    assert checks_of(found)["X1"].accuses
 
 
 @pytest.mark.parametrize("function", [quantised, _Severed.apply], ids=["levels", "severed"])

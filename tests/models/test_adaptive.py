@@ -122,6 +122,7 @@ def test_stand_ins_that_do_not_fit_are_refused_in_one_line(given, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_models_that_cannot_be_adapted_are_refused(model):
     with pytest.raises(GradscopeError, match=r"'0' is each of left.0, right.0"):
         with_backward(Halves().eval(), {"0": "identity"}, BATCH)
@@ -130,9 +131,10 @@ def test_models_that_cannot_be_adapted_are_refused(model):
     with pytest.raises(GradscopeError, match="backward must leave the model running, it raised RuntimeError"):
         with_backward(model, {"2": lambda values: values[:, :3]}, BATCH)
     scripted = torch.jit.script(nn.Sequential(nn.Sigmoid(), nn.Flatten())).eval()
-    with pytest.raises(GradscopeError, match="whole model where that is TorchScript"):
+    with pytest.raises(GradscopeError, match="whole model where 0 is a part of TorchScript"):
         with_backward(scripted, {"0": "identity"}, BATCH)
     assert stands_in(with_backward(scripted, {"": nn.Flatten()}, BATCH))
+    assert stands_in(with_backward(nn.Sequential(scripted).eval(), {"0": scripted}, BATCH))
     model.state = torch.ones(1, requires_grad=True) * 2
     with pytest.raises(GradscopeError, match="where that cannot be copied"):
         with_backward(model, {"0": "identity"}, BATCH)
