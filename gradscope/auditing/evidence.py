@@ -21,6 +21,7 @@ from gradscope.config import PGD, Budget
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import Values, Work
 from gradscope.functional import fooled
+from gradscope.models.adaptive import stands_in
 from gradscope.models.inspection import laid_out, measuring
 from gradscope.seeding import derive, seeded
 
@@ -54,7 +55,8 @@ class Evidence:
     ``smaller`` and ``larger`` half and twice the radius, ``unbounded`` a ball that covers the box, ``repaired``
     logarithms of the output, ``scale`` other temperatures of the logits. ``distances`` are those of all images, and
     ``main`` has who falls within the radius. ``places`` ``(M,)`` are the images whose gradients were looked at, and on
-    which attacks were tested with ``known_points``; of every fourth the curvature.
+    which attacks were tested with ``known_points``; of every fourth the curvature. ``stands_in``: the gradient
+    is that of a stand-in, whose slopes need not be the model's.
     """
 
     threat: ThreatModel
@@ -78,6 +80,7 @@ class Evidence:
     curvature: Values | None = None
     scale: ScaleCurve | None = None
     known_points: Values | None = None
+    stands_in: bool = False
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -294,6 +297,7 @@ def gather(
     main = gathering.then(main, [name for name in LAST if name in budget.names])
     places = main.right.nonzero().squeeze(1)[: budget.probed]
     evidence = Evidence(threat, budget, numbers, len(image_set.classes), outputs, main, places, distances=distances)
+    evidence = replace(evidence, stands_in=stands_in(model))
     if not evidence.differentiable or not len(places):
         return evidence
     evidence = _with_gradients(evidence, gathering)

@@ -18,6 +18,7 @@ from gradscope.auditing.checks.causes import (
     near_chance,
     predicts_one_class,
     slopes_of,
+    standin_is_zero,
     step_length,
 )
 from gradscope.auditing.evidence import Evidence, gather
@@ -230,7 +231,15 @@ def _without_outcome(
     missing = [made.id for made in checks if made.id in ESSENTIAL and made.state == "abstained"]
     if missing:
         return "inconclusive", seen, f"{', '.join(missing)} could not be made"
-    return "none found within this budget", (), f"no outcome speaks against these attacks{_aside(evidence, fired)}"
+    return (
+        "none found within this budget",
+        (),
+        f"no outcome speaks against these attacks{_through(evidence)}{_aside(evidence, fired)}",
+    )
+
+
+def _through(evidence: Evidence) -> str:
+    return ", which took the gradient from a stand-in" if evidence.stands_in else ""
 
 
 def _aside(evidence: Evidence, fired: Mapping[str, Check]) -> str:
@@ -250,23 +259,28 @@ def _causes(evidence: Evidence, fired: Mapping[str, Check]) -> tuple[Cause, ...]
     """What could blind the attack, the surest first.
 
     The kind of output comes before its slopes, which it bends (a saturated softmax moves in steps); slopes before
-    saturation, which they imitate. Gradients that turn at every step are those of a surface in ripples.
+    saturation, which they imitate. Gradients that turn at every step are those of a surface in ripples. The slopes of a
+    stand-in differ from the output's, as they are meant to: they are its fault only where nothing else is known.
     """
     found: list[Cause] = []
+    kind = slopes_of(evidence)[1] if evidence.slopes is not None else None
     if evidence.probabilities:
         if are_labels(evidence.outputs):
             found.append("missing gradient")
         found.append("probabilities")
     if evidence.random:
         found.append("randomness")
-    if evidence.slopes is not None:
-        kind = slopes_of(evidence)[1]
+    if standin_is_zero(evidence):
+        found.append("stand-in")
+    elif kind and not evidence.stands_in:
         bent_by_softmax = evidence.probabilities and kind in ("shattering", "bounded output", "clipped output")
-        found += [kind] if kind and not bent_by_softmax and kind not in found else []
+        found += [kind] if not bent_by_softmax and kind not in found else []
     if not found and fired.keys() & {"N1", "N2"}:
         found += fired["N1"].points_to if "N1" in fired else ["saturation"]
     if not found and "K1" in fired:
         found += fired["K1"].points_to
     if not found and fired.keys() & {"S1", "G1"}:
         found.append("shattering")
+    if evidence.stands_in and kind and not found:
+        found.append("stand-in")
     return tuple(found)

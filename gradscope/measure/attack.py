@@ -58,7 +58,7 @@ class AttackMeasurement(Measurement[AttackOptions]):
         saved: list[Arrays] = []
         for position, entry in enumerate(self.entries):
             started = time.perf_counter()
-            subject = self.inputs.load(entry.reference, entry.chosen.images, differentiable=False)
+            subject = self.inputs.attacked(entry.reference, entry.chosen.images)
             outcomes = [self._at(subject, entry, epsilon, kept) for epsilon in self.options.balls.radii]
             distances = self._distances(subject, entry, kept) if self.options.curve else None
             files = {}

@@ -74,10 +74,10 @@ class AuditMeasurement(Measurement[AuditOptions]):
         shown: list[Row] = []
         for position, entry in enumerate(self.entries):
             started = time.perf_counter()
-            subject = self.inputs.load(entry.reference, entry.chosen.images, differentiable=False)
+            subject = self.inputs.attacked(entry.reference, entry.chosen.images)
             found, pictures = self._audit(subject, entry, kept)
             identity = subject.identity(entry.chosen.images.name, "")
-            documents.append(_document(identity, found))
+            documents.append(_document(identity, found) | self.options.adapted())
             shown += [_pictured(subject.label, example, entry.chosen.images.classes) for example in pictures]
             rows = {
                 AUDIT: partial(found.rows, identity),

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -16,10 +16,12 @@ from gradscope.data import sources
 from gradscope.data.image_set import ImageSet, Splits
 from gradscope.data.names import DATASETS
 from gradscope.errors import GradscopeError, lookup
+from gradscope.measure.adaptive_options import Adaptive
 from gradscope.measure.options import Request
+from gradscope.models.adaptive import with_backward
 from gradscope.models.checkpoint import Checkpoint
 from gradscope.models.failures import explained_failures
-from gradscope.models.inspection import LogitsCheck, check_differentiable
+from gradscope.models.inspection import LogitsCheck, check_differentiable, grey
 from gradscope.models.loading import Foreign, LoadedModel, ModelSource, load_model, read_references
 from gradscope.models.references import ModelRef
 from gradscope.seeding import generator
@@ -142,6 +144,16 @@ class Inputs:
                 check = LogitsCheck(f"model: {subject.label}", len(images.classes))
                 self._checks.callback(subject.model.register_forward_hook(check).remove)
         return subject
+
+    def attacked(self, reference: ModelSource, images: ImageSet) -> LoadedModel:
+        """Build a model as the request's attacks see it: with the backward pass that stands in for its own."""
+        subject, options = self.load(reference, images, differentiable=False), self.request.options
+        if not isinstance(options, Adaptive) or not options.standins:
+            return subject
+        batch, trusted = grey(images, self.device), self.foreign.trust_code
+        model = with_backward(subject.model, options.standins, batch, trust_code=trusted)
+        self._models[subject.label, id(model)] = model
+        return replace(subject, model=model)
 
     def _label_of(self, value: object) -> str | None:
         """The label of a model that was loaded here and is still in use, or of one's source; None of anything else."""

@@ -37,7 +37,7 @@ class JudgeMeasurement(Measurement[JudgeOptions]):
         """One part for each model."""
         for position, entry in enumerate(self.entries):
             started = time.perf_counter()
-            subject = self.inputs.load(entry.reference, entry.chosen.images, differentiable=False)
+            subject = self.inputs.attacked(entry.reference, entry.chosen.images)
             found = self._judge(subject, entry, kept)
             identity = subject.identity(entry.chosen.images.name, self.attack.name)
             facts = {"seconds": time.perf_counter() - started, "judgement": found.to_json()}

@@ -8,16 +8,18 @@ from gradscope.attacks.registry import ATTACKS
 from gradscope.auditing.budgets import BUDGETS
 from gradscope.config import Balls
 from gradscope.errors import GradscopeError, lookup
+from gradscope.measure.adaptive_options import Adaptive, name_of
 from gradscope.measure.common_options import InBall, Sampled
 from gradscope.options import ATTACK, IMAGES, RUNNING, option
 
 
-class JudgeOptions(InBall, Sampled):
+class JudgeOptions(Adaptive, InBall, Sampled):
     """``gradscope judge``, :func:`gradscope.judge`."""
 
     command, kind, suffix = "judge", "judge", "-judge"
     summary = "Say whether an attack is blind and which part of it makes it so, beside ours on the same images."
     measurement = "gradscope.measure.judge:JudgeMeasurement"
+    settled = Adaptive.adaptive
 
     attack: Any = option(
         "pgd",
@@ -79,11 +81,11 @@ class JudgeOptions(InBall, Sampled):
     def resolved(self) -> dict[str, Any]:
         """Attack, ball and budget."""
         budget = BUDGETS[self.budget]
-        own = self.attack if isinstance(self.attack, str) else getattr(self.attack, "__name__", None)
         return {
-            "attack": own or type(self.attack).__name__,
+            "attack": name_of(self.attack),
             "norm": self.norm,
             "epsilon": self.radius,
             "audit_budget": self.budget,
             "budget": budget.attacks.model_dump(),
+            **self.adapted(),
         }

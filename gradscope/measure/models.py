@@ -28,7 +28,7 @@ def read_entries(inputs: Inputs, surrogates: Sequence[str], samples: int | None)
     entries = []
     for reference in references[: len(inputs.request.models)]:
         chosen = inputs.choose(inputs.splits(reference).test, samples, "samples")
-        inputs.load(reference, chosen.images, differentiable=False)
+        inputs.attacked(reference, chosen.images)
         mine = tuple(named[text] for text in dict.fromkeys(surrogates) if text != reference.text)
         for surrogate in mine:
             _check_surrogate(surrogate, chosen, inputs)

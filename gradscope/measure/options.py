@@ -8,6 +8,7 @@ from gradscope.attacks.registry import ATTACKS
 from gradscope.auditing.budgets import BUDGETS, AuditBudget, budget_of
 from gradscope.config import PGD, PGD_ATTACKS, Balls, Budget, Grid, attack_settings, short_attack_settings
 from gradscope.errors import GradscopeError, known_names, lookup
+from gradscope.measure.adaptive_options import Adaptive
 from gradscope.measure.common_options import (
     Circumstances,
     ForeignOptions,
@@ -225,14 +226,14 @@ class LandscapeOptions(GradientAttack):
         return {"attacks": attacks, "grid": self.grid.model_dump()}
 
 
-class AttackOptions(Stepping, Sampled):
+class AttackOptions(Adaptive, Stepping, Sampled):
     """``gradscope attack``, :func:`gradscope.attack`."""
 
     command, kind, suffix = "attack", "attack", "-attack"
     summary = "Attack checkpoints with a battery, one attack after the other on what still stands."
     measurement = "gradscope.measure.attack:AttackMeasurement"
     roles = ("surrogate",)
-    settled = frozenset({"epsilon", "curve", *Budget.model_fields})
+    settled = frozenset({"epsilon", "curve", *Budget.model_fields, *Adaptive.adaptive})
 
     attacks: Names = option(
         ("pgd", "apgd-ce", "apgd-t", "square"),
@@ -320,6 +321,7 @@ class AttackOptions(Stepping, Sampled):
                 name: {"meaning": ATTACKS[name].meaning, "needs": sorted(ATTACKS[name].needs)} for name in self.names
             },
             **({"curve": True} if self.curve else {}),  # only then: stages of older recipes keep their names
+            **self.adapted(),
         }
 
 
@@ -357,14 +359,14 @@ class TransferOptions(GradientAttack, Sampled):
 _BUDGET_IMAGES = ", ".join(str(budget.images) for budget in BUDGETS.values())
 
 
-class AuditOptions(InBall, Sampled):
+class AuditOptions(Adaptive, InBall, Sampled):
     """``gradscope audit``, :func:`gradscope.audit`."""
 
     command, kind, suffix = "audit", "audit", "-audit"
     summary = "Say whether a model's robustness is real or its gradients are masked, with the evidence and the cause."
     measurement = "gradscope.measure.audit:AuditMeasurement"
     roles = ("surrogate",)
-    settled = frozenset({"claim", "allow_inconclusive"})
+    settled = frozenset({"claim", "allow_inconclusive", *Adaptive.adaptive})
 
     budget: str = option(
         "standard",
@@ -440,6 +442,7 @@ class AuditOptions(InBall, Sampled):
             "budget": budget.attacks.model_dump(),
             "probed": {"images": budget.probed, "directions": budget.directions, "draws": budget.draws},
             "attacks": {name: {"meaning": ATTACKS[name].meaning} for name in budget.names},
+            **self.adapted(),
         }
 
 

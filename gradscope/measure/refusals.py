@@ -5,6 +5,7 @@ from pathlib import Path
 from gradscope.config import Data
 from gradscope.data.names import check_data
 from gradscope.errors import GradscopeError
+from gradscope.measure.adaptive_options import Adaptive
 from gradscope.measure.directory import require_room
 from gradscope.measure.options import Request
 from gradscope.models.references import check_reference, check_references, parse_reference
@@ -25,6 +26,8 @@ def refuse(request: Request, out: Path) -> None:
     )
     if (code := getattr(request.options, "code", None)) is not None:
         check_reference(parse_reference(code, "attack"), None, trust_code=foreign.trust_code, argument="attack")
+    for argument, text in request.options.codes if isinstance(request.options, Adaptive) else ():
+        check_reference(parse_reference(text, argument), None, trust_code=foreign.trust_code, argument=argument)
     request.check()
     require_data_set(request)
     if data.dataset is not None:

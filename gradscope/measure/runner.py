@@ -155,7 +155,7 @@ def _manifest(request: Request, measurement: Measurement[Any], inputs: Inputs, t
 
 def _look(entry: Entry, inputs: Inputs, options: Options) -> Row:
     chosen, size = entry.chosen, min(BATCH, getattr(options, "batch_size", None) or BATCH)
-    model = inputs.load(entry.reference, chosen.images, differentiable=False).model
+    model = inputs.attacked(entry.reference, chosen.images).model
     return first_look(model, chosen.images, chosen.numbers, options.seed, inputs.device, size)
 
 

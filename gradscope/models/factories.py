@@ -3,13 +3,14 @@
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from gradscope.errors import GradscopeError
 from gradscope.models.inspection import one_line
-from gradscope.models.references import ModelRef, parse_reference, working_directory_importable
+from gradscope.models.references import ModelRef, parse_reference, require_trust, working_directory_importable
 
 
 def call_factory(text: str, argument: str, *values: object, **offered: object) -> object:
@@ -49,6 +50,34 @@ def find_code(reference: ModelRef, argument: str) -> Callable[..., object]:
         raise GradscopeError(f"{argument}: {reference.text}: {reference.module} {problem} {reference.name}")
     code: Callable[..., object] = found
     return code
+
+
+def find_function(text: str, argument: str, trust_code: bool) -> Callable[..., Any]:
+    """What ``package.module:name`` names; of a class the object it makes, ``name(key=value)`` sets options by name.
+
+    Raises :class:`GradscopeError` with ``argument`` in front where it is no such text, not trusted or not to be made.
+    """
+    reference = parse_reference(text, argument)
+    if reference.kind != "factory":
+        raise GradscopeError(f"{argument} must be package.module:function, got {text!r}")
+    require_trust(reference, trust_code, argument)
+    found: Any = find_code(reference, argument)
+    made: Any = partial(found, *reference.arguments, **reference.options)
+    if isinstance(found, type):
+        try:
+            made = made()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit, too
+            raise GradscopeError(f"{argument}: {text} cannot be made: {one_line(error)}") from error
+    elif reference.arguments:
+        raise GradscopeError(f"{argument} must give arguments by name, as in f(strength=2), got {text}")
+    elif not reference.options:
+        made = found
+    if not callable(made):
+        raise GradscopeError(f"{argument}: {text} must make what can be called, got {type(made).__name__}")
+    function: Callable[..., Any] = made
+    return function
 
 
 def _taken(

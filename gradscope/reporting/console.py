@@ -18,13 +18,17 @@ from gradscope.results.tables import find_table, read_table
 def finding_lines(results: Path) -> str:
     """What was found, in the words of the kind of measurement, and what to know of the models before reading it."""
     manifest, _ = read_manifest(results / MANIFEST)
-    return "\n".join([_LINES[manifest.kind](results), *(f"caution: {caution}" for caution in cautions(manifest))])
+    return "\n".join(
+        [_LINES[manifest.kind](results), *manifest.adapted, *(f"caution: {caution}" for caution in cautions(manifest))]
+    )
 
 
 def measured_lines(results: Path) -> str:
     """What was found, and which attacks were blind: the command has said its other cautions before it began."""
     manifest, _ = read_manifest(results / MANIFEST)
-    return "\n".join([_LINES[manifest.kind](results), *(f"caution: {blind}" for blind in blind_attacks(manifest))])
+    return "\n".join(
+        [_LINES[manifest.kind](results), *manifest.adapted, *(f"caution: {blind}" for blind in blind_attacks(manifest))]
+    )
 
 
 def analysis_lines(results: Path) -> str:

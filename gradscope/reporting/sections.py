@@ -146,11 +146,17 @@ def _landscapes(part: ReportPart, pictures: Sequence[Picture]) -> Block:
 def _attacks(part: ReportPart, pictures: Sequence[Picture]) -> Block:
     rows = part.table(ATTACKS)
     return Block(
-        words=[*_distances(part), *(_left_out(part) if not part.audits else ())],
+        words=[*_adapted(part), *_distances(part), *(_left_out(part) if not part.audits else ())],
         tables=[attacks_table(rows)] if len(rows) and not part.audits else [],
         pictures=_chosen(pictures, "attacks-"),
         folded=[attacks_table(rows)] if len(rows) and part.audits else [],
     )
+
+
+def _adapted(part: ReportPart) -> Iterator[str]:
+    """How the attacks were adapted to the model."""
+    for said in part.manifest.adapted:
+        yield f"{said[:1].upper()}{said[1:]}."
 
 
 def _distances(part: ReportPart) -> Iterator[str]:

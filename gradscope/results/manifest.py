@@ -119,8 +119,15 @@ class Manifest(_Entry):
     seed: int | None = None
     attacks: dict[str, Any] = {}
     landscape: dict[str, Any] = {}
+    backward: dict[str, str] = {}
     checkpoints: tuple[Examined, ...] = ()
     provenance: Provenance | None = None
+
+    @property
+    def adapted(self) -> list[str]:
+        """How the attacks were adapted to the model, a sentence part each."""
+        parts = ", ".join(f"{part} ({standin})" for part, standin in self.backward.items())
+        return [f"the attacks take the gradient from a stand-in for {parts}; values are the model's own"] * bool(parts)
 
     def ball(self, attack: str) -> str:
         """Norm and radius of one of its attacks in words; empty where it does not say."""

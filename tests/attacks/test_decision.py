@@ -11,7 +11,8 @@ from gradscope.attacks.problem import Counted, Tally
 from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.budgets import BY_LABEL
 from gradscope.config import Budget
-from tests.auditing.conftest import MASKS, fit, small_network
+from tests.auditing.conftest import fit, small_network
+from tests.masks import MASKS
 
 ATTACKS = [rays, hop_skip_jump]
 CHANGES = {

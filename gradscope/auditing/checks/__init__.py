@@ -1,6 +1,6 @@
 """The checks by name, in the order of a report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from gradscope.auditing.checks import causes, outcomes, scale
@@ -48,6 +48,8 @@ PASSED = {
     "K1": "no higher temperature of the logits shows cross-entropy more",
     "G1": "consecutive gradients agree",
 }
+#: What they say instead where a stand-in gives the gradient, whose slopes need not be the output's.
+PASSED_STANDING_IN = PASSED | {"S1": "averaged gradients fool no more; slopes are the stand-in's, and not looked at"}
 
 
 def check(evidence: Evidence) -> list[Check]:
@@ -59,19 +61,20 @@ def check(evidence: Evidence) -> list[Check]:
     asked = [one if isinstance(one, list) else [one] for one in found]
     tested = iter(adjusted([question for questions in asked for question in questions]))
     clean = float(evidence.main.right.double().mean())
-    return [_loudest([_said(next(tested), clean) for _ in questions]) for questions in asked]
+    passed = PASSED_STANDING_IN if evidence.stands_in else PASSED
+    return [_loudest([_said(next(tested), clean, passed) for _ in questions]) for questions in asked]
 
 
 def _loudest(questions: list[Check]) -> Check:
     return max(questions, key=lambda check: (check.fired, check.fired and check.accuses, check.value - check.threshold))
 
 
-def _said(made: Check, clean: float) -> Check:
+def _said(made: Check, clean: float, passed: Mapping[str, str]) -> Check:
     """The check with what it says where it has passed, and where it fired on a difference too small to accuse."""
-    if made.state == "passed" and made.id in PASSED:
+    if made.state == "passed" and made.id in passed:
         shown = "" if made.p_value is None else f" (p = {made.p_value:.2g})"
         small = f"{100 * made.value:.1f} points are not significant{shown}"
-        return replace(made, cause=small if made.beyond else PASSED[made.id], next_step="nothing to do")
+        return replace(made, cause=small if made.beyond else passed[made.id], next_step="nothing to do")
     if made.accuses and made.fired and not _would_be_claimed(made, clean):
         left = f"the blinded attack leaves {100 * made.left:.1f} %, the lowest is {100 * made.lowest:.1f} %"
         return replace(made, accuses=False, cause=f"{made.cause}; {left}: nobody would claim the difference")

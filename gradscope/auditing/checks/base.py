@@ -21,6 +21,7 @@ Cause = Literal[
     "bounded output",
     "clipped output",
     "probabilities",
+    "stand-in",
     "weak attack",
     "unexplained",
 ]

@@ -45,6 +45,7 @@ NEXT_STEPS: dict[Cause, str] = {
     "false gradient": "replace the backward pass",
     "shattering": "replace the step by the identity",
     "bounded output": "attack what goes into the bound in place of the output, or in float64",
+    "stand-in": "give another stand-in (backward), or attack by query",
     "clipped output": "attack what goes into the clip in place of the output, or let its backward pass be the identity",
 }
 
@@ -146,6 +147,8 @@ def _kind_of_death(evidence: Evidence) -> Cause:
     Where the loss is that of a guess, the gradient was scaled away.
     """
     assert evidence.start is not None
+    if standin_is_zero(evidence):
+        return "stand-in"
     if (flattened := flattened_by(evidence.outputs)) is not None:
         return flattened
     dead = is_dead(evidence.start["loss"], evidence.start["norm"])
@@ -195,6 +198,13 @@ def slopes_of(evidence: Evidence) -> tuple[Tensor, Cause | None]:
         return wrong, None
     kind = names[max(kinds, key=lambda kind: int(kinds[kind].sum()))]
     return wrong, (flattened_by(evidence.outputs) or kind) if kind != "false gradient" else kind
+
+
+def standin_is_zero(evidence: Evidence) -> bool:
+    """Whether a stand-in leaves the margin no gradient on many of the looked-at images."""
+    if not evidence.stands_in or evidence.slopes is None:
+        return False
+    return float((evidence.slopes["autograd"] == 0).all(dim=1).double().mean()) > FALSE_SHARE
 
 
 def step_length(evidence: Evidence) -> float:

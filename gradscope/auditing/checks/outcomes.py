@@ -37,7 +37,14 @@ SURVIVORS = 0.01
 #: What bends the logits: it blinds cross-entropy, and where it makes them flat every loss.
 BENT: tuple[Cause, ...] = ("bounded output", "clipped output", "missing gradient")
 #: What blinds every loss at once, as saturation does not: it leaves the margin and the rescaled loss their gradient.
-_ALL_LOSSES: tuple[Cause, ...] = ("false gradient", "shattering", "randomness", "probabilities", *BENT)
+_ALL_LOSSES: tuple[Cause, ...] = (
+    "false gradient",
+    "shattering",
+    "randomness",
+    "probabilities",
+    "stand-in",
+    *BENT,
+)
 _ANY: tuple[Cause, ...] = (*_ALL_LOSSES, "saturation")
 _WHY_RANDOM = "the output is random: one pass judges nothing, S1 compares means over many"
 
@@ -262,11 +269,13 @@ def shattering(evidence: Evidence) -> Check:
     """S1: averaged gradients attack better than plain ones, or autograd's slopes are not those of the output.
 
     A random output is averaged over its own draws, else gradients over noise in the image. Slopes that disagree do not
-    accuse: an honest stand-in for a backward pass disagrees too, and attacks well.
+    accuse: an honest stand-in for a backward pass disagrees too, and attacks well. One that was given is not looked at.
     """
-    wrong, kind = slopes_of(evidence) if evidence.slopes is not None else (torch.zeros(0, dtype=torch.bool), None)
     compared = _averaged(evidence)
-    if compared.fired or evidence.slopes is None or kind is None:
+    if compared.fired or evidence.slopes is None or evidence.stands_in:
+        return compared
+    wrong, kind = slopes_of(evidence)
+    if kind is None:
         return compared
     count = int(wrong.sum())
     saying: dict[Cause, str] = {
