@@ -43,7 +43,7 @@ class Votes(nn.Module):
         return votes + 0 * distances.sum(dim=1, keepdim=True)
 
 
-class _Severed(torch.autograd.Function):
+class Severed(torch.autograd.Function):
     """The identity, whose backward pass is zero."""
 
     @staticmethod
@@ -82,7 +82,7 @@ MASKS: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
     "logits x 1000": (lambda model: Behind(model, after=lambda logits: 1000 * logits), "saturation"),
     "input quantised": (lambda model: Behind(model, before=quantised), "shattering"),
     "noise layer": (lambda model: Behind(model, before=noisy), "randomness"),
-    "backward zero": (lambda model: Behind(model, before=_Severed.apply), "missing gradient"),
+    "backward zero": (lambda model: Behind(model, before=Severed.apply), "missing gradient"),
     "backward noise": (lambda model: Behind(model, before=_Noisy.apply), "false gradient"),
     "30 tanh": (lambda model: Behind(model, after=lambda logits: 30 * torch.tanh(2 * logits)), "bounded output"),
     "clipped log-probabilities": (

@@ -11,7 +11,7 @@ from gradscope.attacks.pgd import Iterate, Streams, pgd, prepared
 from gradscope.attacks.threat import Start, ThreatModel
 from gradscope.config import PGD
 from gradscope.distributed.units import Values
-from gradscope.functional import fooled, largest_other, margin
+from gradscope.functional import fooled, margin
 from gradscope.models.inspection import laid_out
 from gradscope.seeding import seeded
 
@@ -86,7 +86,8 @@ def _finds(network: nn.Module, images: Tensor, labels: Tensor, numbers: Tensor, 
 class Readout:
     """A linear classifier of its own for each image, by ``s = weight . (features - centre) - offset``, ``(N,)``.
 
-    The label's logit is ``s`` less than the largest of the others, which keep what they are in ``outputs`` ``(N, K)``.
+    The margin of the logits is ``-s``. From ``outputs`` ``(N, K)`` the label's logit falls as far as the others rise:
+    its gradient in float32 is exactly 0 where the label's probability rounds to 1, theirs is not.
     """
 
     weight: Tensor
@@ -100,8 +101,8 @@ class Readout:
         parts = (self.weight, self.centre, self.offset, self.outputs)
         weight, centre, offset, outputs = (part.to(features) for part in parts)
         score = (weight * (features - centre)).sum(dim=1) - offset
-        label = largest_other(outputs, self.labels) - score
-        return outputs.scatter(1, self.labels.unsqueeze(1), label.unsqueeze(1))
+        shift = ((score + margin(outputs, self.labels)) / 2).unsqueeze(1)
+        return (outputs + shift).scatter_add(1, self.labels.unsqueeze(1), -2 * shift)
 
 
 def fit_readout(inner: Tensor, known: Tensor, labels: Tensor, outputs: Tensor) -> Readout:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -192,10 +193,10 @@ def _call_torchattacks(attack: Any, model: nn.Module, batch: Batch, changes: Map
 
 def _call_foolbox(attack: Any, model: nn.Module, batch: Batch, changes: Mapping[str, Any]) -> Any:
     """``attack(fmodel, x, y, epsilons=epsilon)``; the clipped examples and the success that it reports."""
-    from foolbox import PyTorchModel
+    foolbox = import_module("foolbox")  # which mypy finds only where it is installed
 
     with _with(attack, changes):
-        fmodel = PyTorchModel(model, bounds=(0, 1), device=batch.images.device)
+        fmodel = foolbox.PyTorchModel(model, bounds=(0, 1), device=batch.images.device)
         _, clipped, success = attack(fmodel, batch.images, batch.labels, epsilons=batch.threat.epsilon)
     return clipped, success
 

@@ -122,7 +122,8 @@ def _copied(model: nn.Module) -> nn.Module:
 
 def _module_called(model: nn.Module, name: str) -> nn.Module:
     """The part of ``model`` called ``name``, or whose name ends so; of several the outermost."""
-    known = {key: module for key, module in model.named_modules(remove_duplicate=False) if key}
+    known: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+    del known[""]
     alike = [key for key in known if key == name or key.endswith(f".{name}")]
     if not alike:
         raise unknown_name("backward", name, known)
@@ -130,15 +131,16 @@ def _module_called(model: nn.Module, name: str) -> nn.Module:
     outermost = {id(known[key]): key for key in alike if key.count(".") == depth}
     if len(outermost) > 1:
         raise GradscopeError(f"backward must name one part, {name!r} is each of {', '.join(outermost.values())}")
-    return model.get_submodule(next(iter(outermost.values())))
+    return known[next(iter(outermost.values()))]
 
 
 def _replace(model: nn.Module, part: nn.Module, standin: Callable[..., Tensor], name: str) -> None:
     """Put ``part`` behind its stand-in wherever ``model`` holds it."""
     through = Through(part, standin, name)
-    for place, module in list(model.named_modules(remove_duplicate=False)):
+    known = dict(model.named_modules(remove_duplicate=False))
+    for place, module in known.items():
         outer, _, key = place.rpartition(".")
-        if module is part and not isinstance(parent := model.get_submodule(outer), torch.jit.ScriptModule):
+        if module is part and not isinstance(parent := known[outer], torch.jit.ScriptModule):
             setattr(parent, key, through)
     if not any(module is through for module in model.modules()):
         raise GradscopeError(

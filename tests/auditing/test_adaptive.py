@@ -7,7 +7,7 @@ from torch import nn
 from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.verdict import examine
 from gradscope.models.adaptive import with_backward
-from tests.auditing.conftest import _Severed, quantised
+from tests.masks import Severed, quantised
 
 THREAT = ThreatModel("linf", 0.1)
 
@@ -58,7 +58,7 @@ def under_pgd(found):
 
 @pytest.mark.parametrize(
     ("function", "standin"),
-    [(quantised, "identity"), (_Severed.apply, "identity"), (median_by_numpy, median)],
+    [(quantised, "identity"), (Severed.apply, "identity"), (median_by_numpy, median)],
     ids=["levels", "severed", "median"],
 )
 def test_a_good_stand_in_brings_the_full_verdict(zoo, images, function, standin):
@@ -75,7 +75,7 @@ def test_a_good_stand_in_brings_the_full_verdict(zoo, images, function, standin)
 
 def test_with_the_identity_a_severed_model_falls_as_the_whole_one_does(zoo, images):
     plain = zoo(0).honest["SL"]
-    found, honest = audit(behind(zoo, _Severed.apply), images, _0="identity"), audit(plain, images)
+    found, honest = audit(behind(zoo, Severed.apply), images, _0="identity"), audit(plain, images)
     assert abs(found.upper_bound - honest.upper_bound) < 0.05
 
 
@@ -85,7 +85,7 @@ def test_a_poor_stand_in_is_accused_by_what_gets_past_it(zoo, images):
     assert checks_of(found)["X1"].accuses
 
 
-@pytest.mark.parametrize("function", [quantised, _Severed.apply], ids=["levels", "severed"])
+@pytest.mark.parametrize("function", [quantised, Severed.apply], ids=["levels", "severed"])
 def test_a_stand_in_without_a_gradient_is_still_masking(zoo, images, function):
     found = audit(behind(zoo, function), images, _0=lambda pixels: 0 * pixels)
     assert (found.verdict, found.cause) == ("masking found", "stand-in")

@@ -47,15 +47,37 @@ OTHERWISE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             **SAMPLED,
             **{"attacks": ["pgd", "square"], "norm": "linf", "epsilon": 0.3, "epsilons": [0.25, "8/255"]},
             **{"step_size": 0.1, "relative_step_size": 0.2, "steps": 7, "restarts": 2, "smoothing": 3, "targets": 4},
-            **{"queries": 50, "draws": 6, "cascade": False, "save_images": True, "curve": True},
+            **{
+                "queries": 50,
+                "draws": 6,
+                "cascade": False,
+                "save_images": True,
+                "curve": True,
+                "backward": ["0=identity"],
+            },
         },
     ),
     (
         "audit",
         {},
-        {**SAMPLED, "budget": "full", "norm": "linf", "epsilon": 0.3, "claim": 0.5, "allow_inconclusive": True},
+        {
+            **SAMPLED,
+            **{"budget": "full", "norm": "linf", "epsilon": 0.3, "backward": ["0=identity"]},
+            **{"claim": 0.5, "allow_inconclusive": True},
+        },
     ),
-    ("judge", {}, {**SAMPLED, "attack": "pgd-paper", "budget": "full", "norm": "linf", "epsilon": 0.3}),
+    (
+        "judge",
+        {},
+        {
+            **SAMPLED,
+            "attack": "pgd-paper",
+            "budget": "full",
+            "norm": "linf",
+            "epsilon": 0.3,
+            "backward": ["a=identity"],
+        },
+    ),
 ]
 CASES = [
     pytest.param(command, beside, name, value, id=f"{command} {' '.join([*beside, name])}")
