@@ -13,6 +13,7 @@ from gradscope.config import (
     PGD_ATTACKS,
     Arithmetic,
     AttackLoss,
+    Balls,
     Norm,
     Reduction,
     Seed,
@@ -155,6 +156,17 @@ class InBall(Options):
     epsilon: Number | None = option(
         None, "radius of the ball in pixel units, such as 0.5 or 8/255", ATTACK, usual="1.0 for l2, 8/255 for linf"
     )
+
+    @property
+    def radius(self) -> float:
+        """The ball's radius, pixel units."""
+        given = {"norm": self.norm} | ({} if self.epsilon is None else {"epsilon": self.epsilon})
+        return Balls.parse(given).radii[0]
+
+    @property
+    def radii(self) -> tuple[float, ...]:
+        """The radius."""
+        return (self.radius,)
 
 
 #: The default of what a named attack decides.

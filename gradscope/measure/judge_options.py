@@ -6,7 +6,6 @@ from pydantic import model_validator
 
 from gradscope.attacks.registry import ATTACKS
 from gradscope.auditing.budgets import BUDGETS
-from gradscope.config import Balls
 from gradscope.errors import GradscopeError, lookup
 from gradscope.measure.adaptive_options import Adaptive, name_of
 from gradscope.measure.common_options import InBall, Sampled
@@ -48,17 +47,6 @@ class JudgeOptions(Adaptive, InBall, Sampled):
     def default_images(self) -> int:  # type: ignore[override]  # of the budget
         """Images of the budget."""
         return BUDGETS[self.budget].images
-
-    @property
-    def radius(self) -> float:
-        """The ball's radius, pixel units."""
-        given = {"norm": self.norm} | ({} if self.epsilon is None else {"epsilon": self.epsilon})
-        return Balls.parse(given).radii[0]
-
-    @property
-    def radii(self) -> tuple[float, ...]:
-        """The radius."""
-        return (self.radius,)
 
     @property
     def code(self) -> str | None:

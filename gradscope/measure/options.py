@@ -402,17 +402,6 @@ class AuditOptions(Adaptive, InBall, Sampled):
         """Images of the budget."""
         return BUDGETS[self.budget].images
 
-    @property
-    def radius(self) -> float:
-        """The ball's radius, pixel units."""
-        given = {"norm": self.norm} | ({} if self.epsilon is None else {"epsilon": self.epsilon})
-        return Balls.parse(given).radii[0]
-
-    @property
-    def radii(self) -> tuple[float, ...]:
-        """The radius."""
-        return (self.radius,)
-
     def content(self) -> dict[str, Any]:
         """As of all options; what older versions did not know only where it is used: stages keep their names."""
         newer = {"claim": self.claim, "allow_inconclusive": self.allow_inconclusive}

@@ -88,8 +88,13 @@ class Places:
         return self.records / f"{label}.log"
 
     def read(self, label: str) -> Record | None:
-        """The record of a stage, if there is one; of one that is damaged, that there was one."""
+        """The record of a stage, if there is one; of one that is damaged, that there was one.
+
+        Raises :class:`GradscopeError` for a folder, in whose place none can be written.
+        """
         path = self.records / f"{label}.json"
+        if path.is_dir():
+            raise GradscopeError(f"out must hold records that are files, got {path}, a folder")
         try:
             return Record.model_validate_json(read_bytes(path))
         except FileNotFoundError:

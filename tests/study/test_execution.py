@@ -258,6 +258,15 @@ def test_a_model_that_is_trained_again_does_not_undo_what_was_measured(done: Stu
     assert not ended.blocked
 
 
+@pytest.mark.parametrize("label", ["claims", "measure-transfer", "model-sl-s0"])
+def test_a_folder_in_the_place_of_a_record_is_refused(done: StudyRequest, tmp_path: Path, label: str) -> None:
+    record = tmp_path / "results" / ".stages" / f"{label}.json"
+    record.unlink()
+    record.mkdir()
+    with pytest.raises(GradscopeError, match=rf"^out must hold records that are files, got .*{label}.json, a folder"):
+        run(done)
+
+
 def test_a_changed_result_is_made_again_alone(done: StudyRequest, tmp_path: Path) -> None:
     whole = content(tmp_path)
     path = tmp_path / "results" / "transfer" / TRANSFER.file
