@@ -1,7 +1,7 @@
 """Attacks that ask for labels only: RayS and HopSkipJump. Neither gradients nor logits can mislead them.
 
-On a small network of digits RayS fools with 500 queries in L-infinity what HopSkipJump does not with 2,000; in L2
-HopSkipJump fools half as many again as RayS, and more than Square does by logits.
+Two of them, for neither serves both norms: RayS moves along the corners of the L-infinity ball, whose perturbations are
+long in L2; HopSkipJump measures its way in L2, and needs more queries in L-infinity.
 """
 
 import math

@@ -67,8 +67,8 @@ METRICS: dict[str, Metric] = {
     ),
     "linear-distance": Metric(
         "pixel units",
-        "distance to the boundary if logits were linear: min over classes j of (z_y - z_j) / |grad (z_y - z_j)|_dual; "
-        "a backward pass for each class",
+        "distance to the boundary if logits were linear: min over the nine likeliest wrong classes j of "
+        "(z_y - z_j) / |grad (z_y - z_j)|_dual; a backward pass for each",
         0,
         extra=True,
     ),

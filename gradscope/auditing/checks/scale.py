@@ -15,7 +15,7 @@ def temperature(evidence: Evidence) -> Check:
 
     That undoes saturation, and nothing else changes but the weights of the wrong classes, as another loss changes them:
     the threshold is that of other losses. A lower temperature, which helps where the logits are too small to tell the
-    wrong classes apart, is told and does not fire: honest models gain up to 17 points there. The p-value is McNemar's
+    wrong classes apart, is told and does not fire: honest models gain there, too. The p-value is McNemar's
     between temperature 1 and the strongest of the higher ones, times their number.
     """
     curve = evidence.scale
