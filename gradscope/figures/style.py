@@ -55,7 +55,7 @@ LABELS: dict[str, str] = {
     "linear-distance": "linear distance to the boundary",
     "distance": "distance to the boundary",
     "dispersion": "gradient dispersion",
-    "fosc": "what the ball has left to first order (FOSC)",
+    "fosc": "distance from convergence (FOSC)",
     "path-variance": "gradient variance along the path",
 }
 

@@ -1,12 +1,13 @@
 """What a report says first: what was examined, the verdicts, and the lowest accuracies that were reached."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from gradscope.reporting.contents import Contents
+from gradscope.reporting.contents import Contents, ReportPart
 from gradscope.reporting.models import ReportedModel, models
 from gradscope.reporting.tables import Cell, share
 from gradscope.results.audits import NO_PROOF, NONE_FOUND, AuditOf
+from gradscope.results.schemas import JUDGE
 
 _MOST_NAMES = 8
 _TONES = {"masking found": "accuses", "set-up invalid": "fired", NONE_FOUND: "passed", "inconclusive": "abstained"}
@@ -45,10 +46,11 @@ def headline(contents: Contents) -> Headline:
     """What stands on top of the report of ``contents``."""
     found = models(contents)
     verdicts = [_verdict(one, found) for _, one in contents.audits]
-    notes = [*_claims(contents), *_arithmetic(found)]
+    notes = [*_claims(contents), *_arithmetic(found), *trials(contents.parts)]
     if not verdicts and found:
         notes += _lowest(found)
-        notes.append("No audit is among these results: they do not say whether gradients are masked.")
+        if any(part.manifest.kind != "judge" for part in contents.parts):
+            notes.append("No audit is among these results: they do not say whether gradients are masked.")
     return Headline(_examined(found), verdicts, notes)
 
 
@@ -116,6 +118,13 @@ def _claims(contents: Contents) -> list[str]:
             said = ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
             notes.append(f"Of {len(tests)} tests of {whose.format(tests['claim'].nunique())}: {said}.")
     return notes
+
+
+def trials(parts: Iterable[ReportPart]) -> list[str]:
+    """What was found of each attack on trial, in words."""
+    tables = [part.table(JUDGE) for part in parts]
+    found = [row for rows in tables for row in rows[rows["role"] == "attack"].to_dict("records")]
+    return [f"{row['attack']} on {row['checkpoint']}: {row['verdict']}. {row['finding']}" for row in found]
 
 
 def _arithmetic(found: Sequence[ReportedModel]) -> list[str]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from gradscope.reporting.contents import Contents, ReportPart
 from gradscope.reporting.tables import NOTHING, Cell, Heading, ReportTable, count, share, words
-from gradscope.results.schemas import ATTACKS, IDENTITY, SUMMARY, TRANSFER
+from gradscope.results.schemas import ATTACKS, IDENTITY, JUDGE, SUMMARY, TRANSFER
 
 _WHO = [column.name for column in IDENTITY if column.name != "attack"]
 _SHORT = 8
@@ -79,6 +79,9 @@ def _add_accuracies(model: ReportedModel, part: ReportPart) -> None:
     for row in mine[TRANSFER.file].to_dict("records") if TRANSFER.file in mine else []:
         if not row["source"]:
             _more(model.clean, {**row, "value": row["accuracy"]})
+    for row in mine[JUDGE.file].to_dict("records") if JUDGE.file in mine else []:
+        if row["role"] == "clean":
+            _more(model.clean, {**row, "value": row["left"]})
     for one in part.audits:
         if one.checkpoint == model.label:
             bound = one.robust_accuracy

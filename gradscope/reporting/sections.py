@@ -9,6 +9,7 @@ from gradscope.figures import style
 from gradscope.figures.surfaces import surfaces, title
 from gradscope.reporting.console import median_distances
 from gradscope.reporting.contents import Contents, ReportPart
+from gradscope.reporting.headline import trials
 from gradscope.reporting.models import models, models_table
 from gradscope.reporting.pictures import Picture, picture
 from gradscope.reporting.tables import (
@@ -197,9 +198,7 @@ def _judge(part: ReportPart, pictures: Sequence[Picture]) -> Block:
     rows = part.table(JUDGE)
     if not len(rows):
         return Block()
-    trials = rows[rows["role"] == "attack"].to_dict("records")
-    said = [f"{row['attack']} on {row['checkpoint']}: {row['verdict']}. {row['finding']}" for row in trials]
-    return Block(words=said, pictures=_chosen(pictures, "judge-"), after=[judge_table(rows)])
+    return Block(words=trials([part]), pictures=_chosen(pictures, "judge-"), after=[judge_table(rows)])
 
 
 _CHAPTERS: tuple[tuple[str, str, Callable[[ReportPart, Sequence[Picture]], Block]], ...] = (

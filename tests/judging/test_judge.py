@@ -115,7 +115,10 @@ def test_a_judgement_repeats_and_is_read_back(models, some, tmp_path):
     assert "THE ATTACK IS BLIND: norm floor" in lines
     assert "loss cross-entropy, reduction mean" in lines
     page = gs.report(tmp_path / "out").read_text()
-    assert "The attack on trial" in page
+    before, _, chapter = page.partition("The attack on trial</h2>")
+    assert first.finding.split(";")[0] in before
+    assert first.finding.split(";")[0] in chapter
+    assert "No audit is among these results" not in page
 
 
 def test_the_table_adds_up(models, some):
