@@ -7,7 +7,7 @@ from torch import nn
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import Budget
 from gradscope.judging.attacks import attack_on_trial
-from gradscope.judging.verdict import judge
+from gradscope.judging.trial import judge
 from tests.judging.bugs import RADII
 
 SOUND = ("the attack is sound", "the attack is weaker")
