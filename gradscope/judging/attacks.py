@@ -97,7 +97,9 @@ def attack_on_trial(given: Any, budget: Budget, trust_code: bool = False) -> Att
     """
     if isinstance(given, str):
         if ":" not in given:
-            lookup(ATTACKS, given, "attack")
+            needs = lookup(ATTACKS, given, "attack").needs
+            if "loss" in needs:
+                raise GradscopeError(f"attack must be one that runs by itself, {given} needs a loss of your own")
             return Attack(given, partial(_call_ours, given, budget))
         return _referred(given, trust_code)
     if not callable(given):

@@ -33,6 +33,7 @@ from gradscope.judging.repairs import (
     run_repaired,
     stretched,
 )
+from gradscope.models.adaptive import draws_of
 from gradscope.models.inspection import copied, measuring
 from gradscope.results.stats import holm, mcnemar, paired_rates_interval
 from gradscope.seeding import derive, seeded
@@ -126,8 +127,8 @@ class _Trial:
             return look_at_outputs(self.model, images, labels, self.numbers[part], self.work.seed, self.batch_size)
 
         outputs = self._over("outputs", places, look)
-        if are_random(outputs):
-            return "the model's output is random: one pass judges no example"
+        if are_random(outputs) and draws_of(self.model) is None:
+            return "the model's output is random: one pass judges no example (draws judges the mean of several)"
         if depend_on_the_batch(outputs):
             return "an image's output depends on the other images of its batch"
         return ""
@@ -169,7 +170,6 @@ class _Trial:
         with measuring(self.model), seeded(self.work.seed, "judge", *batch.numbers.tolist()):
             watch = self._watch(batch)
             examples, values = run_as_it_is(self.attack, watch, batch)
-        with measuring(self.model):
             points = {"fooled": examples, "best": watch.best, "stretched": stretched(examples, batch)}
             fools = {name: judged(self.model, point, batch) for name, point in points.items()}
         fools["best"] = (fools["best"] & watch.has_best) | fools["fooled"]

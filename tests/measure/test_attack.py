@@ -26,7 +26,7 @@ from gradscope.results.tables import read_table
 from tests.measure.requests import measured
 
 NAMES = ("fgsm", "pgd", "square")
-BUDGET: dict[str, Any] = {"steps": 5, "queries": 20, "draws": 3}
+BUDGET: dict[str, Any] = {"steps": 5, "queries": 20, "noise_points": 3}
 CUT = """
 import torch
 

@@ -49,7 +49,9 @@ OTHERWISE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             **{"step_size": 0.1, "relative_step_size": 0.2, "steps": 7, "restarts": 2, "smoothing": 3, "targets": 4},
             **{
                 "queries": 50,
-                "draws": 6,
+                "noise_points": 6,
+                "draws": 3,
+                "loss": "lib.losses:mine",
                 "cascade": False,
                 "save_images": True,
                 "curve": True,
@@ -63,6 +65,7 @@ OTHERWISE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {
             **SAMPLED,
             **{"budget": "full", "norm": "linf", "epsilon": 0.3, "backward": ["0=identity"]},
+            **{"draws": 3, "loss": "lib.losses:mine"},
             **{"claim": 0.5, "allow_inconclusive": True},
         },
     ),
@@ -76,6 +79,7 @@ OTHERWISE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             "norm": "linf",
             "epsilon": 0.3,
             "backward": ["a=identity"],
+            "draws": 3,
         },
     ),
 ]
