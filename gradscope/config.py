@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    ConfigDict,
     Discriminator,
     Field,
     SerializerFunctionWrapHandler,
@@ -258,15 +259,17 @@ class Budget(StepSize):
 
     ``steps`` of every gradient attack; ``restarts`` of pgd-restarts; ``smoothing`` copies a step of pgd-smooth;
     ``targets``: how many wrong classes apgd-t, fab-t and fmn aim at, likeliest first; ``queries`` of square, rays and
-    hop-skip-jump; ``draws``: random points of noise.
+    hop-skip-jump; ``noise_points``: random points of noise, which manifests call ``draws`` as they always did.
     """
+
+    model_config = ConfigDict(serialize_by_alias=True)
 
     steps: int = Field(default=100, ge=1)
     restarts: int = Field(default=10, ge=1)
     smoothing: int = Field(default=16, ge=1)
     targets: int = Field(default=9, ge=1)
     queries: int = Field(default=5000, ge=1)
-    draws: int = Field(default=1000, ge=1)
+    noise_points: int = Field(default=1000, ge=1, serialization_alias="draws")
 
     @property
     def walk(self) -> dict[str, Any]:

@@ -2,13 +2,15 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from gradscope.config import Data
+from gradscope.auditing.budgets import BUDGETS, ScaleBudget
+from gradscope.config import Budget, Data
 from gradscope.data import sources
 from gradscope.data.image_set import ImageSet, Splits
 from gradscope.distributed.processes import Hardware
@@ -114,6 +116,14 @@ def unpack(tmp_path_factory: pytest.TempPathFactory) -> Unpack:
 def cifar10_folder(unpack: Unpack) -> Path:
     """20 real CIFAR-10 images of each class and split, in an ImageFolder tree."""
     return unpack("cifar10", 20)
+
+
+@pytest.fixture
+def little_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Budget ``quick`` of audits and judgements with a tenth of its work, where no strength of the attacks matters."""
+    attacks = Budget(steps=4, restarts=2, smoothing=2, targets=2, queries=40, noise_points=5)
+    less = {"attacks": attacks, "probed": 16, "directions": 2, "draws": 4, "scale": ScaleBudget(16, 5, 2, ("pgd",))}
+    monkeypatch.setitem(BUDGETS, "quick", replace(BUDGETS["quick"], **less))
 
 
 @pytest.fixture(scope="session")

@@ -26,11 +26,11 @@ _BLOCK = 1000
 
 
 def noise(problem: Problem) -> Tensor:
-    """The first of ``draws`` uniform points of the ball that fools the model; else the last."""
+    """The first of ``noise_points`` uniform points of the ball that fools the model; else the last."""
     points = problem.images.clone()
     rows = torch.arange(len(problem), device=points.device)
     left, standing = problem, torch.ones_like(rows, dtype=torch.bool)
-    for draw in range(problem.budget.draws):
+    for draw in range(problem.budget.noise_points):
         drawn = left.start("ball", "noise", draw)
         replaced(points, rows, standing, drawn)
         standing = standing & ~left.fooled_at(drawn)

@@ -66,7 +66,8 @@ def _climb(problem: Problem, attack: Attack, restart: int, *, from_example: bool
         radius = problem.threat.radius_of_a_coordinate(problem.images[0].numel())
         taken = {"smoothing": problem.budget.smoothing, "smoothing_radius": radius}
     start = try_example(problem, restart) if from_example else None
-    return problem.climb(problem.settings(attack.pgd, **taken), restart, start).points
+    loss = problem.loss if "loss" in attack.needs else None
+    return problem.climb(problem.settings(attack.pgd, **taken), restart, start, loss).points
 
 
 def try_example(problem: Problem, example: int) -> Tensor:

@@ -19,6 +19,7 @@ from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import PLAIN, Values, Work, is_out_of_memory
 from gradscope.errors import GradscopeError, lookup
 from gradscope.functional import fooled
+from gradscope.losses import Loss
 from gradscope.models.inspection import laid_out, measuring, one_line
 from gradscope.seeding import derive, seeded
 
@@ -34,13 +35,15 @@ def evaluate(
     examples: Sequence[Tensor] = (),
     cascade: bool = True,
     keep_images: bool = False,
+    loss: Loss | None = None,
     work: Work = PLAIN,
 ) -> Outcome:
     """Attack ``image_set`` with each of ``names`` in turn; ``cascade``: only the images that stand after the last.
 
     Without it every attack has all images that are right when clean, as a paired test needs. ``numbers`` are the
     images' indices in the set they were taken from, 0 .. N-1 where None: they name the images' random streams.
-    ``examples`` are adversarial images ``(N, C, H, W)`` of ``image_set`` made on other models. With ``keep_images``
+    ``examples`` are adversarial images ``(N, C, H, W)`` of ``image_set`` made on other models; ``loss`` is
+    the user's own, for the attack that needs it. With ``keep_images``
     the points the attacks reached are in the outcome.
 
     What an attack claims is not believed: its points are projected into ball and box and judged by a forward pass of
@@ -62,7 +65,7 @@ def evaluate(
     attacks = {name: lookup(ATTACKS, name, "attacks") for name in names}
     usual = work.batch_size or usual_batch_size(None, work.device, image_set.images[0].numel())
     numbers = torch.arange(len(image_set)) if numbers is None else numbers
-    bench = _Bench(model, image_set, numbers, threat, budget, tuple(examples), work, keep_images)
+    bench = _Bench(model, image_set, numbers, threat, budget, tuple(examples), work, keep_images, loss)
     bench.check_examples()
     found: dict[str, AttackOutcome] = {}
     skipped: dict[str, str] = {}
@@ -98,6 +101,7 @@ class _Bench:
     examples: tuple[Tensor, ...]
     work: Work
     keep_images: bool
+    loss: Loss | None
 
     def unit(self, name: str, part: Tensor) -> str:
         """The name of a unit of work: another one for other images."""
@@ -166,6 +170,7 @@ class _Bench:
             [example[part].to(images) for example in self.examples],
             seed,
             seen,
+            self.loss,
         )
         began = time.perf_counter()
         with seeded(seed, turn, *numbers.tolist()):
@@ -196,6 +201,8 @@ class _Bench:
             return f"needs at least {attack.classes} classes, the model has {classes}"
         if "examples" in attack.needs and not self.examples:
             return "needs adversarial examples made on another model"
+        if "loss" in attack.needs and self.loss is None:
+            return "needs a loss of your own"
         image, _ = self.image_set.batch(torch.zeros(1, dtype=torch.int64), self.work.device)
         if "gradient" in attack.needs:
             return (

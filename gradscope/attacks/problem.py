@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from gradscope.attacks.pgd import Blindness, Reached, Streams, pgd, prepared, se
 from gradscope.attacks.threat import Start, ThreatModel
 from gradscope.config import PGD, Budget
 from gradscope.functional import fooled
+from gradscope.losses import Loss
+from gradscope.models.adaptive import draws_of
 from gradscope.models.inspection import laid_out
 
 
@@ -28,24 +30,28 @@ class Tally:
 
 
 class Counted(nn.Module):
-    """``model``, its passes counted on ``tally``: forward at each call, backward as a gradient reaches the logits."""
+    """``model``, its passes counted on ``tally``: forward at each call, backward as a gradient reaches the logits.
+
+    The mean of several draws is as many passes.
+    """
 
     def __init__(self, model: nn.Module, tally: Tally) -> None:
         super().__init__()
         self.model = model
         self.tally = tally
+        self.draws = draws_of(model) or 1
         self.training = model.training
 
     def forward(self, images: Tensor) -> Tensor:
         """The logits of the model."""
         logits: Tensor = self.model(laid_out(images))
-        self.tally.forward += len(images)
+        self.tally.forward += self.draws * len(images)
         if logits.requires_grad:
             logits.register_hook(self._count_backward)
         return logits
 
     def _count_backward(self, gradient: Tensor) -> None:
-        self.tally.backward += len(gradient)
+        self.tally.backward += self.draws * len(gradient)
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ class Problem:
 
     ``model`` is in evaluation mode with frozen parameters and returns ``classes`` logits. ``numbers`` ``(N,)``, on the
     CPU, name the images' random streams under ``seed``. ``examples`` are adversarial images ``(N, C, H, W)`` made on
-    other models, one tensor for each of them. ``seen`` notes the gradients.
+    other models, one tensor for each of them. ``seen`` notes the gradients. ``loss`` is the user's own.
     """
 
     model: nn.Module
@@ -67,6 +73,7 @@ class Problem:
     examples: Sequence[Tensor] = ()
     seed: int = 0
     seen: Blindness | None = None
+    loss: Loss | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -106,7 +113,7 @@ class Problem:
         """The random numbers of these images."""
         return Streams(self.seed, self.numbers)
 
-    def climb(self, settings: PGD, restart: int = 0, start: Tensor | None = None) -> Reached:
+    def climb(self, settings: PGD, restart: int = 0, start: Tensor | None = None, loss: Loss | None = None) -> Reached:
         """Run PGD from its start number ``restart``, or from ``start``; see :func:`pgd`.
 
         What it reaches is each image's first iterate that fools the model, judged inside the threat model's box.
@@ -114,9 +121,8 @@ class Problem:
         streams = replace(self.streams, restart=restart)
         given = (self.images, self.labels, settings)
         with prepared(self.model, settings) as model:
-            reached = pgd(
-                model, *given, start=start, streams=streams, seen=self.seen, keep_first=True, boxed=self.threat.box
-            )
+            how: dict[str, Any] = {"keep_first": True, "boxed": self.threat.box}
+            reached = pgd(model, *given, start=start, streams=streams, loss=loss, seen=self.seen, **how)
         return replace(reached, points=reached.points.to(self.images))
 
     def note(self, gradient: Tensor, rows: Tensor, counts: Tensor | bool = True) -> None:

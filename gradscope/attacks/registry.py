@@ -9,7 +9,10 @@ from typing import Any, Literal
 
 from gradscope.config import Norm
 
-Need = Literal["gradient", "float64", "examples"]
+Need = Literal["gradient", "float64", "examples", "loss"]
+
+#: The attack on the user's own loss.
+OWN = "pgd-own"
 
 #: Images of a batch where the batch is part of the attack: the paper's.
 PAPER_BATCH = 128
@@ -73,6 +76,7 @@ ATTACKS: dict[str, Attack] = {
     ),
     "pgd-smooth": Attack("PGD on gradients averaged over input noise", "pgd", takes=("smoothing",)),
     "pgd-large-steps": Attack("PGD with steps ten times as long", "pgd-large-steps"),
+    OWN: Attack("PGD on a loss of your own (option loss)", "pgd", needs=frozenset({"gradient", "loss"})),
     "pgd-restarts": Attack("PGD from many random starts", "pgd", takes=("restarts",)),
     "pgd-from": Attack("PGD from other models' adversarial examples", "pgd", needs=frozenset({"gradient", "examples"})),
     "apgd-ce": _APGD_CE,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from gradscope.attacks.registry import ATTACKS
+from gradscope.attacks.registry import ATTACKS, OWN
 from gradscope.config import Budget, Norm
 from gradscope.errors import lookup
 
@@ -67,14 +67,14 @@ class AuditBudget:
     @property
     def left_out(self) -> dict[str, str]:
         """Attacks of the registry that this budget does not run, and why."""
-        missing = [name for name in ATTACKS if name not in (*self.names, *_EXAMPLES, *_NEVER)]
+        missing = [name for name in ATTACKS if name not in (*self.names, OWN, *_EXAMPLES, *_NEVER)]
         return dict.fromkeys(missing, "costs more than this budget allows")
 
 
 BUDGETS: dict[str, AuditBudget] = {
     "quick": AuditBudget(
         "about a minute on two cores for a small model and 200 images",
-        Budget(steps=20, restarts=3, smoothing=3, targets=3, queries=500, draws=50),
+        Budget(steps=20, restarts=3, smoothing=3, targets=3, queries=500, noise_points=50),
         (*_WHITE_BOX, *_BLACK_BOX),
         images=200,
         probed=48,
@@ -84,7 +84,7 @@ BUDGETS: dict[str, AuditBudget] = {
     ),
     "standard": AuditBudget(
         "the default: restarts, auto-PGD, and four times the queries",
-        Budget(steps=50, restarts=5, smoothing=8, targets=5, queries=2000, draws=200),
+        Budget(steps=50, restarts=5, smoothing=8, targets=5, queries=2000, noise_points=200),
         (*_WHITE_BOX, *_STRONGER, *_BLACK_BOX),
         images=500,
         probed=128,
@@ -109,9 +109,9 @@ BUDGETS: dict[str, AuditBudget] = {
 }
 
 
-def budget_of(name: str, norm: Norm, *, with_examples: bool) -> AuditBudget:
-    """The budget called ``name`` in ``norm``; attacks that need other models' examples only where there are some."""
+def budget_of(name: str, norm: Norm, *, with_examples: bool, with_loss: bool = False) -> AuditBudget:
+    """The budget called ``name`` in ``norm``; attacks that need other models' examples, or a loss, only with these."""
     found = lookup(BUDGETS, name, "budget")
     by_label = (BY_LABEL[norm],) if found.by_label else ()
-    names = (*found.names, *by_label, *(_EXAMPLES if with_examples else ()))
+    names = (*found.names, *((OWN,) if with_loss else ()), *by_label, *(_EXAMPLES if with_examples else ()))
     return replace(found, names=names)

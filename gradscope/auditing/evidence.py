@@ -15,13 +15,14 @@ from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing import gradients
 from gradscope.auditing.budgets import BY_LABEL, AuditBudget
 from gradscope.auditing.known_points import look_for_known_points
-from gradscope.auditing.outputs import Averaged, LogProbabilities, are_probabilities, are_random, look_at_outputs
+from gradscope.auditing.outputs import LogProbabilities, are_probabilities, are_random, look_at_outputs
 from gradscope.auditing.scale import ScaleCurve, Tempered, attacks_at, scale_curve
 from gradscope.config import PGD, Budget
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import Values, Work
 from gradscope.functional import fooled
-from gradscope.models.adaptive import stands_in
+from gradscope.losses import Loss
+from gradscope.models.adaptive import Averaged, draws_of, stands_in
 from gradscope.models.inspection import laid_out, measuring
 from gradscope.seeding import derive, seeded
 
@@ -56,7 +57,8 @@ class Evidence:
     logarithms of the output, ``scale`` other temperatures of the logits. ``distances`` are those of all images, and
     ``main`` has who falls within the radius. ``places`` ``(M,)`` are the images whose gradients were looked at, and on
     which attacks were tested with ``known_points``; of every fourth the curvature. ``stands_in``: the gradient
-    is that of a stand-in, whose slopes need not be the model's.
+    is that of a stand-in, whose slopes need not be the model's. ``draws``: a pass is the mean of so many draws of
+    the model; None where it is taken as it is.
     """
 
     threat: ThreatModel
@@ -81,14 +83,20 @@ class Evidence:
     scale: ScaleCurve | None = None
     known_points: Values | None = None
     stands_in: bool = False
+    draws: int | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     @property
-    def random(self) -> bool:
+    def wanders(self) -> bool:
         """Whether two passes over the same images differ."""
         return are_random(self.outputs)
+
+    @property
+    def random(self) -> bool:
+        """Whether they differ, and no mean over draws is taken: one pass judges nothing."""
+        return self.wanders and self.draws is None
 
     @property
     def probabilities(self) -> bool:
@@ -148,6 +156,7 @@ class _Gathering:
     threat: ThreatModel
     budget: AuditBudget
     examples: tuple[Tensor, ...]
+    loss: Loss | None
     work: Work
 
     @property
@@ -184,6 +193,7 @@ class _Gathering:
             examples=examples,
             cascade=cascade,
             keep_images=keep_images,
+            loss=self.loss,
             work=replace(
                 self.work.prefixed(stage), advance=lambda images, note: self.work.advance(images, f"{stage} {note}")
             ),
@@ -278,13 +288,14 @@ def gather(
     budget: AuditBudget,
     *,
     examples: Sequence[Tensor],
+    loss: Loss | None,
     work: Work,
 ) -> Evidence:
     """All that ``budget`` pays for; what the model rules out (no gradient, a random output) is left None.
 
     The names of the units of ``work`` change with stage, attack, seed and images.
     """
-    gathering = _Gathering(model, image_set, numbers, threat, budget, tuple(examples), work)
+    gathering = _Gathering(model, image_set, numbers, threat, budget, tuple(examples), loss, work)
 
     def look(images: Tensor, labels: Tensor, who: Tensor) -> Values:
         return look_at_outputs(model, images, labels, who, work.seed, gathering.batch_size)
@@ -297,7 +308,7 @@ def gather(
     main = gathering.then(main, [name for name in LAST if name in budget.names])
     places = main.right.nonzero().squeeze(1)[: budget.probed]
     evidence = Evidence(threat, budget, numbers, len(image_set.classes), outputs, main, places, distances=distances)
-    evidence = replace(evidence, stands_in=stands_in(model))
+    evidence = replace(evidence, stands_in=stands_in(model), draws=draws_of(model))
     if not evidence.differentiable or not len(places):
         return evidence
     evidence = _with_gradients(evidence, gathering)
@@ -307,7 +318,7 @@ def gather(
     if evidence.random:
         return replace(evidence, expected=gathering.expected(main.right.nonzero().squeeze(1)))
     evidence = _with_other_radii(evidence, gathering)
-    if budget.unit_test:
+    if budget.unit_test and not evidence.wanders:
         evidence = replace(evidence, known_points=_known_points(gathering, places))
     return evidence if evidence.probabilities else replace(evidence, scale=_scale(gathering))
 
@@ -331,7 +342,7 @@ def _scale(gathering: _Gathering) -> ScaleCurve | None:
     few = attacks.model_copy(update={"steps": min(scale.steps, attacks.steps)})
 
     def logits(images: Tensor, labels: Tensor, who: Tensor) -> Values:
-        with measuring(model), torch.no_grad():
+        with measuring(model), torch.no_grad(), seeded(gathering.work.seed, "logits", *who.tolist()):
             return {"logits": model(laid_out(images)).double()}
 
     outcomes = {
@@ -373,7 +384,7 @@ def _with_gradients(evidence: Evidence, gathering: _Gathering) -> Evidence:
     finest = gathering.settings(list(evidence.main.attacks))
     plain = finest.model_copy(update={"precision": "float32"})
     places = evidence.places
-    precise = finest.precision == "float64" and not evidence.random
+    precise = finest.precision == "float64" and not evidence.wanders
 
     def start(images: Tensor, labels: Tensor, who: Tensor) -> Values:
         return gradients.at_the_image(model, images, labels, who, plain, seed)
@@ -392,7 +403,7 @@ def _with_gradients(evidence: Evidence, gathering: _Gathering) -> Evidence:
 
     return replace(
         evidence,
-        curvature=None if evidence.random else gathering.over("curvature", places[::4], curvature),
+        curvature=None if evidence.wanders else gathering.over("curvature", places[::4], curvature),
         start=gathering.over("gradient", places, start),
         precision=gathering.over("precision", places, precision) if precise else None,
         slopes=gathering.over("slopes", places, slopes),

@@ -11,6 +11,7 @@ from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.verdict import Audit
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import PLAIN, Work
+from gradscope.losses import Loss
 from gradscope.models.inspection import measuring
 from gradscope.seeding import seeded
 
@@ -41,11 +42,12 @@ def example_images(
     image_set: ImageSet,
     *,
     surrogate_examples: Sequence[Tensor] = (),
+    loss: Loss | None = None,
     work: Work,
 ) -> list[ExampleImage]:
     """A few images of every check that accuses; where none does, those that fell last, or that stand.
 
-    None of a random model: a single pass over an image shows nothing.
+    None of a random model: a pass over an image shows nothing that the next one has to show.
 
     The attacks are made anew on these images alone, with the streams of ``audit``: they lead where they led, to
     rounding and to what the model itself draws. The other arguments are those of
@@ -63,6 +65,7 @@ def example_images(
             numbers=evidence.numbers[places],
             examples=[example[places] for example in surrogate_examples],
             keep_images=True,
+            loss=loss,
             # Names of the pictures' own: the audit made the same units without keeping images.
             work=replace(work.prefixed(f"exhibit-{check}"), batch_size=None, advance=PLAIN.advance),
         )
@@ -81,7 +84,7 @@ def example_images(
 def _chosen(audit: Audit) -> list[tuple[str, str, ThreatModel, Tensor]]:
     """Check, attack, ball and places ``(M,)`` of the images to show."""
     evidence, main = audit.evidence, audit.evidence.main
-    if evidence.random:
+    if evidence.wanders:
         return []
     place_of = {number: place for place, number in enumerate(evidence.numbers.tolist())}
     accusing = [made for made in audit.checks if made.fired and made.accuses and made.attack and made.images]

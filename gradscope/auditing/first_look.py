@@ -50,6 +50,7 @@ def _look(
         "classes_predicted": len(said.unique()),
         "probed": len(places),
         "random": are_random(outputs),
+        "flips": int(outputs["flips"].sum()),
         "depends_on_batch": depend_on_the_batch(outputs),
         "probabilities": are_probabilities(outputs),
         **_gradients(model, probed, labels, seed),

@@ -137,16 +137,3 @@ class LogProbabilities(nn.Module):
         """``log max(p, smallest normal number)``."""
         probabilities: Tensor = self.model(images)
         return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
-
-
-class Averaged(nn.Module):
-    """A random model's expectation: ``log mean over draws of softmax(z)`` (Athalye et al. 2018, EoT)."""
-
-    def __init__(self, model: nn.Module, draws: int) -> None:
-        super().__init__()
-        self.model, self.draws = model, draws
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits whose softmax is the mean of the model's."""
-        drawn = torch.stack([self.model(images).log_softmax(dim=1) for _ in range(self.draws)])
-        return drawn.logsumexp(dim=0) - math.log(self.draws)

@@ -26,6 +26,7 @@ from gradscope.auditing.outputs import are_labels, depend_on_the_batch
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import PLAIN, Work
 from gradscope.errors import GradscopeError
+from gradscope.losses import Loss
 from gradscope.results.stats import Interval, wilson_interval
 
 Row = dict[str, Any]
@@ -144,18 +145,20 @@ def examine(
     budget_name: str,
     *,
     surrogate_examples: Sequence[Tensor] = (),
+    loss: Loss | None = None,
     work: Work = PLAIN,
 ) -> Audit:
     """Attack ``model`` on ``image_set`` with what ``budget_name`` pays for, and tell masking from robustness.
 
     ``numbers`` are the images' indices in the set they were taken from, 0 .. N-1 where None. ``surrogate_examples``
-    are adversarial images ``(N, C, H, W)`` of these made on other models, in this threat model. The names of the
+    are adversarial images ``(N, C, H, W)`` of these made on other models, in this threat model;
+    ``loss`` is the user's own, for one more attack. The names of the
     units of ``work`` change with stage, attack, seed and images: an audit that was interrupted goes on where it was.
     Raises :class:`GradscopeError` for a budget it does not know, a radius of 0, and examples of another size.
     """
     if threat.epsilon <= 0:
         raise GradscopeError(f"epsilon must be above 0 in an audit, got {threat.epsilon:g}")
-    budget = budget_of(budget_name, threat.norm, with_examples=bool(surrogate_examples))
+    budget = budget_of(budget_name, threat.norm, with_examples=bool(surrogate_examples), with_loss=loss is not None)
     numbers = torch.arange(len(image_set)) if numbers is None else numbers
     evidence = gather(
         model,
@@ -164,6 +167,7 @@ def examine(
         threat,
         budget,
         examples=surrogate_examples,
+        loss=loss,
         work=work,
     )
     left_out = {**budget.left_out, **evidence.main.skipped}
@@ -222,7 +226,11 @@ def _without_outcome(
         reason = f"the model has no gradient: only attacks by query were run, and {stands:.1f} % stand"
         return "inconclusive", ("missing gradient",), reason
     if evidence.random:
-        return "inconclusive", ("randomness",), "the output is random, and its mean falls no sooner than single draws"
+        return (
+            "inconclusive",
+            ("randomness",),
+            "the output is random, and its mean falls no sooner than single draws; give draws to judge it",
+        )
     weak = [made.id for made in fired.values() if "weak attack" in made.points_to]
     if weak and float(evidence.standing().double().mean()) > 1 / evidence.classes:
         return "inconclusive", ("weak attack",), f"{', '.join(weak)} fired: the attack is too weak to tell"
@@ -239,7 +247,10 @@ def _without_outcome(
 
 
 def _through(evidence: Evidence) -> str:
-    return ", which took the gradient from a stand-in" if evidence.stands_in else ""
+    """How the attacks were adapted, where they were."""
+    taken = ["took the gradient from a stand-in"] if evidence.stands_in else []
+    judged = [f"went through the mean of {evidence.draws} draws, which judges them"] if evidence.draws else []
+    return f", which {' and '.join([*taken, *judged])}" if taken or judged else ""
 
 
 def _aside(evidence: Evidence, fired: Mapping[str, Check]) -> str:

@@ -20,7 +20,7 @@ from gradscope.results.files import require_idle
 #: Characters of a model's name in the name of its directory of results.
 _LONGEST = 100
 #: Exit code of a gate that is shut: --fail-on-masking where a model is masked or cannot be judged as it is set up,
-#: --claim where the claim is refuted.
+#: --claim where the claim is refuted, --fail-on-blind where the attack is blind or its examples do not count.
 SHUT = 3
 #: Exit code of a gate that could not be decided.
 UNDECIDED = 4
@@ -49,6 +49,20 @@ _FailOnMasking = Annotated[
         rich_help_panel=panel(MEASURING),
     ),
 ]
+_FailOnBlind = Annotated[
+    bool,
+    typer.Option(
+        "--fail-on-blind",
+        help="exit with 3 where the attack is blind or its examples are invalid, with 4 where it is inconclusive",
+        rich_help_panel=panel(MEASURING),
+    ),
+]
+_AllowInconclusive = Annotated[
+    bool,
+    typer.Option("--allow-inconclusive", help="let --fail-on-blind pass undecided", rich_help_panel=panel(MEASURING)),
+]
+#: Verdicts of a judgement that shut the gate.
+_BLIND = ("the attack is blind", "invalid examples")
 
 
 def measuring_command(kind: type[Options]) -> Callable[..., None]:
@@ -69,10 +83,15 @@ def measuring_command(kind: type[Options]) -> Callable[..., None]:
             refuse(request, results)
         _measure(request, results)
         if isinstance(request.options, AuditOptions) and (values["fail_on_masking"] or request.options.claim):
-            _pass_gates(results, on_masking=values["fail_on_masking"], allowing=request.options.allow_inconclusive)
+            _pass_audits(results, on_masking=values["fail_on_masking"], allowing=request.options.allow_inconclusive)
+        if isinstance(request.options, JudgeOptions) and values["fail_on_blind"]:
+            _pass_judgements(results, allowing=values["allow_inconclusive"])
 
     arguments = [plain_parameter("attack", _Attack)] if kind is JudgeOptions else []
     arguments.append(plain_parameter("checkpoints", _Checkpoints))
+    if kind is JudgeOptions:
+        arguments.append(plain_parameter("fail_on_blind", _FailOnBlind, False))
+        arguments.append(plain_parameter("allow_inconclusive", _AllowInconclusive, False))
     if kind is AuditOptions:
         arguments.append(plain_parameter("fail_on_masking", _FailOnMasking, False))
     arguments += parameters(kind, DataOptions, ForeignOptions, Circumstances)
@@ -99,19 +118,35 @@ def _measure(request: Request, results: Path) -> None:
         print(results)
 
 
-def _pass_gates(results: Path, *, on_masking: bool, allowing: bool) -> None:
-    """Exit with :data:`SHUT` or :data:`UNDECIDED` where a gate that was asked for is not passed by every model."""
+def _pass_audits(results: Path, *, on_masking: bool, allowing: bool) -> None:
+    """Exit where a gate that was asked for is not passed by every model."""
     from gradscope.reading import read_json
     from gradscope.results.audits import Audits
     from gradscope.results.schemas import AUDIT_JSON
 
     audits = Audits.parse(read_json(results / AUDIT_JSON)).audits
-    if any(one.refuted or (on_masking and one.blocks) for one in audits):
+    shut = any(one.refuted or (on_masking and one.blocks) for one in audits)
+    asked = [one for one in audits if on_masking or one.claim is not None]
+    _pass_gate(shut, [f"{one.checkpoint}: {one.reason}" for one in asked if one.undecided], allowing)
+
+
+def _pass_judgements(results: Path, *, allowing: bool) -> None:
+    """Exit where the attack does not pass on every model."""
+    from gradscope.measure.result import read
+
+    rows = read(results).frame()
+    found = rows[rows["role"] == "attack"].to_dict("records")
+    undecided = [f"{one['checkpoint']}: {one['finding']}" for one in found if one["verdict"] == "inconclusive"]
+    _pass_gate(any(one["verdict"] in _BLIND for one in found), undecided, allowing)
+
+
+def _pass_gate(shut: bool, undecided: list[str], allowing: bool) -> None:
+    """Exit with :data:`SHUT`, or with :data:`UNDECIDED` for the reasons given; return where the gate is passed."""
+    if shut:
         raise typer.Exit(SHUT)
-    undecided = [one for one in audits if one.undecided and (on_masking or one.claim is not None)]
     if undecided and not allowing:
         if is_first_process():
-            why = "; ".join(f"{one.checkpoint}: {one.reason}" for one in undecided)
+            why = "; ".join(undecided)
             print(
                 f"gradscope: the gate could not be decided ({why}); --allow-inconclusive lets it pass", file=sys.stderr
             )

@@ -20,9 +20,9 @@ from gradscope.config import Budget
 from gradscope.distributed.units import is_out_of_memory
 from gradscope.errors import GradscopeError, lookup
 from gradscope.functional import fooled
-from gradscope.models.factories import find_code
+from gradscope.models.factories import find_function
 from gradscope.models.inspection import one_line
-from gradscope.models.references import parse_reference, require_trust
+from gradscope.models.references import parse_reference
 
 #: What a setting is called in attacks that show it: attributes of an object, keyword parameters of a function.
 NAMES: dict[str, tuple[str, ...]] = {
@@ -97,7 +97,9 @@ def attack_on_trial(given: Any, budget: Budget, trust_code: bool = False) -> Att
     """
     if isinstance(given, str):
         if ":" not in given:
-            lookup(ATTACKS, given, "attack")
+            needs = lookup(ATTACKS, given, "attack").needs
+            if "loss" in needs:
+                raise GradscopeError(f"attack must be one that runs by itself, {given} needs a loss of your own")
             return Attack(given, partial(_call_ours, given, budget))
         return _referred(given, trust_code)
     if not callable(given):
@@ -131,19 +133,10 @@ def _parameters(function: Callable[..., Any]) -> dict[str, tuple[str, Any]]:
 
 def _referred(text: str, trust_code: bool) -> Attack:
     """``package.module:function(...)``, called as ``function(model, x, y, ...)``; of a class, the object it makes."""
-    reference = parse_reference(text, "attack")
-    if reference.kind != "factory":
-        raise GradscopeError(f"attack must be the name of one of ours or package.module:function, got {text!r}")
-    require_trust(reference, trust_code, "attack")
-    found = find_code(reference, "attack")
-    if isinstance(found, type):
-        ours = (_Placeholder(),) if _is_of(found, "torchattacks") else ()
-        found = _made(text, partial(found, *ours, *reference.arguments, **reference.options))
-    elif reference.arguments:
-        raise GradscopeError(f"attack must give arguments by name, as in f(steps=20), got {text}")
-    elif reference.options:
-        found = partial(found, **reference.options)
-    return replace(attack_on_trial(found, Budget()), name=reference.name)
+    found = find_function(
+        text, "attack", trust_code, lambda kind: (_Placeholder(),) if _is_of(kind, "torchattacks") else ()
+    )
+    return replace(attack_on_trial(found, Budget()), name=parse_reference(text, "attack").name)
 
 
 class _Placeholder(nn.Module):
@@ -152,15 +145,6 @@ class _Placeholder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.anchor = nn.Parameter(torch.empty(0), requires_grad=False)
-
-
-def _made(text: str, make: Callable[[], Any]) -> Any:
-    try:
-        return make()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # SystemExit, too
-        raise GradscopeError(f"attack: {text} cannot be made: {one_line(error)}") from error
 
 
 def _is_of(kind: type, library: str) -> bool:

@@ -47,6 +47,14 @@ def _checked(name: str, standin: Any) -> Any:
     return standin
 
 
+def _own(value: object) -> object:
+    """A loss of the user's own."""
+    if value is None or callable(value) or (isinstance(value, str) and ":" in value):
+        return value
+    got = repr(value) if isinstance(value, str) else type(value).__name__
+    raise GradscopeError(f"loss must be a function or package.module:function, got {got}")
+
+
 def name_of(given: Any) -> str:
     """What a manifest calls a function that was given, or named."""
     known = given if isinstance(given, str) else getattr(given, "__name__", None)
@@ -57,7 +65,7 @@ class Adaptive(Options):
     """Options of attacks that are adapted to the model (Tramer et al. 2020)."""
 
     #: Settled here; :meth:`adapted` says what they mean, where they are given.
-    adaptive: ClassVar[frozenset[str]] = frozenset({"backward"})
+    adaptive: ClassVar[frozenset[str]] = frozenset({"backward", "draws"})
 
     backward: Annotated[Any, BeforeValidator(_standins)] = option(
         (),
@@ -67,6 +75,15 @@ class Adaptive(Options):
         ATTACK,
         metavar="[NAME=]FUNCTION",
         repeatable=True,
+    )
+
+    draws: int | None = option(
+        None,
+        "attack and judge a model whose output is random by the mean of its softmax over this many draws a pass (EoT)",
+        ATTACK,
+        ge=2,
+        le=10_000,
+        usual="one draw",
     )
 
     @property
@@ -82,4 +99,29 @@ class Adaptive(Options):
     def adapted(self) -> dict[str, Any]:
         """What the options come to, as the manifest records it: only what is given, so that older names stay."""
         parts = {name or "the model": name_of(standin) for name, standin in self.standins.items()}
-        return {"backward": parts} if parts else {}
+        return {**({"backward": parts} if parts else {}), **({} if self.draws is None else {"draws": self.draws})}
+
+
+class AdaptiveLoss(Adaptive):
+    """Options of attacks among which is PGD on a loss of the user's own."""
+
+    adaptive: ClassVar[frozenset[str]] = Adaptive.adaptive | {"loss"}
+
+    loss: Annotated[Any, BeforeValidator(_own)] = option(
+        None,
+        "also run pgd-own, PGD on this loss of yours: package.module:function (in Python a callable), called with "
+        "logits and labels, that returns a number for each image, larger where it is nearer to fooling the model",
+        ATTACK,
+        metavar="FUNCTION",
+    )
+
+    @property
+    def codes(self) -> Iterator[tuple[str, str]]:
+        """The code that is named."""
+        yield from super().codes
+        if isinstance(self.loss, str):
+            yield "loss", self.loss
+
+    def adapted(self) -> dict[str, Any]:
+        """As of all adaptive options."""
+        return super().adapted() | ({} if self.loss is None else {"loss": name_of(self.loss)})

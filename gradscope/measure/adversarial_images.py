@@ -15,6 +15,7 @@ from gradscope.measure.inputs import Chosen, Entry, Inputs
 from gradscope.models.inspection import measuring
 from gradscope.results.arrays import read_arrays
 from gradscope.results.files import atomic
+from gradscope.seeding import seeded
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -62,12 +63,13 @@ def rescore(path: Path, entry: Entry, inputs: Inputs, batch_size: int) -> dict[s
     """
     named = inputs.references(inputs.request.options.others.get("surrogate", ()))
     reference = next(one for one in named if one.text == entry.reference.text)
-    subject = inputs.load(reference, entry.chosen.images, differentiable=False)
+    subject = inputs.attacked(reference, entry.chosen.images)
     kept = _read_images(path)
     mine = kept["checkpoint"] == subject.label
     points, labels = torch.from_numpy(kept["images"][mine]), torch.from_numpy(kept["label"][mine])
     disagreeing = 0
-    with measuring(subject.model), torch.no_grad():
+    seed = inputs.request.options.seed
+    with measuring(subject.model), torch.no_grad(), seeded(seed, "rescore"):
         for part in torch.arange(len(points)).split(batch_size) if len(points) else ():
             logits = subject.model(points[part].to(inputs.device))
             disagreeing += int((~fooled(logits, labels[part].to(inputs.device))).sum())

@@ -118,6 +118,7 @@ class AttackMeasurement(Measurement[AttackOptions]):
             examples=surrogate_examples(entry, self.inputs, threat, options.budget, work),
             cascade=options.cascade,
             keep_images=options.save_images,
+            loss=self.inputs.loss(entry.chosen.images),
             work=work.prefixed(unit_prefix(entry, subject.label, threat)),
         )
 

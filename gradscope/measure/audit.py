@@ -105,6 +105,7 @@ class AuditMeasurement(Measurement[AuditOptions]):
         wanted = stages(budget, len(images)) + len(images) * len(entry.surrogates)
         with progress_bar(f"auditing {subject.label}", wanted, visible=self.team.is_first) as advance:
             work = self.work(kept.each, advance)
+            own = self.inputs.loss(images)
             examples = surrogate_examples(entry, self.inputs, threat, budget.attacks, work)
             work = work.prefixed(unit_prefix(entry, subject.label, threat))
             found = examine(
@@ -114,9 +115,10 @@ class AuditMeasurement(Measurement[AuditOptions]):
                 threat,
                 options.budget,
                 surrogate_examples=examples,
+                loss=own,
                 work=work,
             )
-            shown = example_images(found, subject.model, images, surrogate_examples=examples, work=work)
+            shown = example_images(found, subject.model, images, surrogate_examples=examples, loss=own, work=work)
         if options.surrogate and not entry.surrogates:
             itself = dict.fromkeys(("transfer", "pgd-from"), "the surrogate given is this model itself")
             found = replace(found, left_out={**found.left_out, **itself})

@@ -11,14 +11,15 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
+from gradscope.attacks.own_loss import OwnLoss, own_loss
 from gradscope.config import Data
 from gradscope.data import sources
 from gradscope.data.image_set import ImageSet, Splits
 from gradscope.data.names import DATASETS
 from gradscope.errors import GradscopeError, lookup
-from gradscope.measure.adaptive_options import Adaptive
+from gradscope.measure.adaptive_options import Adaptive, AdaptiveLoss, name_of
 from gradscope.measure.options import Request
-from gradscope.models.adaptive import with_backward
+from gradscope.models.adaptive import Averaged, with_backward
 from gradscope.models.checkpoint import Checkpoint
 from gradscope.models.failures import explained_failures
 from gradscope.models.inspection import LogitsCheck, check_differentiable, grey
@@ -146,14 +147,25 @@ class Inputs:
         return subject
 
     def attacked(self, reference: ModelSource, images: ImageSet) -> LoadedModel:
-        """Build a model as the request's attacks see it: with the backward pass that stands in for its own."""
+        """Build a model as the request's attacks see it: with another backward pass, as the mean of its draws."""
         subject, options = self.load(reference, images, differentiable=False), self.request.options
-        if not isinstance(options, Adaptive) or not options.standins:
+        if not isinstance(options, Adaptive) or not (options.standins or options.draws):
             return subject
-        batch, trusted = grey(images, self.device), self.foreign.trust_code
-        model = with_backward(subject.model, options.standins, batch, trust_code=trusted)
+        model, batch = subject.model, grey(images, self.device)
+        if options.standins:
+            model = with_backward(model, options.standins, batch, trust_code=self.foreign.trust_code)
+        if options.draws:
+            model = Averaged(model, options.draws)
         self._models[subject.label, id(model)] = model
         return replace(subject, model=model)
+
+    def loss(self, images: ImageSet) -> OwnLoss | None:
+        """The request's own loss, tried on as many classes as ``images`` have; None where it has none."""
+        options, classes = self.request.options, len(images.classes)
+        if not isinstance(options, AdaptiveLoss) or options.loss is None:
+            return None
+        trusted = self.foreign.trust_code
+        return own_loss(options.loss, name_of(options.loss), classes, self.device, trust_code=trusted)
 
     def _label_of(self, value: object) -> str | None:
         """The label of a model that was loaded here and is still in use, or of one's source; None of anything else."""

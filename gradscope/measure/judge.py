@@ -7,7 +7,8 @@ from functools import partial
 from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.budgets import BUDGETS
 from gradscope.judging.attacks import attack_on_trial
-from gradscope.judging.verdict import Judgement, judge, stages
+from gradscope.judging.judgement import Judgement
+from gradscope.judging.trial import judge, stages
 from gradscope.measure.inputs import Entry
 from gradscope.measure.judge_options import JudgeOptions
 from gradscope.measure.models import read_entries, unit_prefix

@@ -29,6 +29,7 @@ def read_entries(inputs: Inputs, surrogates: Sequence[str], samples: int | None)
     for reference in references[: len(inputs.request.models)]:
         chosen = inputs.choose(inputs.splits(reference).test, samples, "samples")
         inputs.attacked(reference, chosen.images)
+        inputs.loss(chosen.images)
         mine = tuple(named[text] for text in dict.fromkeys(surrogates) if text != reference.text)
         for surrogate in mine:
             _check_surrogate(surrogate, chosen, inputs)

@@ -4,11 +4,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
-from gradscope.attacks.registry import ATTACKS
+from gradscope.attacks.registry import ATTACKS, OWN
 from gradscope.auditing.budgets import BUDGETS, AuditBudget, budget_of
 from gradscope.config import PGD, PGD_ATTACKS, Balls, Budget, Grid, attack_settings, short_attack_settings
 from gradscope.errors import GradscopeError, known_names, lookup
-from gradscope.measure.adaptive_options import Adaptive
+from gradscope.measure.adaptive_options import AdaptiveLoss
 from gradscope.measure.common_options import (
     Circumstances,
     ForeignOptions,
@@ -226,14 +226,14 @@ class LandscapeOptions(GradientAttack):
         return {"attacks": attacks, "grid": self.grid.model_dump()}
 
 
-class AttackOptions(Adaptive, Stepping, Sampled):
+class AttackOptions(AdaptiveLoss, Stepping, Sampled):
     """``gradscope attack``, :func:`gradscope.attack`."""
 
     command, kind, suffix = "attack", "attack", "-attack"
     summary = "Attack checkpoints with a battery, one attack after the other on what still stands."
     measurement = "gradscope.measure.attack:AttackMeasurement"
     roles = ("surrogate",)
-    settled = frozenset({"epsilon", "curve", *Budget.model_fields, *Adaptive.adaptive})
+    settled = frozenset({"epsilon", "curve", *Budget.model_fields, *AdaptiveLoss.adaptive})
 
     attacks: Names = option(
         ("pgd", "apgd-ce", "apgd-t", "square"),
@@ -257,7 +257,9 @@ class AttackOptions(Adaptive, Stepping, Sampled):
         ATTACK,
         usual=default_of(Budget, "queries"),
     )
-    draws: int | None = option(None, "random points of noise for each image", ATTACK, usual=default_of(Budget, "draws"))
+    noise_points: int | None = option(
+        None, "random points of noise for each image", ATTACK, usual=default_of(Budget, "noise_points")
+    )
     surrogate: Names = option(
         (),
         "another model, whose adversarial examples transfer and pgd-from use; repeatable",
@@ -275,8 +277,10 @@ class AttackOptions(Adaptive, Stepping, Sampled):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The attacks, each once."""
-        return tuple(ATTACKS if self.attacks == ("all",) else known_names(self.attacks, ATTACKS, "attacks"))
+        """The attacks, each once; that on the user's own loss where there is one."""
+        everything = [name for name in ATTACKS if name != OWN]
+        named = everything if self.attacks == ("all",) else known_names(self.attacks, ATTACKS, "attacks")
+        return tuple(dict.fromkeys([*named, *([] if self.loss is None else [OWN])]))
 
     @property
     def balls(self) -> Balls:
@@ -297,6 +301,8 @@ class AttackOptions(Adaptive, Stepping, Sampled):
     @model_validator(mode="after")
     def _surrogates_are_used(self) -> Self:
         self.resolved()
+        if OWN in self.names and self.loss is None:
+            raise GradscopeError(f"loss must be given for {OWN}, got none")
         takers = [name for name, attack in ATTACKS.items() if "examples" in attack.needs]
         if not self.surrogate and all(name in takers for name in self.names):
             named = ", ".join(self.names)
@@ -359,14 +365,14 @@ class TransferOptions(GradientAttack, Sampled):
 _BUDGET_IMAGES = ", ".join(str(budget.images) for budget in BUDGETS.values())
 
 
-class AuditOptions(Adaptive, InBall, Sampled):
+class AuditOptions(AdaptiveLoss, InBall, Sampled):
     """``gradscope audit``, :func:`gradscope.audit`."""
 
     command, kind, suffix = "audit", "audit", "-audit"
     summary = "Say whether a model's robustness is real or its gradients are masked, with the evidence and the cause."
     measurement = "gradscope.measure.audit:AuditMeasurement"
     roles = ("surrogate",)
-    settled = frozenset({"claim", "allow_inconclusive", *Adaptive.adaptive})
+    settled = frozenset({"claim", "allow_inconclusive", *AdaptiveLoss.adaptive})
 
     budget: str = option(
         "standard",
@@ -408,8 +414,8 @@ class AuditOptions(Adaptive, InBall, Sampled):
         return super().content() | {name: value for name, value in newer.items() if value}
 
     def spending_of(self, *, with_examples: bool) -> AuditBudget:
-        """The budget; the attacks that need other models' examples only where there are some."""
-        return budget_of(self.budget, self.norm, with_examples=with_examples)
+        """The budget; attacks that need other models' examples, or a loss, only where there are some."""
+        return budget_of(self.budget, self.norm, with_examples=with_examples, with_loss=self.loss is not None)
 
     @model_validator(mode="after")
     def _resolves(self) -> Self:

@@ -1,5 +1,6 @@
 """A model as an adaptive attack sees it: with another backward pass, or as the mean of its random draws."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -77,6 +78,28 @@ def _shape(value: object) -> str:
 def stands_in(model: nn.Module) -> bool:
     """Whether a stand-in gives the gradient of ``model`` or of a part of it."""
     return any(isinstance(module, Through) for module in model.modules())
+
+
+class Averaged(nn.Module):
+    """A random model's expectation: ``log mean over draws of softmax(z)`` (Athalye et al. 2018, EoT).
+
+    Each pass draws anew, from torch's global state, whose draws are those of the whole batch.
+    """
+
+    def __init__(self, model: nn.Module, draws: int) -> None:
+        super().__init__()
+        self.model, self.draws = model, draws
+        self.training = model.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits whose softmax is the mean of the model's."""
+        drawn = torch.stack([self.model(images).log_softmax(dim=1) for _ in range(self.draws)])
+        return drawn.logsumexp(dim=0) - math.log(self.draws)
+
+
+def draws_of(model: nn.Module) -> int | None:
+    """How many draws of itself each pass of ``model`` averages; None where it is taken as it is."""
+    return next((module.draws for module in model.modules() if isinstance(module, Averaged)), None)
 
 
 def with_backward(model: nn.Module, given: Mapping[str, Any], batch: Tensor, *, trust_code: bool = False) -> nn.Module:

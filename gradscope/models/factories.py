@@ -52,9 +52,12 @@ def find_code(reference: ModelRef, argument: str) -> Callable[..., object]:
     return code
 
 
-def find_function(text: str, argument: str, trust_code: bool) -> Callable[..., Any]:
+def find_function(
+    text: str, argument: str, trust_code: bool, in_front: Callable[[type], tuple[object, ...]] = lambda kind: ()
+) -> Callable[..., Any]:
     """What ``package.module:name`` names; of a class the object it makes, ``name(key=value)`` sets options by name.
 
+    ``in_front`` of a class gives the arguments it gets before those of ``text``.
     Raises :class:`GradscopeError` with ``argument`` in front where it is no such text, not trusted or not to be made.
     """
     reference = parse_reference(text, argument)
@@ -62,18 +65,16 @@ def find_function(text: str, argument: str, trust_code: bool) -> Callable[..., A
         raise GradscopeError(f"{argument} must be package.module:function, got {text!r}")
     require_trust(reference, trust_code, argument)
     found: Any = find_code(reference, argument)
-    made: Any = partial(found, *reference.arguments, **reference.options)
+    made: Any = partial(found, **reference.options) if reference.options else found
     if isinstance(found, type):
         try:
-            made = made()
+            made = found(*in_front(found), *reference.arguments, **reference.options)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit, too
             raise GradscopeError(f"{argument}: {text} cannot be made: {one_line(error)}") from error
     elif reference.arguments:
         raise GradscopeError(f"{argument} must give arguments by name, as in f(strength=2), got {text}")
-    elif not reference.options:
-        made = found
     if not callable(made):
         raise GradscopeError(f"{argument}: {text} must make what can be called, got {type(made).__name__}")
     function: Callable[..., Any] = made

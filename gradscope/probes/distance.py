@@ -66,9 +66,12 @@ def to_nearest_point(
     """
     with torch.no_grad():
         logits = model(images)
-    wrong = fooled(logits, labels)
-    problem = Problem(model, images, labels, numbers, logits.shape[1], threat, Budget(steps=steps), seed=seed)
-    points = fmn(problem)
-    away = threat.distance(points, images)
-    reached = torch.where(problem.fooled_at(points), away, threat.epsilon)
-    return reached.masked_fill(wrong, 0.0)
+    right = (~fooled(logits, labels)).nonzero().squeeze(1)
+    found = images.new_zeros(len(images))
+    if len(right):
+        whole = Problem(model, images, labels, numbers, logits.shape[1], threat, Budget(steps=steps), seed=seed)
+        problem = whole.only(right)
+        points = fmn(problem)
+        away = threat.distance(points, problem.images)
+        found[right] = torch.where(problem.fooled_at(points), away, threat.epsilon)
+    return found

@@ -27,7 +27,8 @@ def cautions(manifest: Manifest) -> Iterator[str]:
                 *_of_labels(look),
                 *_of_planes(look, manifest),
                 *_of_gradients(look),
-                *(_of_outputs(look) if manifest.kind != "audit" else ()),
+                *_of_draws(look, manifest.draws),
+                *(_of_outputs(look, manifest.draws) if manifest.kind != "audit" else ()),
             ]
             yield from (f"{entry.label}: {sentence}" for sentence in found)
     yield from blind_attacks(manifest)
@@ -61,9 +62,19 @@ def _of_planes(look: FirstLook, manifest: Manifest) -> Iterator[str]:
         yield f"{wrong} of {look.images} images are wrong as they are, with a radius of 0; the option right omits them"
 
 
-def _of_outputs(look: FirstLook) -> Iterator[str]:
-    if look.random:
-        yield "two passes over one image differ: one pass judges nothing, an audit judges the mean over many"
+def _of_draws(look: FirstLook, draws: int | None) -> Iterator[str]:
+    if draws and not look.random:
+        yield f"the output is not random: the mean of {draws} draws is one pass {draws} times over"
+    if draws and look.flips:
+        yield (
+            f"the class that the mean of {draws} draws gives changes between passes on {look.flips} of {look.probed} "
+            "images: more draws judge them more surely"
+        )
+
+
+def _of_outputs(look: FirstLook, draws: int | None) -> Iterator[str]:
+    if look.random and not draws:
+        yield "two passes over one image differ: one pass judges nothing; draws attacks and judges the mean over many"
     if look.depends_on_batch:
         yield "the output of an image depends on the other images of its batch"
     if look.probabilities:

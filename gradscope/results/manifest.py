@@ -57,6 +57,7 @@ class FirstLook(_Entry):
     random: bool
     depends_on_batch: bool
     probabilities: bool
+    flips: int = 0  # not in older manifests
     zero_gradients: int | None
     not_finite_gradients: int | None = None  # None in older manifests, too
 
@@ -120,6 +121,8 @@ class Manifest(_Entry):
     attacks: dict[str, Any] = {}
     landscape: dict[str, Any] = {}
     backward: dict[str, str] = {}
+    draws: int | None = None
+    loss: str | None = None
     checkpoints: tuple[Examined, ...] = ()
     provenance: Provenance | None = None
 
@@ -127,7 +130,12 @@ class Manifest(_Entry):
     def adapted(self) -> list[str]:
         """How the attacks were adapted to the model, a sentence part each."""
         parts = ", ".join(f"{part} ({standin})" for part, standin in self.backward.items())
-        return [f"the attacks take the gradient from a stand-in for {parts}; values are the model's own"] * bool(parts)
+        said = {
+            f"the attacks take the gradient from a stand-in for {parts}; values are the model's own": parts,
+            f"attacked through, and judged by, the mean of {self.draws} draws": self.draws,
+            f"pgd-own climbs {self.loss}": self.loss,
+        }
+        return [sentence for sentence, holds in said.items() if holds]
 
     def ball(self, attack: str) -> str:
         """Norm and radius of one of its attacks in words; empty where it does not say."""

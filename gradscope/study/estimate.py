@@ -23,6 +23,7 @@ from gradscope.distributed.processes import resolve_device
 from gradscope.distributed.units import halving
 from gradscope.errors import GradscopeError
 from gradscope.losses import cross_entropy
+from gradscope.measure.adaptive_options import Adaptive
 from gradscope.measure.common_options import Options, Sampled
 from gradscope.measure.judge_options import JudgeOptions
 from gradscope.measure.options import AnalyzeOptions, AttackOptions, AuditOptions, LandscapeOptions, TransferOptions
@@ -145,6 +146,11 @@ def training_passes(training: Training, images: ImageFacts) -> Passes:
 
 def measuring_passes(options: Options, images: ImageFacts, models: int) -> Passes:
     """One model's share of a measurement of ``models``; attacks as if every image stood to the end."""
+    draws = options.draws if isinstance(options, Adaptive) else None
+    return _passes_of_a_draw(options, images, models) * (draws or 1)
+
+
+def _passes_of_a_draw(options: Options, images: ImageFacts, models: int) -> Passes:
     count = _images(options, images)
     if isinstance(options, AnalyzeOptions):
         return _sum(_pgd(settings) for settings in options.attacks.values()) * count
@@ -200,7 +206,7 @@ def _attack(name: str, budget: Budget) -> Passes:
     if name in ("square", "rays", "hop-skip-jump"):
         return Passes(forward=budget.queries)
     if name == "noise":
-        return Passes(forward=budget.draws)
+        return Passes(forward=budget.noise_points)
     if name in ("fgsm", "transfer"):
         return Passes(1, 1)
     times = {

@@ -128,7 +128,7 @@ def test_square_lowers_the_margin_and_never_goes_back(convolutional, image_set, 
 
 @pytest.mark.parametrize("attack", [square, noise])
 def test_what_has_fallen_is_asked_no_more(convolutional, image_set, problem_of, attack):
-    problem = problem_of(convolutional, image_set, ThreatModel("linf", 0.05), queries=50, draws=50)
+    problem = problem_of(convolutional, image_set, ThreatModel("linf", 0.05), queries=50, noise_points=50)
     problem = replace(problem, labels=convolutional(problem.images).argmax(dim=1))
     alone = []
     for row in range(40):
@@ -145,7 +145,7 @@ def test_what_has_fallen_is_asked_no_more(convolutional, image_set, problem_of, 
 
 
 def test_noise_is_drawn_anew_for_each_image_and_draw(problem_of, image_set):
-    problem = grey(problem_of, image_set, ThreatModel("l2", 0.3), draws=20)
+    problem = grey(problem_of, image_set, ThreatModel("l2", 0.3), noise_points=20)
     noise(problem)
     drawn = torch.stack(problem.model.asked).flatten(0, 1)
     assert len(drawn.flatten(1).unique(dim=0)) == 80

@@ -9,7 +9,7 @@ from gradscope.config import Budget
 from gradscope.distributed.units import Work
 from tests.standin.device import DEVICE, stand_in
 
-BUDGET = Budget(steps=23, queries=45, draws=25, restarts=2, smoothing=2, targets=2)
+BUDGET = Budget(steps=23, queries=45, noise_points=25, restarts=2, smoothing=2, targets=2)
 
 
 def test_on_a_cpu_whoever_has_fallen_leaves_at_once():

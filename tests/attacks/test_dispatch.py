@@ -16,7 +16,7 @@ from gradscope.functional import margin
 NAMES = list(ATTACKS)
 #: Attacks that search at random: they fool nobody beyond the distance, but do not come up to it.
 RANDOM = {"square", "noise", "rays", "hop-skip-jump"}
-SMALL = Budget(steps=20, queries=400, draws=60, restarts=2, smoothing=2)
+SMALL = Budget(steps=20, queries=400, noise_points=60, restarts=2, smoothing=2)
 
 
 def nearest(case, norm, factor):
@@ -67,7 +67,7 @@ def test_noise_fools_as_often_as_the_normal_distribution_says(boundary):
     case = boundary("linf", 2, count=300)
     epsilon, draws = 0.02, 3
     threat = ThreatModel("linf", epsilon)
-    outcome = evaluate(case.model, case.image_set, ["noise"], threat, Budget(draws=draws))
+    outcome = evaluate(case.model, case.image_set, ["noise"], threat, Budget(noise_points=draws))
     between = case.model.weight[0] - case.model.weight[1]
     gap = case.distance * between.abs().sum()
     once = stats.norm.sf((gap / (epsilon * between.norm() / math.sqrt(3))).detach().numpy())
@@ -82,7 +82,7 @@ def test_results_lie_in_ball_and_box(convolutional, image_set, norm, name):
     """The images are noise from 0 to 255, so that the box cuts nearly every step."""
     threat = ThreatModel(norm, 0.2 if norm == "linf" else 1.5)
     images, _ = image_set.batch(torch.arange(40), "cpu")
-    budget = Budget(steps=5, queries=60, draws=5, restarts=2, smoothing=2)
+    budget = Budget(steps=5, queries=60, noise_points=5, restarts=2, smoothing=2)
     examples = [images + 3 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))]
     outcome = evaluate(
         convolutional, image_set, [name], threat, budget, examples=examples, keep_images=True, work=Work(batch_size=16)
@@ -103,7 +103,7 @@ def test_results_lie_in_ball_and_box(convolutional, image_set, norm, name):
 def test_a_ball_of_radius_0_holds_nothing(case_and_norm, name):
     case, norm = case_and_norm
     images, _ = case.image_set.batch(torch.arange(24), "cpu")
-    budget = Budget(steps=2, queries=10, draws=2, restarts=2, smoothing=2)
+    budget = Budget(steps=2, queries=10, noise_points=2, restarts=2, smoothing=2)
     threat = ThreatModel(norm, 0.0)
     outcome = evaluate(case.model, case.image_set, [name], threat, budget, examples=[1 - images], keep_images=True)
     if name not in outcome.skipped:

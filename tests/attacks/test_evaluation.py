@@ -14,7 +14,7 @@ from gradscope.distributed.units import Work
 from gradscope.errors import GradscopeError
 
 NAMES = list(ATTACKS)
-TINY = Budget(steps=4, queries=20, draws=4, restarts=2, smoothing=2, targets=2)
+TINY = Budget(steps=4, queries=20, noise_points=4, restarts=2, smoothing=2, targets=2)
 
 
 def agreed(model, image_set):
@@ -313,7 +313,7 @@ def test_a_point_without_finite_logits_fools(image_set):
         "hole", torch.full((4, 1, 4, 4), 140, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), ["0", "1"]
     )
     names = ["fgsm", "pgd", "pgd-margin", "square", "noise", "rays", "hop-skip-jump"]
-    budget = Budget(steps=4, draws=60, queries=300)
+    budget = Budget(steps=4, noise_points=60, queries=300)
     near = evaluate(Hole(), image_set, names, ThreatModel("linf", 0.1), budget, cascade=False)
     far = evaluate(Hole(), image_set, names, ThreatModel("linf", 0.04), budget, cascade=False)
     for name in names:

@@ -11,7 +11,7 @@ from gradscope.attacks.threat import ThreatModel
 from gradscope.config import Budget
 from gradscope.data.image_set import ImageSet
 
-BUDGET = Budget(steps=4, queries=40, draws=20, restarts=2, smoothing=2, targets=2)
+BUDGET = Budget(steps=4, queries=40, noise_points=20, restarts=2, smoothing=2, targets=2)
 
 
 def digits(height: int, width: int) -> ImageSet:

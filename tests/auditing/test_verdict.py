@@ -19,7 +19,7 @@ from gradscope.errors import GradscopeError
 from gradscope.results.schemas import AUDIT
 
 THREAT = ThreatModel("linf", 0.1)
-WEAK = Budget(steps=1, step_size=0.02, restarts=1, smoothing=1, queries=10, draws=2)
+WEAK = Budget(steps=1, step_size=0.02, restarts=1, smoothing=1, queries=10, noise_points=2)
 
 
 class Changed(nn.Module):

@@ -36,6 +36,7 @@ import gradscope
 import gradscope.vision
 from gradscope.attacks.evaluation import evaluate
 from gradscope.attacks.pgd import pgd, prepared, threat_model, usual_batch_size
+from gradscope.attacks.registry import PAPER_BATCH
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import PGD, Budget, Data, Grid
 from gradscope.data.image_set import ImageSet
@@ -74,6 +75,8 @@ STEPS = 40
 ATTACKED = 128
 TRAINED = 2560
 ARCHITECTURES = ("cnn4", "cnn6")
+#: What a trial may cost at most, in runs of the attack: ours, and the repairs where it is weaker.
+JUDGED = {"whole": 5, "steps too small": 15}
 
 
 @dataclass(frozen=True)
@@ -340,6 +343,29 @@ def audit(bench: Bench) -> Iterator[Ratio]:
     yield side_by_side(name, against, audited, attacked, target=5, rounds=1 if bench.quick else min(bench.rounds, 2))
 
 
+def judge(bench: Bench) -> Iterator[Ratio]:
+    """A trial beside the attack alone: of a whole attack, and of one that is repaired, for its steps are too small."""
+    import torchattacks
+
+    model, held_out = digit_classifier("cnn4", 32, 3, bench)
+    images = held_out.subset(torch.arange(bench.size(200, 40)))
+    epsilon, steps = radius_that_leaves(0.02, model, images, bench.device), bench.size(40, 2)
+    for what, step in (("whole", 2.5 * epsilon / steps), ("steps too small", 0.01 * epsilon / steps)):
+        attack = torchattacks.PGD(model, eps=epsilon, alpha=step, steps=steps, random_start=False)
+
+        def alone(attack: Any = attack) -> None:
+            with strict_float32():
+                for indices in torch.arange(len(images)).split(PAPER_BATCH):
+                    attack(*images.batch(indices, bench.device))
+
+        def judged(attack: Any = attack) -> object:
+            return gradscope.judge(attack, model, images, budget="quick", norm="linf", epsilon=epsilon, progress=False)
+
+        name, against = f"judge, quick, {len(images)} images, {what}", f"the attack alone, torchattacks.PGD, {steps}"
+        rounds = 1 if bench.quick else min(bench.rounds, 2)
+        yield side_by_side(name, against, judged, alone, target=JUDGED[what], rounds=rounds)
+
+
 def training_run(mode: str, images: ImageSet, settings: list[str], bench: Bench, **options: object) -> Run:
     training = resolve(mode, Data(dataset="cifar10"), 32, epochs=2, settings=settings, options=options)
     hardware = Hardware(bench.device.type)
@@ -591,6 +617,7 @@ BENCHMARKS: dict[str, Callable[[Bench], Iterator[Ratio | Absolute]]] = {
     "memory": memory,
     "two-at-once": two_at_once,
     "audit": audit,
+    "judge": judge,
     "kept-memory": kept_memory,
     "autoattack": autoattack,
     "refusal": refusal,

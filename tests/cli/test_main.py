@@ -49,7 +49,7 @@ def test_version_and_help(done: Done) -> None:
         ("attack", ["CKPT", "--queries", "--epsilons", "--surrogate", "--no-cascade", "--save-images", "--resume"]),
         ("transfer", ["CKPT", "pgd-paper", "8/255", "--samples", "--resume", "reports/FIRST-CKPT-transfer"]),
         ("audit", ["CKPT", "quick", "--surrogate", "--fail-on-masking", "--resume", "reports/FIRST-CKPT-audit"]),
-        ("judge", ["ATTACK", "CKPT", "--budget", "--trust-code", "--resume", "reports/FIRST-CKPT-judge"]),
+        ("judge", ["ATTACK", "CKPT", "--trust-code", "--fail-on-blind", "--resume", "reports/FIRST-CKPT-judge"]),
         ("claims", ["DIR...", "--out", "reports/FIRST-DIR-claims"]),
         ("figures", ["DIR", "files"]),
         ("study", ["RECIPE", "--dry-run", "--seeds", "ray", "--address", "KEY=VALUE", "checkpoints/RECIPE"]),

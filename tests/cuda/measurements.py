@@ -24,7 +24,7 @@ from gradscope.results.metrics import METRICS
 
 #: Radii at which attacks fool some of the images and not all of them.
 EPSILONS = {"l2": 0.7, "linf": 10 / 255}
-BUDGET = Budget(steps=8, restarts=2, smoothing=2, targets=2, queries=60, draws=10)
+BUDGET = Budget(steps=8, restarts=2, smoothing=2, targets=2, queries=60, noise_points=10)
 GRID = Grid(points=7)
 #: Images of planes and curvatures.
 FEW = 6

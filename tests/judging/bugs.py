@@ -154,7 +154,7 @@ CASES = (
     case("nearer once it fooled, last iterate", "best iterate", halve=True),
     case("noisy steps across the ball", "step size", size=0.5, noise=2.0),
     case("model in training mode", "train mode", models=("dropout", "batch norm"), training=True),
-    case("normalised outside the model", "normalisation", normalise=(0.5, 0.25)),
+    case("normalised outside the model", "normalisation", normalise=(0.8, 0.2)),
     case("softmax twice", "loss", models=("SL x 20", "SL-adv x 100"), loss=softmax_twice),
     case("begins at the image", "random start", models=("flat SL", "flat SL-adv"), start=False),
     case("sign error", "loss", loss=wrong_sign),

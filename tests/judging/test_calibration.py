@@ -6,7 +6,7 @@ import torch
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import Budget
 from gradscope.judging.attacks import attack_on_trial
-from gradscope.judging.verdict import judge
+from gradscope.judging.trial import judge
 from tests.judging.bugs import CASES, RADII
 
 COUNT = 120

@@ -78,6 +78,7 @@ def leaving_traces(model, x, y):
     return pgd(model, x, y)
 
 
+@pytest.mark.usefixtures("little_work")
 @pytest.mark.parametrize("attack", [of_nan, of_doubles, changing_its_input, leaving_traces])
 def test_an_unruly_attack_is_judged_and_leaves_no_trace(models, some, digest, attack):
     model = copy.deepcopy(models("SL"))
@@ -95,6 +96,7 @@ def claiming(model, x, y):
     return x, torch.ones(len(x), dtype=torch.bool)
 
 
+@pytest.mark.usefixtures("little_work")
 def test_what_an_attack_reports_is_judged_too(models, some):
     found = gs.judge(claiming, models("SL"), *some, **BALL)
     right = int(found.frame().query("role == 'clean'")["left"].iloc[0] * 60 + 0.5)
@@ -121,6 +123,7 @@ def test_a_judgement_repeats_and_is_read_back(models, some, tmp_path):
     assert "No audit is among these results" not in page
 
 
+@pytest.mark.usefixtures("little_work")
 def test_the_table_adds_up(models, some):
     found = gs.judge(partial(pgd, size=0.01, start=False), models("SL"), *some, **BALL)
     rows = found.frame()
@@ -161,6 +164,7 @@ def of_float32_alone(model, x, y):
     return pgd(model, x, y, size=0.01, start=False)
 
 
+@pytest.mark.usefixtures("little_work")
 def test_a_repair_that_the_attack_does_not_bear_is_left_out_with_its_reason(models, some):
     found = gs.judge(of_float32_alone, models("SL"), *some, **BALL)
     precision = found.frame().query("part == 'precision'").iloc[0]
@@ -181,6 +185,18 @@ def test_settings_among_a_functions_parameters_are_repaired_there(models, some):
     assert any("with 80 steps" in name for name in found.frame()["name"])
 
 
+#: Attacks that a gate stops.
+GATED = """
+def idle(model, x, y):
+    return x
+
+
+def leaping(model, x, y):
+    return x + 0.5
+"""
+
+
+@pytest.mark.usefixtures("little_work")
 def test_the_command_takes_a_function(some, trained, tmp_path, monkeypatch, capsys):
     from gradscope.cli import main
 
@@ -198,3 +214,29 @@ def test_the_command_takes_a_function(some, trained, tmp_path, monkeypatch, caps
     assert not done.value.code
     assert "idle on sl: THE ATTACK IS BLIND" in capsys.readouterr().out
     assert gs.read(tmp_path / "out").verdict == "the attack is blind"
+
+
+@pytest.mark.usefixtures("little_work")
+@pytest.mark.parametrize(
+    ("attack", "count", "gates", "code", "verdict"),
+    [
+        ("gated:idle", 60, ["--fail-on-blind", "--allow-inconclusive"], 3, "BLIND"),
+        ("gated:leaping", 60, ["--fail-on-blind"], 3, "INVALID EXAMPLES"),
+        ("apgd-t", 60, ["--fail-on-blind"], 0, "SOUND"),
+        ("gated:idle", 20, ["--fail-on-blind"], 4, "INCONCLUSIVE"),
+        ("gated:idle", 20, ["--fail-on-blind", "--allow-inconclusive"], 0, "INCONCLUSIVE"),
+    ],
+)
+def test_a_blind_attack_shuts_the_gate(trained, tmp_path, monkeypatch, capsys, attack, count, gates, code, verdict):
+    from gradscope.cli import main
+
+    ball = ["--norm", "linf", "--epsilon", "0.1", "--budget", "quick", "--samples", str(count), "--no-figures"]
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "gated.py").write_text(GATED)
+    with pytest.raises(SystemExit) as done:
+        main(["judge", attack, trained[0], "--trust-code", *ball, *gates, "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr()
+    assert (done.value.code or 0) == code
+    assert verdict in printed.out
+    undecided = "gradscope: the gate could not be decided (sl: "
+    assert printed.err.startswith(undecided) if code == 4 else undecided not in printed.err

@@ -7,7 +7,7 @@ from torch import nn
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import Budget
 from gradscope.judging.attacks import attack_on_trial
-from gradscope.judging.verdict import judge
+from gradscope.judging.trial import judge
 from tests.judging.bugs import RADII
 
 SOUND = ("the attack is sound", "the attack is weaker")
@@ -15,9 +15,9 @@ SOUND = ("the attack is sound", "the attack is weaker")
 
 @pytest.fixture
 def judged(digits, models, work_on):
-    def run(attack, name, norm, count=120):
-        images, threat = digits.test.subset(torch.arange(count)), ThreatModel(norm, RADII[norm])
-        tried = attack_on_trial(attack, Budget())
+    def run(attack, name, norm, steps=100):
+        images, threat = digits.test.subset(torch.arange(120)), ThreatModel(norm, RADII[norm])
+        tried = attack_on_trial(attack, Budget(steps=steps))
         return judge(tried, models(name), images, None, threat, "quick", work=work_on(name, norm))
 
     return run
@@ -76,6 +76,6 @@ def test_our_own_attack_is_sound(judged, name):
 
 def test_the_papers_pgd_is_blind_by_its_floor(judged):
     """The batch's mean divides small gradients, the floor of 1e-6 stops their steps."""
-    found = judged("pgd-paper", "SL x 5", "l2", 240)
+    found = judged("pgd-paper", "SL x 5", "l2", 30)
     assert found.verdict == "the attack is blind"
     assert found.parts[0] == "norm floor"

@@ -26,7 +26,7 @@ from gradscope.results.tables import read_table
 from tests.measure.requests import measured
 
 NAMES = ("fgsm", "pgd", "square")
-BUDGET: dict[str, Any] = {"steps": 5, "queries": 20, "draws": 3}
+BUDGET: dict[str, Any] = {"steps": 5, "queries": 20, "noise_points": 3}
 CUT = """
 import torch
 
@@ -228,7 +228,7 @@ def test_examples_of_a_surrogate_reach_the_attack(trained: list[str], tmp_path: 
 
 def test_a_curve_agrees_with_the_attacks_at_their_radii(trained: list[str], tmp_path: Path) -> None:
     """And its distances are those of the images, whatever radii were asked for."""
-    out = attacked(trained, tmp_path / "out", curve=True, attacks=("fmn",), epsilons=(0.4, 0.9), steps=20)
+    out = attacked(trained, tmp_path / "out", curve=True, attacks=("fmn",), epsilons=(0.4, 0.9), steps=20, targets=2)
     rows, samples = tables(out)
     curve = read_table(out / CURVE.file, CURVE)
     for label in ("sl", "rl"):

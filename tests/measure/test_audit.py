@@ -89,6 +89,7 @@ def manifest(out: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.usefixtures("little_work")
 def test_the_files_say_what_the_audit_found(trained: list[str], tmp_path: Path, digits: Splits) -> None:
     out = audited(trained, tmp_path / "out")
     rows, attacks = read_table(out / AUDIT.file, AUDIT), read_table(out / ATTACKS.file, ATTACKS)
@@ -141,6 +142,7 @@ def test_the_pictures_are_of_the_images_that_fell(trained: list[str], outsiders:
     assert shown["label_name"].tolist() == [str(label) for label in shown["label"]]
 
 
+@pytest.mark.usefixtures("little_work")
 def test_an_interrupted_audit_is_resumed_to_the_same_files(
     trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +178,7 @@ def test_an_interrupted_audit_is_resumed_to_the_same_files(
         assert all(np.array_equal(ours[key], theirs[key]) for key in EXAMPLE_ARRAYS)
 
 
+@pytest.mark.usefixtures("little_work")
 def test_surrogates_are_tried_on_every_model_but_themselves(trained: list[str], tmp_path: Path) -> None:
     out = audited(trained, tmp_path / "out", surrogate=(trained[0],))
     first, second = document(out)
@@ -198,6 +201,7 @@ def test_a_model_that_is_not_differentiable_is_attacked_by_query_alone(outsiders
     assert entry["robust_accuracy"]["upper_bound"] < entry["clean_accuracy"]["value"]
 
 
+@pytest.mark.usefixtures("little_work")
 def test_a_model_that_is_not_defined_on_some_images_is_audited_on_the_others(outsiders: str, tmp_path: Path) -> None:
     (entry,) = document(audited([f"{outsiders}:Holes"], tmp_path / "out", **FOREIGN))
     assert "not finite on some images" in entry["checks"][0]["cause"]

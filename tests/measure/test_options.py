@@ -49,7 +49,9 @@ OTHERWISE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             **{"step_size": 0.1, "relative_step_size": 0.2, "steps": 7, "restarts": 2, "smoothing": 3, "targets": 4},
             **{
                 "queries": 50,
-                "draws": 6,
+                "noise_points": 6,
+                "draws": 3,
+                "loss": "lib.losses:mine",
                 "cascade": False,
                 "save_images": True,
                 "curve": True,
@@ -63,6 +65,7 @@ OTHERWISE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {
             **SAMPLED,
             **{"budget": "full", "norm": "linf", "epsilon": 0.3, "backward": ["0=identity"]},
+            **{"draws": 3, "loss": "lib.losses:mine"},
             **{"claim": 0.5, "allow_inconclusive": True},
         },
     ),
@@ -76,6 +79,7 @@ OTHERWISE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
             "norm": "linf",
             "epsilon": 0.3,
             "backward": ["a=identity"],
+            "draws": 3,
         },
     ),
 ]
@@ -120,7 +124,8 @@ def test_a_command_has_an_option_for_each_field(command: str, kind: type[Options
     options = {one.name: one for one in parameters if one.param_type_name == "option"}
     fields = {name: field for one in (kind, *SHARED) for name, field in one.model_fields.items()}
     fields = {name: field for name, field in fields.items() if (command, name) != ("judge", "attack")}  # no option
-    assert set(options) - set(fields) == {"out"} | ({"fail_on_masking"} if command == "audit" else set())
+    gates = {"audit": {"fail_on_masking"}, "judge": {"fail_on_blind", "allow_inconclusive"}}
+    assert set(options) - set(fields) == {"out"} | gates.get(command, set())
     for name, field in fields.items():
         assert f"--{name.replace('_', '-')}" in options[name].opts
         assert options[name].help == field.description

@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from gradscope.attacks.distances import measure_distances
+from gradscope.attacks.problem import Counted, Tally
+from gradscope.attacks.threat import ThreatModel
 from gradscope.config import Budget, attack_settings
 from gradscope.distributed.units import Work
 from gradscope.errors import GradscopeError
 from gradscope.measure.options import AnalyzeOptions
-from gradscope.probes.distance import to_linear_boundary
+from gradscope.probes.distance import to_linear_boundary, to_nearest_point
 from gradscope.probes.trajectory import measure_trajectory
 from gradscope.results.metrics import USUAL_METRICS
 
@@ -57,6 +59,22 @@ def test_analyze_measures_them_at_the_clean_image(convolutional, image_set, norm
     assert rows["distance", "clean/correct"]["value"] > rows["distance", "clean/all"]["value"] > 0
     assert rows["linear-distance", "clean/all"]["unit"] == "pixel units"
     assert rows["linear-distance", "clean/all"]["norm"] == norm
+
+
+def test_an_image_that_is_wrong_costs_one_pass(convolutional, image_set):
+    """The others keep the distances that they have alone."""
+    images, labels = image_set.batch(torch.arange(40), "cpu")
+    right = (convolutional.eval()(images).argmax(dim=1) == labels).nonzero().squeeze(1)
+    assert 0 < len(right) < 40
+    whole = ThreatModel("l2", 0.0).unbounded(images[0].numel())
+    found, tallies = [], []
+    for rows in (torch.arange(40), right):
+        tallies.append(Tally())
+        counted = Counted(convolutional, tallies[-1])
+        found.append(to_nearest_point(counted, images[rows], labels[rows], rows, whole, 5, 0))
+    assert tallies[0].forward == tallies[1].forward + 40 - len(right)
+    torch.testing.assert_close(found[0][right], found[1], rtol=1e-6, atol=0)
+    assert found[0].count_nonzero() == len(right)
 
 
 def test_they_are_measured_where_they_are_named():

@@ -26,7 +26,7 @@ LINES = {
     "list": ("list", "attacks"),
 }
 #: Options that start programs, use the network, or have exit codes of their own.
-LEFT_OUT = {"download", "devices", "jobs", "engine", "address", "fail_on_masking", "help"}
+LEFT_OUT = {"download", "devices", "jobs", "engine", "address", "fail_on_masking", "fail_on_blind", "help"}
 WORDS = (
     *("", " ", "-", "--", "-1", "--out", "nan", "None", "x" * 300, "a\nb", "\x1b[31m", "\udcff", "ä€😀", "'", '"'),
     *(

@@ -363,7 +363,7 @@ def _is_long(place: int) -> bool:
 _EVEN_LONG = list(range(len(_VALUES)))
 _SHORT = [place for place in _EVEN_LONG if not _is_long(place)]
 #: What takes as long as is asked.
-_AS_LONG_AS_ASKED = {"steps", "restarts", "queries", "draws", "smoothing"}
+_AS_LONG_AS_ASKED = {"steps", "restarts", "queries", "noise_points", "draws", "smoothing"}
 
 
 def _keywords(command: str) -> list[str]:

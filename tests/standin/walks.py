@@ -36,7 +36,7 @@ SL, RL = "sl/sl.pt", "rl/rl.pt"
 PGD_IN_TRAINING = ("phases.1.adversary.method=pgd", "phases.1.adversary.steps=2")
 SHORT: dict[str, Any] = {"step_size": 0.4, "steps": 3}
 FLOAT64: dict[str, Any] = {**SHORT, "norm": "linf", "epsilon": 0.1, "precision": "float64", "loss": "margin"}
-BUDGET: dict[str, Any] = {"steps": 3, "restarts": 2, "smoothing": 2, "targets": 2, "queries": 8, "draws": 3}
+BUDGET: dict[str, Any] = {"steps": 3, "restarts": 2, "smoothing": 2, "targets": 2, "queries": 8, "noise_points": 3}
 LINF: dict[str, Any] = {"norm": "linf", "epsilon": 0.05}
 
 

@@ -9,7 +9,7 @@ from gradscope.attacks.pgd import settings_inside
 from gradscope.auditing.checks.base import ALPHA, Cause, Check, State, abstained, numbers_at
 from gradscope.auditing.evidence import Evidence
 from gradscope.auditing.gradients import is_dead, kinds_of_slope
-from gradscope.auditing.outputs import SAME_LOGITS, depend_on_the_batch, flattened_by
+from gradscope.auditing.outputs import PASSES, SAME_LOGITS, depend_on_the_batch, flattened_by
 from gradscope.results.stats import Interval, mcnemar, paired_rates_interval, wilson_interval
 
 #: Fewer images than this say nothing about a share of 1 to 5 %.
@@ -26,6 +26,9 @@ STILL_FALLING = 0.02
 #: I4 of Pintor et al. 2022: what the last ten steps may still move, in their code, and on how many of the images.
 STILL_MOVING = 0.05
 MOVING_SHARE = 0.5
+#: Share of images whose class the mean of the draws changes between passes: outcomes above it are by luck, and those of
+#: several attacks together fall by it.
+FLIPPING_SHARE = 0.05
 #: Fewer images that stand at the end of PGD say nothing about convergence.
 FEWEST_STANDING = 10
 #: Steps that are shorter together, in multiples of epsilon, cannot cross their ball.
@@ -56,11 +59,17 @@ def set_up(evidence: Evidence) -> Check:
     found: list[str] = []
     causes: list[Cause] = []
     images = torch.zeros(len(evidence), dtype=torch.bool)
-    looked = len(outputs["flips"])
+    looked, flips = len(outputs["flips"]), int(outputs["flips"].sum())
+    flipping = []
+    if evidence.draws and flips > FLIPPING_SHARE * looked:
+        flipping = [f"on {flips} of {looked} images passes of {evidence.draws} draws each differ in the class"]
     if evidence.random:
         found.append("two passes over one image differ")
         causes.append("randomness")
         images[:looked] |= outputs["flips"] | (outputs["wander"] > SAME_LOGITS)
+    elif evidence.wanders:
+        images[:looked] |= outputs["flips"]
+        found += flipping
     elif depend_on_the_batch(outputs):
         found.append("the output depends on the other images of the batch")
         images[:looked] |= outputs["alone"].nan_to_num(0.0) > SAME_LOGITS
@@ -84,10 +93,16 @@ def set_up(evidence: Evidence) -> Check:
     if not evidence.differentiable:
         found.append("there is no gradient, so only attacks by query were run")
         causes.append("missing gradient")
-    said = "; ".join(found) or "outputs are fixed, alone or in a batch, and are logits; images lie in [0, 1]"
+    of_one_class = (
+        f"the mean of {evidence.draws} draws, of one class in {PASSES} passes but on {flips} of {looked} images,"
+    )
+    fixed = of_one_class if evidence.wanders else "fixed, alone or in a batch,"
+    said = "; ".join(found) or f"outputs are {fixed} and are logits; images lie in [0, 1]"
     step = "mend the set-up first, then audit again" if found else "nothing to do"
+    if flipping and found == flipping:
+        step = "average over more draws (draws)"
     if causes == ["randomness"] and len(found) == 1:
-        step = "judge the mean over many draws: see S1"
+        step = "judge the mean over many draws (draws): see S1"
     if causes == ["missing gradient"] and len(found) == 1:
         step = "replace the backward pass (BPDA), or try examples of other models (surrogate)"
     state: State = "fired" if found else "passed"
@@ -172,7 +187,7 @@ def rounding(evidence: Evidence) -> Check:
     if not len(evidence.places):
         return _no_gradient(evidence, "N2", name, BENT_SHARE)
     if evidence.precision is None:
-        why = "the output is random" if evidence.random else "the model has no gradient in float64"
+        why = "the output is random" if evidence.wanders else "the model has no gradient in float64"
         return abstained("N2", name, why, "compare in float64 by hand", BENT_SHARE)
     bent = evidence.precision["cosine"] < BENT_COSINE
     return _share(
@@ -279,7 +294,7 @@ def unit_test(evidence: Evidence) -> Check:
     name = "unit test"
     found = evidence.known_points
     if found is None and evidence.start is not None:
-        why = "the output is random" if evidence.random else "this budget does not test its attacks"
+        why = "the output is random" if evidence.wanders else "this budget does not test its attacks"
         return abstained("T1", name, why, "audit with a larger budget", MISSED_SHARE)
     if found is None:
         return _no_gradient(evidence, "T1", name, MISSED_SHARE)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gradscope.attacks.outcome import Outcome
+from gradscope.attacks.registry import OWN
 from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.budgets import BY_LABEL
 from gradscope.auditing.checks.base import ALPHA, Cause, Check, abstained, numbers_at
@@ -25,6 +26,7 @@ _RIVALS = {
     "pgd-margin": LOSS_GAIN,
     "pgd-dlr": LOSS_GAIN,
     "pgd-rescaled": LOSS_GAIN,
+    OWN: LOSS_GAIN,
 }
 #: AutoAttack's check_square_sr: 0.2 points. The paired test asks for more on few images: honest models lose up to
 #: five of 200 to Square alone where PGD has 20 steps.
@@ -313,7 +315,7 @@ def _averaged(evidence: Evidence) -> Check:
         said = (
             "images that PGD on the mean output fools and PGD on single draws does not, less the reverse, judged by "
             "the mean",
-            "attack and judge the mean over many draws (EoT)",
+            "attack and judge the mean over many draws (EoT): give draws",
         )
         left = torch.zeros_like(plain)
         left[places] = evidence.expected.clean & evidence.expected.plain

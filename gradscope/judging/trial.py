@@ -1,9 +1,9 @@
-"""An attack on trial: beside ours on the same images, by paired tests, and what makes it blind."""
+"""An attack on trial: beside ours on the same images, by paired tests, and repaired part by part."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,14 @@ from gradscope.attacks.outcome import Outcome
 from gradscope.attacks.registry import PAPER_BATCH
 from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.budgets import AuditBudget, budget_of
-from gradscope.auditing.checks.base import ALPHA
 from gradscope.auditing.checks.outcomes import FEWEST
 from gradscope.auditing.outputs import are_random, depend_on_the_batch, look_at_outputs
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import PLAIN, Values, Work
 from gradscope.errors import GradscopeError
 from gradscope.judging.attacks import Attack, Batch
+from gradscope.judging.finding import concluded
+from gradscope.judging.judgement import Compared, Judgement
 from gradscope.judging.recording import NOTHING, Change, Watch
 from gradscope.judging.repairs import (
     Part,
@@ -32,120 +33,13 @@ from gradscope.judging.repairs import (
     run_repaired,
     stretched,
 )
+from gradscope.models.adaptive import draws_of
 from gradscope.models.inspection import copied, measuring
-from gradscope.results.stats import UNDEFINED, Interval, holm, mcnemar, paired_rates_interval, wilson_interval
+from gradscope.results.stats import holm, mcnemar, paired_rates_interval
 from gradscope.seeding import derive, seeded
 
-Row = dict[str, Any]
-Verdict = Literal[
-    "the attack is blind", "the attack is weaker", "the attack is sound", "invalid examples", "inconclusive"
-]
-
-#: Robust accuracy that the best of ours takes away at least where an attack is blind, not only weaker.
-BLIND_GAIN = 0.10
-#: Parts that are named at most.
-MOST_NAMED = 3
 #: Ours that an attack is set beside, in every budget, and beyond `quick`.
 _OURS, _MORE = ("pgd", "pgd-log-odds", "pgd-margin", "apgd-ce", "square"), ("apgd-t",)
-
-
-@dataclass(frozen=True)
-class Compared:
-    """What one of ours, or a repair, leaves of the images, beside the attack on trial.
-
-    ``standing`` ``(N,)``; None where it could not be run, for the ``reason``. ``gain``: what the attack leaves, less
-    what this leaves, with Tango's interval; ``p_value``: McNemar's, one-sided, adjusted over all of its kind (Holm).
-    """
-
-    name: str
-    part: Part | None
-    standing: Tensor | None
-    gain: float = float("nan")
-    interval: Interval = UNDEFINED
-    p_value: float | None = None
-    named: bool = False
-    reason: str = ""
-
-    @property
-    def significant(self) -> bool:
-        """Whether it leaves significantly less than the attack."""
-        return self.p_value is not None and self.p_value < ALPHA and self.gain > 0
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What an attack on trial is worth.
-
-    ``parts``: what makes it blind, the largest gain first. ``finding``: why the verdict is so, in a sentence or more.
-    ``right``, ``standing`` ``(N,)``: images that are right when clean, and under the attack too. ``lowest`` ``(N,)``:
-    under it, all of ours and all repairs. ``reading``: how it works; None where it was not run.
-    """
-
-    verdict: Verdict
-    parts: tuple[Part, ...]
-    finding: str
-    attack: str
-    threat: ThreatModel
-    budget: str
-    right: Tensor
-    standing: Tensor
-    lowest: Tensor
-    ours: tuple[Compared, ...] = ()
-    repairs: tuple[Compared, ...] = ()
-    reading: Reading | None = None
-
-    @property
-    def left(self) -> float:
-        """Share of all images that are right when clean and under the attack, its examples judged anew."""
-        return _share(self.standing)
-
-    @property
-    def bound(self) -> float:
-        """Share of all images that are right when clean and under everything that was tried: an upper bound."""
-        return _share(self.lowest)
-
-    def rows(self, identity: Row) -> Iterator[Row]:
-        """Rows of ``judge.csv``: the clean images, the attack, ours, the repairs, and all together."""
-        whole = {
-            **identity,
-            "attack": self.attack,
-            "norm": self.threat.norm,
-            "epsilon": self.threat.epsilon,
-            "budget": self.budget,
-            "verdict": self.verdict,
-        }
-        yield whole | _row("clean", "none", self.right)
-        yield whole | _row("attack", self.attack, self.standing) | {"finding": self.finding}
-        for role, compared in (("ours", self.ours), ("repair", self.repairs)):
-            for one in compared:
-                gain = {"gain": one.gain, "gain_low": one.interval.low, "gain_high": one.interval.high}
-                more = {
-                    "part": one.part or "",
-                    "p_value": one.p_value,
-                    "named": int(one.named),
-                    "finding": one.reason,
-                    **gain,
-                }
-                yield whole | _row(role, one.name, one.standing) | more
-        yield whole | _row("all", "all together", self.lowest)
-
-    def to_json(self) -> dict[str, Any]:
-        """Verdict, parts and what is known of how the attack works, for the manifest."""
-        known = {} if self.reading is None else self.reading.to_json()
-        return {"attack": self.attack, "verdict": self.verdict, "parts": list(self.parts), "reading": known}
-
-
-def _share(holds: Tensor) -> float:
-    return float(holds.double().mean())
-
-
-def _row(role: str, name: str, standing: Tensor | None) -> Row:
-    empty = {"part": "", "gain": None, "gain_low": None, "gain_high": None, "p_value": None, "named": 0, "finding": ""}
-    if standing is None:
-        return {"role": role, "name": name, "left": None, "ci_low": None, "ci_high": None, "n": 0, **empty}
-    interval = wilson_interval(int(standing.sum()), len(standing))
-    numbers = {"left": _share(standing), "ci_low": interval.low, "ci_high": interval.high, "n": len(standing)}
-    return {"role": role, "name": name, **numbers, **empty}
 
 
 def judge(
@@ -215,7 +109,7 @@ class _Trial:
             "inconclusive", (), "", self.attack.name, self.threat, self.budget_name, right, right & ~wrong, lowest,
             ours, repairs, reading,
         )  # fmt: skip
-        return _concluded(made, found)
+        return concluded(made, found)
 
     @property
     def batch_size(self) -> int:
@@ -233,8 +127,8 @@ class _Trial:
             return look_at_outputs(self.model, images, labels, self.numbers[part], self.work.seed, self.batch_size)
 
         outputs = self._over("outputs", places, look)
-        if are_random(outputs):
-            return "the model's output is random: one pass judges no example"
+        if are_random(outputs) and draws_of(self.model) is None:
+            return "the model's output is random: one pass judges no example (draws judges the mean of several)"
         if depend_on_the_batch(outputs):
             return "an image's output depends on the other images of its batch"
         return ""
@@ -276,7 +170,6 @@ class _Trial:
         with measuring(self.model), seeded(self.work.seed, "judge", *batch.numbers.tolist()):
             watch = self._watch(batch)
             examples, values = run_as_it_is(self.attack, watch, batch)
-        with measuring(self.model):
             points = {"fooled": examples, "best": watch.best, "stretched": stretched(examples, batch)}
             fools = {name: judged(self.model, point, batch) for name, point in points.items()}
         fools["best"] = (fools["best"] & watch.has_best) | fools["fooled"]
@@ -341,84 +234,6 @@ class _Trial:
         return tuple(replace(one, p_value=next(adjusted)) if one.p_value is not None else one for one in made)
 
 
-def _concluded(made: Judgement, found: Values) -> Judgement:
-    """The verdict, the parts that are named and the finding, from what was compared."""
-    leaving = {"projection": found["leaves_ball"], "box": found["leaves_box"]}
-    out = {part: _share(leaves) for part, leaves in leaving.items() if bool(leaves.any())}
-    inside = _compared_with_ours(made, found)
-    return _invalid(inside, out) if out else inside
-
-
-def _compared_with_ours(made: Judgement, found: Values) -> Judgement:
-    """The same where all examples count, put back into ball and box."""
-    significant = [one for one in made.ours if one.significant]
-    if not significant:
-        left = f"Your attack leaves {_percent(made.left)}; none of ours leaves significantly less."
-        return replace(made, verdict="the attack is sound", finding=_with_remarks(left, made, found))
-    best = max(significant, key=lambda one: one.gain)
-    verdict: Verdict = "the attack is blind" if best.gain >= BLIND_GAIN else "the attack is weaker"
-    by_gain = sorted((one for one in made.repairs if one.significant), key=lambda one: -one.gain)
-    parts = tuple(dict.fromkeys(one.part for one in by_gain if one.part is not None))[:MOST_NAMED]
-    first = {part: next(one for one in by_gain if one.part == part) for part in parts}
-    repairs = tuple(replace(one, named=one in first.values()) for one in made.repairs)
-    return replace(
-        made,
-        verdict=verdict,
-        parts=parts,
-        repairs=repairs,
-        finding=_with_remarks(_finding(made, best, list(first.values())), made, found),
-    )
-
-
-def _invalid(made: Judgement, out: dict[str, float]) -> Judgement:
-    """A judgement on examples that were put back, of an attack of which the shares ``out`` leave ball or box."""
-    reading = made.reading
-    outside = reading is not None and reading.scale is not None
-    parts: tuple[Any, ...] = ("normalisation",) if outside else tuple(sorted(out, key=lambda part: -out[part]))
-    where = {"projection": "the ball", "box": "[0, 1]"}
-    said = " and ".join(f"{_percent(share)} leave {where[part]}" for part, share in out.items())
-    why = ", for it feeds the model normalised images" if outside else ""
-    finding = f"Of its examples {said}{why}. Put back into ball and box: {made.finding[:1].lower()}{made.finding[1:]}"
-    named = tuple(dict.fromkeys((*parts, *made.parts)))[:MOST_NAMED]
-    return replace(made, verdict="invalid examples", parts=named, finding=finding)
-
-
-def _finding(made: Judgement, best: Compared, named: Sequence[Compared]) -> str:
-    said = [f"Your attack leaves {_percent(made.left)}"]
-    for one in named:
-        assert one.standing is not None
-        assert one.p_value is not None
-        same = "it leaves" if one.part in ("best iterate", "steps") else "the same steps leave"
-        said.append(f"{one.name} {same} {_percent(_share(one.standing))} (p = {one.p_value:.2g})")
-    assert best.standing is not None
-    said.append(f"the best attack, {best.name}, leaves {_percent(_share(best.standing))}")
-    if not named:
-        said.append("no single repair explains it")
-    return "; ".join(said) + "."
-
-
-def _with_remarks(finding: str, made: Judgement, found: Values) -> str:
-    """``finding`` with what was seen of the attack that a user should know."""
-    reading, remarks = made.reading, []
-    assert reading is not None
-    if "norm floor" in made.parts or any(one.part == "norm floor" and one.significant for one in made.repairs):
-        floor = "" if reading.floor is None else f", about {reading.floor:.1g}"
-        remarks.append(
-            f"On {_percent(reading.short)} of images its steps are short, for the gradient is below the floor{floor}."
-        )
-    if reading.loss is not None and not reading.ascends:
-        remarks.append(f"It goes down the {reading.loss} loss.")
-    if reading.zero_gradient > 0:
-        remarks.append(f"On {_percent(reading.zero_gradient)} of images its gradient was 0 at some step.")
-    if bool(found["broken"].any()):
-        remarks.append(f"{_percent(_share(found['broken']))} of its examples are not finite.")
-    says = found["says"]
-    false = (says >= 0) & ((says == 1) != found["fooled"])
-    if bool(false.any()):
-        remarks.append(f"What it reports is wrong of {int(false.sum())} of {len(false)} examples.")
-    return " ".join([finding, *remarks])
-
-
 #: Bytes of a reason that are kept.
 _REASON = 300
 
@@ -430,7 +245,3 @@ def _as_bytes(text: str) -> Tensor:
 
 def _as_text(values: Tensor) -> str:
     return bytes(values.tolist()).rstrip(b"\0").decode(errors="ignore")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

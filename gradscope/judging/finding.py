@@ -1,0 +1,95 @@
+"""The verdict on an attack, the parts that are named and the sentences that say why, from what was compared."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from gradscope.distributed.units import Values
+from gradscope.judging.judgement import Compared, Judgement, Verdict, share
+
+#: Robust accuracy that the best of ours takes away at least where an attack is blind, not only weaker.
+BLIND_GAIN = 0.10
+#: Parts that are named at most.
+MOST_NAMED = 3
+
+
+def concluded(made: Judgement, found: Values) -> Judgement:
+    """The verdict, the parts that are named and the finding, from what was compared."""
+    leaving = {"projection": found["leaves_ball"], "box": found["leaves_box"]}
+    out = {part: share(leaves) for part, leaves in leaving.items() if bool(leaves.any())}
+    inside = _compared_with_ours(made, found)
+    return _invalid(inside, out) if out else inside
+
+
+def _compared_with_ours(made: Judgement, found: Values) -> Judgement:
+    """The same where all examples count, put back into ball and box."""
+    significant = [one for one in made.ours if one.significant]
+    if not significant:
+        left = f"Your attack leaves {_percent(made.left)}; none of ours leaves significantly less."
+        return replace(made, verdict="the attack is sound", finding=_with_remarks(left, made, found))
+    best = max(significant, key=lambda one: one.gain)
+    verdict: Verdict = "the attack is blind" if best.gain >= BLIND_GAIN else "the attack is weaker"
+    by_gain = sorted((one for one in made.repairs if one.significant), key=lambda one: -one.gain)
+    parts = tuple(dict.fromkeys(one.part for one in by_gain if one.part is not None))[:MOST_NAMED]
+    first = {part: next(one for one in by_gain if one.part == part) for part in parts}
+    repairs = tuple(replace(one, named=one in first.values()) for one in made.repairs)
+    return replace(
+        made,
+        verdict=verdict,
+        parts=parts,
+        repairs=repairs,
+        finding=_with_remarks(_finding(made, best, list(first.values())), made, found),
+    )
+
+
+def _invalid(made: Judgement, out: dict[str, float]) -> Judgement:
+    """A judgement on examples that were put back, of an attack of which the shares ``out`` leave ball or box."""
+    reading = made.reading
+    outside = reading is not None and reading.scale is not None
+    parts: tuple[Any, ...] = ("normalisation",) if outside else tuple(sorted(out, key=lambda part: -out[part]))
+    where = {"projection": "the ball", "box": "[0, 1]"}
+    said = " and ".join(f"{_percent(share)} leave {where[part]}" for part, share in out.items())
+    why = ", for it feeds the model normalised images" if outside else ""
+    finding = f"Of its examples {said}{why}. Put back into ball and box: {made.finding[:1].lower()}{made.finding[1:]}"
+    named = tuple(dict.fromkeys((*parts, *made.parts)))[:MOST_NAMED]
+    return replace(made, verdict="invalid examples", parts=named, finding=finding)
+
+
+def _finding(made: Judgement, best: Compared, named: Sequence[Compared]) -> str:
+    said = [f"Your attack leaves {_percent(made.left)}"]
+    for one in named:
+        assert one.standing is not None
+        assert one.p_value is not None
+        same = "it leaves" if one.part in ("best iterate", "steps") else "the same steps leave"
+        said.append(f"{one.name} {same} {_percent(share(one.standing))} (p = {one.p_value:.2g})")
+    assert best.standing is not None
+    said.append(f"the best attack, {best.name}, leaves {_percent(share(best.standing))}")
+    if not named:
+        said.append("no single repair explains it")
+    return "; ".join(said) + "."
+
+
+def _with_remarks(finding: str, made: Judgement, found: Values) -> str:
+    """``finding`` with what was seen of the attack that a user should know."""
+    reading, remarks = made.reading, []
+    assert reading is not None
+    if "norm floor" in made.parts or any(one.part == "norm floor" and one.significant for one in made.repairs):
+        floor = "" if reading.floor is None else f", about {reading.floor:.1g}"
+        remarks.append(
+            f"On {_percent(reading.short)} of images its steps are short, for the gradient is below the floor{floor}."
+        )
+    if reading.loss is not None and not reading.ascends:
+        remarks.append(f"It goes down the {reading.loss} loss.")
+    if reading.zero_gradient > 0:
+        remarks.append(f"On {_percent(reading.zero_gradient)} of images its gradient was 0 at some step.")
+    if bool(found["broken"].any()):
+        remarks.append(f"{_percent(share(found['broken']))} of its examples are not finite.")
+    says = found["says"]
+    false = (says >= 0) & ((says == 1) != found["fooled"])
+    if bool(false.any()):
+        remarks.append(f"What it reports is wrong of {int(false.sum())} of {len(false)} examples.")
+    return " ".join([finding, *remarks])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

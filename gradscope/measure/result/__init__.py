@@ -1,0 +1,9 @@
+"""What a measurement gives, and reading it back."""
+
+from gradscope.measure.result.attacks import Attacks, TransferMatrix
+from gradscope.measure.result.base import Result
+from gradscope.measure.result.paths import Landscape, Trace
+from gradscope.measure.result.saved import read
+from gradscope.measure.result.verdicts import AuditReport, JudgeReport
+
+__all__ = ["Attacks", "AuditReport", "JudgeReport", "Landscape", "Result", "Trace", "TransferMatrix", "read"]

@@ -1,0 +1,114 @@
+"""Results that give a verdict: on a model, and on an attack."""
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from gradscope.errors import GradscopeError
+from gradscope.measure.result.base import Result
+from gradscope.reading import parse_json
+from gradscope.results.audits import AuditOf, Audits
+from gradscope.results.schemas import ATTACK_SAMPLES, AUDIT_JSON, Table
+from gradscope.results.stats import Interval
+
+
+class AuditReport(Result):
+    """Verdicts on gradient masking: ``audit`` (by check), ``attacks``, ``samples``, ``scale`` (by temperature)."""
+
+    kind, main = "audit", "audit"
+
+    @property
+    def _samples(self) -> Table:
+        return ATTACK_SAMPLES
+
+    @property
+    def audits(self) -> tuple[AuditOf, ...]:
+        """The audit of each model."""
+        if AUDIT_JSON not in self.files:
+            raise GradscopeError(f"directory must hold {AUDIT_JSON}, got none")
+        return Audits.parse(parse_json(self.files[AUDIT_JSON])).audits
+
+    def _audit(self, name: str) -> AuditOf:
+        self._require_one(name, ".audits")
+        return self.audits[0]
+
+    @property
+    def verdict(self) -> str:
+        """``masking found``, ``none found within this budget``, ``inconclusive`` or ``set-up invalid``."""
+        return self._audit("verdict").verdict
+
+    @property
+    def reason(self) -> str:
+        """Why the verdict is so, in a sentence."""
+        return self._audit("reason").reason
+
+    @property
+    def causes(self) -> tuple[str, ...]:
+        """The likeliest causes, first the likeliest."""
+        return self._audit("causes").causes
+
+    @property
+    def upper_bound(self) -> float:
+        """The lowest robust accuracy that was reached."""
+        return self._audit("upper_bound").robust_accuracy.upper_bound
+
+    @property
+    def interval(self) -> Interval:
+        """Its 95 % Wilson interval."""
+        bound = self._audit("interval").robust_accuracy
+        return Interval(bound.ci_low, bound.ci_high)
+
+    @property
+    def verdict_on_claim(self) -> str | None:
+        """``refuted``, ``not refuted within this budget`` or ``inconclusive``; None where no claim was given."""
+        claim = self._audit("verdict_on_claim").claim
+        return None if claim is None else claim.verdict
+
+    def _findings(self) -> Iterator[str]:
+        for one in self.audits:
+            if one.claim is not None:
+                yield f"{one.checkpoint}: {one.of_claim}"
+            bound = one.robust_accuracy.upper_bound
+            yield f"{one.checkpoint}: {one.verdict_and_cause}, robust accuracy at most {bound:.1%}"
+
+
+class JudgeReport(Result):
+    """Verdicts on an attack: ``judge`` (the attack, ours, and its repairs)."""
+
+    kind, main = "judge", "judge"
+
+    def _of(self, name: str, role: str) -> pd.Series:
+        self._require_one(name)
+        rows = self.frame()
+        return rows[rows["role"] == role].iloc[0]
+
+    @property
+    def verdict(self) -> str:
+        """``the attack is blind``, ``weaker`` or ``sound``, ``invalid examples``, or ``inconclusive``."""
+        return str(self._of("verdict", "attack")["verdict"])
+
+    @property
+    def finding(self) -> str:
+        """Why the verdict is so, in a sentence or more."""
+        return str(self._of("finding", "attack")["finding"])
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What makes the attack blind, the largest gain first."""
+        self._require_one("parts")
+        return tuple(self.manifest["checkpoints"][0]["judgement"]["parts"])
+
+    @property
+    def left(self) -> float:
+        """Share of all images right when clean and under the attack, its examples judged anew."""
+        return float(self._of("left", "attack")["left"])
+
+    @property
+    def bound(self) -> float:
+        """The lowest robust accuracy that the attack, ours and the repairs reach together."""
+        return float(self._of("bound", "all")["left"])
+
+    def _findings(self) -> Iterator[str]:
+        rows = self.frame()
+        for row in rows[rows["role"] == "attack"].to_dict("records"):
+            yield f"{row['checkpoint']}: {row['verdict']}, {row['attack']} leaves {row['left']:.1%}"
