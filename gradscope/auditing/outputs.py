@@ -6,6 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gradscope.attacks.evaluation import lacks_float64
+from gradscope.attacks.pgd import prepared
+from gradscope.config import PGD
 from gradscope.distributed.units import Values
 from gradscope.functional import norm_and_unit
 from gradscope.models.inspection import measuring
@@ -30,15 +33,17 @@ def look_at_outputs(model: nn.Module, images: Tensor, labels: Tensor, numbers: T
 
     ``wander``: largest L2 distance of the normalised logits over :data:`PASSES` passes, each under another seed (as
     AutoAttack's check_randomized); ``flips``: the prediction is not the same in all; ``alone``: that distance from the
-    logits of the image shown without others, NaN where it was not tried; ``predicted``: the class; ``lowest``,
+    logits of the image shown without others, NaN where it was not tried, and in float64 where float32 parts them and
+    the model runs in float64: behind a logarithm rounding is no longer small; ``predicted``: the class; ``lowest``,
     ``highest`` and ``sum`` of the outputs; ``outside``: the image leaves [0, 1].
     """
     with measuring(model), torch.no_grad():
         drawn = [_logits(model, images, numbers, (seed, "outputs", draw), usual) for draw in range(PASSES)]
-        alone = torch.full((len(images),), math.nan, dtype=torch.float64)
-        for place in range(min(ALONE, len(images))):
-            single = _logits(model, images[place : place + 1], numbers[place : place + 1], (seed, "alone"), usual)
-            alone[place] = _apart(single, drawn[0][place : place + 1])
+        alone = _alone(model, images, numbers, drawn[0], seed)
+    if float(alone.nan_to_num(0.0).max()) > SAME_LOGITS and not lacks_float64(model, images[:1]):
+        with prepared(model, PGD(precision="float64")) as exact, torch.no_grad():
+            together = _logits(exact, images.double(), numbers, (seed, "outputs", 0), usual)
+            alone = _alone(exact, images.double(), numbers, together, seed)
     passes = torch.stack(drawn)
     first = passes[0]
     return {
@@ -52,6 +57,15 @@ def look_at_outputs(model: nn.Module, images: Tensor, labels: Tensor, numbers: T
         "sum": first.sum(dim=1).cpu(),
         "outside": ((images < 0) | (images > 1)).flatten(1).any(dim=1).cpu(),
     }
+
+
+def _alone(model: nn.Module, images: Tensor, numbers: Tensor, together: Tensor, seed: int) -> Tensor:
+    """Distance ``(N,)`` of the first images' logits, each shown alone, from those in a batch; else NaN."""
+    alone = torch.full((len(images),), math.nan, dtype=torch.float64)
+    for place in range(min(ALONE, len(images))):
+        single = _logits(model, images[place : place + 1], numbers[place : place + 1], (seed, "alone"), 1)
+        alone[place] = _apart(single, together[place : place + 1])
+    return alone
 
 
 def are_random(outputs: Values) -> bool:
