@@ -24,6 +24,9 @@ SAME_LOGITS = 1e-4
 PINNED_SHARE = 0.1
 #: Share of the outputs' range that an output may fall short of its bound and lie at it.
 AT_THE_BOUND = 1e-3
+#: Share of the outputs at their bound that are equal to another of their image where they are clipped: all of them. Of
+#: a tanh that is steep enough for float32 to round most of it to 1, up to 98 % are.
+EQUAL_SHARE = 0.99
 #: How far from [0, 1] and from a sum of 1 probabilities may round (AutoAttack's check_range_output).
 PROBABILITY_ROUNDING = 1e-5
 
@@ -100,8 +103,8 @@ def flattened_by(outputs: Values) -> Literal["missing gradient", "clipped output
 
     Looked at is how far each image's outputs lie below its largest, so that a shift says nothing. An image lies at a
     bound where its lowest output is as far below as that of any image. "missing gradient": the outputs in between take
-    few values, as votes do; "clipped output": of those at the bound nearly all are equal to another of their image;
-    "bounded output": they come near it, as under a tanh.
+    few values, as votes do; "clipped output": where an image has several at the bound, these are equal; "bounded
+    output": they come near it, as under a tanh.
     """
     logits = outputs["logits"][outputs["logits"].isfinite().all(dim=1)]
     if not len(logits):
@@ -114,8 +117,9 @@ def flattened_by(outputs: Values) -> Literal["missing gradient", "clipped output
     values = between if len(between) else below[at_bound]
     if 2 * len(values.unique()) <= len(values):
         return "missing gradient"
-    equal = sum(_repeated(row[bound]) for row, bound in zip(below, at_bound, strict=True))
-    return "clipped output" if equal > 0.9 * int(at_bound.sum()) else "bounded output"
+    several = [row[bound] for row, bound in zip(below, at_bound, strict=True) if int(bound.sum()) > 1]
+    equal = sum(_repeated(values) for values in several)
+    return "clipped output" if several and equal > EQUAL_SHARE * sum(map(len, several)) else "bounded output"
 
 
 def _repeated(values: Tensor) -> int:

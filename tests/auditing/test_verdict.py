@@ -11,6 +11,7 @@ from gradscope.auditing.budgets import BUDGETS
 from gradscope.auditing.checks import CHECKS, PASSED, check
 from gradscope.auditing.checks.base import Check, adjusted
 from gradscope.auditing.evidence import gather
+from gradscope.auditing.outputs import flattened_by
 from gradscope.auditing.verdict import examine, judge
 from gradscope.config import Budget
 from gradscope.data.image_set import ImageSet
@@ -346,6 +347,14 @@ def test_dead_gradients_of_every_loss_accuse_where_most_of_what_stands_has_them(
     )
     assert (verdict, causes) == ("inconclusive", ("clipped output",))
     assert "attack what goes into the clip" in reason
+
+
+@pytest.mark.parametrize("factor", [2.0, 10.0, 30.0])
+def test_a_steep_tanh_is_told_from_a_clip(factor):
+    logits = 3 * torch.randn(100, 10, generator=torch.Generator().manual_seed(0))
+    assert flattened_by({"logits": torch.tanh(factor * logits).double()}) == "bounded output"
+    assert flattened_by({"logits": (factor * logits).clamp(-2, 2).double()}) == "clipped output"
+    assert flattened_by({"logits": factor * logits.double()}) is None
 
 
 def test_a_check_that_passed_describes_no_fault(zoo, images):

@@ -136,3 +136,9 @@ def test_no_honest_model_of_a_committed_table_is_accused(table):
     rows = calibration.read(table)
     assert {row.model for row in rows} <= calibration.CASES.keys()
     assert [row.model for row in rows if not row.truth and row.verdict == "masking found"] == []
+
+
+@pytest.mark.parametrize("table", sorted(TABLES.glob("*.csv")), ids=lambda path: path.stem)
+def test_what_hides_twenty_points_in_a_committed_table_is_found_with_its_cause(table):
+    rows = [row for row in calibration.read(table) if row.hidden >= 0.2]
+    assert [(row.model, row.verdict, row.cause) for row in rows if not row.agrees] == []
