@@ -206,7 +206,9 @@ class _Bench:
         image, _ = self.image_set.batch(torch.zeros(1, dtype=torch.int64), self.work.device)
         if "gradient" in attack.needs:
             return (
-                _no_gradient(self.model, image) or ("float64" in attack.needs and _no_float64(self.model, image)) or ""
+                _no_gradient(self.model, image)
+                or ("float64" in attack.needs and lacks_float64(self.model, image))
+                or ""
             )
         return ""
 
@@ -227,7 +229,7 @@ def _no_gradient(model: nn.Module, image: Tensor) -> str:
     return "needs a gradient, the model has none: its logits are cut off from the image" if slope is None else ""
 
 
-def _no_float64(model: nn.Module, image: Tensor) -> str:
+def lacks_float64(model: nn.Module, image: Tensor) -> str:
     """Why the model does not run in float64; empty where it does."""
     try:
         with prepared(model, PGD(precision="float64")) as double, torch.no_grad(), seeded(0, "float64"):

@@ -6,6 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gradscope.attacks.evaluation import lacks_float64
+from gradscope.attacks.pgd import prepared
+from gradscope.config import PGD
 from gradscope.distributed.units import Values
 from gradscope.functional import norm_and_unit
 from gradscope.models.inspection import measuring
@@ -21,6 +24,9 @@ SAME_LOGITS = 1e-4
 PINNED_SHARE = 0.1
 #: Share of the outputs' range that an output may fall short of its bound and lie at it.
 AT_THE_BOUND = 1e-3
+#: Share of the outputs at their bound that are equal to another of their image where they are clipped: all of them. Of
+#: a tanh that is steep enough for float32 to round most of it to 1, up to 98 % are.
+EQUAL_SHARE = 0.99
 #: How far from [0, 1] and from a sum of 1 probabilities may round (AutoAttack's check_range_output).
 PROBABILITY_ROUNDING = 1e-5
 
@@ -30,15 +36,17 @@ def look_at_outputs(model: nn.Module, images: Tensor, labels: Tensor, numbers: T
 
     ``wander``: largest L2 distance of the normalised logits over :data:`PASSES` passes, each under another seed (as
     AutoAttack's check_randomized); ``flips``: the prediction is not the same in all; ``alone``: that distance from the
-    logits of the image shown without others, NaN where it was not tried; ``predicted``: the class; ``lowest``,
+    logits of the image shown without others, NaN where it was not tried, and in float64 where float32 parts them and
+    the model runs in float64: behind a logarithm rounding is no longer small; ``predicted``: the class; ``lowest``,
     ``highest`` and ``sum`` of the outputs; ``outside``: the image leaves [0, 1].
     """
     with measuring(model), torch.no_grad():
         drawn = [_logits(model, images, numbers, (seed, "outputs", draw), usual) for draw in range(PASSES)]
-        alone = torch.full((len(images),), math.nan, dtype=torch.float64)
-        for place in range(min(ALONE, len(images))):
-            single = _logits(model, images[place : place + 1], numbers[place : place + 1], (seed, "alone"), usual)
-            alone[place] = _apart(single, drawn[0][place : place + 1])
+        alone = _alone(model, images, numbers, drawn[0], seed)
+    if float(alone.nan_to_num(0.0).max()) > SAME_LOGITS and not lacks_float64(model, images[:1]):
+        with prepared(model, PGD(precision="float64")) as exact, torch.no_grad():
+            together = _logits(exact, images.double(), numbers, (seed, "outputs", 0), usual)
+            alone = _alone(exact, images.double(), numbers, together, seed)
     passes = torch.stack(drawn)
     first = passes[0]
     return {
@@ -52,6 +60,15 @@ def look_at_outputs(model: nn.Module, images: Tensor, labels: Tensor, numbers: T
         "sum": first.sum(dim=1).cpu(),
         "outside": ((images < 0) | (images > 1)).flatten(1).any(dim=1).cpu(),
     }
+
+
+def _alone(model: nn.Module, images: Tensor, numbers: Tensor, together: Tensor, seed: int) -> Tensor:
+    """Distance ``(N,)`` of the first images' logits, each shown alone, from those in a batch; else NaN."""
+    alone = torch.full((len(images),), math.nan, dtype=torch.float64)
+    for place in range(min(ALONE, len(images))):
+        single = _logits(model, images[place : place + 1], numbers[place : place + 1], (seed, "alone"), 1)
+        alone[place] = _apart(single, together[place : place + 1])
+    return alone
 
 
 def are_random(outputs: Values) -> bool:
@@ -86,8 +103,8 @@ def flattened_by(outputs: Values) -> Literal["missing gradient", "clipped output
 
     Looked at is how far each image's outputs lie below its largest, so that a shift says nothing. An image lies at a
     bound where its lowest output is as far below as that of any image. "missing gradient": the outputs in between take
-    few values, as votes do; "clipped output": of those at the bound nearly all are equal to another of their image;
-    "bounded output": they come near it, as under a tanh.
+    few values, as votes do; "clipped output": where an image has several at the bound, these are equal; "bounded
+    output": they come near it, as under a tanh.
     """
     logits = outputs["logits"][outputs["logits"].isfinite().all(dim=1)]
     if not len(logits):
@@ -100,8 +117,9 @@ def flattened_by(outputs: Values) -> Literal["missing gradient", "clipped output
     values = between if len(between) else below[at_bound]
     if 2 * len(values.unique()) <= len(values):
         return "missing gradient"
-    equal = sum(_repeated(row[bound]) for row, bound in zip(below, at_bound, strict=True))
-    return "clipped output" if equal > 0.9 * int(at_bound.sum()) else "bounded output"
+    several = [row[bound] for row, bound in zip(below, at_bound, strict=True) if int(bound.sum()) > 1]
+    equal = sum(_repeated(values) for values in several)
+    return "clipped output" if several and equal > EQUAL_SHARE * sum(map(len, several)) else "bounded output"
 
 
 def _repeated(values: Tensor) -> int:

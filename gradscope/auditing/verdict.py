@@ -14,12 +14,15 @@ from gradscope.auditing.checks import check
 from gradscope.auditing.checks.base import Cause, Check
 from gradscope.auditing.checks.causes import (
     ACROSS,
+    NEXT_STEPS,
+    UNSEEN_SHARE,
     blind_with_floors,
     near_chance,
     predicts_one_class,
     slopes_of,
     standin_is_zero,
     step_length,
+    unseen,
 )
 from gradscope.auditing.evidence import Evidence, gather
 from gradscope.auditing.outputs import are_labels, depend_on_the_batch
@@ -182,7 +185,8 @@ def judge(evidence: Evidence, checks: Sequence[Check]) -> tuple[Verdict, tuple[C
     """The verdict, the causes and why.
 
     Outcomes accuse, causes explain: saturated cross-entropy, say, is found on honest models too, where exact attacks
-    are not blinded by it. An outcome that no cause explains counts where more steps do not explain it either.
+    are not blinded by it; where no loss has a gradient there is none, and dead gradients accuse. An outcome that no
+    cause explains counts where more steps do not explain it either.
     """
     fired = {made.id: made for made in checks if made.fired}
     accusing = [identifier for identifier, made in fired.items() if made.accuses]
@@ -231,8 +235,11 @@ def _without_outcome(
             ("randomness",),
             "the output is random, and its mean falls no sooner than single draws; give draws to judge it",
         )
+    if "N1" in fired and unseen(evidence) >= UNSEEN_SHARE and _more_than_a_guess(evidence):
+        reason = f"N1 fired: no loss has a gradient on most of what stands; {NEXT_STEPS[fired['N1'].points_to[0]]}"
+        return "inconclusive", seen, reason
     weak = [made.id for made in fired.values() if "weak attack" in made.points_to]
-    if weak and float(evidence.standing().double().mean()) > 1 / evidence.classes:
+    if weak and _more_than_a_guess(evidence):
         return "inconclusive", ("weak attack",), f"{', '.join(weak)} fired: the attack is too weak to tell"
     if bool(evidence.main.undefined.any()):
         return "inconclusive", seen, "the output is not finite on some images"
@@ -244,6 +251,10 @@ def _without_outcome(
         (),
         f"no outcome speaks against these attacks{_through(evidence)}{_aside(evidence, fired)}",
     )
+
+
+def _more_than_a_guess(evidence: Evidence) -> bool:
+    return float(evidence.standing().double().mean()) > 1 / evidence.classes
 
 
 def _through(evidence: Evidence) -> str:

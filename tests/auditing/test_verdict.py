@@ -11,6 +11,7 @@ from gradscope.auditing.budgets import BUDGETS
 from gradscope.auditing.checks import CHECKS, PASSED, check
 from gradscope.auditing.checks.base import Check, adjusted
 from gradscope.auditing.evidence import gather
+from gradscope.auditing.outputs import flattened_by
 from gradscope.auditing.verdict import examine, judge
 from gradscope.config import Budget
 from gradscope.data.image_set import ImageSet
@@ -170,6 +171,10 @@ def test_logits_that_are_not_finite_are_named(plain, images):
 def test_an_output_that_depends_on_the_batch_and_a_guess_are_set_ups_that_are_invalid(plain, images):
     batch = audit(Changed(plain, lambda pixels, logits: logits - logits.mean(dim=0)), images)
     assert (batch.verdict, batch.causes) == ("set-up invalid", ())
+    rounded = audit(
+        Changed(plain, lambda pixels, logits: logits + (pixels.dtype == torch.float32) * 0.01 * len(pixels)), images
+    )
+    assert checks_of(rounded)["D1"].state == "passed"
     guess = audit(Changed(plain, lambda pixels, logits: 0 * logits), images)
     assert guess.verdict == "set-up invalid"
     assert "chance" in guess.reason
@@ -322,6 +327,34 @@ def test_a_difference_that_nobody_would_claim_does_not_accuse(zoo, images, digit
     assert "nobody would claim" in made.cause
     assert found.verdict == "none found within this budget"
     assert f"overstates by {100 * (made.left - made.lowest):.1f} points" in found.reason
+
+
+def test_dead_gradients_of_every_loss_accuse_where_most_of_what_stands_has_them(zoo, images):
+    """Clipped logits are equal in a ball that the clip fills: cross-entropy and margin have no slope there."""
+    model = zoo(0).honest["SL"]
+    found = audit(Changed(model, lambda pixels, logits: (10 * logits).log_softmax(dim=1).clamp(-16, -1e-6)), images)
+    dead = checks_of(found)["N1"]
+    assert dead.accuses
+    assert "% of the images that stand no loss has a gradient" in dead.beside
+    assert dead.left == found.upper_bound
+    assert (found.verdict, found.cause) == ("masking found", "clipped output")
+    sharp = audit(Changed(model, lambda pixels, logits: 10 * logits), images)
+    assert checks_of(sharp)["N1"].fired
+    assert not checks_of(sharp)["N1"].accuses
+    little = replace(dead, accuses=False)
+    verdict, causes, reason = judge(
+        found.evidence, [little if made.id == "N1" else replace(made, accuses=False) for made in found.checks]
+    )
+    assert (verdict, causes) == ("inconclusive", ("clipped output",))
+    assert "attack what goes into the clip" in reason
+
+
+@pytest.mark.parametrize("factor", [2.0, 10.0, 30.0])
+def test_a_steep_tanh_is_told_from_a_clip(factor):
+    logits = 3 * torch.randn(100, 10, generator=torch.Generator().manual_seed(0))
+    assert flattened_by({"logits": torch.tanh(factor * logits).double()}) == "bounded output"
+    assert flattened_by({"logits": (factor * logits).clamp(-2, 2).double()}) == "clipped output"
+    assert flattened_by({"logits": factor * logits.double()}) is None
 
 
 def test_a_check_that_passed_describes_no_fault(zoo, images):

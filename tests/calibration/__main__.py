@@ -55,6 +55,11 @@ class Row:
     cpu_seconds: float
 
     @property
+    def hidden(self) -> float:
+        """What plain PGD leaves more than the known bypass, a share of all images."""
+        return self.pgd_leaves - self.bypass_leaves
+
+    @property
     def agrees(self) -> bool:
         """Whether verdict and cause are what is true of the model."""
         return agrees(self.truth, self.verdict, self.cause)

@@ -76,6 +76,55 @@ class BlockRounding(Bypassable):
         return straight_through(hard, images) if self.bypassed else hard
 
 
+class Squeezed(Bypassable):
+    """Pixels of eight levels, three bits. Way round: the identity in the backward pass."""
+
+    levels = 7
+
+    def forward(self, images: Tensor) -> Tensor:
+        hard = (self.levels * images).round() / self.levels
+        return straight_through(hard, images) if self.bypassed else hard
+
+
+class Quilt(Bypassable):
+    """Each patch of 2 x 2 pixels as the nearest of 512 patches of clean images.
+
+    Way round: the identity in the backward pass.
+    """
+
+    side = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("patches", torch.rand(512, 3 * self.side**2))
+
+    def learn(self, images: ImageSet, seed: int) -> None:
+        """Take the patches from random places of ``images``."""
+        stream = torch.Generator().manual_seed(seed)
+        pixels, _ = images.batch(torch.randperm(len(images), generator=stream)[: len(self.patches)], "cpu")
+        found = self._cut(pixels)
+        places = torch.randint(0, found.shape[1], (len(found),), generator=stream)
+        self.patches[: len(found)] = found[torch.arange(len(found)), places]
+
+    def _cut(self, images: Tensor) -> Tensor:
+        return F.unfold(images, self.side, stride=self.side).transpose(1, 2)
+
+    @torch.autocast("cpu", enabled=False)
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            nearest = torch.cdist(self._cut(images), self.patches.expand(len(images), -1, -1)).argmin(dim=2)
+            sewn = F.fold(self.patches[nearest].transpose(1, 2), images.shape[2:], self.side, stride=self.side)
+        return straight_through(sewn, images) if self.bypassed else sewn + 0 * images
+
+
+def quilted(model: nn.Module, images: ImageSet, seed: int) -> nn.Module:
+    """Train on quilted images, whose patches are those of ``images``."""
+    assert isinstance(model, nn.Sequential)
+    assert isinstance(model[0], Quilt)
+    model[0].learn(images, seed)
+    return fit(model, images, seed)
+
+
 class Resized(nn.Module):
     """The image at a random size, by its nearest pixels, at a random place of an empty one."""
 
@@ -299,5 +348,20 @@ DEFENCES: dict[str, Defence] = {
         "BPDA",
         "shattering",
         _behind(partial(BlockRounding, 6.0)),
+    ),
+    "image quilting": Defence(
+        "Guo et al. 2018",
+        "Athalye et al. 2018",
+        "BPDA",
+        "shattering",
+        _behind(Quilt),
+        quilted,
+    ),
+    "feature squeezing": Defence(
+        "Xu et al. 2018",
+        "He et al. 2017",
+        "BPDA",
+        "shattering",
+        _behind(Squeezed),
     ),
 }

@@ -17,6 +17,8 @@ _FEW = 2000
 #: set on others.
 SEEDS = {"SL": 7, "SL smoothed, decay": 4, "SL-adv": 5, "residual": 6}
 MASKED_SEED = 3
+#: Factor of the logits before tanh.
+_STEEPER = 15
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ def _masked(name: str) -> Callable[[ImageSet, Path], nn.Module]:
         assert isinstance(plain, nn.Sequential)
         if name == "votes":
             return Votes(plain, images.subset(stratified_sample(images.labels, min(_FEW, len(images)), 0))).eval()
-        # As it is, this network's logits stay where tanh still has a slope: 9 % stand under PGD, 8 % are the bound.
-        behind = Behind(plain, after=lambda logits: 5 * logits) if name == "30 tanh" else plain
+        # As they are, this network's logits stay where tanh still has a slope, which plain PGD follows.
+        behind = Behind(plain, after=lambda logits: _STEEPER * logits) if name == "30 tanh" else plain
         return MASKS[name][0](behind).eval()
 
     return make
@@ -66,7 +68,9 @@ CASES: dict[str, Case] = {
     **{name: Case("honest", _network(name, seed), seed=seed) for name, seed in SEEDS.items()},
     **{f"logits x {factor}": Case("honest", _scaled(factor), seed=SEEDS["SL"]) for factor in (2, 3)},
     **{
-        f"{name} of logits x 5" if name == "30 tanh" else name: Case("masked", _masked(name), cause, seed=MASKED_SEED)
+        f"{name} of logits x {_STEEPER}" if name == "30 tanh" else name: Case(
+            "masked", _masked(name), cause, seed=MASKED_SEED
+        )
         for name, (_, cause) in MASKS.items()
         if name != "noise layer"
     },

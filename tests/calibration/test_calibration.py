@@ -16,6 +16,8 @@ from tests.calibration.defences import (
     BlockRounding,
     OutputCode,
     Pruned,
+    Quilt,
+    Squeezed,
     Thermometer,
     WinnersTakeAll,
     bypassed,
@@ -46,7 +48,9 @@ def test_the_way_round_has_the_outputs_of_the_defence_and_a_gradient(pictures, n
     # Two ways round have other outputs: what goes into tanh, and all activations.
     if name not in ("error-correcting output codes", "stochastic activation pruning"):
         assert torch.allclose(found[0][0], found[1][0], atol=1e-4)
-    if isinstance(model[0] if isinstance(model, torch.nn.Sequential) else model, (Thermometer, BlockRounding)):
+    if isinstance(
+        model[0] if isinstance(model, torch.nn.Sequential) else model, (Thermometer, BlockRounding, Quilt, Squeezed)
+    ):
         assert not found[0][1].any()
 
 
@@ -62,6 +66,14 @@ def test_rounding_of_blocks_is_idempotent_and_fine_rounding_the_identity(picture
     assert (once - inside).abs().max() > 0.02
     assert torch.allclose(coarse(once), once, atol=2e-3)
     assert torch.allclose(BlockRounding(1e-3)(inside), inside, atol=1e-3)
+
+
+def test_quilts_are_sewn_from_the_nearest_patches(pictures):
+    quilt = Quilt()
+    quilt.patches[0], quilt.patches[1:] = 0.2, 5.0
+    quilt.patches[7] = 0.9
+    dark_and_bright = torch.cat([torch.full((1, 3, 2, 2), 0.3), torch.full((1, 3, 2, 2), 0.8)], dim=3)
+    assert quilt(dark_and_bright)[0, 1].tolist() == [[pytest.approx(value) for value in (0.2, 0.2, 0.9, 0.9)]] * 2
 
 
 def test_pruning_keeps_the_mean():
@@ -124,3 +136,9 @@ def test_no_honest_model_of_a_committed_table_is_accused(table):
     rows = calibration.read(table)
     assert {row.model for row in rows} <= calibration.CASES.keys()
     assert [row.model for row in rows if not row.truth and row.verdict == "masking found"] == []
+
+
+@pytest.mark.parametrize("table", sorted(TABLES.glob("*.csv")), ids=lambda path: path.stem)
+def test_what_hides_twenty_points_in_a_committed_table_is_found_with_its_cause(table):
+    rows = [row for row in calibration.read(table) if row.hidden >= 0.2]
+    assert [(row.model, row.verdict, row.cause) for row in rows if not row.agrees] == []

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from gradscope.auditing.checks import causes, outcomes, scale
-from gradscope.auditing.checks.base import CLAIMED_ABOVE, CLAIMED_SHARE, Check, adjusted
+from gradscope.auditing.checks.base import Check, adjusted, would_be_claimed
 from gradscope.auditing.evidence import Evidence
 
 #: A check may ask several questions, a test each; the one that speaks loudest is reported.
@@ -75,12 +75,7 @@ def _said(made: Check, clean: float, passed: Mapping[str, str]) -> Check:
         shown = "" if made.p_value is None else f" (p = {made.p_value:.2g})"
         small = f"{100 * made.value:.1f} points are not significant{shown}"
         return replace(made, cause=small if made.beyond else passed[made.id], next_step="nothing to do")
-    if made.accuses and made.fired and not _would_be_claimed(made, clean):
+    if made.accuses and made.fired and not would_be_claimed(made.left, made.lowest, clean):
         left = f"the blinded attack leaves {100 * made.left:.1f} %, the lowest is {100 * made.lowest:.1f} %"
         return replace(made, accuses=False, cause=f"{made.cause}; {left}: nobody would claim the difference")
     return made
-
-
-def _would_be_claimed(made: Check, clean: float) -> bool:
-    above = made.left - made.lowest
-    return above >= CLAIMED_ABOVE - 1e-9 and made.left >= CLAIMED_SHARE * clean - 1e-9

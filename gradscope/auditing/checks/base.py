@@ -94,6 +94,11 @@ class Check:
         }
 
 
+def would_be_claimed(left: float, lowest: float, clean: float) -> bool:
+    """Whether somebody would claim ``left``, what a blinded attack leaves, where the lowest is ``lowest``."""
+    return left - lowest >= CLAIMED_ABOVE - 1e-9 and left >= CLAIMED_SHARE * clean - 1e-9
+
+
 def abstained(identifier: str, name: str, why: str, next_step: str, threshold: float = float("nan")) -> Check:
     """A check that was not made, and why."""
     return Check(identifier, name, "abstained", float("nan"), threshold, why, next_step)

@@ -1,12 +1,16 @@
-"""Checks of what can blind an attack: the set-up, dead, rounded or false gradients, too little work. None accuses."""
+"""Checks of what can blind an attack: the set-up, dead, rounded or false gradients, too little work.
+
+None accuses, but dead gradients of every loss on most of what stands.
+"""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from gradscope.attacks.pgd import settings_inside
-from gradscope.auditing.checks.base import ALPHA, Cause, Check, State, abstained, numbers_at
+from gradscope.auditing.checks.base import ALPHA, Cause, Check, State, abstained, numbers_at, would_be_claimed
 from gradscope.auditing.evidence import Evidence
 from gradscope.auditing.gradients import is_dead, kinds_of_slope
 from gradscope.auditing.outputs import PASSES, SAME_LOGITS, depend_on_the_batch, flattened_by
@@ -16,6 +20,8 @@ from gradscope.results.stats import Interval, mcnemar, paired_rates_interval, wi
 FEWEST_PROBED = 20
 #: DESIGN: share of samples with a dead gradient, and of those whose gradient float32 bends.
 DEAD_SHARE = 0.01
+#: Share of the images that stand on which no loss has a gradient, above which nothing was tried on them.
+UNSEEN_SHARE = 0.5
 BENT_SHARE = 0.05
 BENT_COSINE = 0.99
 #: Share of images whose slopes are not autograd's. Honest networks have none of them beside a rare kink.
@@ -138,22 +144,54 @@ def _no_gradient(evidence: Evidence, identifier: str, name: str, threshold: floa
     return abstained(identifier, name, "no gradient was taken", "see D1", threshold)
 
 
+def unseen(evidence: Evidence) -> float:
+    """Share of the images that stand, of those looked at, at which no loss has a gradient to follow.
+
+    The cross-entropy is dead there or on PGD's path, and the margin has no slope, in float64 where the model runs in
+    it. 0 where fewer than :data:`FEWEST_STANDING` stand.
+    """
+    if evidence.start is None or evidence.path is None or evidence.slopes is None:
+        return 0.0
+    standing = evidence.standing()[evidence.places]
+    if int(standing.sum()) < FEWEST_STANDING:
+        return 0.0
+    without = _dead(evidence) & (evidence.slopes["autograd"] == 0).all(dim=1)
+    return float(without[standing].double().mean())
+
+
+def _dead(evidence: Evidence) -> Tensor:
+    assert evidence.start is not None
+    assert evidence.path is not None
+    return is_dead(evidence.start["loss"], evidence.start["norm"]) | evidence.path["dead"]
+
+
 def dead_gradients(evidence: Evidence) -> Check:
-    """N1: a loss of zero, no gradient or one below the usual floors, at the image or along PGD."""
+    """N1: a loss of zero, no gradient or one below the usual floors, at the image or along PGD.
+
+    It accuses where no loss has a gradient on at least :data:`UNSEEN_SHARE` of what stands: no attack along a gradient
+    was tried there, whatever its loss.
+    """
     name = "dead gradients"
     if evidence.start is None or evidence.path is None:
         return _no_gradient(evidence, "N1", name, DEAD_SHARE)
-    dead = is_dead(evidence.start["loss"], evidence.start["norm"]) | evidence.path["dead"]
     kind = _kind_of_death(evidence)
-    return _share(
+    missed = blind_with_floors(evidence)
+    made = _share(
         evidence,
         ("N1", name, DEAD_SHARE),
-        dead,
+        _dead(evidence),
         "the cross-entropy or its gradient is zero, or too small for the floors that attacks put under it"
-        + (f"; {missed}" if (missed := blind_with_floors(evidence)) else ""),
+        + (f"; {missed}" if missed else ""),
         NEXT_STEPS[kind],
         (kind,),
     )
+    share = unseen(evidence)
+    if not made.fired or share < UNSEEN_SHARE:
+        return made
+    left = float(evidence.standing().double().mean())
+    accuses = would_be_claimed(left, left * (1 - share), float(evidence.main.right.double().mean()))
+    beside = f"; on {100 * share:.0f} % of the images that stand no loss has a gradient to follow"
+    return replace(made, accuses=accuses, left=left, lowest=left * (1 - share), beside=beside)
 
 
 def _kind_of_death(evidence: Evidence) -> Cause:
