@@ -253,6 +253,7 @@ def test_a_weak_attack_is_inconclusive(plain, images):
         THREAT,
         weak,
         examples=(),
+        loss=None,
         work=Work(batch_size=32),
     )
     verdict, causes, reason = judge(evidence, check(evidence))
