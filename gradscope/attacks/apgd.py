@@ -134,7 +134,8 @@ class _Walk:
 
 
 def ascend(problem: Problem, loss: TargetedLoss, targets: Tensor, start: Tensor) -> Tensor:
-    """The first iterate from ``start`` that fools the model, of each image; else the one of largest loss.
+    """The first iterate from ``start`` that fools the model, of each image; else the one of largest loss, as where
+    fooling settles nothing.
 
     ``targets`` ``(N * copies,)`` and ``start`` ``(N * copies, C, H, W)`` may hold several ascents for each image, one
     after another. They end together, as soon as one of them has fooled the model.
@@ -152,7 +153,7 @@ def ascend(problem: Problem, loss: TargetedLoss, targets: Tensor, start: Tensor)
         if step > 0:
             walk.move(problem.threat, GRADIENT_SHARE if step > 1 else 1.0)
         here = look(problem.model, walk.current, walk.labels, settings, loss=aimed, gradient=step < steps)
-        wrong = fooled(here.logits, walk.labels)
+        wrong = problem.fixed & fooled(here.logits, walk.labels)
         replaced(points, walk.rows, walk.standing & wrong, walk.current)
         replaced(reached, walk.rows, walk.standing & wrong, torch.full_like(here.loss, math.inf))
         walk.standing &= ~_anywhere(wrong, copies)

@@ -46,7 +46,8 @@ def square(problem: Problem, *, stretched: bool = True) -> Tensor:
     """Square attack (Andriushchenko et al. 2020): random search with squares for the smallest margin of the logits.
 
     ``stretched``: the squares shrink over the budget's queries as over the paper's 10,000; AutoAttack lets them
-    shrink as if there were always 10,000. Every image has ``queries`` forward passes or falls.
+    shrink as if there were always 10,000. Every image has ``queries`` forward passes or falls,
+    unless a point that fools settles nothing.
     """
     linf = problem.threat.norm == "linf"
     begin, propose, side_at = (_stripes, _recolour, _linf_side) if linf else (_bumps, _moved, _l2_side)
@@ -70,7 +71,7 @@ def square(problem: Problem, *, stretched: bool = True) -> Tensor:
             candidates = propose(left, best, draws[drawn, place], side_at(share, *points.shape[2:]))
         with torch.no_grad():
             logits = left.model(candidates)
-        wrong, found = fooled(logits, left.labels), margin(logits, left.labels)
+        wrong, found = left.fixed & fooled(logits, left.labels), margin(logits, left.labels)
         better = standing & (wrong | (found < lowest))
         best, lowest = torch.where(per_sample(better, best), candidates, best), torch.where(better, found, lowest)
         standing = standing & ~wrong

@@ -108,6 +108,11 @@ class Problem:
         threat, images = self.threat, self.images
         return threat.project(images - threat.epsilon, images), threat.project(images + threat.epsilon, images)
 
+    @cached_property
+    def fixed(self) -> bool:
+        """Whether a point that fools the model settles it: no mean of draws, which another pass may judge otherwise."""
+        return draws_of(self.model) is None
+
     @property
     def streams(self) -> Streams:
         """The random numbers of these images."""
@@ -116,12 +121,13 @@ class Problem:
     def climb(self, settings: PGD, restart: int = 0, start: Tensor | None = None, loss: Loss | None = None) -> Reached:
         """Run PGD from its start number ``restart``, or from ``start``; see :func:`pgd`.
 
-        What it reaches is each image's first iterate that fools the model, judged inside the threat model's box.
+        What it reaches is each image's first iterate that fools the model, judged inside the threat model's box. Where
+        two passes of it differ it is the last: the first was lucky in its draws.
         """
         streams = replace(self.streams, restart=restart)
         given = (self.images, self.labels, settings)
         with prepared(self.model, settings) as model:
-            how: dict[str, Any] = {"keep_first": True, "boxed": self.threat.box}
+            how: dict[str, Any] = {"keep_first": self.fixed, "boxed": self.threat.box}
             reached = pgd(model, *given, start=start, streams=streams, loss=loss, seen=self.seen, **how)
         return replace(reached, points=reached.points.to(self.images))
 

@@ -7,13 +7,13 @@ from torch import nn
 
 from gradscope.attacks.dispatch import turns
 from gradscope.attacks.evaluation import evaluate
-from gradscope.attacks.registry import ATTACKS
+from gradscope.attacks.registry import ATTACKS, OWN
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import Budget
 from gradscope.distributed.units import Work
 from gradscope.functional import margin
 
-NAMES = list(ATTACKS)
+NAMES = [name for name in ATTACKS if name != OWN]  # which needs a loss
 #: Attacks that search at random: they fool nobody beyond the distance, but do not come up to it.
 RANDOM = {"square", "noise", "rays", "hop-skip-jump"}
 SMALL = Budget(steps=20, queries=400, noise_points=60, restarts=2, smoothing=2)

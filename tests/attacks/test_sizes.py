@@ -10,6 +10,7 @@ from gradscope.attacks.registry import ATTACKS
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import Budget
 from gradscope.data.image_set import ImageSet
+from gradscope.losses import margin_loss
 
 BUDGET = Budget(steps=4, queries=40, noise_points=20, restarts=2, smoothing=2, targets=2)
 
@@ -43,7 +44,7 @@ def test_every_attack_takes_images_that_are_not_square(
     images = digits(height, width)
     threat = ThreatModel(norm, 0.4 if norm == "linf" else 1.5)
     clean = images.batch(torch.arange(len(images)), "cpu")[0]
-    outcome = evaluate(model, images, [name], threat, BUDGET, examples=[clean], keep_images=True)
+    outcome = evaluate(model, images, [name], threat, BUDGET, examples=[clean], loss=margin_loss, keep_images=True)
     assert not outcome.skipped
     found = outcome.attacks[name]
     # Noise is too weak at this size, and the examples of the transfer are the clean images.

@@ -64,6 +64,7 @@ def test_an_honest_model_is_counted_and_nothing_else_is_seen(images: ImageSet) -
         "classes_predicted": 2,
         "probed": PROBED,
         "random": False,
+        "flips": 0,
         "depends_on_batch": False,
         "probabilities": False,
         "zero_gradients": 0,

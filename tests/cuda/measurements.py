@@ -15,6 +15,7 @@ from gradscope.auditing.verdict import Audit, examine
 from gradscope.config import PGD, Budget, Grid
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import Values, Work
+from gradscope.losses import margin_loss
 from gradscope.probes.comparison import compare_planes, compare_surroundings
 from gradscope.probes.curvature import input_curvature, weight_curvature, weight_curvature_along
 from gradscope.probes.input_landscape import Planes, adversarial_planes, attack_walk, evaluate_planes
@@ -55,6 +56,7 @@ def attack(model: nn.Module, images: ImageSet, device: torch.device, norm: str, 
         threat,
         BUDGET,
         examples=examples,
+        loss=margin_loss,
         cascade=False,
         keep_images=True,
         work=Work(device=device),

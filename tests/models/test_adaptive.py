@@ -1,4 +1,4 @@
-"""Stand-ins for what has no gradient: values stay bit for bit, gradients are the stand-in's."""
+"""Models as adaptive attacks see them: stand-ins for what has no gradient, and means over random draws."""
 
 import copy
 import sys
@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from gradscope.attacks.problem import Counted, Tally
 from gradscope.errors import GradscopeError
-from gradscope.models.adaptive import stands_in, with_backward
+from gradscope.models.adaptive import Averaged, draws_of, stands_in, with_backward
+from gradscope.seeding import seeded
 
 BATCH = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -153,3 +155,49 @@ def test_trusted_code_gives_functions_with_options_and_objects(tmp_path: Path, m
     with pytest.raises(GradscopeError, match="must give arguments by name"):
         with_backward(model, {"0": "standing:scaled(3.0)"}, BATCH, trust_code=True)
     sys.modules.pop("standing")
+
+
+class Wandering(nn.Module):
+    """Two logits ``(4 x + noise, 0)`` of the first pixel x, with standard Gaussian noise."""
+
+    def forward(self, images):
+        first = 4 * images.flatten(1)[:, 0]
+        return torch.stack([first + torch.randn_like(first), torch.zeros_like(first)], dim=1)
+
+
+def test_the_mean_of_draws_is_the_expectation_of_the_softmax():
+    """By Gauss-Hermite quadrature ``p = E sigmoid(4 x + n)``, ``dp/dx = 4 E sigmoid'(4 x + n)``."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    pixel, draws = 0.3, 4000
+    sigmoid = 1 / (1 + np.exp(-(4 * pixel + nodes)))
+    mean, square = ((weights * value).sum() / weights.sum() for value in (sigmoid, sigmoid**2))
+    slope = 4 * (weights * sigmoid * (1 - sigmoid)).sum() / weights.sum()
+    model = Averaged(Wandering().eval(), draws)
+    point = torch.full((1, 1, 1, 1), pixel, dtype=torch.float64, requires_grad=True)
+    with seeded(0):
+        share = model(point).softmax(dim=1)[0, 0]
+    error = np.sqrt((square - mean**2) / draws)
+    assert abs(float(share.detach()) - mean) < 4 * error
+    assert float(torch.autograd.grad(share, point)[0]) == pytest.approx(slope, rel=0.05)
+
+
+def test_the_mean_of_a_fixed_models_draws_is_its_softmax(model):
+    averaged = Averaged(model, 7)
+    torch.testing.assert_close(averaged(BATCH), model(BATCH).log_softmax(dim=1))
+    assert (draws_of(model), draws_of(averaged), draws_of(nn.Sequential(averaged))) == (None, 7, 7)
+
+
+def test_each_draw_is_a_pass():
+    tally = Tally()
+    slope_of(Counted(Averaged(Wandering().eval(), 5), tally))
+    assert (tally.forward, tally.backward) == (5 * len(BATCH), 5 * len(BATCH))
+
+
+def test_draws_are_those_of_the_seed():
+    model = Averaged(Wandering().eval(), 3)
+    found = []
+    for seed in (0, 0, 1):
+        with seeded(seed):
+            found.append(model(BATCH))
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
