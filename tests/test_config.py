@@ -27,8 +27,8 @@ from gradscope.config import (
     read_toml,
 )
 from gradscope.errors import GradscopeError
-from gradscope.measure.common_options import ForeignOptions
 from gradscope.measure.options import AttackOptions
+from gradscope.measure.options.common import ForeignOptions
 from gradscope.options import DataOptions
 from gradscope.validation import MUST, Config
 

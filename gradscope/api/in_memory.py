@@ -18,9 +18,9 @@ from gradscope.data.image_set import ImageSet
 from gradscope.data.names import DATASETS
 from gradscope.distributed.processes import resolve_device
 from gradscope.errors import UNPRINTABLE, GradscopeError, caution, described
-from gradscope.measure.common_options import Circumstances, ForeignOptions, Options
 from gradscope.measure.inputs import Given
 from gradscope.measure.options import AuditOptions, Request
+from gradscope.measure.options.common import Circumstances, ForeignOptions, Options
 from gradscope.measure.result import Result, read
 from gradscope.measure.runner import run
 from gradscope.models.failures import explained_failures

@@ -11,9 +11,9 @@ from typing import Any, cast
 from gradscope.api.in_memory import Models, measure
 from gradscope.api.keywords import Function, declared
 from gradscope.errors import GradscopeError
-from gradscope.measure.common_options import ForeignOptions, Options
-from gradscope.measure.judge_options import JudgeOptions
 from gradscope.measure.options import AnalyzeOptions, AttackOptions, AuditOptions, LandscapeOptions, TransferOptions
+from gradscope.measure.options.common import ForeignOptions, Options
+from gradscope.measure.options.judge import JudgeOptions
 from gradscope.measure.result import Attacks, AuditReport, JudgeReport, Landscape, Result, Trace, TransferMatrix
 from gradscope.options import DataOptions, DeviceOptions
 from gradscope.validation import given_path

@@ -10,9 +10,9 @@ import typer
 from gradscope.cli.declared import filled, panel, parameters, plain_parameter, with_signature
 from gradscope.cli.shared import is_first_process, shared_mistakes
 from gradscope.errors import caution
-from gradscope.measure.common_options import Circumstances, ForeignOptions, Options
-from gradscope.measure.judge_options import JudgeOptions
 from gradscope.measure.options import AuditOptions, Request
+from gradscope.measure.options.common import Circumstances, ForeignOptions, Options
+from gradscope.measure.options.judge import JudgeOptions
 from gradscope.measure.refusals import refuse
 from gradscope.options import MEASURING, RUNNING, DataOptions
 from gradscope.results.files import require_idle

@@ -10,7 +10,7 @@ import typer
 
 from gradscope.cli.declared import declared, filled, panel
 from gradscope.errors import GradscopeError, caution
-from gradscope.measure.common_options import Circumstances, ForeignOptions
+from gradscope.measure.options.common import Circumstances, ForeignOptions
 from gradscope.options import RUNNING, DataOptions
 from gradscope.results.manifest import MANIFEST, read_study_manifest
 from gradscope.validation import Config

@@ -17,8 +17,8 @@ from gradscope.data import sources
 from gradscope.data.image_set import ImageSet, Splits
 from gradscope.data.names import DATASETS
 from gradscope.errors import GradscopeError, lookup
-from gradscope.measure.adaptive_options import Adaptive, AdaptiveLoss, name_of
 from gradscope.measure.options import Request
+from gradscope.measure.options.adaptive import Adaptive, AdaptiveLoss, name_of
 from gradscope.models.adaptive import Averaged, with_backward
 from gradscope.models.checkpoint import Checkpoint
 from gradscope.models.failures import explained_failures

@@ -10,8 +10,8 @@ from gradscope.judging.attacks import attack_on_trial
 from gradscope.judging.judgement import Judgement
 from gradscope.judging.trial import judge, stages
 from gradscope.measure.inputs import Entry
-from gradscope.measure.judge_options import JudgeOptions
 from gradscope.measure.models import read_entries, unit_prefix
+from gradscope.measure.options.judge import JudgeOptions
 from gradscope.measure.partial_results import PartialResults
 from gradscope.measure.runner import Measurement, Row
 from gradscope.measure.writer import Part

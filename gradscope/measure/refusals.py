@@ -5,9 +5,9 @@ from pathlib import Path
 from gradscope.config import Data
 from gradscope.data.names import check_data
 from gradscope.errors import GradscopeError
-from gradscope.measure.adaptive_options import Adaptive
 from gradscope.measure.directory import require_room
 from gradscope.measure.options import Request
+from gradscope.measure.options.adaptive import Adaptive
 from gradscope.models.references import check_reference, check_references, parse_reference
 
 

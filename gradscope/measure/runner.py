@@ -15,10 +15,10 @@ from gradscope.distributed.processes import Hardware, device_name
 from gradscope.distributed.ranks import on_every_rank
 from gradscope.distributed.units import Each, Team, Work
 from gradscope.figures import background
-from gradscope.measure.common_options import Options
 from gradscope.measure.directory import results_directory
 from gradscope.measure.inputs import Entry, Given, Inputs, describe
 from gradscope.measure.options import Request
+from gradscope.measure.options.common import Options
 from gradscope.measure.partial_results import PartialResults
 from gradscope.measure.writer import Part, Writer, dependencies
 from gradscope.models.inspection import FLOAT32, device_of

@@ -23,10 +23,10 @@ from gradscope.distributed.processes import resolve_device
 from gradscope.distributed.units import halving
 from gradscope.errors import GradscopeError
 from gradscope.losses import cross_entropy
-from gradscope.measure.adaptive_options import Adaptive
-from gradscope.measure.common_options import Options, Sampled
-from gradscope.measure.judge_options import JudgeOptions
 from gradscope.measure.options import AnalyzeOptions, AttackOptions, AuditOptions, LandscapeOptions, TransferOptions
+from gradscope.measure.options.adaptive import Adaptive
+from gradscope.measure.options.common import Options, Sampled
+from gradscope.measure.options.judge import JudgeOptions
 from gradscope.measure.transfer import CURVED
 from gradscope.models.architectures import ModelSpec, build
 from gradscope.models.inspection import laid_out, strict_float32

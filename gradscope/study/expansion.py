@@ -15,8 +15,8 @@ from typing import Any, Literal
 from gradscope.config import Data
 from gradscope.data.names import DATASETS
 from gradscope.errors import GradscopeError, lookup, unknown_name
-from gradscope.measure.common_options import Options
 from gradscope.measure.options import COMMANDS
+from gradscope.measure.options.common import Options
 from gradscope.models.names import ARCHITECTURES
 from gradscope.options import Names
 from gradscope.study.recipe import CALIBRATED, ForeignModel, NamedModel, Recipe, read_recipe

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gradscope.distributed.processes import device_name, resolve_device
-from gradscope.measure.common_options import plain
+from gradscope.measure.options.common import plain
 from gradscope.reading import parse_json, read_bytes
 from gradscope.results.files import write_json
 from gradscope.results.manifest import MANIFEST

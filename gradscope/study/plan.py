@@ -17,7 +17,7 @@ from gradscope.config import Training
 from gradscope.data import sources
 from gradscope.data.places import in_any_directory
 from gradscope.errors import GradscopeError, lookup
-from gradscope.measure.common_options import ForeignOptions, plain
+from gradscope.measure.options.common import ForeignOptions, plain
 from gradscope.models.architectures import ModelSpec
 from gradscope.models.names import ARCHITECTURES
 from gradscope.models.references import check_references

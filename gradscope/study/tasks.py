@@ -17,9 +17,9 @@ from gradscope.data.image_set import Splits
 from gradscope.errors import CannotResumeError, GradscopeError
 from gradscope.figures import background
 from gradscope.measure import runner
-from gradscope.measure.common_options import Circumstances, ForeignOptions, Options
 from gradscope.measure.directory import FILES, PARTIAL
 from gradscope.measure.options import Request
+from gradscope.measure.options.common import Circumstances, ForeignOptions, Options
 from gradscope.options import DataOptions
 from gradscope.reporting import console
 from gradscope.results.manifest import MANIFEST

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradscope.measure.common_options import Circumstances, ForeignOptions
 from gradscope.measure.options import COMMANDS, Request
+from gradscope.measure.options.common import Circumstances, ForeignOptions
 from gradscope.measure.runner import run
 from gradscope.options import DataOptions
 

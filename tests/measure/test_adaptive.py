@@ -9,8 +9,8 @@ from torch import nn
 
 import gradscope as gs
 from gradscope.errors import GradscopeError
-from gradscope.measure.judge_options import JudgeOptions
 from gradscope.measure.options import AttackOptions, AuditOptions
+from gradscope.measure.options.judge import JudgeOptions
 from gradscope.reporting import console
 
 X = torch.tensor([0.9, 0.2] * 32 + [0.2, 0.7] * 32).reshape(64, 1, 1, 2)

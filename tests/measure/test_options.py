@@ -12,8 +12,8 @@ import typer
 
 import gradscope
 from gradscope.cli import app, main, measuring
-from gradscope.measure.common_options import Circumstances, ForeignOptions, Options
 from gradscope.measure.options import COMMANDS, Request
+from gradscope.measure.options.common import Circumstances, ForeignOptions, Options
 from gradscope.options import GROUPS, DataOptions, RunOptions
 from gradscope.study.expansion import read_study
 from gradscope.training.options import TrainingData, TrainOptions

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator
 
 from gradscope.errors import GradscopeError
-from gradscope.measure.common_options import Options
+from gradscope.measure.options.common import Options
 from gradscope.options import ATTACK, option
 
 #: A part of a model and its stand-in, as the command line has them: ``NAME=package.module:function``.

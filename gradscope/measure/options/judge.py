@@ -7,8 +7,8 @@ from pydantic import model_validator
 from gradscope.attacks.registry import ATTACKS
 from gradscope.auditing.budgets import BUDGETS
 from gradscope.errors import GradscopeError, lookup
-from gradscope.measure.adaptive_options import Adaptive, name_of
-from gradscope.measure.common_options import InBall, Sampled
+from gradscope.measure.options.adaptive import Adaptive, name_of
+from gradscope.measure.options.common import InBall, Sampled
 from gradscope.options import ATTACK, IMAGES, RUNNING, option
 
 

@@ -1,0 +1,45 @@
+"""The options of every measuring command, one file each, and a request."""
+
+from typing import Self
+
+from gradscope.measure.options.analyze import AnalyzeOptions
+from gradscope.measure.options.attack import AttackOptions
+from gradscope.measure.options.audit import AuditOptions
+from gradscope.measure.options.common import Circumstances, ForeignOptions, Options
+from gradscope.measure.options.judge import JudgeOptions
+from gradscope.measure.options.landscape import LandscapeOptions
+from gradscope.measure.options.transfer import TransferOptions
+from gradscope.options import DataOptions
+from gradscope.validation import Config
+
+__all__ = [
+    "COMMANDS",
+    "AnalyzeOptions",
+    "AttackOptions",
+    "AuditOptions",
+    "JudgeOptions",
+    "LandscapeOptions",
+    "Request",
+    "TransferOptions",
+]
+
+#: The measuring commands by name, in the order in which the help lists them.
+COMMANDS: dict[str, type[Options]] = {
+    kind.command: kind
+    for kind in (AnalyzeOptions, LandscapeOptions, AttackOptions, TransferOptions, AuditOptions, JudgeOptions)
+}
+
+
+class Request(Config):
+    """A measurement that is asked for: of which models, with which options, on which images, where, into what."""
+
+    options: Options
+    models: tuple[str, ...]
+    data: DataOptions = DataOptions()
+    foreign: ForeignOptions = ForeignOptions()
+    where: Circumstances = Circumstances()
+
+    def check(self) -> Self:
+        """Refuse what can be refused before torch is loaded."""
+        self.options.check(len(self.models))
+        return self

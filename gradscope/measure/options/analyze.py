@@ -1,0 +1,66 @@
+"""The options of ``gradscope analyze``."""
+
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from gradscope.config import PGD, PGD_ATTACKS, attack_settings
+from gradscope.errors import GradscopeError, known_names
+from gradscope.measure.options.common import (
+    GradientAttack,
+    Sampled,
+)
+from gradscope.options import ATTACK, Names, default_of, option
+from gradscope.results.metrics import METRICS, USUAL_METRICS
+
+
+class AnalyzeOptions(GradientAttack, Sampled):
+    """``gradscope analyze``, :func:`gradscope.trace`."""
+
+    command, kind, suffix = "analyze", "analysis", ""
+    summary = "Measure gradients, loss, entropy and accuracy along PGD, for one checkpoint or many side by side."
+    measurement = "gradscope.measure.analyze:TrajectoryMeasurement"
+
+    metrics: Names = option(
+        ("all",),
+        "metrics with commas between, or all but those that take passes of their own, which are named beside: "
+        "all,distance; see `gradscope list metrics`",
+        metavar="NAME,...",
+        names="gradscope.results.metrics:METRICS",
+    )
+    attack: Names = option(
+        ("pgd",),
+        f"attacks with commas between, of {', '.join(PGD_ATTACKS)}; pgd is exact, pgd-paper is the paper's attack",
+        ATTACK,
+        metavar="NAME,...",
+        names="gradscope.config:PGD_ATTACKS",
+    )
+    restarts: int | None = option(
+        None, "random starts; the first is traced, all count for 'worst'", ATTACK, usual=default_of(PGD, "restarts")
+    )
+
+    @property
+    def attacks(self) -> dict[str, PGD]:
+        """Every attack with its settings."""
+        return {name: attack_settings(name, self.changes()) for name in known_names(self.attack, PGD_ATTACKS, "attack")}
+
+    @property
+    def measured(self) -> frozenset[str]:
+        """The metrics asked for."""
+        named = [name for name in self.metrics if name != "all"]
+        found = frozenset(known_names(named, METRICS, "metrics") if named or not self.metrics else ())
+        return found | set(USUAL_METRICS) if "all" in self.metrics else found
+
+    @model_validator(mode="after")
+    def _resolves(self) -> Self:
+        self.resolved()
+        if "all" not in self.metrics and "cosine" in self.metrics:
+            most = max(attack.steps for attack in self.attacks.values())
+            if most < 2:
+                raise GradscopeError(f"steps must be at least 2 for the cosine of consecutive gradients, got {most}")
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Attacks and metrics."""
+        attacks = {name: settings.model_dump() for name, settings in self.attacks.items()}
+        return {"attacks": attacks, "metrics": sorted(self.measured)}

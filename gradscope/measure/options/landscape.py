@@ -1,0 +1,160 @@
+"""The options of ``gradscope landscape``."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, model_validator
+
+from gradscope.config import PGD, PGD_ATTACKS, Grid, attack_settings, short_attack_settings
+from gradscope.errors import GradscopeError, lookup
+from gradscope.measure.options.common import (
+    GradientAttack,
+    OneName,
+    pgd_option,
+)
+from gradscope.options import ATTACK, IMAGES, option, split
+
+#: Images where none are asked for: a plane for each, or the mean of the loss over all.
+_PLANES, _AVERAGED = 16, 256
+
+
+class LandscapeOptions(GradientAttack):
+    """``gradscope landscape``, :func:`gradscope.landscape`: around images or weights."""
+
+    command, kind = "landscape", "landscape"
+    summary = "Draw the loss on planes around images or around the weights, and what compares checkpoints there."
+    roles = ("towards", "epochs")
+    settled = GradientAttack.settled | {"points", "span"}
+
+    space: Literal["input", "weights"] = option("input", "draw planes around images, or around the network's weights")
+    points: int = option(51, "points on each side; an odd number includes the centre")
+    span: float | None = option(
+        None,
+        "how far it reaches. input: multiples of epsilon each way. weights: multiples of the filters' norms each way; "
+        "with --towards, share of the distance beyond either end; with --epochs, share of their extent around them",
+        usual="input 3, weights 1, --towards 0.5, --epochs 0.2",
+    )
+    images: int | None = option(
+        None,
+        "test images to draw. input: a plane for each; weights: the loss is their mean",
+        IMAGES,
+        usual=f"{_PLANES} in input space, {_AVERAGED} in weight space",
+        ge=1,
+    )
+    index: Annotated[tuple[int, ...], BeforeValidator(split)] = option(
+        (), "input: planes of these test images instead, such as 3,17", IMAGES, metavar="N,..."
+    )
+    right: bool = option(False, "input: draw only images that every CKPT is right about", IMAGES)
+    plane: Literal["own", "shared"] = option(
+        "own", "input: each CKPT's own adversarial direction and a random one, or the first two CKPT's shared by all"
+    )
+    line: bool = option(False, "weights: draw a line, along the first direction alone")
+    towards: OneName = option(None, "weights: let the first direction lead to this checkpoint", metavar="CKPT")
+    epochs: OneName = option(
+        None, "weights: use the principal directions of what `train --keep-epochs` kept in DIR", metavar="DIR"
+    )
+    batch_norm: Literal["as-is", "re-estimated"] = option(
+        "as-is", "weights: keep the statistics of batch normalisation, or take them anew at every point"
+    )
+    adversarial: bool = option(
+        False, "weights: also draw the loss under attack, made anew at every point in 5 steps", ATTACK
+    )
+    metric: str | None = option(
+        None,
+        "weights: also draw a metric of loss_landscapes, made by factory(images, labels); needs --trust-code",
+        metavar="MODULE:FACTORY",
+    )
+    attack: str = pgd_option()
+
+    #: Options that say nothing in the other space, where they are refused.
+    _OF_WEIGHTS: ClassVar = ("line", "towards", "epochs", "batch_norm", "adversarial", "metric")
+    _OF_IMAGES: ClassVar = ("index", "right", "plane")
+    #: Multiples of a random direction; share of what lies between two checkpoints; share of the extent of the epochs.
+    _SPANS: ClassVar = {"random": 1.0, "towards": 0.5, "epochs": 0.2}
+
+    @property
+    def measurement(self) -> str:  # type: ignore[override]  # of the space
+        """The measurement of the space."""
+        if self.space == "input":
+            return "gradscope.measure.input_landscape:InputLandscapeMeasurement"
+        return "gradscope.measure.weight_landscape:WeightLandscapeMeasurement"
+
+    @property
+    def default_images(self) -> int:  # type: ignore[override]  # of the space
+        """Planes, or images of the mean."""
+        return _PLANES if self.space == "input" else _AVERAGED
+
+    @property
+    def suffix(self) -> str:  # type: ignore[override]  # of the space
+        """The space is part of the directory's name."""
+        return f"-{self.space}-landscape"
+
+    @property
+    def directions(self) -> Literal["random", "towards", "epochs"]:
+        """What gives the directions in weight space."""
+        return "towards" if self.towards is not None else "epochs" if self.epochs is not None else "random"
+
+    @property
+    def grid(self) -> Grid:
+        """The points of each plane."""
+        usual = 3.0 if self.space == "input" else self._SPANS[self.directions]
+        return Grid.parse({"points": self.points, "span": usual if self.span is None else self.span})
+
+    @property
+    def attacked_with(self) -> str:
+        """The attack's name; "none" in weight space where there is none."""
+        return self.attack if self.space == "input" or self.adversarial else "none"
+
+    @property
+    def settings(self) -> PGD | None:
+        """The attack's settings; None in weight space where there is none."""
+        lookup(PGD_ATTACKS, self.attack, "attack")
+        if self.space == "input":
+            return attack_settings(self.attack, self.changes())
+        return short_attack_settings(self.attack, self.changes()) if self.adversarial else None
+
+    @model_validator(mode="after")
+    def _fits_the_space(self) -> Self:
+        other, refused = ("weights", self._OF_WEIGHTS) if self.space == "input" else ("input", self._OF_IMAGES)
+        for name in refused:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise GradscopeError(
+                    f"{name} must be left out unless `space` is {other}, got {getattr(self, name)!r}", argument=name
+                )
+        if self.space == "weights" and not self.adversarial:
+            for name in [name for name in self.changes() if name != "norm"]:
+                raise GradscopeError(f"{name} must be left out in weight space without `adversarial`", argument=name)
+        self.resolved()
+        return self
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        settings = self.settings
+        if self.space == "input" and settings is not None and settings.epsilon == 0:
+            raise GradscopeError(
+                "epsilon must be above 0, for the axes are in multiples of it, got 0", argument="epsilon"
+            )
+        if self.index and (self.images is not None or self.right):
+            raise GradscopeError(
+                "index must be left out beside `images` and `right`, which choose images too", argument="index"
+            )
+        if self.towards is not None and self.epochs is not None:
+            raise GradscopeError("towards must be left out beside `epochs`: each gives the first direction")
+        if self.epochs is not None and self.line:
+            raise GradscopeError("epochs must be left out beside `line`: it gives a plane", argument="epochs")
+        return self
+
+    def check(self, models: int) -> None:
+        """Validate what depends on how many models there are."""
+        if self.plane == "shared" and models < 2:
+            raise GradscopeError(
+                f"plane must be 'own', for 'shared' takes the directions of two checkpoints, got {models}",
+                argument="plane",
+            )
+        if self.epochs is not None and models > 1:
+            raise GradscopeError(f"epochs must be given with one checkpoint, got {models}", argument="epochs")
+
+    def resolved(self) -> dict[str, Any]:
+        """The attack, the points and the span."""
+        settings = self.settings
+        attacks = {} if settings is None else {self.attack: settings.model_dump()}
+        return {"attacks": attacks, "grid": self.grid.model_dump()}
