@@ -143,7 +143,7 @@ def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Request]:
     requests: list[Request] = []
     monkeypatch.setattr(measuring, "refuse", lambda request, out: requests.append(request))
     monkeypatch.setattr(measuring, "_measure", lambda request, out: None)
-    monkeypatch.setattr(measuring, "_pass_gates", lambda results, **gates: None)
+    monkeypatch.setattr(measuring, "_pass_audits", lambda results, **gates: None)
 
     def read(command: str, *arguments: str) -> Request:
         with pytest.raises(SystemExit) as left:
