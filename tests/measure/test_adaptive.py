@@ -144,7 +144,9 @@ def towards_class_1(logits, labels):
 def test_an_audit_hears_a_loss_that_finds_what_all_others_miss() -> None:
     """Every other loss follows class 2, the likeliest wrong one, away from class 1."""
     labels = torch.arange(64) // 48
-    images = gs.ImageSet.from_tensors("grey", (0.5 - 0.5 * labels).expand(1, 1, 2, 64).T, labels, ["0", "1", "2"])
+    images = gs.ImageSet.from_tensors(
+        "grey", (0.5 - 0.5 * labels).reshape(-1, 1, 1, 1).expand(-1, 1, 1, 2), labels, ["0", "1", "2"]
+    )
     given = {"budget": "quick", **BALL}
     alone = gs.audit({"decoy": Decoy().eval()}, images, **given)
     found = gs.audit({"decoy": Decoy().eval()}, images, loss=towards_class_1, **given)
