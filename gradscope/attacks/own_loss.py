@@ -1,5 +1,6 @@
 """A loss of the user's own: found, tried, and checked wherever an attack takes it."""
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +29,11 @@ class OwnLoss:
         """
         try:
             found = self.function(logits, labels)
-        except GradscopeError:
+        except (GradscopeError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:  # SystemExit, too, unless SIGTERM ends this process
+            if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
+                raise
             if isinstance(error, RuntimeError) and is_out_of_memory(error):
                 raise
             raise GradscopeError(f"loss must run on logits and labels, {self.name} raised {one_line(error)}") from error

@@ -288,7 +288,7 @@ def gather(
     budget: AuditBudget,
     *,
     examples: Sequence[Tensor],
-    loss: Loss | None,
+    loss: Loss | None = None,
     work: Work,
 ) -> Evidence:
     """All that ``budget`` pays for; what the model rules out (no gradient, a random output) is left None.

@@ -260,7 +260,7 @@ def _more_than_a_guess(evidence: Evidence) -> bool:
 def _through(evidence: Evidence) -> str:
     """How the attacks were adapted, where they were."""
     taken = ["took the gradient from a stand-in"] if evidence.stands_in else []
-    judged = [f"attacked the mean of {evidence.draws} draws"] if evidence.draws else []
+    judged = [f"went through the mean of {evidence.draws} draws"] if evidence.draws else []
     return f", which {' and '.join([*taken, *judged])}" if taken or judged else ""
 
 

@@ -1,11 +1,17 @@
 import copy
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch.nn import functional as F
 
+from gradscope.attacks.apgd import apgd
+from gradscope.attacks.black_box import square
+from gradscope.attacks.pgd import pgd
 from gradscope.attacks.problem import Counted, Tally, fooled
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import PGD
+from gradscope.models.adaptive import Averaged
 
 
 def test_fooled_is_a_wrong_argmax_or_logits_that_are_not_finite():
@@ -55,3 +61,19 @@ def test_some_of_the_victims_keep_what_is_theirs(convolutional, image_set, probl
     assert torch.equal(some.start("ball", "here"), problem.start("ball", "here")[rows])
     drawn = problem.streams.gaussian(problem.images, 2, 0)
     assert torch.equal(some.streams.gaussian(some.images, 2, 0), drawn[:, rows])
+
+
+def test_where_draws_are_averaged_no_success_ends_an_attack(convolutional, image_set, problem_of):
+    """The first to fool may have been lucky: PGD's last iterate counts, the others spend all that they may."""
+    model = Averaged(convolutional.eval(), 2)
+    problem = problem_of(model, image_set, ThreatModel("l2", 0.5), steps=6, queries=9)
+    settings = problem.settings()
+    assert not problem.fixed
+    last = pgd(model, problem.images, problem.labels, settings, streams=problem.streams)
+    assert torch.equal(problem.climb(settings).points, last.points)
+    first = pgd(model, problem.images, problem.labels, settings, streams=problem.streams, keep_first=True)
+    assert not torch.equal(first.points, last.points)
+    for attack, passes in ((square, 9), (partial(apgd, loss="cross-entropy"), 7)):
+        tally = Tally()
+        attack(replace(problem, model=Counted(model, tally)))
+        assert tally.forward == 2 * passes * len(problem)
