@@ -122,7 +122,7 @@ def cifar10_folder(unpack: Unpack) -> Path:
 def little_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Budget ``quick`` of audits and judgements with a tenth of its work, where no strength of the attacks matters."""
     attacks = Budget(steps=4, restarts=2, smoothing=2, targets=2, queries=40, noise_points=5)
-    less = {"attacks": attacks, "probed": 16, "directions": 2, "draws": 4, "scale": ScaleBudget(16, 5, 2, ("pgd",))}
+    less = {"attacks": attacks, "probed": 32, "directions": 2, "draws": 4, "scale": ScaleBudget(16, 5, 2, ("pgd",))}
     monkeypatch.setitem(BUDGETS, "quick", replace(BUDGETS["quick"], **less))
 
 

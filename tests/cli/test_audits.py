@@ -28,13 +28,15 @@ QUICK = ("--budget", "quick", "--norm", "linf", "--epsilon", "0.1", "--samples",
 FEW = (*QUICK, "--allow-inconclusive")  # rl is right on fewer than 30
 
 
+@pytest.mark.usefixtures("little_work")
 def test_an_audit_prints_its_verdict_and_is_drawn(world: Path, tmp_path: Path, done: Done, content: Content) -> None:
     out = tmp_path / "a"
     printed = done("audit", world / "sl.pt", world / "rl.pt", *FEW, "--fail-on-masking", "--out", out).splitlines()
     assert printed[-1] == str(out)
     audits = json.loads((out / "audit.json").read_text())["audits"]
     for audit in audits:
-        assert f"{audit['checkpoint']}: {audit['verdict'].upper()}" in printed
+        cause = f", cause: {audit['causes'][0]}" if audit["causes"] else ""
+        assert f"{audit['checkpoint']}: {audit['verdict'].upper()}{cause}" in printed
         bound = f"{100 * audit['robust_accuracy']['upper_bound']:.1f} %"
         assert any("lowest robust accuracy" in line and bound in line and "upper bound" in line for line in printed)
     drawn = content(out / "figures")
@@ -52,6 +54,7 @@ def test_an_audit_prints_its_verdict_and_is_drawn(world: Path, tmp_path: Path, d
     assert content(out / "figures") == drawn
 
 
+@pytest.mark.usefixtures("little_work")
 @pytest.mark.parametrize("gate", [True, False])
 def test_masking_shuts_the_gate(
     world: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, gate: bool
@@ -65,6 +68,7 @@ def test_masking_shuts_the_gate(
     assert (tmp_path / "a" / "audit.json").exists()
 
 
+@pytest.mark.usefixtures("little_work")
 @pytest.mark.parametrize(("claim", "code"), [(0.99, 3), (0.001, 0)])
 def test_a_claim_is_judged_first_and_is_a_gate(world: Path, tmp_path: Path, run: Run, claim: float, code: int) -> None:
     out = tmp_path / "a"
@@ -81,6 +85,7 @@ def test_a_claim_is_judged_first_and_is_a_gate(world: Path, tmp_path: Path, run:
     assert 0 < page.index(f"claim of {100 * claim:.4g} % {verdict}") < page.index("<h2>sl: ")
 
 
+@pytest.mark.usefixtures("little_work")
 @pytest.mark.parametrize(("gate", "code"), [("--fail-on-masking", 4), ("--claim=0.001", 4), ("", 0)])
 @pytest.mark.parametrize("allowing", [False, True])
 def test_an_undecided_gate_is_no_pass(

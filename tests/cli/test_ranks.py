@@ -123,7 +123,7 @@ def commands(world: Path) -> dict[str, Arguments]:
     weights = ("landscape", sl, "--space", "weights", "--points", 9, "--images", 20, "--trust-code")
     return {
         "analyze": ("analyze", sl, rl, "--attack", "pgd,pgd-paper", "--steps", 3, *few),
-        "one batch": ("analyze", sl, "--steps", 3, "--samples", 5, "--restarts", 2),
+        "one batch": ("analyze", sl, "--steps", 3, "--samples", 5, "--restarts", 2, "--metrics", "loss,cosine"),
         "noisy": ("analyze", "outsiders:noisy", "--steps", 3, *few, *foreign),
         "attack": (*attack, sl, rl, "--surrogate", sl, "--epsilons", "0.4,0.8", "--save-images"),
         "transfer": ("transfer", sl, rl, "--steps", 3, *few),

@@ -19,7 +19,7 @@ def start(folder: Path, name: str) -> "subprocess.Popen[str]":
 
 
 def test_one_of_two_drivers_goes_on_after_a_third_was_killed(tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(RECIPE.replace("epochs = 2\n", "epochs = 200\n"))
+    (tmp_path / "tiny.toml").write_text(RECIPE.replace("epochs = 2\n", "epochs = 80\n"))
     killed, state = start(tmp_path, "killed"), tmp_path / "checkpoints" / "sl-s0.pt.resume"
     while not state.exists():
         assert killed.poll() is None

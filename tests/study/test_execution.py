@@ -562,17 +562,17 @@ def test_a_study_with_little_time_stops_and_goes_on_to_the_same_files(
 
 
 def test_a_training_stops_after_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = '[grid]\nmodes = ["sl"]\n[training]\nepochs = 50\n'
-    ended = run(request_in(tmp_path / "stopped", text, until=3))
+    text = '[grid]\nmodes = ["sl"]\n[training]\nepochs = 30\n'
+    ended = run(request_in(tmp_path / "stopped", text, until=2))
     (label, why), *_ = ended.postponed.items()
     assert label == "model-sl-s0"
-    assert re.fullmatch(r"stopped after \d+ of 50 epochs", why)
+    assert re.fullmatch(r"stopped after \d+ of 30 epochs", why)
     stopped = load(tmp_path / "stopped" / "checkpoints" / "sl-s0.pt")
-    assert 0 < stopped.epochs < stopped.planned_epochs == 50
+    assert 0 < stopped.epochs < stopped.planned_epochs == 30
     run(request_in(tmp_path / "stopped", text))
     run(request_in(tmp_path / "whole", text))
     assert content(tmp_path / "stopped") == content(tmp_path / "whole")
-    assert load(tmp_path / "stopped" / "checkpoints" / "sl-s0.pt").epochs == 50
+    assert load(tmp_path / "stopped" / "checkpoints" / "sl-s0.pt").epochs == 30
 
 
 def test_too_little_time_for_an_epoch_does_nothing(tmp_path: Path) -> None:
