@@ -21,7 +21,7 @@ _WHITE_BOX = (
 _STRONGER = ("pgd-restarts", "apgd-ce", "apgd-t", "fmn")
 _STRONGEST = ("pgd-large-steps", "apgd-dlr", "fab", "fab-t")
 _BLACK_BOX = ("square", "noise")
-#: The attack that sees labels alone: by norm the one that fools more with the same queries.
+#: The attack that sees labels alone: by norm the one whose steps are made for it.
 BY_LABEL: dict[Norm, str] = {"linf": "rays", "l2": "hop-skip-jump"}
 _EXAMPLES = ("transfer", "pgd-from")
 #: No attack of an audit: a cascade of others.

@@ -16,8 +16,8 @@ from gradscope.results.stats import mcnemar, paired_rates_interval, wilson_inter
 
 #: Of fewer images that are right, eight or nine may not differ: what a paired test of several needs to reject.
 FEWEST = 30
-#: DESIGN: half a point for what differs in rounding only; ten for another loss, since on honest models one loss
-#: beats another by up to six points (here: 5.5 of the rescaled loss on a linear model).
+#: DESIGN: half a point for what differs in rounding only; ten for another loss, since on honest models, too, one loss
+#: beats another.
 ROUNDING_GAIN = 0.005
 LOSS_GAIN = 0.10
 _RIVALS = {
@@ -28,10 +28,10 @@ _RIVALS = {
     "pgd-rescaled": LOSS_GAIN,
     OWN: LOSS_GAIN,
 }
-#: AutoAttack's check_square_sr: 0.2 points. The paired test asks for more on few images: honest models lose up to
-#: five of 200 to Square alone where PGD has 20 steps.
+#: AutoAttack's check_square_sr: 0.2 points. The paired test asks for more on few images: honest models, too, lose some
+#: to Square alone where PGD has few steps.
 QUERY_GAIN = 0.002
-#: Gain of gradients averaged over noise: honest classifiers of digits had none.
+#: Gain of gradients averaged over noise.
 SMOOTH_GAIN = 0.02
 #: Share that survives a ball that covers the box: nobody should; the rest is a margin for a start in a far corner.
 SURVIVORS = 0.01
