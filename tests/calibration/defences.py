@@ -214,7 +214,8 @@ def _hadamard(order: int) -> Tensor:
 class OutputCode(Bypassable):
     """Sixteen bits by four networks, through tanh, and the share of each class's code among their agreements.
 
-    Way round: the agreement of codes with what goes into tanh.
+    Bits that tanh rounds to 1 agree with no other code, where the cut at 0 clips the outputs. Way round: the agreement
+    of codes with what goes into tanh.
     """
 
     def __init__(self, seed: int) -> None:
@@ -338,7 +339,7 @@ DEFENCES: dict[str, Defence] = {
         "Verma and Swami 2019",
         "Tramer et al. 2020",
         "margin before tanh",
-        "bounded output",
+        "clipped output",
         OutputCode,
         partial(fit, objective=hinge),
     ),
