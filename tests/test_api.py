@@ -696,6 +696,10 @@ MISUSE: dict[str, tuple[Callable[..., Any], str]] = {
         lambda net, x, y: gs.trace(net, x, y, metrics="cosine", steps=1),
         "^steps must be at least 2 for the cosine of consecutive gradients, got 1",
     ),
+    "one start for the spread of several": (
+        lambda net, x, y: gs.trace(net, x, y, metrics="loss,restart-spread"),
+        "^restarts must be at least 2 for restart-spread, got 1",
+    ),
     "a metric that was not measured": (
         lambda net, x, y: gs.trace(net, x, y, metrics="loss", steps=1).mean("margin"),
         "^metric must be one that was measured, accuracy, loss, got 'margin'",

@@ -172,7 +172,7 @@ def _caption(audits: Sequence[AuditOf]) -> str:
             "are shares of images or differences of two (column n of audit.csv: of how many), D1 counts what is wrong "
             "with the set-up, G1 is a cosine",
             f"{ACCUSES.symbol} fired on an outcome, an attack that ought to be weaker or differs in numerics only did "
-            "better: alone enough for the verdict",
+            "better (N1: no loss has a gradient on most of what stands): alone enough for the verdict",
             f"{FIRED.symbol} fired on what can blind an attack or on too little work, which does not accuse by itself",
             f"{PASSED.symbol} passed; {ABSTAINED.symbol} abstained: it could not be made",
             "n.s.: beyond the threshold, but the paired test (McNemar, exact, at 0.05, adjusted for their number "

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from gradscope.attacks.threat import ThreatModel
+from gradscope.auditing.checks import CHECKS
 from gradscope.auditing.verdict import Audit, examine
 from gradscope.config import Data
 from gradscope.data import sources
@@ -57,7 +58,7 @@ class Row:
     @property
     def hidden(self) -> float:
         """What plain PGD leaves more than the known bypass, a share of all images."""
-        return self.pgd_leaves - self.bypass_leaves
+        return round(self.pgd_leaves - self.bypass_leaves, 6)
 
     @property
     def agrees(self) -> bool:
@@ -129,6 +130,19 @@ def line(row: Row) -> str:
     return f"{row.model:30}{row.seed:5}{shares}  {row.verdict:31}{row.cause or '-':18}{row.fired}{wrong}"
 
 
+def by_check(rows: list[Row]) -> list[str]:
+    """A line for each check that fired: on how many honest models and on how many that hide 20 points, and accuses."""
+    honest, hiding = [row for row in rows if not row.truth], [row for row in rows if row.truth and row.hidden >= 0.2]
+    lines = [f"{'check':7}{f'fires on {len(honest)} honest':20}{'accuses':10}{f'on {len(hiding)} that hide':20}accuses"]
+    for name in CHECKS:
+        seen = [[check for row in group for check in row.fired.split()] for group in (honest, hiding)]
+        accused = [checks.count(f"{name}!") for checks in seen]
+        fired = [checks.count(name) + loud for checks, loud in zip(seen, accused, strict=True)]
+        if any(fired):
+            lines.append(f"{name:7}{fired[0]:<20}{accused[0]:<10}{fired[1]:<20}{accused[1]}")
+    return lines
+
+
 def read(path: Path) -> list[Row]:
     """The rows of a table that was begun; none where there is no file."""
     if not path.is_file():
@@ -173,6 +187,7 @@ def main() -> None:
             rows.append(calibrate(name, CASES[name], splits, given.checkpoints, given.images, given.budget))
             print(line(rows[-1]), flush=True)
             write(path, rows)
+    print("\n".join(by_check(rows)))
     wrong = [row.model for row in rows if not row.agrees]
     print(f"{len(rows)} models, {len(rows) - len(wrong)} as they are; otherwise: {', '.join(wrong) or 'none'}")
 

@@ -214,7 +214,8 @@ def _hadamard(order: int) -> Tensor:
 class OutputCode(Bypassable):
     """Sixteen bits by four networks, through tanh, and the share of each class's code among their agreements.
 
-    Way round: the agreement of codes with what goes into tanh.
+    Bits that tanh rounds to 1 agree with no other code, where the cut at 0 clips the outputs. Way round: the agreement
+    of codes with what goes into tanh.
     """
 
     def __init__(self, seed: int) -> None:
@@ -235,9 +236,9 @@ class OutputCode(Bypassable):
 
 
 def hinge(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """How far each bit stays behind a margin of 10, where tanh is 1 in float32."""
+    """How far each bit stays behind a margin of 30: three times what tanh rounds to 1 in float32."""
     assert isinstance(model, OutputCode)
-    return (10 - model.codes[labels] * model.bits(images)).relu().mean()
+    return (30 - model.codes[labels] * model.bits(images)).relu().mean()
 
 
 #: The temperature of distillation; Papernot et al. 2016 go to 100.
@@ -308,7 +309,7 @@ DEFENCES: dict[str, Defence] = {
         "EoT",
         "randomness",
         _behind(partial(Resized, 16, 32)),
-        draws=16,
+        draws=32,
     ),
     "stochastic activation pruning": Defence(
         "Dhillon et al. 2018",
@@ -338,7 +339,7 @@ DEFENCES: dict[str, Defence] = {
         "Verma and Swami 2019",
         "Tramer et al. 2020",
         "margin before tanh",
-        "bounded output",
+        "clipped output",
         OutputCode,
         partial(fit, objective=hinge),
     ),

@@ -131,6 +131,19 @@ def test_rows_are_written_as_they_come_and_not_made_again(tmp_path, monkeypatch,
     assert table.read_text() == first
 
 
+def test_checks_are_counted_by_truth():
+    row = calibration.read(TABLES / "cifar10-quick.csv")[0]
+    honest = [replace(row, truth="", fired=fired) for fired in ("", "N1 K1!")]
+    hiding = replace(row, truth="saturation", fired="N1 N3!", pgd_leaves=0.5, bypass_leaves=0.3)
+    hardly = replace(hiding, pgd_leaves=0.4)
+    lines = calibration.by_check([*honest, hiding, hardly])
+    assert [line.split() for line in lines[1:]] == [
+        ["N1", "1", "0", "1", "0"],
+        ["N3", "0", "0", "1", "1"],
+        ["K1", "1", "1", "0", "0"],
+    ]
+
+
 @pytest.mark.parametrize("table", sorted(TABLES.glob("*.csv")), ids=lambda path: path.stem)
 def test_no_honest_model_of_a_committed_table_is_accused(table):
     rows = calibration.read(table)

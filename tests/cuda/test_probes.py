@@ -3,6 +3,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import gradscope as gs
+from gradscope.probes.similarity import gradient_cosines, relative_curvature
 from gradscope.probes.weight_landscape import filter_normalised_direction
 from gradscope.results.metrics import METRICS
 from tests.cuda.measurements import (
@@ -128,6 +130,47 @@ def test_examples_transfer_as_on_the_cpu(model, images, make_network, device, to
     ours, theirs = transferred(on_device, images, expected, device), transferred(models, images, expected, CPU)
     assert (ours.clean != theirs.clean).sum() <= 1
     assert (ours.right != theirs.right).sum() <= 1
+
+
+def test_gradients_of_two_models_are_as_alike_as_on_the_cpu(model, images, make_network, device, to_device):
+    models = [model, make_network("cnn2", 16).eval()]
+    batch, labels = images.batch(torch.arange(len(images)), "cpu")
+    expected, found = (
+        gradient_cosines(ours, batch.to(where), labels.to(where)).cpu()
+        for ours, where in ((models, CPU), ([to_device(each) for each in models], device))
+    )
+    close(found, expected, SAME_SLOPE, "cosine", least=1.0)
+    bends = [
+        relative_curvature(ours, batch.to(where), labels.to(where), numbers=torch.arange(len(images))).cpu()
+        for ours, where in ((model, CPU), (to_device(model), device))
+    ]
+    close(bends[1], bends[0], SAME_SLOPE, "relative curvature")
+
+
+def test_an_attack_on_trial_is_found_what_it_is_on_the_cpu(model, make_blobs, device, to_device):
+    given = make_blobs(60, 16, noise=0.3, seed=2).batch(torch.arange(60), "cpu")
+    ball = {"norm": "l2", "epsilon": EPSILONS["l2"], "budget": "quick", "progress": False}
+    expected, found = (
+        gs.judge(short_steps, ours, *(part.to(where) for part in given), **ball)
+        for ours, where in ((model, CPU), (to_device(model), device))
+    )
+    assert found.verdict == expected.verdict == "the attack is blind"
+    assert found.parts[0] == expected.parts[0] == "norm floor"
+    assert abs(found.left - expected.left) <= MAY_DIFFER / 60
+
+
+def short_steps(model, images, labels):
+    """PGD whose steps are divided by no less than 1, which most gradients are shorter than."""
+    points = images.clone()
+    for _ in range(10):
+        points.requires_grad_()
+        (slope,) = torch.autograd.grad(F.cross_entropy(model(points), labels, reduction="sum"), points)
+        norms = slope.flatten(1).norm(dim=1).clamp_min(1.0).reshape(-1, 1, 1, 1)
+        points = points.detach() + 0.2 * slope / norms
+        moved = points - images
+        length = moved.flatten(1).norm(dim=1).clamp_min(1e-12).reshape(-1, 1, 1, 1)
+        points = (images + moved * (EPSILONS["l2"] / length).clamp_max(1.0)).clamp(0, 1)
+    return points
 
 
 def test_an_audit_comes_to_the_verdict_of_the_cpu(model, images, device, to_device):

@@ -58,6 +58,9 @@ class AnalyzeOptions(GradientAttack, Sampled):
             most = max(attack.steps for attack in self.attacks.values())
             if most < 2:
                 raise GradscopeError(f"steps must be at least 2 for the cosine of consecutive gradients, got {most}")
+        between = [name for name in self.metrics if name.startswith("restart-")]
+        if between and all(attack.restarts < 2 for attack in self.attacks.values()):
+            raise GradscopeError(f"restarts must be at least 2 for {between[0]}, got 1")
         return self
 
     def resolved(self) -> dict[str, Any]:
