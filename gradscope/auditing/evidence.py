@@ -125,12 +125,17 @@ class Evidence:
     def standing(self) -> Tensor:
         """Which images ``(N,)`` are right when clean and under everything tried within the radius.
 
-        For a random model on the mean of its draws, where it was taken: one draw judges nothing.
+        For a random model on the mean of its draws, where it was taken: one draw judges nothing. Where draws are given
+        it is the lowest that one attack leaves: what falls under any of many falls by luck, too.
         """
         if self.expected is not None:
             stands = self.main.right.clone()
             stands[self.expected.places] = self.expected.clean & self.expected.plain & self.expected.averaged
             return stands
+        if self.wanders and self.draws:
+            tried = [outcome for outcome in (self.main, self.doubled, self.smaller) if outcome is not None]
+            left = [self.main.right.clone(), *(outcome.standing(name) for outcome in tried for name in outcome.attacks)]
+            return min(left, key=lambda stands: int(stands.sum()))
         stands = self.main.standing()
         for outcome in (self.doubled, self.smaller, self.repaired):
             stands = stands & outcome.standing() if outcome is not None else stands

@@ -6,7 +6,8 @@ from torch import nn
 
 from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.verdict import examine
-from gradscope.models.adaptive import with_backward
+from gradscope.data.image_set import ImageSet
+from gradscope.models.adaptive import Averaged, with_backward
 from tests.masks import Severed, quantised
 
 THREAT = ThreatModel("linf", 0.1)
@@ -96,3 +97,19 @@ def test_a_stand_in_does_not_hide_another_cause(zoo, images):
     sharp = nn.Sequential(Part(quantised), zoo(0).honest["SL"], Part(lambda logits: 1000 * logits)).eval()
     found = audit(sharp, images, _0="identity")
     assert (found.verdict, found.cause) == ("masking found", "saturation")
+
+
+def test_the_bound_is_what_one_attack_leaves_where_passes_differ():
+    """What falls under any of a dozen attacks falls by luck: passes over the clean images differ in the class, too."""
+    pixels = torch.tensor([0.9, 0.2] * 32 + [0.2, 0.7] * 32).reshape(64, 1, 1, 2)
+    data = ImageSet.from_tensors("pixels", pixels, pixels.flatten(1).argmax(dim=1), ["0", "1"])
+    wandering = nn.Sequential(nn.Flatten(), Part(lambda logits: 4 * logits + 3 * torch.randn_like(logits))).eval()
+    found = examine(Averaged(wandering, 2), data, None, ThreatModel("linf", 0.05), "quick")
+    main = found.evidence.main
+    single = min(float(main.standing(name).double().mean()) for name in main.attacks)
+    assert single - 0.1 < found.upper_bound <= single
+    assert found.upper_bound > float(main.standing().double().mean()) + 0.1
+    set_up = checks_of(found)["D1"]
+    assert set_up.fired
+    assert "passes of 2 draws each differ in the class" in set_up.cause
+    assert found.causes == ()
