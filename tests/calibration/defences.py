@@ -86,6 +86,41 @@ class Squeezed(Bypassable):
         return straight_through(hard, images) if self.bypassed else hard
 
 
+class LikelyPixels(Bypassable):
+    """Each pixel as the likeliest of 256 values near its own: the mean of its neighbours, at most 16 levels away.
+
+    PixelDefend's purifier with a smooth image in the place of its PixelCNN. Way round: the identity in the backward
+    pass.
+    """
+
+    @torch.autocast("cpu", enabled=False)
+    def forward(self, images: Tensor) -> Tensor:
+        smooth = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
+        likely = torch.minimum(torch.maximum(smooth, images - 16 / 255), images + 16 / 255)
+        hard = (255 * likely).round() / 255
+        return straight_through(hard, images) if self.bypassed else hard
+
+
+class Smoothed(Bypassable):
+    """The image of least total variation near the given one, by a solver that autograd does not see.
+
+    Twenty steps down ``norm(u - x)^2 / 2 + 0.03 sum sqrt(norm(grad u)^2 + 1e-3)``. Way round: the identity in the
+    backward pass.
+    """
+
+    @torch.autocast("cpu", enabled=False)
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            found = images
+            for _ in range(20):
+                across, down = (F.pad(found.diff(dim=dim), pad) for dim, pad in ((3, (0, 1)), (2, (0, 0, 0, 1))))
+                length = (across**2 + down**2 + 1e-3).sqrt()
+                across, down = across / length, down / length
+                outward = -F.pad(across, (1, 0)).diff(dim=3) - F.pad(down, (0, 0, 1, 0)).diff(dim=2)
+                found = found - 0.2 * (found - images + 0.03 * outward)
+        return straight_through(found, images) if self.bypassed else found + 0 * images
+
+
 class Quilt(Bypassable):
     """Each patch of 2 x 2 pixels as the nearest of 512 patches of clean images.
 
@@ -349,6 +384,20 @@ DEFENCES: dict[str, Defence] = {
         "BPDA",
         "shattering",
         _behind(partial(BlockRounding, 6.0)),
+    ),
+    "PixelDefend": Defence(
+        "Song et al. 2018",
+        "Athalye et al. 2018",
+        "BPDA",
+        "shattering",
+        _behind(LikelyPixels),
+    ),
+    "total variation": Defence(
+        "Guo et al. 2018",
+        "Athalye et al. 2018",
+        "BPDA",
+        "missing gradient",
+        _behind(Smoothed),
     ),
     "image quilting": Defence(
         "Guo et al. 2018",

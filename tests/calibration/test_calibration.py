@@ -14,9 +14,11 @@ from tests.calibration.attacks import adaptive_pgd, plain_pgd
 from tests.calibration.defences import (
     DEFENCES,
     BlockRounding,
+    LikelyPixels,
     OutputCode,
     Pruned,
     Quilt,
+    Smoothed,
     Squeezed,
     Thermometer,
     WinnersTakeAll,
@@ -48,9 +50,8 @@ def test_the_way_round_has_the_outputs_of_the_defence_and_a_gradient(pictures, n
     # Two ways round have other outputs: what goes into tanh, and all activations.
     if name not in ("error-correcting output codes", "stochastic activation pruning"):
         assert torch.allclose(found[0][0], found[1][0], atol=1e-4)
-    if isinstance(
-        model[0] if isinstance(model, torch.nn.Sequential) else model, (Thermometer, BlockRounding, Quilt, Squeezed)
-    ):
+    part = model[0] if isinstance(model, torch.nn.Sequential) else model
+    if isinstance(part, (Thermometer, BlockRounding, LikelyPixels, Smoothed, Quilt, Squeezed)):
         assert not found[0][1].any()
 
 
@@ -74,6 +75,23 @@ def test_quilts_are_sewn_from_the_nearest_patches(pictures):
     quilt.patches[7] = 0.9
     dark_and_bright = torch.cat([torch.full((1, 3, 2, 2), 0.3), torch.full((1, 3, 2, 2), 0.8)], dim=3)
     assert quilt(dark_and_bright)[0, 1].tolist() == [[pytest.approx(value) for value in (0.2, 0.2, 0.9, 0.9)]] * 2
+
+
+def test_less_total_variation_lowers_it_and_keeps_the_mean(pictures):
+    calm = Smoothed()(pictures)
+
+    def variation(images):
+        return sum(images.diff(dim=dim).abs().sum() for dim in (2, 3))
+
+    assert variation(calm) < 0.9 * variation(pictures)
+    assert torch.allclose(calm.mean(dim=(2, 3)), pictures.mean(dim=(2, 3)), atol=1e-5)
+    assert torch.allclose(Smoothed()(torch.full_like(pictures, 0.4)), torch.full_like(pictures, 0.4), atol=1e-6)
+
+
+def test_likely_pixels_are_levels_near_their_own(pictures):
+    likely = LikelyPixels()(pictures)
+    assert torch.allclose(255 * likely, (255 * likely).round(), atol=1e-3)
+    assert 15 / 255 < (likely - pictures).abs().max() < 17 / 255
 
 
 def test_pruning_keeps_the_mean():
