@@ -48,31 +48,35 @@ def audit(model, images, threat=THREAT, **options):
     return examine(model, images, None, threat, "quick", **options)
 
 
+@pytest.fixture(scope="module")
+def audited(zoo, images):
+    """The audit of the plain classifier, as it is."""
+    return audit(zoo(0).honest["linear"], images)
+
+
 def checks_of(found):
     return {made.id: made for made in found.checks}
 
 
-def test_every_check_is_there_with_a_sentence_and_a_next_step(plain, images):
-    found = audit(plain, images)
-    assert [made.id for made in found.checks] == list(CHECKS)
-    for made in found.checks:
+def test_every_check_is_there_with_a_sentence_and_a_next_step(audited):
+    assert [made.id for made in audited.checks] == list(CHECKS)
+    for made in audited.checks:
         assert made.cause
         assert made.next_step
         assert (made.state == "abstained") == math.isnan(made.value)
-    assert found.upper_bound == pytest.approx(float(found.standing.double().mean()))
-    assert found.interval.low <= found.upper_bound <= found.interval.high
-    main = found.evidence.main
-    assert all(found.upper_bound <= float(main.standing(name).double().mean()) for name in main.attacks)
+    assert audited.upper_bound == pytest.approx(float(audited.standing.double().mean()))
+    assert audited.interval.low <= audited.upper_bound <= audited.interval.high
+    main = audited.evidence.main
+    assert all(audited.upper_bound <= float(main.standing(name).double().mean()) for name in main.attacks)
 
 
-def test_rows_and_json_say_the_same_and_keep_to_their_schemas(plain, images):
-    found = audit(plain, images)
+def test_rows_and_json_say_the_same_and_keep_to_their_schemas(audited):
     identity = dict.fromkeys(["checkpoint", "mode", "dataset", "arch", "seed"], "x")
-    rows = list(found.rows(identity))
-    document = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    rows = list(audited.rows(identity))
+    document = json.loads(json.dumps(audited.to_json(), allow_nan=False))
     assert all(list(row) == AUDIT.names for row in rows)
     assert [row["check"] for row in rows] == [made["id"] for made in document["checks"]]
-    assert document["robust_accuracy"]["upper_bound"] == found.upper_bound
+    assert document["robust_accuracy"]["upper_bound"] == audited.upper_bound
     assert document["verdict"] == rows[0]["verdict"]
     assert document["left_out"]["transfer"] == "no examples of another model were given"
     assert "autoattack" not in document["left_out"]
@@ -220,7 +224,7 @@ def test_examples_of_another_model_are_judged(plain, images):
         audit(plain, images, surrogate_examples=[pixels[:3]])
 
 
-def test_an_interrupted_audit_goes_on_where_it_was(plain, images):
+def test_an_interrupted_audit_goes_on_where_it_was(plain, images, audited):
     kept = {}
 
     class Interrupted(Exception):  # noqa: N818
@@ -240,7 +244,7 @@ def test_an_interrupted_audit_goes_on_where_it_was(plain, images):
     with pytest.raises(Interrupted):
         audit(plain, images, work=Work(each=until(9)))
     resumed = audit(plain, images, work=Work(each=until(math.inf)))
-    assert resumed.to_json() == audit(plain, images).to_json()
+    assert resumed.to_json() == audited.to_json()
 
 
 def test_a_weak_attack_is_inconclusive(plain, images):
@@ -284,8 +288,8 @@ def test_only_rounding_parts_the_log_odds_from_cross_entropy(zoo, images):
     assert main.only("pgd-log-odds", "pgd")[1] == 0
 
 
-def test_each_question_of_a_check_counts_as_a_test(zoo, images):
-    evidence = audit(zoo(0).honest["linear"], images).evidence
+def test_each_question_of_a_check_counts_as_a_test(audited):
+    evidence = audited.evidence
     questions = [made for made in CHECKS.values() for made in [made(evidence)] if isinstance(made, list)]
     assert [len(asked) for asked in questions] == [5, 2]
     tested = [made for asked in questions for made in asked if made.p_value is not None]
@@ -298,17 +302,16 @@ def test_p_values_are_adjusted_together():
     assert adjusted([one])[0].fired
 
 
-def test_a_claim_is_refuted_where_the_interval_lies_below_it(plain, images):
-    found = audit(plain, images)
-    assert found.upper_bound < found.interval.high < 1
+def test_a_claim_is_refuted_where_the_interval_lies_below_it(audited):
+    assert audited.upper_bound < audited.interval.high < 1
     for claim, verdict in (
-        (found.interval.high + 1e-6, "refuted"),
-        (found.interval.high, "not refuted within this budget"),
-        (found.interval.low, "not refuted within this budget"),
+        (audited.interval.high + 1e-6, "refuted"),
+        (audited.interval.high, "not refuted within this budget"),
+        (audited.interval.low, "not refuted within this budget"),
     ):
-        judged = replace(found, claim=claim)
+        judged = replace(audited, claim=claim)
         assert judged.to_json()["claim"] == {"value": claim, "verdict": verdict}
-    assert "claim" not in found.to_json()
+    assert "claim" not in audited.to_json()
 
 
 def test_no_claim_is_refuted_where_the_set_up_is_invalid(plain, images):
