@@ -107,9 +107,8 @@ def test_the_bound_is_what_one_attack_leaves_where_passes_differ():
     found = examine(Averaged(wandering, 2), data, None, ThreatModel("linf", 0.05), "quick")
     main = found.evidence.main
     single = min(float(main.standing(name).double().mean()) for name in main.attacks)
-    assert single - 0.1 < found.upper_bound <= single
+    assert found.upper_bound <= single
     assert found.upper_bound > float(main.standing().double().mean()) + 0.1
     set_up = checks_of(found)["D1"]
     assert set_up.fired
     assert "passes of 2 draws each differ in the class" in set_up.cause
-    assert found.causes == ()
