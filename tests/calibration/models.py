@@ -18,7 +18,7 @@ _FEW = 2000
 SEEDS = {"SL": 7, "SL smoothed, decay": 4, "SL-adv": 5, "residual": 6}
 MASKED_SEED = 3
 #: Factor of the logits before tanh.
-_STEEPER = 15
+_STEEPER = 20
 
 
 @dataclass(frozen=True)
