@@ -75,7 +75,7 @@ STEPS = 40
 ATTACKED = 128
 TRAINED = 2560
 ARCHITECTURES = ("cnn4", "cnn6")
-#: What a trial may cost at most, in runs of the attack: ours, and the repairs where it is weaker.
+#: What a trial may cost at most, in runs of the attack, as its steps add up: ours, and the repairs where it is weaker.
 JUDGED = {"whole": 5, "steps too small": 15}
 
 
