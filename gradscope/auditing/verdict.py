@@ -291,6 +291,8 @@ def _causes(evidence: Evidence, fired: Mapping[str, Check]) -> tuple[Cause, ...]
             found.append("missing gradient")
         found.append("probabilities")
     if evidence.random:
+        # Without a gradient there is nothing to average.
+        found += [kind] if kind and "N1" in fired and fired["N1"].accuses else []
         found.append("randomness")
     if standin_is_zero(evidence):
         found.append("stand-in")

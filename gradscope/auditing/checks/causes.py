@@ -195,15 +195,18 @@ def dead_gradients(evidence: Evidence) -> Check:
 
 
 def _kind_of_death(evidence: Evidence) -> Cause:
-    """What keeps the outputs within bounds, where they are; else saturated where the loss is next to nothing.
+    """What keeps the outputs within bounds, where they are; else what is wrong with the slopes.
 
-    Where the loss is that of a guess, the gradient was scaled away.
+    Where nothing is: saturated where the loss is next to nothing; where it is that of a guess, the gradient was scaled
+    away.
     """
     assert evidence.start is not None
     if standin_is_zero(evidence):
         return "stand-in"
     if (flattened := flattened_by(evidence.outputs)) is not None:
         return flattened
+    if evidence.slopes is not None and not evidence.stands_in and (kind := slopes_of(evidence)[1]) is not None:
+        return kind
     dead = is_dead(evidence.start["loss"], evidence.start["norm"])
     losses = evidence.start["loss"][dead]
     scaled_away = len(losses) > 0 and float(losses.median()) > math.log(evidence.classes) / 2
