@@ -28,7 +28,7 @@ class Change:
     ``scale * x + shift`` of images. The others move the points that the model sees along a path of their own, which
     takes the attack's steps ``stretch`` times as long, or else steps of ``step_size`` (pixel units) along its
     gradients; it begins in a random point of the ball where ``random_start`` is set, and stays in ball and box. The
-    attack is called ``calls`` times, and goes on where it was.
+    attack is called ``calls`` times, as it is at first, then on a path that goes on from the best point so far.
     """
 
     loss: str = ""
@@ -46,8 +46,8 @@ class Change:
 
     @property
     def moves(self) -> bool:
-        """Whether the model sees other points than the attack made."""
-        return self.stretch != 1 or self.step_size is not None or self.random_start or self.calls > 1
+        """Whether the model sees other points than the attack made from its first call on."""
+        return self.stretch != 1 or self.step_size is not None or self.random_start
 
 
 NOTHING = Change()
@@ -118,7 +118,7 @@ class Watch(nn.Module):
         change = self.change
         if change.scale is not None and change.shift is not None:
             return (images - change.shift.to(images)) / change.scale.to(images)
-        if change.moves:
+        if self._moves:
             return images + (self._walked(fed, rows).to(images) - images).detach()
         return images.view_as(images)
 
@@ -138,7 +138,7 @@ class Watch(nn.Module):
     def _walked(self, fed: Tensor, rows: Tensor) -> Tensor:
         """Where the path of its own goes as the attack goes on to ``fed``; to ``fed`` itself where there is none."""
         change, batch = self.change, self._batch
-        if not change.moves:
+        if not self._moves:
             return fed
         if change.step_size is None:
             further = change.stretch * (fed - self._point[rows])
@@ -220,10 +220,17 @@ class Watch(nn.Module):
         self.best[rows] = torch.where(per_sample(new, fed), fed, self.best[rows])
         self.has_best[rows] |= new
 
-    def again(self) -> None:
-        """Let the attack begin anew where the path has come to."""
+    def again(self, points: Tensor) -> None:
+        """Let the attack begin anew, on a path that goes on from ``points``."""
+        self._path = points.clone()
         self._fresh.fill_(True)
+        self._moved.fill_(False)
         self._resumed = True
+
+    @property
+    def _moves(self) -> bool:
+        """Whether the model sees a path of its own."""
+        return self.change.moves or self._resumed
 
     def reached(self, examples: Tensor) -> Tensor:
         """The examples that belong to what the model saw, once the attack has returned ``examples``."""
@@ -234,7 +241,7 @@ class Watch(nn.Module):
             near = self._batch.threat.distance(back, self._batch.images)
             nearer = near < self._batch.threat.distance(examples, self._batch.images)
             return torch.where(per_sample(nearer, back), back, examples)
-        return self._path if self.change.moves else examples
+        return self._path if self._moves else examples
 
     @property
     def walk(self) -> dict[str, Tensor]:

@@ -1,17 +1,17 @@
 """What can be read of an attack on trial, and the repairs that are worth trying: one part each."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import StepSize
 from gradscope.distributed.units import Values
-from gradscope.functional import fooled, per_sample
+from gradscope.functional import fooled, margin, per_sample
 from gradscope.judging.attacks import Attack, Batch
 from gradscope.judging.recording import KNOWN, NOTHING, Change, Watch, leaves_ball, leaves_box
 
@@ -210,7 +210,8 @@ def _walks(reading: Reading, shown: Mapping[str, Any], threat: ThreatModel, step
         found.append(Repair("steps", f"with {more} steps", settings={"steps": more}))
     else:
         calls = min(max(math.ceil(steps / reading.steps), 2), _MOST_CALLS)
-        found.append(Repair("steps", f"with {calls} times as many steps", Change(calls=calls)))
+        times = "twice" if calls == 2 else f"{calls} times"
+        found.append(Repair("steps", f"called {times}, going on from where it ended,", Change(calls=calls)))
     if reading.random_start is False:
         if shown.get("random start", ("", None))[1] is False:
             found.append(Repair("random start", "from a random start", settings={"random start": True}))
@@ -253,13 +254,27 @@ def run_as_it_is(attack: Attack, watch: Watch, batch: Batch) -> tuple[Tensor, Va
     }
 
 
-def run_repaired(attack: Attack, watch: Watch, batch: Batch, repair: Repair) -> Iterator[Tensor]:
-    """The examples of the attack with one part repaired, of each call, which begins where the one before came to."""
+def run_repaired(attack: Attack, model: nn.Module, watch: Watch, batch: Batch, repair: Repair) -> Tensor:
+    """The examples of the attack with one part repaired.
+
+    Of several calls the point of each image that fools ``model``, else that of the lowest margin; each call goes on
+    from these, so that none undoes what one before it found.
+    """
+    best, lowest = batch.images, torch.full((len(batch.images),), torch.inf, device=batch.images.device)
     for call in range(repair.change.calls):
         if call:
-            watch.again()
+            watch.again(best)
         returned, _ = attack(watch, batch, repair.settings)
-        yield watch.reached(returned.to(batch.images)).clone()
+        points = watch.reached(returned.to(batch.images)).clone()
+        if repair.change.calls == 1:
+            return points
+        points = batch.threat.project(torch.where(points.isfinite(), points, batch.images), batch.images)
+        with torch.no_grad():
+            logits = model(points)
+        reached = torch.where(fooled(logits, batch.labels), -torch.inf, margin(logits, batch.labels).nan_to_num())
+        better = reached < lowest
+        best, lowest = torch.where(per_sample(better, points), points, best), torch.minimum(reached, lowest)
+    return best
 
 
 def _affine(images: Tensor, fed: Tensor) -> tuple[Tensor, Tensor]:
@@ -285,7 +300,7 @@ def stretched(examples: Tensor, batch: Batch) -> Tensor:
     return batch.images + (examples - batch.images) * (batch.threat.epsilon / farthest)
 
 
-def judged(model: torch.nn.Module, examples: Tensor, batch: Batch) -> Tensor:
+def judged(model: nn.Module, examples: Tensor, batch: Batch) -> Tensor:
     """Which images ``(N,)`` the model gets wrong at ``examples``, put into ball and box where they leave them."""
     points = torch.where(examples.isfinite(), examples, batch.images)
     with torch.no_grad():

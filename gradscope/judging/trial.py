@@ -176,13 +176,13 @@ class _Trial:
         return {**values, **fools}
 
     def _repaired(self, part: Tensor, repair: Repair) -> Values:
-        """Which images any call of the repaired attack fools; where it fails, why."""
+        """Which images the repaired attack fools; where it fails, why."""
         batch = self._batch(part)
         wrong, reason = torch.zeros(len(part), dtype=torch.bool, device=batch.labels.device), ""
         try:
             with measuring(self.model), seeded(self.work.seed, "judge", *batch.numbers.tolist()):
-                for examples in run_repaired(self.attack, self._watch(batch, repair.change), batch, repair):
-                    wrong |= judged(self.model, examples, batch)
+                examples = run_repaired(self.attack, self.model, self._watch(batch, repair.change), batch, repair)
+                wrong = judged(self.model, examples, batch)
         except GradscopeError as error:
             reason = str(error)
         return {"fooled": wrong, "reason": _as_bytes(reason).expand(len(part), -1)}

@@ -8,7 +8,10 @@ import torch
 from torch import nn
 
 import gradscope as gs
+from gradscope.attacks.threat import ThreatModel
+from gradscope.config import Budget
 from gradscope.errors import Caution, GradscopeError
+from gradscope.judging.attacks import Batch, attack_on_trial
 from tests.judging.bugs import SHARP, mean_cross_entropy, pgd
 
 BALL = {"norm": "linf", "epsilon": 0.1, "budget": "quick", "progress": False}
@@ -183,6 +186,26 @@ def test_settings_among_a_functions_parameters_are_repaired_there(models, some):
     assert found.verdict == "the attack is blind"
     assert found.parts[0] == "step size"
     assert any("with 80 steps" in name for name in found.frame()["name"])
+
+
+@pytest.mark.parametrize(("name", "size"), [("pgd", 0.0625), ("pgd-paper", None), ("pgd-large-steps", 0.0625)])
+def test_more_steps_of_ours_are_as_long(models, some, name, size):
+    batch = Batch(*some, torch.arange(60), 10, ThreatModel("l2", 0.5), 0)
+    asked = attack_on_trial(name, Budget(steps=80, step_size=size))
+    shown = attack_on_trial(name, Budget(steps=20))
+    assert torch.equal(shown(models("SL"), batch, {"steps": 80})[0], asked(models("SL"), batch, {})[0])
+
+
+def outside_the_box(model, x, y):
+    return pgd(model, x, y, norm="l2", loss=mean_cross_entropy, floor=1e-6, box=False).clamp(0, 1)
+
+
+@pytest.mark.usefixtures("little_work")
+def test_another_call_undoes_nothing(models, some):
+    found = gs.judge(outside_the_box, models(SHARP[0]), *some, **BALL | {"norm": "l2", "epsilon": 0.5}).frame()
+    steps = found.query("part == 'steps'").iloc[0]
+    assert steps["name"] == "called twice, going on from where it ended,"
+    assert steps["gain"] >= 0
 
 
 #: Attacks that a gate stops.
