@@ -75,9 +75,10 @@ def _with_remarks(finding: str, made: Judgement, found: Values) -> str:
     assert reading is not None
     if "norm floor" in made.parts or any(one.part == "norm floor" and one.significant for one in made.repairs):
         floor = "" if reading.floor is None else f", about {reading.floor:.1g}"
-        remarks.append(
-            f"On {_percent(reading.short)} of images its steps are short, for the gradient is below the floor{floor}."
-        )
+        why = "they are as long as the gradient" if reading.proportional else f"the gradient is below the floor{floor}"
+        remarks.append(f"On {_percent(reading.short)} of images its steps are short, for {why}.")
+    if reading.still:
+        remarks.append(f"All {reading.steps} gradients were taken at one point: it never moves.")
     if reading.loss is not None and not reading.ascends:
         remarks.append(f"It goes down the {reading.loss} loss.")
     if reading.zero_gradient > 0:

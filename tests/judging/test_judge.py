@@ -208,6 +208,43 @@ def test_another_call_undoes_nothing(models, some):
     assert steps["gain"] >= 0
 
 
+def never_moving(model, x, y):
+    return pgd(model, x, y, norm="l2", size=1.0, at_image=True)
+
+
+@pytest.mark.usefixtures("little_work")
+def test_an_attack_that_never_moves_is_told_so(models, some):
+    ball = BALL | {"norm": "l2", "epsilon": 0.5}
+    found, other = (gs.judge(attack, models("SL"), *some, **ball) for attack in (never_moving, along_the_gradient))
+    assert "All 20 gradients were taken at one point: it never moves." in found.finding
+    assert "at one point" in found.summary()
+    names = found.frame().query("part == 'steps'")["name"].to_list()
+    assert names == ["with every gradient taken where the last step led"]
+    assert "one point" not in other.finding + other.summary()
+
+
+def along_the_gradient(model, x, y):
+    return pgd(model, x, y, norm="l2", raw=True)
+
+
+def floored(model, x, y):
+    return pgd(model, x, y, norm="l2", floor=0.1)
+
+
+def floored_mean(model, x, y):
+    return pgd(model, x, y, norm="l2", floor=1e-6, loss=mean_cross_entropy)
+
+
+@pytest.mark.usefixtures("little_work")
+@pytest.mark.parametrize(("attack", "has_floor"), [(along_the_gradient, False), (floored, True), (floored_mean, True)])
+def test_a_floor_is_told_from_steps_as_long_as_the_gradient(models, some, attack, has_floor):
+    found = gs.judge(attack, models(SHARP[0]), *some, **BALL | {"norm": "l2", "epsilon": 0.5})
+    assert found.parts[0] == "norm floor"
+    assert ("for the gradient is below the floor, about" in found.finding) is has_floor
+    assert ("with each gradient normalised the same steps leave" in found.finding) is not has_floor
+    assert ("for they are as long as the gradient" in found.finding) is not has_floor
+
+
 #: Attacks that a gate stops.
 GATED = """
 def idle(model, x, y):
