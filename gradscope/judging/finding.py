@@ -60,8 +60,13 @@ def _finding(made: Judgement, best: Compared, named: Sequence[Compared]) -> str:
     for one in named:
         assert one.standing is not None
         assert one.p_value is not None
-        same = "it leaves" if one.part in ("best iterate", "steps") else "the same steps leave"
-        said.append(f"{one.name} {same} {_percent(share(one.standing))} (p = {one.p_value:.2g})")
+        same = "it leaves" if one.part in ("best iterate", "steps", "batch") else "the same steps leave"
+        count = len(one.standing)
+        of = (
+            f" of the first {count}, not {_percent(share(made.standing[:count]))}" if count < len(made.standing) else ""
+        )
+        why = ", for it mixes the images of a batch" if one.part == "batch" else ""
+        said.append(f"{one.name} {same} {_percent(share(one.standing))}{of} (p = {one.p_value:.2g}){why}")
     assert best.standing is not None
     said.append(f"the best attack, {best.name}, leaves {_percent(share(best.standing))}")
     if not named:

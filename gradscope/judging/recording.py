@@ -23,17 +23,19 @@ class Change:
 
     ``loss``: the gradient in the logits is that of this loss, as long as the attack's own, and ``sign`` says whether
     the attack goes up (1) or down (-1) the gradient that it sees. ``summed``: gradients are multiplied by the images of
-    the batch. ``long``: each gradient that is not 0 has at least norm 1; ``unit``: just that. ``precise``: model and
-    loss compute in float64. ``evaluating``: the model stays in evaluation mode. ``scale`` and ``shift``, ``(C, 1, 1)``:
-    points are ``scale * x + shift`` of images. The others move the points that the model sees along a path of their
-    own, which takes the attack's steps ``stretch`` times as long, or else steps of ``step_size`` (pixel units) along
-    its gradients; it begins in a random point of the ball where ``random_start`` is set, and stays in ball and box. The
-    attack is called ``calls`` times, as it is at first, then on a path that goes on from the best point so far.
+    the batch. ``weight``: they are multiplied by it. ``long``: each gradient that is not 0 has at least norm 1;
+    ``unit``: just that. ``precise``: model and loss compute in float64. ``evaluating``: the model stays in evaluation
+    mode. ``scale`` and ``shift``, ``(C, 1, 1)``: points are ``scale * x + shift`` of images. The others move the points
+    that the model sees along a path of their own, which takes the attack's steps ``stretch`` times as long, or else
+    steps of ``step_size`` (pixel units) along its gradients; it begins in a random point of the ball where
+    ``random_start`` is set, and stays in ball and box. The attack is called ``calls`` times, as it is at first, then on
+    a path that goes on from the best point so far.
     """
 
     loss: str = ""
     sign: int = 1
     summed: bool = False
+    weight: float = 1.0
     long: bool = False
     unit: bool = False
     precise: bool = False
@@ -215,6 +217,8 @@ class Watch(nn.Module):
         change = self.change
         if change.summed:
             return gradient * len(gradient)
+        if change.weight != 1:
+            return gradient * change.weight
         labels = self._batch.labels[rows]
         if change.loss:
             slope = change.sign * _slope(change.loss, logits, labels)

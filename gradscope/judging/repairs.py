@@ -18,6 +18,7 @@ from gradscope.judging.recording import KNOWN, NOTHING, Change, Watch, leaves_ba
 Part = Literal[
     "loss",
     "reduction",
+    "batch",
     "norm floor",
     "precision",
     "step size",
@@ -106,6 +107,7 @@ class Repair:
     """One part of an attack put right: in words, by a ``change`` on its way to the model, or by ``settings`` it shows.
 
     ``of`` names a value of the run as it is that holds what the repair would fool; the attack is not run again then.
+    ``alone``: it is given one image at a time.
     """
 
     part: Part
@@ -113,6 +115,7 @@ class Repair:
     change: Change = NOTHING
     settings: Mapping[str, Any] = field(default_factory=dict)
     of: str = ""
+    alone: bool = False
 
 
 def read(found: Values, batch_size: int, threat: ThreatModel, attack: Attack) -> Reading:
@@ -192,7 +195,7 @@ def _loss(found: Values, batch_size: int, direction: int) -> tuple[str | None, b
     return name, sign * direction > 0, reduction
 
 
-def repairs_of(reading: Reading, attack: Attack, threat: ThreatModel, steps: int) -> list[Repair]:
+def repairs_of(reading: Reading, attack: Attack, threat: ThreatModel, steps: int, batch_size: int) -> list[Repair]:
     """The repairs that may matter to an attack that works so; ``steps`` is how many ours take."""
     sign, shown = reading.direction, attack.shown
     found = [
@@ -202,6 +205,9 @@ def repairs_of(reading: Reading, attack: Attack, threat: ThreatModel, steps: int
     ]
     if reading.scale_matters and reading.reduction == "mean":
         found.append(Repair("reduction", "with the loss summed over the batch", Change(summed=True)))
+    if batch_size > 1:  # a mean over the batch stays one: that is the reduction
+        weight = 1 / batch_size if reading.reduction == "mean" else 1.0
+        found.append(Repair("batch", "given one image at a time", Change(weight=weight), alone=True))
     if reading.scale_matters and reading.proportional:
         found.append(Repair("norm floor", "with each gradient normalised", Change(unit=True)))
     elif reading.scale_matters:
