@@ -207,7 +207,9 @@ def _read_of(reading: Mapping[str, Any]) -> str:
         "step size": None if step is None else f"{step:.3g}",
         "start": starts[reading["random_start"]],
     }
-    parts = [f"{reading['steps']} gradients", *(f"{name} {value}" for name, value in known.items() if value)]
+    gradients = f"{reading['steps']} gradients"
+    gradients = f"all {gradients} at one point" if reading.get("at_one_point") else gradients
+    parts = [gradients, *(f"{name} {value}" for name, value in known.items() if value)]
     unknown = [name for name, value in known.items() if not value]
     return ", ".join(parts) + (f"; not known: {', '.join(unknown)}" if unknown else "")
 
