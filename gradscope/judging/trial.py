@@ -13,7 +13,7 @@ from gradscope.attacks.outcome import Outcome
 from gradscope.attacks.registry import PAPER_BATCH
 from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.budgets import AuditBudget, budget_of
-from gradscope.auditing.checks.outcomes import FEWEST
+from gradscope.auditing.checks.outcomes import FEWEST, more_images
 from gradscope.auditing.outputs import are_random, depend_on_the_batch, look_at_outputs
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import PLAIN, Values, Work
@@ -50,11 +50,13 @@ def judge(
     threat: ThreatModel,
     budget_name: str,
     *,
+    available: int | None = None,
     work: Work = PLAIN,
 ) -> Judgement:
     """Run ``attack`` on the images that ``model`` gets right, set it beside ours, and repair it part by part.
 
-    ``numbers`` are the images' indices in the set they were taken from, 0 .. N-1 where None. The attack gets batches of
+    ``numbers`` are the images' indices in the set they were taken from, which has ``available``, 0 .. N-1 and N where
+    None. The attack gets batches of
     ``work.batch_size``, 128 where None, and torch's random numbers are seeded for each, alike for every repair. Repairs
     are tried where one of ours is significantly better. Raises :class:`GradscopeError` for a budget it does not know, a
     radius of 0, a model that cannot be copied, and an attack that fails.
@@ -63,7 +65,8 @@ def judge(
         raise GradscopeError(f"epsilon must be above 0 in a judgement, got {threat.epsilon:g}")
     budget = budget_of(budget_name, threat.norm, with_examples=False)
     numbers = torch.arange(len(image_set)) if numbers is None else numbers
-    return _Trial(attack, model, image_set, numbers, threat, budget, budget_name, work).judgement()
+    available = len(image_set) if available is None else available
+    return _Trial(attack, model, image_set, numbers, available, threat, budget, budget_name, work).judgement()
 
 
 def stages(images: int) -> int:
@@ -77,6 +80,7 @@ class _Trial:
     model: nn.Module
     image_set: ImageSet
     numbers: Tensor
+    available: int
     threat: ThreatModel
     budget: AuditBudget
     budget_name: str
@@ -88,8 +92,9 @@ class _Trial:
         right = clean.right
         why = self._hindrance(right)
         if why:
-            parts = (self.attack.name, self.threat, self.budget_name, right, right, right)
-            return Judgement("inconclusive", (), why, *parts)
+            return Judgement(
+                "inconclusive", (), why, self.attack.name, self.threat, self.budget_name, right, None, None
+            )
         places = right.nonzero().squeeze(1)
         found = self._over("as-it-is", places, self._as_it_is)
         reading = read(found, min(self.batch_size, len(places)), self.threat, self.attack)
@@ -119,7 +124,8 @@ class _Trial:
     def _hindrance(self, right: Tensor) -> str:
         """Why nothing can be said; empty where it can."""
         if int(right.sum()) < FEWEST:
-            return f"{int(right.sum())} images are right when clean, {FEWEST} are needed"
+            more = more_images(int(right.sum()), len(right), self.available)
+            return f"{int(right.sum())} of {len(right)} images are right when clean, {FEWEST} are needed: {more}"
         places = torch.arange(min(len(self.image_set), self.budget.probed))
 
         def look(part: Tensor) -> Values:

@@ -173,7 +173,7 @@ def _judgement(rows: pd.DataFrame, entry: Mapping[str, Any]) -> Iterator[str]:
     yield f"{attack['attack']} on {attack['checkpoint']}: {attack['verdict'].upper()}{named}"
     yield f"  {attack['finding']}"
     for words, row in (("clean accuracy", clean), ("under the attack", attack), ("under all", lowest)):
-        yield f"  {words:24} {_share(row | {'value': row['left']})}"
+        yield f"  {words:24} {_share(row | {'value': row['left']}) if row['n'] else 'not run'}"
     yield f"  {'':24} {attack['norm']} {attack['epsilon']:.4g}, budget {attack['budget']}"
     for role, title in (("repair", "repaired"), ("ours", "ours")):
         tried = sorted(by_role.get(role, ()), key=lambda row: -(row["gain"] if row["gain"] == row["gain"] else -1))

@@ -87,9 +87,38 @@ def test_an_unruly_attack_is_judged_and_leaves_no_trace(models, some, digest, at
     assert digest(model) == before
     assert torch.equal(some[0], images)
     assert torch.equal(some[1], labels)
-    assert found.verdict == ("the attack is blind" if attack is of_nan else "the attack is sound")
-    if attack is of_nan:
-        assert "of its examples are not finite" in found.finding
+    assert found.verdict == ("invalid examples" if attack is of_nan else "the attack is sound")
+
+
+def of_some_infinite(model, x, y):
+    x = x.clone()
+    x[::2, :, 0, 0] = torch.inf
+    return x
+
+
+@pytest.mark.usefixtures("little_work")
+@pytest.mark.parametrize(("attack", "share"), [(of_nan, "100.0 %"), (of_some_infinite, "50.0 %")])
+def test_examples_that_are_not_finite_are_invalid(models, some, attack, share):
+    right = models("SL")(some[0]).argmax(dim=1) == some[1]
+    found = gs.judge(attack, models("SL"), some[0][right][:50], some[1][right][:50], **BALL)
+    assert (found.verdict, found.parts) == ("invalid examples", ())
+    assert found.finding.startswith(
+        f"Of its examples {share} are NaN or infinite. Put back into ball and box, the image"
+    )
+    assert not found.frame()["named"].any()
+
+
+def idle(model, x, y):
+    return x
+
+
+@pytest.mark.usefixtures("little_work")
+@pytest.mark.parametrize(("epsilon", "verdict"), [(0.001, "inconclusive"), (0.2, "the attack is blind")])
+def test_where_nothing_fools_nothing_is_sound(models, some, epsilon, verdict):
+    found = gs.judge(idle, models("SL"), *some, **BALL | {"epsilon": epsilon})
+    assert found.verdict == verdict
+    assert ("ask for a larger epsilon" in found.finding) == (verdict == "inconclusive")
+    assert found.left is not None
 
 
 def claiming(model, x, y):
@@ -139,7 +168,30 @@ def test_the_table_adds_up(models, some):
 def test_too_few_right_images_say_nothing(models, some):
     found = gs.judge("pgd", models("SL"), some[0][:20], some[1][:20], **BALL)
     assert (found.verdict, found.parts) == ("inconclusive", ())
-    assert "30 are needed" in found.finding
+    right = int((models("SL")(some[0][:20]).argmax(dim=1) == some[1][:20]).sum())
+    said = f"{right} of 20 images are right when clean, 30 are needed: these are all that there are"
+    assert found.finding == said
+
+
+def test_it_says_how_many_images_to_ask_for(models):
+    found = gs.judge("pgd", {"sl": models("SL")}, dataset="digits", samples=20, **BALL)
+    right = round(20 * found.frame()["left"].iloc[0])
+    assert found.finding.endswith(
+        f"{right} of 20 images are right when clean, 30 are needed: ask for {-(-30 * 20 * 11 // (10 * right))} or more"
+    )
+
+
+def test_an_attack_that_was_not_run_leaves_no_number(models, some, tmp_path):
+    found = gs.judge("pgd", models("SL"), some[0][:20], some[1][:20], **BALL)
+    assert (found.left, found.bound) == (None, None)
+    rows = found.frame()
+    assert list(rows["role"]) == ["clean", "attack", "all"]
+    assert rows["left"].isna().tolist() == [False, True, True]
+    assert rows["n"].tolist() == [20, 0, 0]
+    assert "under the attack         not run" in found.summary()
+    assert "under all                not run" in found.summary()
+    assert "pgd was not run" in repr(found)
+    assert gs.read(found.save(tmp_path / "out")) == found
 
 
 class _Random(nn.Module):
