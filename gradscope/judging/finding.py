@@ -7,17 +7,29 @@ from typing import Any
 from torch import Tensor
 
 from gradscope.distributed.units import Values
+from gradscope.judging.attacks import Attack
 from gradscope.judging.judgement import Compared, Judgement, Verdict, share
+from gradscope.judging.repairs import follows_others
 
 #: Robust accuracy that the best of ours takes away at least where an attack is blind, not only weaker; of which less
 #: is fooled by everything together, no such difference could be found.
 BLIND_GAIN = 0.10
+#: Share of images without a gradient from which on it is the model that gives none.
+_FLAT = 0.1
 #: Parts that are named at most.
 MOST_NAMED = 3
 
 
-def concluded(made: Judgement, found: Values) -> Judgement:
+def concluded(made: Judgement, found: Values, attack: Attack) -> Judgement:
     """The verdict, the parts that are named and the finding, from what was compared."""
+    made = _judged(made, found)
+    if ball := attack.other_ball(made.threat):
+        trial = f"{made.threat.norm} {made.threat.epsilon:.3g}"
+        made = replace(made, finding=f"{made.finding} Your attack works at {ball}; the trial is {trial}.")
+    return made
+
+
+def _judged(made: Judgement, found: Values) -> Judgement:
     leaving = {"projection": found["leaves_ball"], "box": found["leaves_box"]}
     out = {part: share(leaves) for part, leaves in leaving.items() if bool(leaves.any())}
     broken = share(found["broken"])
@@ -95,14 +107,23 @@ def _with_remarks(finding: str, made: Judgement, found: Values) -> str:
         remarks.append(
             f"On {_percent(reading.short)} of images its steps are short, for the gradient is below the floor{floor}."
         )
+    flat = share(found["flat"])
+    if flat >= _FLAT:
+        on = f"{_percent(flat)} of these images"
+        remarks.append(f"The model gives no gradient on {on}: give `backward=` (README, Adaptive attacks).")
+    if follows_others(found) and any(one.significant for one in made.ours):
+        remarks.append("It follows the loss of other labels or another loss: are its labels those of the images?")
     if reading.loss is not None and not reading.ascends:
         remarks.append(f"It goes down the {reading.loss} loss.")
-    if reading.zero_gradient > 0:
+    if reading.zero_gradient > 0 and flat < _FLAT:
         remarks.append(f"On {_percent(reading.zero_gradient)} of images its gradient was 0 at some step.")
     says = found["says"]
     false = (says >= 0) & ((says == 1) != found["fooled"])
     if bool(false.any()):
         remarks.append(f"What it reports is wrong of {int(false.sum())} of {len(false)} examples.")
+    if bool(found["mislabelled"].any()):
+        wrong = f"{int(found['mislabelled'].sum())} of {len(false)} examples"
+        remarks.append(f"The labels that it returned are not what the model predicts on {wrong}.")
     return " ".join([finding, *remarks])
 
 

@@ -18,6 +18,7 @@ from gradscope.auditing.outputs import are_random, depend_on_the_batch, look_at_
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import PLAIN, Values, Work
 from gradscope.errors import GradscopeError
+from gradscope.functional import ZERO
 from gradscope.judging.attacks import Attack, Batch
 from gradscope.judging.finding import concluded
 from gradscope.judging.judgement import Compared, Judgement
@@ -26,6 +27,7 @@ from gradscope.judging.repairs import (
     Part,
     Reading,
     Repair,
+    inside,
     judged,
     read,
     repairs_of,
@@ -114,12 +116,21 @@ class _Trial:
             "inconclusive", (), "", self.attack.name, self.threat, self.budget_name, right, right & ~wrong, lowest,
             ours, repairs, reading,
         )  # fmt: skip
-        return concluded(made, found)
+        found["flat"] = self._flat(outcome)
+        return concluded(made, found, self.attack)
 
     @property
     def batch_size(self) -> int:
         """Images that the attack gets at once."""
         return self.work.batch_size or PAPER_BATCH
+
+    def _flat(self, outcome: Outcome) -> Tensor:
+        """Images ``(M,)`` without a gradient at some step, in log-odds and in the margin, which never saturate."""
+        flat = torch.ones(len(outcome), dtype=torch.bool)
+        for name in ("pgd-log-odds", "pgd-margin"):
+            blindness = outcome.attacks[name].blindness
+            flat &= torch.zeros_like(flat) if blindness is None else blindness.cpu() == ZERO
+        return flat
 
     def _hindrance(self, right: Tensor) -> str:
         """Why nothing can be said; empty where it can."""
@@ -178,6 +189,10 @@ class _Trial:
             examples, values = run_as_it_is(self.attack, watch, batch)
             points = {"fooled": examples, "best": watch.best, "stretched": stretched(examples, batch)}
             fools = {name: judged(self.model, point, batch) for name, point in points.items()}
+            values["mislabelled"] = torch.zeros_like(values["broken"])
+            if bool((values["labelled"] >= 0).any()):
+                with torch.no_grad():
+                    values["mislabelled"] = self.model(inside(examples, batch)).argmax(dim=1) != values["labelled"]
         fools["best"] = (fools["best"] & watch.has_best) | fools["fooled"]
         return {**values, **fools}
 

@@ -1,6 +1,7 @@
 """Judging an attack through the door: what it may do wrong, what comes back, and that nothing else changes."""
 
 import copy
+import re
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 import gradscope as gs
 from gradscope.errors import Caution, GradscopeError
-from tests.judging.bugs import SHARP, mean_cross_entropy, pgd
+from tests.judging.bugs import SHARP, mean_cross_entropy, pgd, wrong_sign
 
 BALL = {"norm": "linf", "epsilon": 0.1, "budget": "quick", "progress": False}
 
@@ -23,6 +24,14 @@ def some(digits):
 
 def raising(model, x, y):
     raise ValueError("no\nway")
+
+
+def failing_in_torch(model, x, y):
+    return torch.nn.functional.linear(x, x.flatten())
+
+
+def swapped(x, y, model):
+    return x
 
 
 def cropped(model, x, y):
@@ -40,7 +49,9 @@ def of_nothing(model, x, y):
 @pytest.mark.parametrize(
     ("attack", "said"),
     [
-        (raising, "attack must run on the model, raising raised ValueError: no"),
+        (raising, "attack must run on the model, raising raised ValueError: no [(]test_judge.py:[0-9]+[)]"),
+        (failing_in_torch, "raised RuntimeError: .* [(]test_judge.py:[0-9]+[)]"),
+        (swapped, "attack must return floating-point images (.*), swapped returned the model"),
         (cropped, "attack must return floating-point images (.*), cropped returned torch.float32"),
         (of_integers, "attack must return floating-point images (.*), of_integers returned torch.uint8"),
         (of_nothing, "attack must return floating-point images (.*), of_nothing returned NoneType"),
@@ -130,6 +141,79 @@ def test_what_an_attack_reports_is_judged_too(models, some):
     found = gs.judge(claiming, models("SL"), *some, **BALL)
     right = int(found.frame().query("role == 'clean'")["left"].iloc[0] * 60 + 0.5)
     assert f"What it reports is wrong of {right} of {right} examples." in found.finding
+
+
+def labelling(model, x, y):
+    examples = pgd(model, x, y)
+    labels = model(examples).argmax(dim=1)
+    labels[:7] = (labels[:7] + 1) % 10
+    return examples, labels
+
+
+@pytest.mark.usefixtures("little_work")
+def test_labels_that_an_attack_returns_are_set_beside_the_predictions(models, some):
+    right = models("SL")(some[0]).argmax(dim=1) == some[1]
+    found = gs.judge(labelling, models("SL"), some[0][right][:40], some[1][right][:40], **BALL)
+    said = "The labels that it returned are not what the model predicts on 7 of 40 examples."
+    assert said in found.finding
+    assert "What it reports" not in found.finding
+
+
+def of_the_next_label(model, x, y):
+    return pgd(model, x, (y + 1) % 10)
+
+
+def of_random_labels(model, x, y):
+    return pgd(model, x, torch.randint(0, 10, y.shape))
+
+
+def downhill(model, x, y):
+    return pgd(model, x, y, loss=wrong_sign)
+
+
+@pytest.mark.usefixtures("little_work")
+@pytest.mark.parametrize("attack", [of_the_next_label, of_random_labels, downhill])
+@pytest.mark.parametrize("name", ["SL", "SL-adv"])
+def test_wrong_labels_are_told_from_a_wrong_sign(models, some, attack, name):
+    found = gs.judge(attack, models(name), *some, **BALL)
+    assert found.verdict == "the attack is blind"
+    others = "It follows the loss of other labels or another loss: are its labels those of the images?"
+    down = "It goes down the cross-entropy loss." if name == "SL" else "It goes down the "
+    assert (others in found.finding) == (attack is not downhill)
+    assert (down in found.finding) == (attack is downhill)
+
+
+@pytest.mark.usefixtures("little_work")
+@pytest.mark.parametrize("attack", [partial(pgd, epsilon=0.03), partial(pgd, epsilon=0.1), "pgd"])
+def test_the_ball_that_an_attack_shows_is_set_beside_the_trials(models, some, attack):
+    found = gs.judge(attack, models("SL"), *some, **BALL)
+    differs = attack != "pgd" and attack.keywords["epsilon"] == 0.03
+    assert ("Your attack works at linf 0.03; the trial is linf 0.1." in found.finding) == differs
+    assert ("the trial is" in found.finding) == differs
+
+
+class _Levels(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model((6 * images).round() / 6)
+
+
+@pytest.mark.usefixtures("little_work")
+@pytest.mark.filterwarnings("ignore::gradscope.errors.Caution")
+@pytest.mark.parametrize("given", [{}, {"backward": None}])
+def test_a_model_without_a_gradient_is_said_to_give_none(models, some, given):
+    model = models("SL")
+    given = {"backward": model} if given else {}
+    found = gs.judge(pgd, _Levels(model).eval(), *some, **BALL, **given)
+    said = re.search(
+        r"The model gives no gradient on (\S+) % of these images: give `backward=` \(README, Adaptive", found.finding
+    )
+    assert (said is None) == bool(given)
+    assert said is None or float(said[1]) > 90
+    assert "its gradient was 0" not in found.finding
 
 
 def test_a_judgement_repeats_and_is_read_back(models, some, tmp_path):
