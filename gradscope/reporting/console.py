@@ -179,7 +179,7 @@ def _judgement(rows: pd.DataFrame, entry: Mapping[str, Any]) -> Iterator[str]:
         tried = sorted(by_role.get(role, ()), key=lambda row: -(row["gain"] if row["gain"] == row["gain"] else -1))
         for row in tried:
             yield f"  {title:9} {row['part'] or '':14} {row['name']:44} {_compared(row)}"
-    if known := _read_of(judgement["reading"]):
+    if known := read_of_attack(judgement["reading"]):
         yield f"  read of the attack: {known}"
 
 
@@ -191,7 +191,7 @@ def _compared(row: Mapping[Any, Any]) -> str:
     return f"leaves {_percent(row['left']):7} {gain:22} p = {row['p_value']:.2g}{mark}"
 
 
-def _read_of(reading: Mapping[str, Any]) -> str:
+def read_of_attack(reading: Mapping[str, Any]) -> str:
     """What is known of how an attack works, and what is not."""
     if not reading:
         return ""

@@ -232,7 +232,10 @@ def test_a_judgement_repeats_and_is_read_back(models, some, tmp_path):
     page = gs.report(tmp_path / "out").read_text()
     before, _, chapter = page.partition("The attack on trial</h2>")
     assert first.finding.split(";")[0] in before
-    assert first.finding.split(";")[0] in chapter
+    assert first.finding.split(";")[0] not in chapter
+    assert '<article class="verdict accuses">\n<h2>pgd on Behind: the attack is blind</h2>' in before
+    assert f"Part: {', '.join(first.parts)}" in before
+    assert "Read of pgd on Behind: 20 gradients, loss cross-entropy, reduction mean" in chapter
     assert "No audit is among these results" not in page
 
 
