@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope.attacks.evaluation import evaluate
+from gradscope.attacks.evaluation import evaluate, lacks_gradient
 from gradscope.attacks.outcome import Outcome
 from gradscope.attacks.registry import PAPER_BATCH
 from gradscope.attacks.threat import ThreatModel
@@ -127,9 +127,11 @@ class _Trial:
     def _flat(self, outcome: Outcome) -> Tensor:
         """Images ``(M,)`` without a gradient at some step, in log-odds and in the margin, which never saturate."""
         flat = torch.ones(len(outcome), dtype=torch.bool)
+        if lacks_gradient(self.model, self.image_set.batch(torch.zeros(1, dtype=torch.int64), self.work.device)[0]):
+            return flat
         for name in ("pgd-log-odds", "pgd-margin"):
-            blindness = outcome.attacks[name].blindness
-            flat &= torch.zeros_like(flat) if blindness is None else blindness.cpu() == ZERO
+            ours = outcome.attacks.get(name)
+            flat &= ours.blindness == ZERO if ours is not None and ours.blindness is not None else False
         return flat
 
     def _hindrance(self, right: Tensor) -> str:
@@ -186,7 +188,12 @@ class _Trial:
         batch = self._batch(part)
         with measuring(self.model), seeded(self.work.seed, "judge", *batch.numbers.tolist()):
             watch = self._watch(batch)
-            examples, values = run_as_it_is(self.attack, watch, batch)
+            try:
+                examples, values = run_as_it_is(self.attack, watch, batch)
+            except GradscopeError as error:
+                if not lacks_gradient(self.model, batch.images[:1]):
+                    raise
+                raise GradscopeError(f"{error}; the model gives no gradient: give `backward`") from error
             points = {"fooled": examples, "best": watch.best, "stretched": stretched(examples, batch)}
             fools = {name: judged(self.model, point, batch) for name, point in points.items()}
             values["mislabelled"] = torch.zeros_like(values["broken"])

@@ -143,6 +143,30 @@ def test_what_an_attack_reports_is_judged_too(models, some):
     assert f"What it reports is wrong of {right} of {right} examples." in found.finding
 
 
+class _Levels(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model((6 * images).round() / 6)
+
+
+class _CutOff(_Levels):
+    def forward(self, images):
+        return super().forward(images.detach())
+
+
+@pytest.mark.usefixtures("little_work")
+@pytest.mark.filterwarnings("ignore::gradscope.errors.Caution")
+def test_a_model_cut_off_from_the_image_is_said_to_give_no_gradient(models, some):
+    model = _CutOff(copy.deepcopy(models("SL")).requires_grad_(requires_grad=False)).eval()
+    with pytest.raises(GradscopeError, match=r"bugs.py:[0-9]+[)]; the model gives no gradient: give `backward`"):
+        gs.judge(pgd, model, *some, **BALL)
+    found = gs.judge("square", model, *some, **BALL)
+    assert "The model gives no gradient on 100.0 % of these images" in found.finding
+
+
 def labelling(model, x, y):
     examples = pgd(model, x, y)
     labels = model(examples).argmax(dim=1)
@@ -190,15 +214,6 @@ def test_the_ball_that_an_attack_shows_is_set_beside_the_trials(models, some, at
     differs = attack != "pgd" and attack.keywords["epsilon"] == 0.03
     assert ("Your attack works at linf 0.03; the trial is linf 0.1." in found.finding) == differs
     assert ("the trial is" in found.finding) == differs
-
-
-class _Levels(nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images):
-        return self.model((6 * images).round() / 6)
 
 
 @pytest.mark.usefixtures("little_work")
