@@ -378,6 +378,7 @@ def test_the_command_takes_a_function(some, trained, tmp_path, monkeypatch, caps
         ("gated:leaping", 60, ["--fail-on-blind"], 3, "INVALID EXAMPLES"),
         ("apgd-t", 60, ["--fail-on-blind"], 0, "SOUND"),
         ("gated:idle", 20, ["--fail-on-blind"], 4, "INCONCLUSIVE"),
+        ("gated:idle", 60, ["--fail-on-blind", "--epsilon", "0.001"], 4, "INCONCLUSIVE"),
         ("gated:idle", 20, ["--fail-on-blind", "--allow-inconclusive"], 0, "INCONCLUSIVE"),
     ],
 )
