@@ -196,7 +196,8 @@ def judge(attack: Any, model: Models, x: Any = None, y: Any = None, **options: A
     -------
     JudgeReport
         ``.verdict`` with its ``.finding``, ``.parts`` (what makes it blind), ``.left`` (the robust accuracy under it,
-        judged anew), ``.bound`` (under everything tried); ``.frame()`` has a row for each repair and each of ours.
+        judged anew), ``.bound`` (under everything tried), both None where nothing was run; ``.frame()`` has a row for
+        each repair and each of ours.
 
     Raises
     ------

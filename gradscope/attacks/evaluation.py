@@ -206,14 +206,14 @@ class _Bench:
         image, _ = self.image_set.batch(torch.zeros(1, dtype=torch.int64), self.work.device)
         if "gradient" in attack.needs:
             return (
-                _no_gradient(self.model, image)
+                lacks_gradient(self.model, image)
                 or ("float64" in attack.needs and lacks_float64(self.model, image))
                 or ""
             )
         return ""
 
 
-def _no_gradient(model: nn.Module, image: Tensor) -> str:
+def lacks_gradient(model: nn.Module, image: Tensor) -> str:
     """Why the logits have no gradient in the image that autograd can follow; empty where they have (be it zero)."""
     point = image.clone().requires_grad_()
     slope = None

@@ -1,12 +1,16 @@
 """The attack on trial, whoever wrote it: how it is called, what it may return, and which of its settings it shows."""
 
 import inspect
+import math
 import signal
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +33,11 @@ NAMES: dict[str, tuple[str, ...]] = {
     "step size": ("alpha", "step_size", "stepsize", "abs_stepsize", "eps_iter", "eps_step"),
     "steps": ("steps", "num_steps", "n_steps", "nb_iter", "num_iter", "n_iter", "max_iter", "iterations", "iters"),
     "random start": ("random_start", "rand_init", "random_init", "rand_start"),
+    "epsilon": ("eps", "epsilon"),
+    "norm": ("norm",),
 }
+#: What norms are called there.
+_NORMS = {"linf": "linf", "inf": "linf", "l2": "l2", "2": "l2", "2.0": "l2", "l1": "l1", "1": "l1"}
 
 
 @dataclass(frozen=True)
@@ -50,11 +58,25 @@ Call = Callable[[nn.Module, Batch, Mapping[str, Any]], Any]
 
 @dataclass(frozen=True)
 class Attack:
-    """An attack on trial: its name, how it is called, and the settings that it shows by part, with their names."""
+    """An attack on trial: its name, how it is called, and the settings that it shows by part, with their names.
+
+    ``norm``: that of its ball, where its class is of one; else empty.
+    """
 
     name: str
     call: Call
     shown: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+    norm: str = ""
+
+    def other_ball(self, threat: ThreatModel) -> str:
+        """The ball that it works in, as far as it shows that and it is not the one of ``threat``; else empty."""
+        _, epsilon = self.shown.get("epsilon", ("", None))
+        norm = _NORMS.get(str(self.shown.get("norm", ("", None))[1]).lower(), self.norm)
+        known = isinstance(epsilon, int | float) and not isinstance(epsilon, bool)
+        same = not known or math.isclose(epsilon, threat.epsilon, rel_tol=1e-3)
+        if same and norm in ("", threat.norm):
+            return ""
+        return f"{norm or 'epsilon'} {epsilon:.3g}" if known else norm
 
     def __call__(self, model: nn.Module, batch: Batch, changes: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
         """Run it with ``changes`` by part: its examples ``(N, C, H, W)``, and labels or a mask ``(N,)`` it reports.
@@ -73,16 +95,17 @@ class Attack:
                 raise
             if isinstance(error, RuntimeError) and is_out_of_memory(error):
                 raise
-            raise GradscopeError(f"attack must run on the model, {self.name} raised {one_line(error)}") from error
+            raise GradscopeError(
+                f"attack must run on the model, {self.name} raised {one_line(error)}{_where(error)}"
+            ) from error
         reported = None
         if isinstance(returned, tuple | list) and returned:
             reported = returned[1] if len(returned) > 1 and isinstance(returned[1], Tensor) else None
             returned = returned[0]
         shape = tuple(batch.images.shape)
         if not isinstance(returned, Tensor) or tuple(returned.shape) != shape or not returned.is_floating_point():
-            what = (
-                f"{returned.dtype} {tuple(returned.shape)}" if isinstance(returned, Tensor) else type(returned).__name__
-            )
+            what = "the model" if returned is model else type(returned).__name__
+            what = f"{returned.dtype} {tuple(returned.shape)}" if isinstance(returned, Tensor) else what
             raise GradscopeError(f"attack must return floating-point images {shape}, {self.name} returned {what}")
         if reported is not None and (tuple(reported.shape) != shape[:1] or reported.is_floating_point()):
             reported = None
@@ -114,7 +137,7 @@ def attack_on_trial(given: Any, budget: Budget, trust_code: bool = False) -> Att
                 for name in names
                 if hasattr(given, name)
             }
-            return Attack(type(given).__name__, partial(call, given), shown)
+            return Attack(type(given).__name__, partial(call, given), shown, _norm_of(type(given), library, shown))
     name = getattr(given, "__name__", None) or getattr(getattr(given, "func", None), "__name__", type(given).__name__)
     return Attack(str(name), partial(_call_function, given), _parameters(given))
 
@@ -147,6 +170,24 @@ class _Placeholder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.anchor = nn.Parameter(torch.empty(0), requires_grad=False)
+
+
+def _norm_of(kind: type, library: str, shown: Mapping[str, Any]) -> str:
+    """The norm of the ball of a class of attacks, from its name; in torchattacks those with a radius and none: Linf."""
+    for name in ("L2", "L1", "Linf"):
+        if name in kind.__name__:
+            return name.lower()
+    return "linf" if library == "torchattacks" and "epsilon" in shown else ""
+
+
+def _where(error: BaseException) -> str:
+    """The file and the line of the innermost code that raised it, of all but torch's, Python's own and ours."""
+    found = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package not in ("gradscope", "torch") and package not in sys.stdlib_module_names:
+            found = f" ({Path(frame.f_code.co_filename).name}:{line})"
+    return found
 
 
 def _is_of(kind: type, library: str) -> bool:

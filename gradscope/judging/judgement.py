@@ -47,7 +47,7 @@ class Judgement:
 
     ``parts``: what makes it blind, the largest gain first. ``finding``: why the verdict is so, in a sentence or more.
     ``right``, ``standing`` ``(N,)``: images that are right when clean, and under the attack too. ``lowest`` ``(N,)``:
-    under it, all of ours and all repairs. ``reading``: how it works; None where it was not run.
+    under it, all of ours and all repairs. ``reading``: how it works. All but ``right`` None where it was not run.
     """
 
     verdict: Verdict
@@ -57,21 +57,11 @@ class Judgement:
     threat: ThreatModel
     budget: str
     right: Tensor
-    standing: Tensor
-    lowest: Tensor
+    standing: Tensor | None
+    lowest: Tensor | None
     ours: tuple[Compared, ...] = ()
     repairs: tuple[Compared, ...] = ()
     reading: Reading | None = None
-
-    @property
-    def left(self) -> float:
-        """Share of all images that are right when clean and under the attack, its examples judged anew."""
-        return share(self.standing)
-
-    @property
-    def bound(self) -> float:
-        """Share of all images that are right when clean and under everything that was tried: an upper bound."""
-        return share(self.lowest)
 
     def rows(self, identity: Row) -> Iterator[Row]:
         """Rows of ``judge.csv``: the clean images, the attack, ours, the repairs, and all together."""

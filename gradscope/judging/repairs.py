@@ -32,6 +32,8 @@ Part = Literal[
 ]
 #: Cosine of gradients in the logits above which two losses are the same; the share of images on which they must be.
 _SAME, _ON_IMAGES = 0.999, 0.1
+#: Cosine below which it is another loss, or one of other labels; that of a rounded cross-entropy with itself, at least.
+_LIKE, _ROUNDED = 0.95, 0.6
 #: A step this much shorter than the usual one is short.
 _SHORT = 0.5
 #: Share of images from which on it is those with short steps that are usual, so that the step size is not known.
@@ -172,11 +174,25 @@ def _proportional(norms: Tensor, rates: Tensor) -> bool:
     return differ > 2 * _ALIKE and 1 / _ALIKE < float(rates[long].median() / rates[short].median()) < _ALIKE
 
 
+def follows_others(found: Values) -> bool:
+    """Whether the gradients in the logits are mostly like those of none of the losses of the labels given.
+
+    Up the cross-entropy of another label is away from the one given. Rounded where it saturates, a cross-entropy still
+    has a cosine of about 0.7 with its own.
+    """
+    cosine = found["cosine"].nan_to_num(0.0)
+    seen = found["ratio"].nan_to_num(0.0).any(dim=1)
+    other = (cosine.abs().amax(dim=1) < _LIKE) & (cosine[:, KNOWN.index("cross-entropy")] < _ROUNDED)
+    return bool(seen.any()) and float(other[seen].double().mean()) > 0.5
+
+
 def _loss(found: Values, batch_size: int, direction: int) -> tuple[str | None, bool | None, str | None]:
     """The loss whose gradient in the logits the attack's is, whether it climbs it, and its reduction.
 
     Of losses with one direction, such as cross-entropy and log-odds, it is the one whose length is in proportion.
     """
+    if follows_others(found):
+        return None, None, None
     best: tuple[float, str, float, float] | None = None
     for place, name in enumerate(KNOWN):
         cosine, ratio = found["cosine"][:, place], found["ratio"][:, place]
@@ -268,14 +284,16 @@ def run_as_it_is(attack: Attack, watch: Watch, batch: Batch) -> tuple[Tensor, Va
     scale, shift = _affine(images, watch.first_point)
     count = len(images)
     says = torch.full((count,), -1, dtype=torch.int64)
-    if reported is not None:
-        says = (reported if reported.dtype == torch.bool else reported != batch.labels).long()
+    labelled = says if reported is None or reported.dtype == torch.bool else reported.long()
+    if reported is not None and labelled is says:
+        says = reported.long()
     return examples, {
         "leaves_ball": finite & leaves_ball(examples, images, batch, kind),
         "leaves_box": finite & leaves_box(examples, kind),
         "broken": ~finite,
         "distance": distance,
         "says": says,
+        "labelled": labelled,
         "steps": watch.steps,
         "still": watch.still,
         "away": threat.distance(torch.where(per_sample(finite, examples), examples, images), watch.first_point),
@@ -340,6 +358,10 @@ def stretched(examples: Tensor, batch: Batch) -> Tensor:
 
 def judged(model: nn.Module, examples: Tensor, batch: Batch) -> Tensor:
     """Which images ``(N,)`` the model gets wrong at ``examples``, put into ball and box where they leave them."""
-    points = torch.where(examples.isfinite(), examples, batch.images)
     with torch.no_grad():
-        return fooled(model(batch.threat.project(points, batch.images)), batch.labels)
+        return fooled(model(inside(examples, batch)), batch.labels)
+
+
+def inside(examples: Tensor, batch: Batch) -> Tensor:
+    """``examples`` put into ball and box."""
+    return batch.threat.project(torch.where(examples.isfinite(), examples, batch.images), batch.images)

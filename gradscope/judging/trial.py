@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope.attacks.evaluation import evaluate
+from gradscope.attacks.evaluation import evaluate, lacks_gradient
 from gradscope.attacks.outcome import Outcome
 from gradscope.attacks.registry import PAPER_BATCH
 from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.budgets import AuditBudget, budget_of
-from gradscope.auditing.checks.outcomes import FEWEST
+from gradscope.auditing.checks.outcomes import FEWEST, more_images
 from gradscope.auditing.outputs import are_random, depend_on_the_batch, look_at_outputs
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import PLAIN, Values, Work
 from gradscope.errors import GradscopeError
+from gradscope.functional import ZERO
 from gradscope.judging.attacks import Attack, Batch
 from gradscope.judging.finding import concluded
 from gradscope.judging.judgement import Compared, Judgement
@@ -26,6 +27,7 @@ from gradscope.judging.repairs import (
     Part,
     Reading,
     Repair,
+    inside,
     judged,
     read,
     repairs_of,
@@ -52,11 +54,13 @@ def judge(
     threat: ThreatModel,
     budget_name: str,
     *,
+    available: int | None = None,
     work: Work = PLAIN,
 ) -> Judgement:
     """Run ``attack`` on the images that ``model`` gets right, set it beside ours, and repair it part by part.
 
-    ``numbers`` are the images' indices in the set they were taken from, 0 .. N-1 where None. The attack gets batches of
+    ``numbers`` are the images' indices in the set they were taken from, which has ``available``, 0 .. N-1 and N where
+    None. The attack gets batches of
     ``work.batch_size``, 128 where None, and torch's random numbers are seeded for each, alike for every repair. Repairs
     are tried where one of ours is significantly better. Raises :class:`GradscopeError` for a budget it does not know, a
     radius of 0, a model that cannot be copied, and an attack that fails.
@@ -65,7 +69,8 @@ def judge(
         raise GradscopeError(f"epsilon must be above 0 in a judgement, got {threat.epsilon:g}")
     budget = budget_of(budget_name, threat.norm, with_examples=False)
     numbers = torch.arange(len(image_set)) if numbers is None else numbers
-    return _Trial(attack, model, image_set, numbers, threat, budget, budget_name, work).judgement()
+    available = len(image_set) if available is None else available
+    return _Trial(attack, model, image_set, numbers, available, threat, budget, budget_name, work).judgement()
 
 
 def stages(images: int) -> int:
@@ -79,6 +84,7 @@ class _Trial:
     model: nn.Module
     image_set: ImageSet
     numbers: Tensor
+    available: int
     threat: ThreatModel
     budget: AuditBudget
     budget_name: str
@@ -90,8 +96,9 @@ class _Trial:
         right = clean.right
         why = self._hindrance(right)
         if why:
-            parts = (self.attack.name, self.threat, self.budget_name, right, right, right)
-            return Judgement("inconclusive", (), why, *parts)
+            return Judgement(
+                "inconclusive", (), why, self.attack.name, self.threat, self.budget_name, right, None, None
+            )
         places = right.nonzero().squeeze(1)
         found = self._over("as-it-is", places, self._as_it_is)
         reading = read(found, min(self.batch_size, len(places)), self.threat, self.attack)
@@ -112,17 +119,29 @@ class _Trial:
             "inconclusive", (), "", self.attack.name, self.threat, self.budget_name, right, right & ~wrong, lowest,
             ours, repairs, reading,
         )  # fmt: skip
-        return concluded(made, found)
+        found["flat"] = self._flat(outcome)
+        return concluded(made, found, self.attack)
 
     @property
     def batch_size(self) -> int:
         """Images that the attack gets at once."""
         return self.work.batch_size or PAPER_BATCH
 
+    def _flat(self, outcome: Outcome) -> Tensor:
+        """Images ``(M,)`` without a gradient at some step, in log-odds and in the margin, which never saturate."""
+        flat = torch.ones(len(outcome), dtype=torch.bool)
+        if lacks_gradient(self.model, self.image_set.batch(torch.zeros(1, dtype=torch.int64), self.work.device)[0]):
+            return flat
+        for name in ("pgd-log-odds", "pgd-margin"):
+            ours = outcome.attacks.get(name)
+            flat &= ours.blindness == ZERO if ours is not None and ours.blindness is not None else False
+        return flat
+
     def _hindrance(self, right: Tensor) -> str:
         """Why nothing can be said; empty where it can."""
         if int(right.sum()) < FEWEST:
-            return f"{int(right.sum())} images are right when clean, {FEWEST} are needed"
+            more = more_images(int(right.sum()), len(right), self.available)
+            return f"{int(right.sum())} of {len(right)} images are right when clean, {FEWEST} are needed: {more}"
         places = torch.arange(min(len(self.image_set), self.budget.probed))
 
         def look(part: Tensor) -> Values:
@@ -172,9 +191,18 @@ class _Trial:
         batch = self._batch(part)
         with measuring(self.model), seeded(self.work.seed, "judge", *batch.numbers.tolist()):
             watch = self._watch(batch)
-            examples, values = run_as_it_is(self.attack, watch, batch)
+            try:
+                examples, values = run_as_it_is(self.attack, watch, batch)
+            except GradscopeError as error:
+                if not lacks_gradient(self.model, batch.images[:1]):
+                    raise
+                raise GradscopeError(f"{error}; the model gives no gradient: give `backward`") from error
             points = {"fooled": examples, "best": watch.best, "stretched": stretched(examples, batch)}
             fools = {name: judged(self.model, point, batch) for name, point in points.items()}
+            values["mislabelled"] = torch.zeros_like(values["broken"])
+            if bool((values["labelled"] >= 0).any()):
+                with torch.no_grad():
+                    values["mislabelled"] = self.model(inside(examples, batch)).argmax(dim=1) != values["labelled"]
         fools["best"] = (fools["best"] & watch.has_best) | fools["fooled"]
         return {**values, **fools}
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradscope.attacks.pgd import usual_batch_size
 from gradscope.attacks.threat import ThreatModel
-from gradscope.auditing.checks.outcomes import FEWEST
+from gradscope.auditing.checks.outcomes import FEWEST, more_images
 from gradscope.auditing.evidence import stages
 from gradscope.auditing.example_images import ExampleImage, example_images
 from gradscope.auditing.verdict import SCHEMA, Audit, examine
@@ -49,13 +49,10 @@ class AuditMeasurement(Measurement[AuditOptions]):
         right, shown = look["right"], look["images"]
         if self.options.allow_inconclusive or right >= FEWEST or at_chance(right, shown, look["classes"]):
             return
-        label, available = entry.reference.label, entry.chosen.available
-        wanted = -(-FEWEST * shown * 11 // (10 * max(right, 1)))
-        more = f"ask for {wanted} or more" if wanted <= available else f"all {available} of the data would be too few"
-        more = "these are all that there are" if shown == available else more
+        more = more_images(right, shown, entry.chosen.available)
         raise GradscopeError(
-            f"samples must be so many that {label} is right on {FEWEST}, which paired tests need; it is right on "
-            f"{right} of {shown}: {more}; `allow_inconclusive` audits them all the same"
+            f"samples must be so many that {entry.reference.label} is right on {FEWEST}, which paired tests need; it "
+            f"is right on {right} of {shown}: {more}; `allow_inconclusive` audits them all the same"
         )
 
     def described(self) -> Row:

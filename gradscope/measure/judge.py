@@ -50,4 +50,7 @@ class JudgeMeasurement(Measurement[JudgeOptions]):
         title = f"judging {self.attack.name} on {subject.label}"
         with progress_bar(title, stages(len(images)), visible=self.team.is_first) as advance:
             work = self.work(kept.each, advance).prefixed(unit_prefix(entry, subject.label, threat))
-            return judge(self.attack, subject.model, images, entry.chosen.numbers, threat, options.budget, work=work)
+            numbers, available = entry.chosen.numbers, entry.chosen.available
+            return judge(
+                self.attack, subject.model, images, numbers, threat, options.budget, available=available, work=work
+            )

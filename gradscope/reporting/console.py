@@ -177,13 +177,13 @@ def _judgement(rows: pd.DataFrame, entry: Mapping[str, Any]) -> Iterator[str]:
     yield f"{attack['attack']} on {attack['checkpoint']}: {attack['verdict'].upper()}{named}"
     yield f"  {attack['finding']}"
     for words, row in (("clean accuracy", clean), ("under the attack", attack), ("under all", lowest)):
-        yield f"  {words:24} {_share(row | {'value': row['left']})}"
+        yield f"  {words:24} {_share(row | {'value': row['left']}) if row['n'] else 'not run'}"
     yield f"  {'':24} {attack['norm']} {attack['epsilon']:.4g}, budget {attack['budget']}"
     for role, title in (("repair", "repaired"), ("ours", "ours")):
         tried = sorted(by_role.get(role, ()), key=lambda row: -(row["gain"] if row["gain"] == row["gain"] else -1))
         for row in tried:
             yield f"  {title:9} {row['part'] or '':14} {row['name']:44} {_compared(row)}"
-    if known := _read_of(judgement["reading"]):
+    if known := read_of_attack(judgement["reading"]):
         yield f"  read of the attack: {known}"
 
 
@@ -195,7 +195,7 @@ def _compared(row: Mapping[Any, Any]) -> str:
     return f"leaves {_percent(row['left']):7} {gain:22} p = {row['p_value']:.2g}{mark}"
 
 
-def _read_of(reading: Mapping[str, Any]) -> str:
+def read_of_attack(reading: Mapping[str, Any]) -> str:
     """What is known of how an attack works, and what is not."""
     if not reading:
         return ""

@@ -12,6 +12,13 @@ from gradscope.results.schemas import JUDGE
 _MOST_NAMES = 8
 _TONES = {"masking found": "accuses", "set-up invalid": "fired", NONE_FOUND: "passed", "inconclusive": "abstained"}
 _OF_CLAIM = {"refuted": "accuses", "not refuted within this budget": "passed", "inconclusive": "abstained"}
+_OF_ATTACK = {
+    "the attack is blind": "accuses",
+    "invalid examples": "accuses",
+    "the attack is weaker": "fired",
+    "the attack is sound": "passed",
+    "inconclusive": "abstained",
+}
 #: What stands alone on the page needs its subject.
 _WORDS = {NONE_FOUND: f"no masking found{NONE_FOUND.removeprefix('none found')}"}
 
@@ -34,11 +41,24 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """The verdict on one attack, tried on one model, in words."""
+
+    attack: str
+    tone: str
+    verdict: str
+    parts: str
+    ball: str
+    finding: str
+
+
+@dataclass(frozen=True)
 class Headline:
-    """The first lines of the page. ``notes`` are sentences; ``counts``: how many claims had which verdict."""
+    """The first lines of the page. ``notes`` are sentences."""
 
     examined: str
     verdicts: list[Verdict]
+    trials: list[Trial]
     notes: list[str]
 
 
@@ -46,12 +66,12 @@ def headline(contents: Contents) -> Headline:
     """What stands on top of the report of ``contents``."""
     found = models(contents)
     verdicts = [_verdict(one, found) for _, one in contents.audits]
-    notes = [*_claims(contents), *_arithmetic(found), *trials(contents.parts)]
+    notes = [*_claims(contents), *_arithmetic(found)]
     if not verdicts and found:
         notes += _lowest(found)
         if any(part.manifest.kind != "judge" for part in contents.parts):
             notes.append("No audit is among these results: they do not say whether gradients are masked.")
-    return Headline(_examined(found), verdicts, notes)
+    return Headline(_examined(found), verdicts, list(_trials(contents.parts)), notes)
 
 
 def _examined(found: Sequence[ReportedModel]) -> str:
@@ -120,11 +140,20 @@ def _claims(contents: Contents) -> list[str]:
     return notes
 
 
-def trials(parts: Iterable[ReportPart]) -> list[str]:
-    """What was found of each attack on trial, in words."""
-    tables = [part.table(JUDGE) for part in parts]
-    found = [row for rows in tables for row in rows[rows["role"] == "attack"].to_dict("records")]
-    return [f"{row['attack']} on {row['checkpoint']}: {row['verdict']}. {row['finding']}" for row in found]
+def _trials(parts: Iterable[ReportPart]) -> Iterator[Trial]:
+    for part in parts:
+        rows = part.table(JUDGE)
+        entries = {entry.get("label"): entry for entry in part.raw_manifest.get("checkpoints", ())}
+        for row in rows[rows["role"] == "attack"].to_dict("records"):
+            named = entries.get(row["checkpoint"], {}).get("judgement", {}).get("parts", ())
+            yield Trial(
+                f"{row['attack']} on {row['checkpoint']}",
+                _OF_ATTACK.get(str(row["verdict"]), "abstained"),
+                str(row["verdict"]),
+                ", ".join(named),
+                f"{row['norm']} {row['epsilon']:.4g}, budget {row['budget']}",
+                str(row["finding"]),
+            )
 
 
 def _arithmetic(found: Sequence[ReportedModel]) -> list[str]:

@@ -7,9 +7,8 @@ from urllib.parse import quote
 
 from gradscope.figures import style
 from gradscope.figures.surfaces import surfaces, title
-from gradscope.reporting.console import median_distances
+from gradscope.reporting.console import median_distances, read_of_attack
 from gradscope.reporting.contents import Contents, ReportPart
-from gradscope.reporting.headline import trials
 from gradscope.reporting.models import models, models_table
 from gradscope.reporting.pictures import Picture, picture
 from gradscope.reporting.tables import (
@@ -198,7 +197,13 @@ def _judge(part: ReportPart, pictures: Sequence[Picture]) -> Block:
     rows = part.table(JUDGE)
     if not len(rows):
         return Block()
-    return Block(words=trials([part]), pictures=_chosen(pictures, "judge-"), after=[judge_table(rows)])
+    judged = [(entry["label"], entry.get("judgement", {})) for entry in part.raw_manifest.get("checkpoints", ())]
+    words = [
+        f"Read of {judgement['attack']} on {label}: {known}."
+        for label, judgement in judged
+        if (known := read_of_attack(judgement.get("reading", {})))
+    ]
+    return Block(words=words, pictures=_chosen(pictures, "judge-"), after=[judge_table(rows)])
 
 
 _CHAPTERS: tuple[tuple[str, str, Callable[[ReportPart, Sequence[Picture]], Block]], ...] = (

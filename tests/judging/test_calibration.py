@@ -22,9 +22,10 @@ def test_attacks_are_convicted_of_their_mistake_alone(digits, models, work_on, c
         found = judge(attack, models(name), images, None, threat, "quick", work=work_on(name, case.norm))
         named = next((one for one in found.repairs if one.named), None)
         p_value = "" if named is None else f"p = {named.p_value:.1g}"
+        left, bound = (float("nan") if one is None else one.double().mean() for one in (found.standing, found.lowest))
         print(
             f"\n{case.name:32}{name:12}{found.verdict:22}{', '.join(found.parts) or '-':36}{p_value:12}"
-            f"left {found.left:5.2f} bound {found.bound:5.2f}  {found.finding}"
+            f"left {left:5.2f} bound {bound:5.2f}  {found.finding}"
         )
         for one in found.repairs:
             left = float("nan") if one.standing is None else one.standing.double().mean()

@@ -1,6 +1,7 @@
 """Judging an attack through the door: what it may do wrong, what comes back, and that nothing else changes."""
 
 import copy
+import re
 from functools import partial
 
 import pytest
@@ -12,7 +13,7 @@ from gradscope.attacks.threat import ThreatModel
 from gradscope.config import Budget
 from gradscope.errors import Caution, GradscopeError
 from gradscope.judging.attacks import Batch, attack_on_trial
-from tests.judging.bugs import SHARP, mean_cross_entropy, pgd
+from tests.judging.bugs import SHARP, mean_cross_entropy, pgd, wrong_sign
 
 BALL = {"norm": "linf", "epsilon": 0.1, "budget": "quick", "progress": False}
 
@@ -26,6 +27,14 @@ def some(digits):
 
 def raising(model, x, y):
     raise ValueError("no\nway")
+
+
+def failing_in_torch(model, x, y):
+    return torch.nn.functional.linear(x, x.flatten())
+
+
+def swapped(x, y, model):
+    return x
 
 
 def cropped(model, x, y):
@@ -43,7 +52,9 @@ def of_nothing(model, x, y):
 @pytest.mark.parametrize(
     ("attack", "said"),
     [
-        (raising, "attack must run on the model, raising raised ValueError: no"),
+        (raising, "attack must run on the model, raising raised ValueError: no [(]test_judge.py:[0-9]+[)]"),
+        (failing_in_torch, "raised RuntimeError: .* [(]test_judge.py:[0-9]+[)]"),
+        (swapped, "attack must return floating-point images (.*), swapped returned the model"),
         (cropped, "attack must return floating-point images (.*), cropped returned torch.float32"),
         (of_integers, "attack must return floating-point images (.*), of_integers returned torch.uint8"),
         (of_nothing, "attack must return floating-point images (.*), of_nothing returned NoneType"),
@@ -90,9 +101,38 @@ def test_an_unruly_attack_is_judged_and_leaves_no_trace(models, some, digest, at
     assert digest(model) == before
     assert torch.equal(some[0], images)
     assert torch.equal(some[1], labels)
-    assert found.verdict == ("the attack is blind" if attack is of_nan else "the attack is sound")
-    if attack is of_nan:
-        assert "of its examples are not finite" in found.finding
+    assert found.verdict == ("invalid examples" if attack is of_nan else "the attack is sound")
+
+
+def of_some_infinite(model, x, y):
+    x = x.clone()
+    x[::2, :, 0, 0] = torch.inf
+    return x
+
+
+@pytest.mark.usefixtures("little_work")
+@pytest.mark.parametrize(("attack", "share"), [(of_nan, "100.0 %"), (of_some_infinite, "50.0 %")])
+def test_examples_that_are_not_finite_are_invalid(models, some, attack, share):
+    right = models("SL")(some[0]).argmax(dim=1) == some[1]
+    found = gs.judge(attack, models("SL"), some[0][right][:50], some[1][right][:50], **BALL)
+    assert (found.verdict, found.parts) == ("invalid examples", ())
+    assert found.finding.startswith(
+        f"Of its examples {share} are NaN or infinite. Put back into ball and box, the image"
+    )
+    assert not found.frame()["named"].any()
+
+
+def idle(model, x, y):
+    return x
+
+
+@pytest.mark.usefixtures("little_work")
+@pytest.mark.parametrize(("epsilon", "verdict"), [(0.001, "inconclusive"), (0.2, "the attack is blind")])
+def test_where_nothing_fools_nothing_is_sound(models, some, epsilon, verdict):
+    found = gs.judge(idle, models("SL"), *some, **BALL | {"epsilon": epsilon})
+    assert found.verdict == verdict
+    assert ("ask for a larger epsilon" in found.finding) == (verdict == "inconclusive")
+    assert found.left is not None
 
 
 def claiming(model, x, y):
@@ -104,6 +144,94 @@ def test_what_an_attack_reports_is_judged_too(models, some):
     found = gs.judge(claiming, models("SL"), *some, **BALL)
     right = int(found.frame().query("role == 'clean'")["left"].iloc[0] * 60 + 0.5)
     assert f"What it reports is wrong of {right} of {right} examples." in found.finding
+
+
+class _Levels(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model((6 * images).round() / 6)
+
+
+class _CutOff(_Levels):
+    def forward(self, images):
+        return super().forward(images.detach())
+
+
+@pytest.mark.usefixtures("little_work")
+@pytest.mark.filterwarnings("ignore::gradscope.errors.Caution")
+def test_a_model_cut_off_from_the_image_is_said_to_give_no_gradient(models, some):
+    model = _CutOff(copy.deepcopy(models("SL")).requires_grad_(requires_grad=False)).eval()
+    with pytest.raises(GradscopeError, match=r"bugs.py:[0-9]+[)]; the model gives no gradient: give `backward`"):
+        gs.judge(pgd, model, *some, **BALL)
+    found = gs.judge("square", model, *some, **BALL)
+    assert "The model gives no gradient on 100.0 % of these images" in found.finding
+
+
+def labelling(model, x, y):
+    examples = pgd(model, x, y)
+    labels = model(examples).argmax(dim=1)
+    labels[:7] = (labels[:7] + 1) % 10
+    return examples, labels
+
+
+@pytest.mark.usefixtures("little_work")
+def test_labels_that_an_attack_returns_are_set_beside_the_predictions(models, some):
+    right = models("SL")(some[0]).argmax(dim=1) == some[1]
+    found = gs.judge(labelling, models("SL"), some[0][right][:40], some[1][right][:40], **BALL)
+    said = "The labels that it returned are not what the model predicts on 7 of 40 examples."
+    assert said in found.finding
+    assert "What it reports" not in found.finding
+
+
+def of_the_next_label(model, x, y):
+    return pgd(model, x, (y + 1) % 10)
+
+
+def of_random_labels(model, x, y):
+    return pgd(model, x, torch.randint(0, 10, y.shape))
+
+
+def downhill(model, x, y):
+    return pgd(model, x, y, loss=wrong_sign)
+
+
+@pytest.mark.usefixtures("little_work")
+@pytest.mark.parametrize("attack", [of_the_next_label, of_random_labels, downhill])
+@pytest.mark.parametrize("name", ["SL", "SL-adv"])
+def test_wrong_labels_are_told_from_a_wrong_sign(models, some, attack, name):
+    found = gs.judge(attack, models(name), *some, **BALL)
+    assert found.verdict == "the attack is blind"
+    others = "It follows the loss of other labels or another loss: are its labels those of the images?"
+    down = "It goes down the cross-entropy loss." if name == "SL" else "It goes down the "
+    assert (others in found.finding) == (attack is not downhill)
+    assert (down in found.finding) == (attack is downhill)
+
+
+@pytest.mark.usefixtures("little_work")
+@pytest.mark.parametrize("attack", [partial(pgd, epsilon=0.03), partial(pgd, epsilon=0.1), "pgd"])
+def test_the_ball_that_an_attack_shows_is_set_beside_the_trials(models, some, attack):
+    found = gs.judge(attack, models("SL"), *some, **BALL)
+    differs = attack != "pgd" and attack.keywords["epsilon"] == 0.03
+    assert ("Your attack works at linf 0.03; the trial is linf 0.1." in found.finding) == differs
+    assert ("the trial is" in found.finding) == differs
+
+
+@pytest.mark.usefixtures("little_work")
+@pytest.mark.filterwarnings("ignore::gradscope.errors.Caution")
+@pytest.mark.parametrize("given", [{}, {"backward": None}])
+def test_a_model_without_a_gradient_is_said_to_give_none(models, some, given):
+    model = models("SL")
+    given = {"backward": model} if given else {}
+    found = gs.judge(pgd, _Levels(model).eval(), *some, **BALL, **given)
+    said = re.search(
+        r"The model gives no gradient on (\S+) % of these images: give `backward=` \(README, Adaptive", found.finding
+    )
+    assert (said is None) == bool(given)
+    assert said is None or float(said[1]) > 90
+    assert "its gradient was 0" not in found.finding
 
 
 def test_a_judgement_repeats_and_is_read_back(models, some, tmp_path):
@@ -122,7 +250,10 @@ def test_a_judgement_repeats_and_is_read_back(models, some, tmp_path):
     page = gs.report(tmp_path / "out").read_text()
     before, _, chapter = page.partition("The attack on trial</h2>")
     assert first.finding.split(";")[0] in before
-    assert first.finding.split(";")[0] in chapter
+    assert first.finding.split(";")[0] not in chapter
+    assert '<article class="verdict accuses">\n<h2>pgd on Behind: the attack is blind</h2>' in before
+    assert f"Part: {', '.join(first.parts)}" in before
+    assert "Read of pgd on Behind: 20 gradients, loss cross-entropy, reduction mean" in chapter
     assert "No audit is among these results" not in page
 
 
@@ -144,7 +275,30 @@ def test_the_table_adds_up(models, some):
 def test_too_few_right_images_say_nothing(models, some):
     found = gs.judge("pgd", models("SL"), some[0][:20], some[1][:20], **BALL)
     assert (found.verdict, found.parts) == ("inconclusive", ())
-    assert "30 are needed" in found.finding
+    right = int((models("SL")(some[0][:20]).argmax(dim=1) == some[1][:20]).sum())
+    said = f"{right} of 20 images are right when clean, 30 are needed: these are all that there are"
+    assert found.finding == said
+
+
+def test_it_says_how_many_images_to_ask_for(models):
+    found = gs.judge("pgd", {"sl": models("SL")}, dataset="digits", samples=20, **BALL)
+    right = round(20 * found.frame()["left"].iloc[0])
+    assert found.finding.endswith(
+        f"{right} of 20 images are right when clean, 30 are needed: ask for {-(-30 * 20 * 11 // (10 * right))} or more"
+    )
+
+
+def test_an_attack_that_was_not_run_leaves_no_number(models, some, tmp_path):
+    found = gs.judge("pgd", models("SL"), some[0][:20], some[1][:20], **BALL)
+    assert (found.left, found.bound) == (None, None)
+    rows = found.frame()
+    assert list(rows["role"]) == ["clean", "attack", "all"]
+    assert rows["left"].isna().tolist() == [False, True, True]
+    assert rows["n"].tolist() == [20, 0, 0]
+    assert "under the attack         not run" in found.summary()
+    assert "under all                not run" in found.summary()
+    assert "pgd was not run" in repr(found)
+    assert gs.read(found.save(tmp_path / "out")) == found
 
 
 class _Random(nn.Module):
@@ -286,6 +440,7 @@ def test_the_command_takes_a_function(some, trained, tmp_path, monkeypatch, caps
         ("gated:leaping", 60, ["--fail-on-blind"], 3, "INVALID EXAMPLES"),
         ("apgd-t", 60, ["--fail-on-blind"], 0, "SOUND"),
         ("gated:idle", 20, ["--fail-on-blind"], 4, "INCONCLUSIVE"),
+        ("gated:idle", 60, ["--fail-on-blind", "--epsilon", "0.001"], 4, "INCONCLUSIVE"),
         ("gated:idle", 20, ["--fail-on-blind", "--allow-inconclusive"], 0, "INCONCLUSIVE"),
     ],
 )

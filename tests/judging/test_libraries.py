@@ -40,6 +40,21 @@ def test_pgd_of_torchattacks_is_sound(judged, norm, name):
     found = judged(attack, name, norm)
     assert found.verdict in SOUND
     assert attack.model is other
+    assert "the trial is" not in found.finding
+
+
+@pytest.mark.parametrize(("norm", "radius", "ball"), [("l2", 0.5, "linf 0.1"), ("linf", 0.2, "linf 0.1")])
+def test_the_ball_of_torchattacks_is_set_beside_the_trials(models, norm, radius, ball):
+    attack = attack_on_trial(theirs("linf", models("SL")), Budget())
+    assert attack.other_ball(ThreatModel(norm, radius)) == ball
+    assert attack.other_ball(ThreatModel("linf", 0.1)) == ""
+
+
+def test_the_norm_of_foolbox_is_set_beside_the_trials():
+    attacks = pytest.importorskip("foolbox.attacks")
+    attack = attack_on_trial(attacks.LinfPGD(), Budget())
+    assert attack.other_ball(ThreatModel("l2", 0.5)) == "linf"
+    assert attack.other_ball(ThreatModel("linf", 0.5)) == ""
 
 
 def test_steps_of_torchattacks_are_repaired_by_its_own_setting(judged, models):

@@ -38,6 +38,16 @@ SURVIVORS = 0.01
 
 #: What bends the logits: it blinds cross-entropy, and where it makes them flat every loss.
 BENT: tuple[Cause, ...] = ("bounded output", "clipped output", "missing gradient")
+
+
+def more_images(right: int, shown: int, available: int) -> str:
+    """How many of the ``available`` images to ask for where fewer than FEWEST of the ``shown`` are ``right``."""
+    if shown == available:
+        return "these are all that there are"
+    wanted = -(-FEWEST * shown * 11 // (10 * max(right, 1)))
+    return f"ask for {wanted} or more" if wanted <= available else f"all {available} of the data would be too few"
+
+
 #: What blinds every loss at once, as saturation does not: it leaves the margin and the rescaled loss their gradient.
 _ALL_LOSSES: tuple[Cause, ...] = (
     "false gradient",

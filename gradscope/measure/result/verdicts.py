@@ -99,16 +99,23 @@ class JudgeReport(Result):
         return tuple(self.manifest["checkpoints"][0]["judgement"]["parts"])
 
     @property
-    def left(self) -> float:
-        """Share of all images right when clean and under the attack, its examples judged anew."""
-        return float(self._of("left", "attack")["left"])
+    def left(self) -> float | None:
+        """Share of all images right when clean and under the attack, its examples judged anew; None where not run."""
+        return _known(self._of("left", "attack")["left"])
 
     @property
-    def bound(self) -> float:
-        """The lowest robust accuracy that the attack, ours and the repairs reach together."""
-        return float(self._of("bound", "all")["left"])
+    def bound(self) -> float | None:
+        """The lowest robust accuracy that the attack, ours and the repairs reach together; None where not run."""
+        return _known(self._of("bound", "all")["left"])
 
     def _findings(self) -> Iterator[str]:
         rows = self.frame()
         for row in rows[rows["role"] == "attack"].to_dict("records"):
-            yield f"{row['checkpoint']}: {row['verdict']}, {row['attack']} leaves {row['left']:.1%}"
+            left = _known(row["left"])
+            leaves = "was not run" if left is None else f"leaves {left:.1%}"
+            yield f"{row['checkpoint']}: {row['verdict']}, {row['attack']} {leaves}"
+
+
+def _known(value: float) -> float | None:
+    """``value``; None where it is missing."""
+    return None if value != value else float(value)
