@@ -41,7 +41,7 @@ from gradscope.results.stats import holm, mcnemar, paired_rates_interval
 from gradscope.seeding import derive, seeded
 
 #: Images at most that the attack is given one by one.
-_ALONE = 40
+_ALONE = 60
 #: Ours that an attack is set beside, in every budget, and beyond `quick`.
 _OURS, _MORE = ("pgd", "pgd-log-odds", "pgd-margin", "apgd-ce", "square"), ("apgd-t",)
 

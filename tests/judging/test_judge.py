@@ -263,9 +263,7 @@ def test_the_table_adds_up(models, some):
     rows = found.frame()
     assert list(rows["role"].unique()) == ["clean", "attack", "ours", "repair", "all"]
     compared = rows[rows["gain"].notna()]
-    whole = compared[compared["n"] == 60]
-    assert ((found.left - whole["left"] - whole["gain"]).abs() < 1e-9).all()
-    assert list(compared[compared["n"] < 60]["part"]) == ["batch"]
+    assert ((found.left - compared["left"] - compared["gain"]).abs() < 1e-9).all()
     assert (compared["gain_low"] <= compared["gain"]).all()
     assert (compared["gain"] <= compared["gain_high"]).all()
     assert rows["left"].min() == found.bound == rows[rows["role"] == "all"]["left"].iloc[0]
@@ -362,6 +360,22 @@ def test_another_call_undoes_nothing(models, some):
     steps = found.query("part == 'steps'").iloc[0]
     assert steps["name"] == "called twice, going on from where it ended,"
     assert steps["gain"] >= 0
+
+
+def hasty(model, x, y):
+    return pgd(model, x, y, hasty=True)
+
+
+@pytest.mark.usefixtures("little_work")
+def test_an_attack_that_mixes_its_batch_is_given_the_first_images_alone(models, some, monkeypatch):
+    monkeypatch.setattr("gradscope.judging.trial._ALONE", 40)
+    found = gs.judge(hasty, models("SL"), *some, **BALL)
+    row = found.frame().query("part == 'batch'").iloc[0]
+    assert found.parts[0] == "batch"
+    assert 40 <= row["n"] < 60
+    said = f"given one image at a time it leaves {100 * row['left']:.1f} % of the first {row['n']}, not "
+    assert said + f"{100 * (row['left'] + row['gain']):.1f} % (p = " in found.finding
+    assert "for it mixes the images of a batch" in found.finding
 
 
 def never_moving(model, x, y):
