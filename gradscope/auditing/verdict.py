@@ -243,9 +243,10 @@ def _without_outcome(
         return "inconclusive", ("weak attack",), f"{', '.join(weak)} fired: the attack is too weak to tell"
     if bool(evidence.main.undefined.any()):
         return "inconclusive", seen, "the output is not finite on some images"
-    missing = [made.id for made in checks if made.id in ESSENTIAL and made.state == "abstained"]
+    missing = {made.id: made.cause for made in checks if made.id in ESSENTIAL and made.state == "abstained"}
     if missing:
-        return "inconclusive", seen, f"{', '.join(missing)} could not be made"
+        why = "; ".join(dict.fromkeys(missing.values()))
+        return "inconclusive", (), f"{', '.join(missing)} could not be made: {why}"
     return (
         "none found within this budget",
         (),

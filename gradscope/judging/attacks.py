@@ -20,7 +20,7 @@ from gradscope.attacks.dispatch import turns
 from gradscope.attacks.problem import Problem
 from gradscope.attacks.registry import ATTACKS
 from gradscope.attacks.threat import ThreatModel
-from gradscope.config import Budget
+from gradscope.config import PGD_ATTACKS, Budget, StepSize
 from gradscope.distributed.units import is_out_of_memory
 from gradscope.errors import GradscopeError, lookup
 from gradscope.functional import fooled
@@ -123,7 +123,9 @@ def attack_on_trial(given: Any, budget: Budget, trust_code: bool = False) -> Att
             needs = lookup(ATTACKS, given, "attack").needs
             if "loss" in needs:
                 raise GradscopeError(f"attack must be one that runs by itself, {given} needs a loss of your own")
-            return Attack(given, partial(_call_ours, given, budget))
+            counts = "gradient" in needs and "steps" not in PGD_ATTACKS.get(ATTACKS[given].pgd, {})
+            shown = {"steps": ("steps", budget.steps)} if counts else {}
+            return Attack(given, partial(_call_ours, given, budget), shown)
         return _referred(given, trust_code)
     if not callable(given):
         raise GradscopeError(f"attack must be a function, an attack object or a name, got {type(given).__name__}")
@@ -227,7 +229,14 @@ def _call_foolbox(attack: Any, model: nn.Module, batch: Batch, changes: Mapping[
 
 
 def _call_ours(name: str, budget: Budget, model: nn.Module, batch: Batch, changes: Mapping[str, Any]) -> Tensor:
-    """An attack of the registry, turn by turn, each on what stands; of several the point that fooled is kept."""
+    """An attack of the registry, turn by turn, each on what stands; of several the point that fooled is kept.
+
+    With other ``steps`` PGD keeps the length of each.
+    """
+    if changes:
+        kept = {"step_size": budget.at(batch.threat.epsilon, budget.steps), "relative_step_size": None}
+        own_size = StepSize.model_fields.keys() & PGD_ATTACKS.get(ATTACKS[name].pgd, {}).keys()
+        budget = budget.model_copy(update={**changes, **({} if own_size else kept)})
     problem = Problem(
         model, batch.images, batch.labels, batch.numbers, batch.classes, batch.threat, budget, (), batch.seed
     )

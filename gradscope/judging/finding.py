@@ -89,8 +89,12 @@ def _finding(made: Judgement, best: Compared, named: Sequence[Compared], broken:
     for one in named:
         assert one.standing is not None
         assert one.p_value is not None
-        same = "it leaves" if one.part in ("best iterate", "steps") else "the same steps leave"
-        said.append(f"{one.name} {same} {_percent(share(one.standing))} (p = {one.p_value:.2g})")
+        same = "it leaves" if one.part in ("best iterate", "steps", "batch") else "the same steps leave"
+        count = len(one.standing)
+        before = _percent(share(_run(made.standing)[:count]))
+        of = f" of the first {count}, not {before}" if count < len(made.right) else ""
+        why = ", for it mixes the images of a batch" if one.part == "batch" else ""
+        said.append(f"{one.name} {same} {_percent(share(one.standing))}{of} (p = {one.p_value:.2g}){why}")
     assert best.standing is not None
     said.append(f"the best attack, {best.name}, leaves {_percent(share(best.standing))}")
     if not named and not broken:
@@ -104,9 +108,10 @@ def _with_remarks(finding: str, made: Judgement, found: Values) -> str:
     assert reading is not None
     if "norm floor" in made.parts or any(one.part == "norm floor" and one.significant for one in made.repairs):
         floor = "" if reading.floor is None else f", about {reading.floor:.1g}"
-        remarks.append(
-            f"On {_percent(reading.short)} of images its steps are short, for the gradient is below the floor{floor}."
-        )
+        why = "they are as long as the gradient" if reading.proportional else f"the gradient is below the floor{floor}"
+        remarks.append(f"On {_percent(reading.short)} of images its steps are short, for {why}.")
+    if reading.still:
+        remarks.append(f"All {reading.steps} gradients were taken at one point: it never moves.")
     flat = share(found["flat"])
     if flat >= _FLAT:
         on = f"{_percent(flat)} of these images"

@@ -21,8 +21,9 @@ Verdict = Literal[
 class Compared:
     """What one of ours, or a repair, leaves of the images, beside the attack on trial.
 
-    ``standing`` ``(N,)``; None where it could not be run, for the ``reason``. ``gain``: what the attack leaves, less
-    what this leaves, with Tango's interval; ``p_value``: McNemar's, one-sided, adjusted over all of its kind (Holm).
+    ``standing`` ``(N,)``, or of the first images alone; None where it could not be run, for the ``reason``. ``gain``:
+    what the attack leaves, less what this leaves, with Tango's interval; ``p_value``: McNemar's, one-sided, adjusted
+    over all of its kind (Holm).
     """
 
     name: str

@@ -23,18 +23,21 @@ class Change:
 
     ``loss``: the gradient in the logits is that of this loss, as long as the attack's own, and ``sign`` says whether
     the attack goes up (1) or down (-1) the gradient that it sees. ``summed``: gradients are multiplied by the images of
-    the batch. ``long``: each gradient that is not 0 has at least norm 1. ``precise``: model and loss compute in
-    float64. ``evaluating``: the model stays in evaluation mode. ``scale`` and ``shift``, ``(C, 1, 1)``: points are
-    ``scale * x + shift`` of images. The others move the points that the model sees along a path of their own, which
-    takes the attack's steps ``stretch`` times as long, or else steps of ``step_size`` (pixel units) along its
-    gradients; it begins in a random point of the ball where ``random_start`` is set, and stays in ball and box. The
-    attack is called ``calls`` times, and goes on where it was.
+    the batch. ``weight``: they are multiplied by it. ``long``: each gradient that is not 0 has at least norm 1;
+    ``unit``: just that. ``precise``: model and loss compute in float64. ``evaluating``: the model stays in evaluation
+    mode. ``scale`` and ``shift``, ``(C, 1, 1)``: points are ``scale * x + shift`` of images. The others move the points
+    that the model sees along a path of their own, which takes the attack's steps ``stretch`` times as long, or else
+    steps of ``step_size`` (pixel units) along its gradients; it begins in a random point of the ball where
+    ``random_start`` is set, and stays in ball and box. The attack is called ``calls`` times, as it is at first, then on
+    a path that goes on from the best point so far.
     """
 
     loss: str = ""
     sign: int = 1
     summed: bool = False
+    weight: float = 1.0
     long: bool = False
+    unit: bool = False
     precise: bool = False
     evaluating: bool = False
     scale: Tensor | None = None
@@ -46,8 +49,8 @@ class Change:
 
     @property
     def moves(self) -> bool:
-        """Whether the model sees other points than the attack made."""
-        return self.stretch != 1 or self.step_size is not None or self.random_start or self.calls > 1
+        """Whether the model sees other points than the attack made from its first call on."""
+        return self.stretch != 1 or self.step_size is not None or self.random_start
 
 
 NOTHING = Change()
@@ -72,11 +75,12 @@ class Watch(nn.Module):
         self._gradient = torch.zeros_like(images)
         self._moved = torch.zeros(count, dtype=torch.bool, device=images.device)
         self._fresh, self._resumed = torch.ones_like(self._moved), False
-        self._lengths: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._lengths: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self.steps = torch.zeros(count, dtype=torch.int64, device=images.device)
         self.upward = torch.zeros(count, dtype=torch.float64, device=images.device)
         self.first_distance = torch.full((count,), torch.nan, dtype=torch.float64, device=images.device)
         self.first_point = images.clone()
+        self.still = torch.ones_like(self._moved)
         self.trained = torch.zeros_like(self._moved)
         self.low_precision = torch.zeros_like(self._moved)
         self.zero_gradient = torch.zeros_like(self._moved)
@@ -118,7 +122,7 @@ class Watch(nn.Module):
         change = self.change
         if change.scale is not None and change.shift is not None:
             return (images - change.shift.to(images)) / change.scale.to(images)
-        if change.moves:
+        if self._moves:
             return images + (self._walked(fed, rows).to(images) - images).detach()
         return images.view_as(images)
 
@@ -138,7 +142,7 @@ class Watch(nn.Module):
     def _walked(self, fed: Tensor, rows: Tensor) -> Tensor:
         """Where the path of its own goes as the attack goes on to ``fed``; to ``fed`` itself where there is none."""
         change, batch = self.change, self._batch
-        if not change.moves:
+        if not self._moves:
             return fed
         if change.step_size is None:
             further = change.stretch * (fed - self._point[rows])
@@ -157,11 +161,37 @@ class Watch(nn.Module):
             step = fed - self._point[rows]
             length = self._batch.threat.distance(step, torch.zeros_like(step)).double()
             norm, unit = norm_and_unit(flatten(self._gradient[rows].double()))
-            self._lengths.append((rows[walked], length[walked], norm[walked]))
+            rate = self._length_asked(fed, rows, unit) / norm
+            self._lengths.append((rows[walked], length[walked], norm[walked], rate[walked]))
             upward = (flatten(step).double() * unit).sum(dim=1)
             self.upward.index_add_(0, rows, torch.where(walked, upward, 0.0))
         self._path[rows] = self._walked(fed, rows)
         self._point[rows], self._moved[rows], self._fresh[rows] = fed, False, False
+
+    def _length_asked(self, fed: Tensor, rows: Tensor, unit: Tensor) -> Tensor:
+        """How long the step to ``fed`` along ``unit`` was before it was put back into the ball; NaN where unknown.
+
+        Where the box cuts nothing off, ``fed - x = a (point - x + s unit)``, with a = 1 inside the ball: s by least
+        squares, unless what remains is over a tenth of the step.
+        """
+        threat, images = self._batch.threat, self._batch.images[rows]
+        near = threat.distance(fed, images) < 0.99 * threat.epsilon
+        free = (fed > 0) & (fed < 1)
+        if threat.norm == "linf":
+            free &= (fed - images).abs() < 0.99 * threat.epsilon
+            near = torch.ones_like(near)
+        before, after, way = (
+            torch.where(flatten(free), flatten(values).double(), 0.0)
+            for values in (self._point[rows] - images, fed - images, unit)
+        )
+        bb, bw, ww = ((one * other).sum(dim=1) for one, other in ((before, before), (before, way), (way, way)))
+        ab, aw = (after * before).sum(dim=1), (after * way).sum(dim=1)
+        det = bb * ww - bw.square()
+        shrunk = torch.where(near, 1.0, (ab * ww - aw * bw) / det)
+        along = torch.where(near, (aw - bw) / ww, (aw * bb - ab * bw) / det)
+        left = (after - per_sample(shrunk, after) * before - per_sample(along, after) * way).norm(dim=1)
+        known = (near | (det > 0.1 * bb * ww)) & (left < 0.1 * (after - before).norm(dim=1)) & (shrunk > 0)
+        return torch.where(known, (along / shrunk).abs(), torch.nan)
 
     @cached_property
     def _offset(self) -> Tensor:
@@ -176,6 +206,7 @@ class Watch(nn.Module):
         distance = self._batch.threat.distance(fed, self._batch.images[rows]).double()
         self.first_distance[rows] = torch.where(first, distance, self.first_distance[rows])
         self.first_point[rows] = torch.where(per_sample(first, fed), fed, self.first_point[rows])
+        self.still[rows] &= flatten(fed == self.first_point[rows]).all(dim=1)
         self.steps.index_add_(0, rows, torch.ones_like(rows))
         self.trained[rows] |= any(module.training for module in self.model.modules())
         autocast = torch.is_autocast_enabled(fed.device.type)
@@ -186,6 +217,8 @@ class Watch(nn.Module):
         change = self.change
         if change.summed:
             return gradient * len(gradient)
+        if change.weight != 1:
+            return gradient * change.weight
         labels = self._batch.labels[rows]
         if change.loss:
             slope = change.sign * _slope(change.loss, logits, labels)
@@ -207,10 +240,12 @@ class Watch(nn.Module):
 
     def _on_gradient(self, gradient: Tensor, rows: Tensor) -> Tensor | None:
         """Take in the gradient that the attack gets, made long where asked to."""
-        changed = _at_least(gradient, 1.0) if self.change.long else gradient
+        change = self.change
+        changed = _at_least(gradient, 1.0) if change.long else gradient
+        changed = norm_and_unit(flatten(gradient))[1].reshape(gradient.shape) if change.unit else changed
         self._gradient[rows], self._moved[rows] = changed.to(self._gradient), True
         self.zero_gradient[rows] |= flatten(changed == 0).all(dim=1)
-        return changed if self.change.long else None
+        return changed if change.long or change.unit else None
 
     def _keep_best(self, fed: Tensor, logits: Tensor, rows: Tensor) -> None:
         """Keep each image's first point in ball and box that fools the model."""
@@ -220,10 +255,17 @@ class Watch(nn.Module):
         self.best[rows] = torch.where(per_sample(new, fed), fed, self.best[rows])
         self.has_best[rows] |= new
 
-    def again(self) -> None:
-        """Let the attack begin anew where the path has come to."""
+    def again(self, points: Tensor) -> None:
+        """Let the attack begin anew, on a path that goes on from ``points``."""
+        self._path = points.clone()
         self._fresh.fill_(True)
+        self._moved.fill_(False)
         self._resumed = True
+
+    @property
+    def _moves(self) -> bool:
+        """Whether the model sees a path of its own."""
+        return self.change.moves or self._resumed
 
     def reached(self, examples: Tensor) -> Tensor:
         """The examples that belong to what the model saw, once the attack has returned ``examples``."""
@@ -234,21 +276,28 @@ class Watch(nn.Module):
             near = self._batch.threat.distance(back, self._batch.images)
             nearer = near < self._batch.threat.distance(examples, self._batch.images)
             return torch.where(per_sample(nearer, back), back, examples)
-        return self._path if self.change.moves else examples
+        return self._path if self._moves else examples
 
     @property
     def walk(self) -> dict[str, Tensor]:
         """Medians over the steps of each image ``(N,)``: ``length``, and ``share``, that over the gradient's norm.
 
-        NaN where it took no step.
+        ``norms`` and ``rates``, ``(N, 2)``: the gradient's norm, and the step that was asked for over it, where the
+        gradient was shortest and longest. NaN where it took no step.
         """
-        found = {name: torch.full((len(self.steps),), torch.nan, dtype=torch.float64) for name in ("length", "share")}
+        blank = torch.full((len(self.steps), 2), torch.nan, dtype=torch.float64)
+        found = {"length": blank[:, 0].clone(), "share": blank[:, 0].clone(), "norms": blank, "rates": blank.clone()}
         if self._lengths:
-            rows, lengths, norms = (torch.cat(parts).cpu() for parts in zip(*self._lengths, strict=True))
+            rows, lengths, norms, rates = (torch.cat(parts).cpu() for parts in zip(*self._lengths, strict=True))
             for row in rows.unique().tolist():
                 own = rows == row
                 found["length"][row] = lengths[own].median()
                 found["share"][row] = (lengths[own] / norms[own]).nan_to_num(0.0, posinf=0.0).median()
+                own &= rates.isfinite()
+                if bool(own.any()):
+                    ends = norms[own].argmin(), norms[own].argmax()
+                    found["norms"][row] = torch.stack([norms[own][end] for end in ends])
+                    found["rates"][row] = torch.stack([rates[own][end] for end in ends])
         return found
 
 

@@ -1,23 +1,24 @@
 """What can be read of an attack on trial, and the repairs that are worth trying: one part each."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import StepSize
 from gradscope.distributed.units import Values
-from gradscope.functional import fooled, per_sample
+from gradscope.functional import fooled, margin, per_sample
 from gradscope.judging.attacks import Attack, Batch
 from gradscope.judging.recording import KNOWN, NOTHING, Change, Watch, leaves_ball, leaves_box
 
 Part = Literal[
     "loss",
     "reduction",
+    "batch",
     "norm floor",
     "precision",
     "step size",
@@ -39,6 +40,8 @@ _SHORT = 0.5
 _MOST = 0.5
 #: How many times another the step size may be and still count as equal.
 _ALIKE = 1.5
+#: Steps fewer than which do not tell whether they are as long as the gradient.
+_FEWEST_RATES = 10
 #: Scale less 1, or shift, of points fed above which they are no images plus a perturbation.
 _APART = 0.3
 #: Calls of an attack, one after the other, at most.
@@ -51,7 +54,9 @@ class Reading:
 
     ``direction``: 1 where it goes up the gradient that it sees, -1 where down. ``ascends``: whether it climbs the
     ``loss``. ``step_size``: the longest of the images' median steps, pixel units. ``short``: share of images whose
-    steps are mostly shorter than half of that; ``floor``: the norm of the gradient below which they are. ``scale``,
+    steps are mostly shorter than half of that; ``floor``: the norm of the gradient below which they are;
+    ``proportional``: whether all steps are as long as the gradient, so that there is no floor. ``still``: whether all
+    gradients were taken at one point, which the examples are not. ``scale``,
     ``shift`` ``(C,)``: the model was shown ``scale * x + shift``. ``tight``: radius of a ball smaller than epsilon on
     whose surface most examples lie.
     """
@@ -64,6 +69,8 @@ class Reading:
     step_size: float | None
     short: float
     floor: float | None
+    proportional: bool
+    still: bool
     random_start: bool | None
     trained: bool
     low_precision: bool
@@ -89,6 +96,8 @@ class Reading:
             "low_precision": self.low_precision,
             "short_steps": self.short,
             "norm_floor": self.floor,
+            "steps_as_gradient": self.proportional,
+            "at_one_point": self.still,
             "zero_gradient": self.zero_gradient,
             "normalised_outside": self.scale is not None,
             "ball": self.tight,
@@ -100,6 +109,7 @@ class Repair:
     """One part of an attack put right: in words, by a ``change`` on its way to the model, or by ``settings`` it shows.
 
     ``of`` names a value of the run as it is that holds what the repair would fool; the attack is not run again then.
+    ``alone``: it is given one image at a time.
     """
 
     part: Part
@@ -107,6 +117,7 @@ class Repair:
     change: Change = NOTHING
     settings: Mapping[str, Any] = field(default_factory=dict)
     of: str = ""
+    alone: bool = False
 
 
 def read(found: Values, batch_size: int, threat: ThreatModel, attack: Attack) -> Reading:
@@ -124,6 +135,8 @@ def read(found: Values, batch_size: int, threat: ThreatModel, attack: Attack) ->
     tight = (
         widest if 0 < widest < 0.95 * threat.epsilon and at_the_surface > 0.5 and usual * steps > 1.2 * widest else None
     )
+    proportional = _proportional(found["norms"].flatten(), found["rates"].flatten())
+    left_behind = float((found["away"] > 0.01 * threat.epsilon).double().mean()) > _ON_IMAGES
     scale, shift = found["scale"].median(dim=0).values, found["shift"].median(dim=0).values
     apart = bool(((scale - 1).abs() > _APART).any() or (shift.abs() > _APART).any()) and bool(scale.isfinite().all())
     first = found["first_distance"][found["first_distance"].isfinite()]
@@ -135,7 +148,9 @@ def read(found: Values, batch_size: int, threat: ThreatModel, attack: Attack) ->
         reduction,
         usual if usual and float(short.double().mean()) < _MOST else None,
         float(short.double().mean()),
-        usual / float(shares.median()) if len(shares) else None,
+        usual / float(shares.median()) if len(shares) and not proportional else None,
+        proportional,
+        steps > 1 and bool(found["still"].all()) and left_behind,
         bool((first > 1e-3 * threat.epsilon).double().mean() > 0.5) if len(first) else None,
         bool(found["trained"].any()),
         bool(found["low_precision"].any()),
@@ -156,6 +171,19 @@ def follows_others(found: Values) -> bool:
     seen = found["ratio"].nan_to_num(0.0).any(dim=1)
     other = (cosine.abs().amax(dim=1) < _LIKE) & (cosine[:, KNOWN.index("cross-entropy")] < _ROUNDED)
     return bool(seen.any()) and float(other[seen].double().mean()) > 0.5
+
+
+def _proportional(norms: Tensor, rates: Tensor) -> bool:
+    """Whether steps are as many times as long as the gradient where it is long as where it is short."""
+    known = rates.isfinite() & (norms > 0)
+    norms, rates = norms[known], rates[known]
+    if len(norms) < _FEWEST_RATES:
+        return False
+    order = norms.argsort()
+    few = max(len(order) // 10, 1)
+    long, short = order[-few:], order[: len(order) // 2]
+    differ = float(norms[long].median() / norms[short].median())
+    return differ > 2 * _ALIKE and 1 / _ALIKE < float(rates[long].median() / rates[short].median()) < _ALIKE
 
 
 def _loss(found: Values, batch_size: int, direction: int) -> tuple[str | None, bool | None, str | None]:
@@ -183,7 +211,7 @@ def _loss(found: Values, batch_size: int, direction: int) -> tuple[str | None, b
     return name, sign * direction > 0, reduction
 
 
-def repairs_of(reading: Reading, attack: Attack, threat: ThreatModel, steps: int) -> list[Repair]:
+def repairs_of(reading: Reading, attack: Attack, threat: ThreatModel, steps: int, batch_size: int) -> list[Repair]:
     """The repairs that may matter to an attack that works so; ``steps`` is how many ours take."""
     sign, shown = reading.direction, attack.shown
     found = [
@@ -193,7 +221,12 @@ def repairs_of(reading: Reading, attack: Attack, threat: ThreatModel, steps: int
     ]
     if reading.scale_matters and reading.reduction == "mean":
         found.append(Repair("reduction", "with the loss summed over the batch", Change(summed=True)))
-    if reading.scale_matters:
+    if batch_size > 1:  # a mean over the batch stays one: that is the reduction
+        weight = 1 / batch_size if reading.reduction == "mean" else 1.0
+        found.append(Repair("batch", "given one image at a time", Change(weight=weight), alone=True))
+    if reading.scale_matters and reading.proportional:
+        found.append(Repair("norm floor", "with each gradient normalised", Change(unit=True)))
+    elif reading.scale_matters:
         found.append(Repair("norm floor", "with the norm floor removed", Change(long=True)))
     found.append(Repair("precision", "in float64", Change(precise=True)))
     if reading.steps and reading.tight is None and reading.scale is None:  # else the path is of another ball
@@ -221,12 +254,16 @@ def _walks(reading: Reading, shown: Mapping[str, Any], threat: ThreatModel, step
             found.append(Repair("step size", words, Change(stretch=wanted / reading.step_size)))
         else:
             found.append(Repair("step size", words, Change(step_size=wanted, sign=reading.direction)))
-    if isinstance(shown.get("steps", ("", None))[1], int):
+    if reading.still:
+        change = Change(step_size=wanted, sign=reading.direction)
+        found.append(Repair("steps", "with every gradient taken where the last step led", change))
+    elif isinstance(shown.get("steps", ("", None))[1], int):
         more = max(4 * shown["steps"][1], steps)
         found.append(Repair("steps", f"with {more} steps", settings={"steps": more}))
     else:
         calls = min(max(math.ceil(steps / reading.steps), 2), _MOST_CALLS)
-        found.append(Repair("steps", f"with {calls} times as many steps", Change(calls=calls)))
+        times = "twice" if calls == 2 else f"{calls} times"
+        found.append(Repair("steps", f"called {times}, going on from where it ended,", Change(calls=calls)))
     if reading.random_start is False:
         if shown.get("random start", ("", None))[1] is False:
             found.append(Repair("random start", "from a random start", settings={"random start": True}))
@@ -258,6 +295,8 @@ def run_as_it_is(attack: Attack, watch: Watch, batch: Batch) -> tuple[Tensor, Va
         "says": says,
         "labelled": labelled,
         "steps": watch.steps,
+        "still": watch.still,
+        "away": threat.distance(torch.where(per_sample(finite, examples), examples, images), watch.first_point),
         "upward": watch.upward,
         "first_distance": watch.first_distance,
         "trained": watch.trained,
@@ -271,13 +310,27 @@ def run_as_it_is(attack: Attack, watch: Watch, batch: Batch) -> tuple[Tensor, Va
     }
 
 
-def run_repaired(attack: Attack, watch: Watch, batch: Batch, repair: Repair) -> Iterator[Tensor]:
-    """The examples of the attack with one part repaired, of each call, which begins where the one before came to."""
+def run_repaired(attack: Attack, model: nn.Module, watch: Watch, batch: Batch, repair: Repair) -> Tensor:
+    """The examples of the attack with one part repaired.
+
+    Of several calls the point of each image that fools ``model``, else that of the lowest margin; each call goes on
+    from these, so that none undoes what one before it found.
+    """
+    best, lowest = batch.images, torch.full((len(batch.images),), torch.inf, device=batch.images.device)
     for call in range(repair.change.calls):
         if call:
-            watch.again()
+            watch.again(best)
         returned, _ = attack(watch, batch, repair.settings)
-        yield watch.reached(returned.to(batch.images)).clone()
+        points = watch.reached(returned.to(batch.images)).clone()
+        if repair.change.calls == 1:
+            return points
+        points = batch.threat.project(torch.where(points.isfinite(), points, batch.images), batch.images)
+        with torch.no_grad():
+            logits = model(points)
+        reached = torch.where(fooled(logits, batch.labels), -torch.inf, margin(logits, batch.labels).nan_to_num())
+        better = reached < lowest
+        best, lowest = torch.where(per_sample(better, points), points, best), torch.minimum(reached, lowest)
+    return best
 
 
 def _affine(images: Tensor, fed: Tensor) -> tuple[Tensor, Tensor]:
@@ -303,7 +356,7 @@ def stretched(examples: Tensor, batch: Batch) -> Tensor:
     return batch.images + (examples - batch.images) * (batch.threat.epsilon / farthest)
 
 
-def judged(model: torch.nn.Module, examples: Tensor, batch: Batch) -> Tensor:
+def judged(model: nn.Module, examples: Tensor, batch: Batch) -> Tensor:
     """Which images ``(N,)`` the model gets wrong at ``examples``, put into ball and box where they leave them."""
     with torch.no_grad():
         return fooled(model(inside(examples, batch)), batch.labels)

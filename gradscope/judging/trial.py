@@ -40,6 +40,8 @@ from gradscope.models.inspection import copied, measuring
 from gradscope.results.stats import holm, mcnemar, paired_rates_interval
 from gradscope.seeding import derive, seeded
 
+#: Images at most that the attack is given one by one.
+_ALONE = 40
 #: Ours that an attack is set beside, in every budget, and beyond `quick`.
 _OURS, _MORE = ("pgd", "pgd-log-odds", "pgd-margin", "apgd-ce", "square"), ("apgd-t",)
 
@@ -111,7 +113,8 @@ class _Trial:
         repairs = self._repairs(reading, places, found, right, wrong) if better else ()
         lowest = right & ~wrong
         for one in (*ours, *repairs):
-            lowest = lowest & one.standing if one.standing is not None else lowest
+            if one.standing is not None:
+                lowest[: len(one.standing)] &= one.standing
         made = Judgement(
             "inconclusive", (), "", self.attack.name, self.threat, self.budget_name, right, right & ~wrong, lowest,
             ours, repairs, reading,
@@ -204,13 +207,15 @@ class _Trial:
         return {**values, **fools}
 
     def _repaired(self, part: Tensor, repair: Repair) -> Values:
-        """Which images any call of the repaired attack fools; where it fails, why."""
-        batch = self._batch(part)
-        wrong, reason = torch.zeros(len(part), dtype=torch.bool, device=batch.labels.device), ""
+        """Which images the repaired attack fools; where it fails, why."""
+        wrong, reason = torch.zeros(len(part), dtype=torch.bool, device=self.work.device), ""
         try:
-            with measuring(self.model), seeded(self.work.seed, "judge", *batch.numbers.tolist()):
-                for examples in run_repaired(self.attack, self._watch(batch, repair.change), batch, repair):
-                    wrong |= judged(self.model, examples, batch)
+            for rows in torch.arange(len(part)).split(1 if repair.alone else len(part)):
+                batch = self._batch(part[rows])
+                with measuring(self.model), seeded(self.work.seed, "judge", *batch.numbers.tolist()):
+                    watch = self._watch(batch, repair.change)
+                    examples = run_repaired(self.attack, self.model, watch, batch, repair)
+                    wrong[rows.to(wrong.device)] = judged(self.model, examples, batch)
         except GradscopeError as error:
             reason = str(error)
         return {"fooled": wrong, "reason": _as_bytes(reason).expand(len(part), -1)}
@@ -225,14 +230,18 @@ class _Trial:
     ) -> tuple[Compared, ...]:
         tried: list[tuple[str, Part | None, Tensor | None]] = []
         reasons: dict[str, str] = {}
-        for repair in repairs_of(reading, self.attack, self.threat, self.budget.attacks.steps):
+        batch_size = min(self.batch_size, len(places))
+        for repair in repairs_of(reading, self.attack, self.threat, self.budget.attacks.steps, batch_size):
             if repair.of:
                 fools: Tensor | None = self._on_all(places, found[repair.of])
             else:
                 stage = f"{repair.part} {repair.change.loss}".strip()
-                values = self._over(stage, places, partial(self._repaired, repair=repair))
+                some = places[:_ALONE] if repair.alone else places
+                values = self._over(stage, some, partial(self._repaired, repair=repair))
                 failed = (values["reason"] != 0).any(dim=1)
-                fools = None if bool(failed.any()) else self._on_all(places, values["fooled"])
+                fools = None if bool(failed.any()) else self._on_all(some, values["fooled"])
+                if fools is not None and len(some) < len(places):
+                    fools = fools[: int(places[len(some)])]
                 reasons[repair.words] = _as_text(values["reason"][failed][0]) if fools is None else ""
             tried.append((repair.words, repair.part, fools))
         return tuple(replace(one, reason=reasons.get(one.name, "")) for one in self._compared(tried, right, wrong))
@@ -240,20 +249,24 @@ class _Trial:
     def _compared(
         self, tried: Sequence[tuple[str, Part | None, Tensor | None]], right: Tensor, wrong: Tensor
     ) -> tuple[Compared, ...]:
-        """Each beside the attack, which fools ``wrong`` ``(N,)``, by paired tests adjusted together."""
+        """Each beside the attack, which fools ``wrong`` ``(N,)``, by paired tests adjusted together.
+
+        On the first images alone where no more were tried.
+        """
         made = []
         for name, part, fools in tried:
             if fools is None:
                 made.append(Compared(name, part, None))
                 continue
-            only, missed = int((fools & ~wrong).sum()), int((wrong & ~fools).sum())
+            count = len(fools)
+            only, missed = int((fools & ~wrong[:count]).sum()), int((wrong[:count] & ~fools).sum())
             made.append(
                 Compared(
                     name,
                     part,
-                    right & ~fools,
-                    (only - missed) / len(wrong),
-                    paired_rates_interval(only, missed, len(wrong)),
+                    right[:count] & ~fools,
+                    (only - missed) / count,
+                    paired_rates_interval(only, missed, count),
                     mcnemar(only, missed, greater=True),
                 )
             )

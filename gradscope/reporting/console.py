@@ -10,6 +10,7 @@ from gradscope.reading import read_json
 from gradscope.results.audits import NO_PROOF, NONE_FOUND, AuditOf, Audits
 from gradscope.results.cautions import blind_attacks, cautions
 from gradscope.results.manifest import MANIFEST, read_manifest
+from gradscope.results.metrics import METRICS
 from gradscope.results.schemas import ATTACKS, AUDIT_JSON, CLAIMS, CURVE, JUDGE, SIMILARITY, STEPS, SUMMARY, TRANSFER
 from gradscope.results.stats import wilson_interval
 from gradscope.results.tables import find_table, read_table
@@ -32,17 +33,20 @@ def measured_lines(results: Path) -> str:
 
 
 def analysis_lines(results: Path) -> str:
-    """A line for each checkpoint and attack: accuracy clean and under attack, with its interval; the last cosine."""
+    """For each checkpoint and attack its accuracies and last cosine; a line for each metric that is by name only."""
     rows = read_table(results / SUMMARY.file, SUMMARY)
     steps = read_table(results / STEPS.file, STEPS)
     cosines = steps[steps["metric"] == "cosine"].groupby(["checkpoint", "attack"])["mean"].last().to_dict()
-    rows = rows[rows["metric"] == "accuracy"]
     lines = []
     for (checkpoint, attack), ours in rows.groupby(["checkpoint", "attack"], sort=False):
         clean, worst = (_one(ours, str(attack), "accuracy", f"{point}/all") for point in ("clean", "worst"))
         accuracy = f"clean {100 * clean['value']:5.1f} %  under attack {_share(worst)}"
         cosine = f"  cosine {cosines[checkpoint, attack]:.3f}" if (checkpoint, attack) in cosines else ""
         lines.append(f"{checkpoint:16} {attack:10} {accuracy}{cosine}")
+        named = ours["metric"].map(lambda metric: metric in METRICS and METRICS[metric].extra)
+        for row in ours[named & ours["subset"].isin(("clean/all", "final/all"))].to_dict("records"):
+            mean = f"{row['metric']:18} mean {row['value']:.3g} [{row['ci_low']:.3g}, {row['ci_high']:.3g}]"
+            lines.append(f"{checkpoint:16} {attack:10} {mean}  n = {row['n']}  {row['unit'].strip('-')}".rstrip())
     return "\n".join(lines)
 
 
@@ -203,7 +207,9 @@ def read_of_attack(reading: Mapping[str, Any]) -> str:
         "step size": None if step is None else f"{step:.3g}",
         "start": starts[reading["random_start"]],
     }
-    parts = [f"{reading['steps']} gradients", *(f"{name} {value}" for name, value in known.items() if value)]
+    gradients = f"{reading['steps']} gradients"
+    gradients = f"all {gradients} at one point" if reading.get("at_one_point") else gradients
+    parts = [gradients, *(f"{name} {value}" for name, value in known.items() if value)]
     unknown = [name for name, value in known.items() if not value]
     return ", ".join(parts) + (f"; not known: {', '.join(unknown)}" if unknown else "")
 

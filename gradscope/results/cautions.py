@@ -35,16 +35,24 @@ def cautions(manifest: Manifest) -> Iterator[str]:
 
 
 def blind_attacks(manifest: Manifest) -> Iterator[str]:
-    """Yield a sentence for each attack that had no gradient on several images: what a measurement itself finds."""
+    """Yield a sentence where attacks had no gradient on several images: what a measurement itself finds.
+
+    One for all attacks of which the same is to be said.
+    """
     for entry in manifest.checkpoints:
+        said: dict[str, list[str]] = {}
         for attack, seen in entry.gradients.items():
             kinds = {"NaN or infinite": seen.not_finite_gradient, "exactly 0": seen.zero_gradient}
             found = [f"{kind} on {count}" for kind, count in kinds.items() if count]
             if seen.not_finite_gradient or seen.zero_gradient >= max(1, _DEAD_SHARE * seen.images):
-                yield (
-                    f"{entry.label}: at some step of {attack} the gradient was {' and '.join(found)} of {seen.images} "
-                    "images: the attack cannot be trusted there, and accuracy under it says nothing of them"
-                )
+                said.setdefault(f"{' and '.join(found)} of {seen.images} images", []).append(attack)
+        for count, attacks in said.items():
+            subject = "the attack" if len(attacks) == 1 else "these attacks"
+            under = "it" if len(attacks) == 1 else "them"
+            yield (
+                f"{entry.label}: at some step of {', '.join(attacks)} the gradient was {count}: {subject} cannot be "
+                f"trusted there, and accuracy under {under} says nothing of them"
+            )
 
 
 def _of_labels(look: FirstLook) -> Iterator[str]:

@@ -61,6 +61,9 @@ def pgd(
     halve=False,
     noise=0.0,
     normalise=None,
+    whole=False,
+    whole_ball=False,
+    hasty=False,
 ):
     """Madry's attack: ``size`` is the step in multiples of epsilon. Each keyword can be the one mistake."""
     epsilon = RADII[norm] if epsilon is None else epsilon
@@ -84,6 +87,8 @@ def pgd(
         if keep:
             fell = (logits.argmax(dim=1) != y).view(-1, 1, 1, 1)
             best = torch.where(fell, current.detach(), best)
+        if hasty and bool((logits.argmax(dim=1) != y).any()):
+            break
         (gradient,) = torch.autograd.grad(loss(logits, y), shown)
         gradient = gradient.float()
         memory = momentum * memory + gradient / gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-30)
@@ -96,7 +101,7 @@ def pgd(
         elif norm == "linf":
             step = size * epsilon * gradient.sign()
         else:
-            step = size * epsilon * gradient / lengths(gradient).clamp(min=floor)
+            step = size * epsilon * gradient / (gradient.norm() if whole else lengths(gradient)).clamp(min=floor)
         if noise:
             step = step + noise * epsilon * torch.empty_like(x).uniform_(-1, 1)
         delta = current.detach() + step - x
@@ -107,6 +112,8 @@ def pgd(
             delta = (
                 delta.clamp(-epsilon, epsilon) if norm == "linf" else delta * (epsilon / lengths(delta)).clamp(max=1)
             )
+        if whole_ball:
+            delta = delta * (epsilon / delta.norm()).clamp(max=1)
         current = x + delta
         if box:
             current = current.clamp(0, 1)
@@ -144,6 +151,9 @@ CASES = (
     case("sum, norm floored at 1", "norm floor", norm="l2", models=SHARP, floor=1.0),
     case("mean loss, floored at 0.01", "reduction", norm="l2", models=MILD, loss=mean_cross_entropy, floor=0.01),
     case("step along the gradient itself", "norm floor", norm="l2", models=SHARP, raw=True),
+    case("normalised by the whole batch's norm", "batch", norm="l2", whole=True),
+    case("projected by the whole batch's norm", "batch", norm="l2", whole_ball=True),
+    case("stops once any image is fooled", "batch", hasty=True),
     case("half precision", "precision", models=SHARP, half=True),
     case("too small steps", "step size", size=0.01, start=False),
     case("too few steps", "steps", iterations_of=2, size=0.1, start=False),

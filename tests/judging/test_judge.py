@@ -9,7 +9,10 @@ import torch
 from torch import nn
 
 import gradscope as gs
+from gradscope.attacks.threat import ThreatModel
+from gradscope.config import Budget
 from gradscope.errors import Caution, GradscopeError
+from gradscope.judging.attacks import Batch, attack_on_trial
 from tests.judging.bugs import SHARP, mean_cross_entropy, pgd, wrong_sign
 
 BALL = {"norm": "linf", "epsilon": 0.1, "budget": "quick", "progress": False}
@@ -260,7 +263,9 @@ def test_the_table_adds_up(models, some):
     rows = found.frame()
     assert list(rows["role"].unique()) == ["clean", "attack", "ours", "repair", "all"]
     compared = rows[rows["gain"].notna()]
-    assert ((found.left - compared["left"] - compared["gain"]).abs() < 1e-9).all()
+    whole = compared[compared["n"] == 60]
+    assert ((found.left - whole["left"] - whole["gain"]).abs() < 1e-9).all()
+    assert list(compared[compared["n"] < 60]["part"]) == ["batch"]
     assert (compared["gain_low"] <= compared["gain"]).all()
     assert (compared["gain"] <= compared["gain_high"]).all()
     assert rows["left"].min() == found.bound == rows[rows["role"] == "all"]["left"].iloc[0]
@@ -337,6 +342,63 @@ def test_settings_among_a_functions_parameters_are_repaired_there(models, some):
     assert found.verdict == "the attack is blind"
     assert found.parts[0] == "step size"
     assert any("with 80 steps" in name for name in found.frame()["name"])
+
+
+@pytest.mark.parametrize(("name", "size"), [("pgd", 0.0625), ("pgd-paper", None), ("pgd-large-steps", 0.0625)])
+def test_more_steps_of_ours_are_as_long(models, some, name, size):
+    batch = Batch(*some, torch.arange(60), 10, ThreatModel("l2", 0.5), 0)
+    asked = attack_on_trial(name, Budget(steps=80, step_size=size))
+    shown = attack_on_trial(name, Budget(steps=20))
+    assert torch.equal(shown(models("SL"), batch, {"steps": 80})[0], asked(models("SL"), batch, {})[0])
+
+
+def outside_the_box(model, x, y):
+    return pgd(model, x, y, norm="l2", loss=mean_cross_entropy, floor=1e-6, box=False).clamp(0, 1)
+
+
+@pytest.mark.usefixtures("little_work")
+def test_another_call_undoes_nothing(models, some):
+    found = gs.judge(outside_the_box, models(SHARP[0]), *some, **BALL | {"norm": "l2", "epsilon": 0.5}).frame()
+    steps = found.query("part == 'steps'").iloc[0]
+    assert steps["name"] == "called twice, going on from where it ended,"
+    assert steps["gain"] >= 0
+
+
+def never_moving(model, x, y):
+    return pgd(model, x, y, norm="l2", size=1.0, at_image=True)
+
+
+@pytest.mark.usefixtures("little_work")
+def test_an_attack_that_never_moves_is_told_so(models, some):
+    ball = BALL | {"norm": "l2", "epsilon": 0.5}
+    found, other = (gs.judge(attack, models("SL"), *some, **ball) for attack in (never_moving, along_the_gradient))
+    assert "All 20 gradients were taken at one point: it never moves." in found.finding
+    assert "at one point" in found.summary()
+    names = found.frame().query("part == 'steps'")["name"].to_list()
+    assert names == ["with every gradient taken where the last step led"]
+    assert "one point" not in other.finding + other.summary()
+
+
+def along_the_gradient(model, x, y):
+    return pgd(model, x, y, norm="l2", raw=True)
+
+
+def floored(model, x, y):
+    return pgd(model, x, y, norm="l2", floor=0.1)
+
+
+def floored_mean(model, x, y):
+    return pgd(model, x, y, norm="l2", floor=1e-6, loss=mean_cross_entropy)
+
+
+@pytest.mark.usefixtures("little_work")
+@pytest.mark.parametrize(("attack", "has_floor"), [(along_the_gradient, False), (floored, True), (floored_mean, True)])
+def test_a_floor_is_told_from_steps_as_long_as_the_gradient(models, some, attack, has_floor):
+    found = gs.judge(attack, models(SHARP[0]), *some, **BALL | {"norm": "l2", "epsilon": 0.5})
+    assert found.parts[0] == "norm floor"
+    assert ("for the gradient is below the floor, about" in found.finding) is has_floor
+    assert ("with each gradient normalised the same steps leave" in found.finding) is not has_floor
+    assert ("for they are as long as the gradient" in found.finding) is not has_floor
 
 
 #: Attacks that a gate stops.

@@ -29,6 +29,8 @@ def results(tmp_path: Path) -> Path:
         row("worst/all", 1.0, 0.912, 1.0, attack="pgd-paper"),
         row("worst/all", 123456.0, -0.5, 3e-7, metric="loss", unit="nats"),
         row("around/all", 5e-4, nan, nan, metric="curvature-residual"),
+        row("clean/all", 0.25, 0.2, 0.3, metric="distance", unit="pixel units"),
+        row("clean/correct", 0.26, 0.2, 0.3, metric="distance", unit="pixel units"),
     ]
     write_table(tmp_path / SUMMARY.file, SUMMARY, rows)
     write_json(tmp_path / "manifest.json", {"checkpoints": [{"label": "sl"}]})
@@ -44,6 +46,7 @@ def test_an_analysis_is_accuracy_clean_and_under_each_attack(results: Path) -> N
     write_table(results / STEPS.file, STEPS, steps)
     assert analysis_lines(results).splitlines() == [
         "sl               pgd        clean  97.5 %  under attack   5.0 % [1.4, 16.5]  n = 40  cosine 0.500",
+        "sl               pgd        distance           mean 0.25 [0.2, 0.3]  n = 40  pixel units",
         "sl               pgd-paper  clean  40.0 %  under attack 100.0 % [91.2, 100.0]  n = 40",
     ]
 
@@ -56,6 +59,7 @@ def test_a_landscape_is_every_number_over_all_images(results: Path) -> None:
         "sl               worst accuracy                       1 [0.912, 1]  n = 40",
         "sl               worst loss                   1.235e+05 [-0.5, 3e-07]  n = 40  nats",
         "sl               around curvature-residual       0.0005  n = 40",
+        "sl               clean distance                    0.25 [0.2, 0.3]  n = 40  pixel units",
     ]
 
 
@@ -68,7 +72,7 @@ def test_what_went_wrong_in_a_landscape_follows_its_numbers(results: Path) -> No
         "custom_failure": "ValueError: no",
     }
     write_json(results / "manifest.json", {"checkpoints": [entry, {"label": "rl"}]})
-    assert landscape_lines(results).splitlines()[6:] == [
+    assert landscape_lines(results).splitlines()[7:] == [
         "sl: the attack gave no first direction for 2 images",
         "sl: batch norm's statistics stay its own, so the far end is not the other checkpoint; "
         "--batch-norm re-estimated takes them anew",

@@ -45,7 +45,7 @@ PASSED = {
     "C1": "twice the steps change little",
     "C2": "the attack had settled",
     "T1": "PGD finds the adversarial points that are known to be there",
-    "K1": "no higher temperature of the logits shows cross-entropy more",
+    "K1": "at no higher temperature of the logits does cross-entropy fool 10 points more",
     "G1": "consecutive gradients agree",
 }
 #: What they say instead where a stand-in gives the gradient, whose slopes need not be the output's.

@@ -50,9 +50,9 @@ ERRATIC = 0.1
 #: What to do about a gradient that does not show the way, by cause.
 NEXT_STEPS: dict[Cause, str] = {
     "saturation": "attack a margin or rescaled loss, or in float64",
-    "missing gradient": "replace the backward pass (BPDA), or attack by query",
-    "false gradient": "replace the backward pass",
-    "shattering": "replace the step by the identity",
+    "missing gradient": "give a stand-in for the backward pass (option backward, BPDA), or attack by query",
+    "false gradient": "give a stand-in for the backward pass (option backward, BPDA)",
+    "shattering": "let the identity stand in for the step (option backward, BPDA)",
     "bounded output": "attack what goes into the bound in place of the output, or in float64",
     "stand-in": "give another stand-in (backward), or attack by query",
     "clipped output": "attack what goes into the clip in place of the output, or let its backward pass be the identity",
@@ -110,7 +110,7 @@ def set_up(evidence: Evidence) -> Check:
     if causes == ["randomness"] and len(found) == 1:
         step = "judge the mean over many draws (draws): see S1"
     if causes == ["missing gradient"] and len(found) == 1:
-        step = "replace the backward pass (BPDA), or try examples of other models (surrogate)"
+        step = "give a stand-in for the backward pass (backward), or try examples of other models (surrogate)"
     state: State = "fired" if found else "passed"
     return Check(
         "D1",

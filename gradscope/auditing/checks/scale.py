@@ -65,9 +65,9 @@ def _lower(curve: ScaleCurve) -> str:
 
 
 def _calibrated(curve: ScaleCurve) -> str:
-    """The temperature that calibrates the model, in words; empty where none does."""
+    """The temperature that calibrates the model, in words."""
     if curve.fitted is None:
-        return ""
+        return "; no temperature calibrates it: cross-entropy has no least one on these images"
     return (
         f"; temperature {curve.fitted.temperature:.3g} calibrates it (calibration error {curve.given.error:.3f} as it "
         f"is, {curve.fitted.error:.3f} there)"
