@@ -25,7 +25,7 @@ PINNED_SHARE = 0.1
 #: Share of the outputs' range that an output may fall short of its bound and lie at it.
 AT_THE_BOUND = 1e-3
 #: Share of the outputs at their bound that are equal to another of their image where they are clipped: all of them. Of
-#: a tanh that is steep enough for float32 to round most of it to 1, up to 98 % are.
+#: a tanh that is steep enough for float32 to round most of it to 1, most are and not all.
 EQUAL_SHARE = 0.99
 #: How far from [0, 1] and from a sum of 1 probabilities may round (AutoAttack's check_range_output).
 PROBABILITY_ROUNDING = 1e-5

@@ -177,8 +177,8 @@ def _proportional(norms: Tensor, rates: Tensor) -> bool:
 def follows_others(found: Values) -> bool:
     """Whether the gradients in the logits are mostly like those of none of the losses of the labels given.
 
-    Up the cross-entropy of another label is away from the one given. Rounded where it saturates, a cross-entropy still
-    has a cosine of about 0.7 with its own.
+    Up the cross-entropy of another label is away from the one given. Rounded where it saturates, a cross-entropy is
+    less like its own, so that of that one loss a smaller cosine will do.
     """
     cosine = found["cosine"].nan_to_num(0.0)
     seen = found["ratio"].nan_to_num(0.0).any(dim=1)

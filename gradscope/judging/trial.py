@@ -60,10 +60,10 @@ def judge(
     """Run ``attack`` on the images that ``model`` gets right, set it beside ours, and repair it part by part.
 
     ``numbers`` are the images' indices in the set they were taken from, which has ``available``, 0 .. N-1 and N where
-    None. The attack gets batches of
-    ``work.batch_size``, 128 where None, and torch's random numbers are seeded for each, alike for every repair. Repairs
-    are tried where one of ours is significantly better. Raises :class:`GradscopeError` for a budget it does not know, a
-    radius of 0, a model that cannot be copied, and an attack that fails.
+    None. The attack gets batches of ``work.batch_size``, 128 where None, and torch's random numbers are seeded for
+    each, alike for every repair. Repairs are tried where one of ours is significantly better. Raises
+    :class:`GradscopeError` for a budget it does not know, a radius of 0, a model that cannot be copied, and an
+    attack that fails.
     """
     if threat.epsilon <= 0:
         raise GradscopeError(f"epsilon must be above 0 in a judgement, got {threat.epsilon:g}")

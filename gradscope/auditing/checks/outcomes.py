@@ -31,7 +31,7 @@ _RIVALS = {
 #: AutoAttack's check_square_sr: 0.2 points. The paired test asks for more on few images: honest models, too, lose some
 #: to Square alone where PGD has few steps.
 QUERY_GAIN = 0.002
-#: Gain of gradients averaged over noise.
+#: Gain of gradients averaged over noise from which on S1 fires.
 SMOOTH_GAIN = 0.02
 #: Share that survives a ball that covers the box: nobody should; the rest is a margin for a start in a far corner.
 SURVIVORS = 0.01
