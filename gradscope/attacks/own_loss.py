@@ -1,6 +1,5 @@
 """A loss of the user's own: found, tried, and checked wherever an attack takes it."""
 
-import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope.distributed.units import is_out_of_memory
 from gradscope.errors import GradscopeError
 from gradscope.models.factories import find_function
-from gradscope.models.inspection import copied, one_line
+from gradscope.models.failures import in_one_line
+from gradscope.models.inspection import copied
 
 
 @dataclass(frozen=True)
@@ -27,16 +26,8 @@ class OwnLoss:
         Raises :class:`GradscopeError` where the function fails, or returns another shape, what is cut off from the
         logits, or NaN for logits that are finite.
         """
-        try:
+        with in_one_line(f"loss must run on logits and labels, {self.name} raised"):
             found = self.function(logits, labels)
-        except (GradscopeError, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # SystemExit, too, unless SIGTERM ends this process
-            if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
-                raise
-            if isinstance(error, RuntimeError) and is_out_of_memory(error):
-                raise
-            raise GradscopeError(f"loss must run on logits and labels, {self.name} raised {one_line(error)}") from error
         wanted = (len(logits),)
         if not isinstance(found, Tensor) or tuple(found.shape) != wanted or not found.is_floating_point():
             got = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__

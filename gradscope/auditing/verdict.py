@@ -12,19 +12,18 @@ from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.budgets import budget_of
 from gradscope.auditing.checks import check
 from gradscope.auditing.checks.base import Cause, Check
-from gradscope.auditing.checks.causes import (
-    ACROSS,
+from gradscope.auditing.checks.gradients import (
     NEXT_STEPS,
     UNSEEN_SHARE,
     blind_with_floors,
-    near_chance,
-    predicts_one_class,
     slopes_of,
     standin_is_zero,
-    step_length,
     unseen,
 )
-from gradscope.auditing.evidence import Evidence, gather
+from gradscope.auditing.checks.set_up import near_chance, predicts_one_class
+from gradscope.auditing.checks.strength import ACROSS, step_length
+from gradscope.auditing.evidence import Evidence
+from gradscope.auditing.gathering import gather
 from gradscope.auditing.outputs import are_labels, depend_on_the_batch
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import PLAIN, Work

@@ -2,15 +2,11 @@
 
 import inspect
 import math
-import signal
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +17,10 @@ from gradscope.attacks.problem import Problem
 from gradscope.attacks.registry import ATTACKS
 from gradscope.attacks.threat import ThreatModel
 from gradscope.config import PGD_ATTACKS, Budget, StepSize
-from gradscope.distributed.units import is_out_of_memory
 from gradscope.errors import GradscopeError, lookup
 from gradscope.functional import fooled
 from gradscope.models.factories import find_function
-from gradscope.models.inspection import one_line
+from gradscope.models.failures import in_one_line
 from gradscope.models.references import parse_reference
 
 #: What a setting is called in attacks that show it: attributes of an object, keyword parameters of a function.
@@ -85,19 +80,8 @@ class Attack:
         """
         named = {self.shown[part][0]: value for part, value in changes.items()}
         private = Batch(**(vars(batch) | {"images": batch.images.clone(), "labels": batch.labels.clone()}))
-        try:
-            with torch.enable_grad():
-                returned = self.call(model, private, named)
-        except (GradscopeError, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # SystemExit, too, unless SIGTERM ends this process
-            if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
-                raise
-            if isinstance(error, RuntimeError) and is_out_of_memory(error):
-                raise
-            raise GradscopeError(
-                f"attack must run on the model, {self.name} raised {one_line(error)}{_where(error)}"
-            ) from error
+        with in_one_line(f"attack must run on the model, {self.name} raised"), torch.enable_grad():
+            returned = self.call(model, private, named)
         reported = None
         if isinstance(returned, tuple | list) and returned:
             reported = returned[1] if len(returned) > 1 and isinstance(returned[1], Tensor) else None
@@ -178,16 +162,6 @@ def _norm_of(kind: type, library: str, shown: Mapping[str, Any]) -> str:
         if name in kind.__name__:
             return name.lower()
     return "linf" if library == "torchattacks" and "epsilon" in shown else ""
-
-
-def _where(error: BaseException) -> str:
-    """The file and the line of the innermost code that raised it, of all but torch's, Python's own and ours."""
-    found = ""
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if package not in ("gradscope", "torch") and package not in sys.stdlib_module_names:
-            found = f" ({Path(frame.f_code.co_filename).name}:{line})"
-    return found
 
 
 def _is_of(kind: type, library: str) -> bool:

@@ -12,8 +12,8 @@ import numpy as np
 from gradscope.attacks.pgd import usual_batch_size
 from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.checks.outcomes import FEWEST, more_images
-from gradscope.auditing.evidence import stages
 from gradscope.auditing.example_images import ExampleImage, example_images
+from gradscope.auditing.gathering import stages
 from gradscope.auditing.verdict import SCHEMA, Audit, examine
 from gradscope.errors import GradscopeError
 from gradscope.measure.inputs import Entry, largest_image

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gradscope.distributed.units import is_out_of_memory
 from gradscope.errors import GradscopeError, unknown_name
 from gradscope.models.factories import find_function
+from gradscope.models.failures import in_one_line
 from gradscope.models.inspection import copied, device_of, into_evaluation, measuring, one_line
 
 #: The stand-in that passes gradients on as they are (the straight-through estimator).
@@ -35,15 +36,8 @@ class Through(nn.Module):
             values: Tensor = self.real(*map(_cut, inputs), **{key: _cut(value) for key, value in named.items()})
         if not torch.is_grad_enabled() or not any(_asks(value) for value in (*inputs, *named.values())):
             return values
-        try:
+        with in_one_line(f"backward must be functions that run on what they stand in for, that of {self.name} raised"):
             stood_in = self.standin(*inputs, **named)
-        except (GradscopeError, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # SystemExit, too
-            if isinstance(error, RuntimeError) and is_out_of_memory(error):
-                raise
-            said = f"backward must be functions that run on what they stand in for, that of {self.name} raised "
-            raise GradscopeError(f"{said}{one_line(error)}") from error
         wanted, got = _shape(values), _shape(stood_in)
         if wanted != got or not isinstance(values, Tensor):
             raise GradscopeError(f"backward must return what {self.name} returns, {wanted}, got {got}")
@@ -179,17 +173,12 @@ def _try(model: nn.Module, batch: Tensor) -> None:
     devices = [batch.device] if batch.device.type == "cuda" else []
     point = batch.clone().requires_grad_()
     slope = None
+    ran = in_one_line("backward must leave the model running, it raised")
     try:
-        with measuring(model), torch.enable_grad(), torch.random.fork_rng(devices):
+        with ran, measuring(model), torch.enable_grad(), torch.random.fork_rng(devices):
             logits = model(point)
             if logits.requires_grad:
                 (slope,) = torch.autograd.grad(logits.sum(), point, allow_unused=True)
-    except (GradscopeError, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # SystemExit, too
-        if isinstance(error, RuntimeError) and is_out_of_memory(error):
-            raise
-        raise GradscopeError(f"backward must leave the model running, it raised {one_line(error)}") from error
     finally:
         for hook in hooks:
             hook.remove()

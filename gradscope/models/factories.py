@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from gradscope.errors import GradscopeError
-from gradscope.models.inspection import one_line
+from gradscope.models.failures import in_one_line
 from gradscope.models.references import ModelRef, parse_reference, require_trust, working_directory_importable
 
 
@@ -34,15 +34,9 @@ def find_code(reference: ModelRef, argument: str) -> Callable[..., object]:
 
     Raises :class:`GradscopeError` with ``argument`` in front where it cannot be imported or called.
     """
-    with working_directory_importable():
-        try:
-            found: Any = importlib.import_module(reference.module)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # SystemExit, too
-            raise GradscopeError(
-                f"{argument}: {reference.text}: {reference.module} cannot be imported: {one_line(error)}"
-            ) from error
+    said = f"{argument}: {reference.text}: {reference.module} cannot be imported:"
+    with working_directory_importable(), in_one_line(said):
+        found: Any = importlib.import_module(reference.module)
     for part in reference.name.split("."):
         found = getattr(found, part, None)
     if not callable(found):
@@ -67,12 +61,8 @@ def find_function(
     found: Any = find_code(reference, argument)
     made: Any = partial(found, **reference.options) if reference.options else found
     if isinstance(found, type):
-        try:
+        with in_one_line(f"{argument}: {text} cannot be made:"):
             made = found(*in_front(found), *reference.arguments, **reference.options)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # SystemExit, too
-            raise GradscopeError(f"{argument}: {text} cannot be made: {one_line(error)}") from error
     elif reference.arguments:
         raise GradscopeError(f"{argument} must give arguments by name, as in f(strength=2), got {text}")
     if not callable(made):
@@ -98,12 +88,8 @@ def _taken(
 
 def built(text: str, argument: str, make: Callable[[], object]) -> nn.Module:
     """``make()``; an error, or what is no module, raises :class:`GradscopeError` with ``argument`` in front."""
-    try:
+    with in_one_line(f"{argument}: {text} cannot be built:"):
         model = make()
-    except (GradscopeError, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # SystemExit, too
-        raise GradscopeError(f"{argument}: {text} cannot be built: {one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise GradscopeError(f"{argument}: {text} must return a torch.nn.Module, got {type(model).__name__}")
     return model

@@ -1,7 +1,9 @@
-"""Errors out of a user's own model, told in one line; those of gradscope itself keep their traceback."""
+"""Errors out of a user's own code, told in one line; those of gradscope itself keep their traceback."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from traceback import walk_tb
 from types import FrameType
 from typing import Any
@@ -56,6 +58,33 @@ def explained_failures(label_of: Callable[[object], str | None], argument: str =
         if label is None or call is None or full or _is_signal(error, frames):
             raise
         raise GradscopeError(f"{argument}: {label} failed in its {call}: {one_line(error)}") from error
+
+
+@contextmanager
+def in_one_line(said: str) -> Iterator[None]:
+    """Turn whatever a user's code raises into a :class:`GradscopeError`: ``said``, the error and where it was raised.
+
+    An interrupt, the end that SIGTERM asks for, a full memory and a :class:`GradscopeError` pass through.
+    """
+    try:
+        yield
+    except (GradscopeError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # SystemExit, too
+        full = isinstance(error, RuntimeError) and is_out_of_memory(error)
+        if full or _is_signal(error, [frame for frame, _ in walk_tb(error.__traceback__)]):
+            raise
+        raise GradscopeError(f"{said} {one_line(error)}{_where(error)}") from error
+
+
+def _where(error: BaseException) -> str:
+    """The file and the line of the innermost code that raised it, of all but torch's, Python's own and ours."""
+    found = ""
+    for frame, line in walk_tb(error.__traceback__):
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package not in ("gradscope", "torch") and package not in sys.stdlib_module_names:
+            found = f" ({Path(frame.f_code.co_filename).name}:{line})"
+    return found
 
 
 def _label(frames: Sequence[FrameType], label_of: Callable[[object], str | None]) -> str | None:

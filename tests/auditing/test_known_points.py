@@ -9,8 +9,8 @@ from torch import nn
 from gradscope.attacks.pgd import settings_inside
 from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.budgets import BUDGETS
-from gradscope.auditing.checks.causes import unit_test
-from gradscope.auditing.evidence import gather
+from gradscope.auditing.checks.strength import unit_test
+from gradscope.auditing.gathering import gather
 from gradscope.auditing.known_points import (
     CLOSENESS,
     Rewired,

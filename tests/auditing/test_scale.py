@@ -12,7 +12,7 @@ from torch import nn
 from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.budgets import BUDGETS, ScaleBudget
 from gradscope.auditing.checks.scale import temperature
-from gradscope.auditing.evidence import gather
+from gradscope.auditing.gathering import gather
 from gradscope.auditing.scale import REFERENCE, Tempered, attacks_at, temperatures
 from gradscope.distributed.units import PLAIN, Work
 from gradscope.functional import calibration_error

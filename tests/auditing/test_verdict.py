@@ -10,7 +10,7 @@ from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.budgets import BUDGETS
 from gradscope.auditing.checks import CHECKS, PASSED, check
 from gradscope.auditing.checks.base import Check, adjusted
-from gradscope.auditing.evidence import gather
+from gradscope.auditing.gathering import gather
 from gradscope.auditing.outputs import flattened_by
 from gradscope.auditing.verdict import examine, judge
 from gradscope.config import Budget

@@ -197,27 +197,42 @@ def is_alive(process: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_the_processes_end_with_the_command(how: signal.Signals, tmp_path: Path) -> None:
-    """Ctrl-C, or a death that the command cannot see coming."""
+@pytest.mark.parametrize(
+    ("how", "code", "ctrl_c"),
+    [
+        (signal.SIGINT, 130, signal.SIG_DFL),
+        (signal.SIGTERM, 143, signal.SIG_IGN),
+        (signal.SIGKILL, -signal.SIGKILL, signal.SIG_IGN),
+    ],
+)
+def test_the_processes_end_with_the_command(
+    how: signal.Signals, code: int, ctrl_c: signal.Handlers, tmp_path: Path
+) -> None:
+    """Ctrl-C, the end that a queue asks for, or a death that the command cannot see coming.
+
+    What a script runs in the background ignores Ctrl-C, and so do the processes it starts.
+    """
     request = request_in(tmp_path, LONG)
     command = [sys.executable, "-m", "gradscope", "study", str(request.recipe), "--device", "cpu", "--no-figures"]
     command += ["--jobs", "2", "--out", str(request.out), "--checkpoints", str(request.checkpoints)]
-    ran = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    before = signal.signal(signal.SIGINT, ctrl_c)
+    try:
+        ran = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     with once_it_trains(tmp_path, lambda process: ran.send_signal(how)):
         _, said = ran.communicate(timeout=2 * PATIENCE)
-    assert ran.returncode == (130 if how is signal.SIGINT else -signal.SIGKILL)
-    assert ("gradscope: interrupted; whatever was written stays, and the same command continues it" in said) == (
-        how is signal.SIGINT
-    )
+    assert ran.returncode == code
+    told = "gradscope: interrupted; whatever was written stays, and the same command continues it" in said
+    assert told == (how is not signal.SIGKILL)
     assert "Traceback" not in said
     at_work = processes(tmp_path)
     assert set(at_work) == {"model-sl-s0", "model-rl-s0"}
-    deadline = time.monotonic() + (0 if how is signal.SIGINT else PATIENCE)
+    deadline = time.monotonic() + (PATIENCE if how is signal.SIGKILL else 0)
     while any(is_alive(process) for process in at_work.values()) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not [stage for stage, process in at_work.items() if is_alive(process)]
-    if how is signal.SIGINT:
+    if how is not signal.SIGKILL:
         assert {record.state for record in run(request).records.values()} == {"done"}
 
 

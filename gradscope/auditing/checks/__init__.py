@@ -3,15 +3,15 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from gradscope.auditing.checks import causes, outcomes, scale
+from gradscope.auditing.checks import gradients, outcomes, scale, set_up, strength
 from gradscope.auditing.checks.base import Check, adjusted, would_be_claimed
 from gradscope.auditing.evidence import Evidence
 
 #: A check may ask several questions, a test each; the one that speaks loudest is reported.
 CHECKS: dict[str, Callable[[Evidence], Check | list[Check]]] = {
-    "D1": causes.set_up,
-    "N1": causes.dead_gradients,
-    "N2": causes.rounding,
+    "D1": set_up.set_up,
+    "N1": gradients.dead_gradients,
+    "N2": gradients.rounding,
     "N3": outcomes.loss,
     "X1": outcomes.query,
     "X2": outcomes.transferred,
@@ -21,11 +21,11 @@ CHECKS: dict[str, Callable[[Evidence], Check | list[Check]]] = {
     "M2": outcomes.unbounded,
     "M3": outcomes.one_step,
     "S1": outcomes.shattering,
-    "C1": causes.budget,
-    "C2": causes.convergence,
-    "T1": causes.unit_test,
+    "C1": strength.budget,
+    "C2": strength.convergence,
+    "T1": strength.unit_test,
     "K1": scale.temperature,
-    "G1": causes.geometry,
+    "G1": gradients.geometry,
 }
 
 

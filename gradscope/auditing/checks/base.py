@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from gradscope.attacks.threat import ThreatModel
+from gradscope.auditing.evidence import Evidence
 from gradscope.results.schemas import FIRES_BELOW
 from gradscope.results.stats import UNDEFINED, Interval, holm
 
@@ -32,6 +33,10 @@ ALPHA = 0.05
 #: lowest that was reached, and so large a share of the clean accuracy.
 CLAIMED_ABOVE = 0.10
 CLAIMED_SHARE = 0.2
+#: Fewer images than this say nothing about a share of 1 to 5 %.
+FEWEST_PROBED = 20
+#: Fewer images that stand at the end of PGD say nothing about convergence.
+FEWEST_STANDING = 10
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,13 @@ def abstained(identifier: str, name: str, why: str, next_step: str, threshold: f
     return Check(identifier, name, "abstained", float("nan"), threshold, why, next_step)
 
 
+def no_gradient(evidence: Evidence, identifier: str, name: str, threshold: float) -> Check:
+    """A check of gradients, which nobody looked at: there is none, or no image for it."""
+    if not len(evidence.places):
+        return abstained(identifier, name, "no image is right, so no gradient was looked at", "see D1", threshold)
+    return abstained(identifier, name, "no gradient was taken", "see D1", threshold)
+
+
 def adjusted(checks: Sequence[Check]) -> list[Check]:
     """The checks with their p-values adjusted together (Holm); what is above :data:`ALPHA` then has passed."""
     tested = [place for place, check in enumerate(checks) if check.p_value is not None and check.state != "abstained"]
@@ -118,3 +130,9 @@ def adjusted(checks: Sequence[Check]) -> list[Check]:
 def numbers_at(numbers: Tensor, chosen: Tensor) -> tuple[int, ...]:
     """The images' indices in their set where ``chosen`` ``(N,)`` is True."""
     return tuple(int(number) for number in numbers[chosen])
+
+
+def known_median(values: Tensor, words: str) -> str:
+    """``words`` with the median of the ``values`` that are defined; empty where none is."""
+    known = values[~values.isnan()]
+    return words.format(float(known.median())) if len(known) else ""

@@ -10,7 +10,7 @@ from gradscope.attacks.registry import OWN
 from gradscope.attacks.threat import ThreatModel
 from gradscope.auditing.budgets import BY_LABEL
 from gradscope.auditing.checks.base import ALPHA, Cause, Check, abstained, numbers_at
-from gradscope.auditing.checks.causes import FALSE_SHARE, NEXT_STEPS, slopes_of
+from gradscope.auditing.checks.gradients import FALSE_SHARE, NEXT_STEPS, slopes_of
 from gradscope.auditing.evidence import Evidence
 from gradscope.results.stats import mcnemar, paired_rates_interval, wilson_interval
 

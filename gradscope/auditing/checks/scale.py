@@ -1,7 +1,6 @@
 """The check of the scale of the logits: one attack, the same decisions, another temperature."""
 
-from gradscope.auditing.checks.base import ALPHA, Check, abstained, numbers_at
-from gradscope.auditing.checks.causes import FEWEST_PROBED
+from gradscope.auditing.checks.base import ALPHA, FEWEST_PROBED, Check, abstained, numbers_at
 from gradscope.auditing.checks.outcomes import BENT, LOSS_GAIN, hindrance
 from gradscope.auditing.evidence import Evidence
 from gradscope.auditing.scale import ScaleCurve

@@ -126,9 +126,11 @@ class Worker:
 def _serve(jobs: "Connection[Bar | Record, Job]") -> None:
     """Run jobs until there are no more, or the owner ends.
 
-    In a process group of its own, so that Ctrl-C reaches it only through its owner, once.
+    In a process group of its own, so that Ctrl-C reaches it only through its owner, once. The owner interrupts it even
+    where it ignores Ctrl-C itself, as a command of a script does that runs in the background.
     """
     os.setpgrp()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     keep_memory()
     threading.Thread(target=_end_with_owner, daemon=True).start()
     ended = suppress(EOFError, ConnectionError, KeyboardInterrupt)
