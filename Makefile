@@ -17,9 +17,10 @@ test-cluster: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster]'
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/study/test_cluster.py
 
-# Hostile inputs and kills for SECONDS, from a new seed or SEED; what fails is kept in soak/.
+# Tests of more seeds, then hostile inputs and kills for SECONDS, from a new seed or SEED; what fails is kept in soak/.
 SECONDS ?= 600
 soak: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m slow
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 # The audit on classifiers of CIFAR-10 whose truth is known: an hour of one core; DATA names the folder or file.

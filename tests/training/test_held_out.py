@@ -68,7 +68,7 @@ def test_accuracy_under_attack_is_that_of_the_attacks_by_name(few, tmp_path, adv
 
 def test_training_is_the_same_bit_for_bit_without_attacks_on_validation_images(few, tmp_path, monkeypatch) -> None:
     """Cnn6 has dropout and batch norm, rl-adv draws actions."""
-    training = configure("selection=last", "shift=0.1", mode="rl-adv", epochs=3, architecture="cnn6")
+    training = configure("selection=last", "shift=0.1", mode="rl-adv", epochs=2, architecture="cnn6")
     attacked = train(training, few, tmp_path / "attacked.pt", CPU)
     monkeypatch.setattr(HeldOut, "_under_attack", lambda self, network, adversary: (None, None))
     alone = train(training, few, tmp_path / "alone.pt", CPU)

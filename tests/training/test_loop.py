@@ -222,12 +222,12 @@ def test_the_history_is_written_beside_the_checkpoint(tmp_path, digits):
     assert checkpoints.load(tmp_path / "c.pt").config == asked | {"precision": "32"}
 
 
-@pytest.mark.parametrize("mode", ["sl", "rl-adv"])
-def test_two_processes_give_the_loss_curve_of_one(tmp_path, mode):
+def test_two_processes_give_the_loss_curve_of_one(tmp_path):
     """Spawned from a script, as the command does; cnn2 has neither dropout nor batch norm."""
     script = tmp_path / "two.py"
     script.write_text(
-        textwrap.dedent(f"""
+        textwrap.dedent("""
+        import itertools
         from pathlib import Path
         from gradscope.config import Data
         from gradscope.data import sources
@@ -239,21 +239,22 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path, mode):
         if __name__ == "__main__":
             torch.set_num_threads(1)
             few = sources.load(Data()).train.subset(torch.arange(300))
-            training = resolve({mode!r}, Data(), 8, epochs=3, settings=["shift=0.1", "batch_size=50"])
-            for processes in (1, 2):
-                checkpoint = train(training, few, Path(f"{{processes}}.pt"), Hardware("cpu", processes))
+            for mode, processes in itertools.product(("sl", "rl-adv"), (1, 2)):
+                training = resolve(mode, Data(), 8, epochs=3, settings=["shift=0.1", "batch_size=50"])
+                checkpoint = train(training, few, Path(f"{mode}-{processes}.pt"), Hardware("cpu", processes))
                 print([(row["loss"], row["validation_loss"], row["pgd_accuracy"] or 0.0) for row in checkpoint.history])
         """)
     )
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    one, two = [
+    curves = [
         [float(number) for number in re.findall(r"\d+\.\d+(?:e-?\d+)?", line)]
         for line in done.stdout.splitlines()
         if line.startswith("[(")
     ]
-    assert len(one) == 9
-    assert two == pytest.approx(one, rel=1e-4)
+    assert [len(curve) for curve in curves] == [9] * 4
+    for one, two in (curves[:2], curves[2:]):
+        assert two == pytest.approx(one, rel=1e-4)
 
 
 def test_an_absent_device_is_named():
