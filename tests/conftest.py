@@ -1,9 +1,10 @@
 import hashlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,12 @@ from gradscope.distributed.processes import Hardware
 from gradscope.training.options import TrainOptions
 from gradscope.training.request import TrainingRequest
 from gradscope.training.runs import configure_training, run_training
+
+
+def first_of(values: Iterable[Any]) -> list[Any]:
+    """Parameters of a test: `make test` runs it with the first of ``values``, `make soak` with the others."""
+    first, *others = values
+    return [first, *(pytest.param(value, marks=pytest.mark.slow) for value in others)]
 
 
 def state_digest(model: nn.Module) -> str:

@@ -9,12 +9,14 @@ from matplotlib.axes import Axes
 
 from gradscope.figures import style
 from gradscope.figures.style import Drawing, Look, Series
+from gradscope.results.metrics import METRICS
 from gradscope.results.schemas import SAMPLES
 from gradscope.results.tables import read_csv
 
 POINTS = {"clean": "clean image", "final": "final point"}
 _COLUMNS = ("checkpoint", "mode", "attack", "index", "metric", "point", "unit", "value")
-_METRICS = ("norm", "entropy", "margin", "distance", "linear-distance")
+#: Some of the usual metrics, and all that are measured by name alone.
+_METRICS = ("norm", "entropy", "margin", *(name for name, metric in METRICS.items() if metric.extra))
 _MOST_VERTICES = 2000
 
 #: A panel's column: what its x axis says about the images, and which of them it shows (None: all).
@@ -34,7 +36,7 @@ def _drawn(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_samples(samples: pd.DataFrame) -> list[Drawing]:
-    """The figures ``distribution-METRIC`` of norm, entropy, margin and the distances.
+    """The figures ``distribution-METRIC`` of norm, entropy, margin, and whatever was measured by its name.
 
     Each is there where its metric is in ``samples``, rows of the table SAMPLES. Each line is the empirical distribution
     function of the images for which the value is defined: the share of them that is at most x. Entropy is split by

@@ -83,6 +83,7 @@ def attack_lines(results: Path) -> str:
     Then what was skipped and why, and whether saved images still fool the model.
     """
     rows = read_table(results / ATTACKS.file, ATTACKS)
+    curves = None if (found := find_table(results / CURVE.file)) is None else read_table(found, CURVE)
     lines = []
     for (checkpoint, norm, epsilon), ours in rows.groupby(["checkpoint", "norm", "epsilon"], sort=False):
         ball = f"{norm} {epsilon:.4g}"
@@ -100,6 +101,11 @@ def attack_lines(results: Path) -> str:
             lines.append(f"{checkpoint:16} {ball:12} lowest robust accuracy, an upper bound: {_share(lowest)}")
         else:
             lines.append(f"{checkpoint:16} {ball:12} no attack could be run: nothing is known of its robustness")
+        if curves is not None:
+            here = curves[(curves["checkpoint"] == checkpoint) & (curves["norm"] == norm)]
+            reached = here[here["epsilon"] <= ours["epsilon"].iloc[0]].tail(1).to_dict("records")
+            said = [f"{row['attack']:16} {_percent(row['value'])} of all stand, by the curve" for row in reached]
+            lines += [f"{checkpoint:16} {ball:12} {one}" for one in said]
     lines += list(_distance_lines(results))
     for entry in read_manifest(results / MANIFEST)[1]["checkpoints"]:
         lines += [f"{entry['label']}: {name} was skipped, it {why}" for name, why in entry["skipped"].items()]

@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from math import inf
@@ -34,10 +34,12 @@ from torch.utils.data import DataLoader
 
 import gradscope
 import gradscope.vision
+from gradscope.attacks.distances import ATTACK as DISTANCE
 from gradscope.attacks.evaluation import evaluate
 from gradscope.attacks.pgd import pgd, prepared, threat_model, usual_batch_size
 from gradscope.attacks.registry import PAPER_BATCH
 from gradscope.attacks.threat import ThreatModel
+from gradscope.auditing.budgets import BUDGETS, ScaleBudget
 from gradscope.config import PGD, Budget, Data, Grid
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.processes import Hardware
@@ -343,6 +345,24 @@ def audit(bench: Bench) -> Iterator[Ratio]:
     yield side_by_side(name, against, audited, attacked, target=5, rounds=1 if bench.quick else min(bench.rounds, 2))
 
 
+def standard(bench: Bench) -> Iterator[Ratio]:
+    """The default audit beside one without what its first speed was measured without."""
+    model, held_out = digit_classifier("cnn4", 32, 3, bench)
+    images = held_out.subset(torch.arange(bench.size(500, 40)))
+    epsilon = radius_that_leaves(0.02, model, images, bench.device)
+    whole = BUDGETS["standard"]
+    names = tuple(name for name in whole.names if name != DISTANCE)
+    least = ScaleBudget(images=1, temperatures=3, steps=1, attacks=("pgd",))
+    BUDGETS["without"] = replace(whole, names=names, by_label=False, unit_test=False, scale=least)
+
+    def audited(budget: str) -> object:
+        return gradscope.audit(model, images, budget=budget, norm="linf", epsilon=epsilon, progress=False)
+
+    name = f"audit, standard, {len(images)} images"
+    against = "without distances, attack by label, unit test and (nearly) scale"
+    yield side_by_side(name, against, partial(audited, "standard"), partial(audited, "without"), target=1.5, rounds=1)
+
+
 def judge(bench: Bench) -> Iterator[Ratio]:
     """A trial beside the attack alone: of a whole attack, and of one that is repaired, for its steps are too small."""
     import torchattacks
@@ -618,6 +638,7 @@ BENCHMARKS: dict[str, Callable[[Bench], Iterator[Ratio | Absolute]]] = {
     "two-at-once": two_at_once,
     "audit": audit,
     "judge": judge,
+    "standard": standard,
     "kept-memory": kept_memory,
     "autoattack": autoattack,
     "refusal": refusal,

@@ -19,7 +19,7 @@ from gradscope.data import sources
 from gradscope.data.image_set import Splits, stratified_sample
 from gradscope.distributed.units import Work
 from tests.calibration.attacks import accuracy, adaptive_pgd, plain_pgd
-from tests.calibration.models import CASES, Case
+from tests.calibration.models import CASES, Case, cases
 
 #: At 4/255 next to nothing stands of a network without a defence.
 EPSILON = 4 / 255
@@ -175,16 +175,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("reports/calibration"), help="where the table goes")
     parser.add_argument("--budget", default="quick", help="of the audit")
     parser.add_argument("--images", type=int, default=100, help="how many test images are attacked")
+    parser.add_argument("--shift", type=int, default=0, help="added to every seed; another table")
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="NAME", help="made again where they are there")
     given = parser.parse_args()
     splits = sources.load(Data(dataset=given.dataset, data_root=given.data_root))
-    path = given.out / f"{given.dataset}-{given.budget}.csv"
+    shifted = f"-shift-{given.shift}" if given.shift else ""
+    path = given.out / f"{given.dataset}-{given.budget}{shifted}.csv"
+    models = cases(given.shift)
     rows = [row for row in read(path) if row.model in CASES and row.model not in (given.only or ())]
     there = {row.model for row in rows}
     print(HEADER)
     for name in given.only or CASES:
         if name not in there:
-            rows.append(calibrate(name, CASES[name], splits, given.checkpoints, given.images, given.budget))
+            rows.append(calibrate(name, models[name], splits, given.checkpoints, given.images, given.budget))
             print(line(rows[-1]), flush=True)
             write(path, rows)
     print("\n".join(by_check(rows)))

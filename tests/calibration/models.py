@@ -34,7 +34,7 @@ class Case:
     def way_round(self, model: nn.Module, images: ImageSet, folder: Path) -> nn.Module:
         """What a bypass takes the gradient of: of a mask, the network behind it."""
         if self.kind == "masked":
-            return trained("SL", MASKED_SEED, images, folder)
+            return trained("SL", self.seed, images, folder)
         return bypassed(model)
 
 
@@ -42,17 +42,17 @@ def _network(name: str, seed: int) -> Callable[[ImageSet, Path], nn.Module]:
     return lambda images, folder: trained(name, seed, images, folder)
 
 
-def _scaled(factor: float) -> Callable[[ImageSet, Path], nn.Module]:
+def _scaled(factor: float, seed: int) -> Callable[[ImageSet, Path], nn.Module]:
     def make(images: ImageSet, folder: Path) -> nn.Module:
-        plain = trained("SL", SEEDS["SL"], images, folder)
+        plain = trained("SL", seed, images, folder)
         return Behind(plain, after=lambda logits: factor * logits).eval()
 
     return make
 
 
-def _masked(name: str) -> Callable[[ImageSet, Path], nn.Module]:
+def _masked(name: str, seed: int) -> Callable[[ImageSet, Path], nn.Module]:
     def make(images: ImageSet, folder: Path) -> nn.Module:
-        plain = trained("SL", MASKED_SEED, images, folder)
+        plain = trained("SL", seed, images, folder)
         assert isinstance(plain, nn.Sequential)
         if name == "votes":
             return Votes(plain, images.subset(stratified_sample(images.labels, min(_FEW, len(images)), 0))).eval()
@@ -63,17 +63,23 @@ def _masked(name: str) -> Callable[[ImageSet, Path], nn.Module]:
     return make
 
 
-#: Of the masks the noise layer is left out: a network that was trained without noise is at a guess behind it.
-CASES: dict[str, Case] = {
-    **{name: Case("honest", _network(name, seed), seed=seed) for name, seed in SEEDS.items()},
-    **{f"logits x {factor}": Case("honest", _scaled(factor), seed=SEEDS["SL"]) for factor in (2, 3)},
-    **{
-        f"{name} of logits x {_STEEPER}" if name == "30 tanh" else name: Case(
-            "masked", _masked(name), cause, seed=MASKED_SEED
-        )
-        for name, (_, cause) in MASKS.items()
-        if name != "noise layer"
-    },
-    "votes": Case("masked", _masked("votes"), "missing gradient", seed=MASKED_SEED),
-    **{name: Case("defence", _network(name, 0), defence.cause, defence) for name, defence in DEFENCES.items()},
-}
+def cases(shift: int = 0) -> dict[str, Case]:
+    """Every model by name, ``shift`` added to its seed.
+
+    Of the masks the noise layer is left out: a network that was trained without noise is at a guess behind it.
+    """
+    seeds = {name: seed + shift for name, seed in SEEDS.items()}
+    plain, masked = seeds["SL"], MASKED_SEED + shift
+    found = {name: Case("honest", _network(name, seed), seed=seed) for name, seed in seeds.items()}
+    found |= {f"logits x {factor}": Case("honest", _scaled(factor, plain), seed=plain) for factor in (2, 3)}
+    for name, (_, cause) in MASKS.items():
+        if name != "noise layer":
+            called = f"{name} of logits x {_STEEPER}" if name == "30 tanh" else name
+            found[called] = Case("masked", _masked(name, masked), cause, seed=masked)
+    found["votes"] = Case("masked", _masked("votes", masked), "missing gradient", seed=masked)
+    for name, defence in DEFENCES.items():
+        found[name] = Case("defence", _network(name, shift), defence.cause, defence, shift)
+    return found
+
+
+CASES = cases()

@@ -61,6 +61,13 @@ def test_a_thinned_distribution_keeps_exact_points_ends_and_every_large_step():
     assert at[int(np.argmax(steps))] == 0.25
 
 
+@pytest.mark.parametrize("metric", ["alignment", "snr", "restart-spread", "distance"])
+def test_what_is_measured_by_name_is_drawn(metric):
+    (drawing,) = draw(samples([0.5, 0.25, 0.75], metric=metric, point="clean", unit="-"))
+    assert drawing.name == f"distribution-{metric}"
+    assert drawn(drawing.figure.axes[0])[0].tolist() == [0.25, 0.5, 0.75]
+
+
 def test_lines_are_the_numbers_of_the_file(make_results):
     path = make_results(step_metrics=()) / "samples.csv"
     with style.paper():

@@ -1,6 +1,7 @@
 """Attacks as a request asks for them; their files counted anew."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +247,11 @@ def test_a_curve_agrees_with_the_attacks_at_their_radii(trained: list[str], tmp_
     assert isinstance(result, Attacks)
     assert result.distances.shape == (40, 2)
     assert "attacks-curve" in result.plots
-    assert console.attack_lines(out).count("median distance of all images, 0 where wrong when clean: 0.") == 2
+    said = console.attack_lines(out)
+    assert said.count("median distance of all images, 0 where wrong when clean: 0.") == 2
+    run, by_curve = re.findall(r"stand, (\S+ %) of all so far", said), re.findall(r"(\S+ %) of all stand, by the", said)
+    assert len(run) == 6
+    assert by_curve == run
 
 
 def test_without_a_curve_there_are_no_distances(trained: list[str], tmp_path: Path) -> None:

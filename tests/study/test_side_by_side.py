@@ -50,7 +50,7 @@ samples = 10
 cpus = 1
 """
 #: Trainings that take seconds, so that something can happen to them.
-LONG = '[grid]\nmodes = ["sl", "rl"]\n[training]\nepochs = 15\n[resources]\ncpus = 1\n'
+LONG = '[grid]\nmodes = ["sl", "rl"]\n[training]\nepochs = 10\n[resources]\ncpus = 1\n'
 PATIENCE = 60.0
 
 

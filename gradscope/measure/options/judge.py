@@ -11,6 +11,9 @@ from gradscope.measure.options.adaptive import Adaptive, name_of
 from gradscope.measure.options.common import InBall, Sampled
 from gradscope.options import ATTACK, IMAGES, RUNNING, option
 
+#: How many steps ours take, by budget, in words.
+_BUDGETS = ", ".join(f"{name} with {one.attacks.steps} steps" for name, one in BUDGETS.items())
+
 
 class JudgeOptions(Adaptive, InBall, Sampled):
     """``gradscope judge``, :func:`gradscope.judge`."""
@@ -28,7 +31,7 @@ class JudgeOptions(Adaptive, InBall, Sampled):
     )
     budget: str = option(
         "standard",
-        "sets our attacks and their steps: quick, standard, or full, as of `gradscope audit`",
+        f"our attacks, as of `gradscope audit`: {_BUDGETS}; beside the attack itself, again for each part repaired",
         ATTACK,
         names="gradscope.auditing.budgets:BUDGETS",
     )
