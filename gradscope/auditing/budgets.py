@@ -51,6 +51,7 @@ class AuditBudget:
     along ``directions`` random directions, and every fourth of those its curvature; a random output is averaged over
     ``draws`` passes. ``scale`` says what is tried at other temperatures of the logits. ``by_label``: an attack that
     sees labels alone is among ``names`` once the norm is known. ``unit_test``: the attacks are tested themselves.
+    ``distance_targets``: how many classes the search for distances aims at, a walk each.
     """
 
     meaning: str
@@ -63,6 +64,12 @@ class AuditBudget:
     scale: ScaleBudget
     by_label: bool = False
     unit_test: bool = False
+    distance_targets: int = 9
+
+    @property
+    def for_distances(self) -> Budget:
+        """What the search for distances may spend."""
+        return self.attacks.model_copy(update={"targets": self.distance_targets})
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -93,6 +100,7 @@ BUDGETS: dict[str, AuditBudget] = {
         scale=ScaleBudget(64, 13, 20, ("pgd", "pgd-paper")),
         by_label=True,
         unit_test=True,
+        distance_targets=2,
     ),
     "full": AuditBudget(
         "every attack at the usual size of the published ones",

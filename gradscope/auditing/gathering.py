@@ -94,7 +94,7 @@ class _Gathering:
 
     def distances(self) -> Distances:
         """How far each image's nearest fooling point is, whatever the radius."""
-        given = (self.model, self.image_set, self.threat.norm, self.budget.attacks)
+        given = (self.model, self.image_set, self.threat.norm, self.budget.for_distances)
         return measure_distances(*given, numbers=self.numbers, work=self.work.prefixed("distances"))
 
     def then(self, first: Outcome, names: Sequence[str]) -> Outcome:

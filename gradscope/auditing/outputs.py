@@ -55,9 +55,7 @@ def look_at_outputs(model: nn.Module, images: Tensor, labels: Tensor, numbers: T
         "alone": alone,
         "logits": first.cpu(),
         "predicted": first.argmax(dim=1).cpu(),
-        "lowest": first.amin(dim=1).cpu(),
-        "highest": first.amax(dim=1).cpu(),
-        "sum": first.sum(dim=1).cpu(),
+        **range_of(first),
         "outside": ((images < 0) | (images > 1)).flatten(1).any(dim=1).cpu(),
     }
 
@@ -79,6 +77,15 @@ def are_random(outputs: Values) -> bool:
 def depend_on_the_batch(outputs: Values) -> bool:
     """Whether an image's output depends on those beside it; not known of random outputs."""
     return not are_random(outputs) and float(outputs["alone"].nan_to_num(0.0).max()) > SAME_LOGITS
+
+
+def range_of(logits: Tensor) -> Values:
+    """``lowest``, ``highest`` and ``sum`` ``(N,)`` of outputs ``(N, K)``."""
+    return {
+        "lowest": logits.amin(dim=1).cpu(),
+        "highest": logits.amax(dim=1).cpu(),
+        "sum": logits.sum(dim=1).cpu(),
+    }
 
 
 def are_probabilities(outputs: Values) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from gradscope.attacks.own_loss import OwnLoss, own_loss
+from gradscope.auditing.outputs import are_probabilities, range_of
 from gradscope.config import Data
 from gradscope.data import sources
 from gradscope.data.image_set import ImageSet, Splits
@@ -22,10 +23,10 @@ from gradscope.measure.options.adaptive import Adaptive, AdaptiveLoss, name_of
 from gradscope.models.adaptive import Averaged, with_backward
 from gradscope.models.checkpoint import Checkpoint
 from gradscope.models.failures import explained_failures
-from gradscope.models.inspection import LogitsCheck, check_differentiable, grey
+from gradscope.models.inspection import LogitsCheck, check_differentiable, grey, measuring
 from gradscope.models.loading import Foreign, LoadedModel, ModelSource, load_model, read_references
 from gradscope.models.references import ModelRef
-from gradscope.seeding import generator
+from gradscope.seeding import generator, seeded
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class Inputs:
         if options.standins:
             model = with_backward(model, options.standins, batch, trust_code=self.foreign.trust_code)
         if options.draws:
-            model = Averaged(model, options.draws)
+            model = _averaged(model, options.draws, batch)
         self._models[subject.label, id(model)] = model
         return replace(subject, model=model)
 
@@ -184,6 +185,14 @@ class Inputs:
                 f"{argument} must be 1 to {available}, as many test images as {test.name} has, got {count}"
             )
         return take(test, order(test, options.seed)[:count].sort().values)
+
+
+def _averaged(model: nn.Module, draws: int, batch: torch.Tensor) -> Averaged:
+    with measuring(model), torch.no_grad(), seeded(0, "draws"):
+        drawn = model(batch)
+    if are_probabilities(range_of(drawn)):
+        raise GradscopeError("draws must be of a model that returns logits, got probabilities; return their logarithm")
+    return Averaged(model, draws)
 
 
 def take(test: ImageSet, numbers: torch.Tensor) -> Chosen:

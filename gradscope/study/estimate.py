@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 
+from gradscope.attacks.distances import ATTACK as DISTANCE
 from gradscope.auditing.budgets import BUDGETS
 from gradscope.auditing.known_points import MOST_INNER, RANDOM_POINTS
 from gradscope.config import PGD, Budget, Training
@@ -179,7 +180,8 @@ def _passes_of_a_draw(options: Options, images: ImageFacts, models: int) -> Pass
         probed += Passes(MOST_INNER + RANDOM_POINTS, 2 * budget.attacks.steps) * budget.probed
     scaled = Passes(gradient=budget.scale.steps * budget.scale.runs) * min(count, budget.scale.images)
     # The checks of radius, unbounded ball and budget attack again.
-    attacks = _sum(_attack(name, budget.attacks) for name in budget.names)
+    spent = {name: budget.for_distances if name == DISTANCE else budget.attacks for name in budget.names}
+    attacks = _sum(_attack(name, given) for name, given in spent.items())
     return (attacks + Passes(gradient=6 * budget.attacks.steps)) * count + probed + scaled
 
 
@@ -215,6 +217,7 @@ def _attack(name: str, budget: Budget) -> Passes:
         "apgd-t": budget.targets,
         "fab-t": 2 * budget.targets,
         "fab": 9,
+        DISTANCE: 1 + budget.targets,
         "pgd-float64": 2,
     }
     return Passes(gradient=budget.steps * times.get(name, 1))

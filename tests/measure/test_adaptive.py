@@ -92,6 +92,12 @@ def test_an_attack_goes_through_the_mean_of_the_draws_and_says_so(tmp_path: Path
     assert "the mean of 8 draws" in gs.report(out).read_text()
 
 
+def test_probabilities_are_not_averaged_as_if_they_were_logits() -> None:
+    model = nn.Sequential(purified(), nn.Softmax(dim=1)).eval()
+    with pytest.raises(GradscopeError, match=r"^draws must be of a model that returns logits, got probabilities"):
+        gs.audit(model, X, Y, budget="quick", draws=4, **BALL)
+
+
 def test_a_model_that_is_not_random_needs_no_draws() -> None:
     with pytest.warns(UserWarning, match="not random: the mean of 3 draws is one pass 3 times over"):
         gs.attack({"fixed": Factor().eval()}, X, Y, attacks="pgd", steps=2, draws=3, **BALL)

@@ -89,6 +89,7 @@ class AuditOptions(AdaptiveLoss, InBall, Sampled):
             "audit_budget": self.budget,
             "budget": budget.attacks.model_dump(),
             "probed": {"images": budget.probed, "directions": budget.directions, "draws": budget.draws},
+            "distance_targets": budget.distance_targets,
             "attacks": {name: {"meaning": ATTACKS[name].meaning} for name in budget.names},
             **self.adapted(),
         }
