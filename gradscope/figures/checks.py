@@ -28,6 +28,8 @@ ACCUSES = Face("✗", "#A63C00", "white")
 FIRED = Face("!", "#F6C85F", "black")
 PASSED = Face("✓", "#E3F0F9", "black")
 ABSTAINED = Face("\N{EN DASH}", "white", "black", "//////")
+#: Where a check has passed since its value lies beyond the threshold by chance.
+_BY_CHANCE = "\N{ALMOST EQUAL TO}"
 #: Each state of a check, in words.
 STATES: dict[str, Face] = {"accuses": ACCUSES, "fired": FIRED, "passed": PASSED, "abstained": ABSTAINED}
 VERDICTS: dict[str, Face] = {
@@ -128,7 +130,8 @@ def _draw_cell(axes: Axes, corner: tuple[float, float], size: tuple[float, float
     if state == "abstained":
         write(axes, x, y, f"{face.symbol} abstained", _SMALL, **_ink(face))
         return
-    value, threshold = f"{face.symbol} {_number(made['value'])}", _threshold(made)
+    symbol = _BY_CHANCE if _is_by_chance(made) else face.symbol
+    value, threshold = f"{symbol} {_number(made['value'])}", _threshold(made)
     weight = "bold" if state == "accuses" else "normal"
     if width >= _WIDE:
         write(axes, left + 0.46 * width, y, value, _TEXT, weight=weight, ha="right", **_ink(face))
@@ -138,12 +141,17 @@ def _draw_cell(axes: Axes, corner: tuple[float, float], size: tuple[float, float
         write(axes, x, y + 0.075, threshold, _SMALL, **_ink(face))
 
 
+def _is_by_chance(made: Mapping[Any, Any]) -> bool:
+    """Whether the check has passed although its value lies where it fires."""
+    value, threshold = made["value"], made["threshold"]
+    beyond = value < threshold if made["check"] in FIRES_BELOW else value > threshold
+    return bool(beyond) and made["state"] == "passed"
+
+
 def _threshold(made: Mapping[Any, Any]) -> str:
     """The threshold with the side on which the check fires; "n.s." where the value lies there and it has passed."""
-    below = made["check"] in FIRES_BELOW
-    beyond = made["value"] < made["threshold"] if below else made["value"] > made["threshold"]
-    kept = ", n.s." if beyond and made["state"] == "passed" else ""
-    return f"{'<' if below else '>'} {_number(made['threshold'])}{kept}"
+    side = "<" if made["check"] in FIRES_BELOW else ">"
+    return f"{side} {_number(made['threshold'])}{', n.s.' if _is_by_chance(made) else ''}"
 
 
 def _number(value: float) -> str:
@@ -175,8 +183,8 @@ def _caption(audits: Sequence[AuditOf]) -> str:
             "better (N1: no loss has a gradient on most of what stands): alone enough for the verdict",
             f"{FIRED.symbol} fired on what can blind an attack or on too little work, which does not accuse by itself",
             f"{PASSED.symbol} passed; {ABSTAINED.symbol} abstained: it could not be made",
-            "n.s.: beyond the threshold, but the paired test (McNemar, exact, at 0.05, adjusted for their number "
-            "as Holm does) or the 95 % Wilson interval leaves that to chance",
+            f"{_BY_CHANCE} and n.s.: passed beyond the threshold, for the paired test (McNemar, exact, at 0.05, "
+            "adjusted for their number as Holm does) or the 95 % Wilson interval leaves that to chance",
             _LETTERS,
             *warnings(audits),
         ]

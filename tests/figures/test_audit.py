@@ -186,7 +186,7 @@ def test_a_cell_shows_state_value_and_threshold():
         "D1": ("passed", "✓ 0 fires > 0"),
         "N1": ("fired", "! 0.25 fires > 0.01"),
         "N3": ("accuses", "✗ 0.318 fires > 0.1"),
-        "X1": ("passed", "✓ 0.0125 fires > 0.002, n.s."),
+        "X1": ("passed", "≈ 0.0125 fires > 0.002, n.s."),
         "X2": ("abstained", "\N{EN DASH} abstained"),
         "G1": ("passed", "✓ 0.981 fires < 0.1"),
     }
