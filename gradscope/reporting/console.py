@@ -98,13 +98,14 @@ def attack_lines(results: Path) -> str:
             lines.append(f"{checkpoint:16} {ball:12} {name:16} {left}, {_percent(standing['value'])} of all so far")
         if names:
             lowest = _one(ours, names[-1], "robust-accuracy", "all")
-            lines.append(f"{checkpoint:16} {ball:12} lowest robust accuracy, an upper bound: {_share(lowest)}")
+            whose = "" if curves is None else " of these attacks"
+            lines.append(f"{checkpoint:16} {ball:12} lowest robust accuracy{whose}, an upper bound: {_share(lowest)}")
         else:
             lines.append(f"{checkpoint:16} {ball:12} no attack could be run: nothing is known of its robustness")
         if curves is not None:
             here = curves[(curves["checkpoint"] == checkpoint) & (curves["norm"] == norm)]
             reached = here[here["epsilon"] <= ours["epsilon"].iloc[0]].tail(1).to_dict("records")
-            said = [f"{row['attack']:16} {_percent(row['value'])} of all stand, by the curve" for row in reached]
+            said = [f"{row['attack']:16} {_percent(row['value'])} of all stand, by the curve alone" for row in reached]
             lines += [f"{checkpoint:16} {ball:12} {one}" for one in said]
     lines += list(_distance_lines(results))
     for entry in read_manifest(results / MANIFEST)[1]["checkpoints"]:
