@@ -26,7 +26,7 @@ class OwnLoss:
         Raises :class:`GradscopeError` where the function fails, or returns another shape, what is cut off from the
         logits, or NaN for logits that are finite.
         """
-        with in_one_line(f"loss must run on logits and labels, {self.name} raised"):
+        with in_one_line(f"loss must run on logits and labels, {self.name} raised", halved=True):
             found = self.function(logits, labels)
         wanted = (len(logits),)
         if not isinstance(found, Tensor) or tuple(found.shape) != wanted or not found.is_floating_point():

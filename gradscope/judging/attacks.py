@@ -80,7 +80,7 @@ class Attack:
         """
         named = {self.shown[part][0]: value for part, value in changes.items()}
         private = Batch(**(vars(batch) | {"images": batch.images.clone(), "labels": batch.labels.clone()}))
-        with in_one_line(f"attack must run on the model, {self.name} raised"), torch.enable_grad():
+        with in_one_line(f"attack must run on the model, {self.name} raised", halved=True), torch.enable_grad():
             returned = self.call(model, private, named)
         reported = None
         if isinstance(returned, tuple | list) and returned:

@@ -36,7 +36,8 @@ class Through(nn.Module):
             values: Tensor = self.real(*map(_cut, inputs), **{key: _cut(value) for key, value in named.items()})
         if not torch.is_grad_enabled() or not any(_asks(value) for value in (*inputs, *named.values())):
             return values
-        with in_one_line(f"backward must be functions that run on what they stand in for, that of {self.name} raised"):
+        said = f"backward must be functions that run on what they stand in for, that of {self.name} raised"
+        with in_one_line(said, halved=True):
             stood_in = self.standin(*inputs, **named)
         wanted, got = _shape(values), _shape(stood_in)
         if wanted != got or not isinstance(values, Tensor):
@@ -173,7 +174,7 @@ def _try(model: nn.Module, batch: Tensor) -> None:
     devices = [batch.device] if batch.device.type == "cuda" else []
     point = batch.clone().requires_grad_()
     slope = None
-    ran = in_one_line("backward must leave the model running, it raised")
+    ran = in_one_line("backward must leave the model running, it raised", halved=True)
     try:
         with ran, measuring(model), torch.enable_grad(), torch.random.fork_rng(devices):
             logits = model(point)

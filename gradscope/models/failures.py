@@ -61,10 +61,11 @@ def explained_failures(label_of: Callable[[object], str | None], argument: str =
 
 
 @contextmanager
-def in_one_line(said: str) -> Iterator[None]:
+def in_one_line(said: str, *, halved: bool = False) -> Iterator[None]:
     """Turn whatever a user's code raises into a :class:`GradscopeError`: ``said``, the error and where it was raised.
 
-    An interrupt, the end that SIGTERM asks for, a full memory and a :class:`GradscopeError` pass through.
+    An interrupt, the end that SIGTERM asks for and a :class:`GradscopeError` pass through, and a full memory where the
+    work is then ``halved``.
     """
     try:
         yield
@@ -72,7 +73,7 @@ def in_one_line(said: str) -> Iterator[None]:
         raise
     except BaseException as error:  # SystemExit, too
         full = isinstance(error, RuntimeError) and is_out_of_memory(error)
-        if full or _is_signal(error, [frame for frame, _ in walk_tb(error.__traceback__)]):
+        if (full and halved) or _is_signal(error, [frame for frame, _ in walk_tb(error.__traceback__)]):
             raise
         raise GradscopeError(f"{said} {one_line(error)}{_where(error)}") from error
 
