@@ -86,8 +86,8 @@ def test_steps_of_foolbox_are_repaired_by_its_own_setting(judged):
 
 @pytest.mark.parametrize("name", first_of(["SL", "SL-adv"]))
 def test_our_own_attack_is_sound(judged, name):
-    assert judged("apgd-ce", name, "linf").verdict in SOUND
-    assert judged("pgd-margin", name, "l2").verdict in SOUND
+    assert judged("apgd-ce", name, "linf", 30).verdict in SOUND
+    assert judged("pgd-margin", name, "l2", 30).verdict in SOUND
 
 
 def test_the_papers_pgd_is_blind_by_its_floor(judged):
