@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SECONDS = 10
+SECONDS = 15
 
 
 def test_no_hostile_input_and_no_kill_breaks_a_command(tmp_path: Path) -> None:
@@ -16,6 +16,7 @@ def test_no_hostile_input_and_no_kill_breaks_a_command(tmp_path: Path) -> None:
     print(ended.stdout)
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
     tried, _, _, failed, opened = re.findall(r"^all +(\d+) +(\d+) +(\d+) +(\d+) +(\d+)%", ended.stdout, re.MULTILINE)[0]
-    assert int(tried) > 3
+    (kills,) = re.findall(r"^all +(\d+) +\d+ +\d+ +[\d.]+$", ended.stdout, re.MULTILINE)
+    assert int(tried) + int(kills) > 1
     assert int(failed) == 0
     assert int(opened) > 33 or int(tried) < 50  # of a few, fewer may open by chance
