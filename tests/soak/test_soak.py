@@ -15,8 +15,9 @@ def test_no_hostile_input_and_no_kill_breaks_a_command(tmp_path: Path) -> None:
     ended = subprocess.run([*command, tmp_path], cwd=root, env=alone, capture_output=True, text=True, check=False)
     print(ended.stdout)
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
-    tried, _, _, failed, opened = re.findall(r"^all +(\d+) +(\d+) +(\d+) +(\d+) +(\d+)%", ended.stdout, re.MULTILINE)[0]
+    row = r"^all +(\d+) +\d+ +\d+ +(\d+) +(\d+%|-)"
+    ((tried, failed, opened),) = re.findall(row, ended.stdout, re.MULTILINE)
     (kills,) = re.findall(r"^all +(\d+) +\d+ +\d+ +[\d.]+$", ended.stdout, re.MULTILINE)
     assert int(tried) + int(kills) > 1
     assert int(failed) == 0
-    assert int(opened) > 33 or int(tried) < 50  # of a few, fewer may open by chance
+    assert int(tried) < 50 or int(opened.removesuffix("%")) > 33  # of a few, fewer may open by chance
