@@ -17,7 +17,8 @@ test-cluster: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster]'
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/study/test_cluster.py
 
-# Tests of more seeds and models, then hostile inputs and kills for SECONDS, from a new seed or SEED; what fails is kept in soak/.
+# Tests of more seeds and models, then hostile inputs and kills for SECONDS, from a new seed or SEED; what fails is kept
+# in soak/.
 SECONDS ?= 600
 soak: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m slow

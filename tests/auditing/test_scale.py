@@ -218,3 +218,11 @@ def test_a_budget_runs_the_reference_at_the_ends_and_as_given():
 def test_a_tempered_model_is_a_module_around_the_model():
     inner = nn.Flatten()
     assert Tempered(inner, 2.0)(torch.ones(1, 1, 1, 2)).tolist() == [[0.5, 0.5]]
+
+
+def test_as_many_images_are_taken_as_hold_twenty_that_are_right(zoo, images):
+    budget = replace(BUDGETS["quick"], names=("pgd",), scale=ScaleBudget(5, 3, 2, ("pgd",)))
+    everyone = torch.arange(len(images))
+    right = gather(zoo(0).honest["SL"], images, everyone, THREAT, budget, examples=(), work=Work()).scale.right
+    assert int(right.sum()) == 20
+    assert right[-1]
