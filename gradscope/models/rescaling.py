@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+import scipy
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from gradscope.data.image_set import ImageSet
@@ -71,7 +71,7 @@ def best_factor(logits: Tensor, labels: Tensor) -> float | None:
     def loss(exponent: float) -> float:
         return float(cross_entropy(logits * 10**exponent, labels).mean())
 
-    found = minimize_scalar(loss, bounds=_EXPONENTS, method="bounded", options={"xatol": 1e-6})
+    found = scipy.optimize.minimize_scalar(loss, bounds=_EXPONENTS, method="bounded", options={"xatol": 1e-6})
     wrong = int((logits.argmax(dim=1) != labels).sum())
     if wrong == 0 or min(abs(found.x - end) for end in _EXPONENTS) < 0.01:
         return None

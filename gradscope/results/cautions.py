@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from scipy import stats
+import scipy
 
 from gradscope.results.manifest import FirstLook, Manifest
 from gradscope.results.stats import wilson_interval
@@ -114,7 +114,7 @@ def at_chance(right: int, images: int, classes: int) -> str | None:
     chance, right = 1 / classes, min(right, images)
     if chance**images > _SIGNIFICANT or wilson_interval(right, images).high > (1 + chance) / 2:
         return None
-    p_value = float(stats.binomtest(right, images, chance, alternative="greater").pvalue)
+    p_value = float(scipy.stats.binomtest(right, images, chance, alternative="greater").pvalue)
     if p_value < _SIGNIFICANT:
         return None
     return (

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import optimize, stats
 
 CONFIDENCE = 0.95
 
@@ -42,7 +42,7 @@ def mean_interval(mean: float, std: float, n: int) -> Interval:
     """Student t interval of a mean from the sample standard deviation ``std`` of ``n`` values."""
     if n < 2:
         return UNDEFINED
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n)
+    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n)
     return Interval(mean - half, mean + half)
 
 
@@ -50,7 +50,7 @@ def wilson_interval(successes: int, n: int) -> Interval:
     """Wilson score interval of a rate (Wilson 1927)."""
     if n == 0:
         return UNDEFINED
-    interval = stats.binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
+    interval = scipy.stats.binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
     return Interval(float(interval.low), float(interval.high))
 
 
@@ -73,7 +73,7 @@ def jackknife_interval(value: float, leave_one_out: Sequence[float]) -> Interval
         return UNDEFINED
     deviations = np.asarray(leave_one_out) - np.mean(leave_one_out)
     error = math.sqrt((groups - 1) / groups * float(np.sum(deviations**2)))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, groups - 1)) * error
+    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, groups - 1)) * error
     return Interval(value - half, value + half)
 
 
@@ -87,7 +87,7 @@ def mcnemar(only_first: int, only_second: int, *, greater: bool = False) -> floa
     differing = only_first + only_second
     if not differing:
         return 1.0
-    found = stats.binomtest(only_first, differing, 0.5, alternative="greater" if greater else "two-sided")
+    found = scipy.stats.binomtest(only_first, differing, 0.5, alternative="greater" if greater else "two-sided")
     return float(found.pvalue)
 
 
@@ -114,7 +114,7 @@ def paired_rates_interval(only_first: int, only_second: int, n: int) -> Interval
     if n == 0:
         return UNDEFINED
     difference = (only_first - only_second) / n
-    quantile = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    quantile = float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2))
 
     def end(side: float) -> float:
         def distance(assumed: float) -> float:
@@ -124,7 +124,7 @@ def paired_rates_interval(only_first: int, only_second: int, n: int) -> Interval
         if side * distance(side) >= 0:
             return side
         inside = difference + side * 1e-12  # at 0 and 1 the score has no error, and so no sign
-        return float(optimize.brentq(distance, inside, side))
+        return float(scipy.optimize.brentq(distance, inside, side))
 
     return Interval(end(-1.0), end(1.0))
 
@@ -134,7 +134,7 @@ def paired_rates_score(only_first: int, only_second: int, n: int, assumed: float
     distance, error = _score_parts(only_first, only_second, n, assumed)
     if error == 0:
         return 1.0 if distance == 0 else 0.0
-    return float(2 * stats.norm.sf(abs(distance) / error))
+    return float(2 * scipy.stats.norm.sf(abs(distance) / error))
 
 
 def _score_parts(only_first: int, only_second: int, n: int, assumed: float) -> tuple[float, float]:
@@ -164,7 +164,7 @@ def mean_test(mean: float, std: float, n: int, assumed: float = 0.0) -> float:
         return math.nan
     if std == 0:
         return 1.0 if mean == assumed else 0.0
-    return float(2 * stats.t.sf(abs(mean - assumed) / (std / math.sqrt(n)), n - 1))
+    return float(2 * scipy.stats.t.sf(abs(mean - assumed) / (std / math.sqrt(n)), n - 1))
 
 
 def mantel(
@@ -182,7 +182,7 @@ def mantel(
         apart = ~np.eye(len(pair[0]), dtype=bool)
         one, other = (np.zeros(apart.shape) for _ in pair)
         for into, matrix in zip((one, other), pair, strict=True):
-            ranks = stats.rankdata(matrix[apart])
+            ranks = scipy.stats.rankdata(matrix[apart])
             with np.errstate(invalid="ignore"):
                 into[apart] = (ranks - ranks.mean()) / np.linalg.norm(ranks - ranks.mean())
         found.append(float((one * other)[apart].sum()))
@@ -199,8 +199,8 @@ def median_interval(values: Sequence[float]) -> Interval:
     with fewer than six values.
     """
     n = len(values)
-    k = int(stats.binom.ppf((1 - CONFIDENCE) / 2, n, 0.5)) if n else 0
-    k += int(stats.binom.cdf(k, n, 0.5) <= (1 - CONFIDENCE) / 2)
+    k = int(scipy.stats.binom.ppf((1 - CONFIDENCE) / 2, n, 0.5)) if n else 0
+    k += int(scipy.stats.binom.cdf(k, n, 0.5) <= (1 - CONFIDENCE) / 2)
     if k == 0:
         return UNDEFINED
     ordered = np.sort(np.asarray(values, dtype=float))

@@ -320,13 +320,9 @@ def test_the_command_starts_the_processes_itself(
     place: Path, commands: dict[str, Arguments], alone: dict[str, Path], run: Run
 ) -> None:
     out = place / "two" / "spawned"
-    calls = [
-        (*commands["one batch"], "--devices", 2, "--out", out),
-        (*REFUSED, *FOREIGN, "--devices", 2, "--out", place / "two" / "disliked"),
-    ]
-    done = in_two_processes(place, calls=calls)
-    assert ended(place, "spawning") == [0, 2], done.stderr
-    assert done.stderr == "gradscope: CKPT: the second process does not like it\n"
+    done = in_two_processes(place, calls=[(*commands["one batch"], "--devices", 2, "--out", out)])
+    assert ended(place, "spawning") == [0], done.stderr
+    assert done.stderr == ""
     assert done.stdout.splitlines()[-1] == str(out)
     assert contents(out) == contents(alone["one batch"])
     assert (out / "figures").is_dir()
@@ -334,7 +330,16 @@ def test_the_command_starts_the_processes_itself(
 
 def test_fabric_run_starts_the_processes_too(tmp_path: Path) -> None:
     start = [Path(sys.executable).with_name("fabric"), "run", "--accelerator", "cpu", "--devices", "2"]
-    command = [Path(gradscope.__file__).parent / "__main__.py", "train", "--mode", "sl", "--epochs", "1"]
+    command = [
+        Path(gradscope.__file__).parent / "__main__.py",
+        "train",
+        "--mode",
+        "sl",
+        "--epochs",
+        "1",
+        "--train-samples",
+        "200",
+    ]
     out = tmp_path / "sl.pt"
     done = subprocess.run(
         [*start, *command, "--device", "cpu", "--out", out],

@@ -495,7 +495,7 @@ def test_infinite_and_undefined_points_are_counted():
     assert "values from 0 to 13, undefined at 7 points, grey, infinite at 7 points, in the last colour" in caption
 
 
-@pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 2), (4, 4), (5, 3), (6, 3), (7, 4)])
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (4, 4), (5, 3), (7, 4)])
 def test_panels_wrap_into_rows_of_at_most_four(count, columns):
     checkpoints = [(f"net-{number}", "sl") for number in range(count)]
     for name, stacked in (("landscape-median", 1), ("landscape-image-10", 2)):
@@ -510,7 +510,7 @@ def overlap(one, other, room=1.0):
     return min(one.x1, other.x1) - max(one.x0, other.x0) > room and min(one.y1, other.y1) - max(one.y0, other.y0) > room
 
 
-@pytest.mark.parametrize("checkpoints", [MODES[:1], MODES[:2], MODES, MODES + MORE, MODES[:2] + MORE])
+@pytest.mark.parametrize("checkpoints", [MODES[:1], MODES[:2], MODES + MORE])
 def test_nothing_overlaps_and_panels_fill_the_width(checkpoints):
     for name, drawing in drawn(around_images(checkpoints, images=1), walks(checkpoints, images=1)).items():
         figure, panels = laid_out(drawing).figure, panels_of(drawing)
@@ -582,7 +582,7 @@ def test_a_directory_is_drawn_from_its_files_alone(tmp_path):
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {path.name for path in paths} | {"captions.json"}
 
 
-@pytest.mark.parametrize("manifest", [None, {}, {"landscape": None}, {"landscape": []}])
+@pytest.mark.parametrize("manifest", [None, {}, {"landscape": []}])
 def test_path_and_manifest_may_be_missing(tmp_path, manifest):
     assert len(draw(directory_of(tmp_path, around_images(images=1), None, manifest))) == 7
 

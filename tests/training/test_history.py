@@ -27,9 +27,11 @@ def larger_digits() -> ImageSet:
     return ImageSet.from_tensors("larger-digits", images, small.labels, small.classes)
 
 
-def trained(images: ImageSet, out: Path, rate: float = 2e-3, **adversary: Any) -> tuple[Checkpoint, list[str]]:
+def trained(
+    images: ImageSet, out: Path, rate: float = 2e-3, epochs: int = 6, **adversary: Any
+) -> tuple[Checkpoint, list[str]]:
     """A run against the adversary alone, nearly, and what it warned of."""
-    phase = {"epochs": 6, "learning_rate": rate, "adversary": {"weight": 20.0, **adversary}}
+    phase = {"epochs": epochs, "learning_rate": rate, "adversary": {"weight": 20.0, **adversary}}
     training = resolve(
         "mine", Data(), 16, table={"phases": [phase]}, options={"architecture": "cnn2", "batch_size": 64}
     )
@@ -50,7 +52,7 @@ def test_fgsm_training_that_overfits_to_one_step_is_told_once(larger_digits, tmp
 
 
 def test_training_against_pgd_in_the_same_ball_is_not_warned_of(larger_digits, tmp_path) -> None:
-    found, warned = trained(larger_digits, tmp_path / "c.pt", epsilon=0.2, method="pgd", steps=5)
+    found, warned = trained(larger_digits, tmp_path / "c.pt", epochs=4, epsilon=0.2, method="pgd", steps=3)
     assert found.history[-1]["pgd_accuracy"] > 0.22
     assert warned == []
 
