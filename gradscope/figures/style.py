@@ -327,9 +327,13 @@ def set_log(axes: Axes, which: Literal["x", "y"], low: float, high: float) -> No
 
 
 def save(figure: Figure, directory: Path, name: str) -> list[Path]:
-    """Write ``name.pdf`` and ``name.png`` (200 dpi); the same figure gives the same bytes, at any time of day."""
+    """Write ``name.pdf`` and ``name.png`` (200 dpi); the same figure gives the same bytes, at any time of day.
+
+    The figure is laid out once, for both.
+    """
     metadata: Mapping[str, Mapping[str, str | None]] = {"pdf": {"CreationDate": None}, "png": {}}
     written = []
+    layout = figure.get_layout_engine()
     with paper(), drawing_any_letters(), embedding_outlines_only():
         for kind, entries in metadata.items():
             path = directory / f"{name}.{kind}"
@@ -338,6 +342,8 @@ def save(figure: Figure, directory: Path, name: str) -> list[Path]:
             with atomic(path) as temporary:
                 temporary.write_bytes(drawn.getbuffer())
             written.append(path)
+            figure.set_layout_engine("none")
+    figure.set_layout_engine(layout)
     return written
 
 
