@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SECONDS = 15
+SECONDS = 8
 
 
 def test_no_hostile_input_and_no_kill_breaks_a_command(tmp_path: Path) -> None:

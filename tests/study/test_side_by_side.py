@@ -200,7 +200,7 @@ def is_alive(process: int) -> bool:
 @pytest.mark.parametrize(
     ("how", "code", "ctrl_c"),
     [
-        (signal.SIGINT, 130, signal.SIG_DFL),
+        pytest.param(signal.SIGINT, 130, signal.SIG_DFL, marks=pytest.mark.slow),
         (signal.SIGTERM, 143, signal.SIG_IGN),
         (signal.SIGKILL, -signal.SIGKILL, signal.SIG_IGN),
     ],
