@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from gradscope.data.image_set import Splits
 from gradscope.errors import GradscopeError
-from gradscope.measure import input_landscape, weight_landscape
+from gradscope.measure import epochs, input_landscape, weight_landscape
 from gradscope.models import checkpoint as checkpoints
 from gradscope.models.inspection import laid_out
 from gradscope.probes.comparison import RAY_REACH
 from gradscope.results.metrics import LANDSCAPE_METRICS
-from gradscope.results.schemas import BANDS, LANDSCAPE, PATH, SAMPLES, SUMMARY
+from gradscope.results.schemas import BANDS, EIGENVALUES, EPOCHS, LANDSCAPE, PATH, SAMPLES, SPECTRUM, SUMMARY
 from gradscope.results.tables import read_table
 from tests.measure.requests import measured
 
@@ -257,11 +257,11 @@ def test_the_line_to_another_checkpoint_passes_through_both(trained: list[str], 
 
 
 def test_the_plane_of_the_saved_epochs_has_their_path(trained: list[str], tmp_path: Path) -> None:
-    epochs = Path(trained[0]).with_suffix(".epochs")
-    assert [path.name for path in sorted(epochs.iterdir())] == ["0000.pt", "0001.pt", "0002.pt", "0003.pt"]
-    half = epochs / ".0123456789abcdef.pt"  # of a training that was killed
+    folder = Path(trained[0]).with_suffix(".epochs")
+    assert [path.name for path in sorted(folder.iterdir())] == ["0000.pt", "0001.pt", "0002.pt", "0003.pt"]
+    half = folder / ".0123456789abcdef.pt"  # of a training that was killed
     half.touch()
-    out = around_weights(trained[:1], tmp_path / "out", epochs=str(epochs))
+    out = around_weights(trained[:1], tmp_path / "out", epochs=str(folder), steps=2)
     half.unlink()
     path = read_table(out / PATH.file, PATH)
     assert path["step"].tolist() == [0, 1, 2, 3]
@@ -272,8 +272,35 @@ def test_the_plane_of_the_saved_epochs_has_their_path(trained: list[str], tmp_pa
     assert 0.5 < sum(manifest(out)["checkpoints"][0]["explained"]) <= 1
 
 
+def test_sharpness_and_accuracy_of_the_saved_epochs(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last epoch is the checkpoint: its numbers are those that `spectrum` and `attack` give of it."""
+    monkeypatch.setattr(epochs, "PROBES", 4)
+    folder = str(Path(trained[0]).with_suffix(".epochs"))
+    given: dict[str, Any] = {"points": 2, "epochs": folder, "epsilon": 0.5, "steps": 3}
+    out = around_weights(trained[:1], tmp_path / "out", **given)
+    rows = read_table(out / EPOCHS.file, EPOCHS)
+    assert sorted(rows["epoch"].unique()) == [0, 1, 2, 3]
+    at = rows.set_index(["epoch", "metric", "attack"])["value"]
+    spectrum = measured("spectrum", trained[:1], tmp_path / "spectrum", images=30, eigenvalues=3, probes=4)
+    values = read_table(spectrum / EIGENVALUES.file, EIGENVALUES)["value"]
+    assert at[3, "eigenvalue", "none"] == pytest.approx(values[0], rel=1e-3)
+    assert rows[rows["metric"] == "residual"]["value"].max() < 0.01 * values[0]
+    numbers = read_table(spectrum / SPECTRUM.file, SPECTRUM).fillna({"layer": ""}).set_index(["metric", "layer"])
+    (trace,) = (row for row in rows.to_dict("records") if (row["epoch"], row["metric"]) == (3, "trace"))
+    whole = numbers.loc["trace", ""]
+    assert abs(trace["value"] - whole["value"]) < 4 * (trace["error"] + whole["error"])
+    attacked = measured("analyze", trained[:1], tmp_path / "attacked", samples=30, epsilon=0.5, steps=3)
+    summary = read_table(attacked / SUMMARY.file, SUMMARY).set_index(["metric", "subset"])["value"]
+    assert at[3, "accuracy", "none"] == pytest.approx(summary["accuracy", "clean/all"])
+    assert at[3, "accuracy", "pgd"] == pytest.approx(summary["accuracy", "final/all"])
+    assert at[0, "accuracy", "none"] < at[3, "accuracy", "none"]
+    assert set(rows[rows["attack"] == "pgd"]["epsilon"]) == {0.5}
+
+
 def test_what_is_refused_around_weights(trained: list[str], tmp_path: Path) -> None:
-    epochs = Path(trained[0]).with_suffix(".epochs")
+    folder = Path(trained[0]).with_suffix(".epochs")
     narrow = checkpoints.load(Path(trained[0]))
     spec = checkpoints.ModelSpec("cnn4", 10, 1, 8, narrow.spec.mean, narrow.spec.std)
     torch.manual_seed(0)
@@ -285,14 +312,18 @@ def test_what_is_refused_around_weights(trained: list[str], tmp_path: Path) -> N
     checkpoints.save(other, checkpoints.Checkpoint(spec=spec, state_dict=state, provenance=narrow.provenance, **values))
     copy = tmp_path / "copy.pt"
     copy.write_bytes(Path(trained[0]).read_bytes())
+    single = tmp_path / "single"
+    single.mkdir()
+    (single / "0001.pt").write_bytes((folder / "0001.pt").read_bytes())
     for options, message in (
         ({"points": 1}, "points must be at least 2, got 1"),
         ({"span": -1.0}, "span must be above 0, got -1"),
         ({"towards": str(other)}, "model must have the same parameters at both ends; .* is .* and "),
         ({"towards": str(copy)}, "towards must be other weights than those of sl, got copy"),
-        ({"towards": trained[1], "epochs": str(epochs)}, "towards must be left out beside `epochs`"),
+        ({"towards": trained[1], "epochs": str(folder)}, "towards must be left out beside `epochs`"),
         ({"epochs": str(tmp_path / "none")}, "epochs must be a folder of checkpoints"),
-        ({"epochs": str(epochs), "line": True}, "epochs must be left out beside `line`"),
+        ({"epochs": str(folder), "line": True}, "epochs must be left out beside `line`"),
+        ({"epochs": str(single)}, "epochs must span a plane, these 1 lie on one line"),
         ({"images": 400}, "images must be 1 to 359.* got 400"),
     ):
         with pytest.raises(GradscopeError, match=message):
