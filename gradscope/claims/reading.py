@@ -159,8 +159,9 @@ class _Reader:
 
     def read(self) -> None:
         """Add what the directory holds to the study."""
-        if self.manifest.kind not in TABLES or self.manifest.landscape.get("space", "input") != "input":
-            return
+        landscape = self.manifest.landscape
+        if self.manifest.kind not in TABLES or landscape.get("space", "input") != "input" or landscape.get("versus"):
+            return  # weights, and planes of two attacks, are of another kind than what claims compare
         kind, table = TABLES[self.manifest.kind]
         path = find_table(self.directory / table.file)
         if path is None:

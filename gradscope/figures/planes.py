@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gradscope.figures import style
 
 COLOURS = "viridis"
+LOSS = "loss (nats)"
 
 #: Quantities of weight space: what they are called, and their unit.
 QUANTITIES = {
