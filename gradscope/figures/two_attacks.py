@@ -163,14 +163,16 @@ def _words(look: Look, both: Sequence[Walk], floors: Mapping[str, float], named:
         if len(short):
             said += (
                 f", for its gradient lies below its floor of {floor:g} at {len(short)} of {len(norms)} steps, which "
-                f"have {np.median(short) / floor:.2g} of their full length (median)"
+                f"have {float(np.quantile(short, 0.5)) / floor:.2g} of their full length (median)"
             )
         zero = int((norms == 0).sum())
         if zero:
             said += f", exactly 0 at {zero}"
         yield said
-    if len(both) == 2 and abs(both[1].points[-1, 1]) < _NOWHERE:
-        yield f"{before}both ends lie on one line, so the second direction is a random one"
+    if both and both[0].distance < _NOWHERE:
+        yield f"{before}{both[0].walker} ends at the image, so the first direction is a random one"
+    elif len(both) == 2 and abs(both[1].points[-1, 1]) < _NOWHERE:
+        yield f"{before}the image and both ends lie on one line, so the second direction is a random one"
 
 
 def _off_words(found: Mapping[Series, Sequence[Walk]]) -> list[str]:
@@ -178,5 +180,5 @@ def _off_words(found: Mapping[Series, Sequence[Walk]]) -> list[str]:
     every = [walk for both in found.values() for walk in both]
     if not every:
         return []
-    most, start = (max(float(pick(walk)) for walk in every) for pick in (lambda w: w.off.max(), lambda w: w.off[0]))
+    most, start = max(float(walk.off.max()) for walk in every), max(float(walk.off[0]) for walk in every)
     return [f"paths projected onto the plane, at most {most:.2g} epsilon off it, the starts {start:.2g}"]

@@ -113,7 +113,7 @@ class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
         if options.plane == "shared":
             names = [f"adversarial direction of {labels[0]}", f"adversarial direction of {labels[1]}, orthogonal part"]
         if options.versus is not None:
-            names = [f"towards {options.attack}", f"towards {options.versus}, orthogonal part"]
+            names = [f"towards {options.attack}", f"towards {options.versus}, orthogonal"]
         landscape = {
             "seed": options.seed,
             "points": options.points,
@@ -348,7 +348,7 @@ class _Result:
         for walker, paths, losses, gradients in walks:
             for identity, place in self._images():
                 shared = {key: value for key, value in identity.items() if key != "label"} | {"walker": walker}
-                steps = zip(paths[place], losses[place], gradients[place], strict=True)
+                steps = zip(paths[place][: len(losses[place])], losses[place], gradients[place], strict=True)
                 for step, ((a, b, off), loss, gradient) in enumerate(steps):
                     known = {"gradient": gradient} if step < len(losses[place]) - 1 else {}
                     yield shared | {"step": step, "a": a, "b": b, "off": off, "loss": loss} | known

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gradscope.attacks.pgd import Iterate, Streams, pgd
 from gradscope.attacks.threat import ThreatModel
@@ -39,8 +40,9 @@ class Planes:
     """A plane for each of N images: origins ``(N, C, H, W)`` and two orthonormal directions ``(N, D)`` each.
 
     ``unit`` ``(N,)`` is the L2 length in pixel units of 1 on the axes. ``paths`` ``(W, N, T + 1, 3)`` holds the
-    iterates of W attacks as (a, b, distance from the plane), in that unit. ``fallback`` ``(N, 2)`` is true where a
-    direction was to be an attack's and is a random one instead: the attack did not move, or ran parallel to the first.
+    iterates of W attacks as (a, b, distance from the plane), in that unit; NaN past the end of a shorter one.
+    ``fallback`` ``(N, 2)`` is true where a direction was to be an attack's and is a random one instead: the attack did
+    not move, or ran parallel to the first.
     """
 
     origins: Tensor
@@ -163,11 +165,13 @@ def _planes(
     axes = torch.stack([first, second], dim=1)
     reach = torch.ones_like(first[:, 0]) if threat.norm == "l2" else first.abs().amax(dim=1)
     unit = threat.epsilon / reach
+    longest = max(walk.shape[1] for walk in walks)
     paths = []
     for walk in walks:
         along = walk @ axes.transpose(1, 2)
         off = torch.linalg.vector_norm(walk - along @ axes, dim=2, keepdim=True)
-        paths.append(torch.cat([along, off], dim=2) / unit[:, None, None])
+        path = torch.cat([along, off], dim=2) / unit[:, None, None]
+        paths.append(F.pad(path, (0, 0, 0, longest - path.shape[1]), value=torch.nan))
     return Planes(images, first, second, unit, torch.stack(paths), fallback)
 
 
