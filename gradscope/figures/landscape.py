@@ -32,6 +32,7 @@ from gradscope.figures.planes import (
 )
 from gradscope.figures.regions import class_handles, draw_regions, palette
 from gradscope.figures.slices import draw_slices, draw_weight_line
+from gradscope.figures.stills import draw_surfaces
 from gradscope.figures.style import Drawing, Look, Series
 from gradscope.figures.two_attacks import draw_two_attacks
 from gradscope.figures.walks import occupied, walk_words, walks
@@ -58,7 +59,7 @@ def draw_landscapes(
     if len(images):
         quantiles = bands(images)
         if is_plane(images):
-            drawings += [_draw_median(quantiles, settings), *_draw_images(images, path, settings, attacks)]
+            drawings += [*_draw_median(quantiles, settings), *_draw_images(images, path, settings, attacks)]
         drawings.append(draw_slices(quantiles, settings))
         if versus := settings.get("versus"):  # it gives the plane, though it has no rows of its own there
             drawings = [one._replace(attacks=tuple(dict.fromkeys([*one.attacks, str(versus)]))) for one in drawings]
@@ -67,13 +68,14 @@ def draw_landscapes(
         if weights[quantity].notna().any():
             its = ("adversarial",) if quantity.startswith("adversarial") else ()
             if is_plane(weights):
-                drawings.append(_draw_weights(quantity, weights, path, settings, its))
+                drawings += _draw_weights(quantity, weights, path, settings, its)
             else:
                 drawings.append(draw_weight_line(quantity, weights, settings, its))
     return drawings
 
 
-def _draw_median(quantiles: pd.DataFrame, settings: Mapping[str, Any]) -> Drawing:
+def _draw_median(quantiles: pd.DataFrame, settings: Mapping[str, Any]) -> list[Drawing]:
+    """The contours, and the same as surfaces."""
     table = style.looks(quantiles)
     rows = quantiles[quantiles["metric"] == "loss"]
     planes = {series: plane(style.rows_of(rows, series), "median") for series in table}
@@ -90,17 +92,19 @@ def _draw_median(quantiles: pd.DataFrame, settings: Mapping[str, Any]) -> Drawin
             outline(axes, shares[series], half)
         axes.add_line(centre("centre"))
     add_bar(figure, bars, scale, LOSS)
+    sentence = f"Median over n = {images} images of the {LOSS} on the plane around each"
     uncrossed = [look.label for series, look in table.items() if not crossed[series]]
     caption = "; ".join(
         [
-            f"Median over n = {images} images of the {LOSS} on the plane around each, + the image itself",
+            f"{sentence}, + the image itself",
             "white line: where the share of images that are right crosses half"
             + (f", nowhere for {', '.join(uncrossed)}" if uncrossed else ""),
-            f"{scale.words()}, shared by all panels; {range_words(list(planes.values()))}",
+            f"{scale.words()}, and axes, shared by all panels; {range_words(list(planes.values()))}",
             grid_words(next(iter(planes.values())), settings),
         ]
     )
-    return Drawing("landscape-median", figure, caption, _attacks(table))
+    contours = Drawing("landscape-median", figure, caption, _attacks(table))
+    return [contours, draw_surfaces(contours, table, planes, scale, LOSS, sentence, settings)]
 
 
 def _draw_images(
@@ -157,7 +161,7 @@ def _draw_image(
             f"Image {index} of {class_words(label, settings)}: {LOSS} and, below, the predicted class on the plane "
             "around it, + the image itself",
             *walk_words("the attack", found),
-            f"{scale.words()}, shared by all panels; {range_words(list(losses.values()))}",
+            f"{scale.words()}, and axes, shared by all panels; {range_words(list(losses.values()))}",
             grid_words(next(iter(losses.values())), settings),
         ]
     )
@@ -166,7 +170,8 @@ def _draw_image(
 
 def _draw_weights(
     quantity: str, weights: pd.DataFrame, path: pd.DataFrame, settings: Mapping[str, Any], attacks: tuple[str, ...]
-) -> Drawing:
+) -> list[Drawing]:
+    """The contours, and the same as surfaces."""
     table = style.looks(weights)
     path = path[path["space"] == "weights"]
     planes = {series: plane(style.rows_of(weights, series), quantity) for series in table}
@@ -180,16 +185,18 @@ def _draw_weights(
         axes.add_line(centre("centre"))
         for walk in found[series]:
             draw_path(axes, walk.points)
-    add_bar(figure, bars, scale, quantity_words(quantity, settings))
+    words, sentence = quantity_words(quantity, settings), weights_words(quantity, settings)
+    add_bar(figure, bars, scale, words)
     caption = "; ".join(
         [
-            f"{weights_words(quantity, settings)}, + the checkpoint itself",
+            f"{sentence}, + the checkpoint itself",
             *walk_words("training", found),
-            f"{scale.words()}, shared by all panels; {range_words(list(planes.values()))}",
+            f"{scale.words()}, and axes, shared by all panels; {range_words(list(planes.values()))}",
             grid_words(next(iter(planes.values())), settings),
         ]
     )
-    return Drawing(f"weights-{quantity.replace('_', '-')}", figure, caption, attacks)
+    contours = Drawing(f"weights-{quantity.replace('_', '-')}", figure, caption, attacks)
+    return [contours, draw_surfaces(contours, table, planes, scale, words, sentence, settings)]
 
 
 def _attacks(table: Mapping[Series, Look]) -> tuple[str, ...]:

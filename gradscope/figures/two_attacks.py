@@ -56,6 +56,7 @@ def draw_two_attacks(
     handles += [Line2D([], [], label="ball of radius epsilon", **_BALL)] if has_ball else []
     handles += [_floor(name, rank) for rank, name in enumerate(names) if floors[name]]
     figure, panels, bars = mosaic(list(shown.values()), 2, handles, settings, strip=True)
+    _share_gradients([strip for *_, strip in panels], found, floors)
     moving: list[Moving] = []
     for (above, below, strip), series in zip(panels, shown, strict=True):
         strip.set_ylabel(_GRADIENT if above.get_ylabel() else "")
@@ -69,7 +70,6 @@ def draw_two_attacks(
                 moving += _draw_walk(axes, walk, rank)
         for rank, walk in enumerate(found[series]):
             moving += _draw_gradients(strip, walk, rank, floors[walk.walker])
-    _share_gradients([strip for *_, strip in panels], found, floors)
     for row in bars:
         add_bar(figure, [row], scale, LOSS)
     caption = "; ".join(
