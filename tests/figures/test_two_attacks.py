@@ -222,3 +222,19 @@ def test_nothing_to_animate_is_one_line(tmp_path):
         draw(directory, animate=True)
     assert "\n" not in str(caught.value)
     assert not (directory / "figures").exists()
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_nothing_overlaps(count):
+    drawing = drawn([f"net-{number}" for number in range(count)])
+    with style.paper():
+        drawing.figure.draw_without_rendering()
+    (legend,) = drawing.figure.legends
+    panels = [axes for axes in drawing.figure.axes if axes.get_visible()]
+    boxes = [legend.get_window_extent(), *(axes.get_tightbbox() for axes in panels)]
+    for place, box in enumerate(boxes):
+        for other in boxes[:place]:
+            wide, high = min(box.x1, other.x1) - max(box.x0, other.x0), min(box.y1, other.y1) - max(box.y0, other.y0)
+            assert wide <= 1 or high <= 1, (box, other)
+        assert box.y1 <= drawing.figure.bbox.y1 + 1
+        assert box.x1 <= drawing.figure.bbox.x1 + 1
