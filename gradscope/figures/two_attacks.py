@@ -50,6 +50,7 @@ def draw_two_attacks(
     scale = scale_of("loss", list(losses.values()))
     known = {name: settings_of if isinstance(settings_of := attacks.get(name), Mapping) else {} for name in names}
     has_ball = all(known[name].get("norm") == "l2" for name in names)
+    unit = "epsilon" if has_ball else "units of the axes"
     floors = {name: float(known[name].get("norm_floor") or 0) * has_ball for name in names}  # of no meaning to a sign
     handles = [*class_handles(colours, label, settings), centre("the image")]
     handles += [_handle(name, rank) for rank, name in enumerate(names)]
@@ -76,8 +77,12 @@ def draw_two_attacks(
         [
             f"Image {index} of {class_words(label, settings)} under {' and '.join(names)}, from o to x, a mark a step: "
             f"{LOSS} and, below, the predicted class on the plane that holds the image, +, and both ends",
-            *(words for series, look in shown.items() for words in _words(look, found[series], floors, len(shown) > 1)),
-            *_off_words(found),
+            *(
+                words
+                for series, look in shown.items()
+                for words in _words(look, found[series], floors, unit, len(shown) > 1)
+            ),
+            *_off_words(found, unit),
             "lowest: norm of the gradient that each steps along"
             + (", dashed the floor below which its steps get shorter" if any(floors.values()) else ""),
             f"{scale.words()}, and axes, shared by all panels; {range_words(list(losses.values()))}",
@@ -146,7 +151,7 @@ def _share_gradients(
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10], integer=True))
 
 
-def _words(look: Look, both: Sequence[Walk], floors: Mapping[str, float], named: bool) -> Iterator[str]:
+def _words(look: Look, both: Sequence[Walk], floors: Mapping[str, float], unit: str, named: bool) -> Iterator[str]:
     """How far each attack went on a model, at which loss it ended, and what cut its steps short."""
     before = f"on {look.label} " if named else ""
     for walk in both:
@@ -155,7 +160,7 @@ def _words(look: Look, both: Sequence[Walk], floors: Mapping[str, float], named:
             said = f"{before}{walk.walker} stays where it starts, at loss {loss:.3g}"
         else:
             said = (
-                f"{before}{walk.walker} ends {walk.length:.2g} epsilon from its start and {walk.distance:.2g} from the "
+                f"{before}{walk.walker} ends {walk.length:.2g} {unit} from its start and {walk.distance:.2g} from the "
                 f"image, at loss {loss:.3g}"
             )
         floor, norms = floors[walk.walker], walk.gradients
@@ -175,10 +180,10 @@ def _words(look: Look, both: Sequence[Walk], floors: Mapping[str, float], named:
         yield f"{before}the image and both ends lie on one line, so the second direction is a random one"
 
 
-def _off_words(found: Mapping[Series, Sequence[Walk]]) -> list[str]:
+def _off_words(found: Mapping[Series, Sequence[Walk]], unit: str) -> list[str]:
     """How far the starts and the whole paths are from the plane onto which they are projected."""
     every = [walk for both in found.values() for walk in both]
     if not every:
         return []
     most, start = max(float(walk.off.max()) for walk in every), max(float(walk.off[0]) for walk in every)
-    return [f"paths projected onto the plane, at most {most:.2g} epsilon off it, the starts {start:.2g}"]
+    return [f"paths projected onto the plane, at most {most:.2g} {unit} off it, the starts {start:.2g}"]

@@ -149,7 +149,7 @@ def test_weight_landscapes_and_later_kinds_are_left_alone(directories, tmp_path)
 
 def test_planes_of_two_attacks_are_not_compared_with_others(directories):
     made = directories()
-    path = made.landscape({("sl-0", "roughness"): [1.0, 2.0]})
+    path = made.landscape({(next(iter(made.models)), "roughness"): [1.0, 2.0]})
     assert len(read_study(made.all).measured) == 1
     content = json.loads((path / "manifest.json").read_text())
     content["landscape"]["versus"] = "pgd-paper"

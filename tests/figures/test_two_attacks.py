@@ -144,6 +144,7 @@ def test_a_floor_means_nothing_to_steps_of_signs():
     linf = {name: settings | {"norm": "linf"} for name, settings in ATTACKS.items()}
     drawing = drawn(attacks=linf)
     assert "floor" not in drawing.caption
+    assert "pgd ends 1 units of the axes from its start" in drawing.caption
     (legend,) = drawing.figure.legends
     assert [text.get_text() for text in legend.get_texts()][-1] == "pgd-paper, o to x"
 
