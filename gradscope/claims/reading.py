@@ -23,6 +23,7 @@ from gradscope.results.tables import find_table, find_tables, read_table, tell_c
 TABLES = {
     "analysis": ("analysis", SAMPLES),
     "landscape": ("landscape", SAMPLES),
+    "spectrum": ("spectrum", SAMPLES),
     "attack": ("battery", ATTACK_SAMPLES),
     "audit": ("battery", ATTACK_SAMPLES),
     "transfer": ("transfer", TRANSFER_SAMPLES),
@@ -86,6 +87,7 @@ class _Manifest(_Entry):
     batch_size: int = 0
     budget: dict[str, Any] = {}
     landscape: dict[str, Any] = {}
+    spectrum: dict[str, Any] = {}
     checkpoints: tuple[_Checkpoint, ...] = ()
 
 
@@ -159,8 +161,8 @@ class _Reader:
 
     def read(self) -> None:
         """Add what the directory holds to the study."""
-        landscape = self.manifest.landscape
-        if self.manifest.kind not in TABLES or landscape.get("space", "input") != "input" or landscape.get("versus"):
+        settings = self.manifest.landscape | self.manifest.spectrum
+        if self.manifest.kind not in TABLES or settings.get("space", "input") != "input" or settings.get("versus"):
             return  # weights, and planes of two attacks, are of another kind than what claims compare
         kind, table = TABLES[self.manifest.kind]
         path = find_table(self.directory / table.file)

@@ -50,7 +50,7 @@ def draw_two_attacks(
     scale = scale_of("loss", list(losses.values()))
     known = {name: settings_of if isinstance(settings_of := attacks.get(name), Mapping) else {} for name in names}
     has_ball = all(known[name].get("norm") == "l2" for name in names)
-    unit = "epsilon" if has_ball else "units of the axes"
+    several, unit = len(shown) > 1, "epsilon" if has_ball else "units of the axes"
     floors = {name: float(known[name].get("norm_floor") or 0) * has_ball for name in names}  # of no meaning to a sign
     handles = [*class_handles(colours, label, settings), centre("the image")]
     handles += [_handle(name, rank) for rank, name in enumerate(names)]
@@ -77,11 +77,7 @@ def draw_two_attacks(
         [
             f"Image {index} of {class_words(label, settings)} under {' and '.join(names)}, from o to x, a mark a step: "
             f"{LOSS} and, below, the predicted class on the plane that holds the image, +, and both ends",
-            *(
-                words
-                for series, look in shown.items()
-                for words in _words(look, found[series], floors, unit, len(shown) > 1)
-            ),
+            *(said for series, look in shown.items() for said in _words(look, found[series], floors, unit, several)),
             *_off_words(found, unit),
             "lowest: norm of the gradient that each steps along"
             + (", dashed the floor below which its steps get shorter" if any(floors.values()) else ""),

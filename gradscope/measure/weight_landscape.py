@@ -14,6 +14,7 @@ from gradscope.config import Grid
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import Unit, Values, halving
 from gradscope.errors import GradscopeError
+from gradscope.measure.epochs import AlongEpochs, SavedEpoch
 from gradscope.measure.inputs import Chosen, Entry
 from gradscope.measure.landscape import summary_row
 from gradscope.measure.options import LandscapeOptions
@@ -42,7 +43,7 @@ from gradscope.probes.weight_landscape import (
     sharpness,
 )
 from gradscope.progress import Advance, progress_bar
-from gradscope.results.schemas import LANDSCAPE, PATH, SUMMARY
+from gradscope.results.schemas import EPOCHS, LANDSCAPE, PATH, SUMMARY
 from gradscope.results.stats import Interval, jackknife_interval, wilson_interval
 from gradscope.seeding import generator
 
@@ -62,6 +63,7 @@ class Plane:
     second: Direction | None
     axes: tuple[Tensor, Tensor]
     path: Sequence[tuple[int, float, float, float]] = ()
+    saved: Sequence[SavedEpoch] = ()
     explained: tuple[float, float] | None = None
 
 
@@ -133,7 +135,8 @@ class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
             "adversarial": None if options.settings is None else options.settings.model_dump(),
             "custom": options.metric,
         }
-        attacks = {} if options.settings is None else {options.attack: options.settings.model_dump()}
+        settings = options.at_epochs or options.settings
+        attacks = {} if settings is None else {options.attack: settings.model_dump()}
         return {"landscape": landscape, "attacks": attacks}
 
     def depends(self) -> Row:
@@ -150,7 +153,22 @@ class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
             for position, (subject, plane) in enumerate(zip(self.subjects, self.planes, strict=True)):
                 started = time.perf_counter()
                 result = self._measure(position, subject, plane, kept, advance)
-                yield Part(position, result.rows(), {"seconds": time.perf_counter() - started, **result.facts()})
+                rows = {**result.rows(), **self._along_epochs(subject, plane, kept)}
+                yield Part(position, rows, {"seconds": time.perf_counter() - started, **result.facts()})
+
+    def _along_epochs(self, subject: LoadedModel, plane: Plane, kept: PartialResults) -> Rows:
+        """What is measured at each saved epoch, where there are some."""
+        attack = self.options.at_epochs
+        if attack is None:
+            return {}
+        along = AlongEpochs(subject.model, plane.saved, self.images, attack, self.options.seed, self.device)
+        units, found = along.units(), []
+        with progress_bar("epochs", len(units), visible=self.team.is_first) as advance:
+            for values in kept.each(units):
+                found.append(values)
+                advance(1, subject.label)
+        identity = subject.identity(self.images.images.name, "none")
+        return {EPOCHS: partial(along.rows, identity, self.options.attack, found)}
 
     def _measure(
         self, position: int, subject: LoadedModel, plane: Plane, kept: PartialResults, advance: Advance
@@ -260,8 +278,9 @@ def _principal_plane(model: nn.Module, folder: Path, grid: Grid) -> Plane:
         low, high = min(0.0, along.min()), max(0.0, along.max())
         room = grid.span * (high - low)
         axes.append(aligned_axis(low - room, high + room, grid.points))
-    steps = [(len(one.history), float(a), float(b), float(off)) for one, (a, b, off) in zip(saved, path, strict=True)]
-    return Plane(first, second, (axes[0], axes[1]), steps, explained)
+    epochs = [SavedEpoch(len(one.history), one.state_dict) for one in saved]
+    steps = [(one.epoch, float(a), float(b), float(off)) for one, (a, b, off) in zip(epochs, path, strict=True)]
+    return Plane(first, second, (axes[0], axes[1]), steps, sorted(epochs, key=lambda one: one.epoch), explained)
 
 
 def _custom(reference: str, images: Chosen, subjects: Sequence[LoadedModel], device: torch.device) -> Custom:

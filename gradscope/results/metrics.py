@@ -103,6 +103,22 @@ LANDSCAPE_METRICS: dict[str, Metric] = {
     "nonlinearity": Metric("nats", "max over the ball of |loss(x + d) - loss(x) - <d, g>|, by a short ascent", 0),
 }
 
+#: The matrices of second derivatives whose spectrum `spectrum` takes.
+CURVATURE_MATRICES: dict[str, str] = {
+    "hessian": "second derivatives of the loss",
+    "gauss-newton": "J' L J, J the Jacobian of the logits and L the Hessian of the loss in them (Schraudolph 2002): "
+    "the Hessian but for the logits' own second derivatives; no eigenvalue is negative",
+}
+
+#: What `spectrum` reports of each matrix, in input space as means over the images.
+SPECTRUM_METRICS: dict[str, Metric] = {
+    "eigenvalue": Metric("nats per squared unit", "eigenvalue of largest size, of either sign"),
+    "residual": Metric("nats per squared unit", "|H u - eigenvalue u| of Lanczos's unit vector u, and rounding", 0),
+    "trace": Metric("nats per squared unit", "sum of all eigenvalues (Hutchinson 1989, less what the known ones add)"),
+    "negative-mass": Metric("-", "share of the negative eigenvalues in the sum of the sizes of all", 0, 1),
+    "flat": Metric("-", "share of images none of whose eigenvalues is larger than its residual: 0, or rounding", 0, 1),
+}
+
 #: What `transfer` reports of its models beside the matrix, at the clean images.
 SIMILARITY_METRICS: dict[str, Metric] = {
     "gradient-cosine": Metric("-", "cosine of two models' margin gradients at the same image; mean", -1, 1),

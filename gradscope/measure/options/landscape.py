@@ -58,7 +58,10 @@ class LandscapeOptions(GradientAttack):
     line: bool = option(False, "weights: draw a line, along the first direction alone")
     towards: OneName = option(None, "weights: let the first direction lead to this checkpoint", metavar="CKPT")
     epochs: OneName = option(
-        None, "weights: use the principal directions of what `train --keep-epochs` kept in DIR", metavar="DIR"
+        None,
+        "weights: use the principal directions of what `train --keep-epochs` kept in DIR; also measure sharpness and "
+        "accuracy, clean and under --attack, at each of these epochs",
+        metavar="DIR",
     )
     batch_norm: Literal["as-is", "re-estimated"] = option(
         "as-is", "weights: keep the statistics of batch normalisation, or take them anew at every point"
@@ -129,6 +132,11 @@ class LandscapeOptions(GradientAttack):
         lookup(PGD_ATTACKS, self.versus, "versus")
         return attack_settings(self.versus, self.changes())
 
+    @property
+    def at_epochs(self) -> PGD | None:
+        """The settings of the attack under which the accuracy of each saved epoch is measured; None without these."""
+        return None if self.epochs is None else attack_settings(self.attack, self.changes())
+
     @model_validator(mode="after")
     def _fits_the_space(self) -> Self:
         other, refused = ("weights", self._OF_WEIGHTS) if self.space == "input" else ("input", self._OF_IMAGES)
@@ -137,9 +145,11 @@ class LandscapeOptions(GradientAttack):
                 raise GradscopeError(
                     f"{name} must be left out unless `space` is {other}, got {getattr(self, name)!r}", argument=name
                 )
-        if self.space == "weights" and not self.adversarial:
+        if self.space == "weights" and not self.adversarial and self.epochs is None:
             for name in [name for name in self.changes() if name != "norm"]:
-                raise GradscopeError(f"{name} must be left out in weight space without `adversarial`", argument=name)
+                raise GradscopeError(
+                    f"{name} must be left out in weight space without `adversarial` or `epochs`", argument=name
+                )
         self.resolved()
         return self
 
@@ -181,7 +191,7 @@ class LandscapeOptions(GradientAttack):
 
     def resolved(self) -> dict[str, Any]:
         """The attack, the one it is drawn beside, the points and the span."""
-        found = {self.attack: self.settings, self.versus: self.rival}
+        found = {self.attack: self.at_epochs or self.settings, self.versus: self.rival}
         attacks = {name: settings.model_dump() for name, settings in found.items() if settings is not None}
         # Only then: stages of older recipes keep their names.
         versus = {} if self.versus is None else {"versus": self.versus}
