@@ -161,9 +161,9 @@ class _Reader:
 
     def read(self) -> None:
         """Add what the directory holds to the study."""
-        space = (self.manifest.landscape | self.manifest.spectrum).get("space", "input")
-        if self.manifest.kind not in TABLES or space != "input":
-            return
+        settings = self.manifest.landscape | self.manifest.spectrum
+        if self.manifest.kind not in TABLES or settings.get("space", "input") != "input" or settings.get("versus"):
+            return  # weights, and planes of two attacks, are of another kind than what claims compare
         kind, table = TABLES[self.manifest.kind]
         path = find_table(self.directory / table.file)
         if path is None:

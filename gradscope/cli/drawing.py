@@ -10,12 +10,16 @@ from gradscope.cli.shared import require_directory
 
 def figures(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="a directory of results")],
+    animate: Annotated[
+        bool,
+        typer.Option("--animate", help="also write each plane of two attacks as a GIF, at most 3 MB"),
+    ] = False,
 ) -> None:
     """Redraw the figures of a directory of results from its files alone."""
     require_directory(directory)
     from gradscope.figures.draw import draw
 
-    for path in draw(directory):
+    for path in draw(directory, animate=animate):
         print(path)
 
 

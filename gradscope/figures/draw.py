@@ -149,11 +149,12 @@ def _is_audited(directory: Path) -> bool:
     return find_table(directory / AUDIT.file) is not None and (directory / AUDIT_JSON).exists()
 
 
-def draw(directory: Path) -> list[Path]:
+def draw(directory: Path, *, animate: bool = False) -> list[Path]:
     """Draw what the files in ``directory`` hold into ``directory/figures``; the paths of the figures.
 
     ``figures/captions.json`` says of each, in a sentence, what it shows; ``figures/landscape-3d.html`` says it itself.
-    Raises :class:`GradscopeError` where there is nothing to draw from or a file is damaged.
+    With ``animate`` each figure that shows two attacks step by step is also written as a GIF. Raises
+    :class:`GradscopeError` where there is nothing to draw from, or to animate, or a file is damaged.
     """
     if not holds_results(directory):
         raise GradscopeError(
@@ -163,7 +164,19 @@ def draw(directory: Path) -> list[Path]:
             f"{JUDGE.file} (`gradscope judge`) or {AUDIT.file} and {AUDIT_JSON} (`gradscope audit`), got {directory}"
         )
     with style.paper():
-        return save(compose(read_sources(directory)), directory)
+        composed = compose(read_sources(directory))
+        moving = [drawing for drawing in composed.drawings if drawing.moving] if animate else []
+        if animate and not moving:
+            raise GradscopeError(
+                "animate must be left out unless the directory holds planes of two attacks, with path.csv (`gradscope "
+                f"landscape CKPT --versus ATTACK` makes them), got {directory}"
+            )
+        paths = save(composed, directory)
+        if moving:
+            from gradscope.figures.animation import save_animation
+
+            paths += [save_animation(drawing, directory / "figures") for drawing in moving]
+        return paths
 
 
 def figure(sources: Sources, name: str | None = None) -> Figure:
@@ -209,7 +222,9 @@ def drawings(sources: Sources) -> Iterator[Drawing]:
         yield from draw_samples(tables[SAMPLES.file])
     if LANDSCAPE.file in tables:
         require_whole(tables[LANDSCAPE.file])
-        yield from draw_landscapes(tables[LANDSCAPE.file], tables.get(PATH.file, pd.DataFrame()), sources.landscape)
+        yield from draw_landscapes(
+            tables[LANDSCAPE.file], tables.get(PATH.file, pd.DataFrame()), sources.landscape, sources.attacks
+        )
     if EPOCHS.file in tables:
         yield draw_epochs(tables[EPOCHS.file])
     if {SPECTRUM.file, EIGENVALUES.file, DENSITY.file} <= tables.keys():

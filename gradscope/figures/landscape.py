@@ -1,13 +1,11 @@
 """Landscapes, from ``landscape.csv`` and ``path.csv``: the loss on planes around images and around weights."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
-from matplotlib.patches import Patch
-from numpy.typing import NDArray
 
 from gradscope.figures import style
 from gradscope.figures.maps import (
@@ -21,6 +19,7 @@ from gradscope.figures.maps import (
     outline,
 )
 from gradscope.figures.planes import (
+    LOSS,
     QUANTITIES,
     class_words,
     grid_words,
@@ -31,31 +30,28 @@ from gradscope.figures.planes import (
     scale_of,
     weights_words,
 )
-from gradscope.figures.regions import OTHER, draw_regions, palette
+from gradscope.figures.regions import class_handles, draw_regions, palette
 from gradscope.figures.slices import draw_slices, draw_weight_line
+from gradscope.figures.stills import draw_surfaces
 from gradscope.figures.style import Drawing, Look, Series
+from gradscope.figures.two_attacks import draw_two_attacks
+from gradscope.figures.walks import occupied, walk_words, walks
 from gradscope.results.landscape import bands
 from gradscope.results.schemas import PATH
 
 #: At most so many images get a figure of their own.
 MOST_IMAGES = 8
-LOSS = "loss (nats)"
+NO_ATTACKS: Mapping[str, Any] = {}
 
 
-class Walk(NamedTuple):
-    """A path over a plane: who walked, its points ``(T + 1, 2)``, and how far from the plane they are at most."""
-
-    walker: str
-    points: NDArray[np.float64]
-    off: float
-
-
-def draw_landscapes(landscape: pd.DataFrame, path: pd.DataFrame, settings: Mapping[str, Any]) -> list[Drawing]:
+def draw_landscapes(
+    landscape: pd.DataFrame, path: pd.DataFrame, settings: Mapping[str, Any], attacks: Mapping[str, Any] = NO_ATTACKS
+) -> list[Drawing]:
     """The figures of rows of the tables LANDSCAPE and PATH (which may be empty).
 
     In input space ``landscape-median``, ``landscape-image-INDEX`` for the first images and ``landscape-slices``; in
     weight space ``weights-QUANTITY``, or ``weights-line-QUANTITY`` where all b are 0. ``settings`` is the manifest's
-    mapping landscape. Call it inside :func:`gradscope.figures.style.paper`.
+    mapping landscape, ``attacks`` what it says of each attack. Call it inside :func:`gradscope.figures.style.paper`.
     """
     path = path if len(path) else pd.DataFrame(columns=PATH.names)
     drawings: list[Drawing] = []
@@ -63,20 +59,23 @@ def draw_landscapes(landscape: pd.DataFrame, path: pd.DataFrame, settings: Mappi
     if len(images):
         quantiles = bands(images)
         if is_plane(images):
-            drawings += [_draw_median(quantiles, settings), *_draw_images(images, path, settings)]
+            drawings += [*_draw_median(quantiles, settings), *_draw_images(images, path, settings, attacks)]
         drawings.append(draw_slices(quantiles, settings))
+        if versus := settings.get("versus"):  # it gives the plane, though it has no rows of its own there
+            drawings = [one._replace(attacks=tuple(dict.fromkeys([*one.attacks, str(versus)]))) for one in drawings]
     weights = landscape[landscape["space"] == "weights"]
     for quantity in QUANTITIES:
         if weights[quantity].notna().any():
-            attacks = ("adversarial",) if quantity.startswith("adversarial") else ()
+            its = ("adversarial",) if quantity.startswith("adversarial") else ()
             if is_plane(weights):
-                drawings.append(_draw_weights(quantity, weights, path, settings, attacks))
+                drawings += _draw_weights(quantity, weights, path, settings, its)
             else:
-                drawings.append(draw_weight_line(quantity, weights, settings, attacks))
+                drawings.append(draw_weight_line(quantity, weights, settings, its))
     return drawings
 
 
-def _draw_median(quantiles: pd.DataFrame, settings: Mapping[str, Any]) -> Drawing:
+def _draw_median(quantiles: pd.DataFrame, settings: Mapping[str, Any]) -> list[Drawing]:
+    """The contours, and the same as surfaces."""
     table = style.looks(quantiles)
     rows = quantiles[quantiles["metric"] == "loss"]
     planes = {series: plane(style.rows_of(rows, series), "median") for series in table}
@@ -93,31 +92,39 @@ def _draw_median(quantiles: pd.DataFrame, settings: Mapping[str, Any]) -> Drawin
             outline(axes, shares[series], half)
         axes.add_line(centre("centre"))
     add_bar(figure, bars, scale, LOSS)
+    sentence = f"Median over n = {images} images of the {LOSS} on the plane around each"
     uncrossed = [look.label for series, look in table.items() if not crossed[series]]
     caption = "; ".join(
         [
-            f"Median over n = {images} images of the {LOSS} on the plane around each, + the image itself",
+            f"{sentence}, + the image itself",
             "white line: where the share of images that are right crosses half"
             + (f", nowhere for {', '.join(uncrossed)}" if uncrossed else ""),
-            f"{scale.words()}, shared by all panels; {range_words(list(planes.values()))}",
+            f"{scale.words()}, and axes, shared by all panels; {range_words(list(planes.values()))}",
             grid_words(next(iter(planes.values())), settings),
         ]
     )
-    return Drawing("landscape-median", figure, caption, _attacks(table))
+    contours = Drawing("landscape-median", figure, caption, _attacks(table))
+    return [contours, draw_surfaces(contours, table, planes, scale, LOSS, sentence, settings)]
 
 
-def _draw_images(images: pd.DataFrame, path: pd.DataFrame, settings: Mapping[str, Any]) -> list[Drawing]:
+def _draw_images(
+    images: pd.DataFrame, path: pd.DataFrame, settings: Mapping[str, Any], attacks: Mapping[str, Any]
+) -> list[Drawing]:
     table, found = style.looks(images), images.drop_duplicates("checkpoint")
     modes = dict(zip(found["checkpoint"].astype(str), found["mode"].astype(str), strict=True))
     indices = images["index"].unique().tolist()
     path = path[path["space"] == "input"]
-    others = (path["walker"] != path["checkpoint"]).any()
+    versus = bool(settings.get("versus")) and len(path) > 0
+    others = not versus and (path["walker"] != path["checkpoint"]).any()
     walkers = _walker_looks(path["walker"].unique().tolist(), modes) if others else {}
     drawings = []
     for index in indices[:MOST_IMAGES]:
-        rows, walks = images[images["index"] == index], path[path["index"] == index]
+        rows, walked = images[images["index"] == index], path[path["index"] == index]
         shown = {series: look for series, look in table.items() if not style.rows_of(rows, series).empty}
-        drawing = _draw_image(int(index), rows, walks, shown, walkers, settings)
+        if versus:
+            drawing = draw_two_attacks(int(index), rows, walked, shown, settings, attacks)
+        else:
+            drawing = _draw_image(int(index), rows, walked, shown, walkers, settings)
         which = f"; {min(MOST_IMAGES, len(indices))} of {len(indices)} images are drawn"
         drawings.append(drawing._replace(caption=drawing.caption + which))
     return drawings
@@ -135,17 +142,17 @@ def _draw_image(
     label = int(rows["label"].iloc[0])
     losses = {series: plane(style.rows_of(rows, series), "loss") for series in shown}
     classes = {series: plane(style.rows_of(rows, series), "predicted") for series in shown}
-    walks = {series: _walks(style.rows_of(path, series)) for series in shown}
+    found = {series: walks(style.rows_of(path, series)) for series in shown}
     colours = palette(np.concatenate([one.grid.ravel() for one in classes.values()]), label)
     scale = scale_of("loss", list(losses.values()))
-    handles = [*_class_handles(colours, label, settings), centre("the image"), *_walk_handles(path, walkers)]
+    handles = [*class_handles(colours, label, settings), centre("the image"), *_walk_handles(path, walkers)]
     figure, panels, bars = mosaic(list(shown.values()), 2, handles, settings)
     for (above, below), series in zip(panels, shown, strict=True):
         fill(above, losses[series], scale)
-        draw_regions(below, classes[series], colours, _occupied(walks[series]))
+        draw_regions(below, classes[series], colours, occupied(found[series]))
         for axes in (above, below):
             axes.add_line(centre("centre"))
-            for walk in walks[series]:
+            for walk in found[series]:
                 draw_path(axes, walk.points, walkers.get(walk.walker))
     for row in bars:
         add_bar(figure, [row], scale, LOSS)
@@ -153,8 +160,8 @@ def _draw_image(
         [
             f"Image {index} of {class_words(label, settings)}: {LOSS} and, below, the predicted class on the plane "
             "around it, + the image itself",
-            *_walk_words("the attack", walks),
-            f"{scale.words()}, shared by all panels; {range_words(list(losses.values()))}",
+            *walk_words("the attack", found),
+            f"{scale.words()}, and axes, shared by all panels; {range_words(list(losses.values()))}",
             grid_words(next(iter(losses.values())), settings),
         ]
     )
@@ -163,43 +170,37 @@ def _draw_image(
 
 def _draw_weights(
     quantity: str, weights: pd.DataFrame, path: pd.DataFrame, settings: Mapping[str, Any], attacks: tuple[str, ...]
-) -> Drawing:
+) -> list[Drawing]:
+    """The contours, and the same as surfaces."""
     table = style.looks(weights)
     path = path[path["space"] == "weights"]
     planes = {series: plane(style.rows_of(weights, series), quantity) for series in table}
-    walks = {series: _walks(style.rows_of(path, series)) for series in table}
+    found = {series: walks(style.rows_of(path, series)) for series in table}
     scale = scale_of(quantity, list(planes.values()))
-    handles = [centre("the checkpoint"), *([line_handle("training, o to x")] if any(walks.values()) else [])]
+    handles = [centre("the checkpoint"), *([line_handle("training, o to x")] if any(found.values()) else [])]
     figure, panels, bars = mosaic(list(table.values()), 1, handles, settings)
     for (axes,), series in zip(panels, table, strict=True):
         fill(axes, planes[series], scale)
-        label_contours(axes, planes[series], scale, _occupied(walks[series]))
+        label_contours(axes, planes[series], scale, occupied(found[series]))
         axes.add_line(centre("centre"))
-        for walk in walks[series]:
+        for walk in found[series]:
             draw_path(axes, walk.points)
-    add_bar(figure, bars, scale, quantity_words(quantity, settings))
+    words, sentence = quantity_words(quantity, settings), weights_words(quantity, settings)
+    add_bar(figure, bars, scale, words)
     caption = "; ".join(
         [
-            f"{weights_words(quantity, settings)}, + the checkpoint itself",
-            *_walk_words("training", walks),
-            f"{scale.words()}, shared by all panels; {range_words(list(planes.values()))}",
+            f"{sentence}, + the checkpoint itself",
+            *walk_words("training", found),
+            f"{scale.words()}, and axes, shared by all panels; {range_words(list(planes.values()))}",
             grid_words(next(iter(planes.values())), settings),
         ]
     )
-    return Drawing(f"weights-{quantity.replace('_', '-')}", figure, caption, attacks)
+    contours = Drawing(f"weights-{quantity.replace('_', '-')}", figure, caption, attacks)
+    return [contours, draw_surfaces(contours, table, planes, scale, words, sentence, settings)]
 
 
 def _attacks(table: Mapping[Series, Look]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(series.attack for series in table))
-
-
-def _class_handles(colours: Mapping[int, str], label: int, settings: Mapping[str, Any]) -> list[Patch]:
-    """A patch for each class that has a colour of its own, and one for all others."""
-    named = {colour: class_words(number, settings) for number, colour in colours.items() if colour != OTHER}
-    named[colours[label]] += " (true)"
-    if OTHER in colours.values():
-        named[OTHER] = "other classes"
-    return [Patch(facecolor=colour, edgecolor="black", linewidth=0.5, label=name) for colour, name in named.items()]
 
 
 def _walk_handles(path: pd.DataFrame, walkers: Mapping[str, Look]) -> list[Artist]:
@@ -218,26 +219,3 @@ def _walker_looks(walkers: Sequence[str], modes: Mapping[str, str]) -> dict[str,
         alike = sum(other.colour == look.colour for other in table.values())
         table[series.checkpoint] = Look(look.label, look.colour, style.DASHES[alike % len(style.DASHES)], "", look.rank)
     return table
-
-
-def _walks(path: pd.DataFrame) -> list[Walk]:
-    ordered = path.sort_values("step", kind="stable")
-    return [
-        Walk(str(walker), steps[["a", "b"]].to_numpy(dtype=np.float64), float(steps["off"].max()))
-        for walker, steps in ordered.groupby("walker", sort=True)
-    ]
-
-
-def _walk_words(walker: str, walks: Mapping[Series, Sequence[Walk]]) -> list[str]:
-    off = [walk.off for paths in walks.values() for walk in paths]
-    return [f"path of {walker} from o to x, projected onto the plane, at most {max(off):.2g} off it"] if off else []
-
-
-def _occupied(walks: Sequence[Walk]) -> NDArray[np.float64]:
-    """The centre and points along the whole of each path, not just its vertices, ``(M, 2)``."""
-    points = [np.zeros((1, 2))]
-    for walk in walks:
-        steps = len(walk.points)
-        at = np.linspace(0, steps - 1, 20 * steps)
-        points.append(np.stack([np.interp(at, np.arange(steps), along) for along in walk.points.T], axis=1))
-    return np.concatenate(points)

@@ -11,7 +11,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -27,6 +26,8 @@ _INK = "white"
 #: axis labels.
 _SIDES, _GAP, _ROW_GAP, _TITLE_LINE, _BELOW = 1.15, 0.12, 0.16, 0.13, 0.46
 _LEGEND_SIZE = 7.0
+#: Height of a strip in multiples of a panel's side.
+_LOW = 0.45
 #: A contour's label keeps this share of the panel's side clear.
 _CLEAR = 0.07
 
@@ -42,8 +43,13 @@ class Mosaic(NamedTuple):
     rows: list[list[Axes]]
 
 
-def mosaic(looks: Sequence[Look], stacked: int, handles: Sequence[Artist], settings: Mapping[str, Any]) -> Mosaic:
-    """``stacked`` square panels for each look, titled by its label, at most four side by side, and a legend below."""
+def mosaic(
+    looks: Sequence[Look], stacked: int, handles: Sequence[Artist], settings: Mapping[str, Any], *, strip: bool = False
+) -> Mosaic:
+    """``stacked`` square panels for each look, titled by its label, at most four side by side, and a legend below.
+
+    With ``strip`` a low panel for something else, by step, is the last of each look's.
+    """
     rows = -(-len(looks) // _MOST_COLUMNS)
     columns = -(-len(looks) // rows)
     width = {1: style.COLUMN, 2: 0.72 * style.PAGE}.get(columns, style.PAGE)
@@ -55,26 +61,37 @@ def mosaic(looks: Sequence[Look], stacked: int, handles: Sequence[Artist], setti
     below = _BELOW + (words[0].count("\n") + (len(titles) % columns > 0)) * _TITLE_LINE
     legend = _legend_columns(handles, width)
     below += -(-len(handles) // legend) * _LEGEND_SIZE * 1.6 / 72
-    figure = Figure(figsize=(width, rows * stacked * (side + _ROW_GAP) + above + below), layout="compressed")
-    grid = figure.subplots(rows * stacked, columns, squeeze=False)
+    shapes = [1.0] * stacked + [_LOW] * strip
+    height = rows * sum(shape * side + _ROW_GAP for shape in shapes) + above + below
+    if strip:  # the panels' labels are above it, in every row
+        height += (2 * rows - 1) * _BELOW + (rows - 1) * words[0].count("\n") * _TITLE_LINE
+    figure = Figure(figsize=(width, height), layout="compressed")
+    levels = len(shapes)
+    grid = figure.subplots(rows * levels, columns, squeeze=False, height_ratios=shapes * rows)
     panels = []
     for place, text in enumerate(titles):
         row, column = divmod(place, columns)
-        stack = [grid[row * stacked + level, column] for level in range(stacked)]
+        stack = [grid[row * levels + level, column] for level in range(levels)]
+        square = stack[:stacked]
         style.as_written(stack[0].set_title(text, fontsize=_LEGEND_SIZE + 1))
-        for axes in stack:
+        for axes in square:
             _prepare(axes)
             axes.tick_params(labelleft=column == 0, labelbottom=False)
             style.as_written(axes.set_ylabel(words[1] if column == 0 else ""))
-        stack[-1].tick_params(labelbottom=place + columns >= len(titles))
-        style.as_written(stack[-1].set_xlabel(words[0] if row == rows - 1 else ""))
+        last = place + columns >= len(titles)
+        square[-1].tick_params(labelbottom=last or strip)
+        style.as_written(square[-1].set_xlabel(words[0] if row == rows - 1 or strip else ""))
+        for axes in stack[stacked:]:
+            axes.set_box_aspect(_LOW)
+            axes.tick_params(labelleft=column == 0)
+            axes.set_xlabel("step")
         panels.append(stack)
     for column in range(len(titles) - (rows - 1) * columns, columns):
-        for axes in grid[(rows - 1) * stacked :, column]:
-            axes.set_box_aspect(1)
+        for axes, shape in zip(grid[(rows - 1) * levels :, column], shapes, strict=True):
+            axes.set_box_aspect(shape)
             axes.set_visible(False)
     style.place_legend(figure, handles, legend, handle_length=1.8)
-    return Mosaic(figure, panels, [list(grid[row * stacked]) for row in range(rows)])
+    return Mosaic(figure, panels, [list(grid[row * levels]) for row in range(rows)])
 
 
 def _prepare(axes: Axes) -> None:
@@ -130,7 +147,7 @@ def add_bar(figure: Figure, rows: Sequence[Sequence[Axes]], scale: ColourScale, 
 def outline(axes: Axes, values: PlaneGrid, level: float) -> None:
     """The white line where ``values`` cross ``level``."""
     line = axes.contour(values.a, values.b, values.grid, levels=[level], colors=_INK, linewidths=0.9)
-    line.set_path_effects([_casing("black", 1.8)])
+    line.set_path_effects([style.casing("black", 1.8)])
 
 
 def label_contours(axes: Axes, values: PlaneGrid, scale: ColourScale, around: NDArray[np.float64]) -> None:
@@ -154,20 +171,20 @@ def label_contours(axes: Axes, values: PlaneGrid, scale: ColourScale, around: ND
             spots.append(tuple((corner + spot * spans).tolist()))
     if spots:
         for text in axes.clabel(lines, fmt="%g", fontsize=5.5, inline_spacing=2, manual=spots):
-            text.set_path_effects([_casing("black", 1.2)])
+            text.set_path_effects([style.casing("black", 1.2)])
 
 
 def line_handle(label: str, look: Look | None = None) -> Line2D:
     """A path's line in the legend, white unless it has a look of its own."""
     colour, casing = (look.colour, "white") if look else (_INK, "black")
-    effects = [_casing(casing, 2.2)]
+    effects = [style.casing(casing, 2.2)]
     return Line2D([], [], color=colour, linestyle=look.dash if look else "-", label=label, path_effects=effects)
 
 
 def centre(label: str) -> Line2D:
     """The mark at a = b = 0, on a panel or in the legend."""
     look: dict[str, Any] = {"color": _INK, "marker": "+", "markersize": 5.0, "markeredgewidth": 1.1, "linestyle": ""}
-    return Line2D([0], [0], label=label, path_effects=[_casing("black", 2.4)], zorder=3.5, **look)
+    return Line2D([0], [0], label=label, path_effects=[style.casing("black", 2.4)], zorder=3.5, **look)
 
 
 def draw_path(axes: Axes, points: NDArray[np.float64], look: Look | None = None) -> None:
@@ -175,10 +192,8 @@ def draw_path(axes: Axes, points: NDArray[np.float64], look: Look | None = None)
     colour, casing = (look.colour, "white") if look else (_INK, "black")
     ends: dict[str, Any] = {"linestyle": "", "color": colour, "markeredgecolor": casing, "markeredgewidth": 0.6}
     dash = look.dash if look else "-"
-    axes.plot(*points.T, color=colour, linestyle=dash, linewidth=1.1, path_effects=[_casing(casing, 2.2)], zorder=3)
+    axes.plot(
+        *points.T, color=colour, linestyle=dash, linewidth=1.1, path_effects=[style.casing(casing, 2.2)], zorder=3
+    )
     axes.plot(*points[0], marker="o", markersize=3.5, zorder=3.2, **ends)
     axes.plot(*points[-1], marker="X", markersize=4.5, zorder=3.2, **ends)
-
-
-def _casing(colour: str, width: float) -> withStroke:
-    return withStroke(linewidth=width, foreground=colour)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gradscope.figures import style
 
 COLOURS = "viridis"
+LOSS = "loss (nats)"
 
 #: Quantities of weight space: what they are called, and their unit.
 QUANTITIES = {
@@ -83,6 +84,14 @@ class ColourScale:
     def clipped(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """``values``, infinite ones at the end of the scale; NaN stays NaN."""
         return np.clip(values, *self.ends)
+
+    def height(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``values`` as heights of a surface: what a decade is long, the linear part is."""
+        if self.threshold is None:
+            return values
+        size = np.abs(values) / self.threshold
+        heights: NDArray[np.float64] = np.sign(values) * np.where(size <= 1, size, 1 + np.log10(np.maximum(size, 1)))
+        return heights
 
     def words(self) -> str:
         """The sentence part that names the scale and its ends."""
@@ -198,8 +207,17 @@ def range_words(
 def grid_words(one: PlaneGrid, settings: Mapping[str, Any]) -> str:
     """Directions, points and extent of a plane, and the seed of its random direction."""
     first, second = axis_words(settings)
+    said = _plain_words(settings, 1 if len(one.b) == 1 else 2)
     across = f"{first} from {one.a[0]:.5g} to {one.a[-1]:.5g}"
     seed = f", seed {settings['seed']}" if settings.get("seed") is not None else ""
     if len(one.b) == 1:
-        return f"{len(one.a)} points along {across}{seed}"
-    return f"{len(one.a)} x {len(one.b)} points: {across}, {second} from {one.b[0]:.5g} to {one.b[-1]:.5g}{seed}"
+        return f"{len(one.a)} points along {across}{said}{seed}"
+    return f"{len(one.a)} x {len(one.b)} points: {across}, {second} from {one.b[0]:.5g} to {one.b[-1]:.5g}{said}{seed}"
+
+
+def _plain_words(settings: Mapping[str, Any], directions: int) -> str:
+    """Which of the first ``directions`` through weights are not filter-normalised; the names of others say it."""
+    known = settings.get("space") == "weights" and settings.get("axes")
+    named = [words.partition("\n")[0] for words in axis_words(settings, "\n")[:directions]] if known else []
+    plain = [name for name in named if "filter-normalised" not in name]
+    return f", {' and '.join(plain)} not filter-normalised" if plain else ""

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from gradscope.figures.planes import PlaneGrid
+from gradscope.figures.planes import PlaneGrid, class_words
 
 #: One colour a class; the first ten are further apart under every colour vision than the others.
 PALETTE = (
@@ -63,6 +64,15 @@ def draw_regions(axes: Axes, predicted: PlaneGrid, colours: Mapping[int, str], a
             lead = np.ma.masked_where(np.isnan(fine.grid), share - others)
             axes.contour(fine.a, fine.b, lead, levels=[0.0], colors=_BOUNDARY, linewidths=0.5)
         _write_numbers(axes, fine, number, colours[number], around)
+
+
+def class_handles(colours: Mapping[int, str], label: int, settings: Mapping[str, Any]) -> list[Patch]:
+    """A patch for each class that has a colour of its own, and one for all others."""
+    named = {colour: class_words(number, settings) for number, colour in colours.items() if colour != OTHER}
+    named[colours[label]] += " (true)"
+    if OTHER in colours.values():
+        named[OTHER] = "other classes"
+    return [Patch(facecolor=colour, edgecolor="black", linewidth=0.5, label=name) for colour, name in named.items()]
 
 
 def _refined(predicted: PlaneGrid) -> tuple[PlaneGrid, dict[int, NDArray[np.float64]]]:

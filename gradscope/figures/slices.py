@@ -114,6 +114,7 @@ def _slices_caption(
     return "; ".join(
         [
             f"Slices through the centre of the planes of n = {int(quantiles['n'].max())} images, in both directions",
+            "axes shared by all lines",
             *where,
             "loss (nats) and margin (logits): median over images, band from the 25 % to the 75 % quantile"
             + (", thin lines the 5 % and 95 % quantiles" if tails else ""),

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
@@ -127,13 +128,30 @@ class Look:
         }
 
 
+class Moving(NamedTuple):
+    """A line that an animation draws step by step: its ``points`` ``(M, 2)`` up to a step, or the step's own alone."""
+
+    line: Line2D
+    points: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"
+    trail: bool
+
+    def show(self, step: int) -> None:
+        """Show the line as it is at ``step``; one that ended before stays."""
+        shown = self.points[: step + 1]
+        self.line.set_data(*(shown if self.trail else shown[-1:]).T)
+
+
 class Drawing(NamedTuple):
-    """A finished figure, the name of its files and the sentence that says what it shows."""
+    """A finished figure, the name of its files and the sentence that says what it shows.
+
+    ``moving``: what of it an animation draws step by step; empty where nothing of it moves.
+    """
 
     name: str
     figure: Figure
     caption: str
     attacks: tuple[str, ...]
+    moving: tuple[Moving, ...] = ()
 
 
 @contextmanager
@@ -270,6 +288,11 @@ def place_legend(figure: Figure, handles: Sequence[Artist], columns: int, handle
         borderpad=0.2,
     )
     as_written(*legend.get_texts())
+
+
+def casing(colour: str, width: float) -> withStroke:
+    """An edge of ``colour`` around a line or a text, so that it can be read on any ground; ``width`` in points."""
+    return withStroke(linewidth=width, foreground=colour)
 
 
 def as_written(*texts: Text) -> None:

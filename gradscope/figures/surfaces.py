@@ -14,9 +14,10 @@ from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 
 from gradscope.figures import style
-from gradscope.figures.landscape import LOSS, MOST_IMAGES
+from gradscope.figures.landscape import MOST_IMAGES
 from gradscope.figures.planes import (
     COLOURS,
+    LOSS,
     QUANTITIES,
     ColourScale,
     PlaneGrid,

@@ -116,7 +116,7 @@ def clear(out: Path) -> None:
 
 def _replaced(out: Path) -> list[Path]:
     """The files, links and pipes in ``out`` that have the names of results, figures or reports."""
-    drawn = [path for kind in ("pdf", "png", "html") for path in (out / "figures").glob(f"*-*.{kind}")]
+    drawn = [path for kind in ("pdf", "png", "gif", "html") for path in (out / "figures").glob(f"*-*.{kind}")]
     written = [path for kind in ("pdf", "tex") for path in (out / PAPER).glob(f"*.{kind}")]
     paths = (*(out / name for name in FILES), out / PAGE, *drawn, *written)
     return [path for path in paths if path.is_symlink() or (path.exists() and not path.is_dir())]

@@ -26,6 +26,7 @@ from gradscope.probes.comparison import compare_planes, compare_surroundings
 from gradscope.probes.input_landscape import (
     Planes,
     PlaneValues,
+    StepFacts,
     adversarial_planes,
     attack_walk,
     coordinates,
@@ -64,7 +65,7 @@ class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
         test = self.inputs.one_data_set(references, "landscape").test
         self.subjects = [self.inputs.load(reference, test) for reference in references]
         self.images = self._choose(test)
-        size = _batch_size(self.settings, self.images.images, self.device, len(self.subjects))
+        size = _batch_size(list(self.attacks.values()), self.images.images, self.device, len(self.subjects))
         self.batches = list(torch.arange(len(self.images.images)).split(size))
         return [Entry(reference, self.images) for reference in references]
 
@@ -111,6 +112,8 @@ class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
         names = ["adversarial direction", "random direction"]
         if options.plane == "shared":
             names = [f"adversarial direction of {labels[0]}", f"adversarial direction of {labels[1]}, orthogonal part"]
+        if options.versus is not None:
+            names = [f"towards {options.attack}", f"towards {options.versus}, orthogonal"]
         landscape = {
             "seed": options.seed,
             "points": options.points,
@@ -118,13 +121,14 @@ class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
             "span": options.grid.span,
             "axes": [{"name": name, "unit": unit} for name in names],
             "plane": options.plane,
+            **({} if options.versus is None else {"versus": options.versus}),
             "epsilon": self.settings.epsilon,
             "chosen": "by index" if options.index else "right when clean" if options.right else "drawn by seed",
             "indices": self.images.numbers.tolist(),
             "classes": list(self.images.images.classes),
             "batch_size": len(self.batches[0]),
         }
-        return {"landscape": landscape, "attacks": {options.attack: self.settings.model_dump()}}
+        return {"landscape": landscape, "attacks": options.resolved()["attacks"]}
 
     def parts(self, kept: PartialResults) -> Iterator[Part]:
         """One part for each model."""
@@ -152,6 +156,14 @@ class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
         write_table(self.out / BANDS.file, BANDS, (dict(zip(BANDS.names, row, strict=True)) for row in rows))
 
     @property
+    def attacks(self) -> dict[str, PGD]:
+        """The attacks that walk around every image, by name: the one whose direction is drawn first."""
+        found = {self.options.attack: self.options.settings}
+        if self.options.versus is not None:
+            found[self.options.versus] = self.options.rival
+        return {name: settings for name, settings in found.items() if settings is not None}
+
+    @property
     def _numbers(self) -> range:
         return range(len(self.batches))
 
@@ -165,19 +177,33 @@ class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
         return self.kept.each([(name, partial(drawing, name, make)) for name, make in units])
 
     def _walk(self, number: int, advance: Advance) -> Values:
-        """The planes of every checkpoint around a batch of images, and those that they share."""
-        settings, seed = self.settings, self.options.seed
-        threat = threat_model(settings)
+        """The planes of every checkpoint around a batch of images, those of two attacks, and what these met."""
+        seed, threat = self.options.seed, threat_model(self.settings)
         images, labels, named = self._batch(number)
         advance(0, "attacking")
-        walks = []
-        for subject in self.subjects:
-            with prepared(subject.model, settings) as model:
-                walks.append(attack_walk(model, images, labels, settings, numbers=named, seed=seed))
-        found = [adversarial_planes(images, walk, threat, numbers=named, seed=seed) for walk in walks]
+        walks: list[list[Tensor]] = []
+        facts: Values = {}
+        for position, subject in enumerate(self.subjects):
+            walks.append([])
+            for which, settings in enumerate(self.attacks.values()):
+                met = StepFacts(labels)
+                with prepared(subject.model, settings) as model:
+                    walk = attack_walk(model, images, labels, settings, numbers=named, seed=seed, facts=met)
+                walks[-1].append(walk)
+                facts |= {f"losses-{position}-{which}": met.losses, f"gradients-{position}-{which}": met.gradients}
+        found = [adversarial_planes(images, walk, threat, numbers=named, seed=seed) for walk, *_ in walks]
+        pairs = [(first, other) for first, other in walks] if self.options.versus is not None else []
         if self.options.plane == "shared":
-            found.append(shared_planes(images, (walks[0], walks[1]), threat, numbers=named, seed=seed))
-        return {f"{place}-{name}": getattr(planes, name) for place, planes in enumerate(found) for name in _FIELDS}
+            pairs.append((walks[0][0], walks[1][0]))
+        found += [shared_planes(images, pair, threat, numbers=named, seed=seed) for pair in pairs]
+        planes = {f"{place}-{name}": getattr(one, name) for place, one in enumerate(found) for name in _FIELDS}
+        return planes | facts
+
+    def _drawn(self, position: int) -> int:
+        """The place among the planes of a batch of those that are drawn for a checkpoint: its own come first."""
+        if self.options.versus is not None:
+            return len(self.subjects) + position
+        return len(self.subjects) if self.options.plane == "shared" else position
 
     def _batch(self, number: int, part: slice = _ALL) -> tuple[Tensor, Tensor, Tensor]:
         """Images and labels of a batch, or a part of it, on the device, and the images' numbers."""
@@ -186,7 +212,7 @@ class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
 
     def _planes(self, position: int, number: int, kept: Values, part: slice = _ALL, *, own: bool = False) -> Planes:
         """The planes that are evaluated for a checkpoint, on the device, or those of its ``own`` direction."""
-        place = len(self.subjects) if self.options.plane == "shared" and not own else position
+        place = position if own else self._drawn(position)
         images, _, _ = self._batch(number, part)
         first, second, unit, paths, fallback = (kept[f"{place}-{name}"] for name in _FIELDS)
         parts = (first[part], second[part], unit[part], paths[:, part], fallback[part])
@@ -251,10 +277,11 @@ class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
         return on_plane | around | {"right": margin(logits, labels) > 0}
 
 
-def _batch_size(settings: PGD, images: ImageSet, device: torch.device, checkpoints: int) -> int:
+def _batch_size(attacks: Sequence[PGD], images: ImageSet, device: torch.device, checkpoints: int) -> int:
     """Images attacked at once: as everywhere, or as many as the iterates of all checkpoints fit in memory for."""
-    walk = checkpoints * (settings.steps + 1) * images.images[0].numel() * 4
-    return max(1, min(usual_batch_size(settings, device), len(images), _WALK_BYTES // walk))
+    walk = checkpoints * sum(settings.steps + 1 for settings in attacks) * images.images[0].numel() * 4
+    batch = next((settings for settings in attacks if settings.reduction == "mean"), attacks[0])
+    return max(1, min(usual_batch_size(batch, device), len(images), _WALK_BYTES // walk))
 
 
 class _Result:
@@ -270,9 +297,17 @@ class _Result:
     ) -> None:
         self.of, self.values, options = of, values, of.options
         self.identity = of.subjects[position].identity(of.images.images.name, options.attack)
-        shared = options.plane == "shared"
-        self.walkers = [one.label for one in (of.subjects[:2] if shared else [of.subjects[position]])]
-        drawn = len(of.subjects) if shared else position
+        shared, drawn = options.plane == "shared", of._drawn(position)
+        # Who walked, as rows name it, and the places of the model and of the attack.
+        whose = [(subject.label, place, 0) for place, subject in enumerate(of.subjects)]
+        whose = whose[:2] if shared else whose[position : position + 1]
+        if options.versus is not None:
+            whose = [(name, position, which) for which, name in enumerate(of.attacks)]
+        self.walkers = [name for name, _, _ in whose]
+        self.losses, self.gradients = (
+            [torch.cat([part[f"{fact}-{place}-{which}"] for part in planes]).tolist() for _, place, which in whose]
+            for fact in ("losses", "gradients")
+        )
         self.paths = torch.cat([part[f"{drawn}-paths"] for part in planes], dim=1).numpy()
         self.fallback = torch.cat([part[f"{drawn}-fallback"] for part in planes])
         self.numbers = of.images.numbers
@@ -309,11 +344,14 @@ class _Result:
                     yield identity | {"a": a, "b": b, "loss": loss, "margin": difference, "predicted": predicted}
 
     def _path(self) -> Iterator[Row]:
-        for walker, paths in zip(self.walkers, self.paths, strict=True):
+        walks = zip(self.walkers, self.paths, self.losses, self.gradients, strict=True)
+        for walker, paths, losses, gradients in walks:
             for identity, place in self._images():
                 shared = {key: value for key, value in identity.items() if key != "label"} | {"walker": walker}
-                for step, (a, b, off) in enumerate(paths[place]):
-                    yield shared | {"step": step, "a": a, "b": b, "off": off}
+                steps = zip(paths[place][: len(losses[place])], losses[place], gradients[place], strict=True)
+                for step, ((a, b, off), loss, gradient) in enumerate(steps):
+                    known = {"gradient": gradient} if step < len(losses[place]) - 1 else {}
+                    yield shared | {"step": step, "a": a, "b": b, "off": off, "loss": loss} | known
 
     def _samples(self) -> Iterator[Row]:
         for name, values in self.compared.items():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gradscope.attacks.pgd import Iterate, Streams, pgd
 from gradscope.attacks.threat import ThreatModel
@@ -39,8 +40,9 @@ class Planes:
     """A plane for each of N images: origins ``(N, C, H, W)`` and two orthonormal directions ``(N, D)`` each.
 
     ``unit`` ``(N,)`` is the L2 length in pixel units of 1 on the axes. ``paths`` ``(W, N, T + 1, 3)`` holds the
-    iterates of W attacks as (a, b, distance from the plane), in that unit. ``fallback`` ``(N, 2)`` is true where a
-    direction was to be an attack's and is a random one instead: the attack did not move, or ran parallel to the first.
+    iterates of W attacks as (a, b, distance from the plane), in that unit; NaN past the end of a shorter one.
+    ``fallback`` ``(N, 2)`` is true where a direction was to be an attack's and is a random one instead: the attack did
+    not move, or ran parallel to the first.
     """
 
     origins: Tensor
@@ -63,13 +65,52 @@ class Planes:
         return Planes(origins, first, second, unit, self.paths[:, part], self.fallback[part])
 
 
+class StepFacts:
+    """What an attack meets at each iterate x_0 .. x_T of N images; call it with the iterates in order.
+
+    ``losses`` ``(N, T + 1)``: cross-entropy in nats. ``gradients`` ``(N, T + 1)``: L2 norm, in nats per unit pixel
+    range, of the gradient that the attack steps along, with its own loss and its own sum or mean over the batch; NaN
+    at the last iterate, from which it takes no step. Both float64.
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+        self._losses: list[Tensor] = []
+        self._gradients: list[Tensor] = []
+
+    def __call__(self, iterate: Iterate) -> None:
+        """Note an iterate."""
+        losses = cross_entropy(iterate.logits, self.labels).double()
+        self._losses.append(losses)
+        known = iterate.gradient is not None
+        self._gradients.append(iterate.norm_and_unit[0].double() if known else torch.full_like(losses, torch.nan))
+
+    @property
+    def losses(self) -> Tensor:
+        """Cross-entropy at the iterates."""
+        return torch.stack(self._losses, dim=1)
+
+    @property
+    def gradients(self) -> Tensor:
+        """Norms of the gradients that were stepped along."""
+        return torch.stack(self._gradients, dim=1)
+
+
 def attack_walk(
-    model: nn.Module, images: Tensor, labels: Tensor, settings: PGD, *, numbers: Tensor, seed: int = 0
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    settings: PGD,
+    *,
+    numbers: Tensor,
+    seed: int = 0,
+    facts: StepFacts | None = None,
 ) -> Tensor:
     """The attack's iterates as displacements ``x_t - x``, ``(N, T + 1, D)``.
 
     ``model`` is one that :func:`gradscope.attacks.pgd.prepared` yields. ``numbers`` ``(N,)`` name the images, whose
-    random numbers depend on nothing else. Raises :class:`GradscopeError` where epsilon is 0.
+    random numbers depend on nothing else. ``facts`` notes every iterate. Raises :class:`GradscopeError` where
+    epsilon is 0.
     """
     if settings.epsilon == 0:
         raise GradscopeError("epsilon: a number above 0 is needed, for a landscape's axes are in multiples of it")
@@ -78,6 +119,8 @@ def attack_walk(
 
     def observe(iterate: Iterate) -> None:
         displacements.append(flatten(iterate.images - images).float())
+        if facts is not None:
+            facts(iterate)
 
     pgd(model, images, labels, settings, streams=Streams(seed, numbers), observe=observe)
     return torch.stack(displacements, dim=1)
@@ -96,10 +139,10 @@ def adversarial_planes(images: Tensor, walk: Tensor, threat: ThreatModel, *, num
 def shared_planes(
     images: Tensor, walks: tuple[Tensor, Tensor], threat: ThreatModel, *, numbers: Tensor, seed: int = 0
 ) -> Planes:
-    """The planes of two models' adversarial directions on the same images.
+    """The planes of two adversarial directions on the same images, of two models or of two attacks on one.
 
-    The first is the one model's; the second is what the other's has beside it, so that the tip of the other's lies at
-    its cosine along a. Where the two are parallel, or one attack did not move, a random direction takes its place.
+    The first is the one's; the second is what the other's has beside it, so that the tip of the other's lies at its
+    cosine along a. Where the two are parallel, or one attack did not move, a random direction takes its place.
     """
     first, still = _direction(walks[0], numbers, seed)
     other, other_still = _direction(walks[1], numbers, seed)
@@ -122,11 +165,13 @@ def _planes(
     axes = torch.stack([first, second], dim=1)
     reach = torch.ones_like(first[:, 0]) if threat.norm == "l2" else first.abs().amax(dim=1)
     unit = threat.epsilon / reach
+    longest = max(walk.shape[1] for walk in walks)
     paths = []
     for walk in walks:
         along = walk @ axes.transpose(1, 2)
         off = torch.linalg.vector_norm(walk - along @ axes, dim=2, keepdim=True)
-        paths.append(torch.cat([along, off], dim=2) / unit[:, None, None])
+        path = torch.cat([along, off], dim=2) / unit[:, None, None]
+        paths.append(F.pad(path, (0, 0, 0, longest - path.shape[1]), value=torch.nan))
     return Planes(images, first, second, unit, torch.stack(paths), fallback)
 
 

@@ -24,7 +24,10 @@ _SPACE = re.compile(r"\s+")
 
 
 class Picture(NamedTuple):
-    """A figure of a page. ``width``: CSS pixels; ``file``: the same as PDF, relative to the page."""
+    """A figure of a page. ``width``: CSS pixels.
+
+    ``file``: the same as PDF, relative to the page; ``animation``: as a GIF, empty where there is none.
+    """
 
     name: str
     address: str
@@ -32,16 +35,21 @@ class Picture(NamedTuple):
     height: int
     caption: str
     file: str
+    animation: str = ""
 
 
 def picture(drawing: Drawing, caption: str, pixels: Path, file: str) -> Picture:
-    """The picture of ``drawing``, which was saved as the PNG ``pixels``. Call it where the figure was drawn."""
+    """The picture of ``drawing``, which was saved as the PNG ``pixels`` and, beside the page, as the PDF ``file``.
+
+    Call it where the figure was drawn.
+    """
     vector = as_svg(drawing)
     kept = file_content(pixels) if len(vector) > SMALL and pixels.exists() else b""
     kind, content = ("png", kept) if kept and len(kept) < len(vector) else ("svg+xml", vector)
+    animation = f"{file.removesuffix('.pdf')}.gif" if pixels.with_suffix(".gif").exists() else ""
     width, height = drawing.figure.get_size_inches()
     address = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    return Picture(drawing.name, address, round(PIXELS * width), round(PIXELS * height), caption, file)
+    return Picture(drawing.name, address, round(PIXELS * width), round(PIXELS * height), caption, file, animation)
 
 
 def as_svg(drawing: Drawing) -> bytes:

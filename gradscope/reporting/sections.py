@@ -29,10 +29,11 @@ from gradscope.results.schemas import ATTACKS, CURVE, JUDGE, SIMILARITY, SPECTRU
 
 @dataclass(frozen=True)
 class Surface:
-    """A landscape to turn: what it is of, and what ``figures/templates/surfaces.js`` draws."""
+    """A landscape to turn: what it is of, what ``figures/templates/surfaces.js`` draws, and its figures for print."""
 
     title: str
     payload: dict[str, Any]
+    stills: tuple[str, ...] = ()
 
 
 @dataclass
@@ -140,11 +141,14 @@ def _landscapes(part: ReportPart, pictures: Sequence[Picture]) -> Block:
     landscape, summary = part.composed.landscape, part.table(SUMMARY)
     rows = summary if part.manifest.kind == "landscape" else summary[summary["metric"].isin(LANDSCAPE_METRICS)]
     tables = [numbers_table(rows, "landscape", "Every number of the landscape, with its 95 % interval")]
+    order = ("landscape-median", "landscape-slices", "landscape-image", "weights-epochs", "weights-")
+    chosen = list(dict.fromkeys(_chosen(pictures, *order)))
+    stills = tuple(one.name for one in chosen if one.name.endswith("-3d"))
     return Block(
-        pictures=_chosen(
-            pictures, "landscape-median", "landscape-slices", "landscape-image", "weights-epochs", "weights-"
-        ),
-        surface=None if landscape is None else Surface(title(landscape), surfaces(landscape, part.composed.settings)),
+        pictures=chosen,
+        surface=None
+        if landscape is None
+        else Surface(title(landscape), surfaces(landscape, part.composed.settings), stills),
         folded=tables if len(rows) else [],
     )
 

@@ -353,11 +353,28 @@ PATH = Table(
         *IDENTITY,
         _SPACE,
         Column("index", "integer", "index of the image in the test set; empty in weight space"),
-        Column("walker", "text", "input: the checkpoint whose attack walked; weights: what was trained"),
+        Column(
+            "walker",
+            "text",
+            "input: the checkpoint whose attack walked, with --versus the attack that did; weights: what was trained",
+        ),
         Column("step", "integer", "input: iterate x_t of the attack; weights: epoch"),
         Column("a", "number", "its projection onto the plane, see landscape.csv"),
         Column("b", "number", "see a"),
         Column("off", "number", "its distance from the plane, in the unit of a and b"),
+        Column(
+            "loss",
+            "number",
+            "cross-entropy there in nats, of the model that is attacked; empty in weight space",
+            later=True,
+        ),
+        Column(
+            "gradient",
+            "number",
+            "input: L2 norm of the gradient that the attack steps along, of its own loss and its sum or mean over the "
+            "batch, nats per unit pixel range; empty at the last iterate",
+            later=True,
+        ),
     ),
 )
 

@@ -167,7 +167,7 @@ def _passes_of_a_draw(options: Options, images: ImageFacts, models: int) -> Pass
         bent = Passes(gradient=2.0 * PRODUCTS) * min(CURVED, count)
         return (_pgd(options.settings) + Passes(forward=models, gradient=1)) * count + bent
     if isinstance(options, LandscapeOptions):
-        attack = Passes() if options.settings is None else _pgd(options.settings)
+        attack = _sum(_pgd(settings) for settings in (options.settings, options.rival) if settings is not None)
         if options.space == "input":
             # Beside the plane: nine rays of 64 points, 128 points of the sharpness, 8 ascents, some Hessian products.
             return (Passes(options.points**2 + 9 * 64 + 128, 150) + attack) * count

@@ -147,6 +147,16 @@ def test_weight_landscapes_and_later_kinds_are_left_alone(directories, tmp_path)
     assert read_study(made.all).measured == read_study(made.all).notes == []
 
 
+def test_planes_of_two_attacks_are_not_compared_with_others(directories):
+    made = directories()
+    path = made.landscape({(next(iter(made.models)), "roughness"): [1.0, 2.0]})
+    assert len(read_study(made.all).measured) == 1
+    content = json.loads((path / "manifest.json").read_text())
+    content["landscape"]["versus"] = "pgd-paper"
+    (path / "manifest.json").write_text(json.dumps(content))
+    assert read_study(made.all).measured == []
+
+
 def damage_json(path):
     (path / "manifest.json").write_text('{"kind": "analysis"')
 

@@ -32,6 +32,20 @@ def test_a_landscape_around_images_is_drawn_and_redrawn(
     assert content(tmp_path / "a" / "figures") == drawn
 
 
+def test_two_attacks_on_a_plane_are_animated(world: Path, tmp_path: Path, done: Done, content: Content) -> None:
+    quick = ("--points", 5, "--images", 1, "--steps", 3, "--no-figures", "--versus", "pgd-paper")
+    done("landscape", world / "sl.pt", *quick, "--out", tmp_path / "a")
+    (index,) = manifest(tmp_path / "a")["landscape"]["indices"]
+    path = tmp_path / "a" / "figures" / f"landscape-image-{index}.gif"
+    assert str(path) in done("figures", "--animate", tmp_path / "a").splitlines()
+    caption = json.loads((path.parent / "captions.json").read_text())[path.stem]
+    assert f"Image {index} of class" in caption
+    assert "under pgd and pgd-paper, from o to x, a mark a step" in caption
+    assert "pgd-paper: l2, epsilon 1, step size 0.1, 3 steps" in caption
+    done("landscape", world / "sl.pt", *quick[:-2], "--out", tmp_path / "a", "--overwrite")
+    assert not path.exists(), "it shows other numbers"
+
+
 def test_a_landscape_around_weights_is_drawn(world: Path, tmp_path: Path, done: Done, content: Content) -> None:
     quick = ("--space", "weights", "--points", 5, "--images", 20)
     done("landscape", world / "sl.pt", *quick, "--adversarial", "--steps", 2, "--out", tmp_path / "plane")

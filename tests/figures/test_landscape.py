@@ -13,7 +13,7 @@ from gradscope.errors import GradscopeError
 from gradscope.figures import style
 from gradscope.figures.draw import draw
 from gradscope.figures.landscape import MOST_IMAGES, draw_landscapes
-from gradscope.figures.planes import plane
+from gradscope.figures.planes import ColourScale, plane, scale_of
 from gradscope.figures.regions import OTHER, PALETTE, palette
 from gradscope.results.files import write_json
 from gradscope.results.landscape import bands
@@ -83,7 +83,7 @@ def walks(checkpoints=MODES[:1], *, images=2, walkers=None, steps=5):
                     "off": 0.02 * (steps - step),
                 }
                 tables.append(pd.DataFrame(identity(checkpoint, mode) | place | points))
-    return pd.concat(tables, ignore_index=True)[PATH.names]
+    return pd.concat(tables, ignore_index=True).reindex(columns=PATH.names)
 
 
 def around_weights(checkpoints=MODES[:1], *, points=7, line=False, **columns):
@@ -146,6 +146,41 @@ def test_median_panels_share_one_scale_and_one_bar():
     assert [label.get_text() for label in bar.get_yticklabels()] == [f"{tick:g}" for tick in bar.get_yticks()]
 
 
+def test_the_surfaces_of_the_median_are_its_contours_on_its_scale():
+    landscape = around_images(MODES, points=9)
+    landscape.loc[landscape["checkpoint"] == "rl-0", "loss"] *= 100
+    drawings = drawn(landscape)
+    contours, surfaces = drawings["landscape-median"], drawings["landscape-median-3d"]
+    panels = panels_of(surfaces)
+    assert [axes.get_title() for axes in panels] == ["sl-0", "rl-0", "sl-adv-0"]
+    limits = {(axes.get_xlim(), axes.get_ylim(), axes.get_zlim(), axes.elev, axes.azim) for axes in panels}
+    assert len(limits) == 1
+    marks = [[label.get_text() for label in axes.get_zticklabels()] for axes in panels]
+    bars = [[label.get_text() for label in bars_of(one)[0].get_yticklabels()] for one in (contours, surfaces)]
+    assert marks == [bars[0]] * 3
+    assert bars[0] == bars[1] == ["0", "10", "100", "1000"]
+    known = "linear up to 10 and logarithmic above, from 0 to 4641.6, and axes, shared by all panels"
+    assert f"as a surface; heights and colours {known}" in surfaces.caption
+    assert known in contours.caption
+
+
+def test_heights_are_linear_and_then_logarithmic():
+    scale = scale_of("loss", [plane(around_images(points=9), "loss")])
+    assert scale.threshold is None
+    assert_array_equal(scale.height(np.array([-2.0, 3.0])), [-2.0, 3.0])
+    far = ColourScale((0.0, 1000.0), (0.0,), 10.0)
+    found = far.height(np.array([0.0, 5.0, -10.0, 100.0, 1000.0, np.nan]))
+    assert_allclose(found, [0, 0.5, -1, 2, 3, np.nan])
+
+
+def test_directions_through_weights_say_whether_they_are_normalised():
+    both = [{"name": f"random direction {number}, filter-normalised"} for number in (1, 2)]
+    for axes, said in ((both, ""), (WEIGHTS["axes"], ", towards rl-0 not filter-normalised"), ([], "")):
+        for name in ("weights-loss", "weights-loss-3d"):
+            caption = drawn(around_weights(), settings=WEIGHTS | {"axes": axes})[name].caption
+            assert caption.endswith(f"from -1 to 1{said}, seed 7")
+
+
 def test_the_white_line_is_where_half_are_right():
     drawing = drawn(around_images(MODES[:2], points=61))["landscape-median"]
     for axes in panels_of(drawing):
@@ -183,7 +218,7 @@ def test_without_settings_the_axes_are_a_and_b():
 def test_the_medians_caption_has_the_facts():
     drawing = drawn(around_images(MODES, images=3))["landscape-median"]
     assert drawing.caption.startswith("Median over n = 3 images of the loss (nats)")
-    assert "colours linear, from 0 to 55, shared by all panels; values from 1 to 55;" in drawing.caption
+    assert "colours linear, from 0 to 55, and axes, shared by all panels; values from 1 to 55;" in drawing.caption
     assert "7 x 7 points: adversarial direction (multiples of epsilon) from -3 to 3" in drawing.caption
     assert drawing.caption.endswith("seed 7")
     assert drawing.attacks == ("pgd",)
@@ -392,11 +427,12 @@ def test_different_attacks_are_told_apart():
 def test_weights_have_a_figure_for_every_quantity_there_is():
     landscape = around_weights(MODES, adversarial_loss=lambda a, b: 2 + a + b, custom=lambda a, b: a * b)
     drawings = drawn(landscape, settings=WEIGHTS)
-    assert list(drawings) == ["weights-loss", "weights-adversarial-loss", "weights-accuracy", "weights-custom"]
-    assert [bars_of(drawing)[0].get_ylabel() for drawing in drawings.values()] == [
+    names = ["weights-loss", "weights-adversarial-loss", "weights-accuracy", "weights-custom"]
+    assert list(drawings) == [f"{name}{end}" for name in names for end in ("", "-3d")]
+    assert [bars_of(drawings[name])[0].get_ylabel() for name in names] == [
         *("loss (nats)", "loss under attack (nats)", "accuracy", "made.up:trace")
     ]
-    assert [drawing.attacks for drawing in drawings.values()] == [(), ("adversarial",), (), ()]
+    assert [drawings[name].attacks for name in names] == [(), ("adversarial",), (), ()]
     caption = drawings["weights-loss"].caption
     assert caption.startswith("Loss (nats) over n = 500 images on a plane through the weights, batch norm as-is")
     assert "towards rl-0 (share of the way) from -1 to 1, random direction, filter-normalised from -1 to 1" in caption
@@ -460,7 +496,10 @@ def test_a_line_between_weights_is_a_line():
     assert accuracy.get_ylim() == pytest.approx((0, 1), abs=0.05)
     caption = drawings["weights-line-loss"].caption
     assert "on a line through the weights" in caption
-    assert "7 points along towards rl-0 (share of the way) from -1 to 1, seed 7" in caption
+    assert (
+        "7 points along towards rl-0 (share of the way) from -1 to 1, towards rl-0 not filter-normalised, seed 7"
+        in caption
+    )
     assert "dotted at 0, the checkpoint itself;" in caption
     other = drawn(landscape, settings=WEIGHTS | {"towards": "rl-0"})["weights-line-loss"]
     assert "dotted at 0, the checkpoint itself, and at 1, rl-0;" in other.caption
@@ -484,7 +523,7 @@ DAMAGE = {
 @pytest.mark.parametrize("points", [2, 5])
 def test_degenerate_values_are_drawn_without_a_warning(damage, points):
     landscape = DAMAGE[damage](around_images(MODES[:2], images=1, points=points))
-    assert len([laid_out(drawing) for drawing in drawn(landscape, walks(MODES[:2], images=1)).values()]) == 3
+    assert len([laid_out(drawing) for drawing in drawn(landscape, walks(MODES[:2], images=1)).values()]) == 4
 
 
 def test_infinite_and_undefined_points_are_counted():
@@ -510,10 +549,17 @@ def overlap(one, other, room=1.0):
     return min(one.x1, other.x1) - max(one.x0, other.x0) > room and min(one.y1, other.y1) - max(one.y0, other.y0) > room
 
 
+def _box(axes):
+    return axes.get_tightbbox()
+
+
 @pytest.mark.parametrize("checkpoints", [MODES[:1], MODES[:2], MODES + MORE])
 def test_nothing_overlaps_and_panels_fill_the_width(checkpoints):
     for name, drawing in drawn(around_images(checkpoints, images=1), walks(checkpoints, images=1)).items():
         figure, panels = laid_out(drawing).figure, panels_of(drawing)
+        if name.endswith("-3d"):
+            assert all(box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1 for box in map(_box, figure.axes)), name
+            continue
         (legend,) = figure.legends
         boxes = [legend.get_window_extent(), *(axes.get_tightbbox() for axes in [*panels, *bars_of(drawing)])]
         for place, box in enumerate(boxes):
@@ -572,7 +618,7 @@ ATTACKS = {"pgd": {"norm": "l2", "epsilon": 1.0, "steps": 20, "box": True}}
 def test_a_directory_is_drawn_from_its_files_alone(tmp_path):
     manifest = {"attacks": ATTACKS, "landscape": SETTINGS}
     paths = draw(directory_of(tmp_path, around_images(MODES[:2]), walks(MODES[:2]), manifest))
-    names = ["landscape-median", "landscape-image-10", "landscape-image-11", "landscape-slices"]
+    names = ["landscape-median", "landscape-median-3d", "landscape-image-10", "landscape-image-11", "landscape-slices"]
     expected = [f"{name}.{kind}" for name in names for kind in ("pdf", "png")]
     assert [path.name for path in paths] == [*expected, "landscape-3d.html"]
     captions = json.loads((tmp_path / "figures" / "captions.json").read_text())
@@ -584,7 +630,7 @@ def test_a_directory_is_drawn_from_its_files_alone(tmp_path):
 
 @pytest.mark.parametrize("manifest", [None, {}, {"landscape": []}])
 def test_path_and_manifest_may_be_missing(tmp_path, manifest):
-    assert len(draw(directory_of(tmp_path, around_images(images=1), None, manifest))) == 7
+    assert len(draw(directory_of(tmp_path, around_images(images=1), None, manifest))) == 9
 
 
 def test_weights_are_drawn_and_their_attack_is_described(tmp_path):

@@ -1,6 +1,7 @@
 """Landscapes as a request asks for them."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +140,43 @@ def test_a_shared_plane_has_both_attacks_on_it(trained: list[str], tmp_path: Pat
     assert manifest(out)["landscape"]["axes"][0]["name"] == "adversarial direction of sl"
 
 
-@pytest.mark.parametrize("space", ["input", "weights"])
+def test_the_plane_of_two_attacks_holds_both_ends(trained: list[str], tmp_path: Path, digits: Splits) -> None:
+    out = around_images(trained, tmp_path / "out", versus="pgd-paper")
+    path = read_table(out / PATH.file, PATH)
+    assert path.groupby("checkpoint")["walker"].unique().map(list).tolist() == [["pgd", "pgd-paper"]] * 2
+    last = path[path["step"] == 4]
+    assert last["off"].max() < 1e-4
+    exact = last[last["walker"] == "pgd"]
+    assert exact["b"].abs().max() < 1e-4
+    assert path[path["step"] < 4]["gradient"].notna().all()
+    assert last["gradient"].isna().all()
+    facts = manifest(out)
+    assert list(facts["attacks"]) == ["pgd", "pgd-paper"]
+    assert (facts["landscape"]["versus"], facts["attacks"]["pgd-paper"]["step_size"]) == ("pgd-paper", 0.4)
+    # The numbers are of the exact attack's direction, as without the other.
+    plain = around_images(trained, tmp_path / "plain")
+    numbers = [read_table(one / SAMPLES.file, SAMPLES) for one in (out, plain)]
+    ours, theirs = (rows[rows["metric"].str.startswith(("radius", "curvature"))] for rows in numbers)
+    pd.testing.assert_frame_equal(ours, theirs)
+    exactly = read_table(plain / PATH.file, PATH)
+    assert exact["loss"].tolist() == exactly[exactly["step"] == 4]["loss"].tolist()
+    # The loss is that of the first iterate, which the attack starts from, on the model itself.
+    text, index = trained[0], facts["landscape"]["indices"][0]
+    still = around_images([text], tmp_path / "still", versus="fgsm", start="none")
+    begun = read_table(still / PATH.file, PATH).query("step == 0 and index == @index")
+    images, labels = digits.test.batch(torch.tensor([index]), "cpu")
+    with torch.no_grad():
+        loss = F.cross_entropy(checkpoints.load(Path(text)).build()(images), labels).item()
+    assert begun["loss"].tolist() == pytest.approx([loss, loss], rel=1e-4)
+
+
+@pytest.mark.parametrize("space", ["input", "two attacks", "weights"])
 def test_an_interrupted_run_is_resumed_to_the_same_files(
     trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, space: str
 ) -> None:
     run, module, name = {
         "input": (around_images, input_landscape, "evaluate_planes"),
+        "two attacks": (partial(around_images, versus="pgd-paper"), input_landscape, "evaluate_planes"),
         "weights": (around_weights, weight_landscape, "evaluate_plane"),
     }[space]
     monkeypatch.setattr(input_landscape, "_TILE_POINTS", 10)
@@ -193,6 +225,9 @@ def test_what_is_refused_around_images(trained: list[str], tmp_path: Path) -> No
         ({"images": 360}, "images must be 1 to 359.* got 360"),
         ({"images": 0}, "images must be .*.* got 0"),
         ({"plane": "shared"}, "plane must be 'own', for 'shared' takes the directions of two checkpoints, got 1"),
+        ({"plane": "shared", "versus": "fgsm"}, "versus must be left out where `plane` is shared.*, got fgsm"),
+        ({"versus": "pgd"}, "versus must be another attack than `attack`, got pgd twice"),
+        ({"versus": "pdg"}, "versus: 'pdg' is unknown; did you mean 'pgd'"),
     ):
         with pytest.raises(GradscopeError, match=message):
             around_images(trained[:1], tmp_path / "out", **options)
@@ -316,6 +351,7 @@ def test_what_is_refused_around_weights(trained: list[str], tmp_path: Path) -> N
     single.mkdir()
     (single / "0001.pt").write_bytes((folder / "0001.pt").read_bytes())
     for options, message in (
+        ({"versus": "pgd-paper"}, "versus must be left out unless `space` is input, got 'pgd-paper'"),
         ({"points": 1}, "points must be at least 2, got 1"),
         ({"span": -1.0}, "span must be above 0, got -1"),
         ({"towards": str(other)}, "model must have the same parameters at both ends; .* is .* and "),

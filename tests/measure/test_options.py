@@ -33,7 +33,7 @@ OTHERWISE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("analyze", {}, SAMPLED | ATTACK | {"metrics": ["loss", "norm"], "attack": ["pgd-paper"], "restarts": 2}),
     ("transfer", {}, SAMPLED | ATTACK | {"attack": "pgd-paper"}),
     ("landscape", {}, ATTACK | {"attack": "pgd-paper", "seed": 5, "points": 7, "span": 2.5, "images": 3}),
-    ("landscape", {}, {"space": "weights", "index": [3, 17], "right": True, "plane": "shared"}),
+    ("landscape", {}, {"space": "weights", "index": [3, 17], "right": True, "plane": "shared", "versus": "pgd-paper"}),
     (
         "landscape",
         {"space": "weights"},
@@ -251,6 +251,15 @@ def test_what_means_the_same_has_the_same_content(command: str, one: dict[str, A
 def test_the_content_is_plain_json(command: str) -> None:
     content = COMMANDS[command].parse({}).content()
     assert json.loads(json.dumps(content)) == content
+
+
+def test_an_attack_beside_changes_no_stages_name_where_there_is_none() -> None:
+    plain, both = (COMMANDS["landscape"].parse(given) for given in ({}, {"versus": "pgd-paper"}))
+    assert "versus" not in plain.content()
+    assert (plain.grid.span, both.grid.span) == (3, 1.5)
+    swapped = COMMANDS["landscape"].parse({"attack": "pgd-paper", "versus": "pgd"})
+    assert swapped.content()["attacks"] == both.content()["attacks"]
+    assert swapped.content() != both.content()
 
 
 def test_a_curve_that_is_not_asked_for_changes_no_stages_name() -> None:

@@ -13,6 +13,7 @@ from gradscope.probes import input_landscape
 from gradscope.probes.input_landscape import (
     DISC,
     Planes,
+    StepFacts,
     adversarial_planes,
     attack_walk,
     coordinates,
@@ -246,6 +247,54 @@ def test_a_plane_shared_by_two_models_holds_both_attacks(convolutional, image_se
     tip = planes.paths[1, :, -1]
     torch.testing.assert_close(tip[:, 0] / tip.norm(dim=1), cosine, rtol=1e-4, atol=1e-5)
     assert (tip[:, 1] > 0).all()
+
+
+def three_classes(linear):
+    """Class 0 has no weights, classes 1 and 2 have one pixel each, so attacks on class 0 have ends that are known."""
+    weight = torch.zeros(3, 12)
+    weight[1, 0] = weight[2, 1] = 1.0
+    images = torch.full((1, 3, 2, 2), 0.5)
+    images[0, 0, 0, 0] += 1e-5  # so that class 1 is the margin's
+    return linear(weight), images, torch.tensor([0])
+
+
+def test_the_plane_of_two_attacks_holds_ends_that_are_known(linear):
+    """Cross-entropy climbs both classes alike, the margin the first of them alone: 45 degrees apart."""
+    model, images, labels = three_classes(linear)
+    given = {"epsilon": 0.5, "step_size": 0.1, "steps": 8, "start": "none", "box": False}
+    numbers, facts = torch.arange(1), StepFacts(labels)
+    walk = attack_walk(model, images, labels, PGD(**given), numbers=numbers, facts=facts)
+    other = attack_walk(model, images, labels, PGD(**given, loss="margin"), numbers=numbers)
+    planes = shared_planes(images, (walk, other), L2, numbers=numbers)
+    assert not planes.fallback.any()
+    along = torch.tensor([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0])  # in multiples of epsilon, to the ball's surface
+    half, near = math.sqrt(0.5), {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(planes.paths[0, 0, 1:], along[:, None] * torch.tensor([[1.0, 0.0, 0.0]]), **near)
+    torch.testing.assert_close(planes.paths[1, 0, 1:], along[:, None] * torch.tensor([[half, half, 0.0]]), **near)
+    wrong = 2 * torch.exp(0.5 + 0.5 * half * torch.cat([torch.zeros(1), along]).double())
+    torch.testing.assert_close(facts.losses[0], torch.log1p(wrong), **near)
+    torch.testing.assert_close(facts.gradients[0, :-1], (half * wrong / (1 + wrong))[:-1], **near)
+    assert facts.gradients[0, -1].isnan(), "no step leaves the last iterate"
+
+
+def test_a_floor_shortens_the_steps_of_an_attack_by_its_gradient(linear):
+    """Of a gradient g below the floor every step is g / floor of its length; a mean over two images halves g."""
+    weight = torch.zeros(2, 12, dtype=torch.float64)
+    weight[0, 0] = 40.0
+    images, labels, numbers = torch.full((2, 3, 2, 2), 0.5), torch.tensor([0, 0]), torch.arange(2)
+    given = {"epsilon": 1.0, "step_size": 0.1, "steps": 10, "start": "none", "box": False, "precision": "float64"}
+    blind, facts = PGD(**given, reduction="mean", norm_floor=1e-6), StepFacts(labels)
+    walk = attack_walk(linear(weight), images, labels, blind, numbers=numbers, facts=facts)
+    gradient = 40 * math.exp(-20) / 2
+    assert facts.gradients[:, 0].tolist() == pytest.approx([gradient, gradient], rel=1e-3)
+    shares = (facts.gradients[0, :-1] / 1e-6).clamp(max=1)
+    assert walk[0, -1].norm().item() == pytest.approx(0.1 * shares.sum().item(), rel=1e-4)
+    assert gradient * 0.1 / 1e-6 * 10 < walk[0, -1].norm() < 0.5
+    exact = attack_walk(linear(weight), images, labels, PGD(**given), numbers=numbers)
+    planes = shared_planes(images, (exact, walk), ThreatModel("l2", 1.0), numbers=numbers)
+    assert planes.fallback.tolist() == [[False, True]] * 2, "both go the same way"
+    torch.testing.assert_close(planes.paths[0, :, -1], torch.tensor([[1.0, 0.0, 0.0]] * 2))
+    torch.testing.assert_close(planes.paths[1, 0, -1, 0], walk[0, -1].norm())
 
 
 def test_two_attacks_that_are_parallel_or_still_span_a_plane_with_a_named_fallback(convolutional, image_set):

@@ -129,6 +129,14 @@ def test_plotly_is_there_once_and_only_where_there_is_a_landscape(tags, study, t
     assert "eval" not in policy
 
 
+def test_surfaces_name_their_figures_on_paper(make_study):
+    root = make_study("landscape")
+    write_report(root)
+    found = parsed(root)
+    (number,) = re.findall(r"On paper: figure (\d+), and the contours", found.text)
+    assert re.search(rf"Figure {number}\. Median over n = \d+ images of [^;]* as a surface;", found.text)
+
+
 def test_verdicts_come_first_with_cause_and_bound(tags):
     first = tags.text.index(f"{HOSTILE[0]}: masking found")
     assert first < tags.text.index("Table 1.")
@@ -242,6 +250,16 @@ def test_every_figure_has_its_caption_and_its_file(tags, study):
         assert " ".join(captions[part][name].split()) in tags.text
         assert f"./{part}/figures/{name}.pdf" in hrefs
         assert (study / part / "figures" / f"{name}.pdf").exists()
+
+
+def test_a_gif_beside_a_figure_is_linked(make_study):
+    root = make_study("landscape")
+    write_report(root)
+    names = [f"./landscape/figures/landscape-image-7.{kind}" for kind in ("pdf", "gif")]
+    assert [attributes["href"] for attributes in parsed(root).of("a") if attributes["href"] in names] == names[:1]
+    (root / "landscape" / "figures" / "landscape-image-7.gif").write_bytes(b"GIF89a")
+    write_report(root)
+    assert [attributes["href"] for attributes in parsed(root).of("a") if attributes["href"] in names] == names
 
 
 def test_captions_are_those_of_the_file(make_study):

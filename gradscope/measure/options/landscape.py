@@ -15,6 +15,8 @@ from gradscope.options import ATTACK, IMAGES, option, split
 
 #: Images where none are asked for: a plane for each, or the mean of the loss over all.
 _PLANES, _AVERAGED = 16, 256
+#: Multiples of epsilon that a plane around an image reaches where none are asked for, and one of two attacks.
+_AROUND, _AROUND_TWO = 3.0, 1.5
 
 
 class LandscapeOptions(GradientAttack):
@@ -23,7 +25,7 @@ class LandscapeOptions(GradientAttack):
     command, kind = "landscape", "landscape"
     summary = "Draw the loss on planes around images or around the weights, and what compares checkpoints there."
     roles = ("towards", "epochs")
-    settled = GradientAttack.settled | {"points", "span"}
+    settled = GradientAttack.settled | {"points", "span", "versus"}
 
     space: Literal["input", "weights"] = option("input", "draw planes around images, or around the network's weights")
     points: int = option(51, "points on each side; an odd number includes the centre")
@@ -31,7 +33,7 @@ class LandscapeOptions(GradientAttack):
         None,
         "how far it reaches. input: multiples of epsilon each way. weights: multiples of the filters' norms each way; "
         "with --towards, share of the distance beyond either end; with --epochs, share of their extent around them",
-        usual="input 3, weights 1, --towards 0.5, --epochs 0.2",
+        usual="input 3, --versus 1.5, weights 1, --towards 0.5, --epochs 0.2",
     )
     images: int | None = option(
         None,
@@ -46,6 +48,12 @@ class LandscapeOptions(GradientAttack):
     right: bool = option(False, "input: draw only images that every CKPT is right about", IMAGES)
     plane: Literal["own", "shared"] = option(
         "own", "input: each CKPT's own adversarial direction and a random one, or the first two CKPT's shared by all"
+    )
+    versus: str | None = option(
+        None,
+        "input: draw the plane that holds the image and the end points of --attack and of this attack, with both paths",
+        ATTACK,
+        names="gradscope.config:PGD_ATTACKS",
     )
     line: bool = option(False, "weights: draw a line, along the first direction alone")
     towards: OneName = option(None, "weights: let the first direction lead to this checkpoint", metavar="CKPT")
@@ -70,7 +78,7 @@ class LandscapeOptions(GradientAttack):
 
     #: Options that say nothing in the other space, where they are refused.
     _OF_WEIGHTS: ClassVar = ("line", "towards", "epochs", "batch_norm", "adversarial", "metric")
-    _OF_IMAGES: ClassVar = ("index", "right", "plane")
+    _OF_IMAGES: ClassVar = ("index", "right", "plane", "versus")
     #: Multiples of a random direction; share of what lies between two checkpoints; share of the extent of the epochs.
     _SPANS: ClassVar = {"random": 1.0, "towards": 0.5, "epochs": 0.2}
 
@@ -99,7 +107,8 @@ class LandscapeOptions(GradientAttack):
     @property
     def grid(self) -> Grid:
         """The points of each plane."""
-        usual = 3.0 if self.space == "input" else self._SPANS[self.directions]
+        around = _AROUND if self.versus is None else _AROUND_TWO
+        usual = around if self.space == "input" else self._SPANS[self.directions]
         return Grid.parse({"points": self.points, "span": usual if self.span is None else self.span})
 
     @property
@@ -114,6 +123,14 @@ class LandscapeOptions(GradientAttack):
         if self.space == "input":
             return attack_settings(self.attack, self.changes())
         return short_attack_settings(self.attack, self.changes()) if self.adversarial else None
+
+    @property
+    def rival(self) -> PGD | None:
+        """The settings of the attack that `attack` is drawn beside: with the same changes; None where there is none."""
+        if self.versus is None:
+            return None
+        lookup(PGD_ATTACKS, self.versus, "versus")
+        return attack_settings(self.versus, self.changes())
 
     @property
     def at_epochs(self) -> PGD | None:
@@ -147,6 +164,15 @@ class LandscapeOptions(GradientAttack):
             raise GradscopeError(
                 "index must be left out beside `images` and `right`, which choose images too", argument="index"
             )
+        if self.versus is not None and self.plane == "shared":
+            raise GradscopeError(
+                f"versus must be left out where `plane` is shared: each gives the plane, got {self.versus}",
+                argument="versus",
+            )
+        if self.versus == self.attack:
+            raise GradscopeError(
+                f"versus must be another attack than `attack`, got {self.versus} twice", argument="versus"
+            )
         if self.towards is not None and self.epochs is not None:
             raise GradscopeError("towards must be left out beside `epochs`: each gives the first direction")
         if self.epochs is not None and self.line:
@@ -164,7 +190,9 @@ class LandscapeOptions(GradientAttack):
             raise GradscopeError(f"epochs must be given with one checkpoint, got {models}", argument="epochs")
 
     def resolved(self) -> dict[str, Any]:
-        """The attack, the points and the span."""
-        settings = self.at_epochs or self.settings
-        attacks = {} if settings is None else {self.attack: settings.model_dump()}
-        return {"attacks": attacks, "grid": self.grid.model_dump()}
+        """The attack, the one it is drawn beside, the points and the span."""
+        found = {self.attack: self.at_epochs or self.settings, self.versus: self.rival}
+        attacks = {name: settings.model_dump() for name, settings in found.items() if settings is not None}
+        # Only then: stages of older recipes keep their names.
+        versus = {} if self.versus is None else {"versus": self.versus}
+        return {"attacks": attacks, "grid": self.grid.model_dump(), **versus}
