@@ -32,7 +32,7 @@ from gradscope.figures.planes import (
     weights_words,
 )
 from gradscope.figures.regions import OTHER, draw_regions, palette
-from gradscope.figures.slices import draw_slices, draw_weight_line
+from gradscope.figures.slices import WAYS, draw_slices, draw_ways, draw_weight_line
 from gradscope.figures.style import Drawing, Look, Series
 from gradscope.results.landscape import bands
 from gradscope.results.schemas import PATH
@@ -54,8 +54,9 @@ def draw_landscapes(landscape: pd.DataFrame, path: pd.DataFrame, settings: Mappi
     """The figures of rows of the tables LANDSCAPE and PATH (which may be empty).
 
     In input space ``landscape-median``, ``landscape-image-INDEX`` for the first images and ``landscape-slices``; in
-    weight space ``weights-QUANTITY``, or ``weights-line-QUANTITY`` where all b are 0. ``settings`` is the manifest's
-    mapping landscape. Call it inside :func:`gradscope.figures.style.paper`.
+    weight space ``weights-QUANTITY``, or ``weights-line-QUANTITY`` where all b are 0, and ``weights-ways`` where they
+    lead to another checkpoint. ``settings`` is the manifest's mapping landscape. Call it inside
+    :func:`gradscope.figures.style.paper`.
     """
     path = path if len(path) else pd.DataFrame(columns=PATH.names)
     drawings: list[Drawing] = []
@@ -66,6 +67,9 @@ def draw_landscapes(landscape: pd.DataFrame, path: pd.DataFrame, settings: Mappi
             drawings += [_draw_median(quantiles, settings), *_draw_images(images, path, settings)]
         drawings.append(draw_slices(quantiles, settings))
     weights = landscape[landscape["space"] == "weights"]
+    if weights["way"].isin(WAYS).any() and not is_plane(weights):
+        drawings += draw_ways(weights, settings)
+        weights = weights[weights["way"] == "line"]
     for quantity in QUANTITIES:
         if weights[quantity].notna().any():
             attacks = ("adversarial",) if quantity.startswith("adversarial") else ()

@@ -23,7 +23,7 @@ class LandscapeOptions(GradientAttack):
     command, kind = "landscape", "landscape"
     summary = "Draw the loss on planes around images or around the weights, and what compares checkpoints there."
     roles = ("towards", "epochs")
-    settled = GradientAttack.settled | {"points", "span"}
+    settled = GradientAttack.settled | {"points", "span", "align", "curve", "curve_updates"}
 
     space: Literal["input", "weights"] = option("input", "draw planes around images, or around the network's weights")
     points: int = option(51, "points on each side; an odd number includes the centre")
@@ -49,6 +49,14 @@ class LandscapeOptions(GradientAttack):
     )
     line: bool = option(False, "weights: draw a line, along the first direction alone")
     towards: OneName = option(None, "weights: let the first direction lead to this checkpoint", metavar="CKPT")
+    align: bool = option(
+        False,
+        "weights: permute the units of --towards to match the CKPT's first; with --line, beside the line as it is",
+    )
+    curve: Literal["bezier"] | None = option(
+        None, "weights: with --towards and --line, also follow a curve that is trained between the two"
+    )
+    curve_updates: int = option(300, "weights: updates of the curve's training, each on 128 training images", ge=1)
     epochs: OneName = option(
         None, "weights: use the principal directions of what `train --keep-epochs` kept in DIR", metavar="DIR"
     )
@@ -66,7 +74,9 @@ class LandscapeOptions(GradientAttack):
     attack: str = pgd_option()
 
     #: Options that say nothing in the other space, where they are refused.
-    _OF_WEIGHTS: ClassVar = ("line", "towards", "epochs", "batch_norm", "adversarial", "metric")
+    _OF_WEIGHTS: ClassVar = (
+        *("line", "towards", "align", "curve", "curve_updates", "epochs", "batch_norm", "adversarial", "metric"),
+    )
     _OF_IMAGES: ClassVar = ("index", "right", "plane")
     #: Multiples of a random direction; share of what lies between two checkpoints; share of the extent of the epochs.
     _SPANS: ClassVar = {"random": 1.0, "towards": 0.5, "epochs": 0.2}
@@ -92,6 +102,16 @@ class LandscapeOptions(GradientAttack):
     def directions(self) -> Literal["random", "towards", "epochs"]:
         """What gives the directions in weight space."""
         return "towards" if self.towards is not None else "epochs" if self.epochs is not None else "random"
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The ways to another checkpoint, as the column ``way`` names them; one that has no name where there is none.
+
+        An aligned plane leads to the other's units in their order alone, a line takes both ways.
+        """
+        if self.towards is None or not self.line:
+            return ("aligned" if self.align else "",)
+        return ("line", *(["aligned"] if self.align else []), *([] if self.curve is None else [self.curve]))
 
     @property
     def grid(self) -> Grid:
@@ -139,6 +159,17 @@ class LandscapeOptions(GradientAttack):
             )
         if self.towards is not None and self.epochs is not None:
             raise GradscopeError("towards must be left out beside `epochs`: each gives the first direction")
+        if self.align and self.towards is None:
+            raise GradscopeError("align must be left out without `towards`, whose units it permutes", argument="align")
+        if self.curve is not None and (self.towards is None or not self.line):
+            raise GradscopeError(
+                f"curve must be left out without `towards` and `line`, beside which it is drawn, got {self.curve!r}",
+                argument="curve",
+            )
+        if self.curve is None and self.curve_updates != type(self).model_fields["curve_updates"].default:
+            raise GradscopeError(
+                f"curve_updates must be left out without `curve`, got {self.curve_updates}", argument="curve_updates"
+            )
         if self.epochs is not None and self.line:
             raise GradscopeError("epochs must be left out beside `line`: it gives a plane", argument="epochs")
         return self
@@ -157,4 +188,6 @@ class LandscapeOptions(GradientAttack):
         """The attack, the points and the span."""
         settings = self.settings
         attacks = {} if settings is None else {self.attack: settings.model_dump()}
-        return {"attacks": attacks, "grid": self.grid.model_dump()}
+        ways = {"align": True} if self.align else {}  # only then: stages of older recipes keep their names
+        curve = {} if self.curve is None else {"curve": {"kind": self.curve, "updates": self.curve_updates}}
+        return {"attacks": attacks, "grid": self.grid.model_dump(), **ways, **curve}
