@@ -32,12 +32,12 @@ _ROOM = 0.02
 #: Ways to another checkpoint: what they are called, colour and dashes. No mode of training has these colours alone.
 WAYS: dict[str, tuple[str, str, Any]] = {
     "line": ("straight line", "#000000", style.DASHES[0]),
-    "aligned": ("straight, units aligned", "#009E73", style.DASHES[1]),
+    "aligned": ("line, units aligned", "#009E73", style.DASHES[1]),
     "bezier": ("trained curve", "#CC79A7", style.DASHES[3]),
 }
 _THIN = (0, (2, 2))
-#: Checkpoints side by side in one figure of ways.
-_MOST_COLUMNS = 4
+#: Checkpoints side by side in one figure of ways, and the height of a row in inches.
+_MOST_COLUMNS, _ROW = 4, 1.25
 
 
 def draw_slices(quantiles: pd.DataFrame, settings: Mapping[str, Any]) -> Drawing:
@@ -183,6 +183,7 @@ def draw_ways(weights: pd.DataFrame, settings: Mapping[str, Any]) -> Iterator[Dr
     Columns are checkpoints, rows what was measured, against the share of the way, with the barrier of each way.
     """
     table = list(style.looks(weights).items())
+    other = f" to {style.shorten(str(settings['towards']))}" if settings.get("towards") else ""
     quantities = [quantity for quantity in QUANTITIES if weights[quantity].notna().any()]
     for first in range(0, len(table), _MOST_COLUMNS):
         shown = table[first : first + _MOST_COLUMNS]
@@ -190,13 +191,13 @@ def draw_ways(weights: pd.DataFrame, settings: Mapping[str, Any]) -> Iterator[Dr
         looks = [WAYS[name] for name in names]
         handles = [
             *(Line2D([], [], color=colour, linestyle=dash, label=words) for words, colour, dash in looks),
-            Line2D([], [], color="0.4", linewidth=0.7, linestyle=_THIN, label="straight between the ends' values"),
+            Line2D([], [], color="0.4", linewidth=0.7, linestyle=_THIN, label="between the ends"),
             Line2D([], [], color="0.4", linewidth=0.9, marker="o", markersize=3, label="barrier"),
         ]
         labels = [str(handle.get_label()) for handle in handles]
         width = style.COLUMN if len(shown) == 1 else style.PAGE
         shape = len(quantities), len(shown)
-        figure, grid = style.panels(shape, width, 1.25, labels, sharex=True, sharey="row")
+        figure, grid = style.panels(shape, width, _ROW, labels, sharex=True, sharey="row")
         heights: list[str] = []
         for column, (series, look) in enumerate(shown):
             rows = style.rows_of(weights, series)
@@ -206,13 +207,14 @@ def draw_ways(weights: pd.DataFrame, settings: Mapping[str, Any]) -> Iterator[Dr
                     known = [f"{WAYS[name][0]} {one:.3g}" for name, one in zip(names, found, strict=True)]
                     heights.append(f"{look.label}, {quantity_words(quantity, settings)}: {', '.join(known)}")
             style.as_written(grid[0, column].set_title(look.label, fontsize=8))
-            grid[-1, column].set_xlabel("share of the way")
+            style.as_written(grid[-1, column].set_xlabel(f"share of the way{other}"))
             grid[-1, column].xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
         for row, quantity in enumerate(quantities):
-            style.as_written(grid[row, 0].set_ylabel(quantity_words(quantity, settings, "\n")))
+            words = style.wrapped(quantity_words(quantity, settings), _ROW - 0.3, 8)
+            style.as_written(grid[row, 0].set_ylabel(words))
             _scale(grid[row], is_share(quantity), 0 if quantity.endswith("loss") else None)
         figure.align_ylabels(grid[:, 0])
-        style.place_legend(figure, handles, 2)
+        style.place_legend(figure, handles, 2 if len(shown) == 1 else len(handles))
         name = "weights-ways" if first == 0 else f"weights-ways-{first // _MOST_COLUMNS + 1}"
         attacks = ("adversarial",) if any(one.startswith("adversarial") for one in quantities) else ()
         yield Drawing(name, figure, _ways_caption(weights, settings, heights), attacks)

@@ -38,7 +38,7 @@ class Curve:
 
 def direction_to(subject: LoadedModel, other: LoadedModel) -> Direction:
     """The direction from the weights of ``subject`` to those of ``other``; another architecture is refused."""
-    here, there = (dict(one.model.named_parameters()) for one in (subject, other))
+    here, there = (_weights(one.model) for one in (subject, other))
     try:
         if extra := sorted(there.keys() - here.keys()):
             raise GradscopeError(

@@ -20,7 +20,7 @@ Weights = dict[str, Tensor]
 #: Images of an update, and at how many points of the curve they are seen, each at its share of them.
 IMAGES, PLACES = 128, 4
 #: Adam's learning rate at the beginning, which falls to 0 along a line; and the rest of its settings.
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 3e-3
 _MOMENTS, _BETAS, _FLOOR = ("mean", "square"), (0.9, 0.999), 1e-8
 
 

@@ -230,6 +230,11 @@ BAD = {
         WEIGHTS + "--dataset digits --ignore-class-names --towards {world}/large.pt",
         ["CKPT", "the same parameters", "network.6.weight"],
     ),
+    "alignment with nothing": (WEIGHTS + "--align", ["--align must be left out without --towards"]),
+    "curve of a plane": (
+        WEIGHTS + "--towards {world}/rl.pt --curve bezier",
+        ["--curve must be left out without --towards and --line"],
+    ),
     "attack that is not made": (WEIGHTS + "--epsilon 0.5", ["--epsilon", "adversarial"]),
     "metric without a factory": (
         WEIGHTS + "--trust-code --metric make",

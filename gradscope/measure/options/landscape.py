@@ -56,7 +56,7 @@ class LandscapeOptions(GradientAttack):
     curve: Literal["bezier"] | None = option(
         None, "weights: with --towards and --line, also follow a curve that is trained between the two"
     )
-    curve_updates: int = option(300, "weights: updates of the curve's training, each on 128 training images", ge=1)
+    curve_updates: int = option(200, "weights: updates of the curve's training, each on 128 training images", ge=1)
     epochs: OneName = option(
         None, "weights: use the principal directions of what `train --keep-epochs` kept in DIR", metavar="DIR"
     )
