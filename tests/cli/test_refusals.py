@@ -228,7 +228,7 @@ BAD = {
     "towards itself": (WEIGHTS + "--towards {world}/sl.pt", ["CKPT", "once"]),
     "towards another shape": (
         WEIGHTS + "--dataset digits --ignore-class-names --towards {world}/large.pt",
-        ["CKPT", "the same parameters", "network.6.weight"],
+        ["--towards must be of the architecture of sl, cnn2, got large, which is cnn4"],
     ),
     "alignment with nothing": (WEIGHTS + "--align", ["--align must be left out without --towards"]),
     "curve of a plane": (
