@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from gradscope.api.measurements import attack, audit, judge, landscape, report, trace, transfer
+    from gradscope.api.measurements import attack, audit, judge, landscape, report, spectrum, trace, transfer
     from gradscope.api.models import load
     from gradscope.api.training import train
     from gradscope.attacks.threat import ThreatModel
@@ -35,6 +35,7 @@ __all__ = [
     "load",
     "read",
     "report",
+    "spectrum",
     "trace",
     "train",
     "transfer",
@@ -42,7 +43,9 @@ __all__ = [
 
 #: Where each public name lives; it is imported when it is first asked for, so that `import gradscope` is fast.
 _HOMES = {
-    **dict.fromkeys(("attack", "audit", "judge", "landscape", "report", "trace", "transfer"), "api.measurements"),
+    **dict.fromkeys(
+        ("attack", "audit", "judge", "landscape", "report", "spectrum", "trace", "transfer"), "api.measurements"
+    ),
     **dict.fromkeys(("PGD", "Adversary", "Budget", "Phase", "Training"), "config"),
     "GradscopeError": "errors",
     "ImageSet": "data.image_set",

@@ -73,6 +73,7 @@ def other(net: nn.Module) -> nn.Module:
 SMALL: dict[str, dict[str, Any]] = {
     "trace": {"steps": 3},
     "landscape": {"points": 3, "images": 2, "steps": 3},
+    "spectrum": {"images": 8, "eigenvalues": 2, "iterations": 6, "probes": 2},
     "attack": {"attacks": ["pgd", "square"], "queries": 10, "steps": 3, "epsilon": 0.5},
     "transfer": {"steps": 3},
     "audit": {"budget": "quick", "norm": "linf", "epsilon": 0.1, "allow_inconclusive": True},
@@ -356,6 +357,17 @@ class TestResults:
         assert trace.mean("cosine").loc["net", "pgd"].index.tolist() == [1, 2]
         with pytest.raises(gs.GradscopeError, match="metric: 'cosin' is unknown; did you mean 'cosine'"):
             trace.mean("cosin")
+        spectrum = results["spectrum"]
+        assert spectrum.eigenvalues.shape == (2,)
+        assert abs(spectrum.eigenvalues[0]) >= abs(spectrum.eigenvalues[1])
+        assert spectrum.trace_error > 0
+        assert spectrum.trace == spectrum.frame().query("metric == 'trace'")["value"].iloc[0]
+        assert list(spectrum.density) == ["eigenvalue", "density", "ci_low", "ci_high"]
+        by_image = gs.spectrum(net, x, y, space="input", **SMALL["spectrum"])
+        assert by_image.eigenvalues.shape == (8, 2)
+        both = gs.spectrum(net, x, y, matrix=["hessian", "gauss-newton"], **SMALL["spectrum"])
+        with pytest.raises(gs.GradscopeError, match="trace must be asked of one matrix, got hessian, gauss-newton"):
+            both.trace  # noqa: B018
 
     def test_adversarial_images_on_request(self, results: dict[str, Any], net: nn.Module, x: Tensor, y: Tensor) -> None:
         found = gs.attack(net, x, y, attacks="pgd", epsilon=2.0, steps=5, save_images=True)

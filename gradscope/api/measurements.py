@@ -11,10 +11,26 @@ from typing import Any, cast
 from gradscope.api.in_memory import Models, measure
 from gradscope.api.keywords import Function, declared
 from gradscope.errors import GradscopeError
-from gradscope.measure.options import AnalyzeOptions, AttackOptions, AuditOptions, LandscapeOptions, TransferOptions
+from gradscope.measure.options import (
+    AnalyzeOptions,
+    AttackOptions,
+    AuditOptions,
+    LandscapeOptions,
+    SpectrumOptions,
+    TransferOptions,
+)
 from gradscope.measure.options.common import ForeignOptions, Options
 from gradscope.measure.options.judge import JudgeOptions
-from gradscope.measure.result import Attacks, AuditReport, JudgeReport, Landscape, Result, Trace, TransferMatrix
+from gradscope.measure.result import (
+    Attacks,
+    AuditReport,
+    JudgeReport,
+    Landscape,
+    Result,
+    Spectrum,
+    Trace,
+    TransferMatrix,
+)
 from gradscope.options import DataOptions, DeviceOptions
 from gradscope.validation import given_path
 
@@ -28,8 +44,8 @@ x, y
     Images ``(N, C, H, W)``, float in [0, 1] (exactly these pixels are measured) or uint8, and labels ``(N,)`` of any
     integer type: tensors or arrays. In place of both a pair ``(x, y)``, a DataLoader, a data set of pairs or an
     ``ImageSet``, whose name the results carry: ``ImageSet.from_tensors("faces", x, y)``. All of them are measured
-    unless ``samples`` says how many; of a landscape ``images`` does. Where both are left out, the test images of
-    ``dataset`` are read, or those of the data set that our model was trained on.
+    unless ``samples`` says how many; of landscapes and spectra ``images`` does. Where both are left out, the test
+    images of ``dataset`` are read, or those of the data set that our model was trained on.
 """
 
 
@@ -92,6 +108,43 @@ def landscape(model: Models, x: Any = None, y: Any = None, **options: Any) -> La
 
     """
     return cast(Landscape, measure(LandscapeOptions, model, x, y, options))
+
+
+@_measures(SpectrumOptions)
+def spectrum(model: Models, x: Any = None, y: Any = None, **options: Any) -> Spectrum:
+    """Measure the curvature of the loss in the weights (or in each image, ``space="input"``): its whole spectrum.
+
+    The matrix is the Hessian of the mean loss, or the Gauss-Newton matrix. Lanczos's method gives the eigenvalues of
+    largest size with their residuals; random vectors give the trace (Hutchinson 1989) and the spectral density
+    (stochastic Lanczos quadrature; Ghorbani et al. 2019), each with its error. Memory does not grow with their number.
+
+    Returns
+    -------
+    Spectrum
+        ``.eigenvalues``, ``.trace`` with its ``.trace_error``, ``.density``; ``.frame()`` has all numbers, the trace
+        by layer too, ``.plot()`` draws the density.
+
+    Raises
+    ------
+    GradscopeError
+        Where a model has no parameters or no second derivatives, or the images or an option cannot be used; the
+        message names the argument.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import gradscope as gs
+    >>> x = torch.tensor([0.9, 0.2] * 8 + [0.2, 0.7] * 8).reshape(16, 1, 1, 2)
+    >>> y = x.flatten(1).argmax(dim=1)
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 2, bias=False)).eval()
+    >>> torch.nn.init.zeros_(model[1].weight)[0].tolist()
+    [0.0, 0.0]
+    >>> found = gs.spectrum({"zero": model}, x, y, eigenvalues=4)
+    >>> [round(float(value), 4) for value in found.eigenvalues[:2]]  # of x x', averaged, times (1/4 [1 -1])' [1 -1]
+    [0.4875, 0.2025]
+
+    """
+    return cast(Spectrum, measure(SpectrumOptions, model, x, y, options))
 
 
 @_measures(AttackOptions)

@@ -7,8 +7,8 @@ import numpy as np
 
 from gradscope.claims.group import Group, Pick, Question
 from gradscope.claims.measured import Measured, MeasuredModel
-from gradscope.claims.verdicts import BELOW, EITHER, Finding
-from gradscope.results.metrics import LANDSCAPE_METRICS, METRICS
+from gradscope.claims.verdicts import ABOVE, BELOW, EITHER, Finding
+from gradscope.results.metrics import LANDSCAPE_METRICS, METRICS, SPECTRUM_METRICS
 
 _MODES = ("rl", "sl")
 _PATHS = ("pgd-paper", "pgd")
@@ -45,7 +45,7 @@ def c3(group: Group) -> Iterator[Finding]:
 
 
 def c4(group: Group) -> Iterator[Finding]:
-    """Cosine and sign consistency of consecutive gradients, each image's mean over the path."""
+    """Cosine and sign consistency of consecutive gradients, each image's mean over the path; what would turn them."""
     words = {"cosine": "cosine of consecutive gradients", "sign": "share of coordinates that keep their sign"}
     for metric, of in words.items():
         for attack in _PATHS:
@@ -53,6 +53,20 @@ def c4(group: Group) -> Iterator[Finding]:
             asked = Question("C4", statistic, BELOW, "mean", METRICS[metric].unit, points=False)
             pick = group.along(attack, metric, "path")
             yield group.compare(asked, _MODES, (pick, pick), _unmeasured(metric))
+    statistic = "largest Hessian eigenvalue of the loss in the clean image, median of log(rl / sl)"
+    asked = Question("C4", statistic, ABOVE, scale="median", unit="in natural logarithms")
+    pick = logarithm(_curvature(group))
+    yield group.compare(asked, _MODES, (pick, pick), _UNCURVED, ("median log eigenvalue rl", "sl"))
+
+
+def _curvature(group: Group) -> Pick:
+    """The largest Hessian eigenvalue of each clean image's loss: a direction turns where the loss is bent."""
+
+    def pick(model: MeasuredModel) -> list[Measured]:
+        wanted = ("spectrum", "hessian-eigenvalue", "clean")
+        return [one for one in group.of(model) if (one.kind, one.metric, one.point) == wanted]
+
+    return pick
 
 
 def c5(group: Group) -> Iterator[Finding]:
@@ -68,7 +82,7 @@ def c5(group: Group) -> Iterator[Finding]:
 
 
 def c6(group: Group) -> Iterator[Finding]:
-    """Roughness, sharpness and radius around images, of the two models' own planes."""
+    """Roughness, sharpness and radius around images, of the two models' own planes; the curvature at the images."""
     for metric in ("roughness", "sharpness", "radius-adversarial"):
 
         def pick(model: MeasuredModel, metric: str = metric) -> list[Measured]:
@@ -79,6 +93,14 @@ def c6(group: Group) -> Iterator[Finding]:
         asked = Question("C6", statistic, EITHER, "mean", known.unit, paper="pictures only")
         lacking = "no landscapes around the same images; `gradscope landscape CKPT... --right --images 100 --points 11`"
         yield group.compare(asked, _MODES, (pick, pick), lacking)
+
+    unit = SPECTRUM_METRICS["eigenvalue"].unit
+    asked = Question("C6", "largest Hessian eigenvalue of the loss in the clean image, rl - sl", EITHER, "mean", unit)
+    curved = _curvature(group)
+    yield group.compare(asked, _MODES, (curved, curved), _UNCURVED)
+
+
+_UNCURVED = "no spectra of the same images; `gradscope spectrum CKPT... --space input --images 100`"
 
 
 def _unmeasured(metric: str) -> str:

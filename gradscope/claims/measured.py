@@ -11,7 +11,7 @@ Values = pd.Series  # by index of the image in the test set
 #: The attack that clean images are filed under.
 CLEAN = "none"
 #: What measured an image, the closest to the paper's own measurement first.
-KINDS = ("analysis", "battery", "transfer", "landscape")
+KINDS = ("analysis", "battery", "transfer", "landscape", "spectrum")
 
 
 class Ball(NamedTuple):

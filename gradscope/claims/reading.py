@@ -23,6 +23,7 @@ from gradscope.results.tables import find_table, find_tables, read_table, tell_c
 TABLES = {
     "analysis": ("analysis", SAMPLES),
     "landscape": ("landscape", SAMPLES),
+    "spectrum": ("spectrum", SAMPLES),
     "attack": ("battery", ATTACK_SAMPLES),
     "audit": ("battery", ATTACK_SAMPLES),
     "transfer": ("transfer", TRANSFER_SAMPLES),
@@ -86,6 +87,7 @@ class _Manifest(_Entry):
     batch_size: int = 0
     budget: dict[str, Any] = {}
     landscape: dict[str, Any] = {}
+    spectrum: dict[str, Any] = {}
     checkpoints: tuple[_Checkpoint, ...] = ()
 
 
@@ -159,7 +161,8 @@ class _Reader:
 
     def read(self) -> None:
         """Add what the directory holds to the study."""
-        if self.manifest.kind not in TABLES or self.manifest.landscape.get("space", "input") != "input":
+        space = (self.manifest.landscape | self.manifest.spectrum).get("space", "input")
+        if self.manifest.kind not in TABLES or space != "input":
             return
         kind, table = TABLES[self.manifest.kind]
         path = find_table(self.directory / table.file)

@@ -1,4 +1,4 @@
-"""The measuring commands: ``gradscope analyze``, ``landscape``, ``attack``, ``transfer``, ``audit`` and ``judge``."""
+"""The measuring commands: ``gradscope analyze``, ``landscape``, ``spectrum``, ``attack`` and the others."""
 
 import sys
 from collections.abc import Callable

@@ -9,14 +9,17 @@ from matplotlib.axes import Axes
 
 from gradscope.figures import style
 from gradscope.figures.style import Drawing, Look, Series
-from gradscope.results.metrics import METRICS
+from gradscope.results.metrics import CURVATURE_MATRICES, METRICS
 from gradscope.results.schemas import SAMPLES
 from gradscope.results.tables import read_csv
 
 POINTS = {"clean": "clean image", "final": "final point"}
 _COLUMNS = ("checkpoint", "mode", "attack", "index", "metric", "point", "unit", "value")
-#: Some of the usual metrics, and all that are measured by name alone.
-_METRICS = ("norm", "entropy", "margin", *(name for name, metric in METRICS.items() if metric.extra))
+#: Some of the usual metrics, all that are measured by name alone, and the curvature in the image.
+_METRICS = (
+    *("norm", "entropy", "margin", *(name for name, metric in METRICS.items() if metric.extra)),
+    *(f"{matrix}-eigenvalue" for matrix in CURVATURE_MATRICES),
+)
 _MOST_VERTICES = 2000
 
 #: A panel's column: what its x axis says about the images, and which of them it shows (None: all).
@@ -36,7 +39,7 @@ def _drawn(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_samples(samples: pd.DataFrame) -> list[Drawing]:
-    """The figures ``distribution-METRIC`` of norm, entropy, margin, and whatever was measured by its name.
+    """The figures ``distribution-METRIC`` of norm, entropy, margin, curvature, and what was measured by its name.
 
     Each is there where its metric is in ``samples``, rows of the table SAMPLES. Each line is the empirical distribution
     function of the images for which the value is defined: the share of them that is at most x. Entropy is split by

@@ -14,10 +14,12 @@ from gradscope.figures.attack import draw_attacks
 from gradscope.figures.audit import draw_audit
 from gradscope.figures.curve import draw_curves
 from gradscope.figures.distributions import draw_samples, read_samples
+from gradscope.figures.epochs import draw_epochs
 from gradscope.figures.judge import draw_judge
 from gradscope.figures.landscape import draw_landscapes
 from gradscope.figures.planes import is_plane
 from gradscope.figures.scale import draw_scale
+from gradscope.figures.spectrum import draw_spectra
 from gradscope.figures.steps import draw_steps
 from gradscope.figures.style import Drawing
 from gradscope.figures.surfaces import write_surfaces
@@ -32,6 +34,9 @@ from gradscope.results.schemas import (
     AUDIT,
     AUDIT_JSON,
     CURVE,
+    DENSITY,
+    EIGENVALUES,
+    EPOCHS,
     EXAMPLE_IMAGES,
     JUDGE,
     LANDSCAPE,
@@ -39,6 +44,7 @@ from gradscope.results.schemas import (
     SAMPLES,
     SCALE,
     SIMILARITY,
+    SPECTRUM,
     STEPS,
     TRANSFER,
 )
@@ -65,6 +71,12 @@ _WORDS = {
 _UNSAID = {"restarts": 1, "norm_floor": 0, "smoothing": 1}
 
 
+#: The tables that figures are drawn from, beside those of an audit.
+_DRAWN = (
+    *(STEPS, SAMPLES, LANDSCAPE, PATH, EPOCHS, SPECTRUM, EIGENVALUES, DENSITY),
+    *(ATTACKS, CURVE, TRANSFER, SIMILARITY, SCALE, JUDGE),
+)
+
 #: How the names of figures begin, those that show most first.
 _MAIN = (
     *(
@@ -77,6 +89,8 @@ _MAIN = (
         "landscape-median",
         "landscape-",
         "weights-",
+        "spectrum-density",
+        "spectrum-",
     ),
     *("steps-cosine", "steps-", "distribution-", "audit-"),
 )
@@ -127,7 +141,7 @@ class Composed(NamedTuple):
 
 def holds_results(directory: Path) -> bool:
     """Whether there are files in ``directory`` from which figures are drawn."""
-    tables = (STEPS, SAMPLES, LANDSCAPE, ATTACKS, TRANSFER, JUDGE)
+    tables = (STEPS, SAMPLES, LANDSCAPE, SPECTRUM, ATTACKS, TRANSFER, JUDGE)
     return any(find_table(directory / table.file) for table in tables) or _is_audited(directory)
 
 
@@ -144,7 +158,8 @@ def draw(directory: Path) -> list[Path]:
     if not holds_results(directory):
         raise GradscopeError(
             f"directory must hold {STEPS.file} or {SAMPLES.file} (`gradscope analyze` makes them), {LANDSCAPE.file} "
-            f"(`gradscope landscape`), {ATTACKS.file} (`gradscope attack`), {TRANSFER.file} (`gradscope transfer`), "
+            f"(`gradscope landscape`), {SPECTRUM.file} (`gradscope spectrum`), {ATTACKS.file} (`gradscope attack`), "
+            f"{TRANSFER.file} (`gradscope transfer`), "
             f"{JUDGE.file} (`gradscope judge`) or {AUDIT.file} and {AUDIT_JSON} (`gradscope audit`), got {directory}"
         )
     with style.paper():
@@ -171,7 +186,7 @@ def read_sources(directory: Path) -> Sources:
     """Read what the figures of ``directory`` are drawn from."""
     tables = {
         table.file: read_samples(found) if table is SAMPLES else read_table(found, table)
-        for table in (STEPS, SAMPLES, LANDSCAPE, PATH, ATTACKS, CURVE, TRANSFER, SIMILARITY, SCALE, JUDGE)
+        for table in _DRAWN
         if (found := find_table(directory / table.file))
     }
     audit = examples = None
@@ -195,6 +210,10 @@ def drawings(sources: Sources) -> Iterator[Drawing]:
     if LANDSCAPE.file in tables:
         require_whole(tables[LANDSCAPE.file])
         yield from draw_landscapes(tables[LANDSCAPE.file], tables.get(PATH.file, pd.DataFrame()), sources.landscape)
+    if EPOCHS.file in tables:
+        yield draw_epochs(tables[EPOCHS.file])
+    if {SPECTRUM.file, EIGENVALUES.file, DENSITY.file} <= tables.keys():
+        yield from draw_spectra(*(tables[table.file] for table in (SPECTRUM, EIGENVALUES, DENSITY)))
     if AUDIT.file in tables and sources.audit is not None:
         yield from draw_audit(tables[AUDIT.file], sources.audit, sources.examples)
     if SCALE.file in tables:

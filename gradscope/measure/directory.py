@@ -12,6 +12,9 @@ from gradscope.results.schemas import (
     AUDIT_JSON,
     BANDS,
     CURVE,
+    DENSITY,
+    EIGENVALUES,
+    EPOCHS,
     EXAMPLE_IMAGES,
     JUDGE,
     LANDSCAPE,
@@ -21,6 +24,7 @@ from gradscope.results.schemas import (
     SAMPLES,
     SCALE,
     SIMILARITY,
+    SPECTRUM,
     STEPS,
     SUMMARY,
     TRANSFER,
@@ -30,7 +34,10 @@ from gradscope.results.schemas import (
 PARTIAL = ".tiles"
 #: Adversarial images that were asked for.
 IMAGES = "adversarial.npz"
-_TABLES = (STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, ATTACKS, CURVE, TRANSFER, SIMILARITY, AUDIT, SCALE, JUDGE)
+_TABLES = (
+    *(STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, EPOCHS, SPECTRUM, EIGENVALUES, DENSITY),
+    *(ATTACKS, CURVE, TRANSFER, SIMILARITY, AUDIT, SCALE, JUDGE),
+)
 #: What a measuring stage writes beside its figures.
 FILES = (
     *(table.file + end for table in _TABLES for end in ("", ".gz")),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gradscope.config import Grid
 from gradscope.distributed.units import Unit, Values, halving
 from gradscope.errors import GradscopeError
+from gradscope.measure.epochs import AlongEpochs, SavedEpoch
 from gradscope.measure.inputs import Chosen, Entry
 from gradscope.measure.landscape import summary_row
 from gradscope.measure.options import LandscapeOptions
@@ -45,7 +46,7 @@ from gradscope.probes.weight_landscape import (
     sharpness,
 )
 from gradscope.progress import Advance, progress_bar
-from gradscope.results.schemas import LANDSCAPE, PATH, SUMMARY
+from gradscope.results.schemas import EPOCHS, LANDSCAPE, PATH, SUMMARY
 from gradscope.results.stats import Interval, jackknife_interval, wilson_interval
 from gradscope.seeding import generator
 
@@ -65,6 +66,7 @@ class Plane:
     second: Direction | None
     axes: tuple[Tensor, Tensor]
     path: Sequence[tuple[int, float, float, float]] = ()
+    saved: Sequence[SavedEpoch] = ()
     explained: tuple[float, float] | None = None
     way: str = ""
 
@@ -150,7 +152,8 @@ class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
         if options.curve is not None:
             training = {"updates": options.curve_updates, "images": IMAGES, "learning_rate": LEARNING_RATE}
             landscape["curve"] = {"kind": options.curve, **training, "trained_on": f"{whose} images"}
-        attacks = {} if options.settings is None else {options.attack: options.settings.model_dump()}
+        settings = options.at_epochs or options.settings
+        attacks = {} if settings is None else {options.attack: settings.model_dump()}
         return {"landscape": landscape, "attacks": attacks}
 
     def depends(self) -> Row:
@@ -171,8 +174,9 @@ class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
             for position, (subject, seen) in enumerate(zip(self.subjects, views, strict=True)):
                 started = time.perf_counter()
                 result = self._measure(position, subject, seen, kept, advance)
+                rows = {**result.rows(), **self._along_epochs(subject, result.plane, kept)}
                 seconds = training + time.perf_counter() - started
-                yield Part(position, result.rows(), {"seconds": seconds, **result.facts()})
+                yield Part(position, rows, {"seconds": seconds, **result.facts()})
 
     def _views(self, kept: PartialResults) -> list[Sequence[View]]:
         """Where each model is viewed; its curve to the other checkpoint is trained first."""
@@ -184,6 +188,20 @@ class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
             [*planes, Curve(controls, _between(planes[0].axes), options.curve)]
             for planes, controls in zip(self.planes, found, strict=True)
         ]
+
+    def _along_epochs(self, subject: LoadedModel, plane: Plane, kept: PartialResults) -> Rows:
+        """What is measured at each saved epoch, where there are some."""
+        attack = self.options.at_epochs
+        if attack is None:
+            return {}
+        along = AlongEpochs(subject.model, plane.saved, self.images, attack, self.options.seed, self.device)
+        units, found = along.units(), []
+        with progress_bar("epochs", len(units), visible=self.team.is_first) as advance:
+            for values in kept.each(units):
+                found.append(values)
+                advance(1, subject.label)
+        identity = subject.identity(self.images.images.name, "none")
+        return {EPOCHS: partial(along.rows, identity, self.options.attack, found)}
 
     def _measure(
         self, position: int, subject: LoadedModel, views: Sequence[View], kept: PartialResults, advance: Advance
@@ -319,8 +337,9 @@ def _principal_plane(model: nn.Module, folder: Path, grid: Grid) -> Plane:
         low, high = min(0.0, along.min()), max(0.0, along.max())
         room = grid.span * (high - low)
         axes.append(aligned_axis(low - room, high + room, grid.points))
-    steps = [(len(one.history), float(a), float(b), float(off)) for one, (a, b, off) in zip(saved, path, strict=True)]
-    return Plane(first, second, (axes[0], axes[1]), steps, explained)
+    epochs = [SavedEpoch(len(one.history), one.state_dict) for one in saved]
+    steps = [(one.epoch, float(a), float(b), float(off)) for one, (a, b, off) in zip(epochs, path, strict=True)]
+    return Plane(first, second, (axes[0], axes[1]), steps, sorted(epochs, key=lambda one: one.epoch), explained)
 
 
 def _custom(reference: str, images: Chosen, subjects: Sequence[LoadedModel], device: torch.device) -> Custom:

@@ -125,9 +125,13 @@ def _weight_product(model: nn.Module, images: Tensor, labels: Tensor, vector: Te
     points = list(copies.values())
     with torch.enable_grad():
         mean = loss(call_with(model, copies, images), labels).mean()
-        slopes = torch.autograd.grad(mean, points, create_graph=True, allow_unused=True, materialize_grads=True)
-        slope = torch.cat([part.flatten() for part in slopes])
-        return torch.cat([part.flatten() for part in _product(slope, points, vector)])
+        return torch.cat([part.flatten() for part in hessian_product(mean, points, vector)])
+
+
+def hessian_product(value: Tensor, points: list[Tensor], vector: Tensor) -> list[Tensor]:
+    """``H v`` of the scalar ``value`` in all ``points`` together, in their shapes; ``vector`` ``(D,)``."""
+    slopes = torch.autograd.grad(value, points, create_graph=True, allow_unused=True, materialize_grads=True)
+    return _product(torch.cat([part.flatten() for part in slopes]), points, vector)
 
 
 def _product(slope: Tensor, points: list[Tensor], vector: Tensor) -> list[Tensor]:

@@ -11,7 +11,19 @@ from gradscope.results.audits import NO_PROOF, NONE_FOUND, AuditOf, Audits
 from gradscope.results.cautions import blind_attacks, cautions
 from gradscope.results.manifest import MANIFEST, read_manifest
 from gradscope.results.metrics import METRICS
-from gradscope.results.schemas import ATTACKS, AUDIT_JSON, CLAIMS, CURVE, JUDGE, SIMILARITY, STEPS, SUMMARY, TRANSFER
+from gradscope.results.schemas import (
+    ATTACKS,
+    AUDIT_JSON,
+    CLAIMS,
+    CURVE,
+    EIGENVALUES,
+    JUDGE,
+    SIMILARITY,
+    SPECTRUM,
+    STEPS,
+    SUMMARY,
+    TRANSFER,
+)
 from gradscope.results.stats import wilson_interval
 from gradscope.results.tables import find_table, read_table
 
@@ -74,6 +86,33 @@ def landscape_lines(results: Path) -> str:
             lines.append(
                 f"{entry['label']}: --metric failed at {entry['custom_failed']} points, {entry['custom_failure']}"
             )
+    return "\n".join(lines)
+
+
+#: Eigenvalues that a line has room for.
+_MOST_EIGENVALUES = 6
+
+
+def spectrum_lines(results: Path) -> str:
+    """A line for each checkpoint, matrix, layer and number of a spectrum; then the eigenvalues of largest size."""
+    numbers, values = (
+        read_table(results / table.file, table).fillna({"layer": ""}) for table in (SPECTRUM, EIGENVALUES)
+    )
+    by_image = values["index"].notna().any()
+    lines = []
+    for row in numbers.to_dict("records"):
+        name = f"{row['matrix']} {row['metric']}"
+        interval = "" if pd.isna(row["ci_low"]) else f" [{row['ci_low']:.4g}, {row['ci_high']:.4g}]"
+        error = "" if pd.isna(row["error"]) else f" ± {row['error']:.2g}"
+        counted = f"  n = {row['n']}  {row['unit'].strip('-')}".rstrip()
+        lines.append(
+            f"{row['checkpoint']:16} {name:26} {row['layer']:12} {row['value']:11.4g}{error}{interval}{counted}"
+        )
+    for (checkpoint, matrix, layer), own in values.groupby(["checkpoint", "matrix", "layer"], sort=False):
+        shown = own.groupby("rank")[["value", "residual"]].mean().head(_MOST_EIGENVALUES)
+        said = ", ".join(f"{value:.4g} ± {residual:.1g}" for value, residual in shown.to_numpy())
+        mean = "means of " if by_image else ""
+        lines.append(f"{checkpoint:16} {matrix} {layer} {mean}eigenvalues, largest first, with residuals: {said}")
     return "\n".join(lines)
 
 
@@ -301,6 +340,7 @@ def _share(row: Mapping[Any, Any]) -> str:
 _LINES: Mapping[str, Callable[[Path], str]] = {
     "analysis": analysis_lines,
     "landscape": landscape_lines,
+    "spectrum": spectrum_lines,
     "attack": attack_lines,
     "transfer": transfer_lines,
     "audit": audit_lines,

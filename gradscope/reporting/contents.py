@@ -30,6 +30,7 @@ from gradscope.results.schemas import (
     JUDGE,
     SAMPLES,
     SIMILARITY,
+    SPECTRUM,
     SUMMARY,
     TRANSFER,
     Table,
@@ -37,8 +38,8 @@ from gradscope.results.schemas import (
 from gradscope.results.tables import find_table, read_table
 
 #: What parts are of, in the order in which they are shown; those of one kind in the recipe's order, or by name.
-_ORDER = ("analysis", "landscape", "attack", "transfer", "audit", "judge")
-_NUMBERS = (SUMMARY, ATTACKS, CURVE, TRANSFER, SIMILARITY, AUDIT, JUDGE)
+_ORDER = ("analysis", "landscape", "spectrum", "attack", "transfer", "audit", "judge")
+_NUMBERS = (SUMMARY, SPECTRUM, ATTACKS, CURVE, TRANSFER, SIMILARITY, AUDIT, JUDGE)
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ def read_contents(directory: Path) -> Contents:
     if not parts and claims is None:
         raise GradscopeError(
             f"directory must be a directory of results, or one whose sub-directories are, got {directory}, which "
-            "holds no steps.csv, samples.csv, summary.csv, landscape.csv, attacks.csv, transfer.csv, judge.csv, "
-            f"audit.csv with {AUDIT_JSON}, or claims.csv"
+            "holds no steps.csv, samples.csv, summary.csv, landscape.csv, spectrum.csv, attacks.csv, transfer.csv, "
+            f"judge.csv, audit.csv with {AUDIT_JSON}, or claims.csv"
         )
     unfinished = [folder.name for folder in below if (folder / MANIFEST).exists() and not _holds_numbers(folder)]
     remarks = [

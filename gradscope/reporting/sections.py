@@ -19,11 +19,12 @@ from gradscope.reporting.tables import (
     judge_table,
     numbers_table,
     similarity_table,
+    spectrum_table,
     statements_table,
     transfer_table,
 )
-from gradscope.results.metrics import LANDSCAPE_METRICS
-from gradscope.results.schemas import ATTACKS, CURVE, JUDGE, SIMILARITY, SUMMARY, TRANSFER
+from gradscope.results.metrics import CURVATURE_MATRICES, LANDSCAPE_METRICS
+from gradscope.results.schemas import ATTACKS, CURVE, JUDGE, SIMILARITY, SPECTRUM, SUMMARY, TRANSFER
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,10 @@ def _chosen(pictures: Iterable[Picture], *prefixes: str) -> list[Picture]:
 
 def _trajectories(part: ReportPart, pictures: Sequence[Picture]) -> Block:
     order = ("steps-accuracy", "steps-loss", "steps-cosine", "steps-norm", "steps-margin", "steps-", "distribution-")
-    chosen = [one for one in dict.fromkeys(_chosen(pictures, *order)) if "entropy" not in one.name]
+    elsewhere = ("entropy", *CURVATURE_MATRICES)
+    chosen = [
+        one for one in dict.fromkeys(_chosen(pictures, *order)) if not any(name in one.name for name in elsewhere)
+    ]
     summary = part.table(SUMMARY)
     rows = summary[~summary["metric"].isin([*LANDSCAPE_METRICS, "entropy"])] if _is_trajectory(part) else summary[:0]
     caption = (
@@ -137,10 +141,19 @@ def _landscapes(part: ReportPart, pictures: Sequence[Picture]) -> Block:
     rows = summary if part.manifest.kind == "landscape" else summary[summary["metric"].isin(LANDSCAPE_METRICS)]
     tables = [numbers_table(rows, "landscape", "Every number of the landscape, with its 95 % interval")]
     return Block(
-        pictures=_chosen(pictures, "landscape-median", "landscape-slices", "landscape-image", "weights-"),
+        pictures=_chosen(
+            pictures, "landscape-median", "landscape-slices", "landscape-image", "weights-epochs", "weights-"
+        ),
         surface=None if landscape is None else Surface(title(landscape), surfaces(landscape, part.composed.settings)),
         folded=tables if len(rows) else [],
     )
+
+
+def _spectrum(part: ReportPart, pictures: Sequence[Picture]) -> Block:
+    rows = part.table(SPECTRUM)
+    tables = [spectrum_table(rows)] if len(rows) else []
+    chosen = _chosen(pictures, "spectrum-", *(f"distribution-{matrix}" for matrix in CURVATURE_MATRICES))
+    return Block(pictures=chosen, folded=tables)
 
 
 def _attacks(part: ReportPart, pictures: Sequence[Picture]) -> Block:
@@ -210,6 +223,7 @@ _CHAPTERS: tuple[tuple[str, str, Callable[[ReportPart, Sequence[Picture]], Block
     ("trajectories", "Along the attack", _trajectories),
     ("entropy", "Predictive entropy", _entropy),
     ("landscapes", "Loss landscapes", _landscapes),
+    ("spectrum", "Curvature", _spectrum),
     ("attacks", "Attacks", _attacks),
     ("transfer", "Transfer", _transfer),
     ("audit", "Audit", _audit),

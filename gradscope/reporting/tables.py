@@ -319,6 +319,33 @@ _TRIAL = (
 )
 
 
+def spectrum_table(rows: pd.DataFrame) -> ReportTable:
+    """Rows of the table SPECTRUM as they are."""
+    headings = (
+        Heading("Model"),
+        Heading("Matrix"),
+        Heading("Layer"),
+        Heading("Metric"),
+        Heading("Value", "number"),
+        Heading("Unit"),
+        Heading("n", "number", "random vectors, or images in input space"),
+    )
+    body = tuple(
+        (
+            words(row["checkpoint"]),
+            words(f"{row['matrix']}, {row['space']}"),
+            words("" if pd.isna(row["layer"]) else row["layer"]),
+            words(row["metric"]),
+            number(row["value"], "", row["ci_low"], row["ci_high"]),
+            words("" if row["unit"] == "-" else row["unit"]),
+            count(row["n"]),
+        )
+        for row in rows.to_dict("records")
+    )
+    caption = "Curvature of the loss in numbers, with 95 % intervals over random vectors, or over images in input space"
+    return ReportTable("spectrum", caption, headings, body)
+
+
 def numbers_table(summary: pd.DataFrame, name: str, caption: str) -> ReportTable:
     """Rows of the table SUMMARY as they are."""
     headings = (

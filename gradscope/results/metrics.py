@@ -111,6 +111,24 @@ BARRIER_METRICS: dict[str, Metric] = {
     "adversarial-accuracy-barrier": Metric("-", "accuracy-barrier under an attack made anew at every point", 0, 1),
 }
 
+#: The matrices of second derivatives whose spectrum `spectrum` takes.
+CURVATURE_MATRICES: dict[str, str] = {
+    "hessian": "second derivatives of the loss",
+    "gauss-newton": "J' L J, J the Jacobian of the logits and L the Hessian of the loss in them (Schraudolph 2002): "
+    "the Hessian but for the logits' own second derivatives; no eigenvalue is negative",
+}
+
+#: What `spectrum` reports of each matrix, in input space as means over the images.
+SPECTRUM_METRICS: dict[str, Metric] = {
+    "eigenvalue": Metric("nats per squared unit", "eigenvalue of largest size, of either sign"),
+    "residual": Metric("nats per squared unit", "|H u - eigenvalue u| of the unit vector u that Lanczos reached", 0),
+    "trace": Metric("nats per squared unit", "sum of all eigenvalues (Hutchinson 1989, less what the known ones add)"),
+    "negative-mass": Metric("-", "share of the negative eigenvalues in the sum of the sizes of all", 0, 1),
+    "zero-matrix": Metric(
+        "-", "share of images whose matrix is exactly 0: their loss is flat as float32 sees it", 0, 1
+    ),
+}
+
 #: What `transfer` reports of its models beside the matrix, at the clean images.
 SIMILARITY_METRICS: dict[str, Metric] = {
     "gradient-cosine": Metric("-", "cosine of two models' margin gradients at the same image; mean", -1, 1),

@@ -372,6 +372,68 @@ PATH = Table(
     ),
 )
 
+EPOCHS = Table(
+    "epochs.csv",
+    (
+        *IDENTITY,
+        *_BALL,
+        Column("epoch", "integer", "epochs of training done; 0: as the weights began"),
+        Column("metric", "text", "eigenvalue, residual or trace, see SPECTRUM_METRICS, of the Hessian; loss, accuracy"),
+        Column("unit", "text", "unit of value, error and interval"),
+        Column("value", "number", "the value, of the mean loss over the images or over the images"),
+        Column("error", "number", "standard error of the trace over random vectors; else empty"),
+        Column("ci_low", "number", "lower end of the 95 % interval (manifest.json names the method)"),
+        Column("ci_high", "number", "upper end of that interval"),
+        Column("n", "integer", "images; of the trace random vectors"),
+    ),
+)
+
+_MATRIX = (
+    Column("space", "text", "weights: derivatives of the mean loss in the parameters; input: of each image's own loss"),
+    Column("matrix", "text", "hessian or gauss-newton, see `gradscope spectrum --help`"),
+    Column("layer", "text", "weights: the module whose parameters' block it is; empty: all parameters together"),
+)
+
+SPECTRUM = Table(
+    "spectrum.csv",
+    (
+        *IDENTITY,
+        *_BALL,
+        *_MATRIX,
+        Column("metric", "text", "name, see SPECTRUM_METRICS"),
+        Column("unit", "text", "unit of value, error and interval"),
+        Column("value", "number", "the value; in input space the mean over the images"),
+        Column("error", "number", "its standard error, over random vectors or images; empty where there is none"),
+        Column("ci_low", "number", "lower end of the 95 % interval (manifest.json names the method)"),
+        Column("ci_high", "number", "upper end of that interval"),
+        Column("n", "integer", "weights: random vectors, or 1 where none had a part in it; input: images"),
+    ),
+)
+
+EIGENVALUES = Table(
+    "eigenvalues.csv",
+    (
+        *IDENTITY,
+        *_MATRIX,
+        Column("index", "integer", "input: index of the image in the test set; weights: empty"),
+        Column("rank", "integer", "1: of largest size, of either sign"),
+        Column("value", "number", "the eigenvalue, nats per squared unit"),
+        Column("residual", "number", "|H u - value u| of the unit vector u: an eigenvalue is as near as this to value"),
+    ),
+)
+
+DENSITY = Table(
+    "density.csv",
+    (
+        *IDENTITY,
+        *_MATRIX,
+        Column("eigenvalue", "number", "nats per squared unit"),
+        Column("density", "number", "density of the eigenvalues there, area 1: mean over random vectors or images"),
+        Column("ci_low", "number", "lower end of the 95 % band, point by point, at least 0"),
+        Column("ci_high", "number", "upper end of that band"),
+    ),
+)
+
 BANDS = Table(
     "bands.csv",
     (

@@ -20,6 +20,8 @@ METHODS = {
     "dispersion": "delete-a-group jackknife over 10 groups of images, Student t, 95 %",
     "curve": "Dvoretzky-Kiefer-Wolfowitz band over images, simultaneous at all radii, 95 %",
     "weight space": "delete-a-group jackknife over 10 groups of images, Student t, Wilson for accuracy; 95 %",
+    "spectrum": "Student t interval of the mean over random vectors (over images in input space); of the negative mass "
+    "their jackknife; 95 %",
     "all others": "Student t interval of the mean over images, 95 %; cut where the metric's range ends",
 }
 

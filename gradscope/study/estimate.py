@@ -24,7 +24,14 @@ from gradscope.distributed.processes import resolve_device
 from gradscope.distributed.units import halving
 from gradscope.errors import GradscopeError
 from gradscope.losses import cross_entropy
-from gradscope.measure.options import AnalyzeOptions, AttackOptions, AuditOptions, LandscapeOptions, TransferOptions
+from gradscope.measure.options import (
+    AnalyzeOptions,
+    AttackOptions,
+    AuditOptions,
+    LandscapeOptions,
+    SpectrumOptions,
+    TransferOptions,
+)
 from gradscope.measure.options.adaptive import Adaptive
 from gradscope.measure.options.common import Options, Sampled
 from gradscope.measure.options.judge import JudgeOptions
@@ -168,6 +175,15 @@ def _passes_of_a_draw(options: Options, images: ImageFacts, models: int) -> Pass
         points = options.points ** (1 if options.line else 2) * len(options.ways)
         trained = Passes(gradient=0.0 if options.curve is None else float(options.curve_updates * CURVE_IMAGES))
         return ((Passes(forward=1) + attack) * points + Passes(gradient=60)) * count + trained
+    if isinstance(options, SpectrumOptions):
+        # A product is a forward pass, its backward pass, and theirs. In input space few are needed: ranks are low.
+        products = (
+            len(options.matrices)
+            * (1 + options.probes)
+            * min(options.iterations, 50 if options.space == "weights" else 20)
+        )
+        made = Passes() if options.settings is None else _pgd(options.settings)
+        return (Passes(gradient=2.5 * products) + made) * count
     if isinstance(options, AttackOptions):
         attacks = _sum(_attack(name, options.budget) for name in options.names)
         return (attacks + Passes(forward=1)) * (count * len(options.balls.radii))
@@ -188,6 +204,8 @@ def _passes_of_a_draw(options: Options, images: ImageFacts, models: int) -> Pass
 
 
 def _images(options: Options, images: ImageFacts) -> int:
+    if isinstance(options, SpectrumOptions):
+        return min(options.images or options.default_images, images.test)
     if isinstance(options, LandscapeOptions):
         return len(options.index) or options.images or options.default_images
     samples = options.samples if isinstance(options, Sampled) else None

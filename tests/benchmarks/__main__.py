@@ -387,6 +387,32 @@ def judge(bench: Bench) -> Iterator[Ratio]:
         yield side_by_side(name, against, judged, alone, target=JUDGED[what], rounds=rounds)
 
 
+def spectrum(bench: Bench) -> Iterator[Ratio]:
+    """Trace and density beside bare Hessian-vector products, as PyHessian takes them, as many and in the best batch."""
+    images = random_images(bench.size(512, 32))
+    model = network("cnn4", bench.device).eval()
+    probes, iterations = bench.size(2, 2), bench.size(6, 2)
+    parameters = list(model.parameters())
+
+    def ours() -> object:
+        options = {"probes": probes, "iterations": iterations, "eigenvalues": 1, "images": len(images)}
+        return gradscope.spectrum(model, images, progress=False, **options)
+
+    def theirs(size: int = 64) -> None:
+        with strict_float32():
+            for _ in range((1 + probes) * iterations):
+                vectors = [torch.ones_like(parameter) for parameter in parameters]
+                for indices in torch.arange(len(images)).split(size):
+                    batch, labels = images.batch(indices, bench.device)
+                    loss = F.cross_entropy(model(laid_out(batch)), labels)
+                    slopes = torch.autograd.grad(loss, parameters, create_graph=True)
+                    torch.autograd.grad(slopes, parameters, vectors)
+
+    against = f"{(1 + probes) * iterations} bare Hessian-vector products"
+    name = f"trace and density, cnn4, {len(images)} images"
+    yield side_by_side(name, against, ours, theirs, target=1.2, rounds=1 if bench.quick else min(bench.rounds, 3))
+
+
 def training_run(mode: str, images: ImageSet, settings: list[str], bench: Bench, **options: object) -> Run:
     training = resolve(mode, Data(dataset="cifar10"), 32, epochs=2, settings=settings, options=options)
     hardware = Hardware(bench.device.type)
@@ -637,6 +663,7 @@ BENCHMARKS: dict[str, Callable[[Bench], Iterator[Ratio | Absolute]]] = {
     "layout": layouts,
     "memory": memory,
     "two-at-once": two_at_once,
+    "spectrum": spectrum,
     "audit": audit,
     "judge": judge,
     "standard": standard,

@@ -48,3 +48,21 @@ def test_a_landscape_around_weights_is_drawn(world: Path, tmp_path: Path, done: 
     barriers = [line.split()[1:3] for line in printed.splitlines() if "barrier" in line]
     wanted = ("loss-barrier", "accuracy-barrier")
     assert barriers == [[way, what] for way in ("line", "aligned", "bezier") for what in wanted]
+
+
+def test_a_spectrum_is_printed_and_drawn(world: Path, tmp_path: Path, done: Done, content: Content) -> None:
+    quick = ("--images", 20, "--iterations", 8, "--probes", 2, "--eigenvalues", 3, "--matrix", "hessian,gauss-newton")
+    printed = done("spectrum", world / "sl.pt", world / "rl.pt", *quick, "--out", tmp_path / "a").splitlines()
+    assert printed[-1] == str(tmp_path / "a")
+    assert [line.split()[:3] for line in printed[:4]] == [
+        ["sl", "hessian", name] for name in ("eigenvalue", "residual", "trace", "negative-mass")
+    ]
+    assert sum("eigenvalues, largest first, with residuals:" in line for line in printed) == 4
+    drawn = content(tmp_path / "a" / "figures")
+    names = ["spectrum-density", "spectrum-layers-hessian", "spectrum-layers-gauss-newton"]
+    assert set(drawn) == {f"{name}.{kind}" for name in names for kind in ("pdf", "png")} | {"captions.json"}
+    assert "n = 2 random vectors" in json.loads(drawn["captions.json"])["spectrum-density"]
+    shutil.rmtree(tmp_path / "a" / "figures")
+    done("report", tmp_path / "a")
+    assert "Curvature" in (tmp_path / "a" / "report.html").read_text()
+    assert content(tmp_path / "a" / "figures") == drawn

@@ -43,6 +43,22 @@ OTHERWISE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("landscape", {"space": "weights", "towards": "rl", "line": True}, {"align": True, "curve": "bezier"}),
     ("landscape", {"space": "weights", "towards": "rl", "line": True, "curve": "bezier"}, {"curve_updates": 7}),
     (
+        "spectrum",
+        {},
+        {
+            **{
+                "seed": 5,
+                "images": 3,
+                "space": "input",
+                "matrix": ["gauss-newton"],
+                "layers": True,
+                "adversarial": True,
+            },
+            **{"eigenvalues": 3, "probes": 2, "iterations": 9, "batch_size": 7},
+        },
+    ),
+    ("spectrum", {"adversarial": True}, ATTACK | {"attack": "pgd-paper"}),
+    (
         "attack",
         {},
         {

@@ -154,6 +154,11 @@ def around_weights(out: Path, model: str, **given: Any) -> None:
     measure("landscape", out, model, space="weights", points=3, images=12, trust_code=True, **given)
 
 
+def spectrum(out: Path, model: str, **given: Any) -> None:
+    options = {"images": 12, "eigenvalues": 2, "probes": 2, "iterations": 3, "adversarial": True, **SHORT}
+    measure("spectrum", out, model, **options, **given)
+
+
 def attack(out: Path, **given: Any) -> None:
     options = {"attacks": "all", "samples": 6, "batch_size": 4, "surrogate": (RL,), "save_images": True, **BUDGET}
     measure("attack", out, SL, **options, **given)
@@ -190,6 +195,8 @@ MEASUREMENTS: dict[str, Walk] = {
     "ways": lambda out: around_weights(out, SL, towards=RL, line=True, align=True, curve="bezier", curve_updates=2),
     "plane of the epochs": lambda out: around_weights(out, SL, epochs="sl/sl.epochs"),
     "batch norm": lambda out: around_weights(out, f"{__name__}:batch_normed", line=True, batch_norm="re-estimated"),
+    "spectrum": lambda out: spectrum(out, SL, layers=True),
+    "spectrum of images": lambda out: spectrum(out, SL, space="input", matrix=("gauss-newton",)),
     "attacks l2": lambda out: attack(out, epsilon=0.5, cascade=False),
     "attacks linf": lambda out: attack(out, **LINF),
     "transfer": lambda out: measure("transfer", out, SL, RL, samples=6, batch_size=4, **SHORT),

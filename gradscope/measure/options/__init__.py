@@ -8,6 +8,7 @@ from gradscope.measure.options.audit import AuditOptions
 from gradscope.measure.options.common import Circumstances, ForeignOptions, Options
 from gradscope.measure.options.judge import JudgeOptions
 from gradscope.measure.options.landscape import LandscapeOptions
+from gradscope.measure.options.spectrum import SpectrumOptions
 from gradscope.measure.options.transfer import TransferOptions
 from gradscope.options import DataOptions
 from gradscope.validation import Config
@@ -20,13 +21,22 @@ __all__ = [
     "JudgeOptions",
     "LandscapeOptions",
     "Request",
+    "SpectrumOptions",
     "TransferOptions",
 ]
 
 #: The measuring commands by name, in the order in which the help lists them.
 COMMANDS: dict[str, type[Options]] = {
     kind.command: kind
-    for kind in (AnalyzeOptions, LandscapeOptions, AttackOptions, TransferOptions, AuditOptions, JudgeOptions)
+    for kind in (
+        AnalyzeOptions,
+        LandscapeOptions,
+        SpectrumOptions,
+        AttackOptions,
+        TransferOptions,
+        AuditOptions,
+        JudgeOptions,
+    )
 }
 
 

@@ -58,7 +58,10 @@ class LandscapeOptions(GradientAttack):
     )
     curve_updates: int = option(200, "weights: updates of the curve's training, each on 128 training images", ge=1)
     epochs: OneName = option(
-        None, "weights: use the principal directions of what `train --keep-epochs` kept in DIR", metavar="DIR"
+        None,
+        "weights: use the principal directions of what `train --keep-epochs` kept in DIR; also measure sharpness and "
+        "accuracy, clean and under --attack, at each of these epochs",
+        metavar="DIR",
     )
     batch_norm: Literal["as-is", "re-estimated"] = option(
         "as-is", "weights: keep the statistics of batch normalisation, or take them anew at every point"
@@ -132,6 +135,11 @@ class LandscapeOptions(GradientAttack):
             return attack_settings(self.attack, self.changes())
         return short_attack_settings(self.attack, self.changes()) if self.adversarial else None
 
+    @property
+    def at_epochs(self) -> PGD | None:
+        """The settings of the attack under which the accuracy of each saved epoch is measured; None without these."""
+        return None if self.epochs is None else attack_settings(self.attack, self.changes())
+
     @model_validator(mode="after")
     def _fits_the_space(self) -> Self:
         other, refused = ("weights", self._OF_WEIGHTS) if self.space == "input" else ("input", self._OF_IMAGES)
@@ -140,9 +148,11 @@ class LandscapeOptions(GradientAttack):
                 raise GradscopeError(
                     f"{name} must be left out unless `space` is {other}, got {getattr(self, name)!r}", argument=name
                 )
-        if self.space == "weights" and not self.adversarial:
+        if self.space == "weights" and not self.adversarial and self.epochs is None:
             for name in [name for name in self.changes() if name != "norm"]:
-                raise GradscopeError(f"{name} must be left out in weight space without `adversarial`", argument=name)
+                raise GradscopeError(
+                    f"{name} must be left out in weight space without `adversarial` or `epochs`", argument=name
+                )
         self.resolved()
         return self
 
@@ -186,7 +196,7 @@ class LandscapeOptions(GradientAttack):
 
     def resolved(self) -> dict[str, Any]:
         """The attack, the points and the span."""
-        settings = self.settings
+        settings = self.at_epochs or self.settings
         attacks = {} if settings is None else {self.attack: settings.model_dump()}
         ways = {"align": True} if self.align else {}  # only then: stages of older recipes keep their names
         curve = {} if self.curve is None else {"curve": {"kind": self.curve, "updates": self.curve_updates}}

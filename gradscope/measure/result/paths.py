@@ -1,8 +1,10 @@
-"""Results of trajectories and landscapes."""
+"""Results of trajectories, landscapes and spectra."""
 
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from gradscope.errors import GradscopeError, lookup
 from gradscope.measure.result.base import Result
@@ -45,3 +47,61 @@ class Landscape(Result):
         where = f"{facts['space']} space, {facts['points']} points a side"
         for model, sharpness in zip(rows["checkpoint"], rows["value"], strict=True):
             yield f"{model}: {where}, sharpness {sharpness:.3g} nats"
+
+
+class Spectrum(Result):
+    """Of the loss's curvature: ``spectrum`` (trace and the like), ``eigenvalues``, ``density``.
+
+    The attributes are of all parameters, or all images, where there is one model and one matrix.
+    """
+
+    kind, main = "spectrum", "spectrum"
+
+    @property
+    def eigenvalues(self) -> NDArray[np.float64]:
+        """Those of largest size, of either sign, ``(k,)``; in input space ``(images, k)``. Nats per squared unit."""
+        rows = self._whole("eigenvalues", "eigenvalues")
+        found: NDArray[np.float64] = rows["value"].to_numpy(dtype=np.float64)
+        return found.reshape(-1, int(rows["rank"].max())) if rows["index"].notna().any() else found
+
+    @property
+    def trace(self) -> float:
+        """The sum of all eigenvalues; in input space its mean over the images."""
+        return self._number("trace", "trace", "value")
+
+    @property
+    def trace_error(self) -> float:
+        """The standard error of :attr:`trace`, over random vectors; in input space over images."""
+        return self._number("trace_error", "trace", "error")
+
+    @property
+    def density(self) -> pd.DataFrame:
+        """The density of the eigenvalues with its 95 % band: ``eigenvalue``, ``density``, ``ci_low``, ``ci_high``."""
+        rows = self._whole("density", "density")
+        return rows[["eigenvalue", "density", "ci_low", "ci_high"]].reset_index(drop=True)
+
+    def _whole(self, name: str, table: str) -> pd.DataFrame:
+        """The rows of ``table`` that are of all parameters together, where there is one matrix of one model."""
+        self._require_one(name)
+        rows = self.frame(table)
+        rows = rows[rows["layer"].isna() | (rows["layer"] == "")]
+        if len(found := rows["matrix"].unique()) != 1:
+            raise GradscopeError(f"{name} must be asked of one matrix, got {', '.join(found)}; see .frame({table!r})")
+        return rows
+
+    def _number(self, name: str, metric: str, column: str) -> float:
+        rows = self._whole(name, "spectrum")
+        return float(rows.loc[rows["metric"] == metric, column].iloc[0])
+
+    def _findings(self) -> Iterator[str]:
+        rows = self.frame()
+        rows = rows[rows["layer"].isna() | (rows["layer"] == "")]
+        for (model, matrix), own in rows.groupby(["checkpoint", "matrix"], sort=False):
+            value, error = (dict(zip(own["metric"], own[column], strict=True)) for column in ("value", "error"))
+            trace = f"trace {value['trace']:.3g} ± {error['trace']:.2g}"
+            where = _SPACES[own["space"].iloc[0]]
+            yield f"{model}: {matrix} in the {where}, {trace}, largest eigenvalue {value['eigenvalue']:.3g}"
+
+
+#: What the derivatives of each space are taken in.
+_SPACES = {"weights": "weights", "input": "image"}

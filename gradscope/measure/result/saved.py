@@ -8,7 +8,7 @@ from gradscope.limits import require_memory
 from gradscope.measure.directory import FILES
 from gradscope.measure.result.attacks import Attacks, TransferMatrix
 from gradscope.measure.result.base import Result
-from gradscope.measure.result.paths import Landscape, Trace
+from gradscope.measure.result.paths import Landscape, Spectrum, Trace
 from gradscope.measure.result.verdicts import AuditReport, JudgeReport
 from gradscope.reading import open_file, parse_json, read_bytes, read_json
 from gradscope.results.audits import Audits, read_example_images
@@ -25,7 +25,7 @@ def _below(folder: Path) -> list[str]:
 
 #: The class of each kind of result.
 KINDS: dict[str, type[Result]] = {
-    kind.kind: kind for kind in (Trace, Landscape, Attacks, TransferMatrix, AuditReport, JudgeReport)
+    kind.kind: kind for kind in (Trace, Landscape, Spectrum, Attacks, TransferMatrix, AuditReport, JudgeReport)
 }
 
 

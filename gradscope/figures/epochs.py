@@ -1,0 +1,76 @@
+"""Sharpness and accuracy along a training, from ``epochs.csv``."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from gradscope.figures import style
+from gradscope.figures.style import Drawing
+
+#: How each metric of the upper panel is drawn.
+_SHARPNESS: dict[str, tuple[str, dict[str, Any]]] = {
+    "eigenvalue": ("largest eigenvalue", {"color": "black", "marker": "o"}),
+    "trace": ("trace", {"color": "#CC79A7", "marker": "s", "linestyle": (0, (4, 1.5))}),
+}
+#: How accuracies are drawn: clean, under the attack.
+_ACCURACY: tuple[dict[str, Any], ...] = (
+    {"color": "#009E73", "marker": "o"},
+    {"color": "#D55E00", "marker": "s", "linestyle": (0, (4, 1.5))},
+)
+
+
+def draw_epochs(rows: pd.DataFrame) -> Drawing:
+    """The figure ``weights-epochs`` of rows of the table EPOCHS: sharpness above, accuracies below.
+
+    Call it inside :func:`gradscope.figures.style.paper`.
+    """
+    attacks = [str(name) for name in rows["attack"].unique() if name != "none"]
+    under = [f"accuracy under {name}" for name in attacks]
+    labels = [*(label for label, _ in _SHARPNESS.values()), "clean accuracy", *under]
+    figure, grid = style.panels((2, 1), style.COLUMN, 1.45, labels, sharex=True)
+    above, below = grid[:, 0]
+    handles = []
+    sizes = []
+    for metric, (label, look) in _SHARPNESS.items():
+        own = rows[rows["metric"] == metric].sort_values("epoch")
+        _draw(above, own, look)
+        sizes += own["value"].abs().tolist()
+        handles.append(Line2D([], [], label=label, **look))
+    above.set_ylabel("sharpness\n(nats per squared unit)")
+    if style.far_apart(sizes, 10):
+        style.set_symlog(above, "y", sizes)
+    accuracy = rows[rows["metric"] == "accuracy"]
+    for name, label, look in zip(["none", *attacks], ["clean accuracy", *under], _ACCURACY, strict=False):
+        _draw(below, accuracy[accuracy["attack"] == name].sort_values("epoch"), look)
+        handles.append(Line2D([], [], label=label, **look))
+    below.set_ylim(-0.02, 1.02)
+    below.set_ylabel("accuracy")
+    below.set_xlabel("epoch")
+    below.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    style.place_legend(figure, handles, 2)
+    return Drawing("weights-epochs", figure, _caption(rows), tuple(attacks))
+
+
+def _draw(axes: Axes, rows: pd.DataFrame, look: dict[str, Any]) -> None:
+    low, high = (rows[end].fillna(rows["value"]).to_numpy(dtype=np.float64) for end in ("ci_low", "ci_high"))
+    epochs = rows["epoch"].to_numpy(dtype=np.float64)
+    axes.fill_between(epochs, low, high, color=look["color"], alpha=0.2, linewidth=0, zorder=1.5)
+    axes.plot(epochs, rows["value"], linewidth=1.1, markersize=3, **look)
+
+
+def _caption(rows: pd.DataFrame) -> str:
+    name = str(rows["checkpoint"].iloc[0])
+    count = int(rows[rows["metric"] == "accuracy"]["n"].max())
+    vectors = int(rows[rows["metric"] == "trace"]["n"].max())
+    return "; ".join(
+        [
+            f"Along the training of {name}, at the weights after each epoch, on the same n = {count} test images: "
+            "above, the largest eigenvalue of the Hessian of their mean loss, and its trace; below, the share of them "
+            "that is right",
+            f"bands, 95 %: of the trace Student t over {vectors} random vectors, of accuracies Wilson over the images",
+        ]
+    )

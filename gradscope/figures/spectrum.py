@@ -1,0 +1,184 @@
+"""Figures of spectra: densities with the eigenvalues as ticks, and traces by layer, from the tables of ``spectrum``."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from gradscope.figures import style
+from gradscope.figures.attack import looks_of
+from gradscope.figures.style import Drawing, Look
+
+#: Decades of density that are shown below the largest.
+_DECADES = 7
+#: Dashes of the matrices.
+_DASHES: dict[str, Any] = {"hessian": "-", "gauss-newton": (0, (3, 1.5))}
+_SPACES = {"weights": "the mean loss in the weights", "input": "each image's own loss in the image, averaged"}
+
+
+def draw_spectra(numbers: pd.DataFrame, eigenvalues: pd.DataFrame, densities: pd.DataFrame) -> Iterator[Drawing]:
+    """The figures ``spectrum-density``, one more for each layer's own block, and ``spectrum-layers``.
+
+    Rows of the tables SPECTRUM, EIGENVALUES and DENSITY. Call it inside :func:`gradscope.figures.style.paper`.
+    """
+    table = looks_of(numbers)
+    numbers, eigenvalues, densities = (rows.fillna({"layer": ""}) for rows in (numbers, eigenvalues, densities))
+    for layer, rows in densities.groupby("layer", sort=False):
+        own = [part[part["layer"] == layer] for part in (numbers, eigenvalues)]
+        name = "spectrum-density" + (f"-{_file_name(str(layer))}" if layer else "")
+        yield _density(name, str(layer), own[0], own[1], rows, table)
+    by_layer = numbers[(numbers["layer"] != "") & (numbers["metric"] == "trace")]
+    for matrix, rows in by_layer.groupby("matrix", sort=False):
+        several = len(by_layer["matrix"].unique()) > 1
+        yield _layers(f"spectrum-layers-{matrix}" if several else "spectrum-layers", str(matrix), rows, table)
+
+
+def _file_name(layer: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", layer).strip("-") or "layer"
+
+
+def _density(
+    name: str,
+    layer: str,
+    numbers: pd.DataFrame,
+    eigenvalues: pd.DataFrame,
+    densities: pd.DataFrame,
+    table: Mapping[str, Look],
+) -> Drawing:
+    """A panel for each model, all with the same axes."""
+    models = list(densities["checkpoint"].unique())
+    matrices = list(densities["matrix"].unique())
+    labels = [*matrices, "eigenvalues of largest size"]
+    figure, grid = style.panels((len(models), 1), style.COLUMN, 1.25, labels, sharex=True, sharey=True)
+    top = float(densities["density"].max())
+    ends = densities.groupby(["checkpoint", "matrix"])["eigenvalue"].agg(["min", "max"]).abs().max(axis=1)
+    for axes, model in zip(grid[:, 0], models, strict=True):
+        look = table[model]
+        own = densities[densities["checkpoint"] == model]
+        for matrix, line in own.groupby("matrix", sort=False):
+            _draw_density(axes, line, look, _DASHES[str(matrix)], top)
+        for matrix, values in eigenvalues[eigenvalues["checkpoint"] == model].groupby("matrix", sort=False):
+            ticks = values.groupby("rank")["value"].mean()
+            _draw_ticks(axes, ticks.to_numpy(), look, matrices.index(matrix))
+        axes.set_title(_title(look, numbers[numbers["checkpoint"] == model]), fontsize=7.0, loc="left", pad=3)
+        axes.set_yscale("log")
+        axes.set_ylim(top * 10.0**-_DECADES, top * 3)
+        axes.set_ylabel("density")
+    if style.far_apart(list(ends)):
+        style.set_symlog(grid[-1, 0], "x", list(ends))
+    grid[-1, 0].set_xlabel("eigenvalue (nats per squared unit)")
+    handles = [
+        Line2D([], [], color="0.3", linestyle=_DASHES[matrix], label=matrix.replace("gauss-newton", "Gauss-Newton"))
+        for matrix in matrices
+    ]
+    mark = Line2D([], [], color="0.3", linestyle="", marker="|", markersize=7, markeredgewidth=1.2, label=labels[-1])
+    style.place_legend(figure, [*handles, mark], 3)
+    return Drawing(name, figure, _density_caption(layer, numbers, densities), tuple(_attacks(densities)))
+
+
+def _draw_density(axes: Axes, line: pd.DataFrame, look: Look, dash: Any, top: float) -> None:
+    floor = top * 10.0 ** -(_DECADES + 1)
+    x = line["eigenvalue"].to_numpy(dtype=np.float64)
+    low, high, mean = (line[key].to_numpy(dtype=np.float64).clip(min=floor) for key in ("ci_low", "ci_high", "density"))
+    axes.fill_between(x, low, high, color=look.colour, alpha=0.2, linewidth=0, zorder=1.5)
+    axes.plot(x, mean, color=look.colour, linestyle=dash, linewidth=1.1, zorder=2.5)
+
+
+def _draw_ticks(axes: Axes, values: "np.ndarray[tuple[int], np.dtype[np.float64]]", look: Look, place: int) -> None:
+    """The eigenvalues as ticks on the lower edge, those of a second matrix above those of the first."""
+    axes.plot(
+        *(values, np.full(len(values), 0.05 + 0.1 * place)),
+        linestyle="",
+        marker="|",
+        markersize=7,
+        markeredgewidth=1.2,
+        color=look.colour,
+        transform=axes.get_xaxis_transform(),
+        zorder=3,
+    )
+
+
+def _title(look: Look, numbers: pd.DataFrame) -> str:
+    """The model, and its trace and negative mass."""
+    parts = [look.label]
+    several = len(numbers["matrix"].unique()) > 1
+    for matrix, own in numbers.groupby("matrix", sort=False):
+        value, error = (dict(zip(own["metric"], own[column], strict=True)) for column in ("value", "error"))
+        of = f" ({matrix})" if several else ""
+        parts.append(f"trace {value['trace']:.3g} ± {error['trace']:.2g}{of}")
+        if matrix == "hessian" and np.isfinite(value["negative-mass"]):
+            parts.append(f"negative mass {100 * value['negative-mass']:.0f} %")
+    return ", ".join(parts)
+
+
+def _density_caption(layer: str, numbers: pd.DataFrame, densities: pd.DataFrame) -> str:
+    space = str(densities["space"].iloc[0])
+    block = f", the block of the parameters of {layer}" if layer else ""
+    count = int(numbers["n"].max())
+    over = "random vectors" if space == "weights" else "images"
+    return "; ".join(
+        [
+            f"Spectral density of the second derivatives of {_SPACES[space]}{block}, area 1, on a log axis: mean over "
+            f"n = {count} {over} (stochastic Lanczos quadrature), each eigenvalue a bump of 0.4 % of the range",
+            f"band: Student t interval over the {over}, 95 %, at each point",
+            "ticks: the eigenvalues of largest size" + ("" if space == "weights" else ", mean over the images by rank"),
+            "all panels have the same axes",
+            "trace: Hutchinson's estimate with its standard error",
+            "negative mass: share of the negative eigenvalues in the sum of the sizes of all",
+        ]
+    )
+
+
+def _attacks(rows: pd.DataFrame) -> list[str]:
+    return [name for name in rows["attack"].unique() if name != "none"]
+
+
+def _layers(name: str, matrix: str, rows: pd.DataFrame, table: Mapping[str, Look]) -> Drawing:
+    """The trace of each layer's block, in the network's order from above; one mark a model."""
+    layers = list(rows["layer"].unique())
+    models = list(rows["checkpoint"].unique())
+    labels = [table[model].label for model in models]
+    height = 0.35 + len(layers) * (0.1 + 0.07 * len(models))
+    figure, grid = style.panels((1, 1), style.COLUMN, height, labels)
+    axes = grid[0, 0]
+    for number, model in enumerate(models):
+        own = rows[rows["checkpoint"] == model]
+        places = own["layer"].map(layers.index) + (number + 1) / (len(models) + 1) - 0.5
+        value = own["value"].to_numpy(dtype=np.float64)
+        ends = np.stack([value - own["ci_low"], own["ci_high"] - value]).astype(float)
+        look = table[model]
+        axes.errorbar(
+            *(value, places),
+            xerr=np.nan_to_num(ends).clip(min=0),
+            linestyle="",
+            color=look.colour,
+            marker=look.marker or "o",
+            elinewidth=0.9,
+            label=look.label,
+        )
+    axes.set_ylim(len(layers) - 0.5, -0.5)
+    axes.set_yticks(range(len(layers)), [style.shorten(layer) for layer in layers])
+    style.as_written(*axes.get_yticklabels())
+    axes.grid(visible=False, axis="y")
+    for between in range(1, len(layers)):
+        axes.axhline(between - 0.5, color="0.9", linewidth=0.5, zorder=0)
+    if style.far_apart(list(rows["value"].abs())):
+        style.set_symlog(axes, "x", list(rows["value"].abs()))
+    axes.set_xlabel("trace (nats per squared unit)")
+    handles = [
+        Line2D([], [], color=table[model].colour, linestyle="", marker=table[model].marker or "o", label=label)
+        for model, label in zip(models, labels, strict=True)
+    ]
+    style.place_legend(figure, handles, min(len(handles), 3), handle_length=1.0)
+    caption = "; ".join(
+        [
+            f"Trace of the {matrix} by layer: the sum of the diagonal entries of each layer's parameters, which add up "
+            "to the trace of all",
+            f"lines: Student t interval over n = {int(rows['n'].max())} random vectors, 95 %",
+        ]
+    )
+    return Drawing(name, figure, caption, tuple(_attacks(rows)))

@@ -1,0 +1,131 @@
+"""Lanczos's method on many symmetric matrices at once: extreme eigenvalues with residuals, and spectral densities."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradscope.functional import norm_and_unit
+
+#: ``H v`` of N symmetric matrices at once: ``(N, D)`` to ``(N, D)``.
+Product = Callable[[Tensor], Tensor]
+
+#: A residual below this share of the matrix's size is rounding: the vectors so far span an invariant subspace.
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Eigenvalues of largest size of N matrices, of either sign: the largest size first.
+
+    ``values`` ``(N, k)``; ``residuals`` ``(N, k)``, ``|H u - value u|`` of the unit vectors u that were reached, in
+    the values' unit; ``vectors`` ``(N, k, D)`` are these u, orthogonal to each other.
+    """
+
+    values: Tensor
+    residuals: Tensor
+    vectors: Tensor
+
+
+@dataclass(frozen=True)
+class Quadrature:
+    """Where the spectrum of N matrices lies, as one starting vector each sees it: Gauss quadrature.
+
+    ``nodes`` ``(N, m)``, ascending; ``weights`` ``(N, m)``, which sum to 1. ``sum of weights * f(nodes)`` is
+    ``v' f(H) v`` for the unit starting vector v, exact for polynomials f of degree below ``2 m``. Over random v its
+    mean is ``trace f(H) / D`` (Golub and Welsch 1969; Ubaru, Chen and Saad 2017). Both in float64, on the CPU.
+    """
+
+    nodes: Tensor
+    weights: Tensor
+
+
+class Krylov:
+    """The Krylov spaces of N symmetric matrices, each grown from its unit vector ``start`` ``(N, D)``.
+
+    Every new vector is made orthogonal to all before it, twice, so that no eigenvalue comes back as a ghost. Where the
+    vectors span an invariant subspace, as a matrix of low rank makes them soon, a random vector orthogonal to them
+    goes on: so a matrix's eigenvalues are found as often as they occur. Memory: ``N * D`` numbers a step.
+    """
+
+    def __init__(self, product: Product, start: Tensor, stream: torch.Generator) -> None:
+        """``stream`` draws the vectors that go on from an invariant subspace."""
+        self._product, self._stream = product, stream
+        self._basis = [start]
+        self._diagonal: list[Tensor] = []
+        self._beside: list[Tensor] = []
+        self._scale = torch.zeros(len(start), dtype=torch.float64)
+
+    @property
+    def steps(self) -> int:
+        """How many products have been taken."""
+        return len(self._diagonal)
+
+    def grow(self, most: int) -> None:
+        """Take products until there are ``most`` of them, or as many as the matrix has rows."""
+        count, size = self._basis[0].shape
+        while self.steps < min(most, size):
+            image = self._product(self._basis[-1])
+            self._diagonal.append(torch.linalg.vecdot(image.double(), self._basis[-1].double()).cpu())
+            length, following = norm_and_unit(self._orthogonal(image))
+            length = length.double().cpu()
+            self._scale = torch.maximum(self._scale, torch.maximum(self._diagonal[-1].abs(), length))
+            ended = length <= _ROUNDING * self._scale
+            if bool(ended.any()) and self.steps < size:
+                drawn = torch.randn((count, size), generator=self._stream).to(following)
+                following = torch.where(ended[:, None].to(following.device), self._fresh(drawn), following)
+            self._beside.append(torch.where(ended, 0.0, length))
+            if self.steps < size:
+                self._basis.append(following)
+
+    def _orthogonal(self, vectors: Tensor) -> Tensor:
+        """``vectors`` ``(N, D)`` without their parts along the basis."""
+        for _ in range(2):
+            for known in self._basis:
+                vectors = torch.addcmul(vectors, torch.linalg.vecdot(vectors, known)[:, None], known, value=-1)
+        return vectors
+
+    def _fresh(self, drawn: Tensor) -> Tensor:
+        """Unit vectors orthogonal to the basis; what little ``drawn`` has outside its span is rounded, hence again."""
+        for _ in range(2):
+            drawn = norm_and_unit(self._orthogonal(norm_and_unit(drawn)[1]))[1]
+        return drawn
+
+    def _decomposed(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues ``(N, m)`` and eigenvectors ``(N, m, m)``, in columns, of the tridiagonal matrices."""
+        diagonal = torch.stack(self._diagonal, dim=1)
+        whole = torch.diag_embed(diagonal)
+        if self.steps > 1:
+            beside = torch.stack(self._beside[: self.steps - 1], dim=1)
+            whole = whole + torch.diag_embed(beside, offset=1) + torch.diag_embed(beside, offset=-1)
+        values, vectors = torch.linalg.eigh(whole)
+        return values, vectors
+
+    def quadrature(self) -> Quadrature:
+        """The quadrature of the starting vectors."""
+        values, vectors = self._decomposed()
+        return Quadrature(values, vectors[:, 0].square())
+
+    def extremes(self, most: int) -> tuple[Tensor, Tensor]:
+        """The ``most`` eigenvalues of largest size and their residuals, ``(N, k)`` each; k is at most the steps."""
+        values, vectors, chosen = self._chosen(most)
+        return values, self._residuals(vectors, chosen)
+
+    def _chosen(self, most: int) -> tuple[Tensor, Tensor, Tensor]:
+        values, vectors = self._decomposed()
+        chosen = values.abs().argsort(dim=1, descending=True, stable=True)[:, :most]
+        return values.gather(1, chosen), vectors, chosen
+
+    def _residuals(self, vectors: Tensor, chosen: Tensor) -> Tensor:
+        """``beta_m |last entry|``: what is left of ``H u - value u``, all of it along the vector that comes next."""
+        last = vectors[:, -1].gather(1, chosen).abs()
+        found: Tensor = last * self._beside[-1][:, None]
+        return found
+
+    def eigenpairs(self, most: int) -> Eigenpairs:
+        """The ``most`` eigenvalues of largest size with their vectors."""
+        values, vectors, chosen = self._chosen(most)
+        weights = vectors.gather(2, chosen[:, None, :].expand(-1, self.steps, -1)).to(self._basis[0])
+        directions = sum(weights[:, step, :, None] * self._basis[step][:, None, :] for step in range(self.steps))
+        return Eigenpairs(values, self._residuals(vectors, chosen), torch.as_tensor(directions))

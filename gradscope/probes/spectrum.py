@@ -1,0 +1,258 @@
+"""The spectrum of the loss's curvature: of the Hessian and the Gauss-Newton matrix, in the weights or in the image."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gradscope.functional import norm_and_unit
+from gradscope.losses import Loss, cross_entropy
+from gradscope.models.inspection import call_with
+from gradscope.probes.curvature import hessian_product
+from gradscope.probes.lanczos import Eigenpairs, Krylov, Product, Quadrature
+from gradscope.seeding import generator
+
+#: The product of a matrix of second derivatives with a vector: of a scalar ``value`` that depends on the parameters
+#: ``points`` through ``logits`` alone.
+MatrixProduct = Callable[[Tensor, Tensor, list[Tensor], Tensor], list[Tensor]]
+
+#: Points of a density's grid, its width beyond the outermost nodes and the width of its bumps, in shares of the range.
+GRID_POINTS = 801
+_BUMP = 0.004
+
+#: How often the search for eigenvalues looks whether it has converged, in products.
+_LOOK_EVERY = 5
+
+
+def _hessian(value: Tensor, logits: Tensor, points: list[Tensor], vector: Tensor) -> list[Tensor]:
+    return hessian_product(value, points, vector)
+
+
+def _gauss_newton(value: Tensor, logits: Tensor, points: list[Tensor], vector: Tensor) -> list[Tensor]:
+    """``J' L J v``: J the Jacobian of the logits, L the Hessian of the loss in them (Schraudolph 2002)."""
+    asked: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
+    ones = torch.zeros_like(logits, requires_grad=True)
+    back = torch.autograd.grad(logits, points, ones, create_graph=True, **asked)
+    # <J' ones, v> is linear in ones, with J v as its gradient.
+    along = torch.cat([part.flatten() for part in back]) @ vector
+    (moved,) = torch.autograd.grad(along, ones, retain_graph=True, **asked)
+    (slope,) = torch.autograd.grad(value, logits, create_graph=True)
+    (bent,) = torch.autograd.grad(slope, logits, moved, retain_graph=True, **asked)
+    return list(torch.autograd.grad(logits, points, bent, **asked))
+
+
+#: The matrices whose spectrum can be taken, by name.
+MATRICES: dict[str, MatrixProduct] = {"hessian": _hessian, "gauss-newton": _gauss_newton}
+
+
+def layers_of(model: nn.Module) -> dict[str, slice]:
+    """Where the parameters of each layer lie among all, flattened one after the other, by the module's name.
+
+    A layer is a module with parameters of its own; those of the model itself go by their own names.
+    """
+    sizes: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        layer = name.rpartition(".")[0] or name
+        if layer in sizes and layer != next(reversed(sizes)):
+            layer = name  # its parameters do not lie together: another module's are between them
+        sizes[layer] = sizes.get(layer, 0) + parameter.numel()
+    ends = np.cumsum(list(sizes.values())).tolist()
+    return {layer: slice(end - sizes[layer], end) for layer, end in zip(sizes, ends, strict=True)}
+
+
+def weight_matrix(
+    model: nn.Module,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    *,
+    matrix: str = "hessian",
+    part: slice = slice(None),
+    loss: Loss = cross_entropy,
+    advanced: Callable[[], None] = lambda: None,
+) -> Product:
+    """The product of a curvature matrix of the mean loss over images in the parameters, ``(1, D)`` to ``(1, D)``.
+
+    ``batches`` are pairs of images ``(B, C, H, W)`` and labels ``(B,)``; one has its graph in memory at a time.
+    ``part`` of all parameters, flattened one after the other, gives the block of these alone. Batch norm uses its
+    running statistics. ``advanced`` is called after every product. Call it inside
+    :func:`gradscope.models.inspection.measuring`.
+    """
+    count = sum(len(labels) for _, labels in batches)
+    multiply = MATRICES[matrix]
+    chosen, rest = _chosen_parameters(model, part)
+
+    def product(vectors: Tensor) -> Tensor:
+        total = torch.zeros_like(vectors[0])
+        for images, labels in batches:
+            copies = {name: value.detach().clone().requires_grad_(True) for name, value in chosen.items()}
+            with torch.enable_grad():
+                logits = call_with(model, copies | rest, images)
+                value = loss(logits, labels).mean()
+                parts = multiply(value, logits, list(copies.values()), vectors[0])
+            total += len(labels) / count * torch.cat([one.detach().flatten() for one in parts])
+        advanced()
+        return total[None]
+
+    return product
+
+
+def _chosen_parameters(model: nn.Module, part: slice) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The parameters whose entries lie in ``part``, and the others."""
+    found: dict[str, Tensor] = {}
+    others: dict[str, Tensor] = {}
+    at = 0
+    for name, parameter in model.named_parameters():
+        inside = (part.start is None or at >= part.start) and (part.stop is None or at < part.stop)
+        (found if inside else others)[name] = parameter.detach()
+        at += parameter.numel()
+    return found, others
+
+
+def loss_slope(model: nn.Module, images: Tensor, labels: Tensor, *, of_weights: bool) -> Tensor:
+    """The gradient of the mean loss in the parameters, or in the images, flat and with autograd's graph of it."""
+    copies = {name: value.detach().clone().requires_grad_(of_weights) for name, value in model.named_parameters()}
+    shown = images.detach().requires_grad_(not of_weights)
+    points = list(copies.values()) if of_weights else [shown]
+    with torch.enable_grad():
+        value = cross_entropy(call_with(model, copies, shown), labels).mean()
+        slopes = torch.autograd.grad(value, points, create_graph=True, allow_unused=True, materialize_grads=True)
+        return torch.cat([one.flatten() for one in slopes])
+
+
+def input_matrix(
+    model: nn.Module, images: Tensor, labels: Tensor, *, matrix: str = "hessian", loss: Loss = cross_entropy
+) -> Product:
+    """The products of the curvature matrices of N images' own losses in the image, ``(N, D)`` to ``(N, D)``.
+
+    Images ``(N, C, H, W)``, labels ``(N,)``. Call it inside :func:`gradscope.models.inspection.measuring`.
+    """
+    multiply = MATRICES[matrix]
+
+    def product(vectors: Tensor) -> Tensor:
+        point = images.detach().requires_grad_(True)
+        with torch.enable_grad():
+            logits = model(point)
+            # One image's loss does not depend on another, so the product of all together is each one's own.
+            (found,) = multiply(loss(logits, labels).sum(), logits, [point], vectors.flatten())
+        return found.detach().flatten(1)
+
+    return product
+
+
+def is_cut_off(slope: Tensor) -> bool:
+    """Whether autograd's graph of the gradient ``slope`` ends at a function that has no second derivative.
+
+    Where nothing beyond it is asked for, autograd passes over such a function in silence, as if the loss were flat.
+    """
+    seen, left = set(), [slope.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        if node.name().endswith("Error"):
+            return True
+        seen.add(node)
+        left += [following for following, _ in node.next_functions]
+    return False
+
+
+def find_eigenpairs(
+    product: Product, start: Tensor, stream: torch.Generator, *, count: int, most: int, tolerance: float = 1e-3
+) -> tuple[Eigenpairs, int]:
+    """The ``count`` eigenvalues of largest size from random unit vectors ``start`` ``(N, D)``, and the products taken.
+
+    Lanczos goes on until every residual is below ``tolerance`` of its eigenvalue, or for ``most`` products.
+    """
+    space = Krylov(product, start, stream)
+    while True:
+        space.grow(min(most, space.steps + _LOOK_EVERY if space.steps else count + _LOOK_EVERY))
+        values, residuals = space.extremes(count)
+        floor = torch.finfo(start.dtype).eps * values.abs().amax(dim=1, keepdim=True)
+        done = bool((residuals <= tolerance * values.abs().clamp(min=floor)).all()) and values.shape[1] == count
+        if done or space.steps >= min(most, start.shape[1]):
+            return space.eigenpairs(count), space.steps
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What one random vector of N matrices tells: their ``quadrature``, and estimates of their traces.
+
+    ``traces`` ``(N, P)``: the trace's share of each of P parts of the vector, whose sum is the trace's estimate.
+    """
+
+    quadrature: Quadrature
+    traces: Tensor
+
+
+def probe(
+    product: Product,
+    signs: Tensor,
+    stream: torch.Generator,
+    *,
+    most: int,
+    parts: Sequence[slice] = (slice(None),),
+    known: Eigenpairs | None = None,
+) -> Probe:
+    """Lanczos for ``most`` products from ``signs`` ``(N, D)``, drawn from -1 and 1 (Hutchinson 1989).
+
+    ``trace H = E[v' H v]``, and by parts of the diagonal ``E[v_i (H v)_i] = H_ii``. ``known`` eigenpairs, from another
+    random vector, make the estimate less noisy and leave it unbiased: the trace of ``K = sum of value u u'`` is known,
+    so only that of H - K is estimated.
+    """
+    size = signs.shape[1]
+    kept: list[Tensor] = []
+
+    def noting(vectors: Tensor) -> Tensor:
+        image = product(vectors)
+        if not kept:
+            kept.append(image)
+        return image
+
+    space = Krylov(noting, norm_and_unit(signs)[1], stream)
+    space.grow(most)
+    image = kept[0].double() * size**0.5
+    trace_of_known = torch.zeros_like(image)
+    if known is not None:
+        values, vectors = known.values.to(image), known.vectors.to(image)
+        inner = torch.einsum("nkd,nd->nk", vectors, signs.double())
+        image = image - torch.einsum("nk,nkd->nd", values * inner, vectors)
+        trace_of_known = torch.einsum("nk,nkd->nd", values, vectors.square())
+    diagonal = signs.double() * image + trace_of_known
+    traces = torch.stack([diagonal[:, part].sum(dim=1) for part in parts], dim=1)
+    return Probe(space.quadrature(), traces.cpu())
+
+
+def random_signs(shape: tuple[int, ...], seed: int, *names: object) -> Tensor:
+    """-1 and 1 with equal chances, float32, from the stream called ``names``."""
+    return torch.randint(0, 2, shape, generator=generator(seed, *names)).float() * 2 - 1
+
+
+def random_unit(shape: tuple[int, int], seed: int, *names: object) -> Tensor:
+    """Random directions ``(N, D)``, float32, from the stream called ``names``."""
+    return norm_and_unit(torch.randn(shape, generator=generator(seed, *names)))[1]
+
+
+def density_grid(quadratures: Sequence[Quadrature]) -> tuple[NDArray[np.float64], float]:
+    """Eigenvalues at which a density is given, evenly spaced, and the standard deviation of its bumps."""
+    nodes = torch.cat([one.nodes.flatten() for one in quadratures])
+    low, high = float(nodes.min()), float(nodes.max())
+    width = _BUMP * (max(high - low, abs(high), abs(low)) or 1.0)
+    return np.linspace(low - 6 * width, high + 6 * width, GRID_POINTS), width
+
+
+def densities(quadrature: Quadrature, grid: NDArray[np.float64], width: float) -> NDArray[np.float64]:
+    """``sum of weights * normal density(grid; node, width)``, ``(N, G)``: the spectral densities, each of area 1."""
+    nodes, weights = quadrature.nodes.numpy()[..., None], quadrature.weights.numpy()[..., None]
+    bumps = np.exp(-0.5 * np.square((grid - nodes) / width)) / (width * np.sqrt(2 * np.pi))
+    found: NDArray[np.float64] = (weights * bumps).sum(axis=1)
+    return found
+
+
+def masses(quadrature: Quadrature) -> Tensor:
+    """``(N, 2)``: of each matrix the sizes of its negative eigenvalues, and of all, ``sum of weights * |node|``."""
+    size = quadrature.weights * quadrature.nodes.abs()
+    negative = torch.where(quadrature.nodes < 0, size, 0.0)
+    return torch.stack([negative.sum(dim=1), size.sum(dim=1)], dim=1)
