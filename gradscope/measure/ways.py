@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from gradscope.data.image_set import ImageSet
@@ -110,6 +111,7 @@ def barriers(identity: Row, way: str, axis: Tensor, found: Mapping[str, Tensor],
                 sums = sign * found[prefix + name][:, 0]
                 values = (measures.mean(sums), measures.leave_one_out(sums))
                 height, others = (barrier(axis.numpy(), one.numpy())[0] for one in values)
-                interval = jackknife_interval(float(height), others.tolist())
+                known = math.isfinite(height) and bool(np.isfinite(others).all())
+                interval = jackknife_interval(float(height), others.tolist()) if known else None
                 named = f"{prefix}{metric}-barrier".replace("_", "-")
                 yield summary_row(identity | ball, named, f"{way}/all", float(height), interval, measures.count)

@@ -40,8 +40,9 @@ def barrier(shares: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[N
     """
     (start,), (end,) = (np.flatnonzero(shares == share) for share in (0, 1))
     between = np.flatnonzero((shares >= 0) & (shares <= 1))
-    chord = (1 - shares) * values[..., [start]] + shares * values[..., [end]]
-    above = (values - chord)[..., between]
+    with np.errstate(invalid="ignore"):
+        chord = (1 - shares) * values[..., [start]] + shares * values[..., [end]]
+        above = (values - chord)[..., between]
     return above.max(axis=-1), between[above.argmax(axis=-1)]
 
 

@@ -176,6 +176,8 @@ def test_two_copies_with_units_in_disorder_are_one_after_alignment(digest: Any) 
         assert barriers["aligned", metric][["value", "ci_low", "ci_high"]].tolist() == [0, 0, 0]
     assert found.manifest["landscape"]["curve"]["trained_on"] == "given images"
     assert found.plots[0] == "weights-ways"
+    assert ", barrier line 0." in repr(found)
+    assert "aligned 0, bezier 0." in repr(found)
     with pytest.raises(GradscopeError, match="towards must be other weights than those of one in any order of its un"):
         gs.landscape({"one": one}, x, y, towards={"other": other}, align=True, space="weights", points=3)
 
