@@ -188,17 +188,13 @@ def draw_ways(weights: pd.DataFrame, settings: Mapping[str, Any]) -> Iterator[Dr
     for first in range(0, len(table), _MOST_COLUMNS):
         shown = table[first : first + _MOST_COLUMNS]
         names = [name for name in WAYS if (weights["way"] == name).any()]
-        looks = [WAYS[name] for name in names]
-        handles = [
-            *(Line2D([], [], color=colour, linestyle=dash, label=words) for words, colour, dash in looks),
-            Line2D([], [], color="0.4", linewidth=0.7, linestyle=_THIN, label="between the ends"),
-            Line2D([], [], color="0.4", linewidth=0.9, marker="o", markersize=3, label="barrier"),
-        ]
+        handles = _way_handles(names)
         labels = [str(handle.get_label()) for handle in handles]
         width = style.COLUMN if len(shown) == 1 else style.PAGE
         shape = len(quantities), len(shown)
         figure, grid = style.panels(shape, width, _ROW, labels, sharex=True, sharey="row")
         heights: list[str] = []
+        room = 0.8 * width / len(shown)
         for column, (series, look) in enumerate(shown):
             rows = style.rows_of(weights, series)
             for row, quantity in enumerate(quantities):
@@ -206,8 +202,8 @@ def draw_ways(weights: pd.DataFrame, settings: Mapping[str, Any]) -> Iterator[Dr
                 if quantity != "custom":
                     known = [f"{WAYS[name][0]} {one:.3g}" for name, one in zip(names, found, strict=True)]
                     heights.append(f"{look.label}, {quantity_words(quantity, settings)}: {', '.join(known)}")
-            style.as_written(grid[0, column].set_title(look.label, fontsize=8))
-            style.as_written(grid[-1, column].set_xlabel(f"share of the way{other}"))
+            above, below = (style.wrapped(words, room, 8) for words in (look.label, f"share of the way{other}"))
+            style.as_written(grid[0, column].set_title(above, fontsize=8), grid[-1, column].set_xlabel(below))
             grid[-1, column].xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
         for row, quantity in enumerate(quantities):
             words = style.wrapped(quantity_words(quantity, settings), _ROW - 0.3, 8)
@@ -218,6 +214,14 @@ def draw_ways(weights: pd.DataFrame, settings: Mapping[str, Any]) -> Iterator[Dr
         name = "weights-ways" if first == 0 else f"weights-ways-{first // _MOST_COLUMNS + 1}"
         attacks = ("adversarial",) if any(one.startswith("adversarial") for one in quantities) else ()
         yield Drawing(name, figure, _ways_caption(weights, settings, heights), attacks)
+
+
+def _way_handles(names: Sequence[str]) -> list[Line2D]:
+    return [
+        *(Line2D([], [], label=WAYS[name][0], color=WAYS[name][1], linestyle=WAYS[name][2]) for name in names),
+        Line2D([], [], color="0.4", linewidth=0.7, linestyle=_THIN, label="between the ends"),
+        Line2D([], [], color="0.4", linewidth=0.9, marker="o", markersize=3, label="barrier"),
+    ]
 
 
 def _draw_way(axes: Axes, quantity: str, line: pd.DataFrame, name: str) -> float:
@@ -250,9 +254,10 @@ def _ways_caption(weights: pd.DataFrame, settings: Mapping[str, Any], heights: S
         trained = [f"curve trained in {told['updates']} updates of {told['images']} {told['trained_on']}"]
     seed = [f"seed {settings['seed']}"] if settings.get("seed") is not None else []
     points = weights[(weights["a"] >= 0) & (weights["a"] <= 1)]["a"].nunique()
+    measured = ", ".join(quantity_words(one, settings) for one in QUANTITIES if weights[one].notna().any())
     return "; ".join(
         [
-            f"What was measured{images} at {points} points of each way through the weights, from the checkpoint (0) to "
+            f"{measured[0].upper()}{measured[1:]}{images} at {points} points of each way through the weights, from the checkpoint (0) to "
             f"{other} (1){norms}",
             "thin: the straight line between the values at the ends; upright, with a point: the barrier, the largest "
             "distance from it, 0 where none is drawn, with its interval in summary.csv",
