@@ -39,7 +39,7 @@ from gradscope.probes.spectrum import (
 from gradscope.progress import Advance, progress_bar
 from gradscope.results.metrics import SPECTRUM_METRICS
 from gradscope.results.schemas import DENSITY, EIGENVALUES, SAMPLES, SPECTRUM
-from gradscope.results.stats import UNDEFINED, Interval, jackknife_interval, mean_interval
+from gradscope.results.stats import UNDEFINED, Interval, jackknife_interval, mean_interval, wilson_interval
 from gradscope.seeding import generator, seeded
 
 #: Images whose graph of second derivatives is in memory at a time, where it is not said.
@@ -331,29 +331,20 @@ class _Rows:
                 yield _row(identity, metric, float(values[0, 0]), math.nan, UNDEFINED, 1)
             traces = spectrum.traces[:, 0]
             yield _mean_row(identity, "trace", traces.sum(dim=1))
-            yield self._negative_mass(identity, spectrum)
+            yield _negative_mass(identity, torch.cat([masses(one) for one in spectrum.quadratures]))
             if traces.shape[1] > 1:
                 for layer, shares in zip(self.layers, traces.T, strict=True):
                     if layer not in own:
                         yield _mean_row(identity | {"layer": layer}, "trace", shares)
 
     def _of_images(self, identity: Row, spectrum: Spectrum) -> Iterator[Row]:
-        flat = (spectrum.values == 0).all(dim=1)
+        flat = (spectrum.values.abs() <= spectrum.residuals).all(dim=1)
         for metric, values in (("eigenvalue", spectrum.values), ("residual", spectrum.residuals)):
             yield _mean_row(identity, metric, values[:, 0])
         yield _mean_row(identity, "trace", spectrum.traces.sum(dim=2).mean(dim=0))
-        found = torch.stack([masses(one) for one in spectrum.quadratures]).mean(dim=0)[~flat]
-        yield _mean_row(identity, "negative-mass", found[:, 0] / found[:, 1])
-        yield _mean_row(identity, "zero-matrix", flat.double())
-
-    def _negative_mass(self, identity: Row, spectrum: Spectrum) -> Row:
-        """Of all random vectors together; leaving out one at a time gives its interval."""
-        found = torch.cat([masses(one) for one in spectrum.quadratures])
-        total = found.sum(dim=0)
-        value = float(total[0] / total[1])
-        others = total - found
-        interval = jackknife_interval(value, (others[:, 0] / others[:, 1]).tolist())
-        return _row(identity, "negative-mass", value, math.nan, interval, len(found))
+        yield _negative_mass(identity, torch.stack([masses(one) for one in spectrum.quadratures]).mean(dim=0))
+        n = len(flat)
+        yield _row(identity, "flat", int(flat.sum()) / n, math.nan, wilson_interval(int(flat.sum()), n), n)
 
     def eigenvalues(self) -> Iterator[Row]:
         """Rows of EIGENVALUES."""
@@ -398,6 +389,15 @@ def _mean_row(identity: Row, metric: str, values: Tensor) -> Row:
     mean = float(values.double().mean()) if n else math.nan
     std = float(values.double().std()) if n > 1 else math.nan
     return _row(identity, metric, mean, std / math.sqrt(n) if n > 1 else math.nan, mean_interval(mean, std, n), n)
+
+
+def _negative_mass(identity: Row, found: Tensor) -> Row:
+    """Of all random vectors, or images, together, of ``found`` ``(n, 2)``; its interval leaves out one at a time."""
+    total = found.sum(dim=0)
+    value = float(total[0] / total[1])
+    others = total - found
+    interval = jackknife_interval(value, (others[:, 0] / others[:, 1]).tolist())
+    return _row(identity, "negative-mass", value, math.nan, interval, len(found))
 
 
 def _row(identity: Row, metric: str, value: float, error: float, interval: Interval, n: int) -> Row:

@@ -20,7 +20,8 @@ class Eigenpairs:
     """Eigenvalues of largest size of N matrices, of either sign: the largest size first.
 
     ``values`` ``(N, k)``; ``residuals`` ``(N, k)``, ``|H u - value u|`` of the unit vectors u that were reached, in
-    the values' unit; ``vectors`` ``(N, k, D)`` are these u, orthogonal to each other.
+    the values' unit, with what rounding adds: how far products were seen to be from symmetric. ``vectors``
+    ``(N, k, D)`` are these u, orthogonal to each other.
     """
 
     values: Tensor
@@ -49,41 +50,55 @@ class Krylov:
     goes on: so a matrix's eigenvalues are found as often as they occur. Memory: ``N * D`` numbers a step.
     """
 
-    def __init__(self, product: Product, start: Tensor, stream: torch.Generator) -> None:
-        """``stream`` draws the vectors that go on from an invariant subspace."""
+    def __init__(self, product: Product, start: Tensor, stream: torch.Generator, *, most: int) -> None:
+        """``stream`` draws the vectors that go on from an invariant subspace; ``most`` products will be taken."""
+        count, size = start.shape
         self._product, self._stream = product, stream
-        self._basis = [start]
+        self._basis = start.new_empty(count, min(most, size), size)
+        self._basis[:, 0] = start
+        self._known = 1
         self._diagonal: list[Tensor] = []
         self._beside: list[Tensor] = []
         self._scale = torch.zeros(len(start), dtype=torch.float64)
+        self._closed = torch.zeros(len(start), dtype=torch.bool)
+        self._asymmetry = torch.zeros(len(start), dtype=torch.float64)
 
     @property
     def steps(self) -> int:
         """How many products have been taken."""
         return len(self._diagonal)
 
-    def grow(self, most: int) -> None:
-        """Take products until there are ``most`` of them, or as many as the matrix has rows."""
-        count, size = self._basis[0].shape
-        while self.steps < min(most, size):
-            image = self._product(self._basis[-1])
-            self._diagonal.append(torch.linalg.vecdot(image.double(), self._basis[-1].double()).cpu())
+    def grow(self, to: int, *, beyond: bool = True) -> None:
+        """Take products until there are ``to`` of them, or as many as there will be.
+
+        ``beyond`` False: only until every vector has come to an invariant subspace, where its quadrature is exact.
+        """
+        count, most, size = self._basis.shape
+        while self.steps < min(to, most) and (beyond or not self._closed.all()):
+            last = self._basis[:, self.steps]
+            image = self._product(last)
+            if self._beside:  # <q_j-1, H q_j> is what <q_j, H q_j-1> was, but for rounding
+                back = torch.linalg.vecdot(image.double(), self._basis[:, self.steps - 1].double()).cpu()
+                self._asymmetry = torch.maximum(self._asymmetry, (back - self._beside[-1]).abs())
+            self._diagonal.append(torch.linalg.vecdot(image.double(), last.double()).cpu())
             length, following = norm_and_unit(self._orthogonal(image))
             length = length.double().cpu()
             self._scale = torch.maximum(self._scale, torch.maximum(self._diagonal[-1].abs(), length))
             ended = length <= _ROUNDING * self._scale
-            if bool(ended.any()) and self.steps < size:
+            if bool(ended.any()) and self.steps < most:
                 drawn = torch.randn((count, size), generator=self._stream).to(following)
                 following = torch.where(ended[:, None].to(following.device), self._fresh(drawn), following)
+            self._closed |= ended
             self._beside.append(torch.where(ended, 0.0, length))
-            if self.steps < size:
-                self._basis.append(following)
+            if self.steps < most:
+                self._basis[:, self.steps] = following
+                self._known += 1
 
     def _orthogonal(self, vectors: Tensor) -> Tensor:
         """``vectors`` ``(N, D)`` without their parts along the basis."""
+        basis = self._basis[:, : self._known]
         for _ in range(2):
-            for known in self._basis:
-                vectors = torch.addcmul(vectors, torch.linalg.vecdot(vectors, known)[:, None], known, value=-1)
+            vectors = vectors - (basis.mT @ (basis @ vectors[:, :, None])).squeeze(2)
         return vectors
 
     def _fresh(self, drawn: Tensor) -> Tensor:
@@ -126,6 +141,7 @@ class Krylov:
     def eigenpairs(self, most: int) -> Eigenpairs:
         """The ``most`` eigenvalues of largest size with their vectors."""
         values, vectors, chosen = self._chosen(most)
-        weights = vectors.gather(2, chosen[:, None, :].expand(-1, self.steps, -1)).to(self._basis[0])
-        directions = sum(weights[:, step, :, None] * self._basis[step][:, None, :] for step in range(self.steps))
-        return Eigenpairs(values, self._residuals(vectors, chosen), torch.as_tensor(directions))
+        weights = vectors.gather(2, chosen[:, None, :].expand(-1, self.steps, -1)).to(self._basis)
+        directions = weights.mT @ self._basis[:, : self.steps]
+        residuals = torch.hypot(self._residuals(vectors, chosen), self._asymmetry[:, None])
+        return Eigenpairs(values, residuals, directions)

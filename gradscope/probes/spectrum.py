@@ -24,6 +24,9 @@ MatrixProduct = Callable[[Tensor, Tensor, list[Tensor], Tensor], list[Tensor]]
 GRID_POINTS = 801
 _BUMP = 0.004
 
+#: Residuals of this share of the largest eigenvalue are float32's.
+_ROUNDING = 1e-6
+
 #: How often the search for eigenvalues looks whether it has converged, in products.
 _LOOK_EVERY = 5
 
@@ -164,14 +167,15 @@ def find_eigenpairs(
 ) -> tuple[Eigenpairs, int]:
     """The ``count`` eigenvalues of largest size from random unit vectors ``start`` ``(N, D)``, and the products taken.
 
-    Lanczos goes on until every residual is below ``tolerance`` of its eigenvalue, or for ``most`` products.
+    Lanczos goes on until every residual is below ``tolerance`` of its eigenvalue, or of the size of rounding beside the
+    largest, or for ``most`` products.
     """
-    space = Krylov(product, start, stream)
+    space = Krylov(product, start, stream, most=most)
     while True:
         space.grow(min(most, space.steps + _LOOK_EVERY if space.steps else count + _LOOK_EVERY))
         values, residuals = space.extremes(count)
-        floor = torch.finfo(start.dtype).eps * values.abs().amax(dim=1, keepdim=True)
-        done = bool((residuals <= tolerance * values.abs().clamp(min=floor)).all()) and values.shape[1] == count
+        rounding = _ROUNDING * values.abs().amax(dim=1, keepdim=True)
+        done = bool((residuals <= torch.maximum(tolerance * values.abs(), rounding)).all()) and values.shape[1] == count
         if done or space.steps >= min(most, start.shape[1]):
             return space.eigenpairs(count), space.steps
 
@@ -211,8 +215,8 @@ def probe(
             kept.append(image)
         return image
 
-    space = Krylov(noting, norm_and_unit(signs)[1], stream)
-    space.grow(most)
+    space = Krylov(noting, norm_and_unit(signs)[1], stream, most=most)
+    space.grow(most, beyond=False)
     image = kept[0].double() * size**0.5
     trace_of_known = torch.zeros_like(image)
     if known is not None:

@@ -121,12 +121,10 @@ CURVATURE_MATRICES: dict[str, str] = {
 #: What `spectrum` reports of each matrix, in input space as means over the images.
 SPECTRUM_METRICS: dict[str, Metric] = {
     "eigenvalue": Metric("nats per squared unit", "eigenvalue of largest size, of either sign"),
-    "residual": Metric("nats per squared unit", "|H u - eigenvalue u| of the unit vector u that Lanczos reached", 0),
+    "residual": Metric("nats per squared unit", "|H u - eigenvalue u| of Lanczos's unit vector u, and rounding", 0),
     "trace": Metric("nats per squared unit", "sum of all eigenvalues (Hutchinson 1989, less what the known ones add)"),
     "negative-mass": Metric("-", "share of the negative eigenvalues in the sum of the sizes of all", 0, 1),
-    "zero-matrix": Metric(
-        "-", "share of images whose matrix is exactly 0: their loss is flat as float32 sees it", 0, 1
-    ),
+    "flat": Metric("-", "share of images none of whose eigenvalues is larger than its residual: 0, or rounding", 0, 1),
 }
 
 #: What `transfer` reports of its models beside the matrix, at the clean images.

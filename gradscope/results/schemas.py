@@ -418,7 +418,11 @@ EIGENVALUES = Table(
         Column("index", "integer", "input: index of the image in the test set; weights: empty"),
         Column("rank", "integer", "1: of largest size, of either sign"),
         Column("value", "number", "the eigenvalue, nats per squared unit"),
-        Column("residual", "number", "|H u - value u| of the unit vector u: an eigenvalue is as near as this to value"),
+        Column(
+            "residual",
+            "number",
+            "|H u - value u| of the unit vector u, and what rounding adds: an eigenvalue is as near as this to value",
+        ),
     ),
 )
 

@@ -131,7 +131,7 @@ def test_a_network_of_one_tensor_has_the_exact_spectrum(tmp_path: Path, digits: 
 
 def test_the_spectrum_of_a_trained_network(trained: list[str], tmp_path: Path, digits: Splits) -> None:
     """Against the Hessian of the last layer's block, entry by entry."""
-    out = spectra(trained, tmp_path / "out", layers=True, iterations=40, probes=4)
+    out = spectra(trained[:1], tmp_path / "out", layers=True, iterations=20, probes=2)
     model = checkpoints.load(Path(trained[0])).build().eval()
     last = [name for name, _ in model.named_parameters()][-2:]
     layer = last[0].rpartition(".")[0]
@@ -174,7 +174,7 @@ def test_a_density_has_area_1_and_a_band(trained: list[str], tmp_path: Path) -> 
 def test_an_interrupted_run_is_resumed_to_the_same_files(
     trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, space: str
 ) -> None:
-    given: dict[str, Any] = {"space": space, "batch_size": 8, "adversarial": True, "steps": 3}
+    given: dict[str, Any] = {"space": space, "batch_size": 8, "adversarial": True, "steps": 2, "iterations": 4}
     whole = spectra(trained, tmp_path / "whole", **given)
     real, calls = spectrum.probe, []
 
@@ -220,13 +220,13 @@ def test_each_image_has_a_matrix_in_input_space(trained: list[str], tmp_path: Pa
     assert found["negative-mass"] < 1e-3
     assert values[values["rank"] > 9]["value"].abs().max() < 1e-4 * values["value"].max()
     assert found["trace"] == pytest.approx(by_image.sum().mean(), rel=1e-3)
-    assert found["zero-matrix"] == 0
+    assert found["flat"] == 0
 
 
-def test_a_model_that_rounds_is_flat_in_the_image_and_that_is_counted(tmp_path: Path) -> None:
+def test_images_that_a_model_rounds_are_counted_as_flat(tmp_path: Path) -> None:
     out = foreign("steps", tmp_path / "out", space="input")
     found = numbers(out)["curved:steps", "hessian", ""]
-    assert (found["zero-matrix"], found["trace"], found["eigenvalue"]) == (1, 0, 0)
+    assert (found["flat"], found["trace"], found["eigenvalue"]) == (1, 0, 0)
     assert np.isnan(found["negative-mass"])
 
 

@@ -17,7 +17,7 @@ def grown(matrices, steps, seed=1):
     """The Krylov spaces of a batch of matrices ``(N, D, D)``."""
     stream = torch.Generator().manual_seed(seed)
     start = norm_and_unit(torch.randn(matrices.shape[:2], generator=stream, dtype=torch.float64))[1].to(matrices)
-    space = Krylov(lambda vectors: torch.einsum("nij,nj->ni", matrices, vectors), start, stream)
+    space = Krylov(lambda vectors: torch.einsum("nij,nj->ni", matrices, vectors), start, stream, most=steps)
     space.grow(steps)
     return space, start
 
@@ -77,7 +77,7 @@ def test_a_start_that_is_drawn_again_is_no_new_direction():
     """The vector that goes on after an invariant subspace lies in it, but for rounding."""
     matrix = torch.diag(torch.tensor([3.0, 0.0, 0.0, 0.0]))
     start = norm_and_unit(torch.randn(1, 4, generator=torch.Generator().manual_seed(0)))[1]
-    space = Krylov(lambda vectors: vectors @ matrix, start, torch.Generator().manual_seed(0))
+    space = Krylov(lambda vectors: vectors @ matrix, start, torch.Generator().manual_seed(0), most=4)
     space.grow(4)
     torch.testing.assert_close(space.extremes(4)[0][0].abs(), torch.tensor([3.0, 0, 0, 0]).double(), atol=1e-6, rtol=0)
 
@@ -86,6 +86,8 @@ def test_matrices_of_a_batch_do_not_touch_each_other():
     matrices = torch.stack([symmetric([3.0, 1.0, 0.5, 0.1], seed=seed) * 10.0**seed for seed in range(3)])
     together, start = grown(matrices, 3)
     for place, matrix in enumerate(matrices):
-        alone = Krylov(lambda vectors, matrix=matrix: vectors @ matrix, start[place : place + 1], torch.Generator())
+        alone = Krylov(
+            lambda vectors, matrix=matrix: vectors @ matrix, start[place : place + 1], torch.Generator(), most=3
+        )
         alone.grow(3)
         torch.testing.assert_close(alone.extremes(2)[0][0], together.extremes(2)[0][place], rtol=1e-5, atol=0)

@@ -34,9 +34,9 @@ class SpectrumOptions(GradientAttack):
         False, "weights: also the spectrum of each layer's own block; the trace by layer is measured in any case"
     )
     eigenvalues: int = option(10, "eigenvalues of largest size, of either sign", ge=1, le=1000)
-    probes: int = option(6, "random vectors, over which trace and density are averaged", ge=2, le=10_000)
+    probes: int = option(5, "random vectors, over which trace and density are averaged", ge=2, le=10_000)
     iterations: int = option(
-        50, "products with the matrix for each random vector, and at most for the eigenvalues", ge=1, le=10_000
+        30, "products with the matrix for each random vector, and at most for the eigenvalues", ge=1, le=10_000
     )
     images: int | None = option(
         None,
