@@ -257,8 +257,8 @@ def _ways_caption(weights: pd.DataFrame, settings: Mapping[str, Any], heights: S
     measured = ", ".join(quantity_words(one, settings) for one in QUANTITIES if weights[one].notna().any())
     return "; ".join(
         [
-            f"{measured[0].upper()}{measured[1:]}{images} at {points} points of each way through the weights, from the checkpoint (0) to "
-            f"{other} (1){norms}",
+            f"{measured[0].upper()}{measured[1:]}{images} at {points} points of each way through the weights, from the "
+            f"checkpoint (0) to {other} (1){norms}",
             "thin: the straight line between the values at the ends; upright, with a point: the barrier, the largest "
             "distance from it, 0 where none is drawn, with its interval in summary.csv",
             *heights,
