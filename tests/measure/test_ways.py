@@ -1,6 +1,7 @@
 """The ways between two checkpoints: straight, with units aligned, along a trained curve, and their barriers."""
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import gradscope as gs
 from gradscope.data.image_set import Splits
 from gradscope.distributed.processes import Hardware
 from gradscope.errors import GradscopeError
-from gradscope.measure import ways
+from gradscope.measure import ways, weight_landscape
 from gradscope.measure.inputs import order
 from gradscope.models.checkpoint import load
 from gradscope.results.schemas import LANDSCAPE, SUMMARY
@@ -25,6 +26,14 @@ from gradscope.training.runs import configure_training, run_training
 from tests.measure.requests import measured
 
 ALL = ["line", "aligned", "bezier"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_curvature() -> Iterator[None]:
+    """The curvature at the checkpoint, which is not looked at here, takes longer than all else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weight_landscape, "MOST_PRODUCTS", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
