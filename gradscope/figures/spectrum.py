@@ -8,13 +8,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from gradscope.figures import style
 from gradscope.figures.attack import looks_of
 from gradscope.figures.style import Drawing, Look
 
 #: Decades of density that are shown below the largest.
-_DECADES = 7
+_DECADES = 10
+#: Decades of eigenvalues that are shown on either side of 0.
+_DECADES_BESIDE_0 = 3
 #: Dashes of the matrices.
 _DASHES: dict[str, Any] = {"hessian": "-", "gauss-newton": (0, (3, 1.5))}
 _SPACES = {"weights": "the mean loss in the weights", "input": "each image's own loss in the image, averaged"}
@@ -52,7 +55,7 @@ def _density(
     """A panel for each model, all with the same axes."""
     models = list(densities["checkpoint"].unique())
     matrices = list(densities["matrix"].unique())
-    labels = [*matrices, "eigenvalues of largest size"]
+    labels = [*matrices, "largest eigenvalues"]
     figure, grid = style.panels((len(models), 1), style.COLUMN, 1.25, labels, sharex=True, sharey=True)
     top = float(densities["density"].max())
     ends = densities.groupby(["checkpoint", "matrix"])["eigenvalue"].agg(["min", "max"]).abs().max(axis=1)
@@ -68,8 +71,7 @@ def _density(
         axes.set_yscale("log")
         axes.set_ylim(top * 10.0**-_DECADES, top * 3)
         axes.set_ylabel("density")
-    if style.far_apart(list(ends)):
-        style.set_symlog(grid[-1, 0], "x", list(ends))
+    _scale_eigenvalues(grid[-1, 0], float(ends.max()) or 1.0)
     grid[-1, 0].set_xlabel("eigenvalue (nats per squared unit)")
     handles = [
         Line2D([], [], color="0.3", linestyle=_DASHES[matrix], label=matrix.replace("gauss-newton", "Gauss-Newton"))
@@ -78,6 +80,15 @@ def _density(
     mark = Line2D([], [], color="0.3", linestyle="", marker="|", markersize=7, markeredgewidth=1.2, label=labels[-1])
     style.place_legend(figure, [*handles, mark], 3)
     return Drawing(name, figure, _density_caption(layer, numbers, densities), tuple(_attacks(densities)))
+
+
+def _scale_eigenvalues(axes: Axes, largest: float) -> None:
+    """A symmetric log axis, linear around 0, with a tick for every decade."""
+    highest = int(np.ceil(np.log10(largest)))
+    powers = 10.0 ** np.arange(highest - _DECADES_BESIDE_0, highest + 1)
+    axes.set_xscale("symlog", linthresh=powers[0], linscale=0.6)
+    axes.xaxis.set_major_locator(FixedLocator([*(-powers[:0:-1]), 0.0, *powers[1:]]))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _draw_density(axes: Axes, line: pd.DataFrame, look: Look, dash: Any, top: float) -> None:
@@ -103,16 +114,12 @@ def _draw_ticks(axes: Axes, values: "np.ndarray[tuple[int], np.dtype[np.float64]
 
 
 def _title(look: Look, numbers: pd.DataFrame) -> str:
-    """The model, and its trace and negative mass."""
-    parts = [look.label]
-    several = len(numbers["matrix"].unique()) > 1
-    for matrix, own in numbers.groupby("matrix", sort=False):
-        value, error = (dict(zip(own["metric"], own[column], strict=True)) for column in ("value", "error"))
-        of = f" ({matrix})" if several else ""
-        parts.append(f"trace {value['trace']:.3g} ± {error['trace']:.2g}{of}")
-        if matrix == "hessian" and np.isfinite(value["negative-mass"]):
-            parts.append(f"negative mass {100 * value['negative-mass']:.0f} %")
-    return ", ".join(parts)
+    """The model, and of its first matrix the trace and the negative mass."""
+    own = numbers[numbers["matrix"] == numbers["matrix"].iloc[0]]
+    value, error = (dict(zip(own["metric"], own[column], strict=True)) for column in ("value", "error"))
+    negative = value["negative-mass"]
+    mass = f", negative mass {100 * negative:.0f} %" if np.isfinite(negative) else ""
+    return f"{look.label}: trace {value['trace']:.3g} ± {error['trace']:.2g}{mass}"
 
 
 def _density_caption(layer: str, numbers: pd.DataFrame, densities: pd.DataFrame) -> str:
@@ -123,7 +130,8 @@ def _density_caption(layer: str, numbers: pd.DataFrame, densities: pd.DataFrame)
     return "; ".join(
         [
             f"Spectral density of the second derivatives of {_SPACES[space]}{block}, area 1, on a log axis: mean over "
-            f"n = {count} {over} (stochastic Lanczos quadrature), each eigenvalue a bump of 0.4 % of the range",
+            f"n = {count} {over} (stochastic Lanczos quadrature), each bump as wide as its place is uncertain, and at "
+            "least 2 % of its eigenvalue",
             f"band: Student t interval over the {over}, 95 %, at each point",
             "ticks: the eigenvalues of largest size" + ("" if space == "weights" else ", mean over the images by rank"),
             "all panels have the same axes",

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
@@ -46,6 +46,9 @@ from gradscope.seeding import generator, seeded
 _BATCH = 64
 #: All parameters together, as a block without a name.
 _WHOLE = ("", slice(None))
+
+#: What a quadrature is kept as.
+_QUADRATURE = tuple(field.name for field in fields(Quadrature))
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -214,14 +217,14 @@ class SpectrumMeasurement(Measurement[SpectrumOptions]):
                     parts=parts,
                     known=known,
                 )
-            return {"nodes": seen.quadrature.nodes, "weights": seen.quadrature.weights, "traces": seen.traces}
+            return {**vars(seen.quadrature), "traces": seen.traces}
 
         seen = list(
             self._each(
                 kept, [(f"{name}-probe-{number:04d}", partial(look, number)) for number in range(options.probes)]
             )
         )
-        quadratures = [Quadrature(one["nodes"], one["weights"]) for one in seen]
+        quadratures = [Quadrature(*(one[name] for name in _QUADRATURE)) for one in seen]
         return Spectrum(known.values, known.residuals, quadratures, torch.stack([one["traces"] for one in seen]))
 
     def _of_images(
@@ -240,11 +243,11 @@ class SpectrumMeasurement(Measurement[SpectrumOptions]):
         quadratures = []
         for number in range(options.probes):
             # Batches may stop after fewer products; nodes without weight change nothing.
-            nodes, weights = (
-                nn.utils.rnn.pad_sequence([row for unit in seen for row in unit[f"{field}-{number}"]], batch_first=True)
-                for field in ("nodes", "weights")
+            parts = (
+                nn.utils.rnn.pad_sequence([row for unit in seen for row in unit[f"{name}-{number}"]], batch_first=True)
+                for name in _QUADRATURE
             )
-            quadratures.append(Quadrature(nodes, weights))
+            quadratures.append(Quadrature(*parts))
         values, residuals = (torch.cat([unit[field] for unit in seen]) for field in ("values", "residuals"))
         traces = torch.cat([unit["traces"] for unit in seen], dim=1)
         yield (matrix, ""), Spectrum(values, residuals, quadratures, traces)
@@ -272,7 +275,7 @@ class SpectrumMeasurement(Measurement[SpectrumOptions]):
                 signs = drawn(lambda stream: torch.randint(0, 2, (size,), generator=stream).float() * 2 - 1)
                 stream = generator(seed, "beyond probe", number, int(numbers[0]))
                 seen = probe(product, signs, stream, most=options.iterations, known=found)
-                values |= {f"nodes-{number}": seen.quadrature.nodes, f"weights-{number}": seen.quadrature.weights}
+                values |= {f"{name}-{number}": part for name, part in vars(seen.quadrature).items()}
                 traces.append(seen.traces)
         return values | {"traces": torch.stack(traces)}
 

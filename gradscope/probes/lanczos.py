@@ -35,11 +35,13 @@ class Quadrature:
 
     ``nodes`` ``(N, m)``, ascending; ``weights`` ``(N, m)``, which sum to 1. ``sum of weights * f(nodes)`` is
     ``v' f(H) v`` for the unit starting vector v, exact for polynomials f of degree below ``2 m``. Over random v its
-    mean is ``trace f(H) / D`` (Golub and Welsch 1969; Ubaru, Chen and Saad 2017). Both in float64, on the CPU.
+    mean is ``trace f(H) / D`` (Golub and Welsch 1969; Ubaru, Chen and Saad 2017). ``widths`` ``(N, m)``: how near an
+    eigenvalue is to each node, its residual. All in float64, on the CPU.
     """
 
     nodes: Tensor
     weights: Tensor
+    widths: Tensor
 
 
 class Krylov:
@@ -120,7 +122,8 @@ class Krylov:
     def quadrature(self) -> Quadrature:
         """The quadrature of the starting vectors."""
         values, vectors = self._decomposed()
-        return Quadrature(values, vectors[:, 0].square())
+        widths = vectors[:, -1].abs() * self._beside[-1][:, None]
+        return Quadrature(values, vectors[:, 0].square(), widths)
 
     def extremes(self, most: int) -> tuple[Tensor, Tensor]:
         """The ``most`` eigenvalues of largest size and their residuals, ``(N, k)`` each; k is at most the steps."""

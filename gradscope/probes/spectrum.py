@@ -20,9 +20,9 @@ from gradscope.seeding import generator
 #: ``points`` through ``logits`` alone.
 MatrixProduct = Callable[[Tensor, Tensor, list[Tensor], Tensor], list[Tensor]]
 
-#: Points of a density's grid, its width beyond the outermost nodes and the width of its bumps, in shares of the range.
+#: Points of a density's grid. A bump is at least so wide beside its eigenvalue, and beside the largest.
 GRID_POINTS = 801
-_BUMP = 0.004
+_BUMP, _LEAST_BUMP = 0.02, 1e-4
 
 #: Residuals of this share of the largest eigenvalue are float32's.
 _ROUNDING = 1e-6
@@ -215,7 +215,7 @@ def probe(
             kept.append(image)
         return image
 
-    space = Krylov(noting, norm_and_unit(signs)[1], stream, most=most)
+    space = Krylov(noting, signs / size**0.5, stream, most=most)
     space.grow(most, beyond=False)
     image = kept[0].double() * size**0.5
     trace_of_known = torch.zeros_like(image)
@@ -240,17 +240,26 @@ def random_unit(shape: tuple[int, int], seed: int, *names: object) -> Tensor:
 
 
 def density_grid(quadratures: Sequence[Quadrature]) -> tuple[NDArray[np.float64], float]:
-    """Eigenvalues at which a density is given, evenly spaced, and the standard deviation of its bumps."""
+    """Eigenvalues at which a density is given, the denser the nearer to 0, and the least width of its bumps."""
     nodes = torch.cat([one.nodes.flatten() for one in quadratures])
     low, high = float(nodes.min()), float(nodes.max())
-    width = _BUMP * (max(high - low, abs(high), abs(low)) or 1.0)
-    return np.linspace(low - 6 * width, high + 6 * width, GRID_POINTS), width
+    least = _LEAST_BUMP * (max(abs(high), abs(low)) or 1.0)
+    room = 5 * (_BUMP * max(abs(high), abs(low)) + least)
+    # Even steps of asinh(eigenvalue / least): those of the eigenvalue near 0, those of its logarithm beyond.
+    ends = np.arcsinh(np.array([low - room, high + room]) / least)
+    return least * np.sinh(np.linspace(ends[0], ends[1], GRID_POINTS)), least
 
 
-def densities(quadrature: Quadrature, grid: NDArray[np.float64], width: float) -> NDArray[np.float64]:
-    """``sum of weights * normal density(grid; node, width)``, ``(N, G)``: the spectral densities, each of area 1."""
-    nodes, weights = quadrature.nodes.numpy()[..., None], quadrature.weights.numpy()[..., None]
-    bumps = np.exp(-0.5 * np.square((grid - nodes) / width)) / (width * np.sqrt(2 * np.pi))
+def densities(quadrature: Quadrature, grid: NDArray[np.float64], least: float) -> NDArray[np.float64]:
+    """``sum of weights * normal density(grid; node, width)``, ``(N, G)``: the spectral densities, each of area 1.
+
+    A bump is as wide as its node is uncertain, at least 2 % of its size and ``least``: what is not resolved is smooth.
+    """
+    nodes, weights, widths = (
+        part.numpy()[..., None] for part in (quadrature.nodes, quadrature.weights, quadrature.widths)
+    )
+    widths = np.sqrt(widths**2 + (_BUMP * nodes) ** 2 + least**2)
+    bumps = np.exp(-0.5 * np.square((grid - nodes) / widths)) / (widths * np.sqrt(2 * np.pi))
     found: NDArray[np.float64] = (weights * bumps).sum(axis=1)
     return found
 
