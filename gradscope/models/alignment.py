@@ -56,13 +56,13 @@ class _Layer:
 def aligned_state(model: nn.Module, other: nn.Module, *, seed: int = 0) -> dict[str, Tensor]:
     """The state of ``other`` with its hidden units permuted to match those of ``model`` (Ainsworth et al. 2023).
 
-    Weight matching: coordinate descent over the layers, in a random order each time, for the permutations P that
-    maximise ``sum over layers l of <W_l, P_l V_l P_(l-1)^T>`` of the weights W of the one and V of the other, biases
-    and batch norm's parameters included, which is to say that minimise the L2 distance; each layer's by a linear
-    assignment. It starts twice, from the order as it is and from that found layer by layer from the input on, and
-    keeps the nearer end. The network of the result computes what ``other`` does, to the rounding of its sums.
+    Weight matching finds permutations P that maximise ``sum over layers l of <W_l, P_l V_l P_(l-1)^T>``, W the weights
+    of ``model`` and V those of ``other``, biases and batch norm's parameters included. This minimises the L2 distance.
+    It is coordinate descent over the layers in a random order, each a linear assignment, from two starts: the order as
+    it is, and the one found layer by layer from the input on. The nearer end is kept. The result computes what
+    ``other`` computes, to the rounding of its sums.
 
-    Both networks are of convolutions and linear layers that follow one another; else :class:`GradscopeError`.
+    Both networks must be convolutions, linear layers and batch norm one after the other; else :class:`GradscopeError`.
     """
     layers = _hidden_layers(model)
     if layers != _hidden_layers(other):

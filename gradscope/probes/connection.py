@@ -36,7 +36,7 @@ def bezier(share: float, controls: Sequence[Weights]) -> Iterator[tuple[str, Ten
 
 
 def straight(ends: tuple[Weights, Weights]) -> Values:
-    """The state of a training that has not begun: the bend is the middle of the line, so that the curve is the line."""
+    """The state before training: the bend is the middle of the line, so the curve is the line."""
     bend = torch.cat([(0.5 * first + 0.5 * ends[1][key]).flatten() for key, first in ends[0].items()])
     return {"bend": bend, "mean": torch.zeros_like(bend), "square": torch.zeros_like(bend)}
 
@@ -61,12 +61,13 @@ def train_bend(
 ) -> Values:
     """Train the bend of the Bezier curve between ``ends`` to the least loss along it (Garipov et al. 2018).
 
-    The loss is the expectation of the cross-entropy at w(t) for t uniform in [0, 1], over ``images``. It is Adam's, in
-    float32, with a learning rate that falls to 0 over ``total`` updates. An update sees :data:`IMAGES` images drawn for
-    it, in :data:`PLACES` parts, the k-th at a point drawn from the k-th of as many equal parts of the way. Networks are
-    in evaluation mode, without dropout; ``batch_statistics``: but for batch norm, which takes the statistics of the
-    images it sees. ``state`` is that before the first of ``updates``, of :func:`straight` or of an earlier call;
-    returned is that after the last. The model is left as found.
+    Adam minimises the expected cross-entropy over ``images`` at w(t), t uniform in [0, 1], in float32, with a learning
+    rate that falls to 0 over ``total`` updates. An update draws :data:`IMAGES` images and splits them into
+    :data:`PLACES` parts; the k-th part is seen at a point drawn from the k-th of as many equal parts of the way.
+    Networks are in evaluation mode, so there is no dropout; with ``batch_statistics`` batch norm takes the statistics
+    of the images it sees. ``state`` is that before the first of ``updates``, from :func:`straight` or an earlier call;
+    the state after the last is returned. The model is left as found. A loss that is not finite raises
+    :class:`GradscopeError`.
     """
     moving, device = copied(model), device_of(model)
     kept = {key: value.to(device, copy=True) for key, value in state.items()}
