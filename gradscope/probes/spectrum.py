@@ -55,7 +55,8 @@ MATRICES: dict[str, MatrixProduct] = {"hessian": _hessian, "gauss-newton": _gaus
 def layers_of(model: nn.Module) -> dict[str, slice]:
     """Where the parameters of each layer lie among all, flattened one after the other, by the module's name.
 
-    A layer is a module with parameters of its own; those of the model itself go by their own names.
+    A layer is a module with parameters of its own; those of the model itself go by their own names. Modules that hold
+    all others, as wrappers do, are left out of the names.
     """
     sizes: dict[str, int] = {}
     for name, parameter in model.named_parameters():
@@ -64,7 +65,12 @@ def layers_of(model: nn.Module) -> dict[str, slice]:
             layer = name  # its parameters do not lie together: another module's are between them
         sizes[layer] = sizes.get(layer, 0) + parameter.numel()
     ends = np.cumsum(list(sizes.values())).tolist()
-    return {layer: slice(end - sizes[layer], end) for layer, end in zip(sizes, ends, strict=True)}
+    parts = [layer.split(".") for layer in sizes]
+    inside = 0
+    while parts and all(len(one) > inside + 1 and one[inside] == parts[0][inside] for one in parts):
+        inside += 1
+    names = [".".join(one[inside:]) for one in parts]
+    return {name: slice(end - size, end) for name, size, end in zip(names, sizes.values(), ends, strict=True)}
 
 
 def weight_matrix(

@@ -134,7 +134,7 @@ def test_the_spectrum_of_a_trained_network(trained: list[str], tmp_path: Path, d
     out = spectra(trained[:1], tmp_path / "out", layers=True, iterations=20, probes=2)
     model = checkpoints.load(Path(trained[0])).build().eval()
     last = [name for name, _ in model.named_parameters()][-2:]
-    layer = last[0].rpartition(".")[0]
+    layer = last[0].rpartition(".")[0].removeprefix("network.")
     test = digits.test
     drawn, _ = torch.randperm(len(test), generator=generator(0, "images"))[:20].sort()
     images, labels = test.batch(drawn, "cpu")

@@ -103,6 +103,17 @@ def test_a_layers_block_is_the_exact_one(small, exact, matrix):
         torch.testing.assert_close(found[0].double(), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_a_layer_is_called_as_in_the_innermost_model(small):
+    model = small[0]
+    wrapped = nn.Sequential(nn.Sequential(model))
+    assert layers_of(wrapped) == layers_of(model)
+    assert list(layers_of(nn.Sequential(nn.Linear(2, 2)))) == ["0"]
+    one = nn.Module()
+    one.scale, one.inner = nn.Parameter(torch.ones(3)), nn.Linear(2, 2)
+    assert layers_of(one) == {"scale": slice(0, 3), "inner": slice(3, 9)}
+    assert layers_of(nn.Flatten()) == {}
+
+
 @pytest.mark.parametrize("matrix", MATRICES)
 def test_eigenvalues_are_the_exact_ones(small, exact, matrix):
     model = small[0]

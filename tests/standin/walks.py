@@ -18,7 +18,7 @@ from gradscope.data import sources
 from gradscope.data.image_set import Splits
 from gradscope.distributed import processes
 from gradscope.distributed.processes import Hardware
-from gradscope.measure import weight_landscape
+from gradscope.measure import epochs, weight_landscape
 from gradscope.measure.partial_results import PartialResults
 from gradscope.models import checkpoint as checkpoints
 from gradscope.models.rescaling import calibrating_factor
@@ -46,6 +46,8 @@ def reduced() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "MOST_PRODUCTS", 3)
         patch.setattr(weight_landscape, "MOST_PRODUCTS", 6)
+        patch.setattr(epochs, "PRODUCTS", 3)
+        patch.setattr(epochs, "PROBES", 2)
         patch.setitem(BUDGETS, "quick", replace(BUDGETS["quick"], attacks=Budget(**BUDGET)))
         yield
 
@@ -193,7 +195,7 @@ MEASUREMENTS: dict[str, Walk] = {
     "line": lambda out: around_weights(out, SL, towards=RL, line=True, metric=f"{__name__}:mean_loss"),
     "plane towards": lambda out: around_weights(out, SL, towards=RL),
     "ways": lambda out: around_weights(out, SL, towards=RL, line=True, align=True, curve="bezier", curve_updates=2),
-    "plane of the epochs": lambda out: around_weights(out, SL, epochs="sl/sl.epochs"),
+    "plane of the epochs": lambda out: around_weights(out, SL, epochs="sl/sl.epochs", **SHORT),
     "batch norm": lambda out: around_weights(out, f"{__name__}:batch_normed", line=True, batch_norm="re-estimated"),
     "spectrum": lambda out: spectrum(out, SL, layers=True),
     "spectrum of images": lambda out: spectrum(out, SL, space="input", matrix=("gauss-newton",)),
