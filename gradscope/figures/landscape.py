@@ -31,7 +31,7 @@ from gradscope.figures.planes import (
     weights_words,
 )
 from gradscope.figures.regions import class_handles, draw_regions, palette
-from gradscope.figures.slices import draw_slices, draw_weight_line
+from gradscope.figures.slices import WAYS, draw_slices, draw_ways, draw_weight_line
 from gradscope.figures.stills import draw_surfaces
 from gradscope.figures.style import Drawing, Look, Series
 from gradscope.figures.two_attacks import draw_two_attacks
@@ -50,8 +50,9 @@ def draw_landscapes(
     """The figures of rows of the tables LANDSCAPE and PATH (which may be empty).
 
     In input space ``landscape-median``, ``landscape-image-INDEX`` for the first images and ``landscape-slices``; in
-    weight space ``weights-QUANTITY``, or ``weights-line-QUANTITY`` where all b are 0. ``settings`` is the manifest's
-    mapping landscape, ``attacks`` what it says of each attack. Call it inside :func:`gradscope.figures.style.paper`.
+    weight space ``weights-QUANTITY``, or ``weights-line-QUANTITY`` where all b are 0, and ``weights-ways`` where they
+    lead to another checkpoint. ``settings`` is the manifest's mapping landscape, ``attacks`` what it says of each
+    attack. Call it inside :func:`gradscope.figures.style.paper`.
     """
     path = path if len(path) else pd.DataFrame(columns=PATH.names)
     drawings: list[Drawing] = []
@@ -64,6 +65,9 @@ def draw_landscapes(
         if versus := settings.get("versus"):  # it gives the plane, though it has no rows of its own there
             drawings = [one._replace(attacks=tuple(dict.fromkeys([*one.attacks, str(versus)]))) for one in drawings]
     weights = landscape[landscape["space"] == "weights"]
+    if weights["way"].isin(WAYS).any() and not is_plane(weights):
+        drawings += draw_ways(weights, settings)
+        weights = weights[weights["way"] == "line"]
     for quantity in QUANTITIES:
         if weights[quantity].notna().any():
             its = ("adversarial",) if quantity.startswith("adversarial") else ()

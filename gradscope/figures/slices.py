@@ -1,23 +1,43 @@
-"""Landscapes along a line: slices through the centre of planes around images, and lines between weights."""
+"""Landscapes along a line: slices through the centre of planes around images, lines and curves between weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from gradscope.figures import style
-from gradscope.figures.planes import axis_words, grid_words, is_share, plane, quantity_words, range_words, weights_words
+from gradscope.figures.planes import (
+    QUANTITIES,
+    axis_words,
+    grid_words,
+    is_share,
+    plane,
+    quantity_words,
+    range_words,
+    weights_words,
+)
 from gradscope.figures.style import Drawing, Look
+from gradscope.results.landscape import barrier
 from gradscope.results.stats import METHODS, wilson_interval
 
 _ROWS = {"loss": "loss\n(nats)", "margin": "margin\n(logits)", "right": "images right\n(share)"}
 #: More lines than this have fainter bands and no outer quantiles.
 _FEW = 3
 _ROOM = 0.02
+#: Ways to another checkpoint: what they are called, colour and dashes. No mode of training has these colours alone.
+WAYS: dict[str, tuple[str, str, Any]] = {
+    "line": ("straight line", "#000000", style.DASHES[0]),
+    "aligned": ("line, units aligned", "#009E73", style.DASHES[1]),
+    "bezier": ("trained curve", "#CC79A7", style.DASHES[3]),
+}
+_THIN = (0, (2, 2))
+#: Checkpoints side by side in one figure of ways, and the height of a row in inches.
+_MOST_COLUMNS, _ROW = 4, 1.25
 
 
 def draw_slices(quantiles: pd.DataFrame, settings: Mapping[str, Any]) -> Drawing:
@@ -156,3 +176,94 @@ def draw_weight_line(
         ]
     )
     return Drawing(f"weights-line-{quantity.replace('_', '-')}", figure, caption, attacks)
+
+
+def draw_ways(weights: pd.DataFrame, settings: Mapping[str, Any]) -> Iterator[Drawing]:
+    """The figures ``weights-ways``, ``weights-ways-2`` and on: every way to the other checkpoint, side by side.
+
+    Columns are checkpoints, rows what was measured, against the share of the way, with the barrier of each way.
+    """
+    table = list(style.looks(weights).items())
+    other = f" to {style.shorten(str(settings['towards']))}" if settings.get("towards") else ""
+    quantities = [quantity for quantity in QUANTITIES if weights[quantity].notna().any()]
+    for first in range(0, len(table), _MOST_COLUMNS):
+        shown = table[first : first + _MOST_COLUMNS]
+        names = [name for name in WAYS if (weights["way"] == name).any()]
+        handles = _way_handles(names)
+        labels = [str(handle.get_label()) for handle in handles]
+        width = style.COLUMN if len(shown) == 1 else style.PAGE
+        shape = len(quantities), len(shown)
+        figure, grid = style.panels(shape, width, _ROW, labels, sharex=True, sharey="row")
+        heights: list[str] = []
+        room = 0.8 * width / len(shown)
+        for column, (series, look) in enumerate(shown):
+            rows = style.rows_of(weights, series)
+            for row, quantity in enumerate(quantities):
+                found = [_draw_way(grid[row, column], quantity, rows[rows["way"] == name], name) for name in names]
+                if quantity != "custom":
+                    known = [f"{WAYS[name][0]} {one:.3g}" for name, one in zip(names, found, strict=True)]
+                    heights.append(f"{look.label}, {quantity_words(quantity, settings)}: {', '.join(known)}")
+            above, below = (style.wrapped(words, room, 8) for words in (look.label, f"share of the way{other}"))
+            style.as_written(grid[0, column].set_title(above, fontsize=8), grid[-1, column].set_xlabel(below))
+            grid[-1, column].xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
+        for row, quantity in enumerate(quantities):
+            words = style.wrapped(quantity_words(quantity, settings), _ROW - 0.3, 8)
+            style.as_written(grid[row, 0].set_ylabel(words))
+            _scale(grid[row], is_share(quantity), 0 if quantity.endswith("loss") else None)
+        figure.align_ylabels(grid[:, 0])
+        style.place_legend(figure, handles, 2 if len(shown) == 1 else len(handles))
+        name = "weights-ways" if first == 0 else f"weights-ways-{first // _MOST_COLUMNS + 1}"
+        attacks = ("adversarial",) if any(one.startswith("adversarial") for one in quantities) else ()
+        yield Drawing(name, figure, _ways_caption(weights, settings, heights), attacks)
+
+
+def _way_handles(names: Sequence[str]) -> list[Line2D]:
+    return [
+        *(Line2D([], [], label=WAYS[name][0], color=WAYS[name][1], linestyle=WAYS[name][2]) for name in names),
+        Line2D([], [], color="0.4", linewidth=0.7, linestyle=_THIN, label="between the ends"),
+        Line2D([], [], color="0.4", linewidth=0.9, marker="o", markersize=3, label="barrier"),
+    ]
+
+
+def _draw_way(axes: Axes, quantity: str, line: pd.DataFrame, name: str) -> float:
+    """Draw a quantity along a way from end to end, and its barrier, which is returned; NaN where there are no rows."""
+    line = line[(line["a"] >= 0) & (line["a"] <= 1)].sort_values("a", kind="stable")
+    if line.empty:
+        return float("nan")
+    words, colour, dash = WAYS[name]
+    shares, values = (line[key].to_numpy(dtype=np.float64) for key in ("a", quantity))
+    axes.plot(shares, _finite(values), color=colour, linestyle=dash, label=words, zorder=2.5)
+    if quantity == "custom" or (shares[0], shares[-1]) != (0, 1):
+        return float("nan")
+    chord = (1 - shares) * values[0] + shares * values[-1]
+    axes.plot(shares, _finite(chord), color=colour, linewidth=0.7, linestyle=_THIN, alpha=0.6, zorder=1.8)
+    height, at = barrier(shares, -values if is_share(quantity) else values)
+    if height > 0 and np.isfinite(height):
+        upright = Line2D([shares[at]] * 2, [chord[at], values[at]], color=colour, linewidth=0.9, zorder=3)
+        upright.set(marker="o", markersize=3, markevery=[1])
+        axes.add_line(upright)
+    return float(height)
+
+
+def _ways_caption(weights: pd.DataFrame, settings: Mapping[str, Any], heights: Sequence[str]) -> str:
+    other = style.shorten(str(settings.get("towards") or "the other checkpoint"))
+    images = f" over n = {settings['images']} images" if isinstance(settings.get("images"), int) else ""
+    norms = f", batch norm {settings['batch_norm']}" if settings.get("batch_norm") else ""
+    curve, trained = settings.get("curve"), []
+    if isinstance(curve, Mapping):
+        told = {key: curve.get(key) for key in ("updates", "images", "trained_on")}
+        trained = [f"curve trained in {told['updates']} updates of {told['images']} {told['trained_on']}"]
+    seed = [f"seed {settings['seed']}"] if settings.get("seed") is not None else []
+    points = weights[(weights["a"] >= 0) & (weights["a"] <= 1)]["a"].nunique()
+    measured = ", ".join(quantity_words(one, settings) for one in QUANTITIES if weights[one].notna().any())
+    return "; ".join(
+        [
+            f"{measured[0].upper()}{measured[1:]}{images} at {points} points of each way through the weights, from the "
+            f"checkpoint (0) to {other} (1){norms}",
+            "thin: the straight line between the values at the ends; upright, with a point: the barrier, the largest "
+            "distance from it, 0 where none is drawn, with its interval in summary.csv",
+            *heights,
+            *trained,
+            *seed,
+        ]
+    )

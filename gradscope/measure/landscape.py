@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gradscope.results.metrics import LANDSCAPE_METRICS, METRICS
+from gradscope.results.metrics import BARRIER_METRICS, LANDSCAPE_METRICS, METRICS
 from gradscope.results.stats import UNDEFINED, Interval
 
 Row = dict[str, Any]
@@ -13,7 +13,7 @@ def summary_row(identity: Row, metric: str, subset: str, value: float, interval:
 
     ``interval`` None is undefined, and what is given is cut where the metric's range ends.
     """
-    known = LANDSCAPE_METRICS.get(metric) or METRICS[metric]
+    known = (LANDSCAPE_METRICS | BARRIER_METRICS).get(metric) or METRICS[metric]
     low, high = UNDEFINED if interval is None else interval.within(known.low, known.high)
     columns = {"metric": metric, "subset": subset, "unit": known.unit, "value": value}
     return identity | columns | {"ci_low": low, "ci_high": high, "n": count}

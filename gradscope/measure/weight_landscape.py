@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.config import Grid
-from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import Unit, Values, halving
 from gradscope.errors import GradscopeError
 from gradscope.measure.epochs import AlongEpochs, SavedEpoch
@@ -20,12 +19,15 @@ from gradscope.measure.landscape import summary_row
 from gradscope.measure.options import LandscapeOptions
 from gradscope.measure.partial_results import PartialResults
 from gradscope.measure.runner import Measurement, Row
+from gradscope.measure.ways import Curve, barriers, direction_to, train_curves
 from gradscope.measure.writer import Part, Rows
 from gradscope.models import checkpoint as checkpoints
+from gradscope.models.alignment import aligned_state
 from gradscope.models.factories import call_factory
 from gradscope.models.inspection import copied, is_scripted, measuring, one_line
 from gradscope.models.loading import LoadedModel
 from gradscope.probes.comparison import MOST_PRODUCTS, TOLERANCE
+from gradscope.probes.connection import IMAGES, LEARNING_RATE
 from gradscope.probes.curvature import Eigenvalue, weight_curvature, weight_curvature_along
 from gradscope.probes.input_landscape import coordinates, roughness
 from gradscope.probes.weight_landscape import (
@@ -34,6 +36,7 @@ from gradscope.probes.weight_landscape import (
     Measures,
     aligned_axis,
     direction_towards,
+    evaluate_curve,
     evaluate_plane,
     filter_normalised_direction,
     line_axis,
@@ -65,6 +68,11 @@ class Plane:
     path: Sequence[tuple[int, float, float, float]] = ()
     saved: Sequence[SavedEpoch] = ()
     explained: tuple[float, float] | None = None
+    way: str = ""
+
+
+#: Where a model is viewed.
+View = Plane | Curve
 
 
 class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
@@ -81,7 +89,7 @@ class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
         splits = inputs.one_data_set(references, "landscape")
         self.subjects = [inputs.load(reference, splits.test) for reference in references]
         self.other = self.subjects.pop() if options.towards is not None else None
-        self.planes = [_plane(subject, self.other, options) for subject in self.subjects]
+        self.planes = [_planes(subject, self.other, options) for subject in self.subjects]
         if options.batch_norm == "re-estimated" and any(is_scripted(subject.model) for subject in self.subjects):
             raise GradscopeError(
                 "batch_norm must be as-is for a TorchScript model, whose statistics cannot be taken anew"
@@ -90,17 +98,20 @@ class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
         custom = None
         if options.metric is not None:
             custom = _custom(options.metric, self.images, self.subjects, self.device)
+        self.train = splits.train if options.curve is not None or options.batch_norm == "re-estimated" else None
         self.measures = Measures(
             *(self.images.images, self.images.numbers, self.device),
             attack=options.settings,
             seed=options.seed,
-            reestimate=self._norm_batches(splits.train) if options.batch_norm == "re-estimated" else [],
+            reestimate=self._norm_batches() if options.batch_norm == "re-estimated" else [],
             custom=custom,
         )
         return [Entry(reference, self.images) for reference in references[: len(self.subjects)]]
 
-    def _norm_batches(self, train: ImageSet) -> list[Tensor]:
+    def _norm_batches(self) -> list[Tensor]:
         """Training images for batch norm, in batches of one size: each counts as much in the mean of the statistics."""
+        train = self.train
+        assert train is not None
         drawn = torch.randperm(len(train), generator=generator(self.options.seed, "batch norm"))[:NORM_IMAGES]
         size = len(drawn) // max(1, round(len(drawn) / _NORM_BATCH))
         if size < 2:
@@ -115,7 +126,8 @@ class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
         filters = "multiples of the filters' norms"
         axes = [(f"random direction {number}, filter-normalised", filters) for number in (1, 2)]
         if other is not None:
-            axes[0] = (f"towards {other.label}", "share of the way")
+            units = ", its units aligned" if options.ways == ("aligned",) else ""
+            axes[0] = (f"towards {other.label}{units}", "share of the way")
             axes[1] = ("random direction, filter-normalised, orthogonal", filters)
         if options.epochs is not None:
             axes = [(f"principal direction {number} of the epochs", "L2 distance of the weights") for number in (1, 2)]
@@ -135,26 +147,47 @@ class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
             "adversarial": None if options.settings is None else options.settings.model_dump(),
             "custom": options.metric,
         }
+        if other is not None and options.line:
+            landscape["ways"] = list(options.ways)
+        if options.curve is not None:
+            training = {"updates": options.curve_updates, "images": IMAGES, "learning_rate": LEARNING_RATE}
+            landscape["curve"] = {"kind": options.curve, **training, "trained_on": f"{whose} images"}
         settings = options.at_epochs or options.settings
         attacks = {} if settings is None else {options.attack: settings.model_dump()}
         return {"landscape": landscape, "attacks": attacks}
 
     def depends(self) -> Row:
         """The directions, by numbers that change when one does."""
+        planes = [plane for planes in self.planes for plane in planes]
         directions = [
-            part for plane in self.planes for along in (plane.first, plane.second or {}) for part in along.values()
+            part for plane in planes for along in (plane.first, plane.second or {}) for part in along.values()
         ]
-        return {"direction": [float(part.double().sum()) for part in directions]}
+        curve = {} if self.options.curve is None or self.train is None else {"curve images": self.train.fingerprint}
+        return {"direction": [float(part.double().sum()) for part in directions], **curve}
 
     def parts(self, kept: PartialResults) -> Iterator[Part]:
         """One part for each model."""
-        points = sum(len(plane.axes[0]) * len(plane.axes[1]) for plane in self.planes)
-        with progress_bar("landscape", points, visible=self.team.is_first) as advance:
-            for position, (subject, plane) in enumerate(zip(self.subjects, self.planes, strict=True)):
+        started = time.perf_counter()
+        views = self._views(kept)
+        training = (time.perf_counter() - started) / len(views)
+        with progress_bar("landscape", sum(map(_points, views)), visible=self.team.is_first) as advance:
+            for position, (subject, seen) in enumerate(zip(self.subjects, views, strict=True)):
                 started = time.perf_counter()
-                result = self._measure(position, subject, plane, kept, advance)
-                rows = {**result.rows(), **self._along_epochs(subject, plane, kept)}
-                yield Part(position, rows, {"seconds": time.perf_counter() - started, **result.facts()})
+                result = self._measure(position, subject, seen, kept, advance)
+                rows = {**result.rows(), **self._along_epochs(subject, result.plane, kept)}
+                seconds = training + time.perf_counter() - started
+                yield Part(position, rows, {"seconds": seconds, **result.facts()})
+
+    def _views(self, kept: PartialResults) -> list[Sequence[View]]:
+        """Where each model is viewed; its curve to the other checkpoint is trained first."""
+        options = self.options
+        if options.curve is None or self.other is None or self.train is None:
+            return [*self.planes]
+        found = train_curves(self.subjects, self.other, self.train, options, kept)
+        return [
+            [*planes, Curve(controls, _between(planes[0].axes), options.curve)]
+            for planes, controls in zip(self.planes, found, strict=True)
+        ]
 
     def _along_epochs(self, subject: LoadedModel, plane: Plane, kept: PartialResults) -> Rows:
         """What is measured at each saved epoch, where there are some."""
@@ -171,45 +204,51 @@ class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
         return {EPOCHS: partial(along.rows, identity, self.options.attack, found)}
 
     def _measure(
-        self, position: int, subject: LoadedModel, plane: Plane, kept: PartialResults, advance: Advance
+        self, position: int, subject: LoadedModel, views: Sequence[View], kept: PartialResults, advance: Advance
     ) -> "_Result":
-        """Measure a model's plane."""
+        """Measure a model wherever it is viewed."""
         label, model = subject.label, subject.model
-        width = len(plane.axes[1])
-        height = max(1, _TILE_POINTS // width)
-        rows = [plane.axes[0][start : start + height] for start in range(0, len(plane.axes[0]), height)]
         units: list[Unit] = []
+        owners, done = [], [0]
         told = [0]
 
         def advanced(done: int, note: str) -> None:
             told[0] += done
             advance(done, label)
 
-        def evaluate(along: Tensor) -> Values:
-            return self._evaluate(model, plane, (along, plane.axes[1]), advanced)
-
-        for number, along in enumerate(rows):
-            units.append((f"rows-{position}-{number * height}", partial(evaluate, along)))
+        for number, view in enumerate(views):
+            height = max(1, _TILE_POINTS // len(view.axes[1]))
+            for start, along in enumerate(view.axes[0].split(height)):
+                name = f"{view.way if number else 'rows'}-{position}-{start * height}"
+                units.append((name, partial(self._evaluate, model, view, along, advanced)))
+                owners.append(number)
+                done.append(done[-1] + len(along) * len(view.axes[1]))
         # Of all images at once, so one rank's: the products' sums round otherwise where they are added in parts.
         units.append((f"compared-{position}", lambda: self._compared(model, advance, label)))
         tiles = []
-        for number, tile in enumerate(kept.each(units)):
+        for tile, reached in zip(kept.each(units), [*done[1:], done[-1]], strict=True):
             tiles.append(tile)
-            done = sum(len(along) for along in rows[: number + 1]) * width
-            advanced(max(0, done - told[0]), "")
+            advanced(max(0, reached - told[0]), "")
         *tiles, compared = tiles
         failures = [bytes(tile.pop("failure").tolist()).decode() for tile in tiles if "failure" in tile]
-        found = {name: torch.cat([tile[name] for tile in tiles]) for name in tiles[0]}
+        found = []
+        for number in range(len(views)):
+            mine = [tile for tile, owner in zip(tiles, owners, strict=True) if owner == number]
+            found.append({name: torch.cat([tile[name] for tile in mine]) for name in mine[0]})
         identity = subject.identity(self.images.images.name, self.options.attacked_with)
         normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
         keeps = normed and self.other is not None and self.options.batch_norm == "as-is"
-        return _Result(identity, plane, found, compared, self.measures, failures, keeps)
+        return _Result(identity, views, found, compared, self.measures, failures, keeps)
 
-    def _evaluate(self, model: nn.Module, plane: Plane, axes: tuple[Tensor, Tensor], advanced: Advance) -> Values:
-        """What is measured on a part of the plane; where the metric fails, also why it does first, as ``failure``."""
+    def _evaluate(self, model: nn.Module, view: View, along: Tensor, advanced: Advance) -> Values:
+        """What is measured in some rows of a view; where the metric fails, also why it does first, as ``failure``."""
         custom = self.measures.custom
         before = len(custom.failures) if custom else 0
-        found = evaluate_plane(model, plane.first, plane.second, axes, self.measures, advanced=advanced)
+        if isinstance(view, Curve):
+            found = evaluate_curve(model, view.controls, along, self.measures, advanced=advanced)
+        else:
+            axes = along, view.axes[1]
+            found = evaluate_plane(model, view.first, view.second, axes, self.measures, advanced=advanced)
         values = {name: torch.from_numpy(value) for name, value in found.items()}
         for failure in custom.failures[before : before + 1] if custom else ():
             values["failure"] = torch.tensor(list(failure.encode()), dtype=torch.uint8)
@@ -245,26 +284,46 @@ class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
         return found, torch.zeros(groups, dtype=torch.float64).index_add_(0, owner, sizes * along)
 
 
-def _plane(subject: LoadedModel, other: LoadedModel | None, options: LandscapeOptions) -> Plane:
+def _points(views: Sequence[View]) -> int:
+    return sum(len(view.axes[0]) * len(view.axes[1]) for view in views)
+
+
+def _between(axes: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """``axes`` of a line without what lies beyond its ends."""
+    axis, still = axes
+    return axis[(axis >= 0) & (axis <= 1)], still
+
+
+def _planes(subject: LoadedModel, other: LoadedModel | None, options: LandscapeOptions) -> list[Plane]:
     """The directions and axes that are asked for; what does not span a plane raises :class:`GradscopeError`."""
     model, seed, grid = subject.model, options.seed, options.grid
     still = torch.zeros(1, dtype=torch.float64)
     if options.epochs is not None:
-        return _principal_plane(model, Path(options.epochs), grid)
+        return [_principal_plane(model, Path(options.epochs), grid)]
     if other is not None:
-        first = direction_towards(model, other.model.state_dict())
-        if not any(part.any() for part in first.values()):
-            raise GradscopeError(f"towards must be other weights than those of {subject.label}, got {other.label}")
-        axis = line_axis(grid.span, grid.points)
-        if options.line:
-            return Plane(first, None, (axis, still))
-        second = orthogonal_to(filter_normalised_direction(model, seed=seed, name="second direction"), first)
-        return Plane(first, second, (axis, coordinates(Grid(points=grid.points, span=0.5 + grid.span))))
+        return [_plane_towards(subject, other, options, way) for way in options.ways if way != options.curve]
     first = filter_normalised_direction(model, seed=seed, name="first direction")
     if options.line:
-        return Plane(first, None, (coordinates(grid), still))
+        return [Plane(first, None, (coordinates(grid), still))]
     second = filter_normalised_direction(model, seed=seed, name="second direction")
-    return Plane(first, second, (coordinates(grid), coordinates(grid)))
+    return [Plane(first, second, (coordinates(grid), coordinates(grid)))]
+
+
+def _plane_towards(subject: LoadedModel, other: LoadedModel, options: LandscapeOptions, way: str) -> Plane:
+    """The line, or the plane, from a model to the ``other``; ``way`` "aligned": to its units in our order."""
+    model, grid = subject.model, options.grid
+    first, aligned = direction_to(subject, other), way == "aligned"
+    if aligned:
+        first = direction_towards(model, aligned_state(model, other.model, seed=options.seed))
+    if not any(part.any() for part in first.values()) and not (aligned and options.line):
+        order = " in any order of its units" if aligned else ""
+        raise GradscopeError(f"towards must be other weights than those of {subject.label}{order}, got {other.label}")
+    axes = line_axis(grid.span, grid.points), torch.zeros(1, dtype=torch.float64)
+    if options.line:
+        return Plane(first, None, _between(axes) if aligned else axes, way=way)
+    second = filter_normalised_direction(model, seed=options.seed, name="second direction")
+    across = coordinates(Grid(points=grid.points, span=0.5 + grid.span))
+    return Plane(first, orthogonal_to(second, first), (axes[0], across), way=way)
 
 
 def _principal_plane(model: nn.Module, folder: Path, grid: Grid) -> Plane:
@@ -314,8 +373,8 @@ class _Result:
     def __init__(
         self,
         identity: Row,
-        plane: Plane,
-        found: Mapping[str, Tensor],
+        views: Sequence[View],
+        found: Sequence[Mapping[str, Tensor]],
         compared: Mapping[str, Tensor],
         measures: Measures,
         failures: Sequence[str],
@@ -324,9 +383,16 @@ class _Result:
         """``failures``: why the metric failed, first of all and later; ``keeps_norms``: the way leads to another
         checkpoint, but batch norm's statistics stay behind.
         """
-        self.identity, self.plane, self.found, self.compared, self.measures = identity, plane, found, compared, measures
+        self.identity, self.views, self.found, self.compared, self.measures = identity, views, found, compared, measures
         self.failures = failures
         self.keeps_norms = keeps_norms
+
+    @property
+    def plane(self) -> Plane:
+        """The first view, of which there are other numbers than those of its points."""
+        plane = self.views[0]
+        assert isinstance(plane, Plane)
+        return plane
 
     def rows(self) -> Rows:
         """The rows of each table."""
@@ -335,7 +401,7 @@ class _Result:
 
     def facts(self) -> Row:
         """What the manifest says of it: points at which the metric failed, and what the directions explain."""
-        failed = int(self.found["custom"].isnan().sum()) if "custom" in self.found else None
+        failed = sum(int(found["custom"].isnan().sum()) for found in self.found) if "custom" in self.found[0] else None
         why = next(iter(self.failures), None)
         facts: Row = {} if failed is None else {"custom_failed": failed, "custom_failure": why}
         if self.plane.explained is not None:
@@ -345,17 +411,18 @@ class _Result:
         return facts
 
     def _landscape(self) -> Iterator[Row]:
-        columns = {}
-        for prefix in ("", "adversarial_"):
-            if f"{prefix}loss" in self.found:
-                columns[f"{prefix}loss"] = self.measures.mean(self.found[f"{prefix}loss"])
-                columns[f"{prefix}accuracy"] = self.measures.mean(self.found[f"{prefix}right"])
-        if "custom" in self.found:
-            columns["custom"] = self.found["custom"]
-        for row, a in enumerate(self.plane.axes[0].tolist()):
-            for column, b in enumerate(self.plane.axes[1].tolist()):
-                values = {name: float(table[row, column]) for name, table in columns.items()}
-                yield self.identity | {"space": "weights", "a": a, "b": b} | values
+        for view, found in zip(self.views, self.found, strict=True):
+            columns = {}
+            for prefix in ("", "adversarial_"):
+                if f"{prefix}loss" in found:
+                    columns[f"{prefix}loss"] = self.measures.mean(found[f"{prefix}loss"])
+                    columns[f"{prefix}accuracy"] = self.measures.mean(found[f"{prefix}right"])
+            if "custom" in found:
+                columns["custom"] = found["custom"]
+            for row, a in enumerate(view.axes[0].tolist()):
+                for column, b in enumerate(view.axes[1].tolist()):
+                    values = {name: float(table[row, column]) for name, table in columns.items()}
+                    yield self.identity | {"space": "weights", "way": view.way, "a": a, "b": b} | values
 
     def _path(self) -> Iterator[Row]:
         walker = {"space": "weights", "walker": self.identity["checkpoint"]}
@@ -376,7 +443,7 @@ class _Result:
             correct = int(right.sum())
             accuracy = wilson_interval(correct, count)
             yield summary_row(identity, "accuracy", at, correct / count, accuracy, count)
-        losses, centre = self.found["loss"], self.compared["centre-loss"]
+        losses, centre = self.found[0]["loss"], self.compared["centre-loss"]
         whole, others = self.measures.mean(losses), self.measures.leave_one_out(losses)
         rough = roughness(whole, self.plane.axes)
         yield self._around("roughness", rough, roughness(others, self.plane.axes))
@@ -387,6 +454,9 @@ class _Result:
         yield self._around("curvature", self.compared["curvature"][0], self.measures.leave_one_out(sums))
         residual = float(self.compared["curvature-residual"][0])
         yield summary_row(self.identity, "curvature-residual", "around/all", residual, None, count)
+        for view, found in zip(self.views, self.found, strict=True):
+            if view.way and len(view.axes[1]) == 1:
+                yield from barriers(self.identity, view.way, view.axes[0], found, self.measures)
 
     def _around(self, name: str, value: Tensor, leave_one_out: Tensor) -> Row:
         interval = self._jackknife(value, leave_one_out)

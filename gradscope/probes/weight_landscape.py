@@ -15,6 +15,7 @@ from gradscope.distributed.units import halving
 from gradscope.errors import GradscopeError, first_of
 from gradscope.losses import cross_entropy
 from gradscope.models.inspection import copied, laid_out, measuring, one_line
+from gradscope.probes.connection import bezier
 from gradscope.seeding import generator, seeded
 
 #: A step in weight space: a tensor for each parameter, by name.
@@ -155,26 +156,58 @@ def evaluate_plane(
     done on a copy, whose buffers are as the model's at every point; ``second`` None is a line. ``measure`` is called
     with gradients off.
     """
-    moving = copied(model)
     origin = {key: parameter.detach() for key, parameter in _parameters(model, first).items()}
+
+    def points() -> Iterator[Direction]:
+        for a in axes[0].tolist():
+            start = {key: torch.add(weight, first[key], alpha=a) for key, weight in origin.items()}
+            for b in axes[1].tolist():
+                yield start if second is None else _along(start, second, b)
+
+    return _evaluate(model, points(), (len(axes[0]), len(axes[1])), measure, advanced)
+
+
+def evaluate_curve(
+    model: nn.Module,
+    controls: Sequence[Direction],
+    axis: Tensor,
+    measure: Measure,
+    *,
+    advanced: Callable[[int, str], None] = lambda points, note: None,
+) -> dict[str, NDArray[np.float64]]:
+    """What ``measure`` gives along :func:`~gradscope.probes.connection.bezier` of ``controls``, ``(T, 1, ...)`` each.
+
+    ``axis`` ``(T,)`` are the shares of the way; buffers and the rest are as in :func:`evaluate_plane`.
+    """
+    points = (dict(bezier(share, controls)) for share in axis.tolist())
+    return _evaluate(model, points, (len(axis), 1), measure, advanced)
+
+
+def _along(start: Direction, direction: Direction, share: float) -> Direction:
+    return {key: torch.add(weight, direction[key], alpha=share) for key, weight in start.items()}
+
+
+def _evaluate(
+    model: nn.Module,
+    points: Iterator[Direction],
+    shape: tuple[int, int],
+    measure: Measure,
+    advanced: Callable[[int, str], None],
+) -> dict[str, NDArray[np.float64]]:
+    """What ``measure`` gives of a copy of ``model`` with the weights of each of ``points``, row after row."""
+    moving = copied(model)
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
     values: dict[str, NDArray[np.float64]] = {}
     with measuring(moving), torch.no_grad():
-        for row, a in enumerate(axes[0].tolist()):
-            start = {key: torch.add(weight, first[key], alpha=a) for key, weight in origin.items()}
-            for column, b in enumerate(axes[1].tolist()):
-                for key, parameter in _parameters(moving, first).items():
-                    if second is None:
-                        parameter.copy_(start[key])
-                    else:
-                        torch.add(start[key], second[key], alpha=b, out=parameter)
-                for key, buffer in moving.named_buffers():
-                    buffer.copy_(buffers[key])
-                for name, value in measure(moving).items():
-                    found = np.asarray(value, dtype=np.float64)
-                    shape = (len(axes[0]), len(axes[1]), *found.shape)
-                    values.setdefault(name, np.full(shape, np.nan))[row, column] = found
-                advanced(1, "")
+        for place, weights in zip(np.ndindex(shape), points, strict=True):
+            for key, parameter in _parameters(moving, weights).items():
+                parameter.copy_(weights[key])
+            for key, buffer in moving.named_buffers():
+                buffer.copy_(buffers[key])
+            for name, value in measure(moving).items():
+                found = np.asarray(value, dtype=np.float64)
+                values.setdefault(name, np.full((*shape, *found.shape), np.nan))[place] = found
+            advanced(1, "")
     return values
 
 

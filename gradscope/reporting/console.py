@@ -66,12 +66,12 @@ def landscape_lines(results: Path) -> str:
     """A line for each checkpoint and number of a landscape, with its interval, and what went wrong on the way."""
     rows = read_table(results / SUMMARY.file, SUMMARY)
     rows = rows[rows["subset"].str.endswith("/all")]
-    lines = []
-    for row in rows.to_dict("records"):
-        name = row["subset"].removesuffix("/all") + " " + row["metric"]
+    names = rows["subset"].str.removesuffix("/all") + " " + rows["metric"]
+    width, lines = max([26, *names.str.len()]), []
+    for name, row in zip(names, rows.to_dict("records"), strict=True):
         interval = "" if pd.isna(row["ci_low"]) else f" [{row['ci_low']:.4g}, {row['ci_high']:.4g}]"
         counted = f"  n = {row['n']}  {row['unit'].strip('-')}".rstrip()
-        lines.append(f"{row['checkpoint']:16} {name:26} {row['value']:11.4g}{interval}{counted}")
+        lines.append(f"{row['checkpoint']:16} {name:{width}} {row['value']:11.4g}{interval}{counted}")
     for entry in read_manifest(results / MANIFEST)[1]["checkpoints"]:
         for which, images in entry.get("random_instead_of_adversarial", {}).items():
             if images:

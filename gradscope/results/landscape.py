@@ -1,4 +1,4 @@
-"""What many images' planes have in common: quantiles over the images at every point, from ``landscape.csv``."""
+"""What follows from ``landscape.csv``: quantiles over many images at every point, and how high a barrier is."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from gradscope.errors import GradscopeError
 from gradscope.results.metrics import METRICS
 from gradscope.results.schemas import BANDS, IDENTITY, LANDSCAPE
 
-_GRID_OF = ["checkpoint", "attack", "space"]
+_GRID_OF = ["checkpoint", "attack", "space", "way"]
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 _METRICS = ("loss", "margin")
 
@@ -19,15 +19,31 @@ def require_whole(landscape: pd.DataFrame) -> None:
     """Raise :class:`GradscopeError` unless LANDSCAPE rows are whole grids: a file that was cut short is none."""
     if landscape.empty:
         raise GradscopeError(f"directory: {LANDSCAPE.file} holds no rows")
-    grids = landscape.groupby(_GRID_OF, sort=False, as_index=False)[["a", "b"]].nunique()
+    grids = landscape.groupby(_GRID_OF, sort=False, dropna=False, as_index=False)[["a", "b"]].nunique()
     counts = landscape.groupby([*_GRID_OF, "index"], sort=False, dropna=False, as_index=False).size()
     counts = counts.merge(grids, on=_GRID_OF)
     short = counts[counts["size"] != counts["a"] * counts["b"]]
     if not short.empty:
         first = short.iloc[0]
         where = "" if pd.isna(first["index"]) else f" around image {first['index']:g}"
+        where += f" on the way {first['way']}" if pd.notna(first["way"]) and first["way"] else ""
         points = f"{first['size']} of {first['a'] * first['b']} points"
         raise GradscopeError(f"directory: {LANDSCAPE.file} is incomplete: {first['checkpoint']}{where} has {points}")
+
+
+def barrier(shares: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """How high a way between two ends rises: ``max over t in [0, 1] of v(t) - ((1 - t) v(0) + t v(1))``, at least 0.
+
+    (Frankle et al. 2020.) ``values`` ``(..., T)`` at ``shares`` t ``(T,)``, 0 and 1 among them; others are left out.
+    Returned are the heights ``(...)`` and where they are reached, as an index of ``shares``. An undefined value makes
+    the height undefined.
+    """
+    (start,), (end,) = (np.flatnonzero(shares == share) for share in (0, 1))
+    between = np.flatnonzero((shares >= 0) & (shares <= 1))
+    with np.errstate(invalid="ignore"):
+        chord = (1 - shares) * values[..., [start]] + shares * values[..., [end]]
+        above = (values - chord)[..., between]
+    return above.max(axis=-1), between[above.argmax(axis=-1)]
 
 
 def bands(landscape: pd.DataFrame) -> pd.DataFrame:

@@ -103,6 +103,14 @@ LANDSCAPE_METRICS: dict[str, Metric] = {
     "nonlinearity": Metric("nats", "max over the ball of |loss(x + d) - loss(x) - <d, g>|, by a short ascent", 0),
 }
 
+#: What `landscape --towards CKPT --line` reports of each way to the other checkpoint.
+BARRIER_METRICS: dict[str, Metric] = {
+    "loss-barrier": Metric("nats", "max over t in [0, 1] of loss(t) - ((1 - t) loss(0) + t loss(1))", 0),
+    "accuracy-barrier": Metric("-", "max over t in [0, 1] of (1 - t) accuracy(0) + t accuracy(1) - accuracy(t)", 0, 1),
+    "adversarial-loss-barrier": Metric("nats", "loss-barrier under an attack made anew at every point", 0),
+    "adversarial-accuracy-barrier": Metric("-", "accuracy-barrier under an attack made anew at every point", 0, 1),
+}
+
 #: The matrices of second derivatives whose spectrum `spectrum` takes.
 CURVATURE_MATRICES: dict[str, str] = {
     "hessian": "second derivatives of the loss",

@@ -333,9 +333,20 @@ LANDSCAPE = Table(
     (
         *IDENTITY,
         _SPACE,
+        Column(
+            "way",
+            "text",
+            "how it leads to another checkpoint. line: straight; aligned: straight, to its units in the order that "
+            "matches best; bezier: along a trained curve; empty elsewhere, and on planes that are not aligned",
+            later=True,
+        ),
         Column("index", "integer", "index of the image in the test set; empty in weight space"),
         Column("label", "integer", "the image's class; empty in weight space"),
-        Column("a", "number", "coordinate along the first direction (manifest.json names both and their unit)"),
+        Column(
+            "a",
+            "number",
+            "coordinate along the first direction (manifest.json names both and their unit)",
+        ),
         Column("b", "number", "coordinate along the second direction; 0 on a line"),
         Column("loss", "number", "cross-entropy in nats, in weight space the mean over the images"),
         Column("margin", "number", "logit of the label minus the largest other; empty in weight space"),

@@ -38,6 +38,7 @@ from gradscope.measure.options.judge import JudgeOptions
 from gradscope.measure.transfer import CURVED
 from gradscope.models.architectures import ModelSpec, build
 from gradscope.models.inspection import laid_out, strict_float32
+from gradscope.probes.connection import IMAGES as CURVE_IMAGES
 from gradscope.probes.similarity import PRODUCTS
 from gradscope.reading import read_bytes
 from gradscope.seeding import seeded
@@ -171,8 +172,9 @@ def _passes_of_a_draw(options: Options, images: ImageFacts, models: int) -> Pass
         if options.space == "input":
             # Beside the plane: nine rays of 64 points, 128 points of the sharpness, 8 ascents, some Hessian products.
             return (Passes(options.points**2 + 9 * 64 + 128, 150) + attack) * count
-        points = options.points ** (1 if options.line else 2)
-        return ((Passes(forward=1) + attack) * points + Passes(gradient=60)) * count
+        points = options.points ** (1 if options.line else 2) * len(options.ways)
+        trained = Passes(gradient=0.0 if options.curve is None else float(options.curve_updates * CURVE_IMAGES))
+        return ((Passes(forward=1) + attack) * points + Passes(gradient=60)) * count + trained
     if isinstance(options, SpectrumOptions):
         # A product is a forward pass, its backward pass, and theirs. In input space few are needed: ranks are low.
         products = (

@@ -56,8 +56,12 @@ def test_a_landscape_around_weights_is_drawn(world: Path, tmp_path: Path, done: 
         manifest(tmp_path / "plane")["attacks"]["pgd"] | {"steps": 2, "step_size": 1.25}
         == (manifest(tmp_path / "plane")["attacks"]["pgd"])
     )
-    done("landscape", world / "sl.pt", *quick, "--towards", world / "rl.pt", "--line", "--out", tmp_path / "line")
-    assert "weights-line-loss.pdf" in content(tmp_path / "line" / "figures")
+    line = ("--towards", world / "rl.pt", "--line", "--align", "--curve", "bezier", "--curve-updates", 2)
+    printed = done("landscape", world / "sl.pt", *quick, *line, "--out", tmp_path / "line")
+    assert {"weights-line-loss.pdf", "weights-ways.pdf"} <= set(content(tmp_path / "line" / "figures"))
+    barriers = [line.split()[1:3] for line in printed.splitlines() if "barrier" in line]
+    wanted = ("loss-barrier", "accuracy-barrier")
+    assert barriers == [[way, what] for way in ("line", "aligned", "bezier") for what in wanted]
 
 
 def test_a_spectrum_is_printed_and_drawn(world: Path, tmp_path: Path, done: Done, content: Content) -> None:

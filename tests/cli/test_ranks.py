@@ -130,6 +130,7 @@ def commands(world: Path) -> dict[str, Arguments]:
         "audit": ("audit", sl, "--budget", "quick", "--samples", 20, "--batch-size", 8, "--allow-inconclusive"),
         "input": ("landscape", sl, rl, "--right", "--images", 3, "--points", 5, "--steps", 3, "--plane", "shared"),
         "weights": (*weights, "--metric", "outsiders:metric"),
+        "ways": (*weights, "--towards", rl, "--line", "--align", "--curve", "bezier", "--curve-updates", 3),
         "spectrum": ("spectrum", sl, "--images", 20, "--iterations", 4, "--probes", 3, "--eigenvalues", 2),
         "long": ("analyze", sl, rl, "--steps", 3, *few),
         "resumed": ("attack", "--attacks", "pgd", *few, "--steps", 5, "outsiders:breaking", *foreign),
@@ -255,12 +256,12 @@ def test_every_process_of_torchrun_ends_alike(place: Path, torchrun: Any) -> Non
     _, done = torchrun
     assert done.returncode == 0, done.stderr
     first, second = ended(place, "0"), ended(place, "1")
-    assert first == [*[0] * 9, 2, 2, 2, 0, 0], done.stderr
-    assert second == [*[0] * 9, 2, 2, 2, 0, 0], done.stderr
+    assert first == [*[0] * 10, 2, 2, 2, 0, 0], done.stderr
+    assert second == [*[0] * 10, 2, 2, 2, 0, 0], done.stderr
 
 
 @pytest.mark.parametrize(
-    "name", ["analyze", "one batch", "noisy", "attack", "transfer", "audit", "input", "weights", "spectrum"]
+    "name", ["analyze", "one batch", "noisy", "attack", "transfer", "audit", "input", "weights", "ways", "spectrum"]
 )
 def test_two_processes_write_the_files_of_one(alone: dict[str, Path], torchrun: Any, name: str) -> None:
     outs, done = torchrun

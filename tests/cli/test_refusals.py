@@ -228,7 +228,12 @@ BAD = {
     "towards itself": (WEIGHTS + "--towards {world}/sl.pt", ["CKPT", "once"]),
     "towards another shape": (
         WEIGHTS + "--dataset digits --ignore-class-names --towards {world}/large.pt",
-        ["CKPT", "the same parameters", "network.6.weight"],
+        ["--towards must be of the architecture of sl, cnn2, got large, which is cnn4"],
+    ),
+    "alignment with nothing": (WEIGHTS + "--align", ["--align must be left out without --towards"]),
+    "curve of a plane": (
+        WEIGHTS + "--towards {world}/rl.pt --curve bezier",
+        ["--curve must be left out without --towards and --line"],
     ),
     "attack that is not made": (WEIGHTS + "--epsilon 0.5", ["--epsilon", "adversarial"]),
     "metric without a factory": (

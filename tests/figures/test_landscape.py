@@ -507,6 +507,73 @@ def test_a_line_between_weights_is_a_line():
     assert [line.get_xdata()[0] for line in dotted] == [0, 1]
 
 
+def ways(checkpoints=MODES[:1], **columns):
+    """A hill of height 1 on the line, half as high where units are aligned, and a valley along the curve."""
+    tables = []
+    for rank, (checkpoint, mode) in enumerate(checkpoints):
+        for way, height in (("line", 1.0), ("aligned", 0.5), ("bezier", -0.2)):
+            a = np.linspace(-0.5, 1.5, 9) if way == "line" else np.linspace(0, 1, 5)
+            hill = 4 * a * (1 - a) * height
+            values = {"loss": 1 + rank + a + hill, "accuracy": 0.9 - 0.2 * a - 0.3 * hill}
+            values |= {name: made(a, hill) for name, made in columns.items()}
+            place = {"space": "weights", "way": way, "a": a, "b": 0.0}
+            tables.append(pd.DataFrame(identity(checkpoint, mode, "none") | place | values))
+    return pd.concat(tables, ignore_index=True).reindex(columns=LANDSCAPE.names)
+
+
+TOWARDS = WEIGHTS | {"towards": "rl-0", "line": True, "ways": ["line", "aligned", "bezier"]}
+
+
+def test_ways_are_side_by_side_with_their_barriers():
+    landscape = ways(adversarial_accuracy=lambda a, hill: 0.5 - 0.1 * a - 0.2 * hill)
+    drawings = drawn(landscape.sample(frac=1, random_state=0), settings=TOWARDS)
+    assert list(drawings)[:2] == ["weights-ways", "weights-line-loss"]
+    drawing = laid_out(drawings["weights-ways"])
+    panels = panels_of(drawing)
+    assert [axes.get_ylabel() for axes in panels] == ["loss (nats)", "accuracy", "accuracy under\nattack"]
+    assert panels[-1].get_xlabel() == "share of the way to rl-0"
+    for axes, column, sign in zip(panels, ("loss", "accuracy", "adversarial_accuracy"), (1, -1, -1), strict=True):
+        lines = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+        assert list(lines) == ["straight line", "line, units aligned", "trained curve"]
+        assert len({line.get_color() for line in lines.values()}) == 3
+        assert len({str(line._unscaled_dash_pattern) for line in lines.values()}) == 3
+        for line, way in zip(lines.values(), ("line", "aligned", "bezier"), strict=True):
+            rows = landscape[(landscape["way"] == way) & landscape["a"].between(0, 1)]
+            assert_array_equal(line.get_xdata(), rows["a"])
+            assert_array_equal(line.get_ydata(), rows[column])
+        upright = [line for line in axes.lines if len(line.get_xdata()) == 2]
+        assert [line.get_xdata()[0] for line in upright] == [0.5, 0.5]
+        scale = {"loss": 1, "accuracy": 0.3, "adversarial_accuracy": 0.2}[column]
+        assert [sign * np.diff(line.get_ydata())[0] for line in upright] == pytest.approx([scale, scale / 2])
+    assert legend_of(drawing) == [*lines, "between the ends", "barrier"]
+    (legend,) = drawing.figure.legends
+    assert legend.get_window_extent().x0 >= 0
+    assert legend.get_window_extent().x1 <= drawing.figure.bbox.x1
+    assert "sl-0, loss (nats): straight line 1, line, units aligned 0.5, trained curve 0;" in drawing.caption
+    assert "at 5 points of each way through the weights, from the checkpoint (0) to rl-0 (1)" in drawing.caption
+    assert drawing.attacks == ("adversarial",)
+    line = drawings["weights-line-loss"].figure.axes[0].lines[0]
+    assert_array_equal(line.get_xdata(), landscape[landscape["way"] == "line"]["a"])
+
+
+def test_ways_of_many_checkpoints_are_in_several_figures():
+    drawings = drawn(ways(MODES + MORE), settings=TOWARDS)
+    assert [name for name in drawings if name.startswith("weights-ways")] == ["weights-ways", "weights-ways-2"]
+    first, second = (laid_out(drawings[name]) for name in ("weights-ways", "weights-ways-2"))
+    assert (len(panels_of(first)), len(panels_of(second))) == (8, 4)
+    assert [axes.get_title() for axes in panels_of(first)[:4]] == ["sl-0", "rl-0", "sl-adv-0", "rl-adv-0"]
+    (legend,) = first.figure.legends
+    assert legend.get_window_extent().x1 <= first.figure.bbox.x1
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_degenerate_ways_are_drawn_without_a_warning(value):
+    landscape = ways()
+    landscape.loc[landscape["a"] == 0.5, "loss"] = value
+    laid_out(drawn(landscape, settings=TOWARDS)["weights-ways"])
+    laid_out(drawn(landscape[landscape["a"] != 0], settings={})["weights-ways"])
+
+
 DAMAGE = {
     "constant": lambda rows: rows.assign(loss=0.25),
     "zero": lambda rows: rows.assign(loss=0.0, margin=1.0, predicted=3),

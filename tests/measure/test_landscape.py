@@ -354,7 +354,7 @@ def test_what_is_refused_around_weights(trained: list[str], tmp_path: Path) -> N
         ({"versus": "pgd-paper"}, "versus must be left out unless `space` is input, got 'pgd-paper'"),
         ({"points": 1}, "points must be at least 2, got 1"),
         ({"span": -1.0}, "span must be above 0, got -1"),
-        ({"towards": str(other)}, "model must have the same parameters at both ends; .* is .* and "),
+        ({"towards": str(other)}, "towards must be of the architecture of sl, cnn2, got other, which is cnn4"),
         ({"towards": str(copy)}, "towards must be other weights than those of sl, got copy"),
         ({"towards": trained[1], "epochs": str(folder)}, "towards must be left out beside `epochs`"),
         ({"epochs": str(tmp_path / "none")}, "epochs must be a folder of checkpoints"),

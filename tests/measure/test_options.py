@@ -40,6 +40,8 @@ OTHERWISE: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         {"line": True, "batch_norm": "re-estimated", "adversarial": True, "metric": "module:factory"},
     ),
     ("landscape", {"space": "weights", "adversarial": True}, ATTACK | {"attack": "pgd-paper"}),
+    ("landscape", {"space": "weights", "towards": "rl", "line": True}, {"align": True, "curve": "bezier"}),
+    ("landscape", {"space": "weights", "towards": "rl", "line": True, "curve": "bezier"}, {"curve_updates": 7}),
     (
         "spectrum",
         {},
@@ -262,8 +264,9 @@ def test_an_attack_beside_changes_no_stages_name_where_there_is_none() -> None:
     assert swapped.content() != both.content()
 
 
-def test_a_curve_that_is_not_asked_for_changes_no_stages_name() -> None:
+def test_what_came_later_and_is_not_asked_for_changes_no_stages_name() -> None:
     """Published results stay those of their recipes."""
+    assert not COMMANDS["landscape"].parse({"space": "weights"}).content().keys() & {"align", "curve", "curve_updates"}
     plain = COMMANDS["attack"].parse({})
     assert "curve" not in plain.content()
     assert COMMANDS["attack"].parse({"curve": True}).content() == plain.content() | {"curve": True}

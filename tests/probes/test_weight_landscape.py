@@ -16,6 +16,7 @@ from gradscope.probes.weight_landscape import (
     Measures,
     aligned_axis,
     direction_towards,
+    evaluate_curve,
     evaluate_plane,
     filter_normalised_direction,
     line_axis,
@@ -275,3 +276,23 @@ def test_a_model_that_gains_a_parameter_meanwhile_is_refused():
         evaluate_plane(
             model, first, None, (AXIS, torch.zeros(1)), lambda moving: {"sum": moving(torch.ones(1, 4)).sum()}
         )
+
+
+def test_along_a_curve_every_point_is_the_network_with_its_weights(convolutional, image_set, digest):
+    """At the ends it is the checkpoints, bit for bit."""
+    other = copy.deepcopy(convolutional)
+    for parameter in other.parameters():
+        parameter.data.mul_(0.5)
+    ends = [{key: weight.detach() for key, weight in model.named_parameters()} for model in (convolutional, other)]
+    bend = {key: torch.randn_like(weight) for key, weight in ends[0].items()}
+    before, measure = digest(convolutional), measures(image_set)
+    axis = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    values = evaluate_curve(convolutional, (ends[0], bend, ends[1]), axis, measure)["loss"][:, 0]
+    assert digest(convolutional) == before
+    middle = copy.deepcopy(convolutional)
+    for key, parameter in middle.named_parameters():
+        parameter.data = 0.25 * ends[0][key] + 0.5 * bend[key] + 0.25 * ends[1][key]
+    with torch.no_grad():
+        first, between, last = (measure(model.eval())["loss"].numpy() for model in (convolutional, middle, other))
+    np.testing.assert_array_equal(values[[0, 2]], [first, last])
+    np.testing.assert_allclose(values[1], between, rtol=1e-5)

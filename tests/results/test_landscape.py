@@ -4,7 +4,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from gradscope.errors import GradscopeError
-from gradscope.results.landscape import QUANTILES, bands, quantiles, require_whole
+from gradscope.results.landscape import QUANTILES, bands, barrier, quantiles, require_whole
 from gradscope.results.schemas import BANDS, LANDSCAPE
 from gradscope.results.tables import read_table, write_table
 
@@ -143,3 +143,32 @@ def test_a_grid_that_was_cut_short_is_named():
         require_whole(weights.iloc[:-1])
     with pytest.raises(GradscopeError, match="holds no rows"):
         require_whole(whole.iloc[:0])
+
+
+def test_each_way_is_a_grid_of_its_own():
+    line = rows(np.zeros((4, 1)), np.ones((4, 1)), space="weights").assign(index=np.nan, way="line")
+    curve = line[line["a"].between(1, 2)].assign(way="bezier")
+    require_whole(pd.concat([line, curve]))
+    short = pd.concat([line, curve, curve.assign(b=1.0).iloc[:-1]])
+    with pytest.raises(GradscopeError, match="incomplete: sl-0 on the way bezier has 3 of 4 points"):
+        require_whole(short)
+
+
+def test_a_table_from_before_there_were_ways_is_read(tmp_path):
+    old = rows(np.zeros((3, 1)), np.ones((3, 1)), space="weights").drop(columns="way")
+    old.to_csv(tmp_path / LANDSCAPE.file, index=False)
+    found = read_table(tmp_path / LANDSCAPE.file, LANDSCAPE)
+    assert (found["way"] == "").all()
+    require_whole(found)
+
+
+def test_a_barrier_is_the_largest_distance_above_the_ends():
+    shares = np.array([-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5])
+    height, at = barrier(shares, shares * (1 - shares) + 3 * shares + 2)
+    assert (height, at) == (pytest.approx(0.25), 3)
+    convex = np.stack([np.square(shares), np.exp(2 * shares), np.abs(shares - 0.3)])
+    heights, _ = barrier(shares, convex)
+    assert_array_equal(heights, 0)
+    beyond = np.where((shares < 0) | (shares > 1), 1e9, 0.0)
+    assert barrier(shares, beyond)[0] == 0
+    assert np.isnan(barrier(shares, np.where(shares == 0.5, np.nan, 0.0))[0])

@@ -16,7 +16,7 @@ from gradscope.auditing import gradients
 from gradscope.data import augment
 from gradscope.data.image_set import ImageSet
 from gradscope.errors import GradscopeError
-from gradscope.measure import weight_landscape
+from gradscope.measure import ways
 from gradscope.probes import curvature, input_landscape
 from gradscope.seeding import generator
 from gradscope.training import batches, held_out, loop
@@ -108,7 +108,7 @@ MISTAKES = {
     "a tensor in a metric": ("analysis", functional, "margin", made_on_the_cpu, "same device"),
     "a tensor in an attack": ("attacks linf", ThreatModel, "steepest_step", made_on_the_cpu, "same device"),
     "the direction of a probe": ("input landscape", input_landscape, "_random_units", left_on_the_cpu, "same device"),
-    "a direction of the weights": ("line", weight_landscape, "direction_towards", left_on_the_cpu, "same device"),
+    "a direction of the weights": ("line", ways, "direction_towards", left_on_the_cpu, "same device"),
     "a curvature that the audit gives up": ("audit", curvature, "_product", left_on_the_cpu, "caught.*same device"),
     "what transfer judges": ("transfer", transfer, "fooled", made_on_the_cpu, "same device"),
     "the draws of training": ("rl", batches, "sent", never_moved, "same device"),

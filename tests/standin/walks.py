@@ -194,6 +194,7 @@ MEASUREMENTS: dict[str, Walk] = {
     "adversarial weight landscape": lambda out: around_weights(out, SL, adversarial=True, **SHORT),
     "line": lambda out: around_weights(out, SL, towards=RL, line=True, metric=f"{__name__}:mean_loss"),
     "plane towards": lambda out: around_weights(out, SL, towards=RL),
+    "ways": lambda out: around_weights(out, SL, towards=RL, line=True, align=True, curve="bezier", curve_updates=2),
     "plane of the epochs": lambda out: around_weights(out, SL, epochs="sl/sl.epochs", **SHORT),
     "batch norm": lambda out: around_weights(out, f"{__name__}:batch_normed", line=True, batch_norm="re-estimated"),
     "spectrum": lambda out: spectrum(out, SL, layers=True),

@@ -59,6 +59,12 @@ def test_passes_of_the_commands(tmp_path: Path) -> None:
     assert passes(tmp_path, attack + 'attacks = "pgd,square"') == {"gradient": 2 * 5 * 7, "forward": 2 * 5 * 31}
     more = passes(tmp_path, attack + 'attacks = "transfer"\nsurrogate = "rl"')
     assert more["gradient"] == 2 * 5 + 5 * 7
+    line = (
+        'command = "landscape"\nmodels = "sl"\nspace = "weights"\ntowards = "rl"\nline = true\npoints = 9\nimages = 5\n'
+    )
+    assert passes(tmp_path, line) == {"forward": 9 * 5, "gradient": 60 * 5}
+    more = passes(tmp_path, line + 'align = true\ncurve = "bezier"\ncurve_updates = 7')
+    assert more == {"forward": 3 * 9 * 5, "gradient": 60 * 5 + 7 * 128}
     for measure in ("landscape", "audit", 'landscape"\nspace = "weights'):
         work = passes(tmp_path, f'command = "{measure}"')
         assert work["gradient"] > 0

@@ -25,7 +25,7 @@ class LandscapeOptions(GradientAttack):
     command, kind = "landscape", "landscape"
     summary = "Draw the loss on planes around images or around the weights, and what compares checkpoints there."
     roles = ("towards", "epochs")
-    settled = GradientAttack.settled | {"points", "span", "versus"}
+    settled = GradientAttack.settled | {"points", "span", "versus", "align", "curve", "curve_updates"}
 
     space: Literal["input", "weights"] = option("input", "draw planes around images, or around the network's weights")
     points: int = option(51, "points on each side; an odd number includes the centre")
@@ -57,6 +57,14 @@ class LandscapeOptions(GradientAttack):
     )
     line: bool = option(False, "weights: draw a line, along the first direction alone")
     towards: OneName = option(None, "weights: let the first direction lead to this checkpoint", metavar="CKPT")
+    align: bool = option(
+        False,
+        "weights: permute the units of --towards to match the CKPT's first; with --line, beside the line as it is",
+    )
+    curve: Literal["bezier"] | None = option(
+        None, "weights: with --towards and --line, also follow a curve that is trained between the two"
+    )
+    curve_updates: int = option(200, "weights: updates of the curve's training, each on 128 training images", ge=1)
     epochs: OneName = option(
         None,
         "weights: use the principal directions of what `train --keep-epochs` kept in DIR; also measure sharpness and "
@@ -77,7 +85,9 @@ class LandscapeOptions(GradientAttack):
     attack: str = pgd_option()
 
     #: Options that say nothing in the other space, where they are refused.
-    _OF_WEIGHTS: ClassVar = ("line", "towards", "epochs", "batch_norm", "adversarial", "metric")
+    _OF_WEIGHTS: ClassVar = (
+        *("line", "towards", "align", "curve", "curve_updates", "epochs", "batch_norm", "adversarial", "metric"),
+    )
     _OF_IMAGES: ClassVar = ("index", "right", "plane", "versus")
     #: Multiples of a random direction; share of what lies between two checkpoints; share of the extent of the epochs.
     _SPANS: ClassVar = {"random": 1.0, "towards": 0.5, "epochs": 0.2}
@@ -103,6 +113,16 @@ class LandscapeOptions(GradientAttack):
     def directions(self) -> Literal["random", "towards", "epochs"]:
         """What gives the directions in weight space."""
         return "towards" if self.towards is not None else "epochs" if self.epochs is not None else "random"
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """The ways to another checkpoint, as the column ``way`` names them; one that has no name where there is none.
+
+        An aligned plane leads to the other's units in their order alone, a line takes both ways.
+        """
+        if self.towards is None or not self.line:
+            return ("aligned" if self.align else "",)
+        return ("line", *(["aligned"] if self.align else []), *([] if self.curve is None else [self.curve]))
 
     @property
     def grid(self) -> Grid:
@@ -175,6 +195,17 @@ class LandscapeOptions(GradientAttack):
             )
         if self.towards is not None and self.epochs is not None:
             raise GradscopeError("towards must be left out beside `epochs`: each gives the first direction")
+        if self.align and self.towards is None:
+            raise GradscopeError("align must be left out without `towards`, whose units it permutes", argument="align")
+        if self.curve is not None and (self.towards is None or not self.line):
+            raise GradscopeError(
+                f"curve must be left out without `towards` and `line`, beside which it is drawn, got {self.curve!r}",
+                argument="curve",
+            )
+        if self.curve is None and self.curve_updates != type(self).model_fields["curve_updates"].default:
+            raise GradscopeError(
+                f"curve_updates must be left out without `curve`, got {self.curve_updates}", argument="curve_updates"
+            )
         if self.epochs is not None and self.line:
             raise GradscopeError("epochs must be left out beside `line`: it gives a plane", argument="epochs")
         return self
@@ -190,9 +221,11 @@ class LandscapeOptions(GradientAttack):
             raise GradscopeError(f"epochs must be given with one checkpoint, got {models}", argument="epochs")
 
     def resolved(self) -> dict[str, Any]:
-        """The attack, the one it is drawn beside, the points and the span."""
+        """The attack, the one it is drawn beside, the points, the span, and the ways to another checkpoint."""
         found = {self.attack: self.at_epochs or self.settings, self.versus: self.rival}
         attacks = {name: settings.model_dump() for name, settings in found.items() if settings is not None}
-        # Only then: stages of older recipes keep their names.
-        versus = {} if self.versus is None else {"versus": self.versus}
-        return {"attacks": attacks, "grid": self.grid.model_dump(), **versus}
+        # What came later only where it is asked for: stages of older recipes keep their names.
+        more: dict[str, Any] = {} if self.versus is None else {"versus": self.versus}
+        more |= {"align": True} if self.align else {}
+        more |= {} if self.curve is None else {"curve": {"kind": self.curve, "updates": self.curve_updates}}
+        return {"attacks": attacks, "grid": self.grid.model_dump(), **more}

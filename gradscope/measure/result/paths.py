@@ -42,11 +42,14 @@ class Landscape(Result):
     kind, main = "landscape", "landscape"
 
     def _findings(self) -> Iterator[str]:
-        facts, rows = self.manifest["landscape"], self.frame("summary")
-        rows = rows[(rows["metric"] == "sharpness") & (rows["subset"] == "around/all")]
+        facts, summary = self.manifest["landscape"], self.frame("summary")
+        rows = summary[(summary["metric"] == "sharpness") & (summary["subset"] == "around/all")]
         where = f"{facts['space']} space, {facts['points']} points a side"
         for model, sharpness in zip(rows["checkpoint"], rows["value"], strict=True):
-            yield f"{model}: {where}, sharpness {sharpness:.3g} nats"
+            own = summary[(summary["checkpoint"] == model) & (summary["metric"] == "loss-barrier")]
+            ways = [f"{way} {height:.3g}" for way, height in zip(own["subset"], own["value"], strict=True)]
+            barrier = f", barrier {', '.join(ways).replace('/all', '')} nats" if ways else ""
+            yield f"{model}: {where}, sharpness {sharpness:.3g} nats{barrier}"
 
 
 class Spectrum(Result):
