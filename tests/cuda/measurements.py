@@ -16,12 +16,22 @@ from gradscope.config import PGD, Budget, Grid
 from gradscope.data.image_set import ImageSet
 from gradscope.distributed.units import Values, Work
 from gradscope.losses import margin_loss
+from gradscope.models.inspection import measuring
 from gradscope.probes.comparison import compare_planes, compare_surroundings
 from gradscope.probes.curvature import input_curvature, weight_curvature, weight_curvature_along
 from gradscope.probes.input_landscape import Planes, adversarial_planes, attack_walk, evaluate_planes
+from gradscope.probes.spectrum import (
+    find_eigenpairs,
+    input_matrix,
+    probe,
+    random_signs,
+    random_unit,
+    weight_matrix,
+)
 from gradscope.probes.trajectory import measure_trajectory
 from gradscope.probes.weight_landscape import Measures, evaluate_plane, filter_normalised_direction
 from gradscope.results.metrics import METRICS
+from gradscope.seeding import generator
 
 #: Radii at which attacks fool some of the images and not all of them.
 EPSILONS = {"l2": 0.7, "linf": 10 / 255}
@@ -104,6 +114,22 @@ def curvature(model: nn.Module, images: ImageSet, device: torch.device) -> Value
     return {name: value.cpu() for name, value in found.items()}
 
 
+def spectrum(model: nn.Module, images: ImageSet, device: torch.device, matrix: str = "hessian") -> Values:
+    """Eigenvalues in the weights and in the image, and what one random vector tells of the weights."""
+    batches = [images.batch(part, device) for part in torch.arange(len(images)).split(len(images) // 2)]
+    size = sum(parameter.numel() for parameter in model.parameters())
+    with measuring(model):
+        product = weight_matrix(model, batches, matrix=matrix)
+        start = random_unit((1, size), 0, "start").to(device)
+        known, _ = find_eigenpairs(product, start, generator(0), count=3, most=30)
+        seen = probe(product, random_signs((1, size), 0, "probe").to(device), generator(1), most=5, known=known)
+        shown, labels = batches[0]
+        bent = input_matrix(model, shown, labels, matrix=matrix)
+        start = random_unit((len(shown), shown[0].numel()), 0, "images").to(device)
+        of_images, _ = find_eigenpairs(bent, start, generator(2), count=2, most=12)
+    return {"weights": known.values, "residuals": known.residuals, "traces": seen.traces, "images": of_images.values}
+
+
 def transferred(models: dict[str, nn.Module], images: ImageSet, examples: Tensor, device: torch.device) -> Transfer:
     """What the models make of ``examples``."""
     return transfer(models, images, {"one": examples}, threat_model(settings("l2")), work=Work(device=device))
@@ -133,6 +159,7 @@ MEASUREMENTS: dict[str, Callable[[nn.Module, ImageSet, torch.device], object]] =
     ),
     "weight landscape": weight_landscape,
     "curvature": curvature,
+    "spectrum": spectrum,
     "transfer": lambda model, images, device: transferred(
         {"one": model}, images, examples_of(model, images, device), device
     ),

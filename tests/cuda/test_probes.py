@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 import gradscope as gs
 from gradscope.probes.similarity import gradient_cosines, relative_curvature
+from gradscope.probes.spectrum import MATRICES
 from gradscope.probes.weight_landscape import filter_normalised_direction
 from gradscope.results.metrics import METRICS
 from tests.cuda.measurements import (
@@ -15,6 +16,7 @@ from tests.cuda.measurements import (
     input_landscape,
     moved,
     planes_of,
+    spectrum,
     trajectory,
     transferred,
     weight_landscape,
@@ -117,6 +119,15 @@ def test_curvatures_are_those_of_the_cpu(model, images, device, to_device):
     expected, found = curvature(model, images, CPU), curvature(to_device(model), images, device)
     for name in ("input", "weight", "along"):
         close(found[name], expected[name], SAME_SLOPE, name)
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_spectra_are_those_of_the_cpu(matrix, model, images, device, to_device):
+    expected, found = (spectrum(of, images, at, matrix) for of, at in ((model, CPU), (to_device(model), device)))
+    for name in ("weights", "traces"):
+        close(found[name], expected[name], SAME_SLOPE, name)
+    close(found["images"][:, 0], expected["images"][:, 0], SAME_SLOPE, "images")
+    assert (found["residuals"] < 2 * expected["residuals"] + 1e-4 * expected["weights"].abs().max()).all()
 
 
 def test_examples_transfer_as_on_the_cpu(model, images, make_network, device, to_device):

@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import pyhessian
 import pytest
 import torch
 from torch import nn
@@ -223,13 +224,13 @@ def test_a_flat_loss_has_a_spectrum_of_zeros():
     assert math.isnan(float(masses(seen.quadrature)[0, 0] / masses(seen.quadrature)[0, 1]))
 
 
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
 def test_pyhessian_finds_the_same(small):
-    """PyHessian's power iteration and Hutchinson, on one batch."""
-    pyhessian = pytest.importorskip("pyhessian")
+    """PyHessian's power iteration and Hutchinson, on one batch; its density needs a `torch.eig` that is gone."""
     model, images, labels = small
     reference = pyhessian.hessian(model, nn.CrossEntropyLoss(), data=(images, labels), cuda=False)
     theirs, _ = reference.eigenvalues(maxIter=500, tol=1e-7, top_n=2)
-    traces = reference.trace(maxIter=200, tol=0)
+    traces = reference.trace(maxIter=200, tol=-math.inf)  # it stops where its running mean is negative
     model.zero_grad(set_to_none=True)
     with measuring(model):
         product = weight_matrix(model, [(images, labels)])
