@@ -20,6 +20,7 @@ _DECADES = 10
 _DECADES_BESIDE_0 = 3
 #: Dashes of the matrices.
 _DASHES: dict[str, Any] = {"hessian": "-", "gauss-newton": (0, (3, 1.5))}
+_NAMES = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix"}
 _SPACES = {"weights": "the mean loss in the weights", "input": "each image's own loss in the image, averaged"}
 
 
@@ -55,7 +56,7 @@ def _density(
     """A panel for each model, all with the same axes."""
     models = list(densities["checkpoint"].unique())
     matrices = list(densities["matrix"].unique())
-    labels = [*matrices, "largest eigenvalues"]
+    labels = [*(_NAMES[matrix] for matrix in matrices), "largest eigenvalues"]
     figure, grid = style.panels((len(models), 1), style.COLUMN, 1.25, labels, sharex=True, sharey=True)
     top = float(densities["density"].max())
     ends = densities.groupby(["checkpoint", "matrix"])["eigenvalue"].agg(["min", "max"]).abs().max(axis=1)
@@ -73,12 +74,9 @@ def _density(
         axes.set_ylabel("density")
     _scale_eigenvalues(grid[-1, 0], float(ends.max()) or 1.0)
     grid[-1, 0].set_xlabel("eigenvalue (nats per squared unit)")
-    handles = [
-        Line2D([], [], color="0.3", linestyle=_DASHES[matrix], label=matrix.replace("gauss-newton", "Gauss-Newton"))
-        for matrix in matrices
-    ]
+    handles = [Line2D([], [], color="0.3", linestyle=_DASHES[matrix], label=_NAMES[matrix]) for matrix in matrices]
     mark = Line2D([], [], color="0.3", linestyle="", marker="|", markersize=7, markeredgewidth=1.2, label=labels[-1])
-    style.place_legend(figure, [*handles, mark], 3)
+    style.place_legend(figure, [*handles, mark], 2)
     return Drawing(name, figure, _density_caption(layer, numbers, densities), tuple(_attacks(densities)))
 
 
@@ -129,7 +127,8 @@ def _density_caption(layer: str, numbers: pd.DataFrame, densities: pd.DataFrame)
     over = "random vectors" if space == "weights" else "images"
     return "; ".join(
         [
-            f"Spectral density of the second derivatives of {_SPACES[space]}{block}, area 1, on a log axis: mean over "
+            f"Spectral density of the {' and the '.join(_NAMES[name] for name in densities['matrix'].unique())} of "
+            f"{_SPACES[space]}{block}, area 1, on a log axis: mean over "
             f"n = {count} {over} (stochastic Lanczos quadrature), each bump as wide as its place is uncertain, and at "
             "least 2 % of its eigenvalue",
             f"band: Student t interval over the {over}, 95 %, at each point",
@@ -169,6 +168,7 @@ def _layers(name: str, matrix: str, rows: pd.DataFrame, table: Mapping[str, Look
             label=look.label,
         )
     axes.set_ylim(len(layers) - 0.5, -0.5)
+    axes.set_ylabel("layer")
     axes.set_yticks(range(len(layers)), [style.shorten(layer) for layer in layers])
     style.as_written(*axes.get_yticklabels())
     axes.grid(visible=False, axis="y")
@@ -184,8 +184,8 @@ def _layers(name: str, matrix: str, rows: pd.DataFrame, table: Mapping[str, Look
     style.place_legend(figure, handles, min(len(handles), 3), handle_length=1.0)
     caption = "; ".join(
         [
-            f"Trace of the {matrix} by layer: the sum of the diagonal entries of each layer's parameters, which add up "
-            "to the trace of all",
+            f"Trace of the {_NAMES[matrix]} by layer: the sum of the diagonal entries of each layer's parameters, which "
+            "add up to the trace of all",
             f"lines: Student t interval over n = {int(rows['n'].max())} random vectors, 95 %",
         ]
     )

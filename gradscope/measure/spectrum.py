@@ -187,19 +187,27 @@ class SpectrumMeasurement(Measurement[SpectrumOptions]):
             product = weight_matrix(model, batches, matrix=matrix, part=part, advanced=counted.one)
             size = sum(parameter.numel() for parameter in model.parameters()) if not layer else part.stop - part.start
             parts = [slice(None)] if layer else list(layers.values())
-            yield (matrix, layer), self._weight_spectrum(model, product, size, parts, kept, f"{name}-{number}")
+            yield (matrix, layer), self._weight_spectrum(model, product, size, layer, parts, kept, f"{name}-{number}")
             counted.all()
 
     def _weight_spectrum(
-        self, model: nn.Module, product: Product, size: int, parts: list[slice], kept: PartialResults, name: str
+        self,
+        model: nn.Module,
+        product: Product,
+        size: int,
+        layer: str,
+        parts: list[slice],
+        kept: PartialResults,
+        name: str,
     ) -> Spectrum:
+        """The eigenvalues, then one random vector after the other, of one block; ``name`` is that of its pieces."""
         options, seed = self.options, self.options.seed
 
         def search() -> Values:
-            start = random_unit((1, size), seed, "eigenvalues", name).to(self.device)
+            start = random_unit((1, size), seed, "eigenvalues", layer).to(self.device)
             with measuring(model):
                 found, _ = find_eigenpairs(
-                    *(product, start, generator(seed, "beyond eigenvalues", name)),
+                    *(product, start, generator(seed, "beyond eigenvalues", layer)),
                     count=options.eigenvalues,
                     most=options.iterations,
                 )
@@ -209,10 +217,10 @@ class SpectrumMeasurement(Measurement[SpectrumOptions]):
         known = Eigenpairs(found["values"], found["residuals"], found["vectors"].to(self.device))
 
         def look(number: int) -> Values:
-            signs = random_signs((1, size), seed, "probe", name, number).to(self.device)
+            signs = random_signs((1, size), seed, "probe", layer, number).to(self.device)
             with measuring(model):
                 seen = probe(
-                    *(product, signs, generator(seed, "beyond probe", name, number)),
+                    *(product, signs, generator(seed, "beyond probe", layer, number)),
                     most=options.iterations,
                     parts=parts,
                     known=known,

@@ -74,7 +74,7 @@ def test_two_matrices_share_a_panel_and_layers_have_a_figure_each():
     assert list(found) == ["spectrum-density", "spectrum-layers-hessian", "spectrum-layers-gauss-newton"]
     assert len(found["spectrum-density"].figure.axes[0].lines) == 4
     assert [text.get_text() for text in found["spectrum-density"].figure.legends[0].get_texts()] == [
-        *("hessian", "Gauss-Newton", "largest eigenvalues")
+        *("Hessian", "Gauss-Newton matrix", "largest eigenvalues")
     ]
 
 

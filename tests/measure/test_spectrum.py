@@ -197,6 +197,11 @@ def test_an_interrupted_run_is_resumed_to_the_same_files(
     assert table(out, SPECTRUM)["epsilon"].eq(1.0).all()
 
 
+def test_a_model_has_the_same_numbers_alone(trained: list[str], tmp_path: Path) -> None:
+    both, alone = (spectra(texts, tmp_path / f"{len(texts)}", iterations=4) for texts in (trained, trained[1:]))
+    pd.testing.assert_series_equal(numbers(both).loc[["rl"]], numbers(alone))
+
+
 def test_batches_only_round(trained: list[str], tmp_path: Path) -> None:
     for space in ("weights", "input"):
         found = [
