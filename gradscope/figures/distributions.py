@@ -21,6 +21,8 @@ _METRICS = (
     *(f"{matrix}-eigenvalue" for matrix in CURVATURE_MATRICES),
 )
 _MOST_VERTICES = 2000
+#: Eigenvalues below this share of the largest are 0, to float32's rounding.
+_ROUNDING = 1e-6
 
 #: A panel's column: what its x axis says about the images, and which of them it shows (None: all).
 _ALL = {"": None}
@@ -128,11 +130,12 @@ def _scale(axes: Axes, metric: str, rows: pd.DataFrame) -> tuple[float, str]:
     if values.empty:
         return 0.0, ""
     low, high = float(values.min()), float(values.max())
-    if metric == "norm" and high > 0:
-        low = float(values[values > 0].min())
+    of_curvature = metric.endswith("-eigenvalue") and low > -_ROUNDING * high  # below 0 by rounding alone
+    if (metric == "norm" or of_curvature) and high > 0:
+        low = max(float(values[values > 0].min()), _ROUNDING * high if of_curvature else 0.0)
         room = max((high / low) ** 0.03, 1.2)
         style.set_log(axes, "x", low / room, high * room)
-        return low / room, "\n0 drawn at the left edge" if (values == 0).any() else ""
+        return low / room, "\n0 drawn at the left edge" if (values < low).any() else ""
     sizes = [float(group.abs().quantile(0.9)) for _, group in _by_line(rows)]
     if metric == "margin" and style.far_apart(sizes):
         style.set_symlog(axes, "x", [*sizes, max(-low, high)])

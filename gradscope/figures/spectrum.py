@@ -184,8 +184,8 @@ def _layers(name: str, matrix: str, rows: pd.DataFrame, table: Mapping[str, Look
     style.place_legend(figure, handles, min(len(handles), 3), handle_length=1.0)
     caption = "; ".join(
         [
-            f"Trace of the {_NAMES[matrix]} by layer: the sum of the diagonal entries of each layer's parameters, which "
-            "add up to the trace of all",
+            f"Trace of the {_NAMES[matrix]} by layer: the sum of the diagonal entries of each layer's parameters; "
+            "together they are the trace of all",
             f"lines: Student t interval over n = {int(rows['n'].max())} random vectors, 95 %",
         ]
     )

@@ -62,8 +62,8 @@ LABELS: dict[str, str] = {
     "dispersion": "gradient dispersion",
     "fosc": "distance from convergence (FOSC)",
     "path-variance": "gradient variance along the path",
-    "hessian-eigenvalue": "largest Hessian eigenvalue in the image",
-    "gauss-newton-eigenvalue": "largest Gauss-Newton eigenvalue in the image",
+    "hessian-eigenvalue": "Hessian eigenvalue",
+    "gauss-newton-eigenvalue": "Gauss-Newton eigenvalue",
 }
 
 #: Tables of a font that lay out text. In a PDF each letter has its place already, so no reader uses them.
