@@ -11,11 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from gradscope.figures import style
 from gradscope.figures.style import Drawing
 
-#: How each metric of the upper panel is drawn.
-_SHARPNESS: dict[str, tuple[str, dict[str, Any]]] = {
-    "eigenvalue": ("largest eigenvalue", {"color": "black", "marker": "o"}),
-    "trace": ("trace", {"color": "#CC79A7", "marker": "s", "linestyle": (0, (4, 1.5))}),
-}
+#: The metrics that have a panel of their own, as they are called there.
+_SHARPNESS = {"eigenvalue": "largest\neigenvalue", "trace": "trace"}
 #: How accuracies are drawn: clean, under the attack.
 _ACCURACY: tuple[dict[str, Any], ...] = (
     {"color": "#009E73", "marker": "o"},
@@ -29,22 +26,16 @@ def draw_epochs(rows: pd.DataFrame) -> Drawing:
     Call it inside :func:`gradscope.figures.style.paper`.
     """
     attacks = [str(name) for name in rows["attack"].unique() if name != "none"]
-    under = [f"accuracy under {name}" for name in attacks]
-    labels = [*(label for label, _ in _SHARPNESS.values()), "clean accuracy", *under]
-    figure, grid = style.panels((2, 1), style.COLUMN, 1.45, labels, sharex=True)
-    above, below = grid[:, 0]
-    handles = []
-    sizes = []
-    for metric, (label, look) in _SHARPNESS.items():
-        own = rows[rows["metric"] == metric].sort_values("epoch")
-        _draw(above, own, look)
-        sizes += own["value"].abs().tolist()
-        handles.append(Line2D([], [], label=label, **look))
-    above.set_ylabel("sharpness\n(nats per squared unit)")
-    if style.far_apart(sizes, 10):
-        style.set_symlog(above, "y", sizes)
+    labels = ["clean", *(f"under {name}" for name in attacks)]
+    figure, grid = style.panels((3, 1), style.COLUMN, 1.1, labels, sharex=True)
+    *above, below = grid[:, 0]
+    for axes, (metric, name) in zip(above, _SHARPNESS.items(), strict=True):
+        _draw(axes, rows[rows["metric"] == metric].sort_values("epoch"), {"color": "black", "marker": "o"})
+        axes.set_ylabel(name)
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     accuracy = rows[rows["metric"] == "accuracy"]
-    for name, label, look in zip(["none", *attacks], ["clean accuracy", *under], _ACCURACY, strict=False):
+    handles = []
+    for name, label, look in zip(["none", *attacks], labels, _ACCURACY, strict=False):
         _draw(below, accuracy[accuracy["attack"] == name].sort_values("epoch"), look)
         handles.append(Line2D([], [], label=label, **look))
     below.set_ylim(-0.02, 1.02)
@@ -69,8 +60,8 @@ def _caption(rows: pd.DataFrame) -> str:
     return "; ".join(
         [
             f"Along the training of {name}, at the weights after each epoch, on the same n = {count} test images: "
-            "above, the largest eigenvalue of the Hessian of their mean loss, and its trace; below, the share of them "
-            "that is right",
+            "the largest eigenvalue of the Hessian of their mean loss and its trace, nats per squared unit; below, the share "
+            "of them that is right",
             f"bands, 95 %: of the trace Student t over {vectors} random vectors, of accuracies Wilson over the images",
         ]
     )
