@@ -60,8 +60,8 @@ def _caption(rows: pd.DataFrame) -> str:
     return "; ".join(
         [
             f"Along the training of {name}, at the weights after each epoch, on the same n = {count} test images: "
-            "the largest eigenvalue of the Hessian of their mean loss and its trace, nats per squared unit; below, the share "
-            "of them that is right",
+            "the largest eigenvalue of the Hessian of their mean loss and its trace, nats per squared unit; below, the "
+            "share of them that is right",
             f"bands, 95 %: of the trace Student t over {vectors} random vectors, of accuracies Wilson over the images",
         ]
     )
