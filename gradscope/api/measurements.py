@@ -114,9 +114,11 @@ def landscape(model: Models, x: Any = None, y: Any = None, **options: Any) -> La
 def spectrum(model: Models, x: Any = None, y: Any = None, **options: Any) -> Spectrum:
     """Measure the curvature of the loss in the weights (or in each image, ``space="input"``): its whole spectrum.
 
-    The matrix is the Hessian of the mean loss, or the Gauss-Newton matrix. Lanczos's method gives the eigenvalues of
-    largest size with their residuals; random vectors give the trace (Hutchinson 1989) and the spectral density
-    (stochastic Lanczos quadrature; Ghorbani et al. 2019), each with its error. Memory does not grow with their number.
+    The matrix H is the Hessian of the mean cross-entropy in all parameters, or the Gauss-Newton matrix J' L J.
+    Lanczos's method gives the eigenvalues of largest size with their residuals. Random vectors v of signs give the
+    trace, ``E[v' H v]`` (Hutchinson 1989), and the spectral density, the mean of ``sum of w_i delta(theta_i)`` over
+    Lanczos's Gauss quadratures (Ubaru, Chen and Saad 2017; Ghorbani et al. 2019), each with its error. Memory does not
+    grow with their number.
 
     Returns
     -------

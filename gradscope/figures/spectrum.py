@@ -21,7 +21,10 @@ _DECADES_BESIDE_0 = 3
 #: Dashes of the matrices.
 _DASHES: dict[str, Any] = {"hessian": "-", "gauss-newton": (0, (3, 1.5))}
 _NAMES = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix"}
-_SPACES = {"weights": "the mean loss in the weights", "input": "each image's own loss in the image, averaged"}
+_SPACES = {
+    "weights": "the mean cross-entropy in the weights",
+    "input": "each image's own cross-entropy in the image, averaged",
+}
 
 
 def draw_spectra(numbers: pd.DataFrame, eigenvalues: pd.DataFrame, densities: pd.DataFrame) -> Iterator[Drawing]:
@@ -66,8 +69,9 @@ def _density(
         for matrix, line in own.groupby("matrix", sort=False):
             _draw_density(axes, line, look, _DASHES[str(matrix)], top)
         for matrix, values in eigenvalues[eigenvalues["checkpoint"] == model].groupby("matrix", sort=False):
-            ticks = values.groupby("rank")["value"].mean()
-            _draw_ticks(axes, ticks.to_numpy(), look, matrices.index(matrix))
+            by_image = bool(values["index"].notna().any())
+            shown = values[values["rank"] == 1] if by_image else values  # of each image the largest
+            _draw_ticks(axes, shown["value"].to_numpy(dtype=np.float64), matrices.index(matrix))
         axes.set_title(_title(look, numbers[numbers["checkpoint"] == model]), fontsize=7.0, loc="left", pad=3)
         axes.set_yscale("log")
         axes.set_ylim(top * 10.0**-_DECADES, top * 3)
@@ -75,7 +79,7 @@ def _density(
     _scale_eigenvalues(grid[-1, 0], float(ends.max()) or 1.0)
     grid[-1, 0].set_xlabel("eigenvalue (nats per squared unit)")
     handles = [Line2D([], [], color="0.3", linestyle=_DASHES[matrix], label=_NAMES[matrix]) for matrix in matrices]
-    mark = Line2D([], [], color="0.3", linestyle="", marker="|", markersize=7, markeredgewidth=1.2, label=labels[-1])
+    mark = Line2D([], [], color="black", linestyle="", marker="|", markersize=7, markeredgewidth=1.2, label=labels[-1])
     style.place_legend(figure, [*handles, mark], 2)
     return Drawing(name, figure, _density_caption(layer, numbers, densities), tuple(_attacks(densities)))
 
@@ -97,15 +101,15 @@ def _draw_density(axes: Axes, line: pd.DataFrame, look: Look, dash: Any, top: fl
     axes.plot(x, mean, color=look.colour, linestyle=dash, linewidth=1.1, zorder=2.5)
 
 
-def _draw_ticks(axes: Axes, values: "np.ndarray[tuple[int], np.dtype[np.float64]]", look: Look, place: int) -> None:
+def _draw_ticks(axes: Axes, values: "np.ndarray[tuple[int], np.dtype[np.float64]]", place: int) -> None:
     """The eigenvalues as ticks on the lower edge, those of a second matrix above those of the first."""
     axes.plot(
         *(values, np.full(len(values), 0.05 + 0.1 * place)),
         linestyle="",
         marker="|",
         markersize=7,
-        markeredgewidth=1.2,
-        color=look.colour,
+        markeredgewidth=1.0,
+        color=("black", "0.5")[place % 2],
         transform=axes.get_xaxis_transform(),
         zorder=3,
     )
@@ -132,9 +136,12 @@ def _density_caption(layer: str, numbers: pd.DataFrame, densities: pd.DataFrame)
             f"n = {count} {over} (stochastic Lanczos quadrature), each bump as wide as its place is uncertain, and at "
             "least 2 % of its eigenvalue",
             f"band: Student t interval over the {over}, 95 %, at each point",
-            "ticks: the eigenvalues of largest size" + ("" if space == "weights" else ", mean over the images by rank"),
+            "ticks: the eigenvalues of largest size"
+            if space == "weights"
+            else "ticks: each image's largest eigenvalue",
+            "what lies around 0 is not resolved, and narrower with more iterations",
             "all panels have the same axes",
-            "trace: Hutchinson's estimate with its standard error",
+            f"trace{', of the first matrix,' if len(numbers['matrix'].unique()) > 1 else ''} with its standard error",
             "negative mass: share of the negative eigenvalues in the sum of the sizes of all",
         ]
     )
@@ -184,8 +191,8 @@ def _layers(name: str, matrix: str, rows: pd.DataFrame, table: Mapping[str, Look
     style.place_legend(figure, handles, min(len(handles), 3), handle_length=1.0)
     caption = "; ".join(
         [
-            f"Trace of the {_NAMES[matrix]} by layer: the sum of the diagonal entries of each layer's parameters; "
-            "together they are the trace of all",
+            f"Trace of the {_NAMES[matrix]} by layer: the sum of the diagonal entries of each layer's parameters; they "
+            "add up to the trace of all but for noise",
             f"lines: Student t interval over n = {int(rows['n'].max())} random vectors, 95 %",
         ]
     )

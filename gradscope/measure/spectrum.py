@@ -350,7 +350,7 @@ class _Rows:
 
     def _of_images(self, identity: Row, spectrum: Spectrum) -> Iterator[Row]:
         flat = (spectrum.values.abs() <= spectrum.residuals).all(dim=1)
-        for metric, values in (("eigenvalue", spectrum.values), ("residual", spectrum.residuals)):
+        for metric, values in (("eigenvalue", spectrum.values.abs()), ("residual", spectrum.residuals)):
             yield _mean_row(identity, metric, values[:, 0])
         yield _mean_row(identity, "trace", spectrum.traces.sum(dim=2).mean(dim=0))
         yield _negative_mass(identity, torch.stack([masses(one) for one in spectrum.quadratures]).mean(dim=0))
@@ -369,13 +369,15 @@ class _Rows:
                     yield identity | index | {"rank": rank, "value": value, "residual": residual}
 
     def samples(self) -> Iterator[Row]:
-        """Rows of SAMPLES: of each image the eigenvalue of largest size, and the trace."""
+        """Rows of SAMPLES: of each image the size of the largest eigenvalue, 0 where it is rounding, and the trace."""
         labels = self.of.images.images.labels.tolist()
         point = "final" if self.of.options.adversarial else "clean"
         for identity, spectrum in self._matrices():
             known = {key: value for key, value in identity.items() if key in self.identity}
             traces = spectrum.traces.sum(dim=2).mean(dim=0)
-            for metric, values in (("eigenvalue", spectrum.values[:, 0]), ("trace", traces)):
+            largest = spectrum.values[:, 0].abs()
+            largest = torch.where(largest > spectrum.residuals[:, 0], largest, 0.0)
+            for metric, values in (("eigenvalue", largest), ("trace", traces)):
                 of = {"metric": f"{identity['matrix']}-{metric}", "unit": SPECTRUM_METRICS[metric].unit, "point": point}
                 for index, label, value in zip(self.of.images.numbers.tolist(), labels, values.tolist(), strict=True):
                     yield known | of | {"index": index, "label": label, "value": value}

@@ -111,7 +111,8 @@ def barriers(identity: Row, way: str, axis: Tensor, found: Mapping[str, Tensor],
                 sums = sign * found[prefix + name][:, 0]
                 values = (measures.mean(sums), measures.leave_one_out(sums))
                 height, others = (barrier(axis.numpy(), one.numpy())[0] for one in values)
-                known = math.isfinite(height) and bool(np.isfinite(others).all())
+                # A height of 0 is that of the ends: the jackknife of a maximum says nothing there.
+                known = math.isfinite(height) and bool(np.isfinite(others).all()) and height > 0
                 interval = jackknife_interval(float(height), others.tolist()) if known else None
                 named = f"{prefix}{metric}-barrier".replace("_", "-")
                 yield summary_row(identity | ball, named, f"{way}/all", float(height), interval, measures.count)

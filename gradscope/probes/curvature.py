@@ -1,10 +1,12 @@
 """Curvature of the loss: the Hessian eigenvalue of largest size, by power iteration on Hessian-vector products."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradscope.functional import flatten, norm_and_unit
 from gradscope.losses import Loss, cross_entropy
@@ -12,6 +14,13 @@ from gradscope.models.inspection import call_with, measuring
 from gradscope.seeding import generator
 
 HessianProduct = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Compute attention inside with the one kernel of torch's whose backward pass has a derivative itself."""
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ def input_curvature(
 
     ``images`` ``(N, C, H, W)``; ``numbers`` ``(N,)`` name them, for their random start. The model is left as found.
     """
-    with measuring(model), torch.enable_grad():
+    with measuring(model), twice_differentiable():
         point = images.detach().requires_grad_(True)
         (slope,) = torch.autograd.grad(loss(model(point), labels).sum(), point, create_graph=True)
 
@@ -123,7 +132,7 @@ def _weight_product(model: nn.Module, images: Tensor, labels: Tensor, vector: Te
     """``H v`` of the mean loss over a batch in all parameters, ``(D,)``; the graph is built on copies of them."""
     copies = {name: parameter.detach().clone().requires_grad_(True) for name, parameter in model.named_parameters()}
     points = list(copies.values())
-    with torch.enable_grad():
+    with twice_differentiable():
         mean = loss(call_with(model, copies, images), labels).mean()
         return torch.cat([part.flatten() for part in hessian_product(mean, points, vector)])
 
@@ -160,7 +169,7 @@ def local_nonlinearity(
     as :class:`gradscope.attacks.threat.ThreatModel` has them; ``start`` is where the ascent begins, for at the image
     itself the gap is flat. The largest gap of all points seen is returned: a lower bound of the maximum.
     """
-    with measuring(model), torch.enable_grad():
+    with measuring(model), twice_differentiable():
         centre = images.detach().requires_grad_(True)
         plain = loss(model(centre), labels)
         (slope,) = torch.autograd.grad(plain.sum(), centre)

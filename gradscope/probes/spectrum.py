@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradscope.functional import norm_and_unit
 from gradscope.losses import Loss, cross_entropy
 from gradscope.models.inspection import call_with
-from gradscope.probes.curvature import hessian_product
+from gradscope.probes.curvature import hessian_product, twice_differentiable
 from gradscope.probes.lanczos import Eigenpairs, Krylov, Product, Quadrature
 from gradscope.seeding import generator
 
@@ -97,7 +97,7 @@ def weight_matrix(
         total = torch.zeros_like(vectors[0])
         for images, labels in batches:
             copies = {name: value.detach().clone().requires_grad_(True) for name, value in chosen.items()}
-            with torch.enable_grad():
+            with twice_differentiable():
                 logits = call_with(model, copies | rest, images)
                 value = loss(logits, labels).mean()
                 parts = multiply(value, logits, list(copies.values()), vectors[0])
@@ -125,7 +125,7 @@ def loss_slope(model: nn.Module, images: Tensor, labels: Tensor, *, of_weights: 
     copies = {name: value.detach().clone().requires_grad_(of_weights) for name, value in model.named_parameters()}
     shown = images.detach().requires_grad_(not of_weights)
     points = list(copies.values()) if of_weights else [shown]
-    with torch.enable_grad():
+    with twice_differentiable():
         value = cross_entropy(call_with(model, copies, shown), labels).mean()
         slopes = torch.autograd.grad(value, points, create_graph=True, allow_unused=True, materialize_grads=True)
         return torch.cat([one.flatten() for one in slopes])
@@ -142,7 +142,7 @@ def input_matrix(
 
     def product(vectors: Tensor) -> Tensor:
         point = images.detach().requires_grad_(True)
-        with torch.enable_grad():
+        with twice_differentiable():
             logits = model(point)
             # One image's loss does not depend on another, so the product of all together is each one's own.
             (found,) = multiply(loss(logits, labels).sum(), logits, [point], vectors.flatten())

@@ -103,7 +103,9 @@ def principal_directions(
     values, vectors = np.linalg.eigh(gram) if len(steps) > 1 else (np.zeros(2), np.zeros((2, 2)))
     largest = values[[-1, -2]]
     if largest[1] <= 1e-10 * largest[0] or largest[0] == 0:
-        raise GradscopeError(f"epochs must span a plane, these {len(steps)} lie on one line")
+        raise GradscopeError(
+            f"epochs must hold weights that span a plane, of three epochs or more, got {len(steps)} on one line"
+        )
     weights = vectors[:, [-1, -2]] / np.sqrt(largest)
     # An eigenvector's sign is arbitrary: the earliest state is on the positive side.
     weights *= np.where((gram @ weights)[0] < 0, -1, 1)

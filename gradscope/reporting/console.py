@@ -89,31 +89,54 @@ def landscape_lines(results: Path) -> str:
     return "\n".join(lines)
 
 
-#: Eigenvalues that a line has room for.
-_MOST_EIGENVALUES = 6
+#: Eigenvalues that a line has room for, and the residual beside an eigenvalue from which on it has not converged.
+_MOST_EIGENVALUES, _CONVERGED = 6, 0.01
 
 
 def spectrum_lines(results: Path) -> str:
-    """A line for each checkpoint, matrix, layer and number of a spectrum; then the eigenvalues of largest size."""
+    """For each checkpoint, matrix and layer its numbers, its eigenvalues of largest size, and its trace by layer."""
     numbers, values = (
         read_table(results / table.file, table).fillna({"layer": ""}) for table in (SPECTRUM, EIGENVALUES)
     )
-    by_image = values["index"].notna().any()
-    lines = []
-    for row in numbers.to_dict("records"):
-        name = f"{row['matrix']} {row['metric']}"
-        interval = "" if pd.isna(row["ci_low"]) else f" [{row['ci_low']:.4g}, {row['ci_high']:.4g}]"
-        error = "" if pd.isna(row["error"]) else f" ± {row['error']:.2g}"
-        counted = f"  n = {row['n']}  {row['unit'].strip('-')}".rstrip()
-        lines.append(
-            f"{row['checkpoint']:16} {name:26} {row['layer']:12} {row['value']:11.4g}{error}{interval}{counted}"
-        )
+    lines: list[str] = []
     for (checkpoint, matrix, layer), own in values.groupby(["checkpoint", "matrix", "layer"], sort=False):
-        shown = own.groupby("rank")[["value", "residual"]].mean().head(_MOST_EIGENVALUES)
-        said = ", ".join(f"{value:.4g} ± {residual:.1g}" for value, residual in shown.to_numpy())
-        mean = "means of " if by_image else ""
-        lines.append(f"{checkpoint:16} {matrix} {layer} {mean}eigenvalues, largest first, with residuals: {said}")
+        mine = numbers[(numbers["checkpoint"] == checkpoint) & (numbers["matrix"] == matrix)]
+        at = {row["metric"]: row for row in mine[mine["layer"] == layer].to_dict("records")}
+        by_image = bool(own["index"].notna().any())
+        n = at["trace"]["n"]
+        over = f"mean over {n} images" if by_image else f"{n} random vectors"
+        where = f" of layer {layer}" if layer else ""
+        lines.append(f"{checkpoint:16} {matrix}{where}, {over}")
+        lines += [f"{'':16}   {said}" for said in _of_spectrum(at, own, by_image=by_image)]
+        traces = mine[(mine["metric"] == "trace") & (mine["layer"] != "")].to_dict("records")
+        if traces and not layer:
+            said = ", ".join(f"{row['layer']} {row['value']:.4g} ± {row['error']:.2g}" for row in traces)
+            lines.append(f"{'':16}   trace by layer: {said}")
     return "\n".join(lines)
+
+
+def _of_spectrum(at: Mapping[str, Mapping[Any, Any]], values: pd.DataFrame, *, by_image: bool) -> Iterator[str]:
+    trace, negative = at["trace"], at["negative-mass"]
+    yield f"trace {trace['value']:.4g} ± {trace['error']:.2g} [{trace['ci_low']:.4g}, {trace['ci_high']:.4g}]"
+    if not pd.isna(negative["value"]):
+        yield f"negative mass {_share(negative).rpartition('  n =')[0].strip()}"
+    if by_image:
+        largest = at["eigenvalue"]
+        interval = f"[{largest['ci_low']:.4g}, {largest['ci_high']:.4g}]"
+        yield f"size of the largest eigenvalue {largest['value']:.4g} {interval}"
+        if at["flat"]["value"]:
+            yield f"flat on {_percent(at['flat']['value'])} of the images: their matrix is 0, or rounding"
+        return
+    shown = values.head(_MOST_EIGENVALUES)
+    said = ", ".join(f"{row.value:.4g} ({row.residual:.1g})" for row in shown.itertuples())
+    more = f", and {len(values) - len(shown)} more" if len(values) > len(shown) else ""
+    yield f"eigenvalues of largest size, in parentheses their residuals: {said}{more}"
+    close = int((values["residual"] <= _CONVERGED * values["value"].abs()).sum())
+    if close < len(values):
+        yield (
+            f"caution: {close} of {len(values)} eigenvalues have a residual below 1 %; others may be missing among "
+            "them; --iterations takes more products"
+        )
 
 
 def attack_lines(results: Path) -> str:

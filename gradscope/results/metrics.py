@@ -120,7 +120,9 @@ CURVATURE_MATRICES: dict[str, str] = {
 
 #: What `spectrum` reports of each matrix, in input space as means over the images.
 SPECTRUM_METRICS: dict[str, Metric] = {
-    "eigenvalue": Metric("nats per squared unit", "eigenvalue of largest size, of either sign"),
+    "eigenvalue": Metric(
+        "nats per squared unit", "eigenvalue of largest size, of either sign; in input space the mean of the sizes"
+    ),
     "residual": Metric("nats per squared unit", "|H u - eigenvalue u| of Lanczos's unit vector u, and rounding", 0),
     "trace": Metric("nats per squared unit", "sum of all eigenvalues (Hutchinson 1989, less what the known ones add)"),
     "negative-mass": Metric("-", "share of the negative eigenvalues in the sum of the sizes of all", 0, 1),

@@ -69,6 +69,13 @@ def test_the_line_and_its_ticks_are_the_numbers_of_the_tables():
     np.testing.assert_allclose(ticks.get_xdata(), [100.0, -50.0, 100 / 3])
 
 
+def test_of_images_the_largest_are_ticks():
+    numbers, values, densities = tables(layers=(), space="input")
+    values = pd.concat([values.assign(index=number, value=values["value"] * number) for number in (1, 2)])
+    axes = drawn(numbers, values, densities)["spectrum-density"].figure.axes[0]
+    np.testing.assert_allclose(axes.lines[1].get_xdata(), [100.0, 200.0])
+
+
 def test_two_matrices_share_a_panel_and_layers_have_a_figure_each():
     found = drawn(matrices=("hessian", "gauss-newton"))
     assert list(found) == ["spectrum-density", "spectrum-layers-hessian", "spectrum-layers-gauss-newton"]

@@ -359,7 +359,7 @@ def test_what_is_refused_around_weights(trained: list[str], tmp_path: Path) -> N
         ({"towards": trained[1], "epochs": str(folder)}, "towards must be left out beside `epochs`"),
         ({"epochs": str(tmp_path / "none")}, "epochs must be a folder of checkpoints"),
         ({"epochs": str(folder), "line": True}, "epochs must be left out beside `line`"),
-        ({"epochs": str(single)}, "epochs must span a plane, these 1 lie on one line"),
+        ({"epochs": str(single)}, "epochs must hold weights that span a plane, of three epochs or more, got 1 on"),
         ({"images": 400}, "images must be 1 to 359.* got 400"),
     ):
         with pytest.raises(GradscopeError, match=message):

@@ -16,7 +16,7 @@ from gradscope.errors import GradscopeError
 from gradscope.measure import spectrum
 from gradscope.models import checkpoint as checkpoints
 from gradscope.models.inspection import laid_out
-from gradscope.results.schemas import DENSITY, EIGENVALUES, SPECTRUM, Table
+from gradscope.results.schemas import DENSITY, EIGENVALUES, SAMPLES, SPECTRUM, Table
 from gradscope.results.tables import read_table
 from gradscope.seeding import generator
 from tests.measure.requests import measured
@@ -63,6 +63,27 @@ def bare():
         def forward(self, images):
             return images.flatten(1)[:, :10] ** 2
     return Pixels()
+
+
+class Attending(nn.Module):
+    """A patch is a token."""
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention, self.last = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 10)
+
+    def forward(self, images):
+        tokens = images.flatten(1, 2)
+        return self.last(self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(dim=1))
+
+
+def attending():
+    return Attending()
+
+
+def smooth():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 10, bias=False))
 
 
 def frozen():
@@ -234,6 +255,21 @@ def test_images_that_a_model_rounds_are_counted_as_flat(tmp_path: Path) -> None:
     assert np.isnan(found["negative-mass"])
 
 
+def test_attention_is_differentiated_twice(tmp_path: Path) -> None:
+    for space in ("weights", "input"):
+        assert numbers(foreign("attending", tmp_path / space, space=space, images=4))["curved:attending"].any()
+
+
+def test_eigenvalues_of_images_do_not_cancel_by_their_signs(tmp_path: Path) -> None:
+    out = foreign("smooth", tmp_path / "out", space="input", iterations=64, eigenvalues=4)
+    first = rows_of(table(out, EIGENVALUES).astype({"rank": str}), rank="1")["value"]
+    assert (first < 0).any()
+    assert (first > 0).any()
+    assert numbers(out)["curved:smooth", "hessian", "", "eigenvalue"] == pytest.approx(first.abs().mean())
+    samples = read_table(out / SAMPLES.file, SAMPLES)
+    assert samples[samples["metric"] == "hessian-eigenvalue"]["value"].tolist() == pytest.approx(first.abs().tolist())
+
+
 def test_frozen_parameters_count_like_others(tmp_path: Path) -> None:
     assert numbers(foreign("frozen", tmp_path / "out"))["curved:frozen", "hessian", "", "trace"] > 0
 
@@ -250,6 +286,8 @@ def test_frozen_parameters_count_like_others(tmp_path: Path) -> None:
         ("single", {"iterations": 10_000, "eigenvalues": 900}, None),
         ("single", {"layers": True, "space": "input"}, "layers must be left out in input space, got True"),
         ("single", {"steps": 3}, "steps must be left out without `adversarial`"),
+        ("single", {"norm": "linf"}, "norm must be left out without `adversarial`"),
+        ("single", {"attack": "pgd-paper"}, "attack must be left out without `adversarial`"),
         ("single", {"matrix": "fisher"}, "matrix: 'fisher' is unknown; known: gauss-newton, hessian"),
         ("single", {"probes": 1}, "probes must be at least 2, got 1"),
         ("single", {"images": 360}, "images must be 1 to 359"),

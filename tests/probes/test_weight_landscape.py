@@ -169,7 +169,7 @@ def test_principal_directions_span_the_epochs(convolutional):
     for key, parameter in again.named_parameters():
         torch.testing.assert_close(parameter.detach(), states[0][key], rtol=1e-3, atol=1e-4)
     for few in (states[:1], [states[0], moved(convolutional, first, second, 6.0, 1.0).state_dict()]):
-        with pytest.raises(GradscopeError, match=r"epochs must span .* lie on one line"):
+        with pytest.raises(GradscopeError, match=r"epochs must hold weights that span a plane, .* on one line"):
             principal_directions(convolutional, few)
 
 

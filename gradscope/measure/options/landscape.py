@@ -199,7 +199,7 @@ class LandscapeOptions(GradientAttack):
             raise GradscopeError("align must be left out without `towards`, whose units it permutes", argument="align")
         if self.curve is not None and (self.towards is None or not self.line):
             raise GradscopeError(
-                f"curve must be left out without `towards` and `line`, beside which it is drawn, got {self.curve!r}",
+                f"curve must be given with `towards` and `line`, beside which it is drawn, got {self.curve!r} alone",
                 argument="curve",
             )
         if self.curve is None and self.curve_updates != type(self).model_fields["curve_updates"].default:

@@ -77,7 +77,9 @@ class SpectrumOptions(GradientAttack):
         if self.space == "input" and self.layers:
             raise GradscopeError("layers must be left out in input space, got True", argument="layers")
         if not self.adversarial:
-            for name in [name for name in self.changes() if name != "norm"]:
+            usual = {name: type(self).model_fields[name].default for name in ("norm", "attack")}
+            given = [name for name, value in usual.items() if getattr(self, name) != value]
+            for name in [*given, *(name for name in self.changes() if name != "norm")]:
                 raise GradscopeError(f"{name} must be left out without `adversarial`", argument=name)
         self.resolved()
         return self

@@ -68,6 +68,17 @@ class Spectrum(Result):
         return found.reshape(-1, int(rows["rank"].max())) if rows["index"].notna().any() else found
 
     @property
+    def residuals(self) -> NDArray[np.float64]:
+        """How near an eigenvalue is to each of :attr:`eigenvalues`, in their shape."""
+        rows = self._whole("residuals", "eigenvalues")
+        return rows["residual"].to_numpy(dtype=np.float64).reshape(self.eigenvalues.shape)
+
+    @property
+    def negative_mass(self) -> float:
+        """The share of the negative eigenvalues in the sum of the sizes of all."""
+        return self._number("negative_mass", "negative-mass", "value")
+
+    @property
     def trace(self) -> float:
         """The sum of all eigenvalues; in input space its mean over the images."""
         return self._number("trace", "trace", "value")
