@@ -233,7 +233,7 @@ BAD = {
     "alignment with nothing": (WEIGHTS + "--align", ["--align must be left out without --towards"]),
     "curve of a plane": (
         WEIGHTS + "--towards {world}/rl.pt --curve bezier",
-        ["--curve must be left out without --towards and --line"],
+        ["--curve must be given with --towards and --line"],
     ),
     "attack that is not made": (WEIGHTS + "--epsilon 0.5", ["--epsilon", "adversarial"]),
     "metric without a factory": (
