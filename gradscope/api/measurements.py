@@ -139,11 +139,11 @@ def spectrum(model: Models, x: Any = None, y: Any = None, **options: Any) -> Spe
     >>> x = torch.tensor([0.9, 0.2] * 8 + [0.2, 0.7] * 8).reshape(16, 1, 1, 2)
     >>> y = x.flatten(1).argmax(dim=1)
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 2, bias=False)).eval()
-    >>> torch.nn.init.zeros_(model[1].weight)[0].tolist()
-    [0.0, 0.0]
-    >>> found = gs.spectrum({"zero": model}, x, y, eigenvalues=4)
-    >>> [round(float(value), 4) for value in found.eigenvalues[:2]]  # of x x', averaged, times (1/4 [1 -1])' [1 -1]
-    [0.4875, 0.2025]
+    >>> torch.nn.init.eye_(model[1].weight)[0].tolist()
+    [1.0, 0.0]
+    >>> found = gs.spectrum({"pixels": model}, x, y, eigenvalues=4)
+    >>> [round(float(value), 3) for value in found.eigenvalues[:2]]  # of the mean of 2 p (1 - p) x x'
+    [0.236, 0.077]
 
     """
     return cast(Spectrum, measure(SpectrumOptions, model, x, y, options))

@@ -151,7 +151,11 @@ class SpectrumMeasurement(Measurement[SpectrumOptions]):
                 tables = {SPECTRUM: rows.numbers, EIGENVALUES: rows.eigenvalues, DENSITY: rows.densities}
                 if self.options.space == "input":
                     tables[SAMPLES] = rows.samples
-                yield Part(position, tables, {"seconds": time.perf_counter() - started})
+                facts: Row = {"seconds": time.perf_counter() - started}
+                if self.options.space == "weights":
+                    frozen = (value.numel() for value in subject.model.parameters() if not value.requires_grad)
+                    facts["frozen_parameters"] = sum(frozen)
+                yield Part(position, tables, facts)
 
     @property
     def _products(self) -> int:

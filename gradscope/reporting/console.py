@@ -91,6 +91,7 @@ def landscape_lines(results: Path) -> str:
 
 #: Eigenvalues that a line has room for, and the residual beside an eigenvalue from which on it has not converged.
 _MOST_EIGENVALUES, _CONVERGED = 6, 0.01
+_FLAT = "the matrix is 0, or rounding, as where float32 saturates the softmax or the model rounds"
 
 
 def spectrum_lines(results: Path) -> str:
@@ -112,6 +113,9 @@ def spectrum_lines(results: Path) -> str:
         if traces and not layer:
             said = ", ".join(f"{row['layer']} {row['value']:.4g} ± {row['error']:.2g}" for row in traces)
             lines.append(f"{'':16}   trace by layer: {said}")
+    for entry in read_manifest(results / MANIFEST)[1]["checkpoints"]:
+        if frozen := entry.get("frozen_parameters"):
+            lines.append(f"{entry['label']}: {frozen:,} of its parameters are frozen, and count like the others")
     return "\n".join(lines)
 
 
@@ -125,8 +129,10 @@ def _of_spectrum(at: Mapping[str, Mapping[Any, Any]], values: pd.DataFrame, *, b
         interval = f"[{largest['ci_low']:.4g}, {largest['ci_high']:.4g}]"
         yield f"size of the largest eigenvalue {largest['value']:.4g} {interval}"
         if at["flat"]["value"]:
-            yield f"flat on {_percent(at['flat']['value'])} of the images: their matrix is 0, or rounding"
+            yield f"caution: flat on {_percent(at['flat']['value'])} of the images: {_FLAT}"
         return
+    if (values["value"].abs() <= values["residual"]).all():
+        yield f"caution: flat: {_FLAT}"
     shown = values.head(_MOST_EIGENVALUES)
     said = ", ".join(f"{row.value:.4g} ({row.residual:.1g})" for row in shown.itertuples())
     more = f", and {len(values) - len(shown)} more" if len(values) > len(shown) else ""

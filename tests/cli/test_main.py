@@ -173,7 +173,7 @@ def test_a_command_that_sigterm_ends_says_so_and_resumes(tmp_path: Path, world: 
 def test_a_command_that_cannot_be_resumed_does_not_offer_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Callable[..., Any]
 ) -> None:
-    def interrupted(directory: Path) -> None:
+    def interrupted(directory: Path, **options: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("gradscope.figures.draw.draw", interrupted)

@@ -332,6 +332,7 @@ def test_the_command_starts_the_processes_itself(
     assert (out / "figures").is_dir()
 
 
+@pytest.mark.slow
 def test_fabric_run_starts_the_processes_too(tmp_path: Path) -> None:
     start = [Path(sys.executable).with_name("fabric"), "run", "--accelerator", "cpu", "--devices", "2"]
     command = [

@@ -161,6 +161,7 @@ def test_a_training_that_sigterm_ends_says_so(tmp_path: Path, monkeypatch: pytes
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.slow
 def test_fabric_announces_nothing(tmp_path: Path) -> None:
     """Neither a precision nor processes; in a process of its own, for loading Fabric lets it speak."""
     options = ["--epochs", "1", "--train-samples", "200", "--precision", "bf16", "--devices", "2"]

@@ -16,6 +16,7 @@ from gradscope.errors import GradscopeError
 from gradscope.measure import spectrum
 from gradscope.models import checkpoint as checkpoints
 from gradscope.models.inspection import laid_out
+from gradscope.reporting.console import spectrum_lines
 from gradscope.results.schemas import DENSITY, EIGENVALUES, SAMPLES, SPECTRUM, Table
 from gradscope.results.tables import read_table
 from gradscope.seeding import generator
@@ -253,6 +254,7 @@ def test_images_that_a_model_rounds_are_counted_as_flat(tmp_path: Path) -> None:
     found = numbers(out)["curved:steps", "hessian", ""]
     assert (found["flat"], found["trace"], found["eigenvalue"]) == (1, 0, 0)
     assert np.isnan(found["negative-mass"])
+    assert "caution: flat on 100.0 % of the images: the matrix is 0, or rounding" in spectrum_lines(out)
 
 
 def test_attention_is_differentiated_twice(tmp_path: Path) -> None:
@@ -271,7 +273,9 @@ def test_eigenvalues_of_images_do_not_cancel_by_their_signs(tmp_path: Path) -> N
 
 
 def test_frozen_parameters_count_like_others(tmp_path: Path) -> None:
-    assert numbers(foreign("frozen", tmp_path / "out"))["curved:frozen", "hessian", "", "trace"] > 0
+    out = foreign("frozen", tmp_path / "out")
+    assert numbers(out)["curved:frozen", "hessian", "", "trace"] > 0
+    assert "curved:frozen: 650 of its parameters are frozen, and count like the others" in spectrum_lines(out)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SECONDS = 8
 
 
+@pytest.mark.slow
 def test_no_hostile_input_and_no_kill_breaks_a_command(tmp_path: Path) -> None:
     command, root = [sys.executable, "-m", "tests.soak", "--seconds", f"{SECONDS}", "--keep"], Path(__file__).parents[2]
     alone = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}

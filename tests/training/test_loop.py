@@ -226,7 +226,6 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(
         textwrap.dedent("""
-        import itertools
         from pathlib import Path
         from gradscope.config import Data
         from gradscope.data import sources
@@ -238,9 +237,9 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path):
         if __name__ == "__main__":
             torch.set_num_threads(1)
             few = sources.load(Data()).train.subset(torch.arange(200))
-            for mode, processes in itertools.product(("sl", "rl-adv"), (1, 2)):
-                training = resolve(mode, Data(), 8, epochs=2, settings=["shift=0.1", "batch_size=50"])
-                checkpoint = train(training, few, Path(f"{mode}-{processes}.pt"), Hardware("cpu", processes))
+            training = resolve("rl-adv", Data(), 8, epochs=2, settings=["shift=0.1", "batch_size=50"])
+            for processes in (1, 2):
+                checkpoint = train(training, few, Path(f"{processes}.pt"), Hardware("cpu", processes))
                 print([(row["loss"], row["validation_loss"], row["pgd_accuracy"] or 0.0) for row in checkpoint.history])
         """)
     )
@@ -251,9 +250,9 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path):
         for line in done.stdout.splitlines()
         if line.startswith("[(")
     ]
-    assert [len(curve) for curve in curves] == [6] * 4
-    for one, two in (curves[:2], curves[2:]):
-        assert two == pytest.approx(one, rel=1e-4)
+    assert [len(curve) for curve in curves] == [6] * 2
+    one, two = curves
+    assert two == pytest.approx(one, rel=1e-4)
 
 
 def test_an_absent_device_is_named():
