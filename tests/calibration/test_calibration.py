@@ -129,6 +129,7 @@ def test_training_separates_two_classes():
     assert (model(points).argmax(dim=1) == labels).double().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_rows_are_written_as_they_come_and_not_made_again(tmp_path, monkeypatch, capsys):
     random = np.random.default_rng(0)
     labels = np.arange(120) % 10

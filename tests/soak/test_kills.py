@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.soak.kills import Kills
 
 
@@ -20,6 +22,7 @@ def kill_everywhere(folder: Path) -> None:
     print(training.kills)
 
 
+@pytest.mark.slow
 def test_a_training_killed_before_any_file_operation_is_resumed_to_the_same_files(tmp_path: Path) -> None:
     # In a process without threads, which can fork.
     script = "import sys, pathlib; from tests.soak.test_kills import *; kill_everywhere(pathlib.Path(sys.argv[1]))"

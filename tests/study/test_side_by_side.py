@@ -202,7 +202,7 @@ def is_alive(process: int) -> bool:
     [
         pytest.param(signal.SIGINT, 130, signal.SIG_DFL, marks=pytest.mark.slow),
         (signal.SIGTERM, 143, signal.SIG_IGN),
-        (signal.SIGKILL, -signal.SIGKILL, signal.SIG_IGN),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, signal.SIG_IGN, marks=pytest.mark.slow),
     ],
 )
 def test_the_processes_end_with_the_command(
