@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.attacks.transfer import make_examples
-from gradscope.distributed.units import Unit, Values
+from gradscope.distributed.units import Unit, Values, is_out_of_memory
 from gradscope.errors import GradscopeError
 from gradscope.limits import memory
 from gradscope.measure.inputs import Chosen, Entry
@@ -92,6 +92,7 @@ class SpectrumMeasurement(Measurement[SpectrumOptions]):
         """Raise :class:`GradscopeError` where the matrices cannot be multiplied, or their vectors fill the memory."""
         model, options = subject.model, self.options
         images, labels = self.images.images.batch(torch.arange(1), self.device)
+        images, size = laid_out(images), images.numel()
         if options.space == "weights":
             size = sum(parameter.numel() for parameter in model.parameters())
             if not size:
@@ -102,9 +103,18 @@ class SpectrumMeasurement(Measurement[SpectrumOptions]):
         why = None
         try:
             with measuring(model):
-                if is_cut_off(loss_slope(model, laid_out(images), labels, of_weights=options.space == "weights")):
+                if is_cut_off(loss_slope(model, images, labels, of_weights=options.space == "weights")):
                     why = "a function of it can be differentiated once alone"
-        except (RuntimeError, NotImplementedError) as error:
+                for matrix in options.matrices:
+                    product = (
+                        weight_matrix(model, [(images, labels)], matrix=matrix)
+                        if options.space == "weights"
+                        else input_matrix(model, images, labels, matrix=matrix)
+                    )
+                    product(torch.zeros(1, size, device=self.device))
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             why = one_line(error)
         if why is not None:
             raise GradscopeError(f"model must have second derivatives, got {subject.label}: {why}")
