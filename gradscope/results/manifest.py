@@ -83,6 +83,7 @@ class Examined(_Entry):
 
     label: str = ""
     source: str | None = None
+    weights: str | None = None
     sha256: str | None = None
     fingerprint: str | None = None
     config: dict[str, Any] | None = None
