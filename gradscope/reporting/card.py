@@ -5,7 +5,6 @@ The block at its top is the ``model-index`` that the Hugging Face Hub reads.
 
 import json
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -333,12 +332,17 @@ def _limits(parts: Sequence[Part]) -> Iterator[str]:
 def _reproduction(models: Sequence[CardModel], parts: Sequence[Part]) -> Iterator[str]:
     yield from ("", "## How to reproduce it", "")
     made = [part.manifest.provenance for part in parts if part.manifest.provenance is not None]
-    commands = dict.fromkeys(shlex.join(one.command) for one in made if one.command)
-    trained = dict.fromkeys(shlex.join(model.entry.trained.command) for model in models if model.entry.trained)
+    commands = dict.fromkeys(one.shell_command for one in made if one.shell_command)
+    trained = dict.fromkeys(model.entry.trained.shell_command for model in models if model.entry.trained)
     lines = [*(line for line in trained if line and line not in commands), *commands]
     if lines:
         fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", "".join(lines))), default=0))
         yield from (f"{fence}sh", *(" ".join(line.split()) for line in lines), fence, "")
+    in_python = [part for part in parts if part.manifest.provenance and not part.manifest.provenance.shell_command]
+    for part in in_python:
+        given = {key: value for key, value in part.raw_manifest.get("options", {}).items() if _is_plain(value)}
+        said = ", ".join(f"{_text(key)} {_text(str(value))}" for key, value in given.items())
+        yield f"- The {part.manifest.kind} was measured from Python, with the options: {said}"
     seeds = dict.fromkeys(str(part.manifest.seed) for part in parts if part.manifest.seed is not None)
     data = {model.entry.data.name: model.entry.data.fingerprint for model in models if model.entry.data is not None}
     for head, values in (
@@ -350,6 +354,10 @@ def _reproduction(models: Sequence[CardModel], parts: Sequence[Part]) -> Iterato
     ):
         if said := "; ".join(value for value in values if value):
             yield f"- {head}: {said}"
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def _versions(made: Provenance) -> str:

@@ -7,7 +7,6 @@ its robustness has no result; its bound is in the properties of the run.
 
 import hashlib
 import os
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,8 +109,8 @@ def _rule(identifier: str, meaning: CheckMeaning) -> Row:
 def _invocation(manifest: Manifest) -> Row:
     made = manifest.provenance
     found: Row = {"executionSuccessful": manifest.complete is not False}
-    if made is not None and made.command:
-        found["commandLine"] = shlex.join(made.command)
+    if made is not None and made.shell_command:
+        found["commandLine"] = made.shell_command
     if made is not None and made.time:
         found["startTimeUtc"] = made.time.replace("+00:00", "Z")
     return found
