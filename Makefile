@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-cluster soak calibrate lint bench examples clean
+.PHONY: quickstart test test-cluster soak calibrate lint bench examples dist clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/gradscope study analyses/quickstart.toml --jobs 2
@@ -40,6 +40,12 @@ bench: $(VENV)/installed-dev
 examples: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebook]'
 	OMP_NUM_THREADS=1 $(BIN)/python examples/execute.py examples/*.ipynb
+
+# The wheel and the source archive in dist/; the wheel is installed into an empty environment and used there.
+dist: $(VENV)/installed-dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m tests.distribution dist/*.whl
 
 clean:
 	rm -rf $(VENV)
