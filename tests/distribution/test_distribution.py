@@ -101,3 +101,9 @@ def test_the_changelog_begins_with_what_is_not_released_or_with_this_version() -
 def test_the_commands_that_try_the_wheel_exist() -> None:
     known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     assert {command.split()[0] for command, _ in COMMANDS} - {"--version"} <= known
+
+
+def test_the_files_that_contributing_names_are_there() -> None:
+    named = re.findall(r"`((?:gradscope|tests|docs)/[\w./]+)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / name).exists() and "NAME" not in name] == []
