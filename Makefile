@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-cluster soak calibrate lint bench examples docs docs-pages clean
+.PHONY: quickstart test test-cluster soak calibrate lint bench examples docs docs-pages dist clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/gradscope study analyses/quickstart.toml --jobs 2
@@ -53,6 +53,12 @@ docs-pages: $(VENV)/installed
 	$(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python -m pip install --quiet --requirement docs/requirements.txt
 	touch $@
+
+# The wheel and the source archive in dist/; the wheel is installed into an empty environment and used there.
+dist: $(VENV)/installed-dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m tests.distribution dist/*.whl
 
 clean:
 	rm -rf $(VENV) .venv-docs docs/_build

@@ -1,13 +1,16 @@
 """How Sphinx builds the site: ``make docs``. It needs neither gradscope nor torch."""
 
 import re
+import tomllib
 from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 
 project = "gradscope"
 author = copyright = "the gradscope authors"
-release = version = re.search(
-    r'__version__ = "(.*)"', (Path(__file__).parents[1] / "gradscope" / "__init__.py").read_text()
-)[1]
+release = version = re.search(r'__version__ = "(.*)"', (ROOT / "gradscope" / "__init__.py").read_text())[1]
 
 extensions = ["myst_parser", "sphinx.ext.mathjax"]
 myst_enable_extensions = ["dollarmath"]
@@ -20,3 +23,18 @@ html_static_path = ["_static"]
 html_css_files = ["tables.css"]
 html_show_sphinx = False
 html_copy_source = False
+
+
+def link_to_repository(app: Any, name: str, source: list[str]) -> None:
+    """Let links to files outside docs/ lead to the repository."""
+
+    def at(link: re.Match[str]) -> str:
+        kind = "tree" if (ROOT / link[1]).is_dir() else "blob"
+        return f"]({REPOSITORY}/{kind}/main/{link[1]})"
+
+    source[0] = re.sub(r"\]\(\.\./([^)#]+)", lambda link: at(link)[:-1], source[0])
+
+
+def setup(app: Any) -> None:
+    """What Sphinx calls."""
+    app.connect("source-read", link_to_repository)
