@@ -7,19 +7,16 @@ output a page shows as they stand. ``pytest tests/docs -k audit`` runs one page.
 import shutil
 import sys
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pytest
 
-from gradscope.auditing.budgets import BUDGETS, ScaleBudget
-from gradscope.config import Budget
 from tests.docs.blocks import PAGES, Block, blocks_of, commands_of
 from tests.docs.execution import Page
 
-LANGUAGES = {"python", "bash", "console", "toml", "text", "pycon", "bibtex", "json", "yaml"}
+LANGUAGES = {"python", "bash", "console", "toml", "text", "pycon", "bibtex", "json", "yaml", "{toctree}"}
 WITH_BLOCKS = [
     page for page in PAGES if any(one.language in ("python", "bash", "console", "toml") for one in blocks_of(page))
 ]
@@ -38,21 +35,14 @@ def run_block(block: Block, page: Page) -> None:
             page.run(command)
 
 
-@pytest.fixture
-def smallest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Budgets with next to no work, and no figures but those that are asked for by name."""
-    attacks = Budget(steps=2, restarts=2, smoothing=2, targets=2, queries=4, noise_points=2)
-    scale = ScaleBudget(4, 3, 1, ("pgd",))
-    for name, budget in [*BUDGETS.items()]:
-        names = tuple(one for one in budget.names if one not in ("fab", "fab-t", "apgd-dlr"))
-        less = {"attacks": attacks, "probed": 8, "directions": 2, "draws": 2, "scale": scale, "names": names}
-        monkeypatch.setitem(BUDGETS, name, replace(budget, **less))
-    monkeypatch.setattr("gradscope.figures.draw.draw", lambda *_, **__: [])
-
-
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: page.stem.lower())
-@pytest.mark.usefixtures("smallest", "other_libraries")
-def test_a_page_runs_from_top_to_bottom(page: Path, files: Path, names: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("other_libraries")
+def test_a_page_runs_from_top_to_bottom(
+    page: Path, files: Path, names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "gradscope.figures.draw.draw", lambda *_, **__: []
+    )  # those that are asked for by name are drawn
     run_page(page, files, tmp_path, Page(names, thoroughly=False))
 
 
