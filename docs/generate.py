@@ -6,6 +6,7 @@
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,10 @@ RESULTS = (
 )
 
 
+#: Public functions of other modules.
+ELSEWHERE = {"In test suites": ("gradscope.testing", "assert_not_masked")}
+
+
 def api_page() -> str:
     """api.md: public names from their docstrings, in the order of :data:`NAMES`."""
     parts = [(HERE / "api.head.md").read_text().rstrip(), ""]
@@ -182,6 +187,8 @@ def api_page() -> str:
             parts += _class(f"gs.{name}", public) if inspect.isclass(public) else _function(f"gs.{name}", public)
         if title == "Read and report":
             parts += _results()
+    for title, (module, name) in ELSEWHERE.items():
+        parts += [f"## {title}", "", *_function(f"{module}.{name}", getattr(import_module(module), name))]
     return "\n".join(parts).replace("\n\n\n", "\n\n").rstrip() + "\n"
 
 
@@ -200,7 +207,7 @@ def _function(name: str, function: Callable[..., Any]) -> Iterator[str]:
     summary, sections = _sections(text)
     yield from (f"### {name}", "", f"`{name}({_parameters(function)})`", "", _prose(summary), "")
     entries = sections.pop("Parameters", [])
-    shared = _shared() if function in [getattr(gradscope, one) for one in NAMES["Measure"]] else {}
+    shared = _shared() if function.__name__ in (*NAMES["Measure"], "assert_not_masked") else {}
     entries = [one for one in entries if one[0] not in shared]
     if entries:
         rows = [(names, *_default_of(function, names, meaning)) for names, meaning in entries]

@@ -114,7 +114,7 @@ def _with_remarks(finding: str, made: Judgement, found: Values) -> str:
     flat = share(found["flat"])
     if flat >= _FLAT:
         on = f"{_percent(flat)} of these images"
-        remarks.append(f"The model gives no gradient on {on}: give `backward=` (README, Adaptive attacks).")
+        remarks.append(f"The model gives no gradient on {on}: give `backward=` (see docs/judge.md).")
     if follows_others(found) and any(one.significant for one in made.ours):
         remarks.append("It follows the loss of other labels or another loss: are its labels those of the images?")
     if reading.loss is not None and not reading.ascends:

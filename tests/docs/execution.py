@@ -220,6 +220,8 @@ def _stop(*_: Any, **__: Any) -> Any:
 def parse(command: Command, arguments: list[str]) -> None:
     """Read a command line with all of its options, and stop before anything is loaded or made."""
 
+    if "--out" in arguments and not (out := Path(arguments[arguments.index("--out") + 1])).suffix:
+        out.mkdir(parents=True, exist_ok=True)  # what a later command reads
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gradscope.cli.measuring.refuse", _stop)
         patch.setattr("gradscope.training.request.TrainingRequest.check", _stop)
