@@ -7,11 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *(one for one in sorted((ROOT / "docs").glob("*.md")) if ".head." not in one.name)]
+DOCS = [path for path in sorted((ROOT / "docs").glob("*.md")) if ".head." not in path.name]
+PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *DOCS]
 
 _FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: A name of a file, as the first line of a block says it: the block is the file's content.
 _NAME = re.compile(r"# ([\w/.-]+\.(?:py|toml))\n")
+
+
+def name_of(page: Path) -> str:
+    """How a test calls a page: audit, readme, examples."""
+    return page.parent.name if page.parent.name == "examples" else page.stem.lower()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib
 import pytest
 
-from tests.docs.blocks import PAGES, Block, blocks_of, commands_of
+from tests.docs.blocks import PAGES, Block, blocks_of, commands_of, name_of
 from tests.docs.execution import Page
 
 LANGUAGES = {"python", "bash", "console", "toml", "text", "pycon", "bibtex", "json", "yaml", "{toctree}"}
@@ -35,7 +35,7 @@ def run_block(block: Block, page: Page) -> None:
             page.run(command)
 
 
-@pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: page.stem.lower())
+@pytest.mark.parametrize("page", WITH_BLOCKS, ids=name_of)
 @pytest.mark.usefixtures("other_libraries")
 def test_a_page_runs_from_top_to_bottom(
     page: Path, files: Path, names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -47,7 +47,7 @@ def test_a_page_runs_from_top_to_bottom(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: page.stem.lower())
+@pytest.mark.parametrize("page", WITH_BLOCKS, ids=name_of)
 @pytest.mark.usefixtures("other_libraries")
 def test_a_page_prints_what_it_shows(page: Path, files: Path, names: dict[str, Any], tmp_path: Path) -> None:
     run_page(page, files, tmp_path, Page(names, thoroughly=True))
@@ -68,7 +68,7 @@ def run_page(page: Path, files: Path, tmp_path: Path, runner: Page) -> None:
             run_block(block, runner)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem.lower())
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_block_says_its_language(page: Path) -> None:
     text = page.read_text()
     assert text.count("```") % 2 == 0
