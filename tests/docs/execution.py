@@ -27,7 +27,7 @@ PARSED = {
     r"--download|fashion-mnist|cifar100|tiny-imagenet|imagenet100": "needs a data set that is not here",
     r"^gradscope study .*(?<!--dry-run)$": "takes minutes to days: the recipe is read and validated",
     r"^gradscope (report|figures|claims) reports/(cifar|gpu)": "reads results that are published with the repository",
-    r"--space weights.*--adversarial|--curve|--layers|--epochs sl|--plane": "takes seconds; tests/measure runs it",
+    r"--space weights.*--adversarial|--curve|--layers|--epochs kept|--plane": "takes seconds; tests/measure runs it",
 }
 #: What is no command of gradscope: what must be true of it is tested by :func:`check_other`.
 OTHERS = (
