@@ -1,9 +1,11 @@
 """What holds a page against what is printed can fail."""
 
+import re
+
 import pytest
 
-from tests.docs.blocks import Block, commands_of
-from tests.docs.execution import Page, assert_alike, parse, smaller_line
+from tests.docs.blocks import PAGES, Block, blocks_of, commands_of
+from tests.docs.execution import PARSED, Page, assert_alike, parse, smaller_line
 
 SHOWN = "rl: refuted: at most 71.0 % of 100 images\n...\n"
 
@@ -29,6 +31,12 @@ def test_a_command_that_is_only_parsed_can_be_wrong(line: str) -> None:
     (command,) = commands_of(Block("page.md", 1, "bash", line))
     with pytest.raises(AssertionError, match=r"page.md:1"):
         parse(command, list(command.words[1:]))
+
+
+@pytest.mark.parametrize("pattern", PARSED)
+def test_each_reason_not_to_run_is_one_of_a_command(pattern: str) -> None:
+    blocks = [block for page in PAGES for block in blocks_of(page) if block.language in ("bash", "console")]
+    assert any(re.search(pattern, command.text) for block in blocks for command in commands_of(block))
 
 
 @pytest.mark.parametrize("line", ["make nothing", "pip install '.[nothing]'", "python -m tests.nothing"])

@@ -50,4 +50,7 @@ def test_every_option_is_in_the_reference(command: str) -> None:
         if field.default not in (None, (), ...) and name != "attack":
             said = ", ".join(map(str, field.default)) if isinstance(field.default, tuple) else str(field.default)
             assert f"| {said} |" in rows[0], name
-    assert "at least 1, at most 1,000,000" in own or function in ("landscape",)
+        for limit in field.metadata:
+            for attribute, words in (("ge", "at least"), ("le", "at most")):
+                if (bound := getattr(limit, attribute, None)) is not None:
+                    assert f"{words} {bound:,}" in rows[0], name
