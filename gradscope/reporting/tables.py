@@ -8,30 +8,40 @@ from typing import Any, Literal
 import pandas as pd
 
 from gradscope.figures.checks import STATES, state_of
-from gradscope.results.audits import AuditOf
+from gradscope.results.audits import NO_PROOF, NONE_FOUND, AuditOf
 from gradscope.results.schemas import FIRES_BELOW
 
+#: The tone of an audit's verdict, the gravest first.
+AUDIT_TONES = {"masking found": "accuses", "set-up invalid": "fired", "inconclusive": "abstained", NONE_FOUND: "passed"}
+#: The tone of a verdict on a claim.
+VERDICT_TONES = {"supported": "passed", "not supported": "accuses", "not tested": "abstained"}
 #: What stands where there is no value.
 NOTHING = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
 class Heading:
-    """The head of a column: "text", "number", or "long" where sentences stand in it."""
+    """The head of a column: "text", "number", "long" where sentences stand in it, or "track" where it is drawn."""
 
     text: str
-    kind: Literal["text", "number", "long"] = "text"
+    kind: Literal["text", "number", "long", "track"] = "text"
     aside: str = ""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a cell, smaller beside it its interval or a note, and what it sorts by where that is a number."""
+    """What stands in a cell, smaller beside it its interval or a note, and what it sorts by where that is a number.
+
+    ``code``: the check or the claim that the text begins with, which a page links to its meaning. ``track``: drawn in
+    place of the text.
+    """
 
     text: str
     aside: str = ""
     key: float = nan
     tone: str = ""
+    code: str = ""
+    track: Any = None
 
     @property
     def sorts_by(self) -> str:
@@ -51,12 +61,12 @@ class ReportTable:
 
 def words(value: object) -> Cell:
     """Text as it is; a dash where there is none."""
-    return Cell(str(value) if value is not None and not _is_missing(value) and str(value) else NOTHING)
+    return Cell(str(value) if value is not None and not is_missing(value) and str(value) else NOTHING)
 
 
 def number(value: float | None, unit: str = "", low: float = nan, high: float = nan) -> Cell:
     """A number with three digits, its interval beside it."""
-    if value is None or _is_missing(value):
+    if value is None or is_missing(value):
         return Cell(NOTHING)
     suffix = "" if unit in ("", "-") else f" {unit}"
     return Cell(f"{_digits(value)}{suffix}", _interval(_digits, low, high), float(value))
@@ -64,23 +74,30 @@ def number(value: float | None, unit: str = "", low: float = nan, high: float = 
 
 def count(value: float | None) -> Cell:
     """A whole number."""
-    return Cell(NOTHING) if value is None or _is_missing(value) else Cell(f"{int(value):,}", key=float(value))
+    return Cell(NOTHING) if value is None or is_missing(value) else Cell(f"{int(value):,}", key=float(value))
 
 
 def share(value: float | None, low: float = nan, high: float = nan, note: str = "") -> Cell:
     """A share in per cent, its interval beside it."""
-    if value is None or _is_missing(value):
+    if value is None or is_missing(value):
         return Cell(NOTHING)
     aside = ", ".join(part for part in (_interval(_percent, low, high), note) if part)
     return Cell(f"{_percent(value)} %", aside, float(value))
 
 
-def _is_missing(value: object) -> bool:
+def is_missing(value: object) -> bool:
+    """Whether a value of a table is absent."""
     return value is pd.NA or (isinstance(value, float) and value != value)
 
 
+def whole_percent(value: float) -> str:
+    """A share in per cent for a sentence: whole above one per cent, with one digit below."""
+    shown = f"{100 * value:.0f}" if value >= 0.01 or value == 0 else f"{100 * value:.1f}"
+    return f"{shown} %"
+
+
 def _interval(shown: Any, low: float, high: float) -> str:
-    return "" if _is_missing(low) or _is_missing(high) else f"[{shown(low)}, {shown(high)}]"
+    return "" if is_missing(low) or is_missing(high) else f"[{shown(low)}, {shown(high)}]"
 
 
 def _percent(value: float) -> str:
@@ -134,16 +151,15 @@ _CLAIMS = (
 
 def _claim(row: Mapping[Any, Any]) -> tuple[Cell, ...]:
     where = ", ".join(str(row[key]) for key in ("dataset", "arch") if row[key])
-    effect = number(row["value"], str(row["unit"]), row["ci_low"], row["ci_high"])
     predicted = f"predicted {row['direction']}" if row["direction"] else ""
     seeds = _interval(_digits, row["seeds_low"], row["seeds_high"])
-    tone = {"supported": "passed", "not supported": "accuses"}.get(str(row["verdict"]), "abstained")
-    images = "" if _is_missing(row["n"]) else f"{int(row['n']):,} \N{MULTIPLICATION SIGN} {_whole(row['seeds'])}"
+    tone = VERDICT_TONES.get(str(row["verdict"]), "abstained")
+    images = "" if is_missing(row["n"]) else f"{int(row['n']):,} \N{MULTIPLICATION SIGN} {_whole(row['seeds'])}"
     return (
         words(row["claim"]),
         Cell(words(row["statistic"]).text, "; ".join(part for part in (predicted, where) if part)),
         Cell(str(row["verdict"]), tone=tone),
-        effect,
+        effect(row),
         Cell(seeds or NOTHING, key=float(row["seeds_low"]) if seeds else nan),
         words(row["paper"]),
         number(row["p_value"]),
@@ -152,8 +168,13 @@ def _claim(row: Mapping[Any, Any]) -> tuple[Cell, ...]:
     )
 
 
+def effect(row: Mapping[Any, Any]) -> Cell:
+    """The effect of a row of the table CLAIMS, its interval over images beside it."""
+    return number(row["value"], str(row["unit"]), row["ci_low"], row["ci_high"])
+
+
 def _whole(value: float) -> str:
-    return "?" if _is_missing(value) else str(int(value))
+    return "?" if is_missing(value) else str(int(value))
 
 
 def attacks_table(attacks: pd.DataFrame, name: str = "attacks") -> ReportTable:
@@ -266,7 +287,7 @@ def checks_table(audits: Iterable[AuditOf]) -> ReportTable:
             rows.append(
                 (
                     words(one.checkpoint),
-                    Cell(f"{made.id} {made.name}"),
+                    Cell(f"{made.id} {made.name}", code=made.id),
                     Cell(f"{STATES[state].symbol} {_OUTCOMES[state]}", tone=state),
                     number(made.value),
                     threshold if threshold.text == NOTHING else Cell(f"{below} {threshold.text}", key=threshold.key),
@@ -276,6 +297,37 @@ def checks_table(audits: Iterable[AuditOf]) -> ReportTable:
                 )
             )
     return ReportTable("audit", _CHECKS, headings, tuple(rows))
+
+
+def audits_table(audits: Iterable[AuditOf]) -> ReportTable:
+    """The verdict of every audit, and why."""
+    headings = (
+        Heading("Model"),
+        Heading("Verdict"),
+        Heading("Cause", "long"),
+        Heading("At most robust", "number"),
+        Heading("Clean", "number"),
+        Heading("Why", "long"),
+    )
+    rows = []
+    audits = list(audits)
+    for one in audits:
+        bound, clean = one.robust_accuracy, one.clean_accuracy
+        said = [one.of_claim, one.reason] if one.claim else [one.reason]
+        rows.append(
+            (
+                words(one.checkpoint),
+                Cell(one.verdict, tone=AUDIT_TONES[one.verdict]),
+                words(", ".join(one.causes)),
+                share(bound.upper_bound, bound.ci_low, bound.ci_high, f"n = {bound.n:,}"),
+                share(clean.value, clean.ci_low, clean.ci_high),
+                words(". ".join(f"{piece[:1].upper()}{piece[1:]}" for piece in said)),
+            )
+        )
+    noted = f". {NO_PROOF[:1].upper()}{NO_PROOF[1:]}" if any(one.verdict == NONE_FOUND for one in audits) else ""
+    balls = " and ".join(dict.fromkeys(f"{one.ball}, budget {one.budget}" for one in audits))
+    caption = f"The verdicts of the audits ({balls}); rates with 95 % Wilson intervals{noted}"
+    return ReportTable("verdicts", caption, headings, tuple(rows))
 
 
 _OUTCOMES = {"accuses": "accuses", "fired": "fired", "passed": "passed", "abstained": "abstained"}
