@@ -79,11 +79,7 @@ def overview(found: Sequence[ReportedModel]) -> Chart | None:
         return None
     used = {mark.kind for row in rows for mark in row.marks}
     what = f"Accuracy of each model; attacks in {ball}" if ball else "Clean accuracy of each model"
-    bar = (
-        ". The bar ends at the lowest accuracy that any attack left: at most so much is robust"
-        if "bound" in used
-        else ""
-    )
+    bar = ". The bar ends at the lowest accuracy that any attack left: at most so much is robust"
     return Chart(
         f"{what}, with 95 % intervals{bar if 'bound' in used else ''}.",
         {kind: words for kind, words in _KINDS.items() if kind in used},

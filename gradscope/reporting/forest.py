@@ -1,8 +1,7 @@
 """The claims of a report as a forest plot: a line for each claim, which opens into its tests."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from math import nan
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -74,13 +73,12 @@ def _tests(code: str, tests: pd.DataFrame, drawn: dict[int, Track], of_paper: bo
     """The tests of a claim; columns that say nothing are left out."""
     rows: list[dict[Any, Any]] = tests.to_dict("records")
     columns = {
-        Heading("Test", "long"): [words(row["statistic"]) for row in rows],
-        Heading("Predicted"): [words(row["direction"]) for row in rows],
-        Heading("Effect", "track"): [Cell("", track=drawn.get(at)) for at in tests.index],
-        Heading("Effect", "number", "over images"): [effect(row) for row in rows],
+        Heading("Test", "long"): [Cell(str(row["statistic"]), f"claimed: {row['direction']}") for row in rows],
+        Heading("Effect", "number", "over images"): [
+            replace(effect(row), track=drawn.get(at)) for at, row in zip(tests.index, rows, strict=True)
+        ],
         Heading("Over seeds", "number"): [
-            Cell(number(row["value"], "", row["seeds_low"], row["seeds_high"]).aside or NOTHING, key=nan)
-            for row in rows
+            Cell(number(row["value"], "", row["seeds_low"], row["seeds_high"]).aside or NOTHING) for row in rows
         ],
         Heading("Verdict"): [
             Cell(str(row["verdict"]), tone=VERDICT_TONES.get(str(row["verdict"]), "abstained")) for row in rows
@@ -89,13 +87,7 @@ def _tests(code: str, tests: pd.DataFrame, drawn: dict[int, Track], of_paper: bo
         Heading("Paper", "long"): [words(row["paper"] if of_paper else None) for row in rows],
         Heading("Why", "long"): [words(row["why"]) for row in rows],
     }
-    shown = {
-        heading: cells
-        for heading, cells in columns.items()
-        if any(cell.text != NOTHING or cell.track for cell in cells)
-    }
-    if not any(cell.track for cell in shown[Heading("Effect", "track")]):
-        del shown[Heading("Effect", "track")]
+    shown = {heading: cells for heading, cells in columns.items() if any(cell.text != NOTHING for cell in cells)}
     caption = (
         f"The tests of {code}. Effect: with its 95 % interval over images; the shaded side is where the claim has it, "
         "and effects of one unit share one axis"

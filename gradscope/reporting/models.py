@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -14,6 +14,7 @@ from gradscope.results.schemas import ATTACKS, CURVE, IDENTITY, JUDGE, SUMMARY, 
 
 #: The paper's attack and its exact counterpart.
 PAPER, EXACT = "pgd-paper", "pgd"
+_SHORT = 8
 _WHO = [column.name for column in IDENTITY if column.name != "attack"]
 
 
@@ -74,17 +75,24 @@ class UnderAttack:
 
 @dataclass
 class ReportedModel:
-    """A checkpoint and its accuracies. ``curve``: of a minimal-norm attack, at each radius where an image falls."""
+    """A checkpoint and its accuracies.
+
+    ``curve``: those of a minimal-norm attack, at each radius where an image falls. ``factor``: what the logits of
+    another checkpoint were multiplied by to make it, which changes no prediction; ``alike``: bounds of such other
+    models, which hold for this one, too.
+    """
 
     label: str
     mode: str
     dataset: str
     arch: str
     seed: str
-    source: str = ""
+    sha256: str = ""
     clean: Rate | None = None
     under: list[UnderAttack] = field(default_factory=list)
     curve: list[UnderAttack] = field(default_factory=list)
+    factor: float = 1.0
+    alike: list[UnderAttack] = field(default_factory=list)
     audits: list[AuditOf] = field(default_factory=list)
 
     def reached(self, attack: str, ball: Ball) -> UnderAttack | None:
@@ -94,7 +102,7 @@ class ReportedModel:
 
     def lowest(self, ball: Ball) -> UnderAttack | None:
         """The lowest upper bound of the robust accuracy in ``ball`` that any part found; of equal ones the tightest."""
-        bounds = [one for one in (*self.under, *self.curve) if one.is_bound and ball.holds(one.ball)]
+        bounds = [one for one in (*self.under, *self.curve, *self.alike) if one.is_bound and ball.holds(one.ball)]
         return min(bounds, key=lambda one: (one.rate.value, one.rate.high), default=None)
 
     def on_trial(self) -> UnderAttack | None:
@@ -113,9 +121,35 @@ def models(contents: Contents) -> list[ReportedModel]:
             key = same or (*who, (entry.fingerprint or entry.sha256 or entry.source or "") if entry else "")
             model = found.setdefault(key, ReportedModel(*who))
             if entry:
-                model.source = entry.source or ""
+                model.sha256 = entry.sha256 or ""
+                config = _configs(part).get(who[0], {})
+                model.factor = float(config.get("logit_factor", 1.0))
+                model.mode = str(config.get("mode", model.mode)) if model.factor != 1.0 else model.mode
             _add_accuracies(model, part)
+    _share_bounds(list(found.values()))
     return list(found.values())
+
+
+def _configs(part: ReportPart) -> dict[str, Mapping[str, Any]]:
+    """How each checkpoint of a part was trained, as its manifest has it."""
+    entries = part.raw_manifest.get("checkpoints", ())
+    return {str(entry.get("label")): entry.get("config") or {} for entry in entries}
+
+
+def _share_bounds(found: Sequence[ReportedModel]) -> None:
+    """Give models that differ in the scale of their logits alone, and so predict alike, each other's bounds."""
+    families: dict[tuple[str, ...], list[ReportedModel]] = {}
+    for model in found:
+        families.setdefault((model.mode, model.dataset, model.arch, model.seed), []).append(model)
+    for family in families.values():
+        if sum(model.factor == 1.0 for model in family) == 1:
+            for model in family:
+                model.alike = [
+                    replace(one, attack=f"{one.attack} on {other.label}")
+                    for other in family
+                    if other is not model
+                    for one in (*other.under, *other.curve)
+                ]
 
 
 def main_ball(found: Sequence[ReportedModel]) -> Ball | None:
@@ -244,6 +278,7 @@ def models_table(found: Sequence[ReportedModel]) -> ReportTable:
     columns = [
         (Heading("Model"), [words(model.label) for model in found]),
         (Heading("Mode"), _unless_same([model.mode for model in found], [model.label for model in found])),
+        (Heading("SHA-256"), _if_ambiguous([model.sha256 for model in found], [model.label for model in found])),
         (Heading("Data"), _several([model.dataset for model in found])),
         (Heading("Architecture"), _several([model.arch for model in found])),
         (Heading("Clean", "number"), [model.clean.cell if model.clean else Cell(NOTHING) for model in found]),
@@ -270,6 +305,12 @@ def _unless_same(values: list[str], labels: list[str]) -> list[Cell]:
     """A column that is left out where every label begins with its value."""
     alike = all(label.startswith(value) for value, label in zip(values, labels, strict=True))
     return [Cell(NOTHING) if alike else words(value) for value in values]
+
+
+def _if_ambiguous(digests: list[str], labels: list[str]) -> list[Cell]:
+    """The beginning of each digest, where one label names two files; else a column that is left out."""
+    is_unique = len(set(labels)) == len(labels)
+    return [Cell(NOTHING) if is_unique else words(digest[:_SHORT]) for digest in digests]
 
 
 def _cell(found: UnderAttack | None) -> Cell:

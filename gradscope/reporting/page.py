@@ -89,7 +89,8 @@ def _anchors(chapters: Iterable[Section], kind: Literal["check", "claim"]) -> di
     blocks = [block for chapter in chapters for block in chapter.blocks]
     if kind == "check":
         return {code: f"check-{code}" for block in blocks for code in block.meanings}
-    return {claim.code: claim.anchor for block in blocks for forest in block.forests[:1] for claim in forest.claims}
+    found = [claim for block in blocks for forest in block.forests for claim in forest.claims]
+    return {claim.code: claim.anchor for claim in reversed(found)}
 
 
 def coded(text: str, anchors: Mapping[str, str]) -> Markup:

@@ -21,10 +21,10 @@ NOTHING = "\N{EN DASH}"
 
 @dataclass(frozen=True)
 class Heading:
-    """The head of a column: "text", "number", "long" where sentences stand in it, or "track" where it is drawn."""
+    """The head of a column: "text", "number", or "long" where sentences stand in it."""
 
     text: str
-    kind: Literal["text", "number", "long", "track"] = "text"
+    kind: Literal["text", "number", "long"] = "text"
     aside: str = ""
 
 
@@ -32,8 +32,8 @@ class Heading:
 class Cell:
     """What stands in a cell, smaller beside it its interval or a note, and what it sorts by where that is a number.
 
-    ``code``: the check or the claim that the text begins with, which a page links to its meaning. ``track``: drawn in
-    place of the text.
+    ``code``: the check or the claim that the text begins with, which a page links to its meaning. ``track``: drawn
+    above the text.
     """
 
     text: str
