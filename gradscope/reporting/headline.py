@@ -66,13 +66,14 @@ def headline(contents: Contents) -> Headline:
     found = models(contents)
     trials = list(_trials(contents.parts))
     finding, tone = _finding(contents, found, trials)
+    table = models_table(found)
     return Headline(
         _examined(found),
         finding,
         tone,
         list(_below(contents, found, finding)),
         overview(found),
-        models_table(found) if found else None,
+        table if len(table.headings) > 1 else None,
         trials,
         list(dict.fromkeys(_steps(contents, found)))[:_MOST_STEPS],
         _untested(contents),
@@ -209,6 +210,8 @@ def _of_bounds(found: Sequence[ReportedModel], ball: Ball | None) -> tuple[str, 
     worst = min(bounds, key=lambda pair: pair[0].rate.value)
     if len(bounds) == 1:
         return f"At most {best[0].rate.words} of the images of {best[1]} are robust ({best[0].attack}).", ""
+    if best[0].rate.cell.text == worst[0].rate.cell.text:
+        return f"At most {best[0].rate.words} of the images of any model stay right.", ""
     if best[0].rate.low <= worst[0].rate.high:
         return f"No model is clearly more robust: at most {worst[0].rate.cell.text} ({worst[1]}) to " + (
             f"{best[0].rate.cell.text} ({best[1]}) of the images stay right."

@@ -122,14 +122,15 @@ def landscapes(part: ReportPart) -> str:
     """How far one can go before the prediction turns wrong, and how rough the loss is."""
     rows = part.table(SUMMARY)
     said = []
-    along = _merged(_values(rows, "radius-adversarial", "around/all"))
+    along, random, rise = (
+        spread(_merged(_values(rows, metric, "around/all")), digits)
+        for metric in ("radius-adversarial", "radius-random", "sharpness")
+    )
     if along:
-        said.append(f"Along the attack's direction the prediction turns wrong after {spread(along, digits)} epsilon")
-        if random := _merged(_values(rows, "radius-random", "around/all")):
-            said[0] += f", along random directions after {spread(random, digits)}"
-        said[0] += "."
-    if rough := _merged(_values(rows, "sharpness", "around/all")):
-        said.append(f"Within epsilon the loss rises by {spread(rough, digits)} nats.")
+        at_random = f", along random directions after {random}" if random else ""
+        said.append(f"Along the attack's direction the prediction turns wrong after {along} epsilon{at_random}.")
+    if rise:
+        said.append(f"Within epsilon the loss rises by {rise} nats.")
     if said:
         return " ".join(said)
     landscape = part.composed.landscape

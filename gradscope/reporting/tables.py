@@ -93,7 +93,7 @@ def is_missing(value: object) -> bool:
 def whole_percent(value: float) -> str:
     """A share in per cent for a sentence: whole above one per cent, with one digit below."""
     shown = f"{100 * value:.0f}" if value >= 0.01 or value == 0 else f"{100 * value:.1f}"
-    return f"{shown} %"
+    return f"{shown}\N{NO-BREAK SPACE}%"
 
 
 def _interval(shown: Any, low: float, high: float) -> str:
