@@ -1,7 +1,7 @@
 """Tables for reading, the same for the page and for LaTeX: headings, and cells that know what they sort by."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, nan
 from typing import Any, Literal
 
@@ -9,12 +9,14 @@ import pandas as pd
 
 from gradscope.figures.checks import STATES, state_of
 from gradscope.results.audits import NO_PROOF, NONE_FOUND, AuditOf
-from gradscope.results.schemas import FIRES_BELOW
+from gradscope.results.schemas import FIRES_BELOW, SIMILARITY, TRANSFER
 
 #: The tone of an audit's verdict, the gravest first.
 AUDIT_TONES = {"masking found": "accuses", "set-up invalid": "fired", "inconclusive": "abstained", NONE_FOUND: "passed"}
 #: The tone of a verdict on a claim.
 VERDICT_TONES = {"supported": "passed", "not supported": "accuses", "not tested": "abstained"}
+#: Columns of a matrix at most in whose cells intervals have room.
+_MOST_INTERVALS = 8
 #: What stands where there is no value.
 NOTHING = "\N{EN DASH}"
 
@@ -232,7 +234,9 @@ def transfer_table(transfer: pd.DataFrame) -> ReportTable:
     """Rows of the table TRANSFER as a matrix: sources by targets."""
     targets = [str(name) for name in transfer["checkpoint"].unique()]
     cells = {
-        (str(row["source"]), str(row["checkpoint"])): share(row["accuracy"], row["ci_low"], row["ci_high"])
+        (str(row["source"]), str(row["checkpoint"])): _short(
+            share(row["accuracy"], row["ci_low"], row["ci_high"]), len(targets)
+        )
         for row in transfer.to_dict("records")
     }
     rows = tuple(
@@ -243,25 +247,36 @@ def transfer_table(transfer: pd.DataFrame) -> ReportTable:
     balls = " and ".join(f"{norm}, epsilon {epsilon:.4g}" for norm, epsilon in found)
     caption = (
         f"Accuracy of each target (column) on the examples made on each source (row), {balls}; "
-        "95 % Wilson intervals over images"
+        f"95 % Wilson intervals over images{_elsewhere(TRANSFER.file, len(targets))}"
     )
     return ReportTable("transfer", caption, (Heading("Made on"), *(Heading(name, "number") for name in targets)), rows)
 
 
+def _short(cell: Cell, columns: int) -> Cell:
+    """The cell of a matrix, without its interval where so many columns leave no room."""
+    return replace(cell, aside="") if columns > _MOST_INTERVALS else cell
+
+
+def _elsewhere(file: str, columns: int) -> str:
+    return f" are in {file}" if columns > _MOST_INTERVALS else ""
+
+
 def similarity_table(similarity: pd.DataFrame) -> ReportTable:
     """Rows of the table SIMILARITY as a matrix: models by models, then what is of one model."""
+    names = [str(name) for name in similarity["checkpoint"].unique()]
     cells = {
-        (str(row["other"]), str(row["checkpoint"])): number(row["value"], low=row["ci_low"], high=row["ci_high"])
+        (str(row["other"]), str(row["checkpoint"])): _short(
+            number(row["value"], low=row["ci_low"], high=row["ci_high"]), len(names)
+        )
         for row in similarity.to_dict("records")
     }
-    names = [str(name) for name in similarity["checkpoint"].unique()]
     rows = tuple(
         (words(other or "relative curvature"), *(cells.get((other, name), Cell(NOTHING)) for name in names))
         for other in (str(name) for name in similarity["other"].unique())
     )
     caption = (
         "Mean cosine of the gradients of two models' margins at the same clean images, and below it each model's "
-        "relative curvature, per unit pixel range; 95 % intervals over images"
+        f"relative curvature, per unit pixel range; 95 % intervals over images{_elsewhere(SIMILARITY.file, len(names))}"
     )
     return ReportTable("similarity", caption, (Heading("Model"), *(Heading(name, "number") for name in names)), rows)
 
