@@ -190,7 +190,7 @@ def _of_audits(found: Sequence[ReportedModel], ball: Ball | None) -> tuple[str, 
                 seen = f", although {best[0]} leaves {whole_percent(best[1])}"
             cause = f" ({listed(audit.causes)})" if audit.causes else ""
             others = [other.label for other, _ in named[1:]]
-            more = f" So {'does' if len(others) == 1 else 'do'} {listed(others, most=3)}." if others else ""
+            more = f" The same holds for {listed(others, most=3)}." if others else ""
             return f"{model.label} {says}{cause}: {bound}{seen}.{more}", AUDIT_TONES[verdict]
     best_of = _of_bounds(found, ball)
     said = best_of[0] if best_of else ""

@@ -122,7 +122,7 @@ def test_the_finding_is_masking_where_no_attack_is_compared(make_study):
     found = headline(read_contents(root))
     assert plain(found.finding) == (
         f"{HOSTILE[0]} masks its gradients (saturation): at most 10 % of its images are robust, although pgd leaves "
-        f"40 %. So does {HOSTILE[1]}."
+        f"40 %. The same holds for {HOSTILE[1]}."
     )
     assert found.tone == "accuses"
 
