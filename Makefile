@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-cluster soak calibrate lint bench examples clean
+.PHONY: quickstart test test-browser test-cluster soak calibrate lint bench examples clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/gradscope study analyses/quickstart.toml --jobs 2
@@ -11,6 +11,13 @@ quickstart: $(VENV)/installed
 # One thread a process: small networks gain nothing from two, and two processes halve the time.
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+# The pages in Chromium: the one on the PATH, else Debian's, else the one that playwright brings.
+test-browser: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	command -v chromium chromium-browser google-chrome >/dev/null || (apt-get update && apt-get install --yes chromium) \
+		|| (sudo apt-get update && sudo apt-get install --yes chromium)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser tests/reporting
 
 # A Ray cluster of two nodes on this machine, whose parts are killed: minutes, and best on an idle machine.
 test-cluster: $(VENV)/installed-dev
