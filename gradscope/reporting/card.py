@@ -261,6 +261,10 @@ def _identity(model: CardModel) -> Iterator[str]:
         yield f"{_text(str(config.get('architecture', '')))}, trained as {_text(str(config.get('mode', '')))}{seed}"
         if entry.epochs is not None:
             yield f"{entry.epochs} epochs"
+        phases = [phase for phase in config.get("phases") or () if isinstance(phase, Mapping)]
+        for adversary in [phase["adversary"] for phase in phases if isinstance(phase.get("adversary"), Mapping)][-1:]:
+            ball = f"{adversary.get('norm', '')} {adversary.get('epsilon', '')}"
+            yield f"against {_text(str(adversary.get('method', 'an adversary')).upper())} in {_text(ball)}"
     elif entry.source:
         yield f"{_text(entry.source)}, trained elsewhere"
     else:

@@ -61,6 +61,7 @@ def identity(attack: str) -> dict[str, Any]:
 def results(tmp_path: Path) -> Path:
     """Directories of an audit, an attack and an analysis of one model, in different balls and on other images."""
     config = {"mode": "rl", "architecture": "cnn2", "seed": 3, "phases": [{"epochs": 2}, {"epochs": 3}]}
+    config["phases"][1]["adversary"] = {"method": "pgd", "norm": "linf", "epsilon": 0.1}
     entry = {"label": "rl", "source": "rl.pt", "config": config, "fingerprint": "f1", "sha256": "ab12"}
     entry |= {"trained": {"command": ["gradscope", "train", "--out", "a `b.pt"]}}
     parts: dict[str, dict[str, Any]] = {
@@ -110,7 +111,7 @@ def test_each_ball_has_the_lowest_bound_of_all_parts(results: Path) -> None:
     )
     assert found["Robust accuracy, l2, epsilon 0.5"] == "at most 60.0 % [10.0, 30.0] of 100 images under fgsm, pgd"
     assert found["Clean accuracy"] == "85.0 % [10.0, 30.0] of 100 images"
-    assert found["Model"] == "cnn2, trained as rl, seed 3, 5 epochs"
+    assert found["Model"] == "cnn2, trained as rl, seed 3, 5 epochs, against PGD in linf 0.1"
     assert found["Data"] == "digits, 100 of 359 images of the test split"
     assert found["SHA-256 of the weights"] == "`ab12`"
     assert text.count("\n## rl\n") == 1
