@@ -273,7 +273,7 @@ def test_too_few_right_images_say_nothing(models, some):
     found = gs.judge("pgd", models("SL"), some[0][:20], some[1][:20], **BALL)
     assert (found.verdict, found.parts) == ("inconclusive", ())
     right = int((models("SL")(some[0][:20]).argmax(dim=1) == some[1][:20]).sum())
-    said = f"{right} of 20 images are right when clean, 30 are needed: these are all that there are"
+    said = f"{right} of 20 images are right when clean, 30 are needed: the data set has no more"
     assert found.finding == said
 
 

@@ -216,7 +216,7 @@ def test_what_is_no_loss_and_no_number_of_draws_is_refused(given, words) -> None
 
 
 def test_judge_knows_no_attack_that_needs_a_loss() -> None:
-    with pytest.raises(GradscopeError, match="pgd-own needs a loss of your own"):
+    with pytest.raises(GradscopeError, match="got pgd-own, which needs a loss of your own"):
         gs.judge("pgd-own", {"levels": defended()}, X, Y, backward={"0": "identity"}, **BALL)
 
 

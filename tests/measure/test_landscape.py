@@ -228,7 +228,7 @@ def test_what_is_refused_around_images(trained: list[str], tmp_path: Path) -> No
             {"plane": "shared"},
             "plane must be 'own' with fewer than two checkpoints, because 'shared' takes directions of two; got 1",
         ),
-        ({"plane": "shared", "versus": "fgsm"}, "versus must be left out where `plane` is shared.*, got fgsm"),
+        ({"plane": "shared", "versus": "fgsm"}, "versus must be left out where `plane` is shared.*; got fgsm"),
         ({"versus": "pgd"}, "versus must be another attack than `attack`, got pgd twice"),
         ({"versus": "pdg"}, "versus: 'pdg' is unknown; did you mean 'pgd'"),
     ):
