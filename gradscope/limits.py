@@ -31,12 +31,12 @@ LIMITS: dict[str, tuple[int, str]] = {
 def most(name: str) -> int:
     """Return the limit ``name`` of :data:`LIMITS`: the environment's value if it sets one, else the default."""
     variable = f"GRADSCOPE_MOST_{name}"
-    given = os.environ.get(variable, "")
-    if not given:
+    text = os.environ.get(variable, "")
+    if not text:
         return LIMITS[name][0]
-    if not given.isascii() or not given.isdigit() or len(given) > 18 or not int(given):
-        raise GradscopeError(f"{variable} must be a whole number above 0, got {given!r:.100}", "")
-    return int(given)
+    if not text.isascii() or not text.isdigit() or len(text) > 18 or not int(text):
+        raise GradscopeError(f"{variable} must be a whole number above 0, got {text!r:.100}", "")
+    return int(text)
 
 
 def raising(name: str) -> str:

@@ -20,8 +20,8 @@ def who_stays(standing: Tensor, step: int) -> Tensor | None:
     if step % every:
         return None
     stay = standing.nonzero().squeeze(1)
-    fallen = len(standing) - len(stay)
-    return stay if fallen and fallen >= share * len(standing) else None
+    fooled = len(standing) - len(stay)
+    return stay if fooled and fooled >= share * len(standing) else None
 
 
 def replaced(into: Tensor, rows: Tensor, chosen: Tensor, values: Tensor) -> None:

@@ -109,12 +109,10 @@ class _Bench:
 
     def check_examples(self) -> None:
         """Raise :class:`GradscopeError` unless each tensor of examples has the shape of the images."""
-        wanted = tuple(self.image_set.images.shape)
+        shape = tuple(self.image_set.images.shape)
         for example in self.examples:
-            if tuple(example.shape) != wanted:
-                raise GradscopeError(
-                    f"examples must have the shape of the images, {wanted}, got {tuple(example.shape)}"
-                )
+            if tuple(example.shape) != shape:
+                raise GradscopeError(f"examples must have the shape of the images, {shape}, got {tuple(example.shape)}")
 
     def look_at_clean(self, part: Tensor) -> Values:
         """Classify the clean images: which are right, which are undefined, and how many classes there are."""

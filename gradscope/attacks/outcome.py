@@ -95,11 +95,11 @@ class Outcome:
 
     def felled_by(self) -> list[str | None]:
         """Name the first attack that fooled each image; None if none did, or if the clean image is wrong."""
-        felled: list[str | None] = [None] * len(self)
+        first_attack: list[str | None] = [None] * len(self)
         for name in self.attacks:
             for place in self.fooled_by(name).nonzero().squeeze(1).tolist():
-                felled[place] = felled[place] or name
-        return felled
+                first_attack[place] = first_attack[place] or name
+        return first_attack
 
     @property
     def distance(self) -> Tensor:
@@ -148,21 +148,21 @@ class Outcome:
     def sample_rows(self, identity: Row) -> Iterator[Row]:
         """Yield the rows of ``samples.csv``: correctness of each image, clean and under each attack, and distance."""
         clean = torch.where(self.undefined, torch.nan, self.right.double())
-        felled = self.felled_by()
-        yield from self._samples(identity, "none", "accuracy", torch.arange(len(self)), clean, felled)
+        first_attack = self.felled_by()
+        yield from self._samples(identity, "none", "accuracy", torch.arange(len(self)), clean, first_attack)
         for name, attack in self.attacks.items():
             right = (~attack.fooled).double()
-            yield from self._samples(identity, name, "accuracy", attack.attacked, right, felled)
-            yield from self._samples(identity, name, "distance", attack.attacked, attack.distance, felled)
+            yield from self._samples(identity, name, "accuracy", attack.attacked, right, first_attack)
+            yield from self._samples(identity, name, "distance", attack.attacked, attack.distance, first_attack)
 
     def _samples(
-        self, identity: Row, attack: str, metric: str, places: Tensor, values: Tensor, felled: list[str | None]
+        self, identity: Row, attack: str, metric: str, places: Tensor, values: Tensor, first_attack: list[str | None]
     ) -> Iterator[Row]:
         point = {"point": "clean" if attack == "none" else "worst", "unit": ATTACK_METRICS[metric].unit}
         row = self._of(identity, attack) | {"metric": metric, **point}
         for place, value in zip(places.tolist(), values.tolist(), strict=True):
             image = {"index": int(self.numbers[place]), "label": int(self.labels[place])}
-            yield row | image | {"value": value, "first": int(felled[place] == attack)}
+            yield row | image | {"value": value, "first": int(first_attack[place] == attack)}
 
     def _of(self, identity: Row, name: str) -> Row:
         return {**identity, "attack": name, "norm": self.threat.norm, "epsilon": self.threat.epsilon}

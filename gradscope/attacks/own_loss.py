@@ -28,11 +28,11 @@ class OwnLoss:
         """
         with in_one_line(f"loss must run on logits and labels, {self.name} raised", halved=True):
             losses = self.function(logits, labels)
-        wanted = (len(logits),)
-        if not isinstance(losses, Tensor) or tuple(losses.shape) != wanted or not losses.is_floating_point():
+        shape = (len(logits),)
+        if not isinstance(losses, Tensor) or tuple(losses.shape) != shape or not losses.is_floating_point():
             got = f"{losses.dtype} {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
             raise GradscopeError(
-                f"loss must return a number for each image, floating-point {wanted}, {self.name} returned {got}"
+                f"loss must return a number for each image, floating-point {shape}, {self.name} returned {got}"
             )
         if logits.requires_grad and not losses.requires_grad:
             raise self._cut_off
@@ -40,7 +40,7 @@ class OwnLoss:
         if bool(unknown.any()):
             count = int(unknown.sum())
             raise GradscopeError(
-                f"loss must be a number where logits are finite, {self.name} returned NaN for {count} of {wanted[0]}"
+                f"loss must be a number where logits are finite, {self.name} returned NaN for {count} of {shape[0]}"
             )
         return losses
 

@@ -133,9 +133,9 @@ def transfer(
 
 
 def _check_examples(source: str, examples: Tensor, image_set: ImageSet, threat: ThreatModel) -> None:
-    shape, wanted = tuple(examples.shape), tuple(image_set.images.shape)
-    if shape != wanted:
-        raise GradscopeError(f"examples: those of {source} must have the shape of the images, {wanted}, got {shape}")
+    shape, expected = tuple(examples.shape), tuple(image_set.images.shape)
+    if shape != expected:
+        raise GradscopeError(f"examples: those of {source} must have the shape of the images, {expected}, got {shape}")
     if not examples.isfinite().all():
         raise GradscopeError(f"examples: those of {source} must be finite, got NaN or infinity")
     if threat.box and (float(examples.min()) < 0 or float(examples.max()) > 1):

@@ -109,12 +109,12 @@ class _Trial:
         ours = self._compared(
             [(name, None, self._on_all(places, outcome.fooled_by(name))) for name in outcome.attacks], right, wrong
         )
-        better = any(one.significant for one in ours)
+        better = any(compared.significant for compared in ours)
         repairs = self._repairs(reading, places, values, right, wrong) if better else ()
         lowest = right & ~wrong
-        for one in (*ours, *repairs):
-            if one.standing is not None:
-                lowest[: len(one.standing)] &= one.standing
+        for compared in (*ours, *repairs):
+            if compared.standing is not None:
+                lowest[: len(compared.standing)] &= compared.standing
         judgement = Judgement(
             "inconclusive", (), "", self.attack.name, self.threat, self.budget_name, right, right & ~wrong, lowest,
             ours, repairs, reading,
@@ -236,15 +236,17 @@ class _Trial:
                 fools: Tensor | None = self._on_all(places, as_it_is[repair.of])
             else:
                 stage = f"{repair.part} {repair.change.loss}".strip()
-                some = places[:_ALONE] if repair.alone else places
-                values = self._over(stage, some, partial(self._repaired, repair=repair))
+                chosen = places[:_ALONE] if repair.alone else places
+                values = self._over(stage, chosen, partial(self._repaired, repair=repair))
                 failed = (values["reason"] != 0).any(dim=1)
-                fools = None if bool(failed.any()) else self._on_all(some, values["fooled"])
-                if fools is not None and len(some) < len(places):
-                    fools = fools[: int(places[len(some)])]
+                fools = None if bool(failed.any()) else self._on_all(chosen, values["fooled"])
+                if fools is not None and len(chosen) < len(places):
+                    fools = fools[: int(places[len(chosen)])]
                 reasons[repair.words] = _as_text(values["reason"][failed][0]) if fools is None else ""
             tried.append((repair.words, repair.part, fools))
-        return tuple(replace(one, reason=reasons.get(one.name, "")) for one in self._compared(tried, right, wrong))
+        return tuple(
+            replace(compared, reason=reasons.get(compared.name, "")) for compared in self._compared(tried, right, wrong)
+        )
 
     def _compared(
         self, tried: Sequence[tuple[str, Part | None, Tensor | None]], right: Tensor, wrong: Tensor
@@ -270,9 +272,12 @@ class _Trial:
                     mcnemar(only, missed, greater=True),
                 )
             )
-        tested = [one for one in results if one.p_value is not None]
-        adjusted = iter(holm([one.p_value or 0.0 for one in tested]))
-        return tuple(replace(one, p_value=next(adjusted)) if one.p_value is not None else one for one in results)
+        tested = [compared for compared in results if compared.p_value is not None]
+        adjusted = iter(holm([compared.p_value or 0.0 for compared in tested]))
+        return tuple(
+            replace(compared, p_value=next(adjusted)) if compared.p_value is not None else compared
+            for compared in results
+        )
 
 
 #: Number of bytes of a reason that are kept.

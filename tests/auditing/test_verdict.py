@@ -205,7 +205,10 @@ def test_checks_say_where_no_image_is_right(plain, images):
     pixels, labels = images.batch(torch.arange(len(images)), "cpu")
     wrong = images.subset((plain(pixels).argmax(dim=1) != labels).nonzero().squeeze(1).repeat(12)[:12])
     made = audit(plain, wrong)
-    assert (made.verdict, made.reason) == ("inconclusive", "no image is classified correctly, so there is nothing to attack")
+    assert (made.verdict, made.reason) == (
+        "inconclusive",
+        "no image is classified correctly, so there is nothing to attack",
+    )
     found = checks_of(made)
     assert "no image is right" in found["D1"].cause
     for names, what in (("N1 N2 C2 G1", "no gradient was examined"), ("N3 X1 X2 M1 M2 S1", "nothing to attack")):

@@ -125,7 +125,7 @@ def test_orthogonal_directions(convolutional):
     first, second = directions(convolutional)
     remainder = orthogonal_to(second, first)
     assert sum(float((part * first[key]).sum()) for key, part in remainder.items()) == pytest.approx(0, abs=1e-4)
-    with pytest.raises(GradscopeError, match="these are parallel"):
+    with pytest.raises(GradscopeError, match="directions must span a plane, got two parallel ones"):
         orthogonal_to({key: -2 * part for key, part in first.items()}, first)
 
 
