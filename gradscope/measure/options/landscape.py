@@ -54,7 +54,7 @@ class LandscapeOptions(GradientAttack):
     plane: Literal["own", "shared"] = option(
         "own",
         "input: directions of the plane: each CKPT's own adversarial direction and a random one (own), or the "
-        "adversarial directions of the first two CKPTs for all (shared)",
+        "adversarial directions of the first two models for all (shared)",
     )
     versus: str | None = option(
         None,
