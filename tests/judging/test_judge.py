@@ -130,7 +130,7 @@ def idle(model, x, y):
 def test_where_nothing_fools_nothing_is_sound(models, some, epsilon, verdict):
     found = gs.judge(idle, models("SL"), *some, **BALL | {"epsilon": epsilon})
     assert found.verdict == verdict
-    assert ("ask for a larger epsilon" in found.finding) == (verdict == "inconclusive")
+    assert ("use a larger epsilon" in found.finding) == (verdict == "inconclusive")
     assert found.left is not None
 
 
@@ -374,7 +374,7 @@ def test_an_attack_that_mixes_its_batch_is_given_the_first_images_alone(models, 
     assert 40 <= row["n"] < 60
     said = f"given one image at a time it leaves {100 * row['left']:.1f} % of the first {row['n']}, not "
     assert said + f"{100 * (row['left'] + row['gain']):.1f} % (p = " in found.finding
-    assert "for it mixes the images of a batch" in found.finding
+    assert "because it mixes the images of a batch" in found.finding
 
 
 def never_moving(model, x, y):
@@ -409,9 +409,9 @@ def floored_mean(model, x, y):
 def test_a_floor_is_told_from_steps_as_long_as_the_gradient(models, some, attack, has_floor):
     found = gs.judge(attack, models(SHARP[0]), *some, **BALL | {"norm": "l2", "epsilon": 0.5})
     assert found.parts[0] == "norm floor"
-    assert ("for the gradient is below the floor, about" in found.finding) is has_floor
+    assert ("because the gradient is below the floor, about" in found.finding) is has_floor
     assert ("with each gradient normalised the same steps leave" in found.finding) is not has_floor
-    assert ("for they are as long as the gradient" in found.finding) is not has_floor
+    assert ("because they are proportional to the gradient" in found.finding) is not has_floor
 
 
 #: Attacks that a gate stops.
