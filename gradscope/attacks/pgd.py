@@ -170,7 +170,7 @@ def look(
     gradient: bool = True,
     streams: Streams | None = None,
 ) -> Iterate:
-    """Compute logits, loss and, with ``gradient``, the gradient at ``images``: one forward and one backward pass.
+    """Compute logits and loss at ``images`` in one forward pass, and with ``gradient`` the gradient in a backward pass.
 
     A smoothed gradient costs one more forward and backward pass per copy. ``loss`` replaces the loss of ``settings``.
     """

@@ -264,7 +264,7 @@ def _through(evidence: Evidence) -> str:
     """Describe how the attacks were adapted; empty if they were not."""
     taken = ["took the gradient from a stand-in"] if evidence.stands_in else []
     judged = [f"went through the mean of {evidence.draws} draws"] if evidence.draws else []
-    return f", which {' and '.join([*taken, *judged])}" if taken or judged else ""
+    return f"; they {' and '.join([*taken, *judged])}" if taken or judged else ""
 
 
 def _aside(evidence: Evidence, fired: Mapping[str, Check]) -> str:

@@ -43,7 +43,7 @@ def filter_normalised_direction(model: nn.Module, *, seed: int, name: str) -> Di
     """
     direction = {key: _normalised(weight, seed, name, key) for key, weight in model.named_parameters()}
     if not any(part.any() for part in direction.values()):
-        raise GradscopeError("model must have a non-zero parameter of two or more axes, got none to move")
+        raise GradscopeError("model must have a non-zero parameter of two or more axes, got none")
     return direction
 
 
