@@ -31,7 +31,7 @@ CHECKS: dict[str, Callable[[Evidence], Check | list[Check]]] = {
 
 #: Text of a check that passed; D1 makes its own.
 PASSED = {
-    "N1": "cross-entropy and its gradients are not zero",
+    "N1": "cross-entropy and its gradients do not vanish",
     "N2": "gradients in float32 and in float64 point the same way",
     "N3": "no other loss or precision fools more images than cross-entropy in float32",
     "X1": "Square fools no image that the gradient attacks missed",

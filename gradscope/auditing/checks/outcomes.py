@@ -177,7 +177,7 @@ def _black_box(evidence: Evidence, identifier: str, name: str, attack: str, text
     why = hindrance(evidence, evidence.main, "pgd", attack)
     if why:
         step = "see D1" if attack in evidence.budget.names else "audit with a larger budget"
-        step = "give examples of another model (surrogate)" if attack == "transfer" else step
+        step = "give examples of another model (option surrogate)" if attack == "transfer" else step
         return abstained(identifier, name, why, step, QUERY_GAIN)
     missed = evidence.main.standing(*evidence.white_box)
     fooled = evidence.main.right & ~missed

@@ -65,7 +65,7 @@ def convergence(evidence: Evidence) -> Check:
         interval,
         len(moving),
         images=numbers_at(evidence.numbers[evidence.places[standing]], moving),
-        beside=known_median(evidence.path["fosc"][standing], "; the median FOSC there is {:.2f} (0 is converged)"),
+        beside=known_median(evidence.path["fosc"][standing], "; the median FOSC is {:.2f} (0 is converged)"),
         points_to=("weak attack",),
     )
 
