@@ -128,7 +128,7 @@ def _with_remarks(finding: str, judgement: Judgement, values: Values) -> str:
     flat = share(values["flat"])
     if flat >= _FLAT:
         on = f"{_percent(flat)} of these images"
-        remarks.append(f"The model gives no gradient on {on}: give `backward=` (README, Adaptive attacks).")
+        remarks.append(f"The model gives no gradient on {on}: give `backward=` (see docs/judge.md).")
     if follows_others(values) and any(compared.significant for compared in judgement.ours):
         remarks.append(
             "It follows another loss or the loss of other labels: check that its labels are those of the images."

@@ -226,7 +226,7 @@ def test_a_model_without_a_gradient_is_said_to_give_none(models, some, given):
     given = {"backward": model} if given else {}
     found = gs.judge(pgd, _Levels(model).eval(), *some, **BALL, **given)
     said = re.search(
-        r"The model gives no gradient on (\S+) % of these images: give `backward=` \(README, Adaptive", found.finding
+        r"The model gives no gradient on (\S+) % of these images: give `backward=` \(see docs/judge.md\)", found.finding
     )
     assert (said is None) == bool(given)
     assert said is None or float(said[1]) > 90
