@@ -65,7 +65,7 @@ NOTHING = Change()
 
 
 class Watch(nn.Module):
-    """Wraps ``model``, an own copy in evaluation mode, and records an attack on the images of ``batch``.
+    """Wraps ``model``, a private copy in evaluation mode, and records an attack on the images of ``batch``.
 
     If the attack passes as many points as images, point i belongs to image i; else a point belongs to the nearest
     image.
