@@ -77,7 +77,7 @@ def test_a_mode_is_no_path(
     (tmp_path / "c.toml").write_text("[[phases]]\nepochs = 1\nlearning_rate = 1e-3\nobjective = 'cross-entropy'\n")
     ended = run("train", "--mode", mode, "--config", tmp_path / "c.toml")
     assert ended.code == 2
-    assert ended.err == f"gradscope: --mode must be a name of at most 100 characters and no path, got {mode!r}\n"
+    assert ended.err == f"gradscope: --mode must be a plain name of at most 100 characters, not a path, got {mode!r}\n"
     assert list(content(tmp_path)) == ["c.toml"]
 
 
