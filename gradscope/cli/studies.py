@@ -12,6 +12,7 @@ from gradscope.cli.declared import declared, filled, panel
 from gradscope.errors import GradscopeError, caution
 from gradscope.measure.options.common import Circumstances, ForeignOptions
 from gradscope.options import RUNNING, DataOptions
+from gradscope.progress import duration
 from gradscope.results.manifest import MANIFEST, read_study_manifest
 from gradscope.validation import Config
 
@@ -188,14 +189,6 @@ def foreseen_lines(
 def _expected(estimate: "Estimate") -> str:
     """How long, and from what."""
     return f"{'up to ' if estimate.most else ''}{duration(estimate.seconds)}, {_SOURCES[estimate.source]}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit they are read in."""
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _tell(record: "Record", kept: bool) -> None:
