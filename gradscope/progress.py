@@ -171,9 +171,7 @@ def shown(wanted: bool | None) -> Iterator[None]:
 
 
 @contextmanager
-def lines_a_minute(
-    clock: Callable[[], float] = time.monotonic, look_every: float = _LOOK_EVERY
-) -> Iterator[None]:
+def lines_a_minute(clock: Callable[[], float] = time.monotonic, look_every: float = _LOOK_EVERY) -> Iterator[None]:
     """Write bars in this block as a line a minute where stderr is no terminal: what the command line does.
 
     ``clock`` gives seconds; a thread looks at it every ``look_every`` real seconds, for work that does not move.
@@ -199,13 +197,11 @@ def _display(visible: bool) -> Iterator[Progress]:
     wanted = _wanted.get()
     drawn = visible and (sys.stderr.isatty() if wanted is None else wanted)
     lines = _lines.get() if visible and not drawn and wanted is None else None
-    progress = Progress(
-        *columns,
-        console=Console(stderr=True, force_terminal=wanted),
-        transient=True,
-        disable=not drawn,
-        **{} if lines is None else {"get_time": lines.clock, "speed_estimate_period": _SPEED_OVER},
-    )
+    console = Console(stderr=True, force_terminal=wanted)
+    if lines is None:
+        progress = Progress(*columns, console=console, transient=True, disable=not drawn)
+    else:
+        progress = Progress(disable=True, get_time=lines.clock, speed_estimate_period=_SPEED_OVER)
     with progress, nullcontext() if lines is None else lines.watching(progress):
         yield progress
 

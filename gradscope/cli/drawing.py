@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from gradscope.cli.afterwards import say_after_drawing, say_after_report
 from gradscope.cli.shared import require_directory
 
 
@@ -20,7 +21,8 @@ def figures(
     from gradscope.figures.draw import draw
 
     for path in draw(directory, animate=animate):
-        print(path)
+        print(path, flush=True)
+    say_after_drawing(directory)
 
 
 def report(
@@ -32,4 +34,6 @@ def report(
     require_directory(directory)
     from gradscope.reporting.page import write_report
 
-    print(write_report(directory))
+    page = write_report(directory)
+    print(page, flush=True)
+    say_after_report(page)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gradscope.cli.afterwards import say_after_study
 from gradscope.cli.declared import declared, filled, panel
 from gradscope.errors import GradscopeError, caution
 from gradscope.measure.options.common import Circumstances, ForeignOptions
@@ -135,7 +136,8 @@ def study(
     for name, reason in plan.absent.items():
         print(f"{name} is absent, and {len(plan.left_out)} stages with it: {reason}")
     page = request.places.results / PAGE
-    print(page if page.exists() else request.places.results)
+    print(page if page.exists() else request.places.results, flush=True)
+    say_after_study(results, results / PAGE)
     if ended.failed or ended.blocked or ended.postponed or plan.absent:
         raise typer.Exit(INCOMPLETE)
 
