@@ -266,11 +266,18 @@ def panels(
 
 def add_legend(figure: Figure, drawn: Sequence[Look]) -> None:
     """One legend below all panels, so that it hides nothing."""
-    labels = [look.label for look in drawn]
-    handles = [
-        Line2D([], [], color=look.colour, linestyle=look.dash, marker=look.marker, label=look.label) for look in drawn
-    ]
-    columns, _ = _legend_shape(labels, figure.get_size_inches()[0])
+    fit_legend(
+        figure,
+        [
+            Line2D([], [], color=look.colour, linestyle=look.dash, marker=look.marker, label=look.label)
+            for look in drawn
+        ],
+    )
+
+
+def fit_legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """A legend of ``handles`` below all panels, in as many columns as fit."""
+    columns, _ = _legend_shape([str(handle.get_label()) for handle in handles], figure.get_size_inches()[0])
     place_legend(figure, handles, columns)
 
 
