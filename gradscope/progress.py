@@ -219,10 +219,18 @@ def _advance(progress: Progress, description: str, total: int, unit: str) -> Adv
 
 def _line(bar: Task) -> str:
     """How far a bar is, in words: "sl pgd: 40 of 200 images, 3 min left"."""
-    unit, note, left = bar.fields["unit"], bar.fields["note"], bar.time_remaining
+    unit, note = bar.fields["unit"], bar.fields["note"]
     done = f"{bar.completed:.0f} of {bar.total:.0f} {unit}" if unit else f"{bar.percentage:.0f} %"
+    left = _left(bar)
     time_left = f"{duration(left)} left" if left else ""
     return f"{bar.description}: {', '.join(part for part in (done, note, time_left) if part)}"
+
+
+def _left(bar: Task) -> float:
+    """Seconds that are left at the speed of late, or at that of the whole where it is lower: work may stand still."""
+    if not bar.completed or bar.elapsed is None or bar.total is None:
+        return 0.0
+    return max(bar.time_remaining or 0.0, bar.elapsed * (bar.total - bar.completed) / bar.completed)
 
 
 def duration(seconds: float) -> str:

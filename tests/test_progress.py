@@ -143,7 +143,7 @@ def test_no_line_is_written_within_the_first_minute(capfd: pytest.CaptureFixture
         with progress_bar("rl pgd", 4) as advance:
             clock.now += 1.0
             advance(1, "validation 91.0 %")
-    assert capfd.readouterr() == ("", "gradscope: rl pgd: 25 %, validation 91.0 %\n")
+    assert capfd.readouterr() == ("", "gradscope: rl pgd: 25 %, validation 91.0 %, 3 s left\n")
 
 
 def test_work_that_does_not_move_is_written_of_too(capfd: pytest.CaptureFixture[str]) -> None:
@@ -158,13 +158,26 @@ def test_work_that_does_not_move_is_written_of_too(capfd: pytest.CaptureFixture[
     assert written == "gradscope: sl pgd: 0 of 200 images\n"
 
 
+def test_the_time_left_grows_while_work_stands_still(capfd: pytest.CaptureFixture[str]) -> None:
+    """Half of it in 10 s, then nothing for 50 s: as much again is left, not 10 s."""
+    clock = Clock()
+    with lines_a_minute(clock), progress_bar("sl", 10, "images") as advance:
+        for _ in range(5):
+            clock.now += 2.0
+            advance(1)
+        clock.now += 50.0
+        advance(0)
+    assert capfd.readouterr().err == "gradscope: sl: 5 of 10 images, 60 s left\n"
+
+
 def test_a_study_writes_one_line_of_the_whole_and_its_stages(capfd: pytest.CaptureFixture[str]) -> None:
     clock, bars = Clock(), BarsOfOthers()
     with lines_a_minute(clock), overall_progress("quickstart", 12, "stages") as advance:
         bars.show("model-sl", Bar("train sl", 30, 100, "validation 91.0 %", "updates"))
         clock.now += 60.0
         advance(3)
-    line = "quickstart: 3 of 12 stages; model-sl: train sl: 30 of 100 updates, validation 91.0 %"
+    whole = "quickstart: 3 of 12 stages, 3.0 min left"
+    line = f"{whole}; model-sl: train sl: 30 of 100 updates, validation 91.0 %, 2.3 min left"
     assert capfd.readouterr().err == f"gradscope: {line}\n"
 
 

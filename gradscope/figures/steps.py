@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from gradscope.figures import style
@@ -46,7 +45,7 @@ def draw_steps(steps: pd.DataFrame) -> list[Drawing]:
 
 def _draw_panel(metrics: Mapping[str, pd.DataFrame], table: dict[Series, Look]) -> Drawing:
     """The metrics in a row, over one legend."""
-    handles = _handles(table)
+    handles = style.handles_of(table)
     figure, grid = style.panels(
         (1, len(metrics)), style.PAGE, _PANEL_HEIGHT, [str(handle.get_label()) for handle in handles]
     )
@@ -80,22 +79,6 @@ def _draw_panel(metrics: Mapping[str, pd.DataFrame], table: dict[Series, Look]) 
     return Drawing("steps-panel", figure, "; ".join(caption), _attacks(everything))
 
 
-def _handles(table: dict[Series, Look]) -> list[Line2D]:
-    """What the legend explains: each line, or of several attacks each checkpoint and each attack by itself."""
-    attacks = {series.attack: look for series, look in table.items()}
-    if len(attacks) == 1:
-        return [_handle(look.label, look.colour, look.dash, look.marker) for look in table.values()]
-    checkpoints = {series.checkpoint: look for series, look in table.items()}
-    return [
-        *(_handle(style.shorten(name), look.colour, "-", look.marker) for name, look in checkpoints.items()),
-        *(_handle(style.shorten(name), "0.35", look.dash, "") for name, look in attacks.items()),
-    ]
-
-
-def _handle(label: str, colour: str, dash: object, marker: str) -> Line2D:
-    return Line2D([], [], label=label, color=colour, linestyle=dash, marker=marker)  # type: ignore[arg-type]  # dashes
-
-
 def _lines_of(rows: pd.DataFrame, table: dict[Series, Look]) -> dict[Look, pd.DataFrame]:
     lines = {look: style.rows_of(rows, series) for series, look in table.items()}
     return {look: line for look, line in lines.items() if not line.empty}
@@ -103,7 +86,7 @@ def _lines_of(rows: pd.DataFrame, table: dict[Series, Look]) -> dict[Look, pd.Da
 
 def _draw_metric(metric: str, rows: pd.DataFrame, table: dict[Series, Look]) -> Drawing:
     lines = _lines_of(rows, table)
-    handles = _handles({series: look for series, look in table.items() if look in lines})
+    handles = style.handles_of({series: look for series, look in table.items() if look in lines})
     any_undefined = bool((rows["undefined"] > 0).any())
     figure, grid = style.panels(
         (1 + any_undefined, 1),

@@ -266,13 +266,23 @@ def panels(
 
 def add_legend(figure: Figure, drawn: Sequence[Look]) -> None:
     """One legend below all panels, so that it hides nothing."""
-    fit_legend(
-        figure,
-        [
-            Line2D([], [], color=look.colour, linestyle=look.dash, marker=look.marker, label=look.label)
-            for look in drawn
-        ],
-    )
+    fit_legend(figure, [_handle(look.label, look.colour, look.dash, look.marker) for look in drawn])
+
+
+def handles_of(table: Mapping[Series, Look]) -> list[Line2D]:
+    """What a legend explains: each line, or of several attacks each checkpoint and each attack by itself."""
+    attacks = {series.attack: look for series, look in table.items()}
+    if len(attacks) == 1:
+        return [_handle(look.label, look.colour, look.dash, look.marker) for look in table.values()]
+    checkpoints = {series.checkpoint: look for series, look in table.items()}
+    return [
+        *(_handle(shorten(name), look.colour, "-", look.marker) for name, look in checkpoints.items()),
+        *(_handle(shorten(name), "0.35", look.dash, "") for name, look in attacks.items()),
+    ]
+
+
+def _handle(label: str, colour: str, dash: Any, marker: str) -> Line2D:
+    return Line2D([], [], label=label, color=colour, linestyle=dash, marker=marker)
 
 
 def fit_legend(figure: Figure, handles: Sequence[Artist]) -> None:
@@ -352,6 +362,8 @@ def set_log(axes: Axes, which: Literal["x", "y"], low: float, high: float) -> No
     set_limits(low, high)
     if high / low > 1e3:
         axis.set_minor_locator(NullLocator())
+        if which == "x":
+            axis.set_major_locator(LogLocator(numticks=7))
     elif high / low <= 1e2:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high / low > 5 else MaxNLocator(4))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
