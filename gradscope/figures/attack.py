@@ -163,14 +163,15 @@ def _draw_radii(norm: str, attacks: pd.DataFrame, table: Mapping[str, Look]) -> 
     figure, grid = style.panels((1, 1), style.COLUMN, 2.3, [look.label for look in table.values()])
     axes = grid[0, 0]
     shown = []
+    tone, width = style.strokes(len(table))
     for checkpoint, look in table.items():
         line = _curve(attacks[attacks["checkpoint"] == checkpoint])
         if len(line):
             shown.append(look)
             axes.fill_between(
-                line["epsilon"], line["ci_low"], line["ci_high"], color=look.colour, alpha=0.2, linewidth=0, zorder=1.5
+                line["epsilon"], line["ci_low"], line["ci_high"], color=look.colour, alpha=tone, linewidth=0, zorder=1.5
             )
-            axes.plot(line["epsilon"], line["value"], **{**look.line(len(line)), "markevery": 1})
+            axes.plot(line["epsilon"], line["value"], **{**look.line(len(line)), "markevery": 1, "linewidth": width})
     axes.set_xlabel(f"epsilon ({norm}, pixel units)")
     axes.set_ylabel("robust accuracy")
     axes.set_ylim(-_MARGIN, 1 + _MARGIN)

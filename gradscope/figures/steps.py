@@ -24,8 +24,6 @@ _MARGIN_OF_SHARES = 0.02
 PANEL = ("accuracy", "cosine", "norm", "entropy")
 #: Sizes in inches and points: a row of panels, their titles and the units beside them.
 _PANEL_HEIGHT, _TITLE, _UNIT = 1.7, 8.0, 6.5
-#: Lines from which on they are thinner and their bands paler.
-_CROWDED = 9
 
 
 def draw_steps(steps: pd.DataFrame) -> list[Drawing]:
@@ -53,7 +51,7 @@ def _draw_panel(metrics: Mapping[str, pd.DataFrame], table: dict[Series, Look]) 
     for axes, (metric, rows) in zip(grid[0], metrics.items(), strict=True):
         lines = _lines_of(rows, table)
         for look, line in lines.items():
-            _draw_line(axes, look, line, crowded=len(lines) >= _CROWDED)
+            _draw_line(axes, look, line, among=len(lines))
         axes.set_title(style.axis_label(metric, "-"), fontsize=_TITLE)
         if (unit := str(rows["unit"].iloc[0])) != "-":
             axes.set_ylabel(unit, fontsize=_UNIT, labelpad=2)
@@ -98,7 +96,7 @@ def _draw_metric(metric: str, rows: pd.DataFrame, table: dict[Series, Look]) -> 
     )
     main = grid[0, 0]
     for look, line in lines.items():
-        _draw_line(main, look, line, crowded=len(lines) >= _CROWDED)
+        _draw_line(main, look, line, among=len(lines))
     unit = str(rows["unit"].iloc[0])
     main.set_ylabel(style.axis_label(metric, unit))
     zoom = _scale(main, metric, lines)
@@ -112,8 +110,8 @@ def _draw_metric(metric: str, rows: pd.DataFrame, table: dict[Series, Look]) -> 
     return Drawing(f"steps-{metric}", figure, caption, _attacks(rows))
 
 
-def _draw_line(axes: Axes, look: Look, line: pd.DataFrame, *, crowded: bool) -> None:
-    tone, width = (0.07, 0.8) if crowded else (0.2, 1.2)
+def _draw_line(axes: Axes, look: Look, line: pd.DataFrame, among: int) -> None:
+    tone, width = style.strokes(among)
     axes.fill_between(
         line["step"], line["ci_low"], line["ci_high"], color=look.colour, alpha=tone, linewidth=0, zorder=1.5
     )

@@ -72,6 +72,7 @@ _LAYOUT_TABLES = ("GDEF", "GPOS", "GSUB", "MATH", "kern")
 _LEGEND_FONT = 7.0
 _LEGEND_BORDER = 0.15
 _LONGEST_LABEL = 46
+_CROWDED = 9
 _OVERRIDES: dict[str, Any] = {
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
@@ -189,6 +190,11 @@ def colour_of(mode: str) -> str:
     """A mode's colour; a variant that a study calls ``rl-x10`` or ``sl-adv-long`` has that of what it varies."""
     known = [name for name in COLOURS if mode == name or mode.startswith(f"{name}-")]
     return COLOURS[max(known, key=len)] if known else FALLBACK_COLOUR
+
+
+def strokes(lines: int) -> tuple[float, float]:
+    """The tone of a band and the width of a line in points, one of so many: paler and thinner where they are many."""
+    return (0.2, 1.2) if lines < _CROWDED else (0.06, 0.8)
 
 
 def rows_of(rows: pd.DataFrame, series: Series) -> pd.DataFrame:
