@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import gradscope
+from gradscope.measure.options import COMMANDS
 from gradscope.models import checkpoint as checkpoints
 from gradscope.results.schemas import STEPS
 from gradscope.results.tables import read_table
@@ -38,6 +39,9 @@ def test_version_and_help(done: Done) -> None:
         for command in ("train", "analyze", "landscape", "attack", "transfer", "study", "claims", "figures", "list")
     )
     assert done() == overview
+    words = " ".join(overview.split())
+    assert all(f"{name} {' '.join(kind.summary.split())}" in words for name, kind in COMMANDS.items()), "none is cut"
+    assert "..." not in words.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize(
