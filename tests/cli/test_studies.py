@@ -88,7 +88,7 @@ def test_missing_images_and_failures_end_with_1(
 ) -> None:
     recipe.write_text(
         '[grid]\ndata = ["digits", "npz"]\nmodes = ["sl"]\n[training]\nepochs = 1\n'
-        '[models.still]\nmode = "sl"\nset = ["phases.0.learning_rate=1e-9", "phases.0.warmup_epochs=0"]\n'
+        '[models.still]\nmode = "sl"\nset = ["phases.0.learning_rate=20", "phases.0.warmup_epochs=0"]\n'
         '[models.blown]\nmode = "sl"\nset = ["phases.0.learning_rate=1e37", "phases.0.warmup_epochs=0"]\n'
         '[[measure]]\ncommand = "transfer"\nsteps = 2\nsamples = 6\n'
     )

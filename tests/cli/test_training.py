@@ -58,9 +58,9 @@ def test_the_checkpoint_is_named_after_the_run(tmp_path: Path, monkeypatch: pyte
 
 
 def test_an_absurd_adversary_and_a_model_at_chance_are_warned_of_once(tmp_path: Path, run: Run) -> None:
-    settings = ("phases.0.adversary.epsilon=8", "phases.0.learning_rate=1e-9", "phases.0.warmup_epochs=0")
-    options = [word for setting in settings for word in ("--set", setting)]
-    ended = run("train", "--mode", "sl-adv", "--epochs", 1, *options, "--out", tmp_path / "still.pt")
+    rates = [f"phases.{phase}.{end}learning_rate=1e-9" for phase in (0, 1) for end in ("", "final_")]
+    options = [word for setting in ["phases.1.adversary.epsilon=8", *rates] for word in ("--set", setting)]
+    ended = run("train", "--mode", "sl-adv", "--epochs", 2, "--seed", 1, *options, "--out", tmp_path / "still.pt")
     assert ended.code == 0
     first, second, *_ = (line for line in ended.err.splitlines() if "caution" in line)
     assert first.startswith("gradscope: caution: adversary: epsilon 8 in linf reaches every image")
