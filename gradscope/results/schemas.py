@@ -472,3 +472,6 @@ BANDS = Table(
         Column("n", "integer", "images"),
     ),
 )
+
+#: The robustness card of a directory of results.
+CARD = "card.md"

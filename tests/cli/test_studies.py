@@ -110,9 +110,9 @@ def test_missing_images_and_failures_end_with_1(
     assert any(line.startswith("npz is absent, and 4 stages with it: data_root:") for line in lines)
     assert lines[-1] == str(tmp_path / "results" / "report.html")
     page = (tmp_path / "results" / "report.html").read_text()
-    assert "The images of npz are absent, and with them model-npz-sl-s0, " in page
+    assert "Stages that did not run: model-npz-sl-s0, " in page
     assert "model-digits-blown-s0 failed: " in page
-    assert "measure-transfer-digits was not begun, for it needs model-digits-blown-s0." in page
+    assert "measure-transfer-digits did not start: it needs model-digits-blown-s0." in page
     manifest = json.loads((tmp_path / "results" / "manifest.json").read_text())
     assert manifest["absent"]["stages"] == [
         "model-npz-sl-s0",
