@@ -49,6 +49,7 @@ def _look(
         "classes_labelled": len(known.unique()),
         "classes_predicted": len(classes.unique()),
         "probed": len(places),
+        "pixels": probed[0].numel(),
         "random": are_random(outputs),
         "flips": int(outputs["flips"].sum()),
         "depends_on_batch": depend_on_the_batch(outputs),

@@ -469,4 +469,4 @@ def test_a_blind_attack_shuts_the_gate(trained, tmp_path, monkeypatch, capsys, a
     assert (done.value.code or 0) == code
     assert verdict in printed.out
     undecided = "gradscope: the gate could not be decided (sl: "
-    assert printed.err.startswith(undecided) if code == 4 else undecided not in printed.err
+    assert (undecided in printed.err) == (code == 4)

@@ -76,8 +76,10 @@ class Options(Config):
         for name, length in lengths:
             if length > diameter:
                 most = "" if linf else f" at most {diameter:.4g} in l2 for {' x '.join(map(str, shape))} pixels,"
+                meant = f'; did you mean "{length:g}/255"?' if length <= 255 else ""
                 raise GradscopeError(
-                    f'{name} must be in pixel units of images in [0, 1],{most} e.g. 0.03 or "8/255"; got {length:g}'
+                    f'{name} must be in pixel units of images in [0, 1],{most} e.g. 0.03 or "8/255"; '
+                    f"got {length:g}{meant}"
                 )
 
     @model_validator(mode="after")
