@@ -13,6 +13,8 @@ from gradscope.results.schemas import FIRES_BELOW, SIMILARITY, TRANSFER
 
 #: The tone of an audit's verdict, the gravest first.
 AUDIT_TONES = {"masking found": "accuses", "set-up invalid": "fired", "inconclusive": "abstained", NONE_FOUND: "passed"}
+#: The tone of an audit's verdict on a claimed robust accuracy.
+CLAIM_TONES = {"refuted": "accuses", "not refuted within this budget": "passed", "inconclusive": "abstained"}
 #: The tone of a verdict on a claim.
 VERDICT_TONES = {"supported": "passed", "not supported": "accuses", "not tested": "abstained"}
 #: A matrix of more columns has no room for intervals.

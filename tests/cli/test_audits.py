@@ -84,7 +84,8 @@ def test_a_claim_is_judged_first_and_is_a_gate(world: Path, tmp_path: Path, run:
     done = run("report", out)
     assert done[0] == 0
     page = (out / "report.html").read_text()
-    assert 0 < page.index(f"claim of {100 * claim:.4g} % {verdict}") < page.index("<h2>sl: ")
+    assert "The claim that sl keeps " in page[page.index("<h1") : page.index("</h1>")]
+    assert f" is {verdict}: at most " in page[page.index("<h1") : page.index("</h1>")]
 
 
 @pytest.mark.usefixtures("little_work")
