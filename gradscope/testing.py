@@ -12,7 +12,7 @@ from gradscope.options import DataOptions, DeviceOptions
 from gradscope.results.audits import AuditOf
 
 
-class MaskingError(AssertionError):
+class RobustnessError(AssertionError):
     """An assertion that failed; ``report`` is the audit that says why."""
 
     def __init__(self, message: str, report: AuditReport) -> None:
@@ -58,7 +58,7 @@ def assert_not_masked(
 
     Raises
     ------
-    MaskingError
+    RobustnessError
         An ``AssertionError`` whose message has the verdict, the causes, the bound with its interval, the checks that
         fired, and what to do next; its ``.report`` is the audit.
     GradscopeError
@@ -73,7 +73,7 @@ def assert_not_masked(
     >>> model = torch.nn.Flatten().eval()
     >>> assert_not_masked(model, x, y, norm="linf", epsilon="64/255", at_least=0.9)
     Traceback (most recent call last):
-    gradscope.testing.MaskingError: Flatten: at_least is refuted, the claim of 90 % refuted: at most 50.0 % ...
+    gradscope.testing.RobustnessError: Flatten: at_least is refuted, the claim of 90 % refuted: at most 50.0 % ...
 
     """
     __tracebackhide__ = True
@@ -81,7 +81,7 @@ def assert_not_masked(
     report = audit(model, x, y, claim=at_least, **given)
     failed = [why for one in report.audits if (why := _failure(one, allow_inconclusive))]
     if failed:
-        raise MaskingError("\n".join([*failed, "", report.summary()]), report)
+        raise RobustnessError("\n".join([*failed, "", report.summary()]), report)
     return report
 
 

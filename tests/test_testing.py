@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import gradscope as gs
-from gradscope.testing import MaskingError, assert_not_masked
+from gradscope.testing import RobustnessError, assert_not_masked
 from tests.masks import Behind
 from tests.test_architecture import imports
 
@@ -43,7 +43,7 @@ def test_masking_fails_with_what_was_found(honest: nn.Module, x: Tensor, y: Tens
     masked = Behind(honest, after=lambda logits: 1e4 * logits).eval()
     with pytest.raises(AssertionError) as failed:
         assert_not_masked({"loud": masked}, x, y, **BALL)
-    assert isinstance(failed.value, MaskingError)
+    assert isinstance(failed.value, RobustnessError)
     report, lines = failed.value.report, str(failed.value).splitlines()
     assert report.verdict == "masking found"
     assert lines[0] == f"loud: masking found: {report.causes[0]}; its robust accuracy is not to be trusted"
@@ -56,13 +56,13 @@ def test_masking_fails_with_what_was_found(honest: nn.Module, x: Tensor, y: Tens
 
 
 def test_a_bound_below_what_is_asked_for_fails(honest: nn.Module, x: Tensor, y: Tensor) -> None:
-    with pytest.raises(MaskingError, match=r"^net: at_least is refuted, the claim of 99\.5 % refuted: at most "):
+    with pytest.raises(RobustnessError, match=r"^net: at_least is refuted, the claim of 99\.5 % refuted: at most "):
         assert_not_masked({"net": honest}, x, y, **BALL, at_least=0.995)
 
 
 def test_an_undecided_audit_fails_unless_it_is_allowed(honest: nn.Module, x: Tensor, y: Tensor) -> None:
     cut = Behind(honest, after=lambda logits: logits.detach()).eval()
-    with pytest.raises(MaskingError, match=r"^cut: the audit is inconclusive \(.*allow_inconclusive=True"):
+    with pytest.raises(RobustnessError, match=r"^cut: the audit is inconclusive \(.*allow_inconclusive=True"):
         assert_not_masked({"cut": cut}, x, y, **BALL)
     report = assert_not_masked({"cut": cut}, x, y, **BALL, allow_inconclusive=True)
     assert report.verdict == "inconclusive"

@@ -59,7 +59,7 @@ class TrajectoryMeasurement(Measurement[AnalyzeOptions]):
     def _measure(self, subject: LoadedModel, entry: Entry, attack: str, kept: PartialResults, piece: str) -> Trajectory:
         """The trajectory of an attack, from where ``piece`` says that it was interrupted, or from the beginning."""
         options, team, chosen = self.options, self.team, entry.chosen
-        with progress_bar(f"{subject.label} {attack}", len(chosen.images), visible=team.is_first) as advance:
+        with progress_bar(f"{subject.label} {attack}", len(chosen.images), "images", visible=team.is_first) as advance:
             return measure_trajectory(
                 subject.model,
                 chosen.images,

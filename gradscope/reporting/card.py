@@ -86,10 +86,8 @@ def write_card(directory: Path) -> Path:
 
 def card(directory: Path) -> str:
     """The card of every model in ``directory``, or in its sub-directories, as Markdown."""
-    folders = [
-        path.parent for path in (directory / MANIFEST, *sorted(directory.glob(f"*/{MANIFEST}"))) if path.exists()
-    ]
-    parts = [_read(folder) for folder in folders]
+    folders = [directory, *(path.parent for path in sorted(directory.glob(f"[!.]*/{MANIFEST}")))]
+    parts = [_read(folder) for folder in folders if (folder / MANIFEST).exists()]
     models = _models([part for part in parts if part.manifest.checkpoints])
     if not models:
         raise GradscopeError(
@@ -124,6 +122,8 @@ def _models(parts: Sequence[Part]) -> list[CardModel]:
                 if audit.checkpoint == entry.label:
                     model.audits.append(audit)
             for bound in _bounds(part, entry.label):
+                if bound.value != bound.value:  # of no image
+                    continue
                 if bound.under == "":
                     model.clean = max(model.clean or bound, bound, key=lambda one: one.n)
                 else:
@@ -165,11 +165,12 @@ def _of_attacks(rows: pd.DataFrame) -> Iterator[Bound]:
 def _of_analysis(rows: pd.DataFrame, manifest: Manifest) -> Iterator[Bound]:
     """Clean, and what stands under each attack alone that keeps to ball and box."""
     for row in rows[rows["metric"] == "accuracy"].to_dict("records"):
-        attack = manifest.attacks.get(str(row["attack"]), {})
+        name = str(row["attack"])
         if row["subset"] == "clean/all":
             yield _bound("", 0.0, "", row)
-        elif row["subset"] == "worst/all" and attack.get("norm") and attack.get("box"):
-            yield _bound(attack["norm"], attack["epsilon"], str(row["attack"]), row)
+        elif row["subset"] == "worst/all" and manifest.ball(name) and manifest.attacks[name].get("box"):
+            settings = manifest.attacks[name]
+            yield _bound(settings.get("norm", ""), settings["epsilon"], name, row)
 
 
 def _bound(norm: Any, epsilon: Any, under: str, row: Mapping[Any, Any]) -> Bound:
@@ -229,7 +230,7 @@ def _section(model: CardModel) -> Iterator[str]:
 def _verdict(audit: AuditOf) -> Iterator[str]:
     words = f"no masking found{NONE_FOUND.removeprefix('none found')}" if audit.verdict == NONE_FOUND else audit.verdict
     cause = f", cause: {_text(audit.causes[0])}" if audit.causes else ""
-    yield f"**Audit ({audit.ball}, budget {_text(audit.budget)}): {words}{cause}.** {_sentence(audit.reason)}"
+    yield f"**Audit ({_text(audit.ball)}, budget {_text(audit.budget)}): {words}{cause}.** {_sentence(audit.reason)}"
     if audit.claim is not None:
         yield from ("", f"**{_sentence(audit.of_claim)}**")
     yield ""
@@ -239,7 +240,7 @@ def _facts(model: CardModel) -> Iterator[tuple[str, str]]:
     entry = model.entry
     yield "Model", ", ".join(_identity(model))
     if entry.sha256:
-        yield "SHA-256 of the weights", f"`{entry.sha256}`"
+        yield "SHA-256 of the weights", _code(entry.sha256)
     if entry.data is not None:
         drawn = (
             f"{entry.data.images:,} of {entry.data.of:,} images" if entry.data.images and entry.data.of else "images"
@@ -261,6 +262,11 @@ def _identity(model: CardModel) -> Iterator[str]:
         yield f"{_text(str(config.get('architecture', '')))}, trained as {_text(str(config.get('mode', '')))}{seed}"
         if entry.epochs is not None:
             yield f"{entry.epochs} epochs"
+        given = config.get("phases")
+        phases = [phase for phase in given if isinstance(phase, Mapping)] if isinstance(given, list) else []
+        for adversary in [phase["adversary"] for phase in phases if isinstance(phase.get("adversary"), Mapping)][-1:]:
+            ball = f"{adversary.get('norm', '')} {adversary.get('epsilon', '')}"
+            yield f"against {_text(str(adversary.get('method', 'an adversary')).upper())} in {_text(ball)}"
     elif entry.source:
         yield f"{_text(entry.source)}, trained elsewhere"
     else:
@@ -271,7 +277,7 @@ def _checks(audit: AuditOf) -> Iterator[str]:
     fired = sorted((made for made in audit.checks if made.state == "fired"), key=lambda made: not made.accuses)
     abstained = [made for made in audit.checks if made.state == "abstained"]
     if fired:
-        yield from ("", f"### Checks that fired ({audit.ball})", "")
+        yield from ("", f"### Checks that fired ({_text(audit.ball)})", "")
     for made in fired:
         accuses = "accuses" if made.accuses else "does not accuse"
         yield f"- {made.id} {_text(made.name)} ({accuses}): {_sentence(made.cause)} Next: {_sentence(made.next_step)}"
@@ -325,6 +331,8 @@ def _limits(parts: Sequence[Part]) -> Iterator[str]:
     yield "- Other norms, larger radii, corruptions, rotations and other data are not covered."
     if not any(part.audits for part in parts):
         yield "- No audit is among these results: they do not say whether gradients are masked."
+    if any(part.manifest.complete is False for part in parts):
+        yield "- Some of these results are incomplete: a run was interrupted."
     said = [sentence for part in parts for sentence in (*part.manifest.adapted, *cautions(part.manifest))]
     yield from (f"- {_sentence(sentence)}" for sentence in dict.fromkeys(said))
 
@@ -340,14 +348,15 @@ def _reproduction(models: Sequence[CardModel], parts: Sequence[Part]) -> Iterato
         yield from (f"{fence}sh", *(" ".join(line.split()) for line in lines), fence, "")
     in_python = [part for part in parts if part.manifest.provenance and not part.manifest.provenance.shell_command]
     for part in in_python:
-        given = {key: value for key, value in part.raw_manifest.get("options", {}).items() if _is_plain(value)}
+        options = part.raw_manifest.get("options")
+        given = {key: one for key, one in options.items() if _is_plain(one)} if isinstance(options, Mapping) else {}
         said = ", ".join(f"{_text(key)} {_text(str(value))}" for key, value in given.items())
         yield f"- The {part.manifest.kind} was measured from Python, with the options: {said}"
     seeds = dict.fromkeys(str(part.manifest.seed) for part in parts if part.manifest.seed is not None)
     data = {model.entry.data.name: model.entry.data.fingerprint for model in models if model.entry.data is not None}
     for head, values in (
         ("Seed of the measurements", seeds),
-        ("Fingerprint of the images", [f"{_text(name)} `{mark}`" for name, mark in data.items() if mark]),
+        ("Fingerprint of the images", [f"{_text(name)} {_code(mark)}" for name, mark in data.items() if mark]),
         ("Versions", dict.fromkeys(_versions(one) for one in made)),
         ("Machine", dict.fromkeys(_machine(one) for one in made)),
         ("Time (UTC)", dict.fromkeys((one.time or "").replace("T", " ").removesuffix("+00:00") for one in made)),
@@ -375,6 +384,10 @@ def _share(bound: Bound) -> str:
 
 def _sentence(text: str) -> str:
     return f"{_text(text[:1].upper() + text[1:].removesuffix('.'))}."
+
+
+def _code(digest: str) -> str:
+    return f"`{digest}`" if digest.isalnum() else _text(digest)
 
 
 def _text(text: str) -> str:

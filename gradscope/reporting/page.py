@@ -1,14 +1,16 @@
-"""``report.html``: one page of everything in a directory of results, which needs nothing from outside itself."""
+"""Write ``report.html``: one page of everything in a directory of results, which loads nothing from outside."""
 
 import base64
 import gzip
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import gradscope
 from gradscope.figures.rendering import render, script_json, source
@@ -22,13 +24,14 @@ from gradscope.results.manifest import MANIFEST
 from gradscope.results.schemas import AUDIT_JSON, CLAIMS, PAGE
 from gradscope.results.tables import file_content, find_table, find_tables
 
-#: Files up to so many bytes are in the page, larger ones are named.
+_CODE = re.compile(r"\b([A-Z]\d)\b")
+#: Files of up to this many bytes are in the page; larger ones are only named.
 LARGEST = 1_000_000
 
 
 @dataclass(frozen=True)
 class Attached:
-    """A file of the results. ``content``: compressed, in base64; empty where it is only named."""
+    """A file of the results. ``content``: compressed, in base64; empty if the page only names it."""
 
     path: str
     address: str
@@ -37,7 +40,7 @@ class Attached:
 
 
 def write_report(directory: Path) -> Path:
-    """Write ``report.html`` into ``directory`` and the set for a paper into ``directory/paper``; the page's path.
+    """Write ``report.html`` into ``directory`` and the files for a paper into ``paper/``; return the page's path.
 
     Raises :class:`GradscopeError` where there are no results, a file is damaged, or ``directory`` is not writable.
     """
@@ -54,7 +57,7 @@ def write_report(directory: Path) -> Path:
 
 
 def page(contents: Contents, chapters: list[Section]) -> str:
-    """The page of ``contents``; the same contents give the same bytes."""
+    """Return the page of ``contents``; the same contents give the same bytes."""
     surfaces = [block.surface for chapter in chapters for block in chapter.blocks if block.surface]
     script = source("reporting/templates/page.js")
     if surfaces:
@@ -67,6 +70,9 @@ def page(contents: Contents, chapters: list[Section]) -> str:
         contents=contents,
         headline=headline(contents),
         chapters=chapters,
+        checks=_anchors(chapters, "check"),
+        claims=_anchors(chapters, "claim"),
+        coded=coded,
         making=making(contents),
         manifests=manifests(contents),
         files=list(_files(contents)),
@@ -78,6 +84,24 @@ def page(contents: Contents, chapters: list[Section]) -> str:
     )
 
 
+def _anchors(chapters: Iterable[Section], kind: Literal["check", "claim"]) -> dict[str, str]:
+    """Return each code of a check or claim that the page explains, and its anchor."""
+    blocks = [block for chapter in chapters for block in chapter.blocks]
+    if kind == "check":
+        return {code: f"check-{code}" for block in blocks for code in block.meanings}
+    found = [claim for block in blocks for forest in block.forests for claim in forest.claims]
+    return {claim.code: claim.anchor for claim in reversed(found)}
+
+
+def coded(text: str, anchors: Mapping[str, str]) -> Markup:
+    """Escape ``text`` and link each of its codes, such as N1, to the code's meaning."""
+    pieces = _CODE.split(text)
+    return Markup("").join(
+        Markup('<a class="code" href="#{}">{}</a>').format(anchors[piece], piece) if piece in anchors else escape(piece)
+        for piece in pieces
+    )
+
+
 def _plotly() -> str:
     from plotly.offline import get_plotlyjs
 
@@ -85,12 +109,12 @@ def _plotly() -> str:
 
 
 def _packed(content: bytes) -> str:
-    """Compressed, in base64; always the same for the same content."""
+    """Compress and encode in base64; the same content gives the same text."""
     return base64.b64encode(gzip.compress(content, mtime=0)).decode()
 
 
 def _files(contents: Contents) -> Iterator[Attached]:
-    """The tables and what programs read, part by part; a compressed table is in the page as the table it holds."""
+    """Yield the tables and the files for programs, part by part; a compressed table is attached unpacked."""
     folders = [("", contents.directory), *((part.name, part.directory) for part in contents.parts if part.name)]
     own = any(not part.name for part in contents.parts)
     for name, folder in folders:

@@ -1,23 +1,31 @@
-"""Tables for reading, the same for the page and for LaTeX: headings, and cells that know what they sort by."""
+"""Tables for readers, shared by the page and LaTeX: headings, and cells with the value that they sort by."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, nan
 from typing import Any, Literal
 
 import pandas as pd
 
 from gradscope.figures.checks import STATES, state_of
-from gradscope.results.audits import AuditOf
-from gradscope.results.schemas import FIRES_BELOW
+from gradscope.results.audits import NO_PROOF, NONE_FOUND, AuditOf
+from gradscope.results.schemas import FIRES_BELOW, SIMILARITY, TRANSFER
 
-#: What stands where there is no value.
+#: The tone of an audit's verdict, the gravest first.
+AUDIT_TONES = {"masking found": "accuses", "set-up invalid": "fired", "inconclusive": "abstained", NONE_FOUND: "passed"}
+#: The tone of an audit's verdict on a claimed robust accuracy.
+CLAIM_TONES = {"refuted": "accuses", "not refuted within this budget": "passed", "inconclusive": "abstained"}
+#: The tone of a verdict on a claim.
+VERDICT_TONES = {"supported": "passed", "not supported": "accuses", "not tested": "abstained"}
+#: A matrix of more columns has no room for intervals.
+_MOST_INTERVALS = 8
+#: Shown in place of an absent value.
 NOTHING = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
 class Heading:
-    """The head of a column: "text", "number", or "long" where sentences stand in it."""
+    """The head of a column. ``kind``: "long" for sentences."""
 
     text: str
     kind: Literal["text", "number", "long"] = "text"
@@ -26,22 +34,28 @@ class Heading:
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a cell, smaller beside it its interval or a note, and what it sorts by where that is a number."""
+    """A cell: its text, an interval or a note in smaller letters, and the number that it sorts by.
+
+    ``code``: the check that the text begins with; a page links it to its meaning. ``track``: an effect, drawn above
+    the text.
+    """
 
     text: str
     aside: str = ""
     key: float = nan
     tone: str = ""
+    code: str = ""
+    track: Any = None
 
     @property
     def sorts_by(self) -> str:
-        """The key as JavaScript reads it; empty where there is none."""
+        """The key as JavaScript reads it, empty without one."""
         return repr(self.key) if isfinite(self.key) else ""
 
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table. ``name``: of its files."""
+    """A table. ``name``: what its files are called."""
 
     name: str
     caption: str
@@ -50,37 +64,44 @@ class ReportTable:
 
 
 def words(value: object) -> Cell:
-    """Text as it is; a dash where there is none."""
-    return Cell(str(value) if value is not None and not _is_missing(value) and str(value) else NOTHING)
+    """Return a cell with the text, or a dash without any."""
+    return Cell(str(value) if value is not None and not is_missing(value) and str(value) else NOTHING)
 
 
 def number(value: float | None, unit: str = "", low: float = nan, high: float = nan) -> Cell:
-    """A number with three digits, its interval beside it."""
-    if value is None or _is_missing(value):
+    """Return a cell with a number of three significant digits and its interval."""
+    if value is None or is_missing(value):
         return Cell(NOTHING)
     suffix = "" if unit in ("", "-") else f" {unit}"
     return Cell(f"{_digits(value)}{suffix}", _interval(_digits, low, high), float(value))
 
 
 def count(value: float | None) -> Cell:
-    """A whole number."""
-    return Cell(NOTHING) if value is None or _is_missing(value) else Cell(f"{int(value):,}", key=float(value))
+    """Return a cell with a whole number."""
+    return Cell(NOTHING) if value is None or is_missing(value) else Cell(f"{int(value):,}", key=float(value))
 
 
 def share(value: float | None, low: float = nan, high: float = nan, note: str = "") -> Cell:
-    """A share in per cent, its interval beside it."""
-    if value is None or _is_missing(value):
+    """Return a cell with a share in per cent and its interval."""
+    if value is None or is_missing(value):
         return Cell(NOTHING)
     aside = ", ".join(part for part in (_interval(_percent, low, high), note) if part)
     return Cell(f"{_percent(value)} %", aside, float(value))
 
 
-def _is_missing(value: object) -> bool:
+def is_missing(value: object) -> bool:
+    """Tell whether a value of a table is absent."""
     return value is pd.NA or (isinstance(value, float) and value != value)
 
 
+def whole_percent(value: float) -> str:
+    """Write a share in per cent for a sentence: whole from one per cent on, with one digit below."""
+    shown = f"{100 * value:.0f}" if value >= 0.01 or value == 0 else f"{100 * value:.1f}"
+    return f"{shown}\N{NO-BREAK SPACE}%"
+
+
 def _interval(shown: Any, low: float, high: float) -> str:
-    return "" if _is_missing(low) or _is_missing(high) else f"[{shown(low)}, {shown(high)}]"
+    return "" if is_missing(low) or is_missing(high) else f"[{shown(low)}, {shown(high)}]"
 
 
 def _percent(value: float) -> str:
@@ -92,7 +113,7 @@ def _digits(value: float) -> str:
 
 
 def statements_table(claims: pd.DataFrame) -> ReportTable:
-    """Each claim of the table CLAIMS once, and how many of its tests had which verdict."""
+    """Count the verdicts of each claim in rows of the table CLAIMS."""
     verdicts = ("supported", "not supported", "not tested")
     headings = (
         Heading("Claim"),
@@ -109,7 +130,7 @@ def statements_table(claims: pd.DataFrame) -> ReportTable:
 
 
 def claims_table(claims: pd.DataFrame, *, with_reasons: bool = True) -> ReportTable:
-    """Rows of the table CLAIMS: what was tested, what was found, and the paper's figure beside ours."""
+    """Show rows of the table CLAIMS: the test, the effect, and the paper's figure beside ours."""
     headings = (
         Heading("Claim"),
         Heading("Test", "long"),
@@ -134,16 +155,15 @@ _CLAIMS = (
 
 def _claim(row: Mapping[Any, Any]) -> tuple[Cell, ...]:
     where = ", ".join(str(row[key]) for key in ("dataset", "arch") if row[key])
-    effect = number(row["value"], str(row["unit"]), row["ci_low"], row["ci_high"])
     predicted = f"predicted {row['direction']}" if row["direction"] else ""
     seeds = _interval(_digits, row["seeds_low"], row["seeds_high"])
-    tone = {"supported": "passed", "not supported": "accuses"}.get(str(row["verdict"]), "abstained")
-    images = "" if _is_missing(row["n"]) else f"{int(row['n']):,} \N{MULTIPLICATION SIGN} {_whole(row['seeds'])}"
+    tone = VERDICT_TONES.get(str(row["verdict"]), "abstained")
+    images = "" if is_missing(row["n"]) else f"{int(row['n']):,} \N{MULTIPLICATION SIGN} {_whole(row['seeds'])}"
     return (
         words(row["claim"]),
         Cell(words(row["statistic"]).text, "; ".join(part for part in (predicted, where) if part)),
         Cell(str(row["verdict"]), tone=tone),
-        effect,
+        effect(row),
         Cell(seeds or NOTHING, key=float(row["seeds_low"]) if seeds else nan),
         words(row["paper"]),
         number(row["p_value"]),
@@ -152,12 +172,17 @@ def _claim(row: Mapping[Any, Any]) -> tuple[Cell, ...]:
     )
 
 
+def effect(row: Mapping[Any, Any]) -> Cell:
+    """Return the effect in a row of the table CLAIMS with its interval over images."""
+    return number(row["value"], str(row["unit"]), row["ci_low"], row["ci_high"])
+
+
 def _whole(value: float) -> str:
-    return "?" if _is_missing(value) else str(int(value))
+    return "?" if is_missing(value) else str(int(value))
 
 
 def attacks_table(attacks: pd.DataFrame, name: str = "attacks") -> ReportTable:
-    """Rows of the table ATTACKS: a row for each checkpoint, ball and attack."""
+    """Show rows of the table ATTACKS: a row for each checkpoint, ball and attack."""
     headings = (
         Heading("Model"),
         Heading("Ball"),
@@ -192,13 +217,13 @@ def attacks_table(attacks: pd.DataFrame, name: str = "attacks") -> ReportTable:
 
 
 _ATTACKS = (
-    "Accuracy under each attack in the order they were run. Robust so far: right when clean, under this attack and all "
-    "above it, an upper bound of the robust accuracy; 95 % Wilson intervals over images"
+    "Accuracy under each attack, in the order of the runs. Robust so far: right when clean, under this attack and "
+    "under all above it, an upper bound of the robust accuracy; 95 % Wilson intervals over images"
 )
 
 
 def _row(rows: pd.DataFrame, metric: str) -> dict[Any, Any]:
-    """The first row of a metric; empty where there is none."""
+    """Return the first row of a metric, empty without one."""
     found = rows[rows["metric"] == metric]
     return found.iloc[0].to_dict() if len(found) else {}
 
@@ -208,10 +233,12 @@ def _of_all(row: Mapping[Any, Any]) -> str:
 
 
 def transfer_table(transfer: pd.DataFrame) -> ReportTable:
-    """Rows of the table TRANSFER as a matrix: sources by targets."""
+    """Show rows of the table TRANSFER as a matrix: sources by targets."""
     targets = [str(name) for name in transfer["checkpoint"].unique()]
     cells = {
-        (str(row["source"]), str(row["checkpoint"])): share(row["accuracy"], row["ci_low"], row["ci_high"])
+        (str(row["source"]), str(row["checkpoint"])): _short(
+            share(row["accuracy"], row["ci_low"], row["ci_high"]), len(targets)
+        )
         for row in transfer.to_dict("records")
     }
     rows = tuple(
@@ -222,31 +249,42 @@ def transfer_table(transfer: pd.DataFrame) -> ReportTable:
     balls = " and ".join(f"{norm}, epsilon {epsilon:.4g}" for norm, epsilon in found)
     caption = (
         f"Accuracy of each target (column) on the examples made on each source (row), {balls}; "
-        "95 % Wilson intervals over images"
+        f"95 % Wilson intervals over images{_elsewhere(TRANSFER.file, len(targets))}"
     )
     return ReportTable("transfer", caption, (Heading("Made on"), *(Heading(name, "number") for name in targets)), rows)
 
 
+def _short(cell: Cell, columns: int) -> Cell:
+    """Drop the interval of a matrix cell where the columns are too many for it."""
+    return replace(cell, aside="") if columns > _MOST_INTERVALS else cell
+
+
+def _elsewhere(file: str, columns: int) -> str:
+    return f" are in {file}" if columns > _MOST_INTERVALS else ""
+
+
 def similarity_table(similarity: pd.DataFrame) -> ReportTable:
-    """Rows of the table SIMILARITY as a matrix: models by models, then what is of one model."""
+    """Show rows of the table SIMILARITY as a matrix of models, with each model's curvature below."""
+    names = [str(name) for name in similarity["checkpoint"].unique()]
     cells = {
-        (str(row["other"]), str(row["checkpoint"])): number(row["value"], low=row["ci_low"], high=row["ci_high"])
+        (str(row["other"]), str(row["checkpoint"])): _short(
+            number(row["value"], low=row["ci_low"], high=row["ci_high"]), len(names)
+        )
         for row in similarity.to_dict("records")
     }
-    names = [str(name) for name in similarity["checkpoint"].unique()]
     rows = tuple(
         (words(other or "relative curvature"), *(cells.get((other, name), Cell(NOTHING)) for name in names))
         for other in (str(name) for name in similarity["other"].unique())
     )
     caption = (
         "Mean cosine of the gradients of two models' margins at the same clean images, and below it each model's "
-        "relative curvature, per unit pixel range; 95 % intervals over images"
+        f"relative curvature, per unit pixel range; 95 % intervals over images{_elsewhere(SIMILARITY.file, len(names))}"
     )
     return ReportTable("similarity", caption, (Heading("Model"), *(Heading(name, "number") for name in names)), rows)
 
 
 def checks_table(audits: Iterable[AuditOf]) -> ReportTable:
-    """Every check of every audit."""
+    """Show every check of every audit."""
     headings = (
         Heading("Model"),
         Heading("Check"),
@@ -266,7 +304,7 @@ def checks_table(audits: Iterable[AuditOf]) -> ReportTable:
             rows.append(
                 (
                     words(one.checkpoint),
-                    Cell(f"{made.id} {made.name}"),
+                    Cell(f"{made.id} {made.name}", code=made.id),
                     Cell(f"{STATES[state].symbol} {_OUTCOMES[state]}", tone=state),
                     number(made.value),
                     threshold if threshold.text == NOTHING else Cell(f"{below} {threshold.text}", key=threshold.key),
@@ -278,15 +316,46 @@ def checks_table(audits: Iterable[AuditOf]) -> ReportTable:
     return ReportTable("audit", _CHECKS, headings, tuple(rows))
 
 
+def audits_table(audits: Iterable[AuditOf]) -> ReportTable:
+    """Show the verdict of every audit and its reason."""
+    headings = (
+        Heading("Model"),
+        Heading("Verdict"),
+        Heading("Cause", "long"),
+        Heading("At most robust", "number"),
+        Heading("Clean", "number"),
+        Heading("Why", "long"),
+    )
+    rows = []
+    audits = list(audits)
+    for one in audits:
+        bound, clean = one.robust_accuracy, one.clean_accuracy
+        said = [one.of_claim, one.reason] if one.claim else [one.reason]
+        rows.append(
+            (
+                words(one.checkpoint),
+                Cell(one.verdict, tone=AUDIT_TONES[one.verdict]),
+                words(", ".join(one.causes)),
+                share(bound.upper_bound, bound.ci_low, bound.ci_high, f"n = {bound.n:,}"),
+                share(clean.value, clean.ci_low, clean.ci_high),
+                words(". ".join(f"{piece[:1].upper()}{piece[1:]}" for piece in said)),
+            )
+        )
+    noted = f". {NO_PROOF[:1].upper()}{NO_PROOF[1:]}" if any(one.verdict == NONE_FOUND for one in audits) else ""
+    balls = " and ".join(dict.fromkeys(f"{one.ball}, budget {one.budget}" for one in audits))
+    caption = f"The verdicts of the audits ({balls}); rates with 95 % Wilson intervals{noted}"
+    return ReportTable("verdicts", caption, headings, tuple(rows))
+
+
 _OUTCOMES = {"accuses": "accuses", "fired": "fired", "passed": "passed", "abstained": "abstained"}
 _CHECKS = (
-    "Checks of the audit. A check that accuses fired on an outcome and is alone enough for the verdict; one that "
-    "fired without accusing says why, or what the attack lacked"
+    "Checks of the audit. A check that accuses compares outcomes and is enough for the verdict alone. A check that "
+    "fired without accusing names a reason, or what the attack lacked"
 )
 
 
 def judge_table(rows: pd.DataFrame) -> ReportTable:
-    """Rows of the table JUDGE: the attack on trial, ours, its repairs, and all together."""
+    """Show rows of the table JUDGE: the attack on trial, our attacks, its repairs, and all together."""
     headings = (
         Heading("Model"),
         Heading("Role"),
@@ -314,13 +383,13 @@ def judge_table(rows: pd.DataFrame) -> ReportTable:
 
 
 _TRIAL = (
-    "The attack on trial, ours on the same images, and the attack again with one part repaired. Intervals are Wilson's "
-    "and, of paired differences, Tango's; p is McNemar's, one-sided, adjusted over ours or over the repairs (Holm)"
+    "The attack on trial, our attacks on the same images, and the attack with one part repaired at a time. Intervals: "
+    "Wilson, and Tango for paired differences. p: McNemar, one-sided, adjusted over our attacks or the repairs (Holm)"
 )
 
 
 def spectrum_table(rows: pd.DataFrame) -> ReportTable:
-    """Rows of the table SPECTRUM as they are."""
+    """Show rows of the table SPECTRUM."""
     headings = (
         Heading("Model"),
         Heading("Matrix"),
@@ -347,7 +416,7 @@ def spectrum_table(rows: pd.DataFrame) -> ReportTable:
 
 
 def numbers_table(summary: pd.DataFrame, name: str, caption: str) -> ReportTable:
-    """Rows of the table SUMMARY as they are."""
+    """Show rows of the table SUMMARY."""
     headings = (
         Heading("Model"),
         Heading("Attack"),

@@ -1,86 +1,43 @@
-"""The checks of an audit in words: what each is called, and when it fires."""
+"""The checks of an audit in words: their names, and what makes each of them fire."""
 
 from typing import NamedTuple
 
 
-class CheckMeaning(NamedTuple):
-    """A check: its name, and what makes it fire, as it goes on after "fires when"."""
+class Meaning(NamedTuple):
+    """The name of a check, and when it fires, in a sentence without its subject."""
 
     name: str
     fires: str
 
 
-#: Every check by its short name, in the order of a report.
-CHECK_MEANINGS: dict[str, CheckMeaning] = {
-    "D1": CheckMeaning(
+#: Each check of an audit by its code.
+MEANINGS: dict[str, Meaning] = {
+    "D1": Meaning(
         "set-up",
-        "the output is random, depends on the batch, is made of probabilities or is not finite; images leave [0, 1]; "
-        "or the clean accuracy is no better than a guess",
+        "the output is random, depends on the batch, is not finite or is made of probabilities; an image leaves "
+        "[0, 1]; or the clean accuracy is no better than guessing",
     ),
-    "N1": CheckMeaning(
+    "N1": Meaning(
         "dead gradients",
-        "on more than 1 % of the images the cross-entropy or its gradient is 0, or below the floors of usual attacks",
+        "on more than 1 % of the images the cross-entropy or its gradient is 0, or smaller than the floor that common "
+        "attacks put under a gradient's norm",
     ),
-    "N2": CheckMeaning(
-        "rounding",
-        "on more than 5 % of the images the gradients in float32 and in float64 differ (cosine below 0.99)",
-    ),
-    "N3": CheckMeaning(
-        "loss",
-        "PGD on the log-odds or in float64 fools half a point more images than PGD on cross-entropy, or PGD on another "
-        "loss fools 10 points more",
-    ),
-    "X1": CheckMeaning(
-        "query",
-        "Square, which sees no gradient, fools images that every attack along the gradient missed",
-    ),
-    "X2": CheckMeaning(
-        "transfer",
-        "adversarial examples of another model fool images that every attack along the gradient missed",
-    ),
-    "X3": CheckMeaning(
-        "noise",
-        "random points of the ball fool images that every attack along the gradient missed",
-    ),
-    "X4": CheckMeaning(
-        "decision",
-        "an attack that sees labels alone fools images that every attack along the gradient missed",
-    ),
-    "M1": CheckMeaning(
-        "radius",
-        "fewer images fall in a wider ball than in a narrower one",
-    ),
-    "M2": CheckMeaning(
-        "unbounded",
-        "some images survive PGD in a ball that holds every possible image",
-    ),
-    "M3": CheckMeaning(
-        "one step",
-        "one step fools more images than many steps do",
-    ),
-    "S1": CheckMeaning(
+    "N2": Meaning("rounding", "on more than 5 % of the images the gradients in float32 and in float64 disagree"),
+    "N3": Meaning("loss", "PGD on another loss, or in float64, fools more images than PGD on cross-entropy"),
+    "X1": Meaning("query", "Square, which needs no gradient, fools images that every gradient attack missed"),
+    "X2": Meaning("transfer", "examples made on another model fool images that every gradient attack missed"),
+    "X3": Meaning("noise", "random points fool images that every gradient attack missed"),
+    "X4": Meaning("decision", "an attack that sees labels alone fools images that every gradient attack missed"),
+    "M1": Meaning("radius", "a larger radius fools fewer images"),
+    "M2": Meaning("unbounded", "some images survive in a ball that holds every image"),
+    "M3": Meaning("one step", "one step fools more images than many steps"),
+    "S1": Meaning(
         "shattering",
-        "gradients averaged over noise attack better, or autograd's slopes are not those of the output",
+        "gradients averaged over noise attack better, or the gradients are not the slopes of the output",
     ),
-    "C1": CheckMeaning(
-        "budget",
-        "twice the steps of PGD take away 2 more points of robust accuracy",
-    ),
-    "C2": CheckMeaning(
-        "convergence",
-        "the margin still falls in the last steps of PGD, or its steps cannot cross the ball",
-    ),
-    "T1": CheckMeaning(
-        "unit test",
-        "PGD on cross-entropy misses more than 5 % of adversarial points that are known to be there (Zimmermann et al. "
-        "2022)",
-    ),
-    "K1": CheckMeaning(
-        "scale",
-        "PGD on cross-entropy fools 10 points more where it sees the same logits at a higher temperature",
-    ),
-    "G1": CheckMeaning(
-        "geometry",
-        "consecutive gradients are unrelated (median cosine below 0.1): supporting evidence, which never accuses alone",
-    ),
+    "C1": Meaning("budget", "twice the steps fool at least 2 points more: the attack was too short"),
+    "C2": Meaning("convergence", "the margin still falls in the last steps: the attack was too short"),
+    "T1": Meaning("unit test", "PGD misses more than 5 % of adversarial points that are known to exist"),
+    "K1": Meaning("scale", "PGD fools 10 points more when it sees the same logits at a higher temperature"),
+    "G1": Meaning("geometry", "consecutive gradients are unrelated (median cosine below 0.1); it never accuses alone"),
 }

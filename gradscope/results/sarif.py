@@ -16,7 +16,7 @@ import gradscope
 from gradscope.errors import GradscopeError
 from gradscope.reading import read_json
 from gradscope.results.audits import NONE_FOUND, AuditOf, Audits, MadeCheck
-from gradscope.results.checks import CHECK_MEANINGS, CheckMeaning
+from gradscope.results.checks import MEANINGS, Meaning
 from gradscope.results.files import write_json
 from gradscope.results.manifest import MANIFEST, Examined, Manifest, read_manifest
 from gradscope.results.schemas import AUDIT_JSON
@@ -29,9 +29,9 @@ SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sar
 ROOT = "%SRCROOT%"
 VERDICT, CLAIM = "verdict", "claim"
 _RULES = {
-    VERDICT: CheckMeaning("model", "the audit finds masking, cannot decide, or the set-up is invalid"),
-    CLAIM: CheckMeaning("claim", "the interval of the lowest robust accuracy lies below the one that is claimed"),
-    **CHECK_MEANINGS,
+    VERDICT: Meaning("model", "the audit finds masking, cannot decide, or the set-up is invalid"),
+    CLAIM: Meaning("claim", "the interval of the lowest robust accuracy lies below the one that is claimed"),
+    **MEANINGS,
 }
 #: The level of a rule's results unless they say another.
 _LEVELS = {VERDICT: "error", CLAIM: "error"}
@@ -46,7 +46,7 @@ class _Audited(NamedTuple):
 
 
 def write_sarif(directory: Path, path: Path) -> None:
-    """Write the audits in ``directory``, or in its sub-directories, to ``path`` as one SARIF log.
+    """Write the audits in ``directory`` and in its sub-directories to ``path`` as one SARIF log.
 
     Raises :class:`GradscopeError` where there is none, one is damaged, or ``path`` cannot be written.
     """
@@ -54,9 +54,9 @@ def write_sarif(directory: Path, path: Path) -> None:
 
 
 def audited_directories(directory: Path) -> list[Path]:
-    """``directory`` itself where it holds an audit, else its sub-directories that do, by name."""
-    found = [path.parent for path in (directory / AUDIT_JSON, *sorted(directory.glob(f"*/{AUDIT_JSON}")))]
-    found = [folder for folder in found if (folder / AUDIT_JSON).exists()]
+    """``directory`` and its sub-directories, those that hold an audit, by name."""
+    folders = [directory, *(path.parent for path in sorted(directory.glob(f"[!.]*/{AUDIT_JSON}")))]
+    found = [folder for folder in folders if (folder / AUDIT_JSON).exists()]
     if not found:
         raise GradscopeError(f"directory must hold an audit ({AUDIT_JSON}), or have sub-directories that do, got none")
     return found
@@ -91,9 +91,11 @@ def _driver() -> Row:
     }
 
 
-def _rule(identifier: str, meaning: CheckMeaning) -> Row:
-    is_check = identifier in CHECK_MEANINGS
-    title = f"Check {identifier} of the audit: {meaning.name}" if is_check else f"The audit's word on a {meaning.name}"
+def _rule(identifier: str, meaning: Meaning) -> Row:
+    is_check = identifier in MEANINGS
+    title = (
+        f"Check {identifier} of the audit: {meaning.name}" if is_check else f"Verdict of the audit on a {meaning.name}"
+    )
     fires = f"{identifier} fires when {meaning.fires}" if is_check else f"Reported when {meaning.fires}"
     return {
         "id": identifier,
@@ -145,16 +147,14 @@ def _results(one: _Audited, artifacts: dict[str, Row]) -> Iterator[Row]:
 def _findings(audit: AuditOf) -> Iterator[tuple[str, str, str, Row]]:
     """Rule, level, message and properties of everything that speaks against an audit's robust accuracy."""
     bound = _summary(audit)
-    stand = (
-        f"At most {_percent(audit.robust_accuracy.upper_bound)} {_interval(audit)} of {audit.robust_accuracy.n} images"
-    )
-    stand += f" stand ({audit.ball}, budget {audit.budget})."
+    share = f"{_percent(audit.robust_accuracy.upper_bound)} {_interval(audit)} of {audit.robust_accuracy.n} images"
+    most = f"At most {share} stay right ({audit.ball}, budget {audit.budget})."
     if audit.claim is not None and audit.claim.verdict != "not refuted within this budget":
         level = "error" if audit.refuted else "note"
         yield CLAIM, level, f"{audit.checkpoint}: {audit.of_claim}.", bound
     if audit.verdict != NONE_FOUND:
         level = "error" if audit.blocks else "note"
-        yield VERDICT, level, f"{audit.checkpoint}: {audit.verdict_and_cause}. {_sentence(audit.reason)} {stand}", bound
+        yield VERDICT, level, f"{audit.checkpoint}: {audit.verdict_and_cause}. {_sentence(audit.reason)} {most}", bound
     for made in audit.checks:
         if made.state == "fired" and made.id in _RULES:
             yield made.id, "warning", f"{audit.checkpoint} ({audit.ball}): {_fired(made)}", _evidence(made)

@@ -203,9 +203,8 @@ FIRES_BELOW = ("G1",)
 #: What an audit writes beside its tables, see :mod:`gradscope.results.audits`.
 AUDIT_JSON = "audit.json"
 EXAMPLE_IMAGES = "evidence.npz"
-#: The page of a directory of results, its card, and the folder of what a paper would include of them.
+#: The page of a directory of results, and the folder of what a paper would include of them.
 PAGE = "report.html"
-CARD = "card.md"
 PAPER = "paper"
 
 ATTACK_SAMPLES = Table(
@@ -473,3 +472,6 @@ BANDS = Table(
         Column("n", "integer", "images"),
     ),
 )
+
+#: The robustness card of a directory of results.
+CARD = "card.md"

@@ -24,7 +24,7 @@ def test_everything_there_is_drawn(make_results):
     before = dict(matplotlib.rcParams)
     paths = draw(directory)
     assert dict(matplotlib.rcParams) == before
-    names = ["steps-cosine", "steps-norm", "distribution-norm"]
+    names = ["steps-cosine", "steps-norm", "steps-panel", "distribution-norm"]
     assert [path.name for path in paths] == [f"{name}.{kind}" for name in names for kind in ("pdf", "png")]
     assert all(path.parent == directory / "figures" and path.stat().st_size > 1000 for path in paths)
     captions = json.loads((directory / "figures" / "captions.json").read_text())
@@ -115,6 +115,7 @@ def test_settings_of_every_form_are_described():
         "l2, epsilon 1, step size 0.1, 100 steps, start ball, loss cross-entropy, float32, inside [0, 1], summed loss"
     )
     assert describe_attack({"epsilon": "8/255", "step_size": None}) == "epsilon 8/255"
+    assert describe_attack({"reduction": ["mean"], "box": True}) == "inside [0, 1]"
     assert describe_attack({"restarts": 2, "norm_floor": 1e-6}) == "restarts 2, step's norm floored at 1e-06"
     assert describe_attack(None) == describe_attack({}) == describe_attack({"other": 1}) == ""
     assert describe_attack({"epsilon": np.float64(8 / 255)}) == "epsilon 0.03137"

@@ -61,6 +61,7 @@ def identity(attack: str) -> dict[str, Any]:
 def results(tmp_path: Path) -> Path:
     """Directories of an audit, an attack and an analysis of one model, in different balls and on other images."""
     config = {"mode": "rl", "architecture": "cnn2", "seed": 3, "phases": [{"epochs": 2}, {"epochs": 3}]}
+    config["phases"][1]["adversary"] = {"method": "pgd", "norm": "linf", "epsilon": 0.1}
     entry = {"label": "rl", "source": "rl.pt", "config": config, "fingerprint": "f1", "sha256": "ab12"}
     entry |= {"trained": {"command": ["gradscope", "train", "--out", "a `b.pt"]}}
     parts: dict[str, dict[str, Any]] = {
@@ -110,7 +111,7 @@ def test_each_ball_has_the_lowest_bound_of_all_parts(results: Path) -> None:
     )
     assert found["Robust accuracy, l2, epsilon 0.5"] == "at most 60.0 % [10.0, 30.0] of 100 images under fgsm, pgd"
     assert found["Clean accuracy"] == "85.0 % [10.0, 30.0] of 100 images"
-    assert found["Model"] == "cnn2, trained as rl, seed 3, 5 epochs"
+    assert found["Model"] == "cnn2, trained as rl, seed 3, 5 epochs, against PGD in linf 0.1"
     assert found["Data"] == "digits, 100 of 359 images of the test split"
     assert found["SHA-256 of the weights"] == "`ab12`"
     assert text.count("\n## rl\n") == 1
@@ -139,7 +140,7 @@ def test_the_hub_reads_the_metadata(results: Path) -> None:
 def test_verdict_claim_checks_and_limits_are_said(results: Path) -> None:
     text = card(results)
     assert "**Audit (l2, epsilon 1, budget quick): no masking found within this budget.** No outcome speaks" in text
-    assert "**Claim of 50 % refuted: at most 12.5 % \\[5.0, 25.0\\] of 40 images stand.**" in text
+    assert "**Claim of 50 % refuted: at most 12.5 % \\[5.0, 25.0\\] of 40 images " in text
     assert "- N1 dead gradients (does not accuse): Tiny. Next: Attack." in text
     assert "Checks that could not be made: X2 transfer (none)." in text
     assert "| pgd | PGD on cross-entropy | 40.0 % |" in text
@@ -155,6 +156,20 @@ def test_a_set_up_that_is_invalid_bounds_nothing(results: Path) -> None:
     text = card(results)
     assert "set-up invalid" in text
     assert rows(text)["Robust accuracy, l2, epsilon 1"].startswith("at most 20.0 %")
+
+
+def test_an_interrupted_run_and_a_share_of_no_image_are_told(results: Path) -> None:
+    path = results / "analysis" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"complete": False}))
+    table = (
+        (results / "attack" / "attacks.csv")
+        .read_text()
+        .replace("robust-accuracy,all,-,0.6,", "robust-accuracy,all,-,nan,")
+    )
+    (results / "attack" / "attacks.csv").write_text(table)
+    text = card(results)
+    assert "- Some of these results are incomplete: a run was interrupted." in text
+    assert "epsilon 0.5" not in text
 
 
 def test_one_name_with_two_files_is_two_models(results: Path) -> None:

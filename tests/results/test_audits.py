@@ -12,7 +12,7 @@ from torch import nn
 import gradscope as gs
 from gradscope.auditing.checks import CHECKS
 from gradscope.results.audits import Audits, json_schema
-from gradscope.results.checks import CHECK_MEANINGS
+from gradscope.results.checks import MEANINGS
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = sorted(path for path in ROOT.glob("reports/**/audit.json"))
@@ -94,7 +94,7 @@ def test_what_the_reader_refuses_does_not_fit(path: tuple[Any, ...], value: Any)
 
 
 def test_every_check_has_a_meaning_and_its_name() -> None:
-    assert list(CHECK_MEANINGS) == list(CHECKS)
+    assert list(MEANINGS) == list(CHECKS)
     found = {
         made["id"]: made["name"]
         for path in PUBLISHED
@@ -102,4 +102,4 @@ def test_every_check_has_a_meaning_and_its_name() -> None:
         for made in audit["checks"]
     }
     assert found
-    assert {identifier: CHECK_MEANINGS[identifier].name for identifier in found} == found
+    assert {identifier: MEANINGS[identifier].name for identifier in found} == found

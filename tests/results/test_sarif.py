@@ -167,7 +167,7 @@ def test_masking_is_an_error_and_a_check_a_warning(write: Write) -> None:
     verdict, loss, geometry = run["results"]
     assert verdict["message"]["text"] == (
         "rl: masking found: saturation. N3 fired; cause: saturation. "
-        "At most 10.0 % [5.0, 20.0] of 40 images stand (linf, epsilon 0.1, budget quick)."
+        "At most 10.0 % [5.0, 20.0] of 40 images stay right (linf, epsilon 0.1, budget quick)."
     )
     assert verdict["properties"]["robustAccuracy"] == BOUND
     assert loss["message"]["text"] == (
