@@ -114,7 +114,7 @@ class Page:
         said = f"{command.where}: {command.text}: {code}\n{out}\n{err}"
         assert code in ((0, 3, 4) if gate else (0,)), said
         if shown is not None:
-            assert_alike(out + err, shown, command.where)
+            assert_alike(out, shown, command.where)  # stderr has hints
 
     def run_python(self, text: str, where: str, output: str | None) -> None:
         """Run a block of Python among the names of the page, and hold what it prints against the page."""
