@@ -1,11 +1,14 @@
 """The pages that are made from the code are those of this code; every option is in the reference."""
 
 import importlib.util
+import re
 from types import ModuleType
 
 import pytest
 
 import gradscope as gs
+from gradscope.auditing.budgets import BUDGETS
+from gradscope.auditing.checks import CHECKS
 from gradscope.measure.options import COMMANDS
 from gradscope.results import schemas
 from gradscope.results.schemas import Table
@@ -35,6 +38,21 @@ def test_every_table_is_shown(generate: ModuleType) -> None:
 
 def test_every_public_name_is_shown(generate: ModuleType) -> None:
     assert sorted(name for names in generate.NAMES.values() for name in names) == sorted(gs.__all__)
+
+
+def test_every_check_has_a_section() -> None:
+    """Whose anchor is the check's short name, as `audit.md#n1`."""
+    text = (ROOT / "docs" / "audit.md").read_text()
+    assert re.findall(r"^### ([A-Z]\d)$", text, re.MULTILINE) == list(CHECKS)
+    for identifier in CHECKS:
+        assert f"| [{identifier}](#{identifier.lower()}) " in text
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_budgets_are_those_of_the_code(name: str) -> None:
+    budget = BUDGETS[name]
+    said = f"| `{name}` | {budget.images:,} | {budget.attacks.steps} |"
+    assert said in (ROOT / "docs" / "audit.md").read_text()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
