@@ -43,7 +43,7 @@ def test_a_page_runs_from_top_to_bottom(
     monkeypatch.setattr(
         "gradscope.figures.draw.draw", lambda *_, **__: []
     )  # those that are asked for by name are drawn
-    run_page(page, files, tmp_path, Page(names, thoroughly=False))
+    run_page(page, files, tmp_path, Page(names, thoroughly=False, trains=page.stem == "training"))
 
 
 @pytest.mark.slow
