@@ -1,4 +1,4 @@
-"""What an audit leaves beside its tables: ``audit.json`` as typed entries, and the pictures of ``evidence.npz``."""
+"""The files an audit writes beside its tables: ``audit.json`` as typed entries, and the images of ``evidence.npz``."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,27 +18,27 @@ ExampleImages = Mapping[str, NDArray[Any]]
 #: The arrays of EXAMPLE_IMAGES, K rows each.
 EXAMPLE_ARRAYS: dict[str, str] = {
     "clean": "the image, (K, C, H, W) in [0, 1], C is 1 or 3",
-    "adversarial": "what an attack made of it, alike",
+    "adversarial": "the adversarial image that an attack made from it, same shape and range",
     "index": "index of the image in the test set",
     "label": "its class",
     "clean_predicted": "class predicted for the image",
-    "adversarial_predicted": "class predicted for the adversarial image: the label where the model stands",
+    "adversarial_predicted": "class predicted for the adversarial image; equals the label if the attack failed",
     "label_name": "name of the class label",
     "clean_predicted_name": "name of the class clean_predicted",
     "adversarial_predicted_name": "name of the class adversarial_predicted",
     "attack": "which attack made the adversarial image",
-    "check": "the check whose evidence it is, such as N3; empty for a mere example",
+    "check": "the check that this image is evidence for, such as N3; empty if it is only an example",
     "checkpoint": "short name of the checkpoint",
 }
 
 
-#: What this verdict is not, wherever it stands.
+#: The verdict when no check accuses, and the warning that every page and caption prints with it.
 NONE_FOUND = "none found within this budget"
 NO_PROOF = "this is no proof of robustness: another attack, or more of the same, may still get through"
 
 
 class _Entry(BaseModel):
-    """A part of the document; keys that it does not know are left for later versions."""
+    """A part of the document. Unknown keys are ignored, so that later versions may add some."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
@@ -52,7 +52,7 @@ class Accuracy(_Entry):
 
 
 class Bound(_Entry):
-    """The lowest robust accuracy that was reached, of ``n`` images."""
+    """The lowest robust accuracy that any attack reached, over ``n`` images."""
 
     upper_bound: Share
     ci_low: Share
@@ -61,21 +61,21 @@ class Bound(_Entry):
 
 
 class JudgedClaim(_Entry):
-    """A robust accuracy that was claimed, and what the lowest that was reached says of it."""
+    """A claimed robust accuracy, and the verdict on it from the lowest robust accuracy that was reached."""
 
     value: Share
     verdict: Literal["refuted", "not refuted within this budget", "inconclusive"]
 
 
 class AuditedBall(_Entry):
-    """What an attack may do to an image; pixel units."""
+    """The threat model: the norm ball around an image that an attack may search; pixel units."""
 
     norm: str
     epsilon: float
 
 
 class MadeCheck(_Entry):
-    """One check, as the table AUDIT has it; None where a number is undefined."""
+    """One check, as in the table AUDIT; an undefined number is None."""
 
     id: str
     name: str
@@ -89,15 +89,16 @@ class MadeCheck(_Entry):
 
     @property
     def sign(self) -> str:
-        """On which side of its threshold the check fires."""
+        """The side of its threshold on which the check fires: ``<`` or ``>``."""
         return "<" if self.id in FIRES_BELOW else ">"
 
 
 class AuditOf(_Entry):
-    """The audit of one checkpoint. ``under`` each attack alone: share of all images; ``left_out``: attack to reason.
+    """The audit of one checkpoint.
 
-    ``claim`` is None where none was given.
-    ``median_distance``: the radius that half of all images do not survive, pixel units; None where not measured.
+    ``under`` maps each attack to the share of all images that are right under it alone; ``left_out`` maps each attack
+    that did not run to the reason. ``claim`` is None if no claim was given. ``median_distance`` is the radius at which
+    half of all images are wrong, pixel units; None if not measured.
     """
 
     checkpoint: str
@@ -116,33 +117,33 @@ class AuditOf(_Entry):
 
     @property
     def blocks(self) -> bool:
-        """Whether a gate must stay shut: masking was found, or the set-up is such that nothing else counts."""
+        """Whether a CI gate must fail: masking was found, or the set-up is invalid, so that no other result counts."""
         return self.verdict in ("masking found", "set-up invalid")
 
     @property
     def undecided(self) -> bool:
-        """Whether the audit, or its claim, could not be decided."""
+        """Whether the audit or the verdict on its claim is inconclusive."""
         return self.verdict == "inconclusive" or (self.claim is not None and self.claim.verdict == "inconclusive")
 
     @property
     def refuted(self) -> bool:
-        """Whether a robust accuracy was claimed that is refuted."""
+        """Whether a robust accuracy was claimed and the audit refutes it."""
         return self.claim is not None and self.claim.verdict == "refuted"
 
     @property
     def of_claim(self) -> str:
-        """The claim and what the audit says of it, in a sentence; empty where none was given."""
+        """The claim and the audit's verdict on it, in a sentence; empty if no claim was given."""
         if self.claim is None:
             return ""
         bound = self.robust_accuracy
         interval = f"[{100 * bound.ci_low:.1f}, {100 * bound.ci_high:.1f}]"
-        stand = f"at most {100 * bound.upper_bound:.1f} % {interval} of {bound.n} images stand"
-        why = f"the set-up is invalid: {self.reason}" if self.claim.verdict == "inconclusive" else stand
+        at_most = f"at most {100 * bound.upper_bound:.1f} % {interval} of {bound.n} images stay right"
+        why = f"the set-up is invalid: {self.reason}" if self.claim.verdict == "inconclusive" else at_most
         return f"claim of {100 * self.claim.value:.4g} % {self.claim.verdict}: {why}"
 
     @property
     def verdict_and_cause(self) -> str:
-        """The verdict and, after a colon, the likeliest cause where there is one."""
+        """The verdict and, after a colon, the likeliest cause if there is one."""
         return f"{self.verdict}: {self.causes[0]}" if self.causes else self.verdict
 
     @property
@@ -152,14 +153,14 @@ class AuditOf(_Entry):
 
 
 class Audits(_Entry):
-    """``audit.json``: one entry a checkpoint."""
+    """``audit.json``: one entry per checkpoint."""
 
     version: Annotated[Literal[1], Field(alias="schema")]
     audits: tuple[AuditOf, ...]
 
     @classmethod
     def parse(cls, document: object) -> Self:
-        """The parsed JSON, checked; its first mistake is raised as a :class:`GradscopeError`."""
+        """Validate the parsed JSON of ``audit.json``; raises :class:`GradscopeError` that names the first mistake."""
         try:
             return cls.model_validate(document)
         except ValidationError as error:
@@ -169,48 +170,49 @@ class Audits(_Entry):
 
 
 def balls(audits: Sequence[AuditOf]) -> str:
-    """The threat models of ``audits`` in words."""
-    return " and ".join(dict.fromkeys(one.ball for one in audits))
+    """Name the threat models of ``audits`` in words."""
+    return " and ".join(dict.fromkeys(audit.ball for audit in audits))
 
 
 def images(audits: Sequence[AuditOf]) -> str:
-    """On how many images each of them rests."""
-    counts = sorted({one.robust_accuracy.n for one in audits})
+    """Say how many images each of ``audits`` measured."""
+    counts = sorted({audit.robust_accuracy.n for audit in audits})
     return f"n = {counts[0]} images" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]} images"
 
 
 def warnings(audits: Sequence[AuditOf]) -> list[str]:
-    """What a caption has to say of the verdicts of ``audits``, a sentence part each."""
-    return [f"{NONE_FOUND}: {NO_PROOF}"] if any(one.verdict == NONE_FOUND for one in audits) else []
+    """Return the warnings that a caption must print with the verdicts of ``audits``, each a part of a sentence."""
+    return [f"{NONE_FOUND}: {NO_PROOF}"] if any(audit.verdict == NONE_FOUND for audit in audits) else []
 
 
 def read_example_images(path: Path) -> ExampleImages:
-    """The arrays of ``path``, all of EXAMPLE_ARRAYS; :class:`GradscopeError` where it is damaged."""
+    """Read all arrays of EXAMPLE_ARRAYS from ``path``; raises :class:`GradscopeError` if the file is damaged."""
     try:
-        found = {name: array for name, array in read_arrays(path).items() if name in EXAMPLE_ARRAYS}
+        arrays = {name: array for name, array in read_arrays(path).items() if name in EXAMPLE_ARRAYS}
     except OSError as error:
         raise GradscopeError(f"directory: {path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise GradscopeError(f"directory: {path} is not an {EXAMPLE_IMAGES}: {error}") from None
-    missing = [name for name in EXAMPLE_ARRAYS if name not in found]
+    missing = [name for name in EXAMPLE_ARRAYS if name not in arrays]
     if missing:
         raise GradscopeError(f"directory: {path} lacks {', '.join(missing)} of an {EXAMPLE_IMAGES}")
-    _require_alike(path, found)
-    return found
+    _require_consistent(path, arrays)
+    return arrays
 
 
-def _require_alike(path: Path, found: ExampleImages) -> None:
-    """As many rows in every array, numbers where they belong; images of one or three channels, alike in shape."""
-    rows = {len(values) if values.ndim else -1 for values in found.values()}
+def _require_consistent(path: Path, arrays: ExampleImages) -> None:
+    """Check that all arrays have the same number of rows and the right kinds, and images 1 or 3 channels."""
+    rows = {len(values) if values.ndim else -1 for values in arrays.values()}
     if len(rows) > 1 or -1 in rows:
-        raise GradscopeError(f"directory: {path} is not an {EXAMPLE_IMAGES}: its arrays differ in their number of rows")
+        raise GradscopeError(f"directory: the arrays of {path} must have the same number of rows")
     if rows == {0}:
         return
-    clean, adversarial = found["clean"], found["adversarial"]
+    clean, adversarial = arrays["clean"], arrays["adversarial"]
     if clean.shape != adversarial.shape or clean.ndim != 4 or clean.shape[1] not in (1, 3):
         shapes = f"{clean.shape} and {adversarial.shape}"
-        raise GradscopeError(f"directory: {path}: images (K, C, H, W) of 1 or 3 channels are allowed, got {shapes}")
+        raise GradscopeError(f"directory: the images of {path} must be (K, C, H, W) with C 1 or 3, got {shapes}")
     kinds = {"index": "iu", "label": "iu", "clean_predicted": "iu", "adversarial_predicted": "iu"}
     for name, allowed in {**kinds, "clean": "f", "adversarial": "f"}.items():
-        if found[name].dtype.kind not in allowed:
-            raise GradscopeError(f"directory: {path}: {name} holds {found[name].dtype}, another kind is needed")
+        if arrays[name].dtype.kind not in allowed:
+            needed = "floating-point numbers" if allowed == "f" else "integers"
+            raise GradscopeError(f"directory: {name} of {path} must hold {needed}, got {arrays[name].dtype}")

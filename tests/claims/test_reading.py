@@ -209,7 +209,7 @@ def damage_audit(path):
         (damage_twice, "holds the same value twice: rl, accuracy, image 20"),
         (damage_twice_under_another_seed, "holds the same value twice: rl, accuracy, image 20"),
         (damage_share, "accuracy of an image is 0 or 1, got 0.5"),
-        (damage_text, "holds text where samples.csv has numbers"),
+        (damage_text, "must hold numbers in"),
         (damage_audit, "audit.json is damaged or of another version"),
     ],
 )

@@ -155,8 +155,11 @@ def claiming(shape: tuple[int, ...], kind: str = "|u1") -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (claiming((4_000_000_000, 3, 32, 32)), r"X_train\.npy asks for 12288000000000 bytes and holds 0"),
-        (claiming((-1, 3, 5, 5)) + bytes(75), "asks for -75"),
+        (
+            claiming((4_000_000_000, 3, 32, 32)),
+            r"X_train\.npy must hold the 12288000000000 bytes .*, got 0",
+        ),
+        (claiming((-1, 3, 5, 5)) + bytes(75), "must hold the -75"),
         (header_of("(" * 9000), "X_train|header|EOF|nested"),
         (header_of("-" * 9000 + "1"), ""),
         (b"", "magic"),

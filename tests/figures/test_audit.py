@@ -497,7 +497,7 @@ def fails(directory: Path) -> str:
     ("content", "message"),
     [
         ('{"schema": 1, "aud', "audit.json is not JSON"),
-        ("\xff", "is no text in UTF-8"),
+        ("\xff", "must be UTF-8 text"),
         ("[]", "audit.json is damaged"),
         ('{"schema": 2, "audits": []}', "another version: schema"),
         ('{"schema": 1, "audits": [{"checkpoint": "a"}]}', "audits.0.verdict: Field required"),
@@ -544,11 +544,11 @@ def test_example_images_cut_short_or_bent_are_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"label": np.arange(3)}, "differ in their number of rows"),
-        ({"label": np.int64(3)}, "differ in their number of rows"),
-        ({"label": np.array(["a", "b"])}, "label holds <U1"),
-        ({"clean": np.zeros((2, 2, 4, 4)), "adversarial": np.zeros((2, 2, 4, 4))}, "1 or 3 channels"),
-        ({"clean": np.zeros((2, 1, 4, 5))}, "1 or 3 channels"),
+        ({"label": np.arange(3)}, "must have the same number of rows"),
+        ({"label": np.int64(3)}, "must have the same number of rows"),
+        ({"label": np.array(["a", "b"])}, "must hold integers, got <U1"),
+        ({"clean": np.zeros((2, 2, 4, 4)), "adversarial": np.zeros((2, 2, 4, 4))}, "with C 1 or 3"),
+        ({"clean": np.zeros((2, 1, 4, 5))}, "with C 1 or 3"),
         ({"attack": np.array(["pgd", None], dtype=object)}, "allow_pickle"),
     ],
 )

@@ -254,7 +254,7 @@ def test_a_specification_that_asks_for_gigabytes_is_refused_unbuilt(damage: dict
 @pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
 def test_what_never_ends_is_refused_unread(put: Callable[[Path], None], tmp_path: Path) -> None:
     put(tmp_path / "a.pt")
-    assert complaint(tmp_path / "a.pt") == f"model: {tmp_path / 'a.pt'} cannot be read: it is no regular file"
+    assert complaint(tmp_path / "a.pt") == f"model: {tmp_path / 'a.pt'} cannot be read: it is not a regular file"
 
 
 def test_a_full_disk_is_one_line(file: Path) -> None:

@@ -176,5 +176,5 @@ def test_mistakes_are_refused(texts: list[str], options: dict[str, object], mess
 def test_a_pipe_is_no_model_and_is_not_waited_for(tmp_path: Path, argument: str, name: str) -> None:
     os.mkfifo(tmp_path / name)
     text, weights = ("torchvision:resnet18", [tmp_path / name]) if argument == "weights" else (str(tmp_path / name), [])
-    with pytest.raises(GradscopeError, match=rf"^{argument}: .*m\.\w+ cannot be read: it is no regular file"):
+    with pytest.raises(GradscopeError, match=rf"^{argument}: .*m\.\w+ cannot be read: it is not a regular file"):
         check_references([text], weights=weights)
