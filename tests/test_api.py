@@ -625,7 +625,7 @@ MISUSE: dict[str, tuple[Callable[..., Any], str]] = {
         lambda net, x, y: gs.trace(copy.deepcopy(net).train(), x, y),
         r"^model must be in evaluation mode, got training mode; call model\.eval\(\)",
     ),
-    "images without labels": (lambda net, x, y: gs.trace(net, x), "^y must be given where x is a tensor"),
+    "images without labels": (lambda net, x, y: gs.trace(net, x), "^y must be given if x is a tensor"),
     "no images for a model in memory": (
         lambda net, x, y: gs.trace(net),
         "^x must be given where a model is in memory, or `dataset`; got None",
@@ -646,12 +646,12 @@ MISUSE: dict[str, tuple[Callable[..., Any], str]] = {
     "a file that is not there": (lambda net, x, y: gs.trace("no.pt", x, y), "^model: no.pt cannot be read: No such"),
     "the name of a network": (
         lambda net, x, y: gs.load("resnet18"),
-        "^model: resnet18 is no file of a model; a model of torchvision is torchvision:resnet18, of your own module",
+        "^model must be a file of a model, got resnet18; write torchvision:resnet18 for a model of torchvision",
     ),
     "the name of a module": (lambda net, x, y: gs.load("this"), "^model: this is .* the code of this makes is this:F"),
     "a model that takes other images": (
         lambda net, x, y: gs.trace(net, x[:, :, :4], y),
-        r"^model does not take the data's 1 x 4 x 8 images",
+        r"^model must take the data's 1 x 4 x 8 images",
     ),
     "two models where a verdict is of one": (
         lambda net, x, y: (
@@ -674,7 +674,7 @@ MISUSE: dict[str, tuple[Callable[..., Any], str]] = {
     "mean without std": (lambda net, x, y: gs.trace(net, x, y, mean=0.5), "^std must be given with `mean`"),
     "a mean of three for one channel": (
         lambda net, x, y: gs.trace(net, x, y, mean=[0.5] * 3, std=[0.5] * 3),
-        r"^mean must be one number, for there is one channel, got 3 numbers",
+        r"^mean must be one number, as there is one channel, got 3 numbers",
     ),
     "a data set beside images": (
         lambda net, x, y: gs.trace(net, x, y, dataset="digits"),
@@ -751,7 +751,7 @@ MISUSE: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     "a file in the place of a data set": (
         lambda net, x, y: gs.train("sl", "mine/cifar10.npz"),
-        "^dataset must be a name .*; a file is given as dataset 'npz' with `data_root` mine/cifar10.npz",
+        "^dataset must be a name .*; for this file give dataset 'npz' with `data_root` mine/cifar10.npz",
     ),
     "nothing to report": (lambda net, x, y: gs.report("nowhere"), "^directory must be a directory with results, got n"),
 }

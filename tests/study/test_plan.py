@@ -166,7 +166,7 @@ def test_images_that_are_missing_leave_out_what_needs_them(tmp_path: Path) -> No
     text = RECIPE.replace("[grid]", '[grid]\ndata = ["digits", "npz"]')
     made = plan(tmp_path, text)
     assert list(made.images) == ["digits"]
-    assert "needs it" in made.absent["npz"]
+    assert "must be given" in made.absent["npz"]
     assert {stage.label for stage in made.stages} == {
         *("model-digits-sl-s0", "model-digits-rl-s0", "model-digits-rl-x10-s0"),
         *("measure-analyze-digits", "measure-both-digits", "claims", "report"),
@@ -178,5 +178,5 @@ def test_images_that_are_missing_leave_out_what_needs_them(tmp_path: Path) -> No
 
 
 def test_where_all_images_are_missing_nothing_is_planned(tmp_path: Path) -> None:
-    with pytest.raises(GradscopeError, match="data_root: 'npz' needs it"):
+    with pytest.raises(GradscopeError, match="data_root must be given for 'npz'"):
         plan(tmp_path, '[grid]\ndata = ["npz"]\nmodes = ["sl"]\n')
