@@ -747,7 +747,7 @@ MISUSE: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     "training on too few images": (
         lambda net, x, y: gs.train("sl", (x, y), epochs=1, train_samples=9, progress=False),
-        "^train_samples must be large enough for 2 images of a class, .* as 11 are of your-data; got 9$",
+        "^train_samples must include 2 images of some class, .*: at least 11 for your-data, got 9$",
     ),
     "a file in the place of a data set": (
         lambda net, x, y: gs.train("sl", "mine/cifar10.npz"),

@@ -122,7 +122,7 @@ def test_an_attack_outside_the_box_is_not_among_everything(directories, one):
     made.analysis({**both("pgd-paper", 90, 90, "clean"), **both("pgd-paper", 0, 50)})
     row = one(claim_rows(made.all), "C1", "every attack")
     assert row["verdict"] == "not tested"
-    assert "no attack that stays in the box" in row["why"]
+    assert "no attack that respects the box" in row["why"]
 
 
 def test_the_radius_of_the_paper_is_taken_where_there_are_several(directories, one):

@@ -39,7 +39,7 @@ BAD = {
     ),
     "too few training images": (
         TRAIN + "--mode sl --train-samples 10",
-        ["--train-samples must be large enough", "as 11 are of digits; got 10"],
+        ["--train-samples must include 2 images", "as 11 are of digits; got 10"],
     ),
     "architecture": (TRAIN + "--mode sl --arch resnet-18", ["--arch", "did you mean 'resnet18'", "'resnet-18'"]),
     "mode": (TRAIN + "--mode rl-avd", ["--mode", "did you mean 'rl-adv'", "'rl-avd'", "sl-adv"]),

@@ -163,7 +163,7 @@ def test_weights_of_every_form_are_taken(project: Path) -> None:
         (
             ["timm:x"],
             {"weights": [Path("text.safetensors")]},
-            "weights: text.safetensors must be a whole safetensors file",
+            "weights: text.safetensors must be a whole safeten",
         ),
         (
             ["timm:x"],

@@ -104,7 +104,7 @@ def test_seconds_are_marked_and_not_compared(alone: Path, side_by_side: Path) ->
         (seconds,) = (
             line for line in (folder / "results" / "claims.csv").read_text().splitlines() if "seconds of tr" in line
         )
-        assert ("2 stages side by side; train them anew, one after the other" in seconds) == (jobs == 2)
+        assert ("2 stages at a time; train the models again, one after the other" in seconds) == (jobs == 2)
 
 
 def test_what_was_begun_side_by_side_stays_marked(tmp_path: Path) -> None:
