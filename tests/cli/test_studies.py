@@ -119,7 +119,7 @@ def test_missing_images_and_failures_end_with_1(
         (["--seeds", "0,0"], "grid.seeds: 0 is there twice"),
         (["--set", "training.epoch=1"], "'epoch' is unknown; did you mean 'epochs'?"),
         (["--engine", "lokal"], "--engine: 'lokal' is unknown; did you mean 'local'?"),
-        (["--address", "auto"], "--address must be left out where engine is 'local'"),
+        (["--address", "auto"], "--address must be left out if engine is 'local'"),
         (["--device", "tpu"], "--device: 'tpu' is unknown; did you mean 'cpu'?"),
         (["--jobs", "1.5"], "--jobs must be a whole number, got 1.5"),
         (["--jobs", "two"], "--jobs must be a whole number, got 'two'"),

@@ -309,7 +309,7 @@ def test_jobs_must_be_positive(tmp_path: Path, jobs: int) -> None:
 
 
 def test_a_cluster_decides_itself(tmp_path: Path) -> None:
-    with pytest.raises(GradscopeError, match=r"^jobs must be 1 where `engine` is 'ray', got 2$"):
+    with pytest.raises(GradscopeError, match=r"^jobs must be 1 if `engine` is 'ray', got 2$"):
         plan_study(request_in(tmp_path, engine="ray"))
 
 
