@@ -366,7 +366,7 @@ class TestResults:
         by_image = gs.spectrum(net, x, y, space="input", **SMALL["spectrum"])
         assert by_image.eigenvalues.shape == (8, 2)
         both = gs.spectrum(net, x, y, matrix=["hessian", "gauss-newton"], **SMALL["spectrum"])
-        with pytest.raises(gs.GradscopeError, match="trace must be asked of one matrix, got hessian, gauss-newton"):
+        with pytest.raises(gs.GradscopeError, match="trace must be of one matrix, got hessian, gauss-newton"):
             both.trace  # noqa: B018
 
     def test_adversarial_images_on_request(self, results: dict[str, Any], net: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -657,19 +657,19 @@ MISUSE: dict[str, tuple[Callable[..., Any], str]] = {
         lambda net, x, y: (
             gs.audit({"a": net, "b": net}, x, y, budget="quick", samples=20, allow_inconclusive=True).verdict
         ),
-        r"^verdict must be asked of a result of one model, got a, b; see \.audits",
+        r"^verdict must be of a result of one model, got a, b; see \.audits",
     ),
     "two radii where robust accuracy is of one": (
         lambda net, x, y: gs.attack(net, x, y, attacks="pgd", steps=1, epsilons=[0.5, 1]).robust_accuracy,
-        r"^robust_accuracy must be asked of attacks at one radius that were run, got 0\.5, 1; see \.frame\(\)",
+        r"^robust_accuracy must be of attacks that ran at one radius, got 0\.5, 1; see \.frame\(\)",
     ),
     "more images than there are": (
         lambda net, x, y: gs.trace(net, x, y, samples=41),
-        "^samples must be 1 to 40, as many test images as your-data has, got 41",
+        "^samples must be from 1 to 40, the number of test images of your-data, got 41",
     ),
     "an image that is not there": (
         lambda net, x, y: gs.landscape(net, x, y, index=[40]),
-        "^index must be 0 to 39, the test images of your-data, got 40",
+        "^index must be from 0 to 39, the test images of your-data, got 40",
     ),
     "mean without std": (lambda net, x, y: gs.trace(net, x, y, mean=0.5), "^std must be given with `mean`"),
     "a mean of three for one channel": (

@@ -76,4 +76,5 @@ def require_free(out: Path, *, resume: bool, overwrite: bool) -> None:
         require_begun(out)
     if out.exists() and not (resume or overwrite):
         unfinished = ", or `resume` to continue it" if state_path(out).exists() else ""
-        raise GradscopeError(f"out must be a new file, got {out}; pass `overwrite` to replace it{unfinished}")
+        replace = f"pass `overwrite` to replace it{unfinished}"
+        raise GradscopeError(f"out must be a new file, got {out}, which exists; {replace}")

@@ -39,7 +39,7 @@ BAD = {
     ),
     "too few training images": (
         TRAIN + "--mode sl --train-samples 10",
-        ["--train-samples must include 2 images", "as 11 are of digits; got 10"],
+        ["--train-samples must include 2 images", "at least 11 for digits, got 10"],
     ),
     "architecture": (TRAIN + "--mode sl --arch resnet-18", ["--arch", "did you mean 'resnet18'", "'resnet-18'"]),
     "mode": (TRAIN + "--mode rl-avd", ["--mode", "did you mean 'rl-adv'", "'rl-avd'", "sl-adv"]),
@@ -105,7 +105,7 @@ BAD = {
     "no images": (AROUND + "--images 0", ["--images must be at least 1, got 0"]),
     "samples in words": (ON + "--samples ten", ["--samples must be a whole number, got 'ten'"]),
     "analysis below a file": (ON + "--out {world}/file/results", ["--out", "{world}/file/results", "not writable"]),
-    "analysis to a file": (ON + "--out {world}/file", ["--out must be a directory", "{world}/file, a file"]),
+    "analysis to a file": (ON + "--out {world}/file", ["--out must be a directory", "the file {world}/file"]),
     "training below a file": (TRAIN + "--mode sl --out {world}/file/c.pt", ["--out", "{world}/file", "not writable"]),
     "training to a directory": (TRAIN + "--mode sl --out {world}/other", ["--out", "{world}/other", "directory"]),
     "key in the file": (
@@ -130,7 +130,10 @@ BAD = {
     "data that are no table": (TRAIN + "--mode sl --config {world}/data.toml", ["data", "table", "dataset", "got 3"]),
     "malformed file": (TRAIN + "--mode sl --config {world}/malformed.toml", ["--config", "malformed.toml", "line 1"]),
     "missing file": (TRAIN + "--mode sl --config {world}/no.toml", ["--config", "{world}/no.toml", "No such file"]),
-    "existing checkpoint": ("train --mode sl --out {world}/sl.pt", ["--out", "{world}/sl.pt exists", "--overwrite"]),
+    "existing checkpoint": (
+        "train --mode sl --out {world}/sl.pt",
+        ["--out", "sl.pt, which exists", "--overwrite"],
+    ),
     "existing results": (
         "analyze {world}/rl.pt --out {world}/results",
         ["--out", "{world}/results", "--overwrite"],

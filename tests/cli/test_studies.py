@@ -125,7 +125,7 @@ def test_missing_images_and_failures_end_with_1(
         (["--jobs", "two"], "--jobs must be a whole number, got 'two'"),
         (["--until", "soon"], "--until must be a number, got 'soon'"),
         (["--jobs", "0"], "--jobs must be at least 1, got 0"),
-        (["--jobs", "2", "--engine", "ray"], "--jobs must be 1 where --engine is 'ray', got 2"),
+        (["--jobs", "2", "--engine", "ray"], "--jobs must be 1 if --engine is 'ray', got 2"),
     ],
 )
 def test_what_is_refused_leaves_nothing(

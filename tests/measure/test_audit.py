@@ -220,7 +220,7 @@ def test_what_cannot_be_is_refused_before_anything_is_attacked(
             "surrogate: .*:Seven must have the data's 10 classes, got 7",
         ),
         ({"surrogate": (f"{outsiders}:Cut",)}, "surrogate: .* must have a gradient"),
-        ({"samples": 100_000}, "samples must be 1 to 359"),
+        ({"samples": 100_000}, "samples must be from 1 to 359"),
     ]
     for change, message in cases:
         with pytest.raises(GradscopeError, match=message):

@@ -138,7 +138,7 @@ def test_models_that_cannot_be_adapted_are_refused(model):
     assert stands_in(with_backward(scripted, {"": nn.Flatten()}, BATCH))
     assert stands_in(with_backward(nn.Sequential(scripted).eval(), {"0": scripted}, BATCH))
     model.state = torch.ones(1, requires_grad=True) * 2
-    with pytest.raises(GradscopeError, match="where that cannot be copied"):
+    with pytest.raises(GradscopeError, match="if the model cannot be copied"):
         with_backward(model, {"0": "identity"}, BATCH)
 
 

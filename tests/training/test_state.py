@@ -145,7 +145,7 @@ def test_a_flipped_bit_in_a_state_is_found(stopped, few) -> None:
     content = bytearray(path.read_bytes())
     content[content.index(weight) + 5] ^= 1
     path.write_bytes(content)
-    assert "is damaged: archive/data/" in refusal(stopped, few)
+    assert "is damaged: the checksum of archive/data/" in refusal(stopped, few)
 
 
 DAMAGES = {
