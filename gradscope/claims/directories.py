@@ -143,8 +143,9 @@ def joined(studies: Mapping[Path, Findings]) -> Findings:
 def _identified(model: MeasuredModel, path: Path, owners: Mapping[MeasuredModel, Path]) -> MeasuredModel:
     """Find the same model in an earlier study than the one in ``path``; else return ``model``."""
     key = (model.dataset, model.arch, model.mode, model.seed)
-    rivals = [one for one in owners if owners[one] != path and (one.dataset, one.arch, one.mode, one.seed) == key]
-    same = [one for one in rivals if one.is_same(model)]
+    elsewhere = [known for known in owners if owners[known] != path]
+    rivals = [known for known in elsewhere if (known.dataset, known.arch, known.mode, known.seed) == key]
+    same = [known for known in rivals if known.is_same(model)]
     if rivals and not same and model.seed is not None:
         raise GradscopeError(
             f"directory: {owners[rivals[0]]} and {path} hold different models of {model.dataset}, {model.arch}, mode "

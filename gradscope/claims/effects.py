@@ -69,11 +69,11 @@ def matched(
     """
     ways: dict[tuple[object, ...], dict[int, tuple[Measured, Measured]]] = {}
     for seed in sorted(ones.keys() & others.keys()):
-        for one in ones[seed]:
-            for other in others[seed]:
-                way = (one.kind, one.attack, one.ball, one.settings)
-                if way == (other.kind, other.attack, other.ball, other.settings) and len(shared([one, other])):
-                    ways.setdefault(way, {}).setdefault(seed, (one, other))
+        for first in ones[seed]:
+            for second in others[seed]:
+                way = (first.kind, first.attack, first.ball, first.settings)
+                if way == (second.kind, second.attack, second.ball, second.settings) and len(shared([first, second])):
+                    ways.setdefault(way, {}).setdefault(seed, (first, second))
 
     def rank(way: tuple[object, ...]) -> tuple[int, int, int]:
         pairs = ways[way].values()
@@ -85,17 +85,17 @@ def matched(
 def shared(measured: Sequence[Measured]) -> "pd.Index[int]":
     """Find the images that all of ``measured`` have; none if labels differ, because the test sets then differ."""
     index = measured[0].of_images.index
-    for one in measured[1:]:
-        index = index.intersection(one.of_images.index)
+    for entry in measured[1:]:
+        index = index.intersection(entry.of_images.index)
     first = measured[0].labels.reindex(index)
-    agree = all((one.labels.reindex(index) == first).all() for one in measured[1:])
+    agree = all((entry.labels.reindex(index) == first).all() for entry in measured[1:])
     return index.sort_values() if agree else index[:0]
 
 
 def paired(pairs: Sequence[tuple[Measured, Measured]]) -> list[Pair]:
     """Take the values of each seed's pair on the images that all seeds have."""
-    index = shared([one for pair in pairs for one in pair])
-    return [(one.of_images.reindex(index), other.of_images.reindex(index)) for one, other in pairs]
+    index = shared([first for pair in pairs for first in pair])
+    return [(first.of_images.reindex(index), second.of_images.reindex(index)) for first, second in pairs]
 
 
 def difference(pairs: Sequence[Pair], scale: Scale, bound: float = 0.0) -> Effect:
@@ -106,13 +106,14 @@ def difference(pairs: Sequence[Pair], scale: Scale, bound: float = 0.0) -> Effec
     the median of each image's mean over the seeds, with an interval between order statistics and the sign test. An
     image whose difference is undefined at any seed is left out.
     """
-    differences = np.stack([_minus(one, other) for one, other in pairs])
+    differences = np.stack([_minus(*pair) for pair in pairs])
     with np.errstate(invalid="ignore"):
         over_seeds = differences.mean(axis=0)
     defined = ~np.isnan(over_seeds) if scale == "median" else np.isfinite(over_seeds)
     kept = differences[:, defined]
     n = kept.shape[1]
-    one, other = (_level([pair[side].to_numpy(dtype=float)[defined] for pair in pairs], scale) for side in (0, 1))
+    sides = ([pair[side].to_numpy(dtype=float)[defined] for pair in pairs] for side in (0, 1))
+    first_level, second_level = (_level(values, scale) for values in sides)
     if n == 0:
         return Effect(math.nan, UNDEFINED, (), None, 0, len(defined))
     centre = np.median if scale == "median" else np.mean
@@ -132,13 +133,13 @@ def difference(pairs: Sequence[Pair], scale: Scale, bound: float = 0.0) -> Effec
         p = mean_test(mean, std, n, bound)
     undefined = int((~defined).sum())
     p_value = None if math.isnan(p) else p
-    return Effect(float(centre(image)), interval, seeds, p_value, n, undefined, (one, other), scale)
+    return Effect(float(centre(image)), interval, seeds, p_value, n, undefined, (first_level, second_level), scale)
 
 
-def _minus(one: Values, other: Values) -> Array:
+def _minus(first: Values, second: Values) -> Array:
     """Subtract ``other`` from ``one``; NaN if both are the same infinity."""
     with np.errstate(invalid="ignore"):
-        result: Array = one.to_numpy(dtype=float) - other.to_numpy(dtype=float)
+        result: Array = first.to_numpy(dtype=float) - second.to_numpy(dtype=float)
     return result
 
 

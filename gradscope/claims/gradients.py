@@ -21,7 +21,7 @@ def logarithm(pick: Pick) -> Pick:
 
     def logged(model: MeasuredModel) -> Sequence[Measured]:
         with np.errstate(divide="ignore", invalid="ignore"):
-            return [replace(one, of_images=one.of_images.map(np.log)) for one in pick(model)]
+            return [replace(entry, of_images=entry.of_images.map(np.log)) for entry in pick(model)]
 
     return logged
 
@@ -64,7 +64,7 @@ def _curvature(group: Group) -> Pick:
 
     def pick(model: MeasuredModel) -> list[Measured]:
         wanted = ("spectrum", "hessian-eigenvalue", "clean")
-        return [one for one in group.of(model) if (one.kind, one.metric, one.point) == wanted]
+        return [entry for entry in group.of(model) if (entry.kind, entry.metric, entry.point) == wanted]
 
     return pick
 
@@ -86,7 +86,7 @@ def c6(group: Group) -> Iterator[Finding]:
     for metric in ("roughness", "sharpness", "radius-adversarial"):
 
         def pick(model: MeasuredModel, metric: str = metric) -> list[Measured]:
-            return [one for one in group.of(model) if (one.kind, one.metric) == ("landscape", metric)]
+            return [entry for entry in group.of(model) if (entry.kind, entry.metric) == ("landscape", metric)]
 
         known = LANDSCAPE_METRICS[metric]
         statistic = f"{metric}, rl - sl: {known.meaning}"

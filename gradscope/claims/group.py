@@ -48,7 +48,7 @@ class Group:
     @cached_property
     def ball(self) -> Ball:
         """The threat model in which attacks are compared: the paper's if measured, else the most frequent one."""
-        balls = [one.ball for one in self._attacked]
+        balls = [entry.ball for entry in self._attacked]
         if not balls or PAPER_BALL in balls:
             return PAPER_BALL
         return max(sorted(set(balls)), key=balls.count)
@@ -60,8 +60,8 @@ class Group:
     @cached_property
     def _attacked(self) -> list[Measured]:
         members = set(self._members)
-        attacks = [one for one in self.study.measured if one.metric == "accuracy" and one.point != "clean"]
-        return [one for one in attacks if one.model in members]
+        attacks = [entry for entry in self.study.measured if entry.metric == "accuracy" and entry.point != "clean"]
+        return [entry for entry in attacks if entry.model in members]
 
     @cached_property
     def _by_model(self) -> dict[MeasuredModel, list[Measured]]:
@@ -89,11 +89,11 @@ class Group:
         """
 
         def pick(model: MeasuredModel) -> list[Measured]:
-            measured = [one for one in self.of(model) if (one.metric, one.point) == (metric, "clean")]
+            measured = [entry for entry in self.of(model) if (entry.metric, entry.point) == (metric, "clean")]
             if metric == "norm":
-                measured = [one for one in measured if one.attack in ("pgd", "pgd-paper")]
-            measured = sorted(measured, key=lambda one: -len(one.of_images))
-            return [replace(one, attack=CLEAN, ball=Ball("", 0.0), settings="") for one in measured]
+                measured = [entry for entry in measured if entry.attack in ("pgd", "pgd-paper")]
+            measured = sorted(measured, key=lambda entry: -len(entry.of_images))
+            return [replace(entry, attack=CLEAN, ball=Ball("", 0.0), settings="") for entry in measured]
 
         return pick
 
@@ -102,10 +102,10 @@ class Group:
 
         def pick(model: MeasuredModel) -> list[Measured]:
             return [
-                one
-                for one in self.of(model)
-                if one.kind == "analysis"
-                and (one.attack, one.ball, one.metric, one.point) == (attack, self.ball, metric, point)
+                entry
+                for entry in self.of(model)
+                if entry.kind == "analysis"
+                and (entry.attack, entry.ball, entry.metric, entry.point) == (attack, self.ball, metric, point)
             ]
 
         return pick
@@ -114,7 +114,7 @@ class Group:
         """Pick whether each image is right under an attack on the model itself; of an analysis, at the last iterate."""
 
         def pick(model: MeasuredModel) -> list[Measured]:
-            return [one for one in self.white_box(model) if one.attack == attack and one.whole]
+            return [entry for entry in self.white_box(model) if entry.attack == attack and entry.whole]
 
         return pick
 
@@ -124,16 +124,16 @@ class Group:
         They include transferred examples that were evaluated on their own source.
         """
         attacks = [
-            one
-            for one in self.of(model)
-            if (one.kind in ("analysis", "battery") or one.source == model)
-            and (one.metric, one.point, one.ball) == ("accuracy", "final", self.ball)
+            entry
+            for entry in self.of(model)
+            if (entry.kind in ("analysis", "battery") or entry.source == model)
+            and (entry.metric, entry.point, entry.ball) == ("accuracy", "final", self.ball)
         ]
-        return sorted(attacks, key=lambda one: KINDS.index(one.kind))
+        return sorted(attacks, key=lambda entry: KINDS.index(entry.kind))
 
     def along_paper(self, model: MeasuredModel) -> list[Measured]:
         """Find the paper's attack on a model by an analysis or a transfer, which record its floor."""
-        return [one for one in self.of(model) if one.attack == "pgd-paper" and one.floor > 0]
+        return [entry for entry in self.of(model) if entry.attack == "pgd-paper" and entry.floor > 0]
 
     def examples_of(self, attack: str, source: Mapping[int, MeasuredModel]) -> Pick:
         """Pick whether a model is right on the examples of ``attack`` on ``source``, the one with the model's seed."""
@@ -141,11 +141,11 @@ class Group:
         def pick(model: MeasuredModel) -> list[Measured]:
             made_on = source.get(-1 if model.seed is None else model.seed)
             return [
-                one
-                for one in self.of(model)
-                if one.kind == "transfer"
-                and (one.attack, one.ball, one.point) == (attack, self.ball, "final")
-                and one.source == made_on
+                entry
+                for entry in self.of(model)
+                if entry.kind == "transfer"
+                and (entry.attack, entry.ball, entry.point) == (attack, self.ball, "final")
+                and entry.source == made_on
                 and made_on is not None
             ]
 
@@ -272,20 +272,20 @@ class Group:
         """Collect the attacks tried on a model by kind, attack and settings; CLEAN is the clean images."""
         tried: dict[tuple[str, str, str], Measured] = {}
         transfers: dict[str, list[Measured]] = {}
-        for one in self.of(model):
-            if one.metric != "accuracy" or not one.boxed:
+        for entry in self.of(model):
+            if entry.metric != "accuracy" or not entry.boxed:
                 continue
-            if one.point == "clean":
-                tried.setdefault((one.kind, CLEAN, ""), one)
-            elif one.ball != self.ball:
+            if entry.point == "clean":
+                tried.setdefault((entry.kind, CLEAN, ""), entry)
+            elif entry.ball != self.ball:
                 continue
-            elif one.kind == "transfer" and one.source != model:
-                transfers.setdefault(one.settings, []).append(one)
+            elif entry.kind == "transfer" and entry.source != model:
+                transfers.setdefault(entry.settings, []).append(entry)
             else:
-                tried.setdefault((one.kind, one.attack, one.settings + one.point), one)
+                tried.setdefault((entry.kind, entry.attack, entry.settings + entry.point), entry)
         for settings, examples in transfers.items():
             images = shared(examples)
-            right = pd.concat([one.of_images.reindex(images) for one in examples], axis=1).min(axis=1)
+            right = pd.concat([entry.of_images.reindex(images) for entry in examples], axis=1).min(axis=1)
             labels = examples[0].labels.reindex(images)
             name = f"examples of {len(examples)} other models"
             tried["examples", name, settings] = replace(examples[0], of_images=right, labels=labels)
@@ -294,9 +294,9 @@ class Group:
 
 def unequal_steps(pairs: Iterable[tuple[Measured, Measured]]) -> str:
     """Say why two attacks with different steps are not compared; empty if their steps are equal or unknown."""
-    for one, other in pairs:
-        if one.steps and other.steps and not one.steps.equal(other.steps):
-            unequal = f"{one.attack} takes {one.steps}, {other.attack} {other.steps}"
+    for first, second in pairs:
+        if first.steps and second.steps and not first.steps.equal(second.steps):
+            unequal = f"{first.attack} takes {first.steps}, {second.attack} {second.steps}"
             return (
                 f"{unequal}; give both relative_step_size = 0.1 and the same steps, so that only the arithmetic differs"
             )
@@ -305,5 +305,5 @@ def unequal_steps(pairs: Iterable[tuple[Measured, Measured]]) -> str:
 
 def how(pairs: Iterable[Sequence[Measured]]) -> list[str]:
     """Say how the compared values were measured, if by an attack."""
-    ways = dict.fromkeys(one.how for pair in pairs for one in pair if one.attack != CLEAN and one.how)
+    ways = dict.fromkeys(entry.how for pair in pairs for entry in pair if entry.attack != CLEAN and entry.how)
     return [f"of {' and '.join(ways)}"] if ways else []

@@ -31,7 +31,8 @@ def shares(pick: Pick, holds: Below) -> Pick:
     def marked(model: MeasuredModel) -> list[Measured]:
         measured = pick(model)
         return [
-            replace(one, of_images=holds(one.of_images).astype(float).where(one.of_images.notna())) for one in measured
+            replace(entry, of_images=holds(entry.of_images).astype(float).where(entry.of_images.notna()))
+            for entry in measured
         ]
 
     return marked
@@ -47,7 +48,7 @@ def h1(group: Group) -> Iterator[Finding]:
     asked = Question("H1", "logit margin at the clean image, absolute value, rl - sl", ABOVE, "mean", "logits")
 
     def size(model: MeasuredModel) -> list[Measured]:
-        return [replace(one, of_images=one.of_images.abs()) for one in margin(model)]
+        return [replace(entry, of_images=entry.of_images.abs()) for entry in margin(model)]
 
     yield group.compare(asked, _MODES, (size, size), lacking, ("mean rl", "sl"))
 
@@ -68,8 +69,8 @@ def h2(group: Group) -> Iterator[Finding]:
 
 def shrinking(group: Group) -> float:
     """Return the gradient norm below which pgd-paper's steps shrink: its floor times its batch, or the bare floor."""
-    attacks = [one for model in group.models.get("rl", {}).values() for one in group.along_paper(model)]
-    return max((one.floor for one in attacks), default=FLOOR) or FLOOR
+    attacks = [entry for model in group.models.get("rl", {}).values() for entry in group.along_paper(model)]
+    return max((entry.floor for entry in attacks), default=FLOOR) or FLOOR
 
 
 def h3(group: Group) -> Iterator[Finding]:
@@ -106,7 +107,7 @@ def _survivors(group: Group, holds: Pick) -> list[tuple[Array, Array]]:
             measured.append((survived, clean, held))
     if not measured:
         return []
-    images = shared([one for part in measured for one in part])
+    images = shared([entry for part in measured for entry in part])
     undefined = pd.concat([held.of_images.reindex(images) for _, _, held in measured], axis=1).isna().any(axis=1)
     images = images[~undefined.to_numpy()]
     arrays = []
@@ -146,7 +147,7 @@ def _less(
     """Compare the paper's attack with another on the same model, of whatever kind of run."""
     pairs = []
     for seed in sorted(paper.keys() & other.keys()):
-        both = [(one, another) for one in paper[seed] for another in other[seed] if len(shared([one, another]))]
+        both = [(first, second) for first in paper[seed] for second in other[seed] if len(shared([first, second]))]
         if both:
             pairs.append(min(both, key=_comparable))
     values = paired(pairs) if pairs else []
@@ -159,8 +160,8 @@ def _less(
 
 def _comparable(pair: tuple[Measured, Measured]) -> tuple[bool, bool, bool]:
     """Order pairs by how well they compare: equal steps first, then the same kind, then an analysis."""
-    one, other = pair
-    return bool(unequal_steps([pair])), one.kind != other.kind, one.kind != "analysis"
+    first, second = pair
+    return bool(unequal_steps([pair])), first.kind != second.kind, first.kind != "analysis"
 
 
 def h5(group: Group) -> Iterator[Finding]:
@@ -180,12 +181,12 @@ def h5(group: Group) -> Iterator[Finding]:
     if unequal := unequal_steps(alike):
         yield group.untested(asked, unequal)
         return
-    images = shared([one for pairs in picked.values() for seed in seeds for one in pairs[seed]])
+    images = shared([entry for pairs in picked.values() for seed in seeds for entry in pairs[seed]])
     values = []
     for seed in seeds:
         advantage = [
-            one.of_images.reindex(images) - other.of_images.reindex(images)
-            for one, other in (picked["pgd-paper"][seed], picked["pgd"][seed])
+            entry.of_images.reindex(images) - other.of_images.reindex(images)
+            for entry, other in (picked["pgd-paper"][seed], picked["pgd"][seed])
         ]
         values.append((advantage[0], advantage[1]))
     if not len(images):

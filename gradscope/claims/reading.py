@@ -137,9 +137,10 @@ class Histories:
         return histories[best[0]] if best else None
 
 
-def _in_common(one: Sequence[str], other: Sequence[str]) -> int:
+def _in_common(first: Sequence[str], second: Sequence[str]) -> int:
     """Count the equal entries of two sequences before the first difference."""
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    shorter = min(len(first), len(second))
+    return next((at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), shorter)
 
 
 class _Reader:
@@ -209,7 +210,7 @@ class _Reader:
         seed = None if pd.isna(first["seed"]) else int(first["seed"])
         identity = (str(first["dataset"]), str(first["arch"]), str(first["mode"]), seed)
         model = MeasuredModel(*identity, label, entry.sha256 or label, entry.fingerprint or "")
-        known = [one for one in self.study.models if one.is_same(model)]
+        known = [other for other in self.study.models if other.is_same(model)]
         self.models[label] = known[0] if known else model
         if not known:
             self.study.models.append(model)

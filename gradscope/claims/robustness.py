@@ -50,9 +50,11 @@ def _distances(group: Group) -> Iterator[Finding]:
 
     def pick(model: MeasuredModel) -> list[Measured]:
         distances = [
-            one for one in group.of(model) if (one.metric, one.point, one.ball.norm) == ("distance", "clean", norm)
+            entry
+            for entry in group.of(model)
+            if (entry.metric, entry.point, entry.ball.norm) == ("distance", "clean", norm)
         ]
-        return [replace(one, attack="fmn") for one in distances]
+        return [replace(entry, attack="fmn") for entry in distances]
 
     statistic = f"distance of the nearest point that fools the model, rl - sl ({norm}, any radius)"
     asked = Question("C1", statistic, ABOVE, "mean", ATTACK_METRICS["distance"].unit)
@@ -86,7 +88,10 @@ def c8(group: Group) -> Iterator[Finding]:
     """Compare RL-adv with SL-adv under each measured attack, the paper's attacks first."""
     modes = ("rl-adv", "sl-adv")
     others = dict.fromkeys(
-        one.attack for mode in modes for model in group.models.get(mode, {}).values() for one in group.white_box(model)
+        entry.attack
+        for mode in modes
+        for model in group.models.get(mode, {}).values()
+        for entry in group.white_box(model)
     )
     for attack in _ASKED:
         yield _under(group, "C8", modes, attack, "")
@@ -102,14 +107,15 @@ def c8(group: Group) -> Iterator[Finding]:
 def _attacks_with_examples(group: Group) -> list[str]:
     """List the attacks whose examples are compared; with several attacks, also all of them together."""
     models = [model for seeds in group.models.values() for model in seeds.values()]
-    attacks = {one.attack for model in models for one in group.of(model) if one.kind == "transfer" and one.source}
+    measured = [entry for model in models for entry in group.of(model)]
+    attacks = {entry.attack for entry in measured if entry.kind == "transfer" and entry.source}
     return ["pgd-paper", "pgd", *([ANY] if attacks - {"pgd-paper", "pgd"} or len(attacks) > 1 else [])]
 
 
 def _under(group: Group, claim: str, modes: tuple[str, str], attack: str, paper: str) -> Finding:
     """Compare the two modes' accuracy under an attack on each model itself."""
-    one, other = modes
-    statistic = f"accuracy under {named(attack)}, {one} - {other} ({group.ball})"
+    first, second = modes
+    statistic = f"accuracy under {named(attack)}, {first} - {second} ({group.ball})"
     pick = group.under(attack)
     lacking = f"{attack} was not run on all images of both; {_ASKED.get(attack, _ALL)}"
     return group.compare(Question(claim, statistic, ABOVE, paper=paper), modes, (pick, pick), lacking)
@@ -121,9 +127,9 @@ def under_everything(group: Group, claim: str, modes: tuple[str, str], paper: st
     First on the images on which all attacks were tried; then, if that gives more images, on most images with fewer
     attacks.
     """
-    one, other = modes
+    first, second = modes
     asked = Question(
-        claim, f"accuracy under every attack measured on both, {one} - {other} ({group.ball})", ABOVE, paper=paper
+        claim, f"accuracy under every attack measured on both, {first} - {second} ({group.ball})", ABOVE, paper=paper
     )
     absent = group.absent(*modes)
     if absent:
@@ -136,15 +142,15 @@ def under_everything(group: Group, claim: str, modes: tuple[str, str], paper: st
     yield _stand(group, asked, modes, pairs)
     widest = _standing(group, modes, widest=True)
     if _attacks(widest) != _attacks(pairs):
-        statistic = f"the same, under the attacks that were tried on most images, {one} - {other} ({group.ball})"
+        statistic = f"the same, under the attacks that were tried on most images, {first} - {second} ({group.ball})"
         yield _stand(group, replace(asked, statistic=statistic), modes, widest)
 
 
 def _standing(group: Group, modes: tuple[str, str], *, widest: bool) -> dict[int, tuple[Measured, Measured]]:
-    one, other = modes
+    first, second = modes
     standing: tuple[dict[int, list[Measured]], dict[int, list[Measured]]] = ({}, {})
-    for seed in set(group.models[one]) & set(group.models[other]):
-        results, _ = group.everything(group.models[one][seed], group.models[other][seed], widest=widest)
+    for seed in set(group.models[first]) & set(group.models[second]):
+        results, _ = group.everything(group.models[first][seed], group.models[second][seed], widest=widest)
         for side, measured in zip(standing, results, strict=False):
             side[seed] = [measured]
     return matched(*standing)
@@ -177,23 +183,25 @@ def examples_of(group: Group, attack: str, source: Mapping[int, MeasuredModel]) 
         return group.examples_of(attack, source)
 
     def pick(model: MeasuredModel) -> list[Measured]:
-        attacks = sorted({one.attack for one in group.of(model) if one.kind == "transfer" and one.point == "final"})
+        examples_on = [entry for entry in group.of(model) if (entry.kind, entry.point) == ("transfer", "final")]
+        attacks = sorted({entry.attack for entry in examples_on})
         examples = [picked[0] for picked in (group.examples_of(attack, source)(model) for attack in attacks) if picked]
         return [worst(examples, ANY)] if examples else []
 
     return pick
 
 
-def worst(made: Sequence[Measured], attack: str) -> Measured:
-    """Combine ``made``: whether each image that all of them have is right in every one."""
-    images = shared(made)
-    values = pd.concat([one.of_images.reindex(images) for one in made], axis=1).min(axis=1)
-    labels = made[0].labels.reindex(images)
-    settings = "; ".join(one.settings for one in made)
-    ways = ", ".join(dict.fromkeys(one.how for one in made))
-    attacks = dict.fromkeys(one.attack for one in made)
-    made_by = ways if attack in attacks else f"{ways} of {' and '.join(attacks)}"
-    return replace(made[0], attack=attack, of_images=values, labels=labels, source=None, how=made_by, settings=settings)
+def worst(measured: Sequence[Measured], attack: str) -> Measured:
+    """Combine ``measured``: whether each image that all of them have is right in every one."""
+    images = shared(measured)
+    values = pd.concat([entry.of_images.reindex(images) for entry in measured], axis=1).min(axis=1)
+    labels = measured[0].labels.reindex(images)
+    settings = "; ".join(entry.settings for entry in measured)
+    ways = ", ".join(dict.fromkeys(entry.how for entry in measured))
+    attacks = dict.fromkeys(entry.attack for entry in measured)
+    how_made = ways if attack in attacks else f"{ways} of {' and '.join(attacks)}"
+    combined = replace(measured[0], attack=attack, of_images=values, labels=labels, source=None)
+    return replace(combined, how=how_made, settings=settings)
 
 
 def _both_ways(group: Group, attack: str) -> Iterator[Finding]:
@@ -213,21 +221,21 @@ def _both_ways(group: Group, attack: str) -> Iterator[Finding]:
     if absent or not pairs:
         yield group.untested(asked, absent or _not_transferred(attack))
         return
-    clean = [group.at_image("accuracy")(one.model) for pair in pairs.values() for one in pair]
+    clean = [group.at_image("accuracy")(entry.model) for pair in pairs.values() for entry in pair]
     right = _all_right([picked[0] for picked in clean]) if all(clean) else pd.Index([])
     values = [
-        tuple(one.reindex(one.index.intersection(right)) for one in pair) for pair in paired(list(pairs.values()))
+        tuple(entry.reindex(entry.index.intersection(right)) for entry in pair) for pair in paired(list(pairs.values()))
     ]
     if values[0][0].empty:
         yield group.untested(asked, "no image is known to be right when clean for both; `gradscope analyze CKPT...`")
         return
-    yield group.tested(asked, [(one, other) for one, other in values], names, modes, how(pairs.values()))
+    yield group.tested(asked, [(entry, other) for entry, other in values], names, modes, how(pairs.values()))
 
 
 def _all_right(clean: Sequence[Measured]) -> "pd.Index[int]":
     """Find the images that are right in every one of ``clean``."""
     index = shared(clean)
-    together = pd.concat([one.of_images.reindex(index) for one in clean], axis=1)
+    together = pd.concat([entry.of_images.reindex(index) for entry in clean], axis=1)
     return index[(together == 1).all(axis=1)]
 
 
@@ -258,7 +266,7 @@ def _on_examples(group: Group, modes: tuple[str, str], attack: str) -> Finding:
         pairs = [pair for pair in product(*examples) if pair[0].settings == pair[1].settings and len(shared(pair))]
         return [worst(pair, attack) for pair in pairs]
 
-    one, other = modes
-    statistic = f"accuracy on sl's and on rl's examples by {named(attack)}, {one} - {other} ({group.ball})"
+    first, second = modes
+    statistic = f"accuracy on sl's and on rl's examples by {named(attack)}, {first} - {second} ({group.ball})"
     asked = Question("C8", statistic, ABOVE, paper="rl-adv about 30 % against transfer")
     return group.compare(asked, modes, (pick, pick), _not_transferred(attack).replace("the other model", "both"))

@@ -45,7 +45,7 @@ def explained(group: Group, attack: str, words: str, lacking: str) -> Finding:
 def _of_seed(group: Group, attack: str, models: list[MeasuredModel]) -> tuple[Array, Array, int] | None:
     """Collect cosines and transferred errors ``(M, M)`` of the ``models`` that have both, and the number of images."""
     similar = group.study.similarities
-    compared = [one for one in models if sum((one, other) in similar for other in models) > 1]
+    compared = [model for model in models if sum((model, other) in similar for other in models) > 1]
     if len(compared) < _FEWEST:
         return None
     cosines, errors = (np.full((len(compared), len(compared)), np.nan) for _ in range(2))
@@ -64,7 +64,7 @@ def _of_seed(group: Group, attack: str, models: list[MeasuredModel]) -> tuple[Ar
 
 def _carried(group: Group, attack: str, source: MeasuredModel, target: MeasuredModel) -> tuple[float, int] | None:
     """Compute the error that examples transfer from ``source`` to ``target``, and the number of images."""
-    examples = [one for one in group.of(target) if _is_of(one, group, attack, source)]
+    examples = [entry for entry in group.of(target) if _is_of(entry, group, attack, source)]
     clean = group.at_image("accuracy")(target)
     if not examples or not clean:
         return None
@@ -73,6 +73,6 @@ def _carried(group: Group, attack: str, source: MeasuredModel, target: MeasuredM
     return (1 - float(values.mean()), len(values)) if len(values) else None
 
 
-def _is_of(one: Measured, group: Group, attack: str, source: MeasuredModel) -> bool:
-    of_attack = (one.kind, one.attack, one.ball, one.point) == ("transfer", attack, group.ball, "final")
-    return of_attack and one.source == source
+def _is_of(entry: Measured, group: Group, attack: str, source: MeasuredModel) -> bool:
+    of_attack = (entry.kind, entry.attack, entry.ball, entry.point) == ("transfer", attack, group.ball, "final")
+    return of_attack and entry.source == source

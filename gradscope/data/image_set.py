@@ -39,7 +39,11 @@ def fingerprint(images: Tensor, labels: Tensor, classes: Sequence[str]) -> str:
 
 
 def numbered(count: int) -> tuple[str, ...]:
-    """Name ``count`` classes by their numbers: "0", "1", ..."""
+    """Name ``count`` classes by their numbers: "0", "1", ...
+
+    >>> numbered(3)
+    ('0', '1', '2')
+    """
     require_few_classes(count)
     return tuple(str(number) for number in range(count))
 
@@ -270,6 +274,9 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
 
     Of a class of two or more, at least one is held out and at least one stays. Each class has its own random stream
     from ``seed``. Raises :class:`GradscopeError` unless ``fraction`` is between 0 and 1.
+
+    >>> [len(part) for part in stratified_split(torch.tensor([0, 0, 0, 0, 1, 1]), 0.5, seed=0)]
+    [3, 3]
     """
     if not 0 < fraction < 1:
         raise GradscopeError(f"fraction must be between 0 and 1, got {fraction}")

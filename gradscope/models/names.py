@@ -42,5 +42,9 @@ def check_architecture(architecture: str, *, trust_code: bool, argument: str = "
 
 
 def short_name(architecture: str) -> str:
-    """Return the name without module and arguments, for the name of a file."""
+    """Return the name without module and arguments, for the name of a file.
+
+    >>> short_name("my_nets:small(7)"), short_name("cnn4")
+    ('small', 'cnn4')
+    """
     return parse_reference(architecture).name if is_own(architecture) else architecture

@@ -64,6 +64,9 @@ def parse_reference(text: str, argument: str = "model") -> ModelRef:
     """Parse ``text``. An existing file is always that file; a text without another form is a file's path.
 
     Raises :class:`GradscopeError` if an argument of a factory is not a literal.
+
+    >>> parse_reference("nets:small(w=8)")
+    ModelRef(text='nets:small(w=8)', kind='factory', module='nets', name='small', arguments=(), options={'w': 8})
     """
     if _exists(text):
         return ModelRef(text, "file")

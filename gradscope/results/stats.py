@@ -69,6 +69,9 @@ def simultaneous_interval(rate: float, n: int) -> Interval:
 
     ``rate +- sqrt(log(2 / 0.05) / (2 n))``, clipped to [0, 1]. With probability at least 95 % the whole true function
     lies in the band from the ``n`` images.
+
+    >>> simultaneous_interval(0.5, 100)
+    Interval(low=0.3641..., high=0.6358...)
     """
     if n == 0:
         return UNDEFINED
@@ -80,6 +83,9 @@ def jackknife_interval(value: float, leave_one_out: Sequence[float]) -> Interval
     """Compute the jackknife interval of ``value`` from leave-one-group-out estimates.
 
     (Efron and Tibshirani 1993, ch. 11.)
+
+    >>> jackknife_interval(1.0, [0.9, 1.0, 1.1])
+    Interval(low=0.5031..., high=1.4968...)
     """
     groups = len(leave_one_out)
     if groups < 2:
@@ -129,6 +135,9 @@ def paired_rates_interval(only_first: int, only_second: int, n: int) -> Interval
 
     ``only_first`` and ``only_second`` count the images that are in the first or second rate only. The interval
     contains every difference that :func:`paired_rates_score` does not reject at 5 %.
+
+    >>> paired_rates_interval(8, 1, 100)
+    Interval(low=0.0143..., high=0.1417...)
     """
     if n == 0:
         return UNDEFINED
@@ -173,6 +182,9 @@ def newcombe_interval(first: int, of_first: int, second: int, of_second: int) ->
     """Compute the interval of a difference of two rates over different images (Newcombe 1998, method 10).
 
     It combines the Wilson intervals of the two rates.
+
+    >>> newcombe_interval(90, 100, 80, 100)
+    Interval(low=0.0001..., high=0.1994...)
     """
     if of_first == 0 or of_second == 0:
         return UNDEFINED
@@ -187,6 +199,9 @@ def mean_test(mean: float, std: float, n: int, assumed: float = 0.0) -> float:
     """Test whether the mean of ``n`` values is ``assumed``; returns the two-sided p-value (Student 1908).
 
     NaN with fewer than two values.
+
+    >>> round(mean_test(1.0, 2.0, 16), 6)
+    0.063945
     """
     if n < 2:
         return math.nan

@@ -23,6 +23,10 @@ def kept_epoch(history: Sequence[Row], selection: Selection) -> int:
 
     An earlier phase does not count, because an "-adv" run that kept its best would not be adversarial. With ``robust``,
     a phase without adversary has no accuracy under attack; its best clean accuracy is kept until a later phase.
+
+    >>> rows = [{"epoch": n, "phase": 0, "validation_accuracy": accuracy} for n, accuracy in ((1, 0.9), (2, 0.8))]
+    >>> kept_epoch(rows, "best"), kept_epoch(rows, "last")
+    (1, 2)
     """
     of_phase = [row for row in history if row["phase"] == history[-1]["phase"]]
     column = _SELECTED_BY.get(selection)

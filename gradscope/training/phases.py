@@ -131,7 +131,11 @@ def _split(whole: Phase, clean_epochs: int, adversary: Adversary) -> list[Phase]
 
 
 def scale_epochs(phases: Sequence[Phase], epochs: int) -> list[Phase]:
-    """Scale the phases to ``epochs`` in total, in their proportions, each at least one epoch."""
+    """Scale the phases to ``epochs`` in total, in their proportions, each at least one epoch.
+
+    >>> [phase.epochs for phase in scale_epochs(phases_for("sl-adv", DIGITS), 10)]
+    [8, 2]
+    """
     if epochs < len(phases):
         raise GradscopeError(f"epochs must be at least {len(phases)}, one per phase, got {epochs}")
     total = sum(phase.epochs for phase in phases)
