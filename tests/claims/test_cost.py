@@ -58,7 +58,7 @@ def test_what_was_never_reached_has_a_lower_bound(made, one):
     made.history("rl", [0.2, 0.4, 0.5, 0.6])
     row = one(claim_rows(made.all), "C9", "epochs until")
     assert (row["value"], row["verdict"]) == (2.0, "supported")
-    assert "rl not in its 4, a lower bound" in row["why"]
+    assert "rl not within 4 epochs, a lower bound" in row["why"]
 
 
 def test_a_run_too_short_to_catch_up_says_nothing(directories, one):
@@ -83,7 +83,7 @@ def test_seconds_of_different_machines_are_not_compared(directories, one, made):
     row = one(claim_rows(made.all), "C9", "seconds")
     assert (row["verdict"], row["why"]) == (
         "not tested",
-        "rl and sl were trained on different machines; train both on one",
+        "rl and sl were trained on different machines; train both on the same one",
     )
 
 

@@ -193,12 +193,15 @@ def test_a_directory_without_results_is_refused(tmp_path, directories):
     results = made.analysis(cells("sl"))
     (tmp_path / "none" / "below").mkdir(parents=True)
     (tmp_path / "none" / "manifest.json").write_text('{"name": "of something else"}')
-    for bad, words in ((tmp_path / "none", "must hold results, itself or below"), (tmp_path / "gone", "no directory")):
+    for bad, words in (
+        (tmp_path / "none", "must hold results, itself or below"),
+        (tmp_path / "gone", "must be a directory"),
+    ):
         with pytest.raises(GradscopeError, match=words) as caught:
             read_directories([results, bad])
         assert str(bad) in one_line(caught)
     (results / "samples.csv").unlink()
-    with pytest.raises(GradscopeError, match=r"\(analysis has no samples\.csv and was left out\)"):
+    with pytest.raises(GradscopeError, match=r"\(analysis was left out, as it has no samples\.csv\)"):
         read_directories([results])
 
 

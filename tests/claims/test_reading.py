@@ -134,9 +134,9 @@ def test_what_is_missing_is_noted(directories, tmp_path):
     study = read_study([path, tmp_path / "empty", tmp_path / "absent"])
     assert study.measured == []
     assert study.notes == [
-        "analysis has no samples.csv and was left out",
-        "empty has no manifest.json and was left out",
-        "absent has no manifest.json and was left out",
+        "analysis was left out, as it has no samples.csv",
+        "empty was left out, as it has no manifest.json",
+        "absent was left out, as it has no manifest.json",
     ]
 
 

@@ -208,7 +208,7 @@ def test_a_study_without_the_adversarial_modes(directories, one):
     made.analysis(both("pgd", 5, 6))
     row = one(claim_rows(made.all), "C8", "square")
     assert row["why"] == (
-        "no rl-adv and no sl-adv checkpoint in the study; "
+        "the study has no rl-adv and no sl-adv checkpoint; "
         "train one with `gradscope train --mode rl-adv` and `gradscope train --mode sl-adv`"
     )
     assert row["verdict"] == "not tested"
@@ -244,7 +244,7 @@ def test_of_several_checkpoints_alike_the_first_is_taken_and_said(directories, o
     made.analysis(both("pgd", 5, 9) | {("rl-long", "pgd", "accuracy", "final"): flags(90)})
     row = one(claim_rows(made.all), "C1", "exact PGD")
     assert row["value"] == pytest.approx(0.04)
-    assert "of several rl checkpoints rl was taken, not rl-long" in row["why"]
+    assert "of several rl checkpoints rl was used, not rl-long" in row["why"]
 
 
 def test_models_measured_in_different_directories_are_paired(directories, one):

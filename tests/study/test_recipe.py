@@ -143,7 +143,7 @@ def test_settings_and_data_root_of_the_command_line(tmp_path: Path) -> None:
         (GRID + '[models."a/b"]\nmode = "rl"\n', r"models: names must consist of letters, digits, .*, got 'a/b'"),
         (GRID + '[models.a]\nmode = "rl"\nfrmo = "sl"\n', r"'frmo' is unknown; did you mean 'from'\?"),
         (GRID + '[models.a]\nmode = "rl"\nfrom = "ls"\n', r"models.a.from: 'ls' is unknown; did you mean 'sl'\?"),
-        (GRID + "[models.a]\nepochs = 2\n", "models.a: mode or phases are needed"),
+        (GRID + "[models.a]\nepochs = 2\n", "models.a: mode or phases must be given"),
         (
             '[models.a]\nmode = "sl"\nfrom = "b"\n[models.b]\nmode = "sl"\nfrom = "a"\n',
             "models.a.from must not form a cycle, got a from b from a",
@@ -154,7 +154,10 @@ def test_settings_and_data_root_of_the_command_line(tmp_path: Path) -> None:
             "models.a.from: 'a-s5' needs 'sl-s5', which does not exist",
         ),
         (GRID + '[models.SL-long]\nmode = "sl"\n[models.sl-LONG]\nmode = "sl"\n', "both would write the same file"),
-        (GRID + '[models.rl-x10]\nmode = "rl"\n[[scale]]\nmodels = "rl"\nfactors = [10]\n', "'rl-x10-s0' is there tw"),
+        (
+            GRID + '[models.rl-x10]\nmode = "rl"\n[[scale]]\nmodels = "rl"\nfactors = [10]\n',
+            "names must be distinct, got 'rl-x10-s0' tw",
+        ),
         (GRID + '[[scale]]\nmodels = "rk"\nfactors = [10]\n', "scale.0.models: 'rk' is unknown"),
         (GRID + "[[scale]]\nfactors = [0]\n", "scale.0.factors"),
         (
@@ -199,7 +202,7 @@ def test_settings_and_data_root_of_the_command_line(tmp_path: Path) -> None:
         ),
         ("[grid\n", "is not TOML"),
         (GRID + "[data]\ndigits = 3\n", "data.digits must be a table, got 3"),
-        (GRID + '[[measure]]\nname = "../x"\ncommand = "analyze"\n', r"measure: letters.*'../x'"),
+        (GRID + '[[measure]]\nname = "../x"\ncommand = "analyze"\n', r"measure: names must consist of letters.*'../x'"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path: Path, text: str, message: str) -> None:
