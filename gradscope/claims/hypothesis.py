@@ -90,7 +90,9 @@ def h3(group: Group) -> Iterator[Finding]:
             continue
         effect = between_groups(seeds)
         if math.isnan(effect.value):
-            yield group.untested(asked, "all or none of rl's images survived pgd-paper, so there is nothing to compare")
+            yield group.untested(
+                asked, "none of rl's images survived pgd-paper, or all did, so there is nothing to compare"
+            )
             continue
         survivors = int(sum((member == 1).sum() for _, member in seeds))
         said = f"{survivors} survivors, {levels(effect, ('of them', 'of the fallen'), '-')}"

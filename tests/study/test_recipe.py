@@ -156,7 +156,7 @@ def test_settings_and_data_root_of_the_command_line(tmp_path: Path) -> None:
         (GRID + '[models.SL-long]\nmode = "sl"\n[models.sl-LONG]\nmode = "sl"\n', "both would write the same file"),
         (
             GRID + '[models.rl-x10]\nmode = "rl"\n[[scale]]\nmodels = "rl"\nfactors = [10]\n',
-            "names must be distinct, got 'rl-x10-s0' tw",
+            "distinct, got .rl-x10-s0. twice",
         ),
         (GRID + '[[scale]]\nmodels = "rk"\nfactors = [10]\n', "scale.0.models: 'rk' is unknown"),
         (GRID + "[[scale]]\nfactors = [0]\n", "scale.0.factors"),
