@@ -172,7 +172,7 @@ def expected(net: nn.Module, bytes_of: Tensor, y: Tensor) -> Result:
 
 def test_a_model_of_images_in_memory_asks_for_data(saved: tuple[Path, list[str]]) -> None:
     with pytest.raises(
-        gs.GradscopeError, match=r"^dataset must be given for sl, trained on your-data, which is no data"
+        gs.GradscopeError, match=r"^dataset must be given for sl, trained on your-data, which is not a known data"
     ):
         gs.trace(saved[1][0])
 
@@ -412,7 +412,7 @@ class TestResults:
         for name in "abcdefg":
             (tmp_path / "study" / name).mkdir(parents=True)
             (tmp_path / "study" / name / "manifest.json").write_text("{}")
-        with pytest.raises(gs.GradscopeError, match=r"; the results .* one by one: a, b, c, d, e and 2 more$"):
+        with pytest.raises(gs.GradscopeError, match=r"; read the results .* one by one: a, b, c, d, e and 2 more$"):
             gs.read(tmp_path / "study")
         (tmp_path / "manifest.json").write_text("[]")
         with pytest.raises(gs.GradscopeError, match=r"^directory must hold a manifest\.json of gradscope"):
@@ -648,7 +648,7 @@ MISUSE: dict[str, tuple[Callable[..., Any], str]] = {
         lambda net, x, y: gs.load("resnet18"),
         "^model must be a file of a model, got resnet18; write torchvision:resnet18 for a model of torchvision",
     ),
-    "the name of a module": (lambda net, x, y: gs.load("this"), "^model: this is .* the code of this makes is this:F"),
+    "the name of a module": (lambda net, x, y: gs.load("this"), "^model must be .* got this; write this:F"),
     "a model that takes other images": (
         lambda net, x, y: gs.trace(net, x[:, :, :4], y),
         r"^model must take the data's 1 x 4 x 8 images",
@@ -714,7 +714,7 @@ MISUSE: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     "a metric that was not measured": (
         lambda net, x, y: gs.trace(net, x, y, metrics="loss", steps=1).mean("margin"),
-        "^metric must be one that was measured, accuracy, loss, got 'margin'",
+        "^metric must be one of the measured accuracy, loss, got 'margin'",
     ),
     "another command's option": (
         lambda net, x, y: gs.landscape(net, x, y, samples=3),
@@ -777,7 +777,7 @@ def test_logits_without_a_gradient_are_refused(x: Tensor, y: Tensor) -> None:
         def forward(self, images: Tensor) -> Tensor:
             return images.flatten(1)[:, :10].detach()
 
-    sentence = r"^model: Cut has no gradient in the image"
+    sentence = r"^model: Cut must have a gradient in the image"
     with pytest.raises(gs.GradscopeError, match=sentence):
         gs.trace(Cut().eval(), x, y)
 

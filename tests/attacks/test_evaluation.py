@@ -238,7 +238,7 @@ class Refuses(Detached):
         raise RuntimeError("no way back")
 
 
-@pytest.mark.parametrize(("wrapper", "reason"), [(Detached, "detached from it"), (Refuses, "no way back")])
+@pytest.mark.parametrize(("wrapper", "reason"), [(Detached, "cut off from the image"), (Refuses, "no way back")])
 def test_without_a_gradient_queries_go_on(convolutional, image_set, wrapper, reason):
     image_set = agreed(convolutional, image_set)
     examples = some_examples(image_set)

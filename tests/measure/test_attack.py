@@ -273,4 +273,4 @@ def test_a_model_without_a_gradient_has_no_curve(tmp_path: Path, monkeypatch: py
     given: dict[str, Any] = {"trust_code": True, "dataset": "digits", "curve": True, "attacks": ("square",)}
     out = attacked(["cut_off:Cut"], tmp_path / "out", **given)
     assert not (out / CURVE.file).exists()
-    assert "got logits that are detached from it" in manifest(out)["checkpoints"][0]["skipped"]["fmn"]
+    assert "its logits are cut off from the image" in manifest(out)["checkpoints"][0]["skipped"]["fmn"]
