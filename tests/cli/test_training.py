@@ -127,7 +127,7 @@ def test_an_unfinished_run_is_named_and_resumed(
     refused = run(*arguments, "--out", tmp_path / "c.pt")
     assert refused.code == 2
     assert "c.pt, which exists" in refused.err
-    assert "--resume continues it" in refused.err
+    assert "--resume to continue it" in refused.err
     other = run(*arguments, "--seed", 9, "--resume", "--out", tmp_path / "c.pt")
     assert other.code == 2
     assert "differs in seed" in other.err
