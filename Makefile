@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-cluster soak calibrate lint bench examples clean
+.PHONY: quickstart test test-browser test-cluster soak calibrate lint bench examples dist clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/gradscope study analyses/quickstart.toml --jobs 2
@@ -11,6 +11,13 @@ quickstart: $(VENV)/installed
 # One thread a process: small networks gain nothing from two, and two processes halve the time.
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+# The pages in Chromium, which is installed where the PATH has none; where that fails, the tests are skipped.
+test-browser: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	-command -v chromium || command -v google-chrome || \
+		{ SUDO=$$(command -v sudo); $$SUDO apt-get update && $$SUDO apt-get install --yes chromium; }
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser tests/reporting
 
 # A Ray cluster of two nodes on this machine, whose parts are killed: minutes, and best on an idle machine.
 test-cluster: $(VENV)/installed-dev
@@ -40,6 +47,12 @@ bench: $(VENV)/installed-dev
 examples: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebook]'
 	OMP_NUM_THREADS=1 $(BIN)/python examples/execute.py examples/*.ipynb
+
+# The wheel and the source archive in dist/; the wheel is installed into an empty environment and used there.
+dist: $(VENV)/installed-dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m tests.distribution dist/*.whl
 
 clean:
 	rm -rf $(VENV)

@@ -45,6 +45,7 @@ FLOORS = {
     "measure": 6,
     "api": 7,
     "study": 7,
+    "testing": 7,
     "cli": ROOF,
     "__main__": ROOF,
 }

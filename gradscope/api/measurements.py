@@ -34,7 +34,8 @@ from gradscope.measure.result import (
 from gradscope.options import DataOptions, DeviceOptions
 from gradscope.validation import given_path
 
-_MEASURED = """\
+#: What the functions that measure say of a model and its images.
+MEASURED = """\
 model
     A ``torch.nn.Module`` in evaluation mode that takes images in [0, 1] and returns logits ``(N, K)``, or an object
     with ``.logits``; or a checkpoint or foreign model as the command names it; or several of these by name, in a
@@ -50,7 +51,7 @@ x, y
 
 
 def _measures(kind: type[Options]) -> Callable[[Function], Function]:
-    return declared(_MEASURED, kind, DataOptions, ForeignOptions, DeviceOptions)
+    return declared(MEASURED, kind, DataOptions, ForeignOptions, DeviceOptions)
 
 
 @_measures(AnalyzeOptions)
@@ -240,7 +241,7 @@ attack
     A function ``attack(model, x, y)`` that returns the adversarial images, or these with labels or a mask of successes;
     an attack object of torchattacks, whose model is replaced meanwhile, or of foolbox; ``package.module:function``; or
     the name of one of ours.
-{_MEASURED}"""
+{MEASURED}"""
 
 
 @declared(_JUDGED, JudgeOptions, DataOptions, ForeignOptions, DeviceOptions)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gradscope.cli.shared import require_directory
+from gradscope.cli.shared import require_directory, require_place
 
 
 def figures(
@@ -27,9 +27,32 @@ def report(
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="a directory of results, or one whose sub-directories are")
     ],
+    card: Annotated[
+        bool,
+        typer.Option("--card", help="write card.md instead: the robustness of each model, to go with its model card"),
+    ] = False,
+    sarif: Annotated[
+        Path | None,
+        typer.Option(
+            help="write the audits as SARIF 2.1.0 instead, which code scanning reads",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write one self-contained report.html, and the figures and LaTeX tables for a paper."""
     require_directory(directory)
-    from gradscope.reporting.page import write_report
+    if sarif is not None:
+        from gradscope.results.sarif import write_sarif
 
-    print(write_report(directory))
+        require_place(sarif, "sarif")
+        write_sarif(directory, sarif)
+        print(sarif)
+    if card:
+        from gradscope.reporting.card import write_card
+
+        print(write_card(directory))
+    if not card and sarif is None:
+        from gradscope.reporting.page import write_report
+
+        print(write_report(directory))

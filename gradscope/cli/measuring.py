@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from gradscope.cli.declared import filled, panel, parameters, plain_parameter, with_signature
-from gradscope.cli.shared import is_first_process, shared_mistakes
+from gradscope.cli.shared import is_first_process, require_place, shared_mistakes
 from gradscope.errors import caution
 from gradscope.measure.options import AuditOptions, Request
 from gradscope.measure.options.common import Circumstances, ForeignOptions, Options
@@ -61,8 +61,40 @@ _AllowInconclusive = Annotated[
     bool,
     typer.Option("--allow-inconclusive", help="let --fail-on-blind pass undecided", rich_help_panel=panel(MEASURING)),
 ]
+_Sarif = Annotated[
+    Path | None,
+    typer.Option(
+        help="also write what the audit found as SARIF 2.1.0, which code scanning reads",
+        metavar="FILE",
+        show_default=False,
+        rich_help_panel=panel(RUNNING),
+    ),
+]
 #: Verdicts of a judgement that shut the gate.
 _BLIND = ("the attack is blind", "invalid examples")
+
+
+def _print_schema(asked: bool) -> None:
+    """Print the JSON Schema of ``audit.json`` and exit."""
+    if asked:
+        import json
+
+        from gradscope.results.audits import json_schema
+
+        print(json.dumps(json_schema(), indent=2))
+        raise typer.Exit
+
+
+_Schema = Annotated[
+    bool,
+    typer.Option(
+        "--schema",
+        help="print the JSON Schema of audit.json and exit",
+        callback=_print_schema,
+        is_eager=True,
+        rich_help_panel=panel(RUNNING),
+    ),
+]
 
 
 def measuring_command(kind: type[Options]) -> Callable[..., None]:
@@ -81,7 +113,11 @@ def measuring_command(kind: type[Options]) -> Callable[..., None]:
             if is_first_process():  # the first rank holds the lock, maybe before another comes here
                 require_idle(results, directory=True)
             refuse(request, results)
+            if values.get("sarif"):
+                require_place(values["sarif"], "sarif")
         _measure(request, results)
+        if values.get("sarif") and is_first_process():
+            _write_sarif(results, values["sarif"])
         if isinstance(request.options, AuditOptions) and (values["fail_on_masking"] or request.options.claim):
             _pass_audits(results, on_masking=values["fail_on_masking"], allowing=request.options.allow_inconclusive)
         if isinstance(request.options, JudgeOptions) and values["fail_on_blind"]:
@@ -94,6 +130,8 @@ def measuring_command(kind: type[Options]) -> Callable[..., None]:
         arguments.append(plain_parameter("allow_inconclusive", _AllowInconclusive, False))
     if kind is AuditOptions:
         arguments.append(plain_parameter("fail_on_masking", _FailOnMasking, False))
+        arguments.append(plain_parameter("sarif", _Sarif, None))
+        arguments.append(plain_parameter("schema", _Schema, False))
     arguments += parameters(kind, DataOptions, ForeignOptions, Circumstances)
     suffix = kind.suffix if isinstance(kind.suffix, str) else "-SPACE-landscape"
     where = typer.Option(
@@ -116,6 +154,13 @@ def _measure(request: Request, results: Path) -> None:
     if is_first_process():
         print(console.measured_lines(results))
         print(results)
+
+
+def _write_sarif(results: Path, path: Path) -> None:
+    from gradscope.results.sarif import write_sarif
+
+    write_sarif(results, path)
+    print(path)
 
 
 def _pass_audits(results: Path, *, on_masking: bool, allowing: bool) -> None:

@@ -14,6 +14,15 @@ def require_directory(directory: Path) -> None:
         raise GradscopeError(f"DIR must be a directory of results, got {directory}, which is no directory")
 
 
+def require_place(file: Path, argument: str) -> None:
+    """Raise :class:`GradscopeError` where no file can be written at ``file``, before any work is done."""
+    if file.is_dir():
+        raise GradscopeError(f"{argument} must be a file, got {file}, a directory")
+    above = next(folder for folder in file.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise GradscopeError(f"{argument} must be in a directory that can be written to, got {file}")
+
+
 def is_first_process() -> bool:
     """Whether this process is the one that speaks for all that ``torchrun`` has started; asked without torch."""
     return os.environ.get("RANK", "0") == "0"

@@ -277,6 +277,6 @@ def describe_attack(settings: object) -> str:
     parts = [_WORDS[key].format(f"{value:.4g}" if isinstance(value, float) else value) for key, value in known.items()]
     if "box" in settings:
         parts.append(_BOXES[bool(settings["box"])])
-    if settings.get("reduction") in _REDUCTIONS:
-        parts.append(_REDUCTIONS[settings["reduction"]])
+    if said := _REDUCTIONS.get(str(settings.get("reduction"))):
+        parts.append(said)
     return ", ".join(parts)

@@ -11,6 +11,7 @@ from gradscope.results.schemas import (
     AUDIT,
     AUDIT_JSON,
     BANDS,
+    CARD,
     CURVE,
     DENSITY,
     EIGENVALUES,
@@ -95,7 +96,7 @@ def results_directory(out: Path, what: str, *, resume: bool, overwrite: bool) ->
     try:
         with exclusive(out, directory=True):
             require_room(out, what, resume=resume, overwrite=overwrite)
-            sweep(out, (*FILES, PAGE))
+            sweep(out, (*FILES, PAGE, CARD))
             for folder in (PARTIAL, "figures", PAPER):
                 sweep(out / folder)
             if overwrite:  # marks the run as unfinished, as the old results stay until the first part is written
@@ -118,5 +119,5 @@ def _replaced(out: Path) -> list[Path]:
     """List the files, links and pipes in ``out`` with names of results, figures or reports."""
     drawn = [path for kind in ("pdf", "png", "gif", "html") for path in (out / "figures").glob(f"*-*.{kind}")]
     written = [path for kind in ("pdf", "tex") for path in (out / PAPER).glob(f"*.{kind}")]
-    paths = (*(out / name for name in FILES), out / PAGE, *drawn, *written)
+    paths = (*(out / name for name in FILES), out / PAGE, out / CARD, *drawn, *written)
     return [path for path in paths if path.is_symlink() or (path.exists() and not path.is_dir())]

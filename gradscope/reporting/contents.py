@@ -29,6 +29,7 @@ from gradscope.results.schemas import (
     CURVE,
     JUDGE,
     SAMPLES,
+    SCALE,
     SIMILARITY,
     SPECTRUM,
     SUMMARY,
@@ -39,7 +40,7 @@ from gradscope.results.tables import find_table, read_table
 
 #: What parts are of, in the order in which they are shown; those of one kind in the recipe's order, or by name.
 _ORDER = ("analysis", "landscape", "spectrum", "attack", "transfer", "audit", "judge")
-_NUMBERS = (SUMMARY, SPECTRUM, ATTACKS, CURVE, TRANSFER, SIMILARITY, AUDIT, JUDGE)
+_NUMBERS = (SUMMARY, SPECTRUM, ATTACKS, CURVE, SCALE, TRANSFER, SIMILARITY, AUDIT, JUDGE)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,26 @@
-"""What a report says first: what was examined, the verdicts, and the lowest accuracies that were reached."""
+"""The first screen of a report: one sentence that says what was found, one chart, one table, what to do next."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from gradscope.reporting.chart import Chart, overview
 from gradscope.reporting.contents import Contents, ReportPart
-from gradscope.reporting.models import ReportedModel, models
-from gradscope.reporting.tables import Cell, share
-from gradscope.results.audits import NO_PROOF, NONE_FOUND, AuditOf
+from gradscope.reporting.models import (
+    EXACT,
+    PAPER,
+    Ball,
+    ReportedModel,
+    UnderAttack,
+    main_ball,
+    models,
+    models_table,
+)
+from gradscope.reporting.sentences import claims_in_words, listed, opening
+from gradscope.reporting.tables import AUDIT_TONES, ReportTable, whole_percent
+from gradscope.results.audits import NONE_FOUND, AuditOf
 from gradscope.results.schemas import JUDGE
 
-_MOST_NAMES = 8
-_TONES = {"masking found": "accuses", "set-up invalid": "fired", NONE_FOUND: "passed", "inconclusive": "abstained"}
-_OF_CLAIM = {"refuted": "accuses", "not refuted within this budget": "passed", "inconclusive": "abstained"}
 _OF_ATTACK = {
     "the attack is blind": "accuses",
     "invalid examples": "accuses",
@@ -19,25 +28,8 @@ _OF_ATTACK = {
     "the attack is sound": "passed",
     "inconclusive": "abstained",
 }
-#: What stands alone on the page needs its subject.
-_WORDS = {NONE_FOUND: f"no masking found{NONE_FOUND.removeprefix('none found')}"}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The verdict on one checkpoint, in words."""
-
-    checkpoint: str
-    claim: str
-    claim_tone: str
-    tone: str
-    verdict: str
-    causes: str
-    bound: Cell
-    clean: Cell
-    ball: str
-    reason: str
-    proof: str
+#: Steps of advice at most.
+_MOST_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -47,97 +39,248 @@ class Trial:
     attack: str
     tone: str
     verdict: str
-    parts: str
-    ball: str
+    parts: tuple[str, ...]
     finding: str
 
 
 @dataclass(frozen=True)
 class Headline:
-    """The first lines of the page. ``notes`` are sentences."""
+    """The first screen. ``tone`` colours the finding; ``below`` it stand sentences; ``steps``: what to do next.
+
+    ``untested``: a step that names claims; codes of other steps are of checks.
+    """
 
     examined: str
-    verdicts: list[Verdict]
+    finding: str
+    tone: str
+    below: list[str]
+    chart: Chart | None
+    table: ReportTable | None
     trials: list[Trial]
-    notes: list[str]
+    steps: list[str]
+    untested: str
 
 
 def headline(contents: Contents) -> Headline:
-    """What stands on top of the report of ``contents``."""
+    """What stands on the first screen of the report of ``contents``."""
     found = models(contents)
-    verdicts = [_verdict(one, found) for _, one in contents.audits]
-    notes = [*_claims(contents), *_arithmetic(found)]
-    if not verdicts and found:
-        notes += _lowest(found)
-        if any(part.manifest.kind != "judge" for part in contents.parts):
-            notes.append("No audit is among these results: they do not say whether gradients are masked.")
-    return Headline(_examined(found), verdicts, list(_trials(contents.parts)), notes)
-
-
-def _examined(found: Sequence[ReportedModel]) -> str:
-    if not found:
-        return "No model was examined here."
-    labels = [model.label for model in found]
-    shown = ", ".join(labels[:_MOST_NAMES]) + (f" and {len(labels) - _MOST_NAMES} more" if len(labels) > 8 else "")
-    data = " and ".join(dict.fromkeys(model.dataset for model in found))
-    archs = " and ".join(dict.fromkeys(model.arch for model in found))
-    sizes = sorted({int(row["n"]) for model in found for row in (model.clean, *model.under.values()) if row})
-    counted = ""
-    if sizes:
-        counted = f", {sizes[0]:,} to {sizes[-1]:,} test images" if len(sizes) > 1 else f", {sizes[0]:,} test images"
-    under = "; ".join(dict.fromkeys(name for model in found for name in model.under))
-    count = "1 model" if len(found) == 1 else f"{len(found)} models"
-    return f"{count} ({shown}; {archs}) on {data}{counted}" + (f". Accuracy under: {under}." if under else ".")
-
-
-def _verdict(one: AuditOf, found: Sequence[ReportedModel]) -> Verdict:
-    bound, clean = one.robust_accuracy, one.clean_accuracy
-    reason = f"{one.reason[:1].upper()}{one.reason[1:]}".removesuffix(".")
-    return Verdict(
-        one.checkpoint,
-        one.of_claim,
-        _OF_CLAIM[one.claim.verdict] if one.claim else "",
-        _TONES[one.verdict],
-        _WORDS.get(one.verdict, one.verdict),
-        " or ".join(one.causes),
-        share(bound.upper_bound, bound.ci_low, bound.ci_high, f"n = {bound.n:,}"),
-        share(clean.value, clean.ci_low, clean.ci_high),
-        f"{one.ball}, budget {one.budget}",
-        ". ".join([reason, *_lower(one, found)]),
-        f"{NO_PROOF[:1].upper()}{NO_PROOF[1:]}." if one.verdict == NONE_FOUND else "",
+    trials = list(_trials(contents.parts))
+    finding, tone = _finding(contents, found, trials)
+    table = models_table(found)
+    return Headline(
+        _examined(found),
+        finding,
+        tone,
+        list(_below(contents, found, finding)),
+        overview(found),
+        table if len(table.headings) > 1 else None,
+        trials,
+        list(dict.fromkeys(_steps(contents, found)))[:_MOST_STEPS],
+        _untested(contents),
     )
 
 
-def _lower(one: AuditOf, found: Sequence[ReportedModel]) -> Iterator[str]:
-    """What other attacks in the same ball have left, where that is less than the audit; of however many images.
-
-    The paper's attack leaves the box, so that it is not in the same ball.
-    """
-    ball = f"{one.threat.norm} {one.threat.epsilon:.4g}"
-    for model in found:
-        under = {name: row for name, row in model.under.items() if not name.startswith("pgd-paper") and row.get("n")}
-        left = [(name, row) for name, row in under.items() if name.endswith(f", {ball}")]
-        if model.label == one.checkpoint and left:
-            name, row = min(left, key=lambda item: float(item[1]["value"]))
-            if row["value"] < one.robust_accuracy.upper_bound:
-                lowest = _words(share(row["value"], row["ci_low"], row["ci_high"]))
-                yield f"Elsewhere here {lowest} of {int(row['n']):,} images stand under {name}"
+def _examined(found: Sequence[ReportedModel]) -> str:
+    """How many models, on which data, in which ball, in a few words."""
+    if not found:
+        return ""
+    count = "1 model" if len(found) == 1 else f"{len(found)} models"
+    kinds = (sorted({model.dataset for model in found}), sorted({model.arch for model in found}))
+    pieces = [count, *(listed(names, most=3) for names in kinds)]
+    if ball := main_ball(found):
+        pieces.append(str(ball))
+    return " \N{MIDDLE DOT} ".join(pieces)
 
 
-def _claims(contents: Contents) -> list[str]:
-    if contents.claims is None or contents.claims.empty:
-        return []
-    of_paper = contents.claims["claim"].str.startswith("C")
-    notes = []
-    for tests, whose in (
-        (contents.claims[of_paper], "the paper's {} claims"),
-        (contents.claims[~of_paper], "the {} statements that the attack's arithmetic explains them"),
+def _finding(contents: Contents, found: Sequence[ReportedModel], trials: Sequence[Trial]) -> tuple[str, str]:
+    """The sentence that matters most, and its tone: the first of these kinds for which there are results."""
+    ball = main_ball(found)
+    for made in (
+        _of_trials(found, trials),
+        _of_claimed(found),
+        _of_arithmetic(found, ball),
+        _of_audits(found, ball),
+        _of_bounds(found, ball),
     ):
-        if len(tests):
-            counted = tests["verdict"].value_counts(sort=False)
-            said = ", ".join(f"{count} {verdict}" for verdict, count in counted.items())
-            notes.append(f"Of {len(tests)} tests of {whose.format(tests['claim'].nunique())}: {said}.")
-    return notes
+        if made:
+            return made
+    for part in contents.parts:
+        if sentence := opening(part):
+            return sentence, ""
+    if contents.claims is not None and len(contents.claims):
+        return claims_in_words(contents.claims), ""
+    return f"Results of {listed([model.label for model in found])}.", ""
+
+
+def _of_trials(found: Sequence[ReportedModel], trials: Sequence[Trial]) -> tuple[str, str] | None:
+    """The worst verdict on an attack that was judged."""
+    if not trials:
+        return None
+    order = list(_OF_ATTACK)
+    trial = min(trials, key=lambda one: order.index(one.verdict) if one.verdict in order else len(order))
+    model = next((one for one in found if trial.attack.endswith(f" on {one.label}")), None)
+    on_trial = model.on_trial() if model else None
+    named = f"{trial.attack}: {trial.verdict}"
+    if model is None or on_trial is None:
+        return f"{named}.", trial.tone
+    lowest = model.lowest(on_trial.ball)
+    left = f"it leaves {whole_percent(on_trial.rate.value)} of the images right"
+    ours = f", gradscope's attacks leave {whole_percent(lowest.rate.value)}" if lowest else ""
+    part = f"; what blinds it: {listed(trial.parts)}" if trial.parts else ""
+    return f"{named}: {left}{ours}{part}.", trial.tone
+
+
+def _of_claimed(found: Sequence[ReportedModel]) -> tuple[str, str] | None:
+    """A robust accuracy that was claimed and is refuted."""
+    for model in found:
+        for audit in model.audits:
+            if audit.refuted and audit.claim:
+                bound = audit.robust_accuracy
+                return (
+                    f"The claim that {model.label} keeps {whole_percent(audit.claim.value)} is refuted: at most "
+                    f"{whole_percent(bound.upper_bound)} of {bound.n:,} images stay right under the audit's attacks.",
+                    "accuses",
+                )
+    return None
+
+
+def _of_arithmetic(found: Sequence[ReportedModel], ball: Ball | None) -> tuple[str, str] | None:
+    """The largest difference between the paper's attack and the exact one, where their intervals lie apart."""
+    gaps = [
+        (paper.rate.value - exact.rate.value, model.label, paper, exact)
+        for model in found
+        for paper, exact in _pairs(model, ball)
+        if paper.rate.low > exact.rate.high
+    ]
+    if not gaps:
+        return None
+    _, label, paper, exact = max(gaps, key=lambda gap: gap[0])
+    return (
+        f"Under the paper's attack {label} keeps {whole_percent(paper.rate.value)}, under an exact one "
+        f"{whole_percent(exact.rate.value)}: the difference is the attack's arithmetic, not robustness.",
+        "accuses",
+    )
+
+
+def _pairs(model: ReportedModel, ball: Ball | None) -> Iterator[tuple[UnderAttack, UnderAttack]]:
+    """The paper's attack and the exact one in ``ball``, of one part."""
+    for paper in model.under:
+        if paper.attack == PAPER and paper.ball == ball and not paper.on_trial:
+            for exact in model.under:
+                if (exact.attack, exact.ball, exact.part) == (EXACT, ball, paper.part):
+                    yield paper, exact
+
+
+def _of_audits(found: Sequence[ReportedModel], ball: Ball | None) -> tuple[str, str] | None:
+    """Whose gradients mislead the attacker; else what no audit found."""
+    audited = [(model, audit) for model in found for audit in model.audits]
+    if not audited:
+        return None
+    for verdict, says in (
+        ("masking found", "masks its gradients"),
+        ("set-up invalid", "was not set up as an attack needs it"),
+    ):
+        named = [(model, audit) for model, audit in audited if audit.verdict == verdict]
+        if named:
+            model, audit = named[0]
+            bound = f"at most {whole_percent(audit.robust_accuracy.upper_bound)} of its images are robust"
+            best = max(audit.under.items(), key=lambda item: item[1], default=None)
+            seen = ""
+            if verdict == "masking found" and best and best[1] > audit.robust_accuracy.ci_high:
+                seen = f", although {best[0]} leaves {whole_percent(best[1])}"
+            cause = f" ({listed(audit.causes)})" if audit.causes else ""
+            others = [other.label for other, _ in named[1:]]
+            more = f" The same holds for {listed(others, most=3)}." if others else ""
+            return f"{model.label} {says}{cause}: {bound}{seen}.{more}", AUDIT_TONES[verdict]
+    best_of = _of_bounds(found, ball)
+    said = best_of[0] if best_of else ""
+    if all(audit.verdict == NONE_FOUND for _, audit in audited):
+        return f"No gradient masking found within this budget. {said}".strip(), "passed"
+    open_ones = listed([model.label for model, audit in audited if audit.verdict == "inconclusive"], most=3)
+    return f"The audit of {open_ones} is inconclusive. {said}".strip(), "abstained"
+
+
+def _of_bounds(found: Sequence[ReportedModel], ball: Ball | None) -> tuple[str, str] | None:
+    """The most and the least robust model by their lowest bounds."""
+    if ball is None:
+        return None
+    bounds = [(lowest, model.label) for model in found if (lowest := model.lowest(ball))]
+    if not bounds:
+        return None
+    best = max(bounds, key=lambda pair: pair[0].rate.value)
+    worst = min(bounds, key=lambda pair: pair[0].rate.value)
+    if len(bounds) == 1:
+        return f"At most {best[0].rate.words} of the images of {best[1]} are robust ({best[0].attack}).", ""
+    if best[0].rate.cell.text == worst[0].rate.cell.text:
+        return f"At most {best[0].rate.words} of the images of any model stay right.", ""
+    if best[0].rate.low <= worst[0].rate.high:
+        return f"No model is clearly more robust: at most {worst[0].rate.cell.text} ({worst[1]}) to " + (
+            f"{best[0].rate.cell.text} ({best[1]}) of the images stay right."
+        ), ""
+    return (
+        f"{best[1]} is the most robust: at most {best[0].rate.words} of its images stay right, "
+        f"{worst[0].rate.words} of those of {worst[1]}."
+    ), ""
+
+
+def _below(contents: Contents, found: Sequence[ReportedModel], finding: str) -> Iterator[str]:
+    """One sentence each on the models, the audits and the paper's claims, where the finding does not say it."""
+    bounds = _of_bounds(found, main_ball(found))
+    if bounds and len(found) > 1 and bounds[0] not in finding:
+        yield bounds[0]
+    audits = [audit for model in found for audit in model.audits]
+    if audits:
+        if "audit" not in finding and "mask" not in finding:
+            yield _of_verdicts(audits)
+    elif found and any(part.manifest.kind not in ("judge", "landscape", "spectrum") for part in contents.parts):
+        yield "No audit is among these results, so they do not say whether gradients are masked."
+    if contents.claims is not None and len(contents.claims):
+        sentence = claims_in_words(contents.claims)
+        if sentence != finding:
+            yield sentence
+
+
+def _of_verdicts(audits: Sequence[AuditOf]) -> str:
+    """In how many models the audits found masking, and how many they could not decide."""
+    counts = Counter(audit.verdict for audit in audits)
+    said = [f"The audits find gradient masking in {counts['masking found'] or 'none'} of {len(audits)} models"]
+    if counts["inconclusive"]:
+        said.append(f"{counts['inconclusive']} inconclusive")
+    if counts["set-up invalid"]:
+        said.append(f"{counts['set-up invalid']} set up wrongly")
+    return f"{'; '.join(said)}."
+
+
+def _steps(contents: Contents, found: Sequence[ReportedModel]) -> Iterator[str]:
+    """What to do next: what the checks that fired ask for, and what would decide what is open."""
+    for model in found:
+        for audit in model.audits:
+            yield from _steps_of(audit, model.label)
+    if found and not any(model.audits for model in found) and any(model.under for model in found):
+        yield "Audit the models (gradscope audit) before you call any of them robust."
+    if any(audit.verdict == NONE_FOUND and audit.budget != "full" for model in found for audit in model.audits):
+        larger = "standard or full" if any(a.budget == "quick" for m in found for a in m.audits) else "full"
+        yield f"Audit again with --budget {larger} before you claim robustness: a larger budget may fool more."
+    if contents.claims is not None and len(contents.claims) and contents.claims["seeds"].max() < 3:
+        yield "Train at least three seeds: the claims here are tested on these models alone."
+
+
+def _untested(contents: Contents) -> str:
+    """Which claims lack measurements; empty where none does."""
+    claims = contents.claims
+    lacking = [] if claims is None else claims[claims["verdict"] == "not tested"]["claim"].astype(str).unique().tolist()
+    return f"Measure what the untested tests of {listed(lacking)} lack; each says what." if lacking else ""
+
+
+def _steps_of(audit: AuditOf, label: str) -> Iterator[str]:
+    accusing = [check for check in audit.checks if check.state == "fired" and check.accuses]
+    weak = [check for check in audit.checks if check.state == "fired" and check.id in ("C1", "C2", "T1")]
+    if audit.verdict == "inconclusive":
+        for check in weak[:1] or accusing[:1]:
+            yield f"{label}: {check.next_step} ({check.id} {check.name})."
+    elif audit.verdict in ("masking found", "set-up invalid"):
+        for check in accusing[:1] or [check for check in audit.checks if check.state == "fired"][:1]:
+            yield f"{label}: {check.next_step} ({check.id} {check.name})."
 
 
 def _trials(parts: Iterable[ReportPart]) -> Iterator[Trial]:
@@ -150,37 +293,6 @@ def _trials(parts: Iterable[ReportPart]) -> Iterator[Trial]:
                 f"{row['attack']} on {row['checkpoint']}",
                 _OF_ATTACK.get(str(row["verdict"]), "abstained"),
                 str(row["verdict"]),
-                ", ".join(named),
-                f"{row['norm']} {row['epsilon']:.4g}, budget {row['budget']}",
+                tuple(str(name) for name in named),
                 str(row["finding"]),
             )
-
-
-def _arithmetic(found: Sequence[ReportedModel]) -> list[str]:
-    """Where the paper's attack leaves clearly more standing than the exact one."""
-    notes = []
-    for model in found:
-        for name, paper in model.under.items():
-            exact = model.under.get(name.replace("pgd-paper", "pgd", 1))
-            if name.startswith("pgd-paper") and exact and paper["ci_low"] > exact["ci_high"]:
-                notes.append(
-                    f"{model.label}: {_words(share(paper['value'], paper['ci_low'], paper['ci_high']))} are right "
-                    f"under {name}, {_words(share(exact['value'], exact['ci_low'], exact['ci_high']))} under the exact "
-                    "attack. The difference is the attack's arithmetic, not robustness."
-                )
-    return notes
-
-
-def _lowest(found: Sequence[ReportedModel]) -> list[str]:
-    notes = []
-    for model in found:
-        if model.under:
-            name, row = min(model.under.items(), key=lambda item: float(item[1]["value"]))
-            clean = f"{_words(share(model.clean['value']))} when clean, " if model.clean else ""
-            lowest = _words(share(row["value"], row["ci_low"], row["ci_high"]))
-            notes.append(f"{model.label}: {clean}{lowest} under {name}, an upper bound.")
-    return notes
-
-
-def _words(cell: Cell) -> str:
-    return f"{cell.text} {cell.aside}".strip()

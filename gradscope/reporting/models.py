@@ -1,22 +1,86 @@
-"""The table of models: who they are, how they were trained, and what is known of their accuracy from any part."""
+"""The models of a report: who they are, how they were trained, and every accuracy that any part found for them."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from gradscope.reporting.contents import Contents, ReportPart
-from gradscope.reporting.tables import NOTHING, Cell, Heading, ReportTable, count, share, words
-from gradscope.results.schemas import ATTACKS, IDENTITY, JUDGE, SUMMARY, TRANSFER
+from gradscope.reporting.tables import AUDIT_TONES, NOTHING, Cell, Heading, ReportTable, share, words
+from gradscope.results.audits import NONE_FOUND, AuditOf
+from gradscope.results.schemas import ATTACKS, CURVE, IDENTITY, JUDGE, SUMMARY, TRANSFER
 
-_WHO = [column.name for column in IDENTITY if column.name != "attack"]
+#: The paper's attack and its exact counterpart.
+PAPER, EXACT = "pgd-paper", "pgd"
 _SHORT = 8
+_WHO = [column.name for column in IDENTITY if column.name != "attack"]
+
+
+class Ball(NamedTuple):
+    """A threat model; pixel units."""
+
+    norm: str
+    epsilon: float
+
+    def __str__(self) -> str:
+        return f"{self.norm}, epsilon {self.epsilon:.4g}"
+
+    def holds(self, other: "Ball") -> bool:
+        """Whether every example of the ``other`` ball lies in this one."""
+        return self.norm == other.norm and other.epsilon <= self.epsilon * (1 + 1e-6)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of ``n`` images with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, row: Mapping[Any, Any], value: str = "value") -> "Rate":
+        """The rate in a row of a table."""
+        return cls(float(row[value]), float(row["ci_low"]), float(row["ci_high"]), int(row["n"]))
+
+    @property
+    def cell(self) -> Cell:
+        """The rate for a table."""
+        return share(self.value, self.low, self.high)
+
+    @property
+    def words(self) -> str:
+        """The rate in a sentence."""
+        return f"{self.cell.text} {self.cell.aside}".strip()
+
+
+@dataclass(frozen=True)
+class UnderAttack:
+    """A model's accuracy under an attack. ``part``: where it was measured.
+
+    ``is_bound``: whether the examples stay in the ball and in [0, 1], so that no robust accuracy can be above it.
+    ``on_trial``: whether it is an attack that was judged.
+    """
+
+    attack: str
+    ball: Ball
+    part: str
+    rate: Rate
+    is_bound: bool = True
+    on_trial: bool = False
 
 
 @dataclass
 class ReportedModel:
-    """A checkpoint and its accuracies. ``under``: what it is under, to value, interval and images."""
+    """A checkpoint and its accuracies.
+
+    ``curve``: those of a minimal-norm attack, at each radius where an image falls. ``factor``: what the logits of
+    another checkpoint were multiplied by to make it, which changes no prediction; ``alike``: bounds of such other
+    models, which hold for this one, too.
+    """
 
     label: str
     mode: str
@@ -24,10 +88,26 @@ class ReportedModel:
     arch: str
     seed: str
     sha256: str = ""
-    source: str = ""
-    epochs: int | None = None
-    clean: dict[str, Any] = field(default_factory=dict)
-    under: dict[str, dict[str, Any]] = field(default_factory=dict)
+    clean: Rate | None = None
+    under: list[UnderAttack] = field(default_factory=list)
+    curve: list[UnderAttack] = field(default_factory=list)
+    factor: float = 1.0
+    alike: list[UnderAttack] = field(default_factory=list)
+    audits: list[AuditOf] = field(default_factory=list)
+
+    def reached(self, attack: str, ball: Ball) -> UnderAttack | None:
+        """The accuracy under one attack in one ball, of the most images."""
+        known = [one for one in self.under if one.attack == attack and one.ball == ball and not one.on_trial]
+        return max(known, key=lambda one: one.rate.n, default=None)
+
+    def lowest(self, ball: Ball) -> UnderAttack | None:
+        """The lowest upper bound of the robust accuracy in ``ball`` that any part found; of equal ones the tightest."""
+        bounds = [one for one in (*self.under, *self.curve, *self.alike) if one.is_bound and ball.holds(one.ball)]
+        return min(bounds, key=lambda one: (one.rate.value, one.rate.high), default=None)
+
+    def on_trial(self) -> UnderAttack | None:
+        """The accuracy under the attack that was judged."""
+        return next((one for one in self.under if one.on_trial), None)
 
 
 def models(contents: Contents) -> list[ReportedModel]:
@@ -41,10 +121,42 @@ def models(contents: Contents) -> list[ReportedModel]:
             key = same or (*who, (entry.fingerprint or entry.sha256 or entry.source or "") if entry else "")
             model = found.setdefault(key, ReportedModel(*who))
             if entry:
-                model.sha256, model.source = entry.sha256 or "", entry.source or ""
-                model.epochs = entry.epochs
+                model.sha256 = entry.sha256 or ""
+                config = _configs(part).get(who[0], {})
+                model.factor = float(config.get("logit_factor", 1.0))
+                model.mode = str(config.get("mode", model.mode)) if model.factor != 1.0 else model.mode
             _add_accuracies(model, part)
+    _share_bounds(list(found.values()))
     return list(found.values())
+
+
+def _configs(part: ReportPart) -> dict[str, Mapping[str, Any]]:
+    """How each checkpoint of a part was trained, as its manifest has it."""
+    entries = part.raw_manifest.get("checkpoints", ())
+    return {str(entry.get("label")): entry.get("config") or {} for entry in entries}
+
+
+def _share_bounds(found: Sequence[ReportedModel]) -> None:
+    """Give models that differ in the scale of their logits alone, and so predict alike, each other's bounds."""
+    families: dict[tuple[str, ...], list[ReportedModel]] = {}
+    for model in found:
+        families.setdefault((model.mode, model.dataset, model.arch, model.seed), []).append(model)
+    for family in families.values():
+        if sum(model.factor == 1.0 for model in family) == 1:
+            for model in family:
+                model.alike = [
+                    replace(one, attack=f"{one.attack} on {other.label}")
+                    for other in family
+                    if other is not model
+                    for one in (*other.under, *other.curve)
+                ]
+
+
+def main_ball(found: Sequence[ReportedModel]) -> Ball | None:
+    """The ball in which most models were attacked; of several the one with most results, then the first."""
+    counts = Counter(one.ball for model in found for one in model.under)
+    attacked = Counter(ball for model in found for ball in {one.ball for one in model.under})
+    return max(counts, key=lambda ball: (attacked[ball], counts[ball]), default=None)
 
 
 def _who(part: ReportPart) -> Iterator[tuple[str, str, str, str, str]]:
@@ -60,106 +172,177 @@ def _who(part: ReportPart) -> Iterator[tuple[str, str, str, str, str]]:
 
 
 def _add_accuracies(model: ReportedModel, part: ReportPart) -> None:
-    """What a part says of the model's accuracy: clean where it rests on more images, and under its attacks."""
-    mine = {name: rows[_is(rows, model)] for name, rows in part.tables.items()}
-    for row in _rows(mine.get(SUMMARY.file), "accuracy"):
-        if row["subset"] == "clean/all":
-            _more(model.clean, row)
-        elif row["subset"] == "worst/all":
-            ball = part.manifest.ball(str(row["attack"]))
-            model.under.setdefault(_under(f"{row['attack']}", ball, part), dict(row))
-    attacks = mine.get(ATTACKS.file)
-    for row in _rows(attacks, "accuracy"):
-        if row["attack"] == "none":
-            _more(model.clean, row)
-    if not part.audits:
-        last = {(row["norm"], row["epsilon"]): row for row in _rows(attacks, "robust-accuracy")}
-        for (norm, epsilon), row in last.items():
-            model.under.setdefault(_under("all attacks", f"{norm} {epsilon:.4g}", part), dict(row))
-    for row in mine[TRANSFER.file].to_dict("records") if TRANSFER.file in mine else []:
+    """Add what a part says of the model: clean accuracy where it rests on more images, and under its attacks."""
+    tables = {name: rows[_is(rows, model)].to_dict("records") for name, rows in part.tables.items()}
+    for row in tables.get(SUMMARY.file, ()):
+        if row["metric"] == "accuracy" and row["subset"] == "clean/all":
+            _take_clean(model, Rate.of(row))
+        elif row["metric"] == "accuracy" and row["subset"] == "worst/all" and (ball := _ball_of_summary(row, part)):
+            _add(model, str(row["attack"]), ball, part, Rate.of(row))
+    _add_attacks(model, part, tables.get(ATTACKS.file, ()))
+    for row in tables.get(TRANSFER.file, ()):
         if not row["source"]:
-            _more(model.clean, {**row, "value": row["accuracy"]})
-    for row in mine[JUDGE.file].to_dict("records") if JUDGE.file in mine else []:
+            _take_clean(model, Rate.of(row, "accuracy"))
+        elif row["source"] == model.label:
+            _add(model, str(row["attack"]), _ball(row), part, Rate.of(row, "accuracy"))
+        else:
+            bound = row["attack"] != PAPER
+            _add(model, f"examples of {row['source']}", _ball(row), part, Rate.of(row, "accuracy"), bound)
+    for row in tables.get(CURVE.file, ()):
+        if pd.notna(row["epsilon"]) and pd.notna(row["ci_low"]):
+            model.curve.append(UnderAttack(str(row["attack"]), _ball(row), part.name, Rate.of(row)))
+    _add_trial(model, part, tables.get(JUDGE.file, ()))
+    for audit in part.audits:
+        if audit.checkpoint == model.label:
+            found = audit.robust_accuracy
+            rate = Rate(found.upper_bound, found.ci_low, found.ci_high, found.n)
+            _add(model, "audit", Ball(audit.threat.norm, audit.threat.epsilon), part, rate)
+            clean = audit.clean_accuracy
+            _take_clean(model, Rate(clean.value, clean.ci_low, clean.ci_high, found.n))
+            model.audits.append(audit)
+
+
+def _add_attacks(model: ReportedModel, part: ReportPart, rows: Sequence[Mapping[Any, Any]]) -> None:
+    """Rows of the table ATTACKS: each attack on all images alone, and the last in each ball together with all others.
+
+    The paper's attack leaves the box: what it counts for stands in the attack's own row alone.
+    """
+    together: dict[Ball, Mapping[Any, Any]] = {}
+    attacked: dict[Ball, list[str]] = {}
+    for row in rows:
+        if row["attack"] == "none":
+            if row["metric"] == "accuracy":
+                _take_clean(model, Rate.of(row))
+        elif row["metric"] == "accuracy" and row["subset"] == "all":
+            _add(model, str(row["attack"]), _ball(row), part, Rate.of(row))
+        elif row["metric"] == "robust-accuracy":
+            together[_ball(row)] = row
+            attacked.setdefault(_ball(row), []).append(str(row["attack"]))
+    for ball, row in together.items() if not part.audits else ():
+        names = attacked[ball]
+        if PAPER not in names or names == [PAPER]:
+            name = names[0] if len(names) == 1 else f"{len(names)} attacks together"
+            _add(model, name, ball, part, Rate.of(row))
+
+
+def _add_trial(model: ReportedModel, part: ReportPart, rows: Sequence[Mapping[Any, Any]]) -> None:
+    """Rows of the table JUDGE: the attack on trial, and ours, which bound the robust accuracy."""
+    for row in rows:
+        if pd.isna(row["left"]):
+            continue
+        rate = Rate.of(row, "left")
         if row["role"] == "clean":
-            _more(model.clean, {**row, "value": row["left"]})
-    for one in part.audits:
-        if one.checkpoint == model.label:
-            bound = one.robust_accuracy
-            row = {"value": bound.upper_bound, "ci_low": bound.ci_low, "ci_high": bound.ci_high, "n": bound.n}
-            ball = f"{one.threat.norm} {one.threat.epsilon:.4g}"
-            model.under.setdefault(_under("audit", ball, part), row)
-            _more(model.clean, {**one.clean_accuracy.model_dump(), "n": bound.n})
+            _take_clean(model, rate)
+        elif row["role"] == "attack":
+            is_bound = row["verdict"] != "invalid examples" and row["attack"] != PAPER
+            found = UnderAttack(str(row["attack"]), _ball(row), part.name, rate, is_bound, on_trial=True)
+            if found not in model.under:
+                model.under.append(found)
+        elif row["role"] == "ours":
+            _add(model, str(row["name"]), _ball(row), part, rate)
 
 
 def _is(rows: pd.DataFrame, model: ReportedModel) -> pd.Series:
     return (rows["checkpoint"] == model.label) & (rows["dataset"] == model.dataset) & (rows["arch"] == model.arch)
 
 
-def _rows(rows: pd.DataFrame | None, metric: str) -> list[dict[Any, Any]]:
-    return [] if rows is None else rows[rows["metric"] == metric].to_dict("records")
+def _ball(row: Mapping[Any, Any]) -> Ball:
+    return Ball(str(row["norm"]), float(row["epsilon"]))
 
 
-def _more(known: dict[str, Any], row: dict[Any, Any]) -> None:
-    """Take ``row`` where it rests on more images than what is known."""
-    if row["n"] > known.get("n", 0):
-        known.update({key: row[key] for key in ("value", "ci_low", "ci_high", "n")})
+def _ball_of_summary(row: Mapping[Any, Any], part: ReportPart) -> Ball | None:
+    """The ball of a row of SUMMARY; tables of earlier versions leave it to the manifest. None where none says it."""
+    if isinstance(row["norm"], str) and pd.notna(row["epsilon"]):
+        return _ball(row)
+    settings = part.manifest.attacks.get(str(row["attack"]))
+    if not isinstance(settings, Mapping) or not isinstance(settings.get("epsilon"), int | float):
+        return None
+    return Ball(str(settings.get("norm", "")), float(settings["epsilon"]))
 
 
-def _under(attack: str, ball: str, part: ReportPart) -> str:
-    """What an accuracy is under, in words: part and all where the study has several parts of a kind."""
-    kind = part.name.partition("-")[2]
-    return ", ".join(piece for piece in (attack, ball, kind) if piece)
+def _add(model: ReportedModel, attack: str, ball: Ball, part: ReportPart, rate: Rate, is_bound: bool = True) -> None:
+    found = UnderAttack(attack, ball, part.name, rate, is_bound and attack != PAPER)
+    if found not in model.under:
+        model.under.append(found)
+
+
+def _take_clean(model: ReportedModel, rate: Rate) -> None:
+    """Take ``rate`` as the clean accuracy where it rests on more images than the known one."""
+    if model.clean is None or rate.n > model.clean.n:
+        model.clean = rate
 
 
 def models_table(found: Sequence[ReportedModel]) -> ReportTable:
-    """The table of models."""
-    under = list(dict.fromkeys(name for model in found for name in model.under))
-    headings = (
-        Heading("Model"),
-        Heading("Mode"),
-        Heading("Data"),
-        Heading("Architecture"),
-        Heading("Seed", "number"),
-        Heading("Epochs", "number"),
-        Heading("Clean", "number", "accuracy"),
-        *(Heading(*_split(name)) for name in under),
-        Heading("SHA-256"),
-    )
-    rows = tuple(
-        (
-            words(model.label),
-            words(model.mode),
-            words(model.dataset),
-            words(model.arch),
-            Cell(model.seed or NOTHING, key=float(model.seed)) if model.seed else Cell(NOTHING),
-            count(model.epochs),
-            _accuracy(model.clean),
-            *(_accuracy(model.under.get(name, {})) for name in under),
-            words(model.sha256[:_SHORT]),
-        )
-        for model in found
-    )
-    return ReportTable("models", _caption(found), headings, rows)
+    """The table of models: who they are, clean accuracy, under the paper's and the exact attack, and one bound each."""
+    ball = main_ball(found)
+    columns = [
+        (Heading("Model"), [words(model.label) for model in found]),
+        (Heading("Mode"), _unless_same([model.mode for model in found], [model.label for model in found])),
+        (Heading("SHA-256"), _if_ambiguous([model.sha256 for model in found], [model.label for model in found])),
+        (Heading("Data"), _several([model.dataset for model in found])),
+        (Heading("Architecture"), _several([model.arch for model in found])),
+        (Heading("Clean", "number"), [model.clean.cell if model.clean else Cell(NOTHING) for model in found]),
+    ]
+    if ball:
+        columns += [
+            (Heading("On trial", "number", "the attack judged"), [_cell(model.on_trial()) for model in found]),
+            (Heading("Paper's attack", "number"), [_cell(model.reached(PAPER, ball)) for model in found]),
+            (Heading("Exact PGD", "number"), [_cell(model.reached(EXACT, ball)) for model in found]),
+            (Heading("At most robust", "number", "lowest of all parts"), [_bound(model, ball) for model in found]),
+            (Heading("Audit", "long"), [_audited(model) for model in found]),
+        ]
+    shown = [(heading, cells) for heading, cells in columns if any(cell.text != NOTHING for cell in cells)]
+    rows = tuple(zip(*(cells for _, cells in shown), strict=True)) if found else ()
+    return ReportTable("models", _caption(found, ball), tuple(heading for heading, _ in shown), rows)
 
 
-def _split(name: str) -> tuple[str, Any, str]:
-    attack, _, ball = name.partition(", ")
-    return attack, "number", ball
+def _several(values: list[str]) -> list[Cell]:
+    """A column that is left out where all models share one value."""
+    return [words(value) for value in values] if len(set(values)) > 1 else [Cell(NOTHING)] * len(values)
 
 
-def _accuracy(row: dict[str, Any]) -> Cell:
-    return share(row.get("value"), row.get("ci_low", float("nan")), row.get("ci_high", float("nan")))
+def _unless_same(values: list[str], labels: list[str]) -> list[Cell]:
+    """A column that is left out where every label begins with its value."""
+    alike = all(label.startswith(value) for value, label in zip(values, labels, strict=True))
+    return [Cell(NOTHING) if alike else words(value) for value in values]
 
 
-def _caption(found: Sequence[ReportedModel]) -> str:
-    sizes = sorted({int(row["n"]) for model in found for row in (model.clean, *model.under.values()) if row})
-    images = f", n = {' to '.join(f'{n:,}' for n in dict.fromkeys((sizes[0], sizes[-1])))} test images" if sizes else ""
-    parts = [f"The models, and the share of test images each gets right with its 95 % Wilson interval{images}"]
-    names = {name.partition(",")[0] for model in found for name in model.under}
-    if names - {"all attacks", "audit"}:
-        parts.append("under an attack: right when clean and at every iterate of every start")
-    if "all attacks" in names:
-        parts.append("all attacks: right when clean and under every attack that was run")
-    if "audit" in names:
-        parts.append("audit: the lowest that the audit reached")
-    return "; ".join(parts) + ("; every accuracy under attack is an upper bound" if names else "")
+def _if_ambiguous(digests: list[str], labels: list[str]) -> list[Cell]:
+    """The beginning of each digest, where one label names two files; else a column that is left out."""
+    is_unique = len(set(labels)) == len(labels)
+    return [Cell(NOTHING) if is_unique else words(digest[:_SHORT]) for digest in digests]
+
+
+def _cell(found: UnderAttack | None) -> Cell:
+    return found.rate.cell if found else Cell(NOTHING)
+
+
+def _bound(model: ReportedModel, ball: Ball) -> Cell:
+    found = model.lowest(ball)
+    if found is None:
+        return Cell(NOTHING)
+    return share(found.rate.value, found.rate.low, found.rate.high, f"n = {found.rate.n:,}, {found.attack}")
+
+
+def _audited(model: ReportedModel) -> Cell:
+    """The worst verdict of the model's audits, and its cause."""
+    if not model.audits:
+        return Cell(NOTHING)
+    order = list(AUDIT_TONES)
+    audit = min(model.audits, key=lambda one: order.index(one.verdict))
+    told = [f"claim of {100 * audit.claim.value:.4g} % {audit.claim.verdict}"] if audit.claim else []
+    verdict = "no masking found" if audit.verdict == NONE_FOUND else audit.verdict
+    said = [*audit.causes, *told, f"budget {audit.budget}"]
+    return Cell(verdict, "; ".join(said), tone=AUDIT_TONES[audit.verdict])
+
+
+def _caption(found: Sequence[ReportedModel], ball: Ball | None) -> str:
+    sizes = sorted({rate.n for model in found for rate in (model.clean, *(one.rate for one in model.under)) if rate})
+    images = f" over {' to '.join(f'{n:,}' for n in dict.fromkeys((sizes[0], sizes[-1])))} test images" if sizes else ""
+    parts = [f"The models: the share of test images that each gets right, with its 95 % interval{images}"]
+    if ball:
+        parts += [
+            f"attacks in {ball}",
+            "at most robust: the lowest accuracy that any attack left, an upper bound of the robust accuracy",
+        ]
+    return "; ".join(parts)

@@ -3,12 +3,14 @@
 import base64
 import gzip
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 import gradscope
 from gradscope.figures.rendering import render, script_json, source
@@ -22,6 +24,7 @@ from gradscope.results.manifest import MANIFEST
 from gradscope.results.schemas import AUDIT_JSON, CLAIMS, PAGE
 from gradscope.results.tables import file_content, find_table, find_tables
 
+_CODE = re.compile(r"\b([A-Z]\d)\b")
 #: Files up to so many bytes are in the page, larger ones are named.
 LARGEST = 1_000_000
 
@@ -67,6 +70,9 @@ def page(contents: Contents, chapters: list[Section]) -> str:
         contents=contents,
         headline=headline(contents),
         chapters=chapters,
+        checks=_anchors(chapters, "check"),
+        claims=_anchors(chapters, "claim"),
+        coded=coded,
         making=making(contents),
         manifests=manifests(contents),
         files=list(_files(contents)),
@@ -75,6 +81,24 @@ def page(contents: Contents, chapters: list[Section]) -> str:
         plotly=_plotly() if surfaces else "",
         script_json=script_json,
         version=gradscope.__version__,
+    )
+
+
+def _anchors(chapters: Iterable[Section], kind: Literal["check", "claim"]) -> dict[str, str]:
+    """Each code of a check or a claim that the page explains, and where."""
+    blocks = [block for chapter in chapters for block in chapter.blocks]
+    if kind == "check":
+        return {code: f"check-{code}" for block in blocks for code in block.meanings}
+    found = [claim for block in blocks for forest in block.forests for claim in forest.claims]
+    return {claim.code: claim.anchor for claim in reversed(found)}
+
+
+def coded(text: str, anchors: Mapping[str, str]) -> Markup:
+    """``text`` with each of its codes, such as N1, a link to its meaning."""
+    pieces = _CODE.split(text)
+    return Markup("").join(
+        Markup('<a class="code" href="#{}">{}</a>').format(anchors[piece], piece) if piece in anchors else escape(piece)
+        for piece in pieces
     )
 
 

@@ -191,10 +191,10 @@ def _versions(parts: list[ReportPart]) -> ReportTable:
             if version:
                 versions.setdefault(name, {})[part.title] = version
     runs = [part.title for part in parts if part.manifest.provenance]
-    alike = all(len(set(found.values())) == 1 for found in versions.values())
-    columns = ["all runs"] if alike and len(runs) > 1 else runs
-    rows = tuple(
-        (words(name), *(words(next(iter(found.values())) if alike else found.get(run)) for run in columns))
-        for name, found in versions.items()
-    )
-    return ReportTable("versions", "Versions", (Heading("Package"), *(Heading(run) for run in columns)), rows)
+    rows = []
+    for name, found in versions.items():
+        for version in dict.fromkeys(found.values()):
+            having = [run for run in runs if found.get(run) == version]
+            rows.append((words(name), words(version), words("all" if having == runs else ", ".join(having))))
+    headings = (Heading("Package"), Heading("Version", "long"), Heading("Runs", "long"))
+    return ReportTable("versions", "Versions", headings, tuple(rows))

@@ -1,30 +1,32 @@
 """What stands on the page, in order: sections of words, tables, pictures and landscapes."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
 from gradscope.figures import style
 from gradscope.figures.surfaces import surfaces, title
-from gradscope.reporting.console import median_distances, read_of_attack
+from gradscope.reporting import sentences
+from gradscope.reporting.console import read_of_attack
 from gradscope.reporting.contents import Contents, ReportPart
-from gradscope.reporting.models import models, models_table
+from gradscope.reporting.forest import Forest, forests
 from gradscope.reporting.pictures import Picture, picture
+from gradscope.reporting.sentences import claims_in_words
 from gradscope.reporting.tables import (
     ReportTable,
     attacks_table,
+    audits_table,
     checks_table,
-    claims_table,
     judge_table,
     numbers_table,
     similarity_table,
     spectrum_table,
-    statements_table,
     transfer_table,
 )
+from gradscope.results.checks import MEANINGS, Meaning
 from gradscope.results.metrics import CURVATURE_MATRICES, LANDSCAPE_METRICS
-from gradscope.results.schemas import ATTACKS, CURVE, JUDGE, SIMILARITY, SPECTRUM, SUMMARY, TRANSFER
+from gradscope.results.schemas import ATTACKS, JUDGE, SIMILARITY, SPECTRUM, SUMMARY, TRANSFER
 
 
 @dataclass(frozen=True)
@@ -38,20 +40,22 @@ class Surface:
 
 @dataclass
 class Block:
-    """What one part has to say in a section. ``after``: tables below the pictures; ``folded``: opened on demand."""
+    """What one part has to say in a section. ``more`` pictures and ``folded`` tables open on demand."""
 
     title: str = ""
     words: list[str] = field(default_factory=list)
     tables: list[ReportTable] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
+    more: list[Picture] = field(default_factory=list)
     surface: Surface | None = None
-    after: list[ReportTable] = field(default_factory=list)
     folded: list[ReportTable] = field(default_factory=list)
+    meanings: Mapping[str, Meaning] = field(default_factory=dict)
+    forests: tuple[Forest, ...] = ()
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing in it."""
-        return not (self.words or self.tables or self.pictures or self.surface or self.after or self.folded)
+        return not (self.words or self.tables or self.pictures or self.surface or self.folded or self.forests)
 
 
 @dataclass(frozen=True)
@@ -64,25 +68,22 @@ class Section:
 
 
 def sections(contents: Contents) -> list[Section]:
-    """The sections for which there are data: claims, models, trajectories to audit."""
+    """The sections for which there are data, in the order in which a reader asks."""
     found = []
-    if contents.claims is not None:
-        found.append(
-            Section(
-                "claims", "Claims", [Block(tables=[statements_table(contents.claims), claims_table(contents.claims)])]
-            )
-        )
-    if known := models(contents):
-        found.append(Section("models", "Models", [Block(tables=[models_table(known)])]))
     pictures = {part.name: _pictures(part) for part in contents.parts}
-    for name, heading, make in _CHAPTERS:
+    for name, heading, say, make in _CHAPTERS:
         blocks = [(part, make(part, pictures[part.name])) for part in contents.parts]
         filled = [(part, block) for part, block in blocks if not block.is_empty]
-        if len(filled) > 1:
-            for part, block in filled:
+        for part, block in filled:
+            if say and (sentence := say(part)):
+                block.words.insert(0, sentence)
+            if len(filled) > 1:
                 block.title = part.title
         if filled:
             found.append(Section(name, heading, [block for _, block in filled]))
+    if contents.claims is not None and len(contents.claims):
+        drawn = tuple(forests(contents.claims))
+        found.append(Section("claims", "Claims", [Block(words=[claims_in_words(contents.claims)], forests=drawn)]))
     return found
 
 
@@ -110,17 +111,23 @@ def _chosen(pictures: Iterable[Picture], *prefixes: str) -> list[Picture]:
 
 
 def _trajectories(part: ReportPart, pictures: Sequence[Picture]) -> Block:
-    order = ("steps-accuracy", "steps-loss", "steps-cosine", "steps-norm", "steps-margin", "steps-", "distribution-")
-    elsewhere = ("entropy", *CURVATURE_MATRICES)
-    chosen = [
-        one for one in dict.fromkeys(_chosen(pictures, *order)) if not any(name in one.name for name in elsewhere)
-    ]
+    elsewhere = ("entropy", "distance", *CURVATURE_MATRICES)
+    known = [one for one in pictures if not any(name in one.name for name in elsewhere)]
+    first = ("steps-panel", "steps-accuracy", "steps-cosine", "steps-norm", "steps-loss", "distribution-norm")
+    chosen = list(dict.fromkeys(_chosen(known, *first)))
+    others = [one for one in _chosen(known, "steps-", "distribution-") if one not in chosen]
     summary = part.table(SUMMARY)
     rows = summary[~summary["metric"].isin([*LANDSCAPE_METRICS, "entropy"])] if _is_trajectory(part) else summary[:0]
     caption = (
         "Every number along the attack, of the images that are right or wrong at that point, with its 95 % interval"
     )
-    return Block(pictures=chosen, folded=[numbers_table(rows, "numbers", caption)] if len(rows) else [])
+    folded = [numbers_table(rows, "numbers", caption)] if len(rows) else []
+    return Block(pictures=chosen, more=others, folded=folded)
+
+
+def _distance(part: ReportPart, pictures: Sequence[Picture]) -> Block:
+    names = ("attacks-curve", "audit-scale", "distribution-distance", "distribution-linear-distance")
+    return Block(pictures=_chosen(pictures, *names))
 
 
 def _is_trajectory(part: ReportPart) -> bool:
@@ -144,8 +151,11 @@ def _landscapes(part: ReportPart, pictures: Sequence[Picture]) -> Block:
     order = ("landscape-median", "landscape-slices", "landscape-image", "weights-epochs", "weights-")
     chosen = list(dict.fromkeys(_chosen(pictures, *order)))
     stills = tuple(one.name for one in chosen if one.name.endswith("-3d"))
+    images = [one for one in chosen if one.name.startswith("landscape-image")]
+    chosen = [one for one in chosen if one not in images[1:]]
     return Block(
         pictures=chosen,
+        more=images[1:],
         surface=None
         if landscape is None
         else Surface(title(landscape), surfaces(landscape, part.composed.settings), stills),
@@ -163,10 +173,9 @@ def _spectrum(part: ReportPart, pictures: Sequence[Picture]) -> Block:
 def _attacks(part: ReportPart, pictures: Sequence[Picture]) -> Block:
     rows = part.table(ATTACKS)
     return Block(
-        words=[*_adapted(part), *_distances(part), *(_left_out(part) if not part.audits else ())],
-        tables=[attacks_table(rows)] if len(rows) and not part.audits else [],
-        pictures=_chosen(pictures, "attacks-"),
-        folded=[attacks_table(rows)] if len(rows) and part.audits else [],
+        words=[*_adapted(part), *(_left_out(part) if not part.audits else ())],
+        pictures=_chosen(pictures, "attacks-accuracy", "attacks-epsilon"),
+        folded=[attacks_table(rows)] if len(rows) else [],
     )
 
 
@@ -174,12 +183,6 @@ def _adapted(part: ReportPart) -> Iterator[str]:
     """How the attacks were adapted to the model."""
     for said in part.manifest.adapted:
         yield f"{said[:1].upper()}{said[1:]}."
-
-
-def _distances(part: ReportPart) -> Iterator[str]:
-    """How far the nearest fooling points are."""
-    for checkpoint, norm, said in median_distances(part.table(CURVE)):
-        yield f"{checkpoint} ({norm}): {said}."
 
 
 def _left_out(part: ReportPart) -> Iterator[str]:
@@ -200,14 +203,22 @@ def _transfer(part: ReportPart, pictures: Sequence[Picture]) -> Block:
         for make, table in ((transfer_table, TRANSFER), (similarity_table, SIMILARITY))
         if len(rows := part.table(table))
     ]
-    return Block(tables=tables, pictures=_chosen(pictures, "transfer-"))
+    return Block(pictures=_chosen(pictures, "transfer-"), folded=tables)
 
 
 def _audit(part: ReportPart, pictures: Sequence[Picture]) -> Block:
-    chosen = _chosen(pictures, "audit-robustness", "audit-scale", "audit-checks", "audit-evidence")
+    chosen, examples = _chosen(pictures, "audit-checks", "audit-robustness"), _chosen(pictures, "audit-evidence")
     if not part.audits:
-        return Block(pictures=chosen)
-    return Block(words=list(_left_out(part)), pictures=chosen, after=[checks_table(part.audits)])
+        return Block(pictures=[*chosen, *examples])
+    used = dict.fromkeys(check.id for audit in part.audits for check in audit.checks)
+    return Block(
+        words=list(_left_out(part)),
+        tables=[audits_table(part.audits)],
+        pictures=chosen,
+        more=examples,
+        folded=[checks_table(part.audits)],
+        meanings={code: MEANINGS[code] for code in used if code in MEANINGS},
+    )
 
 
 def _judge(part: ReportPart, pictures: Sequence[Picture]) -> Block:
@@ -220,16 +231,18 @@ def _judge(part: ReportPart, pictures: Sequence[Picture]) -> Block:
         for label, judgement in judged
         if (known := read_of_attack(judgement.get("reading", {})))
     ]
-    return Block(words=words, pictures=_chosen(pictures, "judge-"), after=[judge_table(rows)])
+    return Block(words=words, pictures=_chosen(pictures, "judge-"), folded=[judge_table(rows)])
 
 
-_CHAPTERS: tuple[tuple[str, str, Callable[[ReportPart, Sequence[Picture]], Block]], ...] = (
-    ("trajectories", "Along the attack", _trajectories),
-    ("entropy", "Predictive entropy", _entropy),
-    ("landscapes", "Loss landscapes", _landscapes),
-    ("spectrum", "Curvature", _spectrum),
-    ("attacks", "Attacks", _attacks),
-    ("transfer", "Transfer", _transfer),
-    ("audit", "Audit", _audit),
-    ("judge", "The attack on trial", _judge),
+_Make = Callable[[ReportPart, Sequence[Picture]], Block]
+_CHAPTERS: tuple[tuple[str, str, Callable[[ReportPart], str] | None, _Make], ...] = (
+    ("judge", "The attack on trial", sentences.judge, _judge),
+    ("trajectories", "Along the attack", sentences.trajectories, _trajectories),
+    ("distance", "Scale and distance", sentences.scale_and_distance, _distance),
+    ("landscapes", "Loss landscapes", sentences.landscapes, _landscapes),
+    ("spectrum", "Curvature", sentences.spectrum, _spectrum),
+    ("transfer", "Transfer", sentences.transfer, _transfer),
+    ("attacks", "Attacks", sentences.attacks, _attacks),
+    ("audit", "Audit", sentences.audit, _audit),
+    ("entropy", "Predictive entropy", sentences.entropy, _entropy),
 )

@@ -1,16 +1,22 @@
 """Tables for reading, the same for the page and for LaTeX: headings, and cells that know what they sort by."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, nan
 from typing import Any, Literal
 
 import pandas as pd
 
 from gradscope.figures.checks import STATES, state_of
-from gradscope.results.audits import AuditOf
-from gradscope.results.schemas import FIRES_BELOW
+from gradscope.results.audits import NO_PROOF, NONE_FOUND, AuditOf
+from gradscope.results.schemas import FIRES_BELOW, SIMILARITY, TRANSFER
 
+#: The tone of an audit's verdict, the gravest first.
+AUDIT_TONES = {"masking found": "accuses", "set-up invalid": "fired", "inconclusive": "abstained", NONE_FOUND: "passed"}
+#: The tone of a verdict on a claim.
+VERDICT_TONES = {"supported": "passed", "not supported": "accuses", "not tested": "abstained"}
+#: Columns of a matrix at most in whose cells intervals have room.
+_MOST_INTERVALS = 8
 #: What stands where there is no value.
 NOTHING = "\N{EN DASH}"
 
@@ -26,12 +32,18 @@ class Heading:
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a cell, smaller beside it its interval or a note, and what it sorts by where that is a number."""
+    """What stands in a cell, smaller beside it its interval or a note, and what it sorts by where that is a number.
+
+    ``code``: the check or the claim that the text begins with, which a page links to its meaning. ``track``: drawn
+    above the text.
+    """
 
     text: str
     aside: str = ""
     key: float = nan
     tone: str = ""
+    code: str = ""
+    track: Any = None
 
     @property
     def sorts_by(self) -> str:
@@ -51,12 +63,12 @@ class ReportTable:
 
 def words(value: object) -> Cell:
     """Text as it is; a dash where there is none."""
-    return Cell(str(value) if value is not None and not _is_missing(value) and str(value) else NOTHING)
+    return Cell(str(value) if value is not None and not is_missing(value) and str(value) else NOTHING)
 
 
 def number(value: float | None, unit: str = "", low: float = nan, high: float = nan) -> Cell:
     """A number with three digits, its interval beside it."""
-    if value is None or _is_missing(value):
+    if value is None or is_missing(value):
         return Cell(NOTHING)
     suffix = "" if unit in ("", "-") else f" {unit}"
     return Cell(f"{_digits(value)}{suffix}", _interval(_digits, low, high), float(value))
@@ -64,23 +76,30 @@ def number(value: float | None, unit: str = "", low: float = nan, high: float = 
 
 def count(value: float | None) -> Cell:
     """A whole number."""
-    return Cell(NOTHING) if value is None or _is_missing(value) else Cell(f"{int(value):,}", key=float(value))
+    return Cell(NOTHING) if value is None or is_missing(value) else Cell(f"{int(value):,}", key=float(value))
 
 
 def share(value: float | None, low: float = nan, high: float = nan, note: str = "") -> Cell:
     """A share in per cent, its interval beside it."""
-    if value is None or _is_missing(value):
+    if value is None or is_missing(value):
         return Cell(NOTHING)
     aside = ", ".join(part for part in (_interval(_percent, low, high), note) if part)
     return Cell(f"{_percent(value)} %", aside, float(value))
 
 
-def _is_missing(value: object) -> bool:
+def is_missing(value: object) -> bool:
+    """Whether a value of a table is absent."""
     return value is pd.NA or (isinstance(value, float) and value != value)
 
 
+def whole_percent(value: float) -> str:
+    """A share in per cent for a sentence: whole above one per cent, with one digit below."""
+    shown = f"{100 * value:.0f}" if value >= 0.01 or value == 0 else f"{100 * value:.1f}"
+    return f"{shown}\N{NO-BREAK SPACE}%"
+
+
 def _interval(shown: Any, low: float, high: float) -> str:
-    return "" if _is_missing(low) or _is_missing(high) else f"[{shown(low)}, {shown(high)}]"
+    return "" if is_missing(low) or is_missing(high) else f"[{shown(low)}, {shown(high)}]"
 
 
 def _percent(value: float) -> str:
@@ -134,16 +153,15 @@ _CLAIMS = (
 
 def _claim(row: Mapping[Any, Any]) -> tuple[Cell, ...]:
     where = ", ".join(str(row[key]) for key in ("dataset", "arch") if row[key])
-    effect = number(row["value"], str(row["unit"]), row["ci_low"], row["ci_high"])
     predicted = f"predicted {row['direction']}" if row["direction"] else ""
     seeds = _interval(_digits, row["seeds_low"], row["seeds_high"])
-    tone = {"supported": "passed", "not supported": "accuses"}.get(str(row["verdict"]), "abstained")
-    images = "" if _is_missing(row["n"]) else f"{int(row['n']):,} \N{MULTIPLICATION SIGN} {_whole(row['seeds'])}"
+    tone = VERDICT_TONES.get(str(row["verdict"]), "abstained")
+    images = "" if is_missing(row["n"]) else f"{int(row['n']):,} \N{MULTIPLICATION SIGN} {_whole(row['seeds'])}"
     return (
         words(row["claim"]),
         Cell(words(row["statistic"]).text, "; ".join(part for part in (predicted, where) if part)),
         Cell(str(row["verdict"]), tone=tone),
-        effect,
+        effect(row),
         Cell(seeds or NOTHING, key=float(row["seeds_low"]) if seeds else nan),
         words(row["paper"]),
         number(row["p_value"]),
@@ -152,8 +170,13 @@ def _claim(row: Mapping[Any, Any]) -> tuple[Cell, ...]:
     )
 
 
+def effect(row: Mapping[Any, Any]) -> Cell:
+    """The effect of a row of the table CLAIMS, its interval over images beside it."""
+    return number(row["value"], str(row["unit"]), row["ci_low"], row["ci_high"])
+
+
 def _whole(value: float) -> str:
-    return "?" if _is_missing(value) else str(int(value))
+    return "?" if is_missing(value) else str(int(value))
 
 
 def attacks_table(attacks: pd.DataFrame, name: str = "attacks") -> ReportTable:
@@ -211,7 +234,9 @@ def transfer_table(transfer: pd.DataFrame) -> ReportTable:
     """Rows of the table TRANSFER as a matrix: sources by targets."""
     targets = [str(name) for name in transfer["checkpoint"].unique()]
     cells = {
-        (str(row["source"]), str(row["checkpoint"])): share(row["accuracy"], row["ci_low"], row["ci_high"])
+        (str(row["source"]), str(row["checkpoint"])): _short(
+            share(row["accuracy"], row["ci_low"], row["ci_high"]), len(targets)
+        )
         for row in transfer.to_dict("records")
     }
     rows = tuple(
@@ -222,25 +247,36 @@ def transfer_table(transfer: pd.DataFrame) -> ReportTable:
     balls = " and ".join(f"{norm}, epsilon {epsilon:.4g}" for norm, epsilon in found)
     caption = (
         f"Accuracy of each target (column) on the examples made on each source (row), {balls}; "
-        "95 % Wilson intervals over images"
+        f"95 % Wilson intervals over images{_elsewhere(TRANSFER.file, len(targets))}"
     )
     return ReportTable("transfer", caption, (Heading("Made on"), *(Heading(name, "number") for name in targets)), rows)
 
 
+def _short(cell: Cell, columns: int) -> Cell:
+    """The cell of a matrix, without its interval where so many columns leave no room."""
+    return replace(cell, aside="") if columns > _MOST_INTERVALS else cell
+
+
+def _elsewhere(file: str, columns: int) -> str:
+    return f" are in {file}" if columns > _MOST_INTERVALS else ""
+
+
 def similarity_table(similarity: pd.DataFrame) -> ReportTable:
     """Rows of the table SIMILARITY as a matrix: models by models, then what is of one model."""
+    names = [str(name) for name in similarity["checkpoint"].unique()]
     cells = {
-        (str(row["other"]), str(row["checkpoint"])): number(row["value"], low=row["ci_low"], high=row["ci_high"])
+        (str(row["other"]), str(row["checkpoint"])): _short(
+            number(row["value"], low=row["ci_low"], high=row["ci_high"]), len(names)
+        )
         for row in similarity.to_dict("records")
     }
-    names = [str(name) for name in similarity["checkpoint"].unique()]
     rows = tuple(
         (words(other or "relative curvature"), *(cells.get((other, name), Cell(NOTHING)) for name in names))
         for other in (str(name) for name in similarity["other"].unique())
     )
     caption = (
         "Mean cosine of the gradients of two models' margins at the same clean images, and below it each model's "
-        "relative curvature, per unit pixel range; 95 % intervals over images"
+        f"relative curvature, per unit pixel range; 95 % intervals over images{_elsewhere(SIMILARITY.file, len(names))}"
     )
     return ReportTable("similarity", caption, (Heading("Model"), *(Heading(name, "number") for name in names)), rows)
 
@@ -266,7 +302,7 @@ def checks_table(audits: Iterable[AuditOf]) -> ReportTable:
             rows.append(
                 (
                     words(one.checkpoint),
-                    Cell(f"{made.id} {made.name}"),
+                    Cell(f"{made.id} {made.name}", code=made.id),
                     Cell(f"{STATES[state].symbol} {_OUTCOMES[state]}", tone=state),
                     number(made.value),
                     threshold if threshold.text == NOTHING else Cell(f"{below} {threshold.text}", key=threshold.key),
@@ -276,6 +312,37 @@ def checks_table(audits: Iterable[AuditOf]) -> ReportTable:
                 )
             )
     return ReportTable("audit", _CHECKS, headings, tuple(rows))
+
+
+def audits_table(audits: Iterable[AuditOf]) -> ReportTable:
+    """The verdict of every audit, and why."""
+    headings = (
+        Heading("Model"),
+        Heading("Verdict"),
+        Heading("Cause", "long"),
+        Heading("At most robust", "number"),
+        Heading("Clean", "number"),
+        Heading("Why", "long"),
+    )
+    rows = []
+    audits = list(audits)
+    for one in audits:
+        bound, clean = one.robust_accuracy, one.clean_accuracy
+        said = [one.of_claim, one.reason] if one.claim else [one.reason]
+        rows.append(
+            (
+                words(one.checkpoint),
+                Cell(one.verdict, tone=AUDIT_TONES[one.verdict]),
+                words(", ".join(one.causes)),
+                share(bound.upper_bound, bound.ci_low, bound.ci_high, f"n = {bound.n:,}"),
+                share(clean.value, clean.ci_low, clean.ci_high),
+                words(". ".join(f"{piece[:1].upper()}{piece[1:]}" for piece in said)),
+            )
+        )
+    noted = f". {NO_PROOF[:1].upper()}{NO_PROOF[1:]}" if any(one.verdict == NONE_FOUND for one in audits) else ""
+    balls = " and ".join(dict.fromkeys(f"{one.ball}, budget {one.budget}" for one in audits))
+    caption = f"The verdicts of the audits ({balls}); rates with 95 % Wilson intervals{noted}"
+    return ReportTable("verdicts", caption, headings, tuple(rows))
 
 
 _OUTCOMES = {"accuses": "accuses", "fired": "fired", "passed": "passed", "abstained": "abstained"}

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.json_schema import GenerateJsonSchema
 
 from gradscope.errors import GradscopeError
 from gradscope.results.arrays import read_arrays
@@ -43,49 +44,61 @@ class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
+def _field(text: str, default: Any = ...) -> Any:
+    """Declare a key of ``audit.json`` with its meaning, and its value if an older file lacks it."""
+    return Field(default, description=text)
+
+
 class Accuracy(_Entry):
     """A share of all images, with its 95 % Wilson interval."""
 
-    value: Share
-    ci_low: Share
-    ci_high: Share
+    value: Share = _field("share of all images")
+    ci_low: Share = _field("lower end of its 95 % Wilson interval")
+    ci_high: Share = _field("upper end of its 95 % Wilson interval")
 
 
 class Bound(_Entry):
     """The lowest robust accuracy that any attack reached, over ``n`` images."""
 
-    upper_bound: Share
-    ci_low: Share
-    ci_high: Share
-    n: Annotated[int, Field(gt=0)]
+    upper_bound: Share = _field("share of all images right when clean and under every attack: the truth is not higher")
+    ci_low: Share = _field("lower end of its 95 % Wilson interval")
+    ci_high: Share = _field("upper end of its 95 % Wilson interval")
+    n: Annotated[int, Field(gt=0)] = _field("number of images")
 
 
 class JudgedClaim(_Entry):
     """A claimed robust accuracy, and the verdict on it from the lowest robust accuracy that was reached."""
 
-    value: Share
-    verdict: Literal["refuted", "not refuted within this budget", "inconclusive"]
+    value: Share = _field("robust accuracy that was claimed")
+    verdict: Literal["refuted", "not refuted within this budget", "inconclusive"] = _field(
+        "verdict on the claim from the bound"
+    )
 
 
 class AuditedBall(_Entry):
     """The threat model: the norm ball around an image that an attack may search; pixel units."""
 
-    norm: str
-    epsilon: float
+    norm: str = _field("norm of the ball: linf or l2")
+    epsilon: float = _field("its radius, pixel units of images in [0, 1]")
+    box: bool = _field("whether adversarial images stay in [0, 1]", True)
 
 
 class MadeCheck(_Entry):
     """One check, as in the table AUDIT; an undefined number is None."""
 
-    id: str
-    name: str
-    state: Literal["fired", "passed", "abstained"]
-    accuses: bool
-    value: float | None
-    threshold: float | None
-    p_value: float | None = None
-    cause: str
-    next_step: str
+    id: str = _field("short name of the check: D1 to G1")
+    name: str = _field("its name in words")
+    state: Literal["fired", "passed", "abstained"] = _field("fired, passed or abstained")
+    accuses: bool = _field("whether it fired on an attack's outcome, which alone decides the verdict")
+    value: float | None = _field("the value it measured; null if it abstained")
+    threshold: float | None = _field("it fires above this value (G1: below)")
+    ci_low: float | None = _field("lower end of its 95 % interval: Wilson for a share, Tango for a difference", None)
+    ci_high: float | None = _field("upper end of that interval; both null if there is none", None)
+    n: int | None = _field("images it used; null if their number has no meaning", None)
+    p_value: float | None = _field("exact one-sided McNemar test, adjusted over all tests (Holm); null if none", None)
+    images: tuple[int, ...] = _field("indices in the test set of the images that are its evidence", ())
+    cause: str = _field("its finding or, if it abstained, the reason")
+    next_step: str = _field("what to do next")
 
     @property
     def sign(self) -> str:
@@ -94,26 +107,33 @@ class MadeCheck(_Entry):
 
 
 class AuditOf(_Entry):
-    """The audit of one checkpoint.
+    """The audit of one checkpoint."""
 
-    ``under`` maps each attack to the share of all images that are right under it alone; ``left_out`` maps each attack
-    that did not run to the reason. ``claim`` is None if no claim was given. ``median_distance`` is the radius at which
-    half of all images are wrong, pixel units; None if not measured.
-    """
-
-    checkpoint: str
-    verdict: Literal["masking found", "none found within this budget", "inconclusive", "set-up invalid"]
-    causes: tuple[str, ...]
-    reason: str
-    robust_accuracy: Bound
-    median_distance: Annotated[float, Field(ge=0)] | None = None
-    clean_accuracy: Accuracy
-    under: dict[str, Share]
-    threat: AuditedBall
-    budget: str
-    left_out: dict[str, str]
-    checks: tuple[MadeCheck, ...]
-    claim: JudgedClaim | None = None
+    claim: JudgedClaim | None = _field("the claim that was judged; left out if none was given", None)
+    checkpoint: str = _field("short name of the checkpoint or foreign model")
+    mode: str = _field("training mode, or 'foreign' for a model trained elsewhere", "")
+    dataset: str = _field("data set that was attacked", "")
+    arch: str = _field("architecture", "")
+    seed: int | None = _field("training seed; null for a foreign model", None)
+    verdict: Literal["masking found", "none found within this budget", "inconclusive", "set-up invalid"] = _field(
+        "the verdict from all checks"
+    )
+    causes: tuple[str, ...] = _field("the likeliest causes, the likeliest first")
+    reason: str = _field("the reason for the verdict, in a sentence")
+    robust_accuracy: Bound = _field("the lowest robust accuracy that any attack reached")
+    median_distance: Annotated[float, Field(ge=0)] | None = _field(
+        "the radius at which half of all images are wrong, pixel units; null if the budget does not include it",
+        None,
+    )
+    clean_accuracy: Accuracy = _field("accuracy without an attack")
+    under: dict[str, Share] = _field("attack to the share of all images right when clean and under it alone")
+    threat: AuditedBall = _field("the threat model of the attacks")
+    budget: str = _field("quick, standard or full")
+    left_out: dict[str, str] = _field("attack to the reason why it did not run")
+    checks: tuple[MadeCheck, ...] = _field("every check, in order")
+    backward: dict[str, str] = _field("part of the model to the stand-in that gave its gradient", {})
+    draws: int | None = _field("number of passes whose mean was attacked and judged; null for single passes", None)
+    loss: str | None = _field("the user's own loss that pgd-own maximised; null if there is none", None)
 
     @property
     def blocks(self) -> bool:
@@ -153,10 +173,13 @@ class AuditOf(_Entry):
 
 
 class Audits(_Entry):
-    """``audit.json``: one entry per checkpoint."""
+    """The findings of `gradscope audit`: audit.json, with one entry for each model.
 
-    version: Annotated[Literal[1], Field(alias="schema")]
-    audits: tuple[AuditOf, ...]
+    The version increases if a key changes its meaning or is removed; new keys do not change it.
+    """
+
+    version: Literal[1] = Field(alias="schema", description="version of this schema")
+    audits: tuple[AuditOf, ...] = _field("one entry for each model")
 
     @classmethod
     def parse(cls, document: object) -> Self:
@@ -167,6 +190,19 @@ class Audits(_Entry):
             raise GradscopeError(
                 f"directory: {AUDIT_JSON} is damaged or of another version: {first_mistake(error)}"
             ) from None
+
+
+class _Untitled(GenerateJsonSchema):
+    """A generator of the schema without titles, which would only repeat the keys."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def json_schema() -> dict[str, Any]:
+    """Make the JSON Schema (draft 2020-12) of ``audit.json`` from the types that read it."""
+    head = {"$schema": _Untitled.schema_dialect, "$id": f"urn:gradscope:{AUDIT_JSON}:schema:1", "title": AUDIT_JSON}
+    return head | Audits.model_json_schema(schema_generator=_Untitled) | {"title": AUDIT_JSON}
 
 
 def balls(audits: Sequence[AuditOf]) -> str:

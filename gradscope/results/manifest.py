@@ -1,5 +1,6 @@
 """``manifest.json`` as typed entries: how a result was made. Keys that a manifest lacks are None or empty."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +11,8 @@ from gradscope.errors import GradscopeError
 from gradscope.reading import read_json
 
 MANIFEST = "manifest.json"
+#: The commands that make results or checkpoints.
+_COMMANDS = frozenset(("train", "analyze", "landscape", "spectrum", "attack", "transfer", "audit", "judge", "study"))
 
 
 class _Entry(BaseModel):
@@ -43,6 +46,11 @@ class Provenance(_Entry):
     device: str | None = None
     command: tuple[str, ...] = ()
     time: str | None = None
+
+    @property
+    def shell_command(self) -> str:
+        """The command for a shell; empty if it was no gradscope command, as in a notebook or a test."""
+        return shlex.join(self.command) if len(self.command) > 1 and self.command[1] in _COMMANDS else ""
 
 
 class FirstLook(_Entry):
@@ -83,6 +91,7 @@ class Examined(_Entry):
 
     label: str = ""
     source: str | None = None
+    weights: str | None = None
     sha256: str | None = None
     fingerprint: str | None = None
     config: dict[str, Any] | None = None

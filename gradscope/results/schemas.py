@@ -478,3 +478,6 @@ BANDS = Table(
         Column("n", "integer", "images"),
     ),
 )
+
+#: The file of the robustness card of a directory of results.
+CARD = "card.md"

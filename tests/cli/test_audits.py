@@ -114,3 +114,37 @@ def test_a_claim_is_a_share(world: Path, tmp_path: Path, run: Run) -> None:
     code, _, said = run("audit", world / "sl.pt", *QUICK, "--claim", 55, "--out", tmp_path / "a")
     assert code == 2
     assert "--claim must be a share of images above 0 and at most 1, e.g. 0.55; got 55" in said
+
+
+@pytest.mark.usefixtures("little_work")
+def test_findings_are_written_for_code_scanning_and_a_model_card(world: Path, tmp_path: Path, done: Done) -> None:
+    out, log = tmp_path / "a", tmp_path / "new" / "a.sarif"
+    given = ("audit", world / "sl.pt", *QUICK, "--out", out, "--no-figures", "--sarif", log)
+    assert done(*given).splitlines()[-2:] == [str(out), str(log)]
+    written = json.loads(log.read_text())
+    assert written["runs"][0]["properties"]["audits"][0]["checkpoint"] == "sl"
+    assert done("report", out, "--sarif", tmp_path / "b.sarif", "--card").splitlines() == [
+        str(tmp_path / "b.sarif"),
+        str(out / "card.md"),
+    ]
+    assert json.loads((tmp_path / "b.sarif").read_text()) == written
+    assert "\n## sl\n" in (out / "card.md").read_text()
+    assert not (out / "report.html").exists()
+    done(*given, "--overwrite")
+    assert not (out / "card.md").exists(), "it would show other numbers"
+
+
+def test_a_log_that_cannot_be_written_is_refused_before_anything_is_attacked(
+    world: Path, tmp_path: Path, run: Run
+) -> None:
+    for place, why in ((tmp_path, "a directory"), (world / "file" / "a.sarif", "that can be written to")):
+        code, printed, said = run("audit", world / "sl.pt", *QUICK, "--out", tmp_path / "a", "--sarif", place)
+        assert (code, printed) == (2, "")
+        assert said.startswith("gradscope: --sarif must be ")
+        assert why in said
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_schema_is_printed_without_a_model(done: Done) -> None:
+    published = Path(__file__).parents[2] / "docs" / "schemas" / "audit.schema.json"
+    assert done("audit", "--schema") == published.read_text()

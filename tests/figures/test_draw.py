@@ -115,6 +115,7 @@ def test_settings_of_every_form_are_described():
         "l2, epsilon 1, step size 0.1, 100 steps, start ball, loss cross-entropy, float32, inside [0, 1], summed loss"
     )
     assert describe_attack({"epsilon": "8/255", "step_size": None}) == "epsilon 8/255"
+    assert describe_attack({"reduction": ["mean"], "box": True}) == "inside [0, 1]"
     assert describe_attack({"restarts": 2, "norm_floor": 1e-6}) == "restarts 2, step's norm floored at 1e-06"
     assert describe_attack(None) == describe_attack({}) == describe_attack({"other": 1}) == ""
     assert describe_attack({"epsilon": np.float64(8 / 255)}) == "epsilon 0.03137"

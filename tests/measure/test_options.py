@@ -142,7 +142,7 @@ def test_a_command_has_an_option_for_each_field(command: str, kind: type[Options
     options = {one.name: one for one in parameters if one.param_type_name == "option"}
     fields = {name: field for one in (kind, *SHARED) for name, field in one.model_fields.items()}
     fields = {name: field for name, field in fields.items() if (command, name) != ("judge", "attack")}  # no option
-    gates = {"audit": {"fail_on_masking"}, "judge": {"fail_on_blind", "allow_inconclusive"}}
+    gates = {"audit": {"fail_on_masking", "sarif", "schema"}, "judge": {"fail_on_blind", "allow_inconclusive"}}
     assert set(options) - set(fields) == {"out"} | gates.get(command, set())
     for name, field in fields.items():
         assert f"--{name.replace('_', '-')}" in options[name].opts

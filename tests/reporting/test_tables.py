@@ -1,12 +1,13 @@
 """Tables for reading: what stands in their cells, and what the cells sort by."""
 
+import json
 import math
 
 import pandas as pd
 import pytest
 
 from gradscope.reporting.contents import read_contents
-from gradscope.reporting.models import models, models_table
+from gradscope.reporting.models import Ball, Rate, ReportedModel, UnderAttack, main_ball, models, models_table
 from gradscope.reporting.tables import (
     attacks_table,
     claims_table,
@@ -18,8 +19,9 @@ from gradscope.reporting.tables import (
     transfer_table,
     words,
 )
-from gradscope.results.schemas import ATTACKS, CLAIMS, SIMILARITY, TRANSFER
-from gradscope.results.tables import read_table
+from gradscope.results.schemas import ATTACKS, CLAIMS, SIMILARITY, SUMMARY, TRANSFER
+from gradscope.results.tables import read_table, write_table
+from tests.synthetic import HOSTILE
 
 
 def texts(table):
@@ -94,22 +96,56 @@ def test_a_model_is_one_row_whatever_parts_it_is_in(study):
     found = models(read_contents(study))
     assert len(found) == 2
     table = models_table(found)
-    names = [f"{heading.text} {heading.aside}".strip() for heading in table.headings]
-    assert names[6:] == [
-        "Clean accuracy",
-        "pgd l2 1",
-        "pgd-paper l2 1",
-        "all attacks linf 0.1",
-        "audit linf 0.1",
-        "SHA-256",
-    ]
+    names = [heading.text for heading in table.headings]
+    assert names == ["Model", "Mode", "Clean", "Paper's attack", "Exact PGD", "At most robust", "Audit"]
     row = dict(zip(names, texts(table)[0], strict=True))
-    assert row["Epochs"] == "5"
-    assert row["SHA-256"] == "08319e54"
-    assert row["Clean accuracy"] == "90.0 % [88.0, 92.0]"
-    assert row["pgd-paper l2 1"] == "40.0 % [38.0, 42.0]"
-    assert row["all attacks linf 0.1"] == "50.0 % [30.0, 70.0]"
-    assert row["audit linf 0.1"] == "10.0 % [5.0, 20.0]"
+    assert row["Clean"] == "90.0 % [88.0, 92.0]"
+    assert row["Paper's attack"] == "40.0 % [38.0, 42.0]"
+    assert row["Exact PGD"] == "2.0 % [0.0, 4.0]"
+    assert row["At most robust"] == "2.0 % [0.0, 4.0], n = 40, pgd"
+    assert row["Audit"] == "masking found saturation; budget quick"
+
+
+def under(attack: str, value: float, ball: Ball, *, n: int = 100, is_bound: bool = True) -> UnderAttack:
+    return UnderAttack(attack, ball, "", Rate(value, max(0, value - 0.1), value + 0.1, n), is_bound)
+
+
+def test_the_bound_is_the_lowest_that_holds_in_the_ball():
+    ball = Ball("l2", 1.0)
+    model = ReportedModel("sl", "sl", "digits", "cnn2", "0")
+    model.under = [
+        under("pgd", 0.3, ball),
+        under("square", 0.2, Ball("l2", 0.5)),
+        under("pgd", 0.0, Ball("l2", 2.0)),
+        under("pgd", 0.0, Ball("linf", 1.0)),
+        under("pgd-paper", 0.1, ball, is_bound=False),
+    ]
+    found = model.lowest(ball)
+    assert found is not None
+    assert (found.attack, found.rate.value) == ("square", 0.2), "an example of a smaller ball lies in the larger one"
+    model.curve = [under("fmn", 0.15, Ball("l2", 0.99)), under("fmn", 0.05, Ball("l2", 1.01))]
+    found = model.lowest(ball)
+    assert found is not None
+    assert (found.attack, found.rate.value) == ("fmn", 0.15)
+
+
+def test_models_that_differ_in_scale_share_their_bounds(make_study):
+    root = make_study("analysis")
+    path = root / "analysis" / "manifest.json"
+    content = json.loads(path.read_text())
+    content["checkpoints"][1]["config"] |= {"logit_factor": 10.0, "mode": "rl"}
+    path.write_text(json.dumps(content))
+    summary = root / "analysis" / SUMMARY.file
+    rows = read_table(summary, SUMMARY)
+    lower = (rows["checkpoint"] == HOSTILE[0]) & (rows["subset"] == "worst/all") & (rows["attack"] == "pgd")
+    rows.loc[lower, ["value", "ci_low"]] = 0.01
+    write_table(summary, SUMMARY, rows.to_dict("records"))
+    original, scaled = models(read_contents(root))
+    ball = main_ball([original, scaled])
+    assert ball is not None
+    found = scaled.lowest(ball)
+    assert found is not None
+    assert (found.attack, found.rate.value) == (f"pgd on {HOSTILE[0]}", 0.01)
 
 
 def test_one_label_with_two_files_is_two_models(make_study):

@@ -46,6 +46,16 @@ for (const head of document.querySelectorAll("th[aria-sort]")) {
   head.querySelector("button").addEventListener("click", () => sortTable(head));
 }
 
+/* A link to a code opens what it is folded in. */
+function unfold() {
+  const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (!target) return;
+  for (let around = target; around; around = around.parentElement) if (around.tagName === "DETAILS") around.open = true;
+  target.scrollIntoView();
+}
+addEventListener("hashchange", unfold);
+unfold();
+
 /* What is kept compressed in the page. */
 async function unpacked(id) {
   const packed = document.getElementById(id).textContent.trim();
