@@ -12,8 +12,9 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
-# The pages in Chromium, which is installed where the PATH has none; where that fails, the tests are skipped.
-test-browser: $(VENV)/installed-dev
+# The pages in Chromium, the quickstart's too. Chromium is installed where the PATH has none; where that fails, the tests
+# are skipped.
+test-browser: quickstart $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
 	-command -v chromium || command -v google-chrome || \
 		{ SUDO=$$(command -v sudo); $$SUDO apt-get update && $$SUDO apt-get install --yes chromium; }

@@ -1,4 +1,4 @@
-"""Files that anyone may have written: opened without waiting, read up to a limit, refused in one line."""
+"""Read files that anyone may have written: without blocking, up to a size limit, with one-line errors."""
 
 import errno
 import json
@@ -15,21 +15,21 @@ from typing import Any, BinaryIO, cast
 from gradscope.errors import GradscopeError, reason_of
 from gradscope.limits import most, raising
 
-#: Half of a character, which JSON may spell and UTF-8 does not have.
-_HALF = re.compile("[\ud800-\udfff]")
-#: Objects, lists and tables that may lie within each other.
+#: A lone surrogate, which JSON can spell and UTF-8 cannot hold.
+_SURROGATE = re.compile("[\ud800-\udfff]")
+#: The maximum nesting depth of objects, lists and tables.
 _DEEPEST = 100
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a regular file to read its bytes; anything else raises OSError. Opening a pipe would wait for a writer."""
+    """Open a regular file to read its bytes; raises OSError for anything else, as a pipe would block until a writer."""
     try:
         file = open(path, "rb", opener=_open)  # noqa: SIM115 (a path's own takes no opener; the caller closes)
-    except ValueError:  # a NUL in it, or half a character
-        raise OSError(errno.EINVAL, "it is no path", str(path)) from None
+    except ValueError:  # the path holds a NUL or a lone surrogate
+        raise OSError(errno.EINVAL, "it is not a valid path", str(path)) from None
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return cast(BinaryIO, file)
 
 
@@ -38,7 +38,7 @@ def _open(path: str, flags: int) -> int:
 
 
 def read_bytes(path: Path, limit: str = "TEXT_BYTES") -> bytes:
-    """Read a file of at most the ``limit`` of :mod:`gradscope.limits`; OSError where it cannot be, or is larger."""
+    """Read a file's bytes; raises OSError if that fails or the file exceeds ``limit`` of :mod:`gradscope.limits`."""
     largest = most(limit)
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -49,17 +49,17 @@ def read_bytes(path: Path, limit: str = "TEXT_BYTES") -> bytes:
 
 
 def read_text(path: Path, argument: str) -> str:
-    """Read a text in UTF-8; :class:`GradscopeError` that names ``argument`` where that fails."""
+    """Read a UTF-8 text file; raises :class:`GradscopeError` that names ``argument`` if that fails."""
     try:
         return read_bytes(path).decode("utf-8-sig")
     except OSError as error:
         raise GradscopeError(f"{argument}: {path} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
-        raise GradscopeError(f"{argument}: {path} is no text in UTF-8: {reason_of(error)}") from None
+        raise GradscopeError(f"{argument}: {path} must be UTF-8 text: {reason_of(error)}") from None
 
 
 def read_json(path: Path, argument: str = "directory") -> Any:
-    """Read JSON; :class:`GradscopeError` that names ``argument`` where it cannot be read or is none."""
+    """Read a JSON file; raises :class:`GradscopeError` that names ``argument`` if it cannot be read or parsed."""
     text = read_text(path, argument)
     try:
         return parse_json(text)
@@ -68,9 +68,13 @@ def read_json(path: Path, argument: str = "directory") -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value that ``text`` holds as JSON; ValueError where it is none, or no measurement writes it.
+    """Parse ``text`` as JSON; raises ValueError if it is not JSON or holds values that gradscope never writes.
 
-    That are keys that come twice, numbers that are not finite, half characters, and what is nested too deep.
+    Those are duplicate keys, numbers that are not finite, lone surrogates, and nesting deeper than the limit.
+
+    >>> parse_json('{"epsilon": 0.03, "epsilon": 0.3}')
+    Traceback (most recent call last):
+    ValueError: it has the key 'epsilon' twice
     """
     text = text if isinstance(text, str) else text.decode()
     try:
@@ -80,13 +84,13 @@ def parse_json(text: str | bytes) -> Any:
         require_shallow(value)
     except RecursionError:
         raise _too_deep() from None
-    if "\\ud" in text.lower() and _HALF.search(json.dumps(value, ensure_ascii=False)):
-        raise ValueError("it holds half a character, which no file can")
+    if "\\ud" in text.lower() and _SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+        raise ValueError("it holds a lone surrogate, which UTF-8 cannot encode")
     return value
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """The tables that ``text`` holds as TOML; ValueError where it is none, or its tables lie too deep."""
+    """Parse ``text`` as TOML; raises ValueError if it is not TOML or nested deeper than the limit."""
     try:
         value = tomllib.loads(text)
     except RecursionError:
@@ -96,17 +100,17 @@ def parse_toml(text: str) -> dict[str, Any]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        (again, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"it has the key {again!r:.100} twice")
-    return found
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        (duplicate, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"it has the key {duplicate!r:.100} twice")
+    return values
 
 
 def _number(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"it holds {text:.20}, which is no finite number")
+        raise ValueError(f"its numbers must be finite, got {text:.20}")
     return number
 
 
@@ -116,7 +120,7 @@ def _whole(text: str) -> int:
 
 
 def require_shallow(value: Any) -> None:
-    """Raise ValueError where objects and lists lie in each other so deep that walking through them may fail."""
+    """Raise ValueError if objects and lists are nested so deep that a recursive walk may fail."""
     level: list[Any] = [value]
     for _ in range(_DEEPEST):
         level = [inner for outer in level for inner in _within(outer)]

@@ -1,12 +1,12 @@
-"""The one door to torchvision.
+"""Import torchvision safely; gradscope uses torchvision only through this module.
 
-PyPI's torchvision wheel is compiled against CUDA. Beside a CPU-only torch its operator library does not load, and
-``import torchvision`` fails because it registers a fake kernel for ``torchvision::nms``, an operator that is not there.
-Nothing gradscope uses needs the compiled operators, so where the library does not load, declaring the two schemas
-that torchvision refers to at import is enough. Where it loads, or torchvision is imported already, nothing is touched.
+PyPI's torchvision wheel is compiled against CUDA. With a CPU-only torch its operator library does not load, and
+``import torchvision`` fails because it registers a fake kernel for ``torchvision::nms``, an operator that is missing.
+gradscope does not need the compiled operators. If the library does not load, this module declares the two schemas that
+torchvision refers to at import. If the library loads, or torchvision is already imported, it changes nothing.
 
-Use torchvision through this module (``vision.torchvision``), and import this module before whatever imports torchvision
-itself (torchattacks). The first use loads it: it loads torch's compiler, which takes as long as torch.
+Write ``vision.torchvision``, and import this module before any package that imports torchvision itself (torchattacks).
+The first use imports torchvision, which loads torch's compiler and takes as long as importing torch.
 """
 
 import importlib.util
@@ -38,7 +38,7 @@ def _compiled_operators_load() -> bool:
 
 
 if "torchvision" not in sys.modules and not _compiled_operators_load():
-    # Kept at module level: the schemas live as long as this object does. A fragment, for others may declare some too.
+    # At module level, because the schemas live as long as this object. A fragment, because others may declare some too.
     _declared = torch.library.Library("torchvision", "FRAGMENT")
     for _schema in _SCHEMAS:
         if not hasattr(torch.ops.torchvision, _schema.partition("(")[0]):

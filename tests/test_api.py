@@ -172,7 +172,7 @@ def expected(net: nn.Module, bytes_of: Tensor, y: Tensor) -> Result:
 
 def test_a_model_of_images_in_memory_asks_for_data(saved: tuple[Path, list[str]]) -> None:
     with pytest.raises(
-        gs.GradscopeError, match=r"^dataset must be given for sl, trained on your-data, which is no data"
+        gs.GradscopeError, match=r"^dataset must be given for sl, trained on your-data, which is not a known data"
     ):
         gs.trace(saved[1][0])
 
@@ -366,7 +366,7 @@ class TestResults:
         by_image = gs.spectrum(net, x, y, space="input", **SMALL["spectrum"])
         assert by_image.eigenvalues.shape == (8, 2)
         both = gs.spectrum(net, x, y, matrix=["hessian", "gauss-newton"], **SMALL["spectrum"])
-        with pytest.raises(gs.GradscopeError, match="trace must be asked of one matrix, got hessian, gauss-newton"):
+        with pytest.raises(gs.GradscopeError, match="trace must be of one matrix, got hessian, gauss-newton"):
             both.trace  # noqa: B018
 
     def test_adversarial_images_on_request(self, results: dict[str, Any], net: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -412,7 +412,7 @@ class TestResults:
         for name in "abcdefg":
             (tmp_path / "study" / name).mkdir(parents=True)
             (tmp_path / "study" / name / "manifest.json").write_text("{}")
-        with pytest.raises(gs.GradscopeError, match=r"; the results .* one by one: a, b, c, d, e and 2 more$"):
+        with pytest.raises(gs.GradscopeError, match=r"; read the results .* one by one: a, b, c, d, e and 2 more$"):
             gs.read(tmp_path / "study")
         (tmp_path / "manifest.json").write_text("[]")
         with pytest.raises(gs.GradscopeError, match=r"^directory must hold a manifest\.json of gradscope"):
@@ -625,7 +625,7 @@ MISUSE: dict[str, tuple[Callable[..., Any], str]] = {
         lambda net, x, y: gs.trace(copy.deepcopy(net).train(), x, y),
         r"^model must be in evaluation mode, got training mode; call model\.eval\(\)",
     ),
-    "images without labels": (lambda net, x, y: gs.trace(net, x), "^y must be given where x is a tensor"),
+    "images without labels": (lambda net, x, y: gs.trace(net, x), "^y must be given if x is a tensor"),
     "no images for a model in memory": (
         lambda net, x, y: gs.trace(net),
         "^x must be given where a model is in memory, or `dataset`; got None",
@@ -646,35 +646,35 @@ MISUSE: dict[str, tuple[Callable[..., Any], str]] = {
     "a file that is not there": (lambda net, x, y: gs.trace("no.pt", x, y), "^model: no.pt cannot be read: No such"),
     "the name of a network": (
         lambda net, x, y: gs.load("resnet18"),
-        "^model: resnet18 is no file of a model; a model of torchvision is torchvision:resnet18, of your own module",
+        "^model must be a file of a model, got resnet18; write torchvision:resnet18 for a model of torchvision",
     ),
-    "the name of a module": (lambda net, x, y: gs.load("this"), "^model: this is .* the code of this makes is this:F"),
+    "the name of a module": (lambda net, x, y: gs.load("this"), "^model must be .* got this; write this:F"),
     "a model that takes other images": (
         lambda net, x, y: gs.trace(net, x[:, :, :4], y),
-        r"^model does not take the data's 1 x 4 x 8 images",
+        r"^model must take the data's 1 x 4 x 8 images",
     ),
     "two models where a verdict is of one": (
         lambda net, x, y: (
             gs.audit({"a": net, "b": net}, x, y, budget="quick", samples=20, allow_inconclusive=True).verdict
         ),
-        r"^verdict must be asked of a result of one model, got a, b; see \.audits",
+        r"^verdict must be of a result of one model, got a, b; see \.audits",
     ),
     "two radii where robust accuracy is of one": (
         lambda net, x, y: gs.attack(net, x, y, attacks="pgd", steps=1, epsilons=[0.5, 1]).robust_accuracy,
-        r"^robust_accuracy must be asked of attacks at one radius that were run, got 0\.5, 1; see \.frame\(\)",
+        r"^robust_accuracy must be of attacks that ran at one radius, got 0\.5, 1; see \.frame\(\)",
     ),
     "more images than there are": (
         lambda net, x, y: gs.trace(net, x, y, samples=41),
-        "^samples must be 1 to 40, as many test images as your-data has, got 41",
+        "^samples must be from 1 to 40, the number of test images of your-data, got 41",
     ),
     "an image that is not there": (
         lambda net, x, y: gs.landscape(net, x, y, index=[40]),
-        "^index must be 0 to 39, the test images of your-data, got 40",
+        "^index must be from 0 to 39, the test images of your-data, got 40",
     ),
     "mean without std": (lambda net, x, y: gs.trace(net, x, y, mean=0.5), "^std must be given with `mean`"),
     "a mean of three for one channel": (
         lambda net, x, y: gs.trace(net, x, y, mean=[0.5] * 3, std=[0.5] * 3),
-        r"^mean must be one number, for there is one channel, got 3 numbers",
+        r"^mean must be one number, as there is one channel, got 3 numbers",
     ),
     "a data set beside images": (
         lambda net, x, y: gs.trace(net, x, y, dataset="digits"),
@@ -714,7 +714,7 @@ MISUSE: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     "a metric that was not measured": (
         lambda net, x, y: gs.trace(net, x, y, metrics="loss", steps=1).mean("margin"),
-        "^metric must be one that was measured, accuracy, loss, got 'margin'",
+        "^metric must be one of the measured accuracy, loss, got 'margin'",
     ),
     "another command's option": (
         lambda net, x, y: gs.landscape(net, x, y, samples=3),
@@ -747,11 +747,11 @@ MISUSE: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     "training on too few images": (
         lambda net, x, y: gs.train("sl", (x, y), epochs=1, train_samples=9, progress=False),
-        "^train_samples must be large enough for 2 images of a class, .* as 11 are of your-data; got 9$",
+        "^train_samples must include 2 images of some class, .*: at least 11 for your-data, got 9$",
     ),
     "a file in the place of a data set": (
         lambda net, x, y: gs.train("sl", "mine/cifar10.npz"),
-        "^dataset must be a name .*; a file is given as dataset 'npz' with `data_root` mine/cifar10.npz",
+        "^dataset must be a name .*; for this file give dataset 'npz' with `data_root` mine/cifar10.npz",
     ),
     "nothing to report": (lambda net, x, y: gs.report("nowhere"), "^directory must be a directory with results, got n"),
 }
@@ -777,7 +777,7 @@ def test_logits_without_a_gradient_are_refused(x: Tensor, y: Tensor) -> None:
         def forward(self, images: Tensor) -> Tensor:
             return images.flatten(1)[:, :10].detach()
 
-    sentence = r"^model: Cut has no gradient in the image"
+    sentence = r"^model: Cut must have a gradient in the image"
     with pytest.raises(gs.GradscopeError, match=sentence):
         gs.trace(Cut().eval(), x, y)
 

@@ -1,4 +1,4 @@
-"""Directories of results from anywhere, such as the studies of two machines, read as one study."""
+"""Read directories of results from anywhere, such as the studies of two machines, as one study."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -14,52 +14,52 @@ from gradscope.results.tables import find_table
 
 #: The kind of a whole study's manifest.
 _STUDY = "study"
-#: The version of manifests that is read. One that does not say which it is has this one.
+#: The supported version of manifests, and the version of a manifest that names none.
 _SCHEMA = 1
-#: A study, or a directory of results by itself, with its directories of results.
+#: A study, or a single directory of results, with its directories of results.
 _Source = tuple[Path, list[Path]]
 
 
 def read_directories(directories: Sequence[Path]) -> Findings:
     """Read the results in ``directories``, or at any depth below them, as one study.
 
-    Each study below them, and each directory of results that is in none, is read for itself, then all are joined by
-    :func:`joined`. A training history belongs to the results of the same one of ``directories``; those of a directory
-    without results, such as ``checkpoints/NAME``, to all. Raises :class:`GradscopeError` where a directory holds
-    neither, a file is damaged, or results are of a kind or a schema that this version does not know.
+    Each study, and each directory of results outside of a study, is read separately; :func:`joined` joins them. A
+    training history belongs to the results in the same one of ``directories``. The histories of a directory without
+    results, such as ``checkpoints/NAME``, belong to all. Raises :class:`GradscopeError` if a directory holds neither, a
+    file is damaged, or results are of a kind or schema that this version does not support.
     """
     seen: set[Path] = set()
     trees = []
     for directory in directories:
         if not directory.is_dir():
-            raise GradscopeError(f"directory must be a directory of results, got {directory}, which is no directory")
-        again = directory.resolve() in seen
+            raise GradscopeError(f"directory must be a directory of results, got {directory}")
+        repeated = directory.resolve() in seen
         sources, histories = list(_sources(directory, seen)), _folders_of_histories(directory)
-        if not (sources or histories or again):
+        if not (sources or histories or repeated):
             raise GradscopeError(
                 f"directory must hold results, itself or below, got {directory}, which has no {SAMPLES.file} and no "
                 f"{MANIFEST} of results"
             )
         trees.append((sources, histories))
-    apart = [folder for sources, histories in trees if not sources for folder in histories]
+    common = [folder for sources, histories in trees if not sources for folder in histories]
     studies = {
-        path: read_study(list(dict.fromkeys([*results, *histories, *apart])))
+        path: read_study(list(dict.fromkeys([*results, *histories, *common])))
         for sources, histories in trees
         for path, results in sources
     }
     if not any(study.measured for study in studies.values()):
         notes = "; ".join(note for study in studies.values() for note in study.notes)
         raise GradscopeError(
-            f"directory must hold values by image ({SAMPLES.file}), which claims are tested on; got "
+            f"directory must hold values of each image ({SAMPLES.file}), on which claims are tested; got "
             f"{', '.join(map(str, directories))}" + (f" ({notes})" if notes else "")
         )
     return joined(studies)
 
 
 def _sources(directory: Path, seen: set[Path]) -> Iterator[_Source]:
-    """The studies in ``directory`` and the directories of results that are in none; ``seen`` are left out.
+    """Find the studies in ``directory``, and the directories of results outside of studies; skip those in ``seen``.
 
-    Of a study those that its manifest names, in its order.
+    A study consists of the directories that its manifest names, in that order.
     """
     if directory.resolve() in seen:
         return
@@ -74,22 +74,22 @@ def _sources(directory: Path, seen: set[Path]) -> Iterator[_Source]:
         known = {folder.name: folder for folder in folders}
         named = [stage.folder for stage in read_study_manifest(manifest)[0].stages if stage.folder]
         folders = [known[name] for name in named if name in known]
-    found = [source for folder in folders for source in _sources(folder, seen)]
-    if kind == _STUDY and found:
-        yield directory, [path for _, results in found for path in results]
+    sources = [source for folder in folders for source in _sources(folder, seen)]
+    if kind == _STUDY and sources:
+        yield directory, [path for _, results in sources for path in results]
     else:
-        yield from found
+        yield from sources
 
 
 def _kind(manifest: Path) -> str:
-    """The kind of results ``manifest`` is of, empty where it does not say; it must be one that is read here."""
+    """Read the kind of results from ``manifest``, empty if it has none; raises GradscopeError for an unknown kind."""
     content = read_object(manifest)
     kind, schema = content.get("kind", ""), content.get("schema", _SCHEMA)
     if schema != _SCHEMA:
-        raise GradscopeError(f"directory: {manifest} must be of schema {_SCHEMA}, got {schema!r}: of another gradscope")
+        raise GradscopeError(f"directory: {manifest} must be of schema {_SCHEMA}, got {schema!r} of another gradscope")
     known = (*TABLES, _STUDY)
     if kind not in ("", *known):
-        raise GradscopeError(f"directory: {manifest} must be of a kind known here ({', '.join(known)}), got {kind!r}")
+        raise GradscopeError(f"directory: {manifest} must be of a kind of {', '.join(known)}, got {kind!r}")
     return str(kind)
 
 
@@ -101,66 +101,67 @@ def _folders(directory: Path) -> list[Path]:
 
 
 def _folders_of_histories(directory: Path) -> list[Path]:
-    """The directories in and below ``directory`` that hold training histories."""
+    """Find the directories in and below ``directory`` that hold training histories."""
     return sorted({path.parent for path in directory.rglob(f"{HISTORIES}*")})
 
 
 def joined(studies: Mapping[Path, Findings]) -> Findings:
-    """Join studies, by where they lie, into one.
+    """Join studies, keyed by their paths, into one.
 
-    A model is known by its fingerprint or the SHA-256 of its file. What is measured in several with equal values counts
-    once. Raises :class:`GradscopeError` where two studies hold different models of one data set, architecture, mode and
-    seed, or other values of one measurement of a model.
+    Models are identified by their fingerprint or the SHA-256 of their file. A measurement with equal values in several
+    studies counts once. Raises :class:`GradscopeError` if two studies hold different models of the same data set,
+    architecture, mode and seed, or different values of the same measurement of a model.
     """
     whole = Findings()
     owners: dict[MeasuredModel, Path] = {}
     measured: dict[tuple[object, ...], list[tuple[Path, Measured]]] = {}
     for path, study in studies.items():
-        known = {model: _known(model, path, owners) for model in study.models}
+        known = {model: _identified(model, path, owners) for model in study.models}
         owners |= {model: path for model in known.values() if model not in owners}
-        for one in study.measured:
-            source = known[one.source] if one.source else None
-            ours = replace(one, model=known[one.model], source=source)
-            way = (ours.model, source, one.kind, one.attack, one.ball, one.metric, one.point, one.settings, one.how)
+        for value in study.measured:
+            source = known[value.source] if value.source else None
+            own = replace(value, model=known[value.model], source=source)
+            way = (own.model, source, own.kind, own.attack, own.ball, own.metric, own.point, own.settings, own.how)
             elsewhere = [(where, other) for where, other in measured.get(way, []) if where != path]
-            repeated = [_is_repeated(ours, path, other, where) for where, other in elsewhere]
+            repeated = [_is_repeated(own, path, other, where) for where, other in elsewhere]
             if not any(repeated):
-                measured.setdefault(way, []).append((path, ours))
-                whole.measured.append(ours)
+                measured.setdefault(way, []).append((path, own))
+                whole.measured.append(own)
         for model, course in study.courses.items():
             kept = whole.courses.get(known[model])
             if kept is None or kept.history is None:
                 whole.courses[known[model]] = course
         for model, verdict in study.verdicts.items():
             whole.verdicts.setdefault(known[model], verdict)
-        for (one_model, other), cosine in study.similarities.items():
-            whole.similarities.setdefault((known[one_model], known[other]), cosine)
+        for (model, other), cosine in study.similarities.items():
+            whole.similarities.setdefault((known[model], known[other]), cosine)
         whole.notes += study.notes
     whole.models = list(owners)
     return whole
 
 
-def _known(model: MeasuredModel, path: Path, owners: Mapping[MeasuredModel, Path]) -> MeasuredModel:
-    """The model of an earlier study that is ``model`` of the study in ``path``, else ``model`` itself."""
-    what = (model.dataset, model.arch, model.mode, model.seed)
-    alike = [one for one in owners if owners[one] != path and (one.dataset, one.arch, one.mode, one.seed) == what]
-    same = [one for one in alike if one.is_same(model)]
-    if alike and not same and model.seed is not None:
+def _identified(model: MeasuredModel, path: Path, owners: Mapping[MeasuredModel, Path]) -> MeasuredModel:
+    """Find the same model in an earlier study than the one in ``path``; else return ``model``."""
+    key = (model.dataset, model.arch, model.mode, model.seed)
+    elsewhere = [known for known in owners if owners[known] != path]
+    rivals = [known for known in elsewhere if (known.dataset, known.arch, known.mode, known.seed) == key]
+    same = [known for known in rivals if known.is_same(model)]
+    if rivals and not same and model.seed is not None:
         raise GradscopeError(
-            f"directory: {owners[alike[0]]} and {path} hold different models of {model.dataset}, {model.arch}, mode "
-            f"{model.mode}, seed {model.seed} (SHA-256 {alike[0].file[:8]} and {model.file[:8]}); judge them apart, or "
-            "train with different seeds"
+            f"directory: {owners[rivals[0]]} and {path} hold different models of {model.dataset}, {model.arch}, mode "
+            f"{model.mode}, seed {model.seed} (SHA-256 {rivals[0].file[:8]} and {model.file[:8]}); judge them "
+            "separately, or train with different seeds"
         )
     return same[0] if same else model
 
 
-def _is_repeated(one: Measured, path: Path, other: Measured, other_path: Path) -> bool:
-    """Whether all that ``one`` measured ``other`` has, too; values of an image must be equal in both."""
-    images = shared([one, other])
-    if not one.of_images.reindex(images).equals(other.of_images.reindex(images)):
-        attack = f" under {one.attack}" if one.attack else ""
+def _is_repeated(value: Measured, path: Path, other: Measured, other_path: Path) -> bool:
+    """Whether ``other`` has all images of ``value``; raises GradscopeError if an image's values differ."""
+    images = shared([value, other])
+    if not value.of_images.reindex(images).equals(other.of_images.reindex(images)):
+        attack = f" under {value.attack}" if value.attack else ""
         raise GradscopeError(
-            f"directory: {other_path} and {path} hold the same measurement of {one.model.name} with other values "
-            f"({one.metric}{attack}, {one.point}); leave one of them out"
+            f"directory: {other_path} and {path} hold different values of one measurement of {value.model.name} "
+            f"({value.metric}{attack}, {value.point}); leave one of them out"
         )
-    return len(images) == len(one.of_images)
+    return len(images) == len(value.of_images)

@@ -1,4 +1,4 @@
-"""Effects over images and over seeds: how one model differs from another on the same images."""
+"""Effects over images and seeds: the difference of two models on the same images."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from gradscope.results.stats import (
 )
 
 Array = NDArray[np.float64]
-#: rate: shares of images. mean: means over images. median: the median over images of the difference.
+#: rate: difference of shares of images. mean: of means over images. median: median over images of the difference.
 Scale = Literal["rate", "mean", "median"]
 Pair = tuple[Values, Values]
 _GROUPS = 10
@@ -32,10 +32,10 @@ _GROUPS = 10
 
 @dataclass(frozen=True)
 class Effect:
-    """A difference as measured. ``levels``: the two it is the difference of. ``seeds``: the effect at each seed.
+    """A measured difference. ``levels``: the two values it is the difference of. ``seeds``: the effect at each seed.
 
-    ``p_value`` is None where no test belongs to it. ``undefined`` images were left out of the ``n``, which the
-    difference is undefined for. ``scale`` decides over seeds: rates end at -1 and 1, ratios are taken in logarithms.
+    ``p_value`` is None if there is no test. ``undefined`` images, on which the difference is undefined, are not counted
+    in ``n``. ``scale`` determines the interval over seeds: rates are clipped to [-1, 1], ratios use logarithms.
     """
 
     value: float
@@ -49,7 +49,7 @@ class Effect:
 
     @property
     def over_seeds(self) -> Interval:
-        """Student t interval of the mean over seeds, of ratios of the geometric mean; undefined with fewer than two."""
+        """Student t interval of the mean over seeds (geometric mean for ratios); undefined with fewer than two."""
         if len(self.seeds) < 2 or not np.isfinite(self.seeds).all():
             return UNDEFINED
         seeds = np.log(self.seeds) if self.scale == "ratio" else np.asarray(self.seeds)
@@ -62,18 +62,18 @@ class Effect:
 def matched(
     ones: Mapping[int, Sequence[Measured]], others: Mapping[int, Sequence[Measured]]
 ) -> dict[int, tuple[Measured, Measured]]:
-    """For each seed one measurement of either model, made in the same way on the same images.
+    """Match, for each seed, one measurement of each model, made in the same way on the same images.
 
-    Of several ways the one is taken that most seeds have, then the one closest to the paper's, then that of most
-    images. Empty where there is none.
+    Of several ways it takes the one that most seeds have, then the one closest to the paper's, then the one with most
+    images. Empty if there is none.
     """
     ways: dict[tuple[object, ...], dict[int, tuple[Measured, Measured]]] = {}
     for seed in sorted(ones.keys() & others.keys()):
-        for one in ones[seed]:
-            for other in others[seed]:
-                way = (one.kind, one.attack, one.ball, one.settings)
-                if way == (other.kind, other.attack, other.ball, other.settings) and len(shared([one, other])):
-                    ways.setdefault(way, {}).setdefault(seed, (one, other))
+        for first in ones[seed]:
+            for second in others[seed]:
+                way = (first.kind, first.attack, first.ball, first.settings)
+                if way == (second.kind, second.attack, second.ball, second.settings) and len(shared([first, second])):
+                    ways.setdefault(way, {}).setdefault(seed, (first, second))
 
     def rank(way: tuple[object, ...]) -> tuple[int, int, int]:
         pairs = ways[way].values()
@@ -83,36 +83,37 @@ def matched(
 
 
 def shared(measured: Sequence[Measured]) -> "pd.Index[int]":
-    """The images that all of ``measured`` are of; none where they disagree on a label: the test sets differ."""
+    """Find the images that all of ``measured`` have; none if labels differ, because the test sets then differ."""
     index = measured[0].of_images.index
-    for one in measured[1:]:
-        index = index.intersection(one.of_images.index)
+    for entry in measured[1:]:
+        index = index.intersection(entry.of_images.index)
     first = measured[0].labels.reindex(index)
-    agree = all((one.labels.reindex(index) == first).all() for one in measured[1:])
+    agree = all((entry.labels.reindex(index) == first).all() for entry in measured[1:])
     return index.sort_values() if agree else index[:0]
 
 
 def paired(pairs: Sequence[tuple[Measured, Measured]]) -> list[Pair]:
-    """The values of each seed's pair on the images that all seeds have."""
-    index = shared([one for pair in pairs for one in pair])
-    return [(one.of_images.reindex(index), other.of_images.reindex(index)) for one, other in pairs]
+    """Take the values of each seed's pair on the images that all seeds have."""
+    index = shared([first for pair in pairs for first in pair])
+    return [(first.of_images.reindex(index), second.of_images.reindex(index)) for first, second in pairs]
 
 
 def difference(pairs: Sequence[Pair], scale: Scale, bound: float = 0.0) -> Effect:
-    """The first of each pair minus the second, a pair a seed, paired by image; tested against ``bound``.
+    """Compute the first minus the second of each pair, one pair per seed, paired by image; test against ``bound``.
 
-    Rates of one seed: Tango's interval, and McNemar's exact test at 0, elsewhere Tango's. Means, and rates of several
-    seeds: Student's t of each image's mean over the seeds, so that images stay the independent units. Medians: of each
-    image's mean over the seeds, between order statistics, with the sign test. An image whose difference is undefined
-    at any seed is left out.
+    Rates of one seed: Tango's interval; McNemar's exact test if ``bound`` is 0, else Tango's. Means, and rates of
+    several seeds: Student's t on each image's mean over the seeds, so that images stay the independent units. Medians:
+    the median of each image's mean over the seeds, with an interval between order statistics and the sign test. An
+    image whose difference is undefined at any seed is left out.
     """
-    differences = np.stack([_minus(one, other) for one, other in pairs])
+    differences = np.stack([_minus(*pair) for pair in pairs])
     with np.errstate(invalid="ignore"):
         over_seeds = differences.mean(axis=0)
     defined = ~np.isnan(over_seeds) if scale == "median" else np.isfinite(over_seeds)
     kept = differences[:, defined]
     n = kept.shape[1]
-    one, other = (_level([pair[side].to_numpy(dtype=float)[defined] for pair in pairs], scale) for side in (0, 1))
+    sides = ([pair[side].to_numpy(dtype=float)[defined] for pair in pairs] for side in (0, 1))
+    first_level, second_level = (_level(values, scale) for values in sides)
     if n == 0:
         return Effect(math.nan, UNDEFINED, (), None, 0, len(defined))
     centre = np.median if scale == "median" else np.mean
@@ -132,13 +133,13 @@ def difference(pairs: Sequence[Pair], scale: Scale, bound: float = 0.0) -> Effec
         p = mean_test(mean, std, n, bound)
     undefined = int((~defined).sum())
     p_value = None if math.isnan(p) else p
-    return Effect(float(centre(image)), interval, seeds, p_value, n, undefined, (one, other), scale)
+    return Effect(float(centre(image)), interval, seeds, p_value, n, undefined, (first_level, second_level), scale)
 
 
-def _minus(one: Values, other: Values) -> Array:
-    """One minus the other; NaN where both are infinite alike."""
+def _minus(first: Values, second: Values) -> Array:
+    """Subtract ``other`` from ``one``; NaN if both are the same infinity."""
     with np.errstate(invalid="ignore"):
-        result: Array = one.to_numpy(dtype=float) - other.to_numpy(dtype=float)
+        result: Array = first.to_numpy(dtype=float) - second.to_numpy(dtype=float)
     return result
 
 
@@ -150,18 +151,18 @@ def _level(values: Sequence[Array], scale: Scale) -> float:
 
 
 def between_groups(seeds: Sequence[tuple[Array, Array]]) -> Effect:
-    """Share of images with ``holds`` among those in a group, minus that among the others.
+    """Compute the share of images with ``holds`` among the members of a group, minus the share among the others.
 
-    ``seeds`` has a pair ``(holds, member)`` of 0/1 arrays for each, alike in their images; NaN in ``member`` is in
-    neither group. There is no test beside the interval. One seed: Newcombe's interval; several, whose images are the
-    same: the shares pooled, a delete-a-group jackknife over ten groups of images.
+    ``seeds`` has one pair ``(holds, member)`` of 0/1 arrays per seed, over the same images; an image with NaN in
+    ``member`` is in neither group. There is an interval but no test. One seed: Newcombe's interval. Several seeds: the
+    pooled shares, with a delete-a-group jackknife over ten groups of images.
     """
-    holds = np.stack([one for one, _ in seeds])
-    member = np.stack([two for _, two in seeds])
+    holds = np.stack([held for held, _ in seeds])
+    member = np.stack([group for _, group in seeds])
     n = int((~np.isnan(member)).any(axis=0).sum())
     shares = _group_shares(holds, member)
     value = shares[0] - shares[1]
-    each = tuple(_apart(_group_shares(holds[[at]], member[[at]])) for at in range(len(seeds)))
+    of_seed = tuple(_minus_others(_group_shares(holds[[at]], member[[at]])) for at in range(len(seeds)))
     if math.isnan(value):
         return Effect(math.nan, UNDEFINED, (), None, n, levels=shares)
     if len(seeds) == 1:
@@ -170,12 +171,12 @@ def between_groups(seeds: Sequence[tuple[Array, Array]]) -> Effect:
     else:
         images = np.arange(holds.shape[1])
         left_out = [
-            _apart(_group_shares(holds[:, images % _GROUPS != group], member[:, images % _GROUPS != group]))
+            _minus_others(_group_shares(holds[:, images % _GROUPS != group], member[:, images % _GROUPS != group]))
             for group in range(_GROUPS)
         ]
         interval = UNDEFINED if np.isnan(left_out).any() else jackknife_interval(value, left_out).within(-1, 1)
-    seeds_apart = tuple(one for one in each if not math.isnan(one))
-    return Effect(value, interval, seeds_apart, None, n, levels=shares, scale="rate")
+    defined = tuple(effect for effect in of_seed if not math.isnan(effect))
+    return Effect(value, interval, defined, None, n, levels=shares, scale="rate")
 
 
 def _group_shares(holds: Array, member: Array) -> tuple[float, float]:
@@ -184,5 +185,5 @@ def _group_shares(holds: Array, member: Array) -> tuple[float, float]:
     return inside, outside
 
 
-def _apart(shares: tuple[float, float]) -> float:
+def _minus_others(shares: tuple[float, float]) -> float:
     return shares[0] - shares[1]

@@ -1,4 +1,4 @@
-"""C3 to C6: gradients at the image and along the attack, entropy, and the landscape around an image."""
+"""C3 to C6: gradients at the image and along the attack, entropy, and the loss landscape around an image."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,17 +17,17 @@ _NORM_UNIT = METRICS["norm"].unit
 
 
 def logarithm(pick: Pick) -> Pick:
-    """The natural logarithm of what ``pick`` finds; of 0 it is -inf."""
+    """Wrap ``pick`` to take the natural logarithm of its values; the logarithm of 0 is -inf."""
 
     def logged(model: MeasuredModel) -> Sequence[Measured]:
         with np.errstate(divide="ignore", invalid="ignore"):
-            return [replace(one, of_images=one.of_images.map(np.log)) for one in pick(model)]
+            return [replace(entry, of_images=entry.of_images.map(np.log)) for entry in pick(model)]
 
     return logged
 
 
 def c3(group: Group) -> Iterator[Finding]:
-    """The median of log(norm RL / norm SL), which heavy tails and norms of 0 do not move; and the mean, the paper's."""
+    """Compare gradient norms: the median log(norm RL / norm SL), robust to outliers and zeros; and the paper's mean."""
     norm = group.at_image("norm")
     statistic = "L2 norm of the gradient at the clean image, median of log(rl / sl)"
     asked = Question("C3", statistic, BELOW, scale="median", unit="in natural logarithms")
@@ -45,7 +45,7 @@ def c3(group: Group) -> Iterator[Finding]:
 
 
 def c4(group: Group) -> Iterator[Finding]:
-    """Cosine and sign consistency of consecutive gradients, each image's mean over the path; what would turn them."""
+    """Compare cosine and sign consistency of consecutive gradients, each image's mean over the path; and curvature."""
     words = {"cosine": "cosine of consecutive gradients", "sign": "share of coordinates that keep their sign"}
     for metric, of in words.items():
         for attack in _PATHS:
@@ -60,17 +60,17 @@ def c4(group: Group) -> Iterator[Finding]:
 
 
 def _curvature(group: Group) -> Pick:
-    """The largest Hessian eigenvalue of each clean image's loss: a direction turns where the loss is bent."""
+    """Pick the largest Hessian eigenvalue of each clean image's loss; high curvature turns the gradient's direction."""
 
     def pick(model: MeasuredModel) -> list[Measured]:
         wanted = ("spectrum", "hessian-eigenvalue", "clean")
-        return [one for one in group.of(model) if (one.kind, one.metric, one.point) == wanted]
+        return [entry for entry in group.of(model) if (entry.kind, entry.metric, entry.point) == wanted]
 
     return pick
 
 
 def c5(group: Group) -> Iterator[Finding]:
-    """Entropy of the softmax at the clean image and at the attack's last iterate."""
+    """Compare the entropy of the softmax at the clean image and at the attack's last iterate."""
     unit = METRICS["entropy"].unit
     pick = group.at_image("entropy")
     asked = Question("C5", "entropy at the clean image, rl - sl", EITHER, "mean", unit)
@@ -82,16 +82,16 @@ def c5(group: Group) -> Iterator[Finding]:
 
 
 def c6(group: Group) -> Iterator[Finding]:
-    """Roughness, sharpness and radius around images, of the two models' own planes; the curvature at the images."""
+    """Compare roughness, sharpness and radius on each model's own planes around images; and curvature at the images."""
     for metric in ("roughness", "sharpness", "radius-adversarial"):
 
         def pick(model: MeasuredModel, metric: str = metric) -> list[Measured]:
-            return [one for one in group.of(model) if (one.kind, one.metric) == ("landscape", metric)]
+            return [entry for entry in group.of(model) if (entry.kind, entry.metric) == ("landscape", metric)]
 
         known = LANDSCAPE_METRICS[metric]
         statistic = f"{metric}, rl - sl: {known.meaning}"
         asked = Question("C6", statistic, EITHER, "mean", known.unit, paper="pictures only")
-        lacking = "no landscapes around the same images; `gradscope landscape CKPT... --right --images 100 --points 11`"
+        lacking = "no landscapes of the same images; `gradscope landscape CKPT... --right --images 100 --points 11`"
         yield group.compare(asked, _MODES, (pick, pick), lacking)
 
     unit = SPECTRUM_METRICS["eigenvalue"].unit

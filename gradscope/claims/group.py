@@ -1,4 +1,4 @@
-"""The models of one data set and architecture, what was measured of them, and how two modes are compared."""
+"""The models of one data set and architecture, their measured values, and the comparison of two modes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ Pick = Callable[[MeasuredModel], Sequence[Measured]]
 
 @dataclass(frozen=True)
 class Question:
-    """What a test asks: which claim, what is measured in words, what is predicted, and how the answer is scaled."""
+    """The question of a test: its claim, the statistic in words, the predicted direction, and the effect's scale."""
 
     claim: str
     statistic: str
@@ -38,128 +38,129 @@ class Group:
 
     @cached_property
     def models(self) -> dict[str, dict[int, MeasuredModel]]:
-        """Mode to seed to model; of several alike the first."""
-        found: dict[str, dict[int, MeasuredModel]] = {}
-        for model in self._mine:
+        """The models by mode and seed; the first of several with the same mode and seed."""
+        models: dict[str, dict[int, MeasuredModel]] = {}
+        for model in self._members:
             if model.seed is not None:
-                found.setdefault(model.mode, {}).setdefault(model.seed, model)
-        return found
+                models.setdefault(model.mode, {}).setdefault(model.seed, model)
+        return models
 
     @cached_property
     def ball(self) -> Ball:
-        """The threat model that attacks are compared in: the paper's where it was measured, else the commonest."""
-        balls = [one.ball for one in self._attacked]
+        """The threat model in which attacks are compared: the paper's if measured, else the most frequent one."""
+        balls = [entry.ball for entry in self._attacked]
         if not balls or PAPER_BALL in balls:
             return PAPER_BALL
         return max(sorted(set(balls)), key=balls.count)
 
     @property
-    def _mine(self) -> list[MeasuredModel]:
-        return [one for one in self.study.models if (one.dataset, one.arch) == (self.dataset, self.arch)]
+    def _members(self) -> list[MeasuredModel]:
+        return [model for model in self.study.models if (model.dataset, model.arch) == (self.dataset, self.arch)]
 
     @cached_property
     def _attacked(self) -> list[Measured]:
-        mine = set(self._mine)
-        attacks = [one for one in self.study.measured if one.metric == "accuracy" and one.point != "clean"]
-        return [one for one in attacks if one.model in mine]
+        members = set(self._members)
+        attacks = [entry for entry in self.study.measured if entry.metric == "accuracy" and entry.point != "clean"]
+        return [entry for entry in attacks if entry.model in members]
 
     @cached_property
     def _by_model(self) -> dict[MeasuredModel, list[Measured]]:
-        found: dict[MeasuredModel, list[Measured]] = {}
-        for one in self.study.measured:
-            found.setdefault(one.model, []).append(one)
-        return found
+        by_model: dict[MeasuredModel, list[Measured]] = {}
+        for measured in self.study.measured:
+            by_model.setdefault(measured.model, []).append(measured)
+        return by_model
 
     def of(self, model: MeasuredModel) -> list[Measured]:
-        """Everything that was measured of a model."""
+        """Return everything that was measured of a model."""
         return self._by_model.get(model, [])
 
     def courses(self, mode: str) -> dict[int, Course]:
-        """How each seed of a mode was trained, where that is known."""
+        """Return the training of each seed of a mode, if known."""
         known = self.study.courses
         return {seed: known[model] for seed, model in self.models.get(mode, {}).items() if model in known}
 
-    # What is picked of a model
+    # Picks: selections of a model's measured values
 
     def at_image(self, metric: str) -> Pick:
-        """``metric`` at the clean image: no attack has a part in it, so whichever it was measured beside.
+        """Pick ``metric`` at the clean image, from rows of any attack, because the value does not depend on the attack.
 
-        But for the gradient's norm: that is of the attack's own loss, so only where it is cross-entropy in float32.
+        The gradient's norm is an exception: it is that of the attack's own loss, so only attacks with cross-entropy in
+        float32 count.
         """
 
         def pick(model: MeasuredModel) -> list[Measured]:
-            found = [one for one in self.of(model) if (one.metric, one.point) == (metric, "clean")]
+            measured = [entry for entry in self.of(model) if (entry.metric, entry.point) == (metric, "clean")]
             if metric == "norm":
-                found = [one for one in found if one.attack in ("pgd", "pgd-paper")]
-            found = sorted(found, key=lambda one: -len(one.of_images))
-            return [replace(one, attack=CLEAN, ball=Ball("", 0.0), settings="") for one in found]
+                measured = [entry for entry in measured if entry.attack in ("pgd", "pgd-paper")]
+            measured = sorted(measured, key=lambda entry: -len(entry.of_images))
+            return [replace(entry, attack=CLEAN, ball=Ball("", 0.0), settings="") for entry in measured]
 
         return pick
 
     def along(self, attack: str, metric: str, point: str) -> Pick:
-        """``metric`` of an analysis at ``point`` of the attack's path."""
+        """Pick ``metric`` of an analysis at ``point`` of the attack's path."""
 
         def pick(model: MeasuredModel) -> list[Measured]:
             return [
-                one
-                for one in self.of(model)
-                if one.kind == "analysis"
-                and (one.attack, one.ball, one.metric, one.point) == (attack, self.ball, metric, point)
+                entry
+                for entry in self.of(model)
+                if entry.kind == "analysis"
+                and (entry.attack, entry.ball, entry.metric, entry.point) == (attack, self.ball, metric, point)
             ]
 
         return pick
 
     def under(self, attack: str) -> Pick:
-        """Whether each image is right under an attack on the model itself: of an analysis the last iterate."""
+        """Pick whether each image is right under an attack on the model itself; of an analysis, at the last iterate."""
 
         def pick(model: MeasuredModel) -> list[Measured]:
-            return [one for one in self.white_box(model) if one.attack == attack and one.whole]
+            return [entry for entry in self.white_box(model) if entry.attack == attack and entry.whole]
 
         return pick
 
     def white_box(self, model: MeasuredModel) -> list[Measured]:
-        """Every attack on the model itself in the group's ball, those of analyses first.
+        """Find every attack on the model itself in the group's ball, those of analyses first.
 
-        Also a transfer has some: its examples, tried on their own source.
+        They include transferred examples that were evaluated on their own source.
         """
-        found = [
-            one
-            for one in self.of(model)
-            if (one.kind in ("analysis", "battery") or one.source == model)
-            and (one.metric, one.point, one.ball) == ("accuracy", "final", self.ball)
+        attacks = [
+            entry
+            for entry in self.of(model)
+            if (entry.kind in ("analysis", "battery") or entry.source == model)
+            and (entry.metric, entry.point, entry.ball) == ("accuracy", "final", self.ball)
         ]
-        return sorted(found, key=lambda one: KINDS.index(one.kind))
+        return sorted(attacks, key=lambda entry: KINDS.index(entry.kind))
 
     def along_paper(self, model: MeasuredModel) -> list[Measured]:
-        """The paper's attack on a model, as an analysis or a transfer ran it: they know its floor."""
-        return [one for one in self.of(model) if one.attack == "pgd-paper" and one.floor > 0]
+        """Find the paper's attack on a model by an analysis or a transfer, which record its floor."""
+        return [entry for entry in self.of(model) if entry.attack == "pgd-paper" and entry.floor > 0]
 
     def examples_of(self, attack: str, source: Mapping[int, MeasuredModel]) -> Pick:
-        """Whether a model is right on the examples that ``attack`` made on ``source``, by the model's own seed."""
+        """Pick whether a model is right on the examples of ``attack`` on ``source``, the one with the model's seed."""
 
         def pick(model: MeasuredModel) -> list[Measured]:
             made_on = source.get(-1 if model.seed is None else model.seed)
             return [
-                one
-                for one in self.of(model)
-                if one.kind == "transfer"
-                and (one.attack, one.ball, one.point) == (attack, self.ball, "final")
-                and one.source == made_on
+                entry
+                for entry in self.of(model)
+                if entry.kind == "transfer"
+                and (entry.attack, entry.ball, entry.point) == (attack, self.ball, "final")
+                and entry.source == made_on
                 and made_on is not None
             ]
 
         return pick
 
     def zeros(self, pick: Pick, modes: Iterable[str]) -> list[str]:
-        """On how many images a value is exactly 0, where it is on any."""
+        """Say on how many images a value is exactly 0; empty if on none."""
         counts = {
-            mode: sum(int((found[0].of_images == 0).sum()) for found in self.picked(mode, pick).values() if found)
+            mode: sum(int((picked[0].of_images == 0).sum()) for picked in self.picked(mode, pick).values() if picked)
             for mode in modes
         }
         said = " and ".join(f"{count} images of {mode}" for mode, count in counts.items() if count)
         return [f"exactly 0 on {said}"] if said else []
 
-    # How two are compared
+    # Comparisons of two modes
 
     def compare(
         self,
@@ -169,8 +170,10 @@ class Group:
         lacking: str,
         names: Sequence[str] = (),
     ) -> Finding:
-        """The first mode's value minus the second's, paired by image and seed; ``lacking`` says what to measure."""
-        one, other = modes
+        """Test the first mode's value minus the second's, paired by image and seed.
+
+        If values are missing, the finding is untested, with the reason ``lacking``.
+        """
         absent = self.absent(*modes)
         if absent:
             return self.untested(question, absent)
@@ -178,10 +181,10 @@ class Group:
         values = paired(list(pairs.values())) if pairs else []
         if not values or values[0][0].empty:
             return self.untested(question, lacking)
-        return self.tested(question, values, names or (one, other), modes, how(pairs.values()))
+        return self.tested(question, values, names or modes, modes, how(pairs.values()))
 
     def picked(self, mode: str, pick: Pick) -> dict[int, Sequence[Measured]]:
-        """What ``pick`` finds of each seed of a mode."""
+        """Apply ``pick`` to each seed of a mode."""
         return {seed: pick(model) for seed, model in self.models.get(mode, {}).items()}
 
     def tested(
@@ -192,7 +195,7 @@ class Group:
         modes: Iterable[str],
         remarks: Iterable[str] = (),
     ) -> Finding:
-        """The test of ``question`` on the ``values`` of each seed."""
+        """Test ``question`` on the ``values`` of each seed."""
         effect = difference(values, question.scale, question.direction.bound)
         return self.judged(
             question, effect, levels(effect, names, question.unit if question.points else ""), modes, remarks
@@ -201,92 +204,99 @@ class Group:
     def judged(
         self, question: Question, effect: Effect, said: str, modes: Iterable[str], remarks: Iterable[str] = ()
     ) -> Finding:
-        """The test of ``question`` whose effect is known."""
-        said_beside = (*remarks, *self.remarks(modes))
-        return replace(self.untested(question, ""), effect=effect, said=said, remarks=said_beside)
+        """Make the finding for ``question`` from a known effect."""
+        all_remarks = (*remarks, *self.remarks(modes))
+        return replace(self.untested(question, ""), effect=effect, said=said, remarks=all_remarks)
 
     def untested(self, question: Question, lacking: str) -> Finding:
-        """A test that was not made; why, and what else was left out of the study."""
+        """Make the finding for a test that could not be made: the reason, and the notes of the study."""
         asked = (question.claim, question.statistic, question.direction, question.unit, question.points)
         remarks = tuple(self.study.notes) if lacking else ()
         return Finding(*asked, lacking=lacking, paper=question.paper, remarks=remarks)
 
     def absent(self, *modes: str) -> str:
-        """Why two modes cannot be compared at all; empty where they can."""
+        """Say why two modes cannot be compared; empty if they can."""
         without = [mode for mode in dict.fromkeys(modes) if mode not in self.models]
         if without:
             trained = " and ".join(f"`gradscope train --mode {mode}`" for mode in without)
-            return f"no {' and no '.join(without)} checkpoint in the study; train one with {trained}"
+            return f"the study has no {' and no '.join(without)} checkpoint; train one with {trained}"
         if not set.intersection(*(set(self.models[mode]) for mode in modes)):
             return f"{' and '.join(modes)} have no training seed in common; train both with the same --seed"
         return ""
 
     def remarks(self, modes: Iterable[str]) -> list[str]:
-        """Which checkpoints were passed over because another has their mode and seed."""
-        said = []
+        """Say which checkpoints were ignored because another has the same mode and seed."""
+        remarks = []
         for mode in dict.fromkeys(modes):
             kept = set(self.models.get(mode, {}).values())
-            passed = [one.name for one in self._mine if one.mode == mode and one not in kept and one.seed is not None]
-            if passed:
-                taken = ", ".join(one.name for one in kept)
-                said.append(f"of several {mode} checkpoints {taken} was taken, not {', '.join(passed)}")
-        return said
+            seeded = [model for model in self._members if model.mode == mode and model.seed is not None]
+            ignored = [model.name for model in seeded if model not in kept]
+            if ignored:
+                used = ", ".join(model.name for model in kept)
+                remarks.append(f"of several {mode} checkpoints {used} was used, not {', '.join(ignored)}")
+        return remarks
 
     def everything(self, *models: MeasuredModel, widest: bool = False) -> tuple[list[Measured], list[str]]:
-        """For each of ``models`` whether an image stands clean and under every attack measured on all of them alike.
+        """Find, for each of ``models``, whether an image is right clean and under every attack measured on all models.
 
-        The attacks stay in the box and in the group's ball: those of analyses at the last iterate and at the worst, of
-        batteries (also those in a cascade), and examples made on other models. The images are those that every one of
-        them was tried on; with ``widest``, or where there are none, the largest set that one attack was tried on, and
-        the attacks those that were tried on all of it. The second list names the attacks.
+        The attacks respect the box and the group's ball: those of analyses at the last and at the worst iterate, those
+        of batteries (also in a cascade), and examples made on other models. The images are those on which every attack
+        was tried. With ``widest``, or if there are none, they are the largest set of a single attack, and only attacks
+        tried on all of it count. The second list names the attacks.
         """
         tried = [self._tried(model) for model in models]
-        alike = [key for key in tried[0] if all(key in one for one in tried)]
-        images = {key: shared([one[key] for one in tried]) for key in alike}
-        attacks = [images[key] for key in alike if key[1] != CLEAN]
-        largest = max((images[key] for key in alike if key[0] != "examples" and key[1] != CLEAN), key=len, default=())
+        on_all = [key for key in tried[0] if all(key in attacks for attacks in tried)]
+        images = {key: shared([attacks[key] for attacks in tried]) for key in on_all}
+        attacks = [images[key] for key in on_all if key[1] != CLEAN]
+        largest = max((images[key] for key in on_all if key[0] != "examples" and key[1] != CLEAN), key=len, default=())
         common = reduce(pd.Index.intersection, attacks) if attacks else pd.Index([])
         base = largest if widest or not len(common) or not len(largest) else common.sort_values()
-        alike = [key for key in alike if len(base) and images[key].isin(base).sum() == len(base)]
-        names = list(dict.fromkeys(key[1] for key in alike if key[1] != CLEAN))
-        standing = []
-        for one in tried if names else []:
-            together = pd.concat([one[key].of_images.reindex(base) for key in alike], axis=1)
-            stands = (together.fillna(1.0) == 1).all(axis=1).astype(float)
+        on_all = [key for key in on_all if len(base) and images[key].isin(base).sum() == len(base)]
+        names = list(dict.fromkeys(key[1] for key in on_all if key[1] != CLEAN))
+        results = []
+        for measured in tried if names else []:
+            together = pd.concat([measured[key].of_images.reindex(base) for key in on_all], axis=1)
+            right = (together.fillna(1.0) == 1).all(axis=1).astype(float)
             known = replace(
-                one[alike[0]], kind="battery", attack="everything", point="final", settings="; ".join(names), steps=None
+                measured[on_all[0]],
+                kind="battery",
+                attack="everything",
+                point="final",
+                settings="; ".join(names),
+                steps=None,
             )
-            standing.append(replace(known, ball=self.ball, of_images=stands))
-        return standing, names
+            results.append(replace(known, ball=self.ball, of_images=right))
+        return results, names
 
     def _tried(self, model: MeasuredModel) -> dict[tuple[str, str, str], Measured]:
-        """By kind, attack and settings what was tried on a model; CLEAN is the clean images."""
-        found: dict[tuple[str, str, str], Measured] = {}
+        """Collect the attacks tried on a model by kind, attack and settings; CLEAN is the clean images."""
+        tried: dict[tuple[str, str, str], Measured] = {}
         transfers: dict[str, list[Measured]] = {}
-        for one in self.of(model):
-            if one.metric != "accuracy" or not one.boxed:
+        for entry in self.of(model):
+            if entry.metric != "accuracy" or not entry.boxed:
                 continue
-            if one.point == "clean":
-                found.setdefault((one.kind, CLEAN, ""), one)
-            elif one.ball != self.ball:
+            if entry.point == "clean":
+                tried.setdefault((entry.kind, CLEAN, ""), entry)
+            elif entry.ball != self.ball:
                 continue
-            elif one.kind == "transfer" and one.source != model:
-                transfers.setdefault(one.settings, []).append(one)
+            elif entry.kind == "transfer" and entry.source != model:
+                transfers.setdefault(entry.settings, []).append(entry)
             else:
-                found.setdefault((one.kind, one.attack, one.settings + one.point), one)
-        for settings, made in transfers.items():
-            images = shared(made)
-            right = pd.concat([one.of_images.reindex(images) for one in made], axis=1).min(axis=1)
-            name = f"examples of {len(made)} other models"
-            found["examples", name, settings] = replace(made[0], of_images=right, labels=made[0].labels.reindex(images))
-        return found
+                tried.setdefault((entry.kind, entry.attack, entry.settings + entry.point), entry)
+        for settings, examples in transfers.items():
+            images = shared(examples)
+            right = pd.concat([entry.of_images.reindex(images) for entry in examples], axis=1).min(axis=1)
+            labels = examples[0].labels.reindex(images)
+            name = f"examples of {len(examples)} other models"
+            tried["examples", name, settings] = replace(examples[0], of_images=right, labels=labels)
+        return tried
 
 
 def unequal_steps(pairs: Iterable[tuple[Measured, Measured]]) -> str:
-    """Say why two attacks that walk differently are not compared; empty where their steps are equal or not known."""
-    for one, other in pairs:
-        if one.steps and other.steps and not one.steps.equal(other.steps):
-            unequal = f"{one.attack} takes {one.steps}, {other.attack} {other.steps}"
+    """Say why two attacks with different steps are not compared; empty if their steps are equal or unknown."""
+    for first, second in pairs:
+        if first.steps and second.steps and not first.steps.equal(second.steps):
+            unequal = f"{first.attack} takes {first.steps}, {second.attack} {second.steps}"
             return (
                 f"{unequal}; give both relative_step_size = 0.1 and the same steps, so that only the arithmetic differs"
             )
@@ -294,6 +304,6 @@ def unequal_steps(pairs: Iterable[tuple[Measured, Measured]]) -> str:
 
 
 def how(pairs: Iterable[Sequence[Measured]]) -> list[str]:
-    """How the compared values came about, where an attack made them."""
-    ways = dict.fromkeys(one.how for pair in pairs for one in pair if one.attack != CLEAN and one.how)
+    """Say how the compared values were measured, if by an attack."""
+    ways = dict.fromkeys(entry.how for pair in pairs for entry in pair if entry.attack != CLEAN and entry.how)
     return [f"of {' and '.join(ways)}"] if ways else []

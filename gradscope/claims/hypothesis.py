@@ -1,4 +1,4 @@
-"""H1 to H6: the hypothesis that inflated margins and the attack's arithmetic, not robustness, make the headline."""
+"""H1 to H6: the hypothesis that inflated margins and the attack's arithmetic explain the headline, not robustness."""
 
 import math
 import operator
@@ -14,9 +14,9 @@ from gradscope.claims.measured import Measured, MeasuredModel
 from gradscope.claims.robustness import named
 from gradscope.claims.verdicts import ABOVE, BELOW, Finding, levels
 
-#: Logit margin past which p_y is 1 in float32: log(2^24), half the distance to the next number below 1.
+#: The logit margin above which p_y rounds to 1 in float32: log(2^24), as 1 + 2^-24 rounds to 1.
 SATURATED = 24 * math.log(2)
-#: The floor that the paper's attack puts under the norm of its gradient.
+#: The lower bound that the paper's attack applies to the norm of its gradient.
 FLOOR = 1e-6
 _MODES = ("rl", "sl")
 _WITHOUT = ("pgd", "pgd-log-odds", "pgd-margin", "pgd-float64")
@@ -26,19 +26,20 @@ Below = Callable[[pd.Series], pd.Series]
 
 
 def shares(pick: Pick, holds: Below) -> Pick:
-    """Whether ``holds`` is true of each value that ``pick`` finds; undefined where the value is."""
+    """Wrap ``pick`` to say whether ``holds`` is true of each value; undefined if the value is."""
 
     def marked(model: MeasuredModel) -> list[Measured]:
-        found = pick(model)
+        measured = pick(model)
         return [
-            replace(one, of_images=holds(one.of_images).astype(float).where(one.of_images.notna())) for one in found
+            replace(entry, of_images=holds(entry.of_images).astype(float).where(entry.of_images.notna()))
+            for entry in measured
         ]
 
     return marked
 
 
 def h1(group: Group) -> Iterator[Finding]:
-    """RL against SL: share of saturated images, and the margin itself."""
+    """Compare RL with SL: the share of saturated images, and the margin itself."""
     margin = group.at_image("margin")
     lacking = f"margin was not measured on the same images of both; {_ANALYZE}"
     asked = Question("H1", f"share of images with a clean logit margin above {SATURATED:.1f}, rl - sl", ABOVE)
@@ -47,19 +48,19 @@ def h1(group: Group) -> Iterator[Finding]:
     asked = Question("H1", "logit margin at the clean image, absolute value, rl - sl", ABOVE, "mean", "logits")
 
     def size(model: MeasuredModel) -> list[Measured]:
-        return [replace(one, of_images=one.of_images.abs()) for one in margin(model)]
+        return [replace(entry, of_images=entry.of_images.abs()) for entry in margin(model)]
 
     yield group.compare(asked, _MODES, (size, size), lacking, ("mean rl", "sl"))
 
 
 def h2(group: Group) -> Iterator[Finding]:
-    """RL against SL: share of images whose gradient is below the floor itself, and below what the batch makes of it."""
+    """Compare RL with SL: the share of images with a gradient below the floor, and below the floor times the batch."""
     norm = group.at_image("norm")
     lacking = f"norm was not measured on the same images of both; {_ANALYZE}"
     floors = {FLOOR: "the floor of the paper's attack"}
     batch = shrinking(group)
     if batch > FLOOR:
-        floors[batch] = f"that floor times the batch of {batch / FLOOR:.0f}, whose mean loss it attacks"
+        floors[batch] = f"that floor times the batch of {batch / FLOOR:.0f}, as it attacks the batch's mean loss"
     for floor, words in floors.items():
         statistic = f"share of images with a gradient norm below {floor:.3g} at the clean image ({words}), rl - sl"
         below = shares(norm, partial(operator.gt, floor))
@@ -67,13 +68,13 @@ def h2(group: Group) -> Iterator[Finding]:
 
 
 def shrinking(group: Group) -> float:
-    """Gradient norm below which pgd-paper's steps shrink: its floor times its batch; the bare floor if not known."""
-    attacks = [one for model in group.models.get("rl", {}).values() for one in group.along_paper(model)]
-    return max((one.floor for one in attacks), default=FLOOR) or FLOOR
+    """Return the gradient norm below which pgd-paper's steps shrink: its floor times its batch, or the bare floor."""
+    attacks = [entry for model in group.models.get("rl", {}).values() for entry in group.along_paper(model)]
+    return max((entry.floor for entry in attacks), default=FLOOR) or FLOOR
 
 
 def h3(group: Group) -> Iterator[Finding]:
-    """Of RL's images that are right when clean: survivors of the paper's attack against the fallen."""
+    """Compare RL's images, right when clean, that survive the paper's attack with those that fall."""
     floor = shrinking(group)
     conditions: dict[str, tuple[str, Below, str]] = {
         "norm": ("norm", lambda values: values < floor, f"a clean gradient norm below {floor:.3g}"),
@@ -90,7 +91,7 @@ def h3(group: Group) -> Iterator[Finding]:
         effect = between_groups(seeds)
         if math.isnan(effect.value):
             yield group.untested(
-                asked, "none of rl's images survived pgd-paper, or none fell: there is nothing to compare"
+                asked, "none of rl's images survived pgd-paper, or all did, so there is nothing to compare"
             )
             continue
         survivors = int(sum((member == 1).sum() for _, member in seeds))
@@ -99,28 +100,28 @@ def h3(group: Group) -> Iterator[Finding]:
 
 
 def _survivors(group: Group, holds: Pick) -> list[tuple[Array, Array]]:
-    """For each RL seed whether ``holds``, and who survived: 1 or 0, NaN where wrong when clean; on shared images."""
-    found: list[tuple[Measured, Measured, Measured]] = []
+    """Collect, for each RL seed, ``holds`` and survival of the shared images: 1 or 0, NaN if wrong when clean."""
+    measured: list[tuple[Measured, Measured, Measured]] = []
     for model in group.models["rl"].values():
         parts = [group.under("pgd-paper")(model), group.at_image("accuracy")(model), holds(model)]
         if all(parts):
             survived, clean, held = (part[0] for part in parts)
-            found.append((survived, clean, held))
-    if not found:
+            measured.append((survived, clean, held))
+    if not measured:
         return []
-    images = shared([one for part in found for one in part])
-    undefined = pd.concat([held.of_images.reindex(images) for _, _, held in found], axis=1).isna().any(axis=1)
+    images = shared([entry for part in measured for entry in part])
+    undefined = pd.concat([held.of_images.reindex(images) for _, _, held in measured], axis=1).isna().any(axis=1)
     images = images[~undefined.to_numpy()]
-    made = []
-    for survived, clean, held in found:
+    arrays = []
+    for survived, clean, held in measured:
         right = clean.of_images.reindex(images) == 1
         member = survived.of_images.reindex(images).where(right)
-        made.append((held.of_images.reindex(images).to_numpy(dtype=float), member.to_numpy(dtype=float)))
-    return made if len(images) else []
+        arrays.append((held.of_images.reindex(images).to_numpy(dtype=float), member.to_numpy(dtype=float)))
+    return arrays if len(images) else []
 
 
 def h4(group: Group) -> Iterator[Finding]:
-    """What stands of RL under the paper's attack, minus what stands under each that lacks its arithmetic."""
+    """Compare RL's accuracy under the paper's attack with that under attacks without its arithmetic."""
     absent = group.absent("rl")
     paper = group.picked("rl", group.under("pgd-paper"))
     for attack in _WITHOUT:
@@ -133,7 +134,7 @@ def h4(group: Group) -> Iterator[Finding]:
     standing: dict[int, Sequence[Measured]] = {}
     for seed, model in group.models.get("rl", {}).items():
         standing[seed] = group.everything(model)[0]
-    lacking = absent or f"no attack that stays in the box was run on rl; {_AUDIT}"
+    lacking = absent or f"no attack that respects the box was run on rl; {_AUDIT}"
     yield _less(group, asked, paper, standing, lacking, "everything")
 
 
@@ -145,10 +146,10 @@ def _less(
     lacking: str,
     attack: str,
 ) -> Finding:
-    """The paper's attack against another on the same model; however each was run."""
+    """Compare the paper's attack with another on the same model, of whatever kind of run."""
     pairs = []
     for seed in sorted(paper.keys() & other.keys()):
-        both = [(one, another) for one in paper[seed] for another in other[seed] if len(shared([one, another]))]
+        both = [(first, second) for first in paper[seed] for second in other[seed] if len(shared([first, second]))]
         if both:
             pairs.append(min(both, key=_comparable))
     values = paired(pairs) if pairs else []
@@ -160,13 +161,13 @@ def _less(
 
 
 def _comparable(pair: tuple[Measured, Measured]) -> tuple[bool, bool, bool]:
-    """Order pairs by how well they compare: of equal steps first, then of one kind, then of an analysis."""
-    one, other = pair
-    return bool(unequal_steps([pair])), one.kind != other.kind, one.kind != "analysis"
+    """Order pairs by how well they compare: equal steps first, then the same kind, then an analysis."""
+    first, second = pair
+    return bool(unequal_steps([pair])), first.kind != second.kind, first.kind != "analysis"
 
 
 def h5(group: Group) -> Iterator[Finding]:
-    """How much of RL - SL under the paper's attack is missing from RL - SL under exact PGD, image by image."""
+    """Compare RL - SL under the paper's attack with RL - SL under exact PGD, image by image."""
     statistic = f"accuracy, (rl - sl under pgd-paper) - (rl - sl under exact PGD) ({group.ball})"
     asked = Question("H5", statistic, ABOVE, "mean", "-")
     absent = group.absent(*_MODES)
@@ -182,12 +183,12 @@ def h5(group: Group) -> Iterator[Finding]:
     if unequal := unequal_steps(alike):
         yield group.untested(asked, unequal)
         return
-    images = shared([one for pairs in picked.values() for seed in seeds for one in pairs[seed]])
+    images = shared([entry for pairs in picked.values() for seed in seeds for entry in pairs[seed]])
     values = []
     for seed in seeds:
         advantage = [
-            one.of_images.reindex(images) - other.of_images.reindex(images)
-            for one, other in (picked["pgd-paper"][seed], picked["pgd"][seed])
+            entry.of_images.reindex(images) - other.of_images.reindex(images)
+            for entry, other in (picked["pgd-paper"][seed], picked["pgd"][seed])
         ]
         values.append((advantage[0], advantage[1]))
     if not len(images):
@@ -197,7 +198,7 @@ def h5(group: Group) -> Iterator[Finding]:
 
 
 def h6(group: Group) -> Iterator[Finding]:
-    """Copies with larger logits against SL itself, with smaller ones against RL itself, under the paper's attack."""
+    """Compare SL with copies of larger logits, and RL with copies of smaller ones, under the paper's attack."""
     copies = {mode: list(group.courses(mode).values()) for mode in group.models}
     found = False
     for mode, courses in copies.items():
@@ -216,7 +217,7 @@ def h6(group: Group) -> Iterator[Finding]:
     if not found:
         asked = Question("H6", f"accuracy under pgd-paper, sl with its logits multiplied - sl ({group.ball})", ABOVE)
         lacking = (
-            "no copy of sl with larger logits, or of rl with smaller ones, was measured; a recipe's `scale` makes them "
-            'and a measurement with models = ["*"] takes them in'
+            "no copy of sl with larger logits, or of rl with smaller ones, was measured; `scale` in a recipe makes "
+            'them and a measurement with models = ["*"] includes them'
         )
         yield group.untested(asked, group.absent("sl") or lacking)

@@ -1,4 +1,4 @@
-"""What a study measured: values by image, whose they are, and how each model was trained."""
+"""The measurements of a study: values of each image, their models, and the training of each model."""
 
 import math
 from dataclasses import dataclass, field
@@ -8,14 +8,14 @@ import pandas as pd
 
 Values = pd.Series  # by index of the image in the test set
 
-#: The attack that clean images are filed under.
+#: The name of the attack in rows of clean images.
 CLEAN = "none"
-#: What measured an image, the closest to the paper's own measurement first.
+#: The kinds of measurements of an image, the closest to the paper's own first.
 KINDS = ("analysis", "battery", "transfer", "landscape", "spectrum")
 
 
 class Ball(NamedTuple):
-    """What an attack may do to an image; pixel units."""
+    """The norm ball that an attack may search around an image; pixel units."""
 
     norm: str
     epsilon: float
@@ -25,7 +25,7 @@ class Ball(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """How an attack walks: how long each step is, in pixel units, and how many there are."""
+    """The step size of an attack, in pixel units, and its number of steps."""
 
     size: float
     number: int
@@ -34,13 +34,13 @@ class Steps(NamedTuple):
         return f"{self.number} steps of {self.size:.4g}"
 
     def equal(self, other: "Steps") -> bool:
-        """Whether both are the same, to the rounding of a product."""
+        """Whether both are equal, up to the rounding of a product."""
         return self.number == other.number and math.isclose(self.size, other.size, rel_tol=1e-6)
 
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """A checkpoint: what it was trained as, its name in the results, its file's SHA-256, its fingerprint if known."""
+    """A checkpoint: its training, its name in the results, its file's SHA-256, and its fingerprint if known."""
 
     dataset: str
     arch: str
@@ -51,20 +51,20 @@ class MeasuredModel:
     fingerprint: str = ""
 
     def is_same(self, other: "MeasuredModel") -> bool:
-        """Whether both are one model: the same file, or trained again to the same weights."""
-        ours, theirs = ((one.dataset, one.arch, one.mode, one.seed) for one in (self, other))
-        alike = self.file == other.file or (self.fingerprint != "" and self.fingerprint == other.fingerprint)
-        return ours == theirs and alike
+        """Whether both are the same model: the same file, or trained again to the same weights."""
+        own, others = ((model.dataset, model.arch, model.mode, model.seed) for model in (self, other))
+        same = self.file == other.file or (self.fingerprint != "" and self.fingerprint == other.fingerprint)
+        return own == others and same
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
     """One metric of one model on many images, at one point of one attack.
 
-    ``settings``: two models' values are compared only where these are equal. ``whole``: every image that is right when
-    clean was attacked; elsewhere the values of the others are NaN. ``source``: the model the attack was made on.
-    ``floor``: below which gradient norm the attack's steps shrink. ``steps``: those of an attack that is PGD, None
-    where they are not known. ``how`` it was measured, in words.
+    ``settings``: two models' values are compared only if these are equal. ``whole``: whether every image that is right
+    when clean was attacked; otherwise images that were not have NaN. ``source``: the model on which the examples were
+    made. ``floor``: the gradient norm below which the attack's steps shrink. ``steps``: those of PGD, None if unknown.
+    ``how``: how it was measured, in words.
     """
 
     model: MeasuredModel
@@ -86,11 +86,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Course:
-    """How a model was trained: epochs, those with an adversary, the machine, the share of images that was trained on.
+    """The training of a model: epochs, epochs with an adversary, machine, and the share of images trained on.
 
-    ``history`` has a row an epoch. ``ended``: when the training had, in seconds since 1970, NaN where unknown. A copy
-    whose logits were multiplied has a ``logit_factor``, and in ``mode`` that of its original. ``jobs``: how many stages
-    of its study ran side by side.
+    ``history`` has one row per epoch. ``ended`` is the time of its end, in seconds since 1970, NaN if unknown. A copy
+    with multiplied logits has a ``logit_factor``, and its ``mode`` is that of the original. ``jobs`` is the number of
+    stages that its study ran at a time.
     """
 
     epochs: int
@@ -105,13 +105,13 @@ class Course:
 
     @property
     def seconds(self) -> float:
-        """What all epochs took; NaN where there is no history."""
+        """Seconds of all epochs; NaN without a history."""
         return math.nan if self.history is None else float(self.history["seconds"].sum())
 
     def overlaps(self, other: "Course") -> bool:
-        """Whether both were trained on one machine at one time, by more than a tenth of the shorter one's seconds.
+        """Whether both trainings overlapped on one machine by more than a tenth of the shorter one's seconds.
 
-        Two seconds more are allowed, for ends are known to the second; what is not known does not overlap.
+        Two more seconds are tolerated, because ends are known to the second. If a time is unknown, they do not overlap.
         """
         if self.machine != other.machine or math.isnan(self.seconds + other.seconds + self.ended + other.ended):
             return False
@@ -121,9 +121,9 @@ class Course:
 
 @dataclass
 class Findings:
-    """Everything that was found. ``notes``: what was left out of it, and why.
+    """Everything read from a study. ``notes``: what was left out, and why.
 
-    ``similarities``: mean cosine of the input gradients of two models, by both.
+    ``similarities``: the mean cosine of the input gradients of two models, keyed by the pair.
     """
 
     models: list[MeasuredModel] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Reading a study: from the directories of results to values by image."""
+"""Read a study: from directories of results to values of each image."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from gradscope.results.manifest import first_mistake
 from gradscope.results.schemas import ATTACK_SAMPLES, AUDIT_JSON, HISTORY, SAMPLES, SIMILARITY, TRANSFER_SAMPLES, Table
 from gradscope.results.tables import find_table, find_tables, read_table, tell_changes
 
-#: Kind of results in a manifest to what claims take from it: the name of the kind here, and its table.
+#: For each kind of results in a manifest that claims use: the name of the kind here, and its table.
 TABLES = {
     "analysis": ("analysis", SAMPLES),
     "landscape": ("landscape", SAMPLES),
@@ -29,7 +29,7 @@ TABLES = {
     "transfer": ("transfer", TRANSFER_SAMPLES),
 }
 HISTORIES = "*.history.csv"
-#: The settings that tell what an attack of `analyze` and `transfer` is, as exact PGD has them.
+#: The settings that identify an attack of `analyze` and `transfer`, with their values for exact PGD.
 _EXACT = {
     "loss": "cross-entropy",
     "box": True,
@@ -42,7 +42,7 @@ _EXACT = {
 
 
 class _Entry(BaseModel):
-    """A part of a manifest; keys that it does not know are left alone."""
+    """A part of a manifest. Unknown keys are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -92,10 +92,10 @@ class _Manifest(_Entry):
 
 
 def read_study(directories: Sequence[Path]) -> Findings:
-    """What the ``directories`` of results hold of each image, and the training histories among them.
+    """Read the values of each image from the ``directories`` of results, and the training histories among them.
 
-    A directory without manifest, or without the images' rows where its stage writes them, is left out and noted; a
-    damaged file raises :class:`GradscopeError`.
+    A directory without manifest, or without the table of its images, is left out, with a note. Raises
+    :class:`GradscopeError` for a damaged file.
     """
     study = Findings()
     histories = Histories(directories)
@@ -103,12 +103,12 @@ def read_study(directories: Sequence[Path]) -> Findings:
         if (directory / "manifest.json").exists():
             _Reader(study, directory, histories).read()
         elif not find_tables(directory, HISTORIES):
-            study.notes.append(f"{directory.name} has no manifest.json and was left out")
+            study.notes.append(f"{directory.name} was left out, as it has no manifest.json")
     return study
 
 
 class Histories:
-    """The training histories in ``directories``. A damaged one raises :class:`GradscopeError`, also if unused."""
+    """The training histories in ``directories``. Raises :class:`GradscopeError` for a damaged one, even if unused."""
 
     def __init__(self, directories: Sequence[Path]) -> None:
         self._found: dict[str, dict[Path, pd.DataFrame]] = {}
@@ -118,32 +118,33 @@ class Histories:
                 self._found.setdefault(name, {})[path] = read_table(path, HISTORY)
 
     def of(self, label: str, source: str | None) -> pd.DataFrame | None:
-        """The history of the checkpoint ``source`` that results call ``label``; None where there is none.
+        """Find the history of the checkpoint ``source`` that the results call ``label``; None if there is none.
 
-        Training writes it beside the checkpoint. So of several of that name it is the one whose folders are called
-        like those of the checkpoint, the last folder first. Raises :class:`GradscopeError` where that leaves several
-        that differ.
+        Training writes it beside the checkpoint. So of several histories of that name it is the one whose folders match
+        those of the checkpoint best, compared from the last folder. Raises :class:`GradscopeError` if several match
+        equally and differ.
         """
         folders = Path(source).absolute().parent.parts[::-1] if source else ()
-        found = self._found.get(label, {})
-        alike = {path: _in_common(path.absolute().parent.parts[::-1], folders) for path in found}
-        best = [path for path in found if alike[path] == max(alike.values())]
+        histories = self._found.get(label, {})
+        matches = {path: _in_common(path.absolute().parent.parts[::-1], folders) for path in histories}
+        best = [path for path in histories if matches[path] == max(matches.values())]
         for path in best[1:]:
-            if not found[path].equals(found[best[0]]):
+            if not histories[path].equals(histories[best[0]]):
                 raise GradscopeError(
-                    f"directory: {best[0]} and {path} are different histories of the name {label}, and which of them "
-                    "belongs to the results cannot be told; leave one of them out"
+                    f"directory: {best[0]} and {path} are different histories of the name {label}, and either may "
+                    "belong to the results; leave one of them out"
                 )
-        return found[best[0]] if best else None
+        return histories[best[0]] if best else None
 
 
-def _in_common(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many entries two sequences have in common before the first that differs."""
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+def _in_common(first: Sequence[str], second: Sequence[str]) -> int:
+    """Count the equal entries of two sequences before the first difference."""
+    shorter = min(len(first), len(second))
+    return next((at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), shorter)
 
 
 class _Reader:
-    """One directory of results, on its way into a study."""
+    """Reads one directory of results into a study."""
 
     def __init__(self, study: Findings, directory: Path, histories: Histories) -> None:
         self.study, self.directory, self.histories = study, directory, histories
@@ -160,14 +161,14 @@ class _Reader:
         self.models: dict[str, MeasuredModel] = {}
 
     def read(self) -> None:
-        """Add what the directory holds to the study."""
+        """Add the directory's values to the study."""
         settings = self.manifest.landscape | self.manifest.spectrum
         if self.manifest.kind not in TABLES or settings.get("space", "input") != "input" or settings.get("versus"):
-            return  # weights, and planes of two attacks, are of another kind than what claims compare
+            return  # no claim compares weight space or planes of two attacks
         kind, table = TABLES[self.manifest.kind]
         path = find_table(self.directory / table.file)
         if path is None:
-            self.study.notes.append(f"{self.directory.name} has no {table.file} and was left out")
+            self.study.notes.append(f"{self.directory.name} was left out, as it has no {table.file}")
             return
         rows = self._rows(path, table)
         makers = {"battery": self._battery, "transfer": self._transfer}
@@ -189,25 +190,27 @@ class _Reader:
 
     def _rows(self, path: Path, table: Table) -> pd.DataFrame:
         rows = read_table(path, table)
-        same = ("unit", "value", "label", "first", "mode", "dataset", "arch", "seed")  # of one model, or image
-        keys = [name for name in table.names if name not in same]
-        again = rows.duplicated(keys)
-        if again.any():
-            first = rows[again].iloc[0]
+        dependent = ("unit", "value", "label", "first", "mode", "dataset", "arch", "seed")  # fixed by the other columns
+        keys = [name for name in table.names if name not in dependent]
+        repeated = rows.duplicated(keys)
+        if repeated.any():
+            first = rows[repeated].iloc[0]
             where = f"{first['checkpoint']}, {first['metric']}, image {first['index']}"
-            raise GradscopeError(f"directory: {path} holds the same value twice: {where}")
+            raise GradscopeError(f"directory: {path} must hold each value once, got two rows of {where}")
         wrong = rows[(rows["metric"] == "accuracy") & ~(rows["value"].isin([0, 1]) | rows["value"].isna())]
         if not wrong.empty:
-            raise GradscopeError(f"directory: {path}: accuracy of an image is 0 or 1, got {wrong.iloc[0]['value']}")
+            raise GradscopeError(
+                f"directory: {path}: accuracy of an image must be 0 or 1, got {wrong.iloc[0]['value']}"
+            )
         return rows
 
     def _model(self, label: str, rows: pd.DataFrame) -> None:
         first = rows.iloc[0]
         entry = self.entries.get(label, _Checkpoint(label=label))
         seed = None if pd.isna(first["seed"]) else int(first["seed"])
-        whose = (str(first["dataset"]), str(first["arch"]), str(first["mode"]), seed)
-        model = MeasuredModel(*whose, label, entry.sha256 or label, entry.fingerprint or "")
-        known = [one for one in self.study.models if one.is_same(model)]
+        identity = (str(first["dataset"]), str(first["arch"]), str(first["mode"]), seed)
+        model = MeasuredModel(*identity, label, entry.sha256 or label, entry.fingerprint or "")
+        known = [other for other in self.study.models if other.is_same(model)]
         self.models[label] = known[0] if known else model
         if not known:
             self.study.models.append(model)
@@ -249,7 +252,7 @@ class _Reader:
         *,
         known: bool = False,
     ) -> Measured:
-        """Values under an attack whose settings the manifest has; ``known``: they are of the clean images."""
+        """Make the values under an attack whose settings the manifest has; ``known``: they are of the clean images."""
         settings = self.manifest.attacks.get(attack, {})
         batch = self.manifest.batch_sizes.get(attack, self.manifest.batch_size)
         mean = settings.get("reduction") == "mean"
@@ -279,7 +282,7 @@ class _Reader:
         )
 
     def _battery(self, rows: pd.DataFrame, kind: str) -> Iterator[Measured]:
-        """Whether each image is right under each attack; those wrong when clean are not."""
+        """Yield whether each image is right under each attack; images that are wrong when clean count as wrong."""
         settings = json.dumps({"battery": self.manifest.budget}, sort_keys=True, default=str)
         rows = rows[rows["metric"] == "accuracy"]
         for (checkpoint, norm, epsilon), of_model in rows.groupby(["checkpoint", "norm", "epsilon"], sort=False):
@@ -289,7 +292,7 @@ class _Reader:
                 values, _ = _by_image(cell)
                 under[str(attack)] = values.reindex(clean.index).where(clean == 1, 0.0)
             if not pd.concat(under, axis=1).fillna(1.0).all(axis=1).any():
-                # Nothing stood: in a cascade the attacks that follow have no rows, and would have changed nothing.
+                # No image survived: in a cascade the remaining attacks did not run, and would change nothing.
                 nothing = under[CLEAN].where(under[CLEAN] == 0)
                 under = dict.fromkeys(self.manifest.attacks, nothing) | under
             for attack, values in under.items():
@@ -314,7 +317,7 @@ def _course(entry: _Checkpoint, history: pd.DataFrame | None) -> Course:
     trained = entry.trained
     epochs = sum(phase.epochs for phase in phases)
     if history is not None and len(history) != epochs:
-        history = None  # another run's, or of one that was interrupted
+        history = None  # of another run, or of an interrupted one
     return Course(
         epochs,
         sum(phase.epochs for phase in phases if phase.adversary is not None),
@@ -329,14 +332,14 @@ def _course(entry: _Checkpoint, history: pd.DataFrame | None) -> Course:
 
 
 def _steps(attack: str, ball: Ball, budget: Mapping[str, Any]) -> Steps | None:
-    """The steps of an attack of an evaluation, by the one rule; None where it is not PGD or its budget is not known."""
+    """Resolve the steps of an attack of an evaluation; None if it is not PGD or its budget is unknown."""
     if attack not in PGD_ATTACKS or "steps" not in budget:
         return None
     given = {key: budget.get(key) for key in ("steps", "step_size", "relative_step_size")}
     if attack == "pgd-paper" and "relative_step_size" not in budget:
-        del given["step_size"]  # before there was the rule, the budget's step size was not the paper's attack's
+        del given["step_size"]  # older versions did not apply the budget's step size to the paper's attack
     settings = attack_settings(
-        attack, {**ball._asdict(), **{key: one for key, one in given.items() if one is not None}}
+        attack, {**ball._asdict(), **{key: value for key, value in given.items() if value is not None}}
     )
     return Steps(settings.step_size, settings.steps)
 
@@ -346,18 +349,19 @@ def _how(kind: str, settings: Mapping[str, Any]) -> str:
 
 
 def _by_image(cell: pd.DataFrame) -> tuple[Values, Values]:
-    """Values and labels of one group of rows, by image."""
+    """Index the values and labels of one group of rows by image."""
     index = pd.Index(cell["index"].to_numpy(), name="index")
     values = pd.Series(cell["value"].to_numpy(dtype=float), index)
     return values, pd.Series(cell["label"].to_numpy(), index)
 
 
 def _named(attack: str, settings: Mapping[str, Any]) -> str:
-    """The battery's name of a PGD with these ``settings``; one that is none of them keeps ``attack`` and a mark."""
+    """Name the PGD with these ``settings`` as a battery does; other settings give ``attack`` with "(changed)"."""
     if not settings:
         return attack
-    found = {key: settings.get(key, usual) for key, usual in _EXACT.items()}
+    identifying = {key: settings.get(key, usual) for key, usual in _EXACT.items()}
     for name in (attack, *PGD_ATTACKS):
-        if name in PGD_ATTACKS and found == {key: PGD_ATTACKS[name].get(key, usual) for key, usual in _EXACT.items()}:
+        known = {key: PGD_ATTACKS.get(name, {}).get(key, usual) for key, usual in _EXACT.items()}
+        if name in PGD_ATTACKS and identifying == known:
             return name
     return f"{attack} (changed)"

@@ -1,4 +1,4 @@
-"""``claims.csv``: every claim of the paper as tests on what a study measured, whatever data it ran on."""
+"""Write ``claims.csv``: every claim of the paper as tests on a study's measurements, on any data set."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,19 +33,19 @@ TESTS: tuple[Callable[[Group], Iterator[Finding]], ...] = (
 
 
 def write_claims(directories: Sequence[Path], out: Path) -> Path:
-    """Judge the claims on the ``directories`` of results of a study and write the table CLAIMS to ``out``.
+    """Test the claims on the ``directories`` of results of a study and write the table CLAIMS to ``out``.
 
-    A directory may also hold training histories alone (``NAME.history.csv``), which tell the cost. ``out`` is the CSV
-    file, or a directory that gets ``claims.csv``; its path is returned. Missing files, models and metrics leave
-    claims untested, and the row says what to measure; a damaged file raises :class:`GradscopeError`.
+    A directory may also hold only training histories (``NAME.history.csv``), which give the cost. ``out`` is the CSV
+    file, or a directory for ``claims.csv``; its path is returned. If files, models or metrics are missing, a claim is
+    not tested and its row says what to measure. Raises :class:`GradscopeError` for a damaged file.
     """
     return _write(read_study(directories), out)
 
 
 def judge(directories: Sequence[Path], out: Path) -> Path:
-    """Judge the claims on results made anywhere: studies, directories of results, or what holds some below.
+    """Test the claims on results from anywhere: studies, directories of results, or folders that contain some.
 
-    The results are joined by :func:`read_directories`, which says what it refuses; ``out`` as in :func:`write_claims`.
+    :func:`read_directories` joins the results and raises its errors; ``out`` is as in :func:`write_claims`.
     """
     return _write(read_directories(directories), out)
 
@@ -57,7 +57,7 @@ def _write(study: Findings, out: Path) -> Path:
 
 
 def claim_rows(directories: Sequence[Path]) -> list[dict[str, Any]]:
-    """Rows of the table CLAIMS, for each data set and architecture in order of appearance all claims."""
+    """Make the rows of the table CLAIMS: all claims for each data set and architecture, in order of appearance."""
     return _rows(read_study(directories))
 
 

@@ -1,4 +1,4 @@
-"""From an effect and what a claim predicts of it to a row of the table CLAIMS: the verdict, and why."""
+"""Turn an effect and a claim's prediction into a row of the table CLAIMS: the verdict and its reason."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,8 +9,8 @@ from gradscope.claims.effects import Effect
 from gradscope.results.stats import CONFIDENCE, UNDEFINED, Interval, holm
 
 ALPHA = 1 - CONFIDENCE
-#: From so many seeds on the interval over seeds has to bear the claim out, too. With two, Student's t takes 12.7
-#: standard errors, which says nothing; with fewer the row says that it is about these models alone.
+#: From this number of seeds on, the interval over seeds must support the claim, too. With two seeds, Student's t
+#: interval takes 12.7 standard errors and decides nothing; with fewer, the row says "holds for these models only".
 ENOUGH_SEEDS = 3
 SUPPORTED, NOT_SUPPORTED, NOT_TESTED = "supported", "not supported", "not tested"
 
@@ -28,14 +28,14 @@ STATEMENTS = {
     "H1": "reinforcement inflates logit margins until float32 rounds p_y to 1 (16.6 nats)",
     "H2": "its input gradients are then so small that the floor of the paper's attack shortens the steps",
     "H3": "the images that survive the paper's attack are those with inflated margins and tiny gradients",
-    "H4": "an attack without that rounding and that floor takes what survived the paper's",
-    "H5": "what the paper's attack shows of reinforcement's advantage is gone under the exact one",
-    "H6": "a change of scale of the logits that alters no decision reproduces the headline figure",
+    "H4": "an attack without that rounding and that floor breaks the images that survived the paper's attack",
+    "H5": "reinforcement's advantage under the paper's attack disappears under the exact attack",
+    "H6": "rescaling the logits, which changes no prediction, reproduces the headline figure",
 }
 
 
 class Direction(NamedTuple):
-    """What a claim predicts of a value."""
+    """A claim's prediction about a value."""
 
     side: Literal["above", "below", "not"]
     bound: float = 0.0
@@ -44,12 +44,12 @@ class Direction(NamedTuple):
         return f"{self.side} {self.bound:g}"
 
     def bears_out(self, interval: Interval) -> bool:
-        """Whether the whole interval is where the claim has it; not where an end is undefined."""
+        """Whether the whole interval lies on the predicted side; False if an end is undefined."""
         above, below = interval.low > self.bound, interval.high < self.bound
         return above if self.side == "above" else below if self.side == "below" else above or below
 
     def opposed_by(self, interval: Interval) -> bool:
-        """Whether the whole interval is on the other side."""
+        """Whether the whole interval lies on the other side."""
         above, below = interval.low > self.bound, interval.high < self.bound
         return (below and self.side == "above") or (above and self.side == "below")
 
@@ -59,11 +59,10 @@ ABOVE, BELOW, EITHER = Direction("above"), Direction("below"), Direction("not")
 
 @dataclass(frozen=True)
 class Finding:
-    """One test of a claim. Without an ``effect`` it was not made, and ``lacking`` says why and what to do.
+    """One test of a claim. Without an ``effect`` it was not made, and ``lacking`` gives the reason and what to do.
 
-    ``points``: values of unit "-" are said in points of a hundred. ``said``: the two levels in words. ``exact``: a
-    count, so that no interval is needed. ``paper``: its figure.
-    ``remarks`` are added to why.
+    ``points``: values of unit "-" are shown in percentage points. ``said``: the two levels in words. ``exact``: the
+    value is a count, so that no interval is needed. ``paper``: the paper's number. ``remarks`` are added to the reason.
     """
 
     claim: str
@@ -80,22 +79,22 @@ class Finding:
 
 
 def rows(tests: Iterable[Finding], dataset: str, arch: str) -> list[dict[str, Any]]:
-    """Rows of the table CLAIMS for the tests of one data set and architecture, p-values adjusted over them (Holm)."""
+    """Make the rows of CLAIMS for one data set and architecture, with p-values adjusted over its tests (Holm)."""
     tests = [_complete(test) for test in tests]
-    made = [at for at, test in enumerate(tests) if test.effect is not None and test.effect.p_value is not None]
-    raw = [effect.p_value for effect in (tests[at].effect for at in made) if effect and effect.p_value is not None]
-    adjusted = dict(zip(made, holm(raw), strict=True))
+    with_p = [at for at, test in enumerate(tests) if test.effect is not None and test.effect.p_value is not None]
+    raw = [effect.p_value for effect in (tests[at].effect for at in with_p) if effect and effect.p_value is not None]
+    adjusted = dict(zip(with_p, holm(raw), strict=True))
     return [_row(test, dataset, arch, adjusted.get(at)) for at, test in enumerate(tests)]
 
 
 def _complete(test: Finding) -> Finding:
-    """A test whose value or interval the data do not define was not made."""
+    """Mark a test as not made if the data do not define its value or interval."""
     effect = test.effect
     if effect is None or (not math.isnan(effect.value) and (test.exact or not math.isnan(effect.interval.low))):
         return test
-    left_out = f", for {effect.undefined} more it is undefined" if effect.undefined else ""
+    left_out = f", and it is undefined on {effect.undefined} more" if effect.undefined else ""
     images = "image" if effect.n == 1 else "images"
-    return replace(test, effect=None, lacking=f"{effect.n} {images} left no interval{left_out}; measure more")
+    return replace(test, effect=None, lacking=f"no interval from {effect.n} {images}{left_out}; measure more")
 
 
 def _row(test: Finding, dataset: str, arch: str, p: float | None) -> dict[str, Any]:
@@ -135,7 +134,7 @@ def _verdict(test: Finding, effect: Effect, p: float | None) -> tuple[str, str]:
     interval = (Interval(min(effect.seeds), max(effect.seeds)) if effect.seeds else UNDEFINED) if test.exact else None
     interval = interval or effect.interval
     if direction.opposed_by(interval):
-        return NOT_SUPPORTED, f"it is on the other side of {bound}"
+        return NOT_SUPPORTED, f"the effect is on the other side of {bound}"
     if not direction.bears_out(interval):
         return NOT_SUPPORTED, f"the interval reaches {bound}" if not test.exact else f"not {direction} at every seed"
     if p is not None and p > ALPHA:
@@ -146,7 +145,7 @@ def _verdict(test: Finding, effect: Effect, p: float | None) -> tuple[str, str]:
 
 
 def _why(test: Finding, effect: Effect, reason: str) -> str:
-    """The numbers first, then what decided, then what to be wary of."""
+    """Write the reason: first the numbers, then the deciding fact, then the cautions."""
     unit = test.unit if test.points or test.unit != "-" else ""
     numbers = shown(effect.value, unit, signed=test.direction.bound == 0 or effect.value < 0)
     if not test.exact:
@@ -154,20 +153,20 @@ def _why(test: Finding, effect: Effect, reason: str) -> str:
         numbers += f" [{low}, {high}] over {effect.n} images"
     parts = [f"{test.said}: {numbers}" if test.said else numbers]
     if effect.undefined:
-        parts.append(f"{effect.undefined} images, for which it is undefined, are left out")
+        parts.append(f"{effect.undefined} images on which it is undefined are left out")
     if reason:
         parts.append(reason)
     if len(effect.seeds) < ENOUGH_SEEDS:
-        parts.append(
-            "one seed: of these models alone" if len(effect.seeds) == 1 else "two seeds: of these models alone"
-        )
-    if test.paper:
-        parts.append(f"the paper: {test.paper}")
+        parts.append(f"{'one seed' if len(effect.seeds) == 1 else 'two seeds'}: holds for these models only")
     return "; ".join([*parts, *test.remarks])
 
 
 def shown(value: float, unit: str, *, signed: bool = True, with_unit: bool = True) -> str:
-    """A number for people; of unit "-" it is a share, shown in points of a hundred, of unit "" a bare number."""
+    """Format a number for people: unit "-" is a share, shown in percentage points; unit "" is a bare number.
+
+    >>> shown(0.134, "-"), shown(1.25, "nats", signed=False)
+    ('+13.4 points', '1.25 nats')
+    """
     sign = "+" if signed else ""
     if unit == "-":
         return f"{100 * value:{sign}.1f}" + (" points" if with_unit else "")
@@ -176,7 +175,7 @@ def shown(value: float, unit: str, *, signed: bool = True, with_unit: bool = Tru
 
 
 def levels(effect: Effect | None, names: Sequence[str], unit: str) -> str:
-    """The two levels an effect is the difference of: ``rl 13.4 %, sl 0.0 %``."""
+    """Format the two levels of which an effect is the difference: ``rl 13.4 %, sl 0.0 %``."""
     if effect is None or effect.levels is None:
         return ""
     texts = [f"{100 * value:.1f} %" if unit == "-" else f"{value:.3g}" for value in effect.levels]

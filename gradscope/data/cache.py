@@ -1,8 +1,9 @@
-"""Image folders decoded once: the pixels of a train/test tree, kept as memory maps.
+"""Decode image folders once and keep the pixels of a train/test tree as memory maps.
 
-An entry is a folder of ``train.bin``, if there are training images, and ``test.bin``, the pixels (N, C, H, W) as uint8,
-and ``format.json``, their shapes and fingerprints. Labels and class names follow from the listing of the tree, which is
-read each time: its names, sizes and times are part of the entry's name, so a changed tree is decoded anew.
+A cache entry is a folder with ``train.bin`` (if there are training images) and ``test.bin``, the pixels (N, C, H, W) as
+uint8, and ``format.json``, their shapes and fingerprints. Labels and class names come from the listing of the tree,
+which is read each time. The entry's name contains a hash of the listing (names, sizes, times), so that a changed tree
+is decoded again.
 """
 
 import hashlib
@@ -35,21 +36,21 @@ from gradscope.reading import parse_json, read_bytes, read_text
 T = TypeVar("T")
 
 _FORMAT_VERSION = 1
-#: Files a thread takes at once (small ones take less time than handing them over), and how many such runs are handed
-#: out before the results are written: bounds what waits in memory.
+#: Files per task of a thread (decoding a small file takes less time than scheduling it), and tasks scheduled before
+#: their results are written, which bounds the memory.
 _RUN, _RUNS_AT_A_TIME = 32, 16
-#: Entries up to this size are compared with their fingerprint when opened (under a second); larger ones by length only.
+#: Entries up to this size are verified by fingerprint when opened (under a second), larger ones by length only.
 _VERIFIED_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
 class Tree:
-    """An ImageFolder tree, ``train`` and ``test`` being folders with a folder for each class; ``train`` may be None.
+    """An ImageFolder tree: ``train`` and ``test`` are folders with one folder per class; ``train`` may be None.
 
-    ``classes`` picks and orders the classes; None takes every folder of ``train`` (or else of ``test``), sorted.
-    ``image_size`` is the side in pixels to bring the images to; None takes them as they are. Without ``resize`` images
-    of another size are refused. ``annotations`` is a table of the test images (a line: file name, tab, class) where
-    these lie in no class folders; images of classes that ``train`` lacks are left out.
+    ``classes`` selects and orders the classes; None takes every folder of ``train`` (without it, of ``test``), sorted.
+    ``image_size`` is the side to resize to, in pixels; None keeps the images' size. Without ``resize``, images of
+    another size are refused. ``annotations`` is a table (file name, tab, class on each line) of test images outside
+    class folders; images of classes that ``train`` lacks are left out.
     """
 
     train: Path | None
@@ -62,7 +63,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class _File:
-    path: str  # of a hundred thousand files, twice as fast to list as Path
+    path: str  # listing a hundred thousand files takes half the time of Path
     label: int
     size: int
     modified_ns: int
@@ -72,7 +73,7 @@ class _File:
 class _Listing:
     """The image files of both splits, sorted by class and path, and the class names that their labels index.
 
-    ``train`` is empty where there are test images alone.
+    ``train`` is empty if there are only test images.
     """
 
     classes: tuple[str, ...]
@@ -81,15 +82,15 @@ class _Listing:
 
     @property
     def splits(self) -> dict[str, tuple[_File, ...]]:
-        """The splits that there are."""
+        """The splits that the tree has, by name."""
         return {"train": self.train, "test": self.test} if self.train else {"test": self.test}
 
 
 def load_tree(name: str, tree: Tree, cache: Path | None = None) -> Splits:
-    """The splits of ``tree`` as memory maps, decoded if no sound cache entry of just these files is there.
+    """Load the splits of ``tree`` as memory maps; decode the files unless a valid cache entry of them exists.
 
-    Processes that ask at once decode once. Entries of earlier listings are removed. Raises :class:`GradscopeError`
-    where the tree is empty, a test class is not in train, or a file cannot be decoded.
+    Concurrent processes decode only once. Entries of earlier listings are removed. Raises :class:`GradscopeError` if
+    the tree is empty, train lacks a class of test, or a file cannot be decoded.
     """
     with _file_errors("data_root"):
         tree = replace(tree, train=tree.train and tree.train.resolve(), test=tree.test.resolve())
@@ -100,11 +101,13 @@ def load_tree(name: str, tree: Tree, cache: Path | None = None) -> Splits:
     splits = _open_entry(entry, name, listing)
     if splits is not None:
         return splits
-    with _file_errors("GRADSCOPE_CACHE", "; set it to a folder with room that can be written"):
+    with _file_errors("GRADSCOPE_CACHE", "; set it to a writable folder with free space"):
         directory.mkdir(parents=True, exist_ok=True)
         splits = _build_once(entry, name, listing, tree)
     if splits is None:
-        raise GradscopeError(f"GRADSCOPE_CACHE: {directory} does not give back what was written to it; set another")
+        raise GradscopeError(
+            f"GRADSCOPE_CACHE: {directory} returns other bytes than were written to it; set another folder"
+        )
     return splits
 
 
@@ -114,7 +117,7 @@ def _digest(*parts: object) -> str:
 
 @contextmanager
 def _file_errors(argument: str, advice: str = "") -> Iterator[None]:
-    """An error of the file system within the block becomes a one-line :class:`GradscopeError`."""
+    """Turn an error of the file system within the block into a one-line :class:`GradscopeError`."""
     try:
         yield
     except OSError as error:
@@ -127,13 +130,13 @@ def _list_tree(tree: Tree) -> _Listing:
     named = tree.test if tree.train is None else tree.train
     classes = tree.classes or class_folders(named)
     if not classes:
-        instead = " (or train/ and test/ with these)" if tree.train is None else ""
-        raise GradscopeError(f"data_root: {named} needs a folder of images for each class{instead}, got none")
+        instead = " (or train/ and test/ with such folders)" if tree.train is None else ""
+        raise GradscopeError(f"data_root: {named} must hold a folder of images for each class{instead}, got none")
     require_printable(classes, f"data_root: {named}")
     if tree.classes is None and tree.annotations is None:
         unknown = [label for label in class_folders(tree.test) if label not in set(classes)]
         if unknown:
-            raise GradscopeError(f"data_root: {tree.test} has classes that {named} lacks: {first_of(unknown)}")
+            raise GradscopeError(f"data_root: {tree.test} must hold classes of {named} only, got {first_of(unknown)}")
     train = () if tree.train is None else _files_in_class_folders(tree.train, classes)
     if tree.annotations is None:
         test = _files_in_class_folders(tree.test, classes)
@@ -142,18 +145,20 @@ def _list_tree(tree: Tree) -> _Listing:
     present = {file.label for file in train}
     empty = [folder for label, folder in enumerate(classes) if label not in present]
     if empty and tree.train is not None:
-        raise GradscopeError(f"data_root: {tree.train} holds no images of {first_of(empty)}; {_extensions()}")
+        raise GradscopeError(
+            f"data_root: {tree.train} must hold images of {first_of(empty)}, got none; {_extensions()}"
+        )
     if not test:
-        raise GradscopeError(f"data_root: {tree.test} holds no images; {_extensions()}")
+        raise GradscopeError(f"data_root: {tree.test} must hold images, got none; {_extensions()}")
     return _Listing(classes, train, test)
 
 
 def _extensions() -> str:
-    return f"allowed: {' '.join(vision.torchvision.datasets.folder.IMG_EXTENSIONS)}"
+    return f"images end in {' '.join(vision.torchvision.datasets.folder.IMG_EXTENSIONS)}"
 
 
 def class_folders(split: Path) -> tuple[str, ...]:
-    """The classes: names of the folders in ``split``, sorted, without hidden ones (such as ``.ipynb_checkpoints``)."""
+    """List the classes: the folder names in ``split``, sorted, without hidden ones such as ``.ipynb_checkpoints``."""
     return tuple(sorted(each.name for each in split.iterdir() if each.is_dir() and not each.name.startswith(".")))
 
 
@@ -162,7 +167,7 @@ def _files_in_class_folders(split: Path, classes: Sequence[str]) -> tuple[_File,
 
 
 def _annotated_files(split: Path, classes: Sequence[str], annotations: Path) -> tuple[_File, ...]:
-    """The image files of ``split``, sorted by class and path, the class of each as ``annotations`` says."""
+    """List the image files of ``split``, sorted by class and path, with the class of each from ``annotations``."""
     text = read_text(annotations, "data_root")
     try:
         rows = dict(line.split("\t")[:2] for line in text.splitlines())
@@ -173,26 +178,26 @@ def _annotated_files(split: Path, classes: Sequence[str], annotations: Path) -> 
     for file in _image_files(split, 0):
         name = Path(file.path).name
         if name not in rows:
-            raise GradscopeError(f"data_root: {annotations} must name the class of every image, got none of {name}")
+            raise GradscopeError(f"data_root: {annotations} must name the class of every image, got none for {name}")
         if rows[name] in labels:
             files.append(replace(file, label=labels[rows[name]]))
     return tuple(sorted(files, key=lambda file: (file.label, file.path)))
 
 
 def _image_files(folder: Path, label: int) -> list[_File]:
-    """The image files at any depth below ``folder``, sorted by path, hidden ones left out; none if it is missing."""
+    """List the image files at any depth below ``folder``, sorted by path, without hidden ones; [] if it is missing."""
     return sorted(_walk(str(folder), label), key=lambda file: file.path) if folder.is_dir() else []
 
 
 def _walk(folder: str, label: int, above: tuple[tuple[int, int], ...] = ()) -> Iterator[_File]:
-    """The image files below ``folder``; ``above`` are the device and inode of each folder that it lies in."""
+    """Walk the image files below ``folder``; ``above`` holds the device and inode of each folder that contains it."""
     status = Path(folder).stat()
     here = status.st_dev, status.st_ino
     if here in above:
-        raise GradscopeError(f"data_root: {folder} must not lead back to a folder that it lies in")
+        raise GradscopeError(f"data_root: {folder} must not link back to a folder that contains it")
     if len(above) >= most("FOLDERS"):
         deepest = f"at most {most('FOLDERS')} folders deep; {raising('FOLDERS')}"
-        raise GradscopeError(f"data_root: {folder} must lie {deepest}")
+        raise GradscopeError(f"data_root: {folder} must be {deepest}")
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -201,13 +206,13 @@ def _walk(folder: str, label: int, above: tuple[tuple[int, int], ...] = ()) -> I
                 yield from _walk(entry.path, label, (*above, here))
             elif entry.name.lower().endswith(vision.torchvision.datasets.folder.IMG_EXTENSIONS):
                 status = entry.stat()
-                if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+                if not stat.S_ISREG(status.st_mode):  # opening a pipe would block forever
                     raise GradscopeError(f"data_root: {entry.path} must be a regular file")
                 yield _File(entry.path, label, status.st_size, status.st_mtime_ns)
 
 
 def _build_once(entry: Path, name: str, listing: _Listing, tree: Tree) -> Splits | None:
-    """Under the lock of its tree and options: build ``entry`` unless another process just did, and open it."""
+    """Open ``entry``; build it first unless another process just did. Holds the lock of this tree and its options."""
     options = entry.name.partition("-")[0]
     with FileLock(entry.with_name(f"{options}.lock")):
         splits = _open_entry(entry, name, listing)
@@ -245,7 +250,7 @@ def _build_entry(entry: Path, building: Path, listing: _Listing, tree: Tree) -> 
 
 
 def _open_entry(entry: Path, name: str, listing: _Listing) -> Splits | None:
-    """The splits kept in ``entry``, or None where it is missing or damaged."""
+    """Open the splits kept in ``entry``; None if it is missing or damaged."""
     try:
         record = parse_json(read_bytes(entry / "format.json"))
         opened = {split: _open_split(entry, split, name, listing, record[split]) for split in listing.splits}
@@ -263,9 +268,9 @@ def _open_split(entry: Path, split: str, name: str, listing: _Listing, record: d
 
 
 def _mapped(path: Path, shape: Sequence[int]) -> torch.Tensor:
-    """The file as a uint8 tensor; copy on write, so that nothing reaches the file. ValueError where its size is off."""
+    """Map the file as a uint8 tensor, copy on write, so that the file never changes; ValueError for a wrong size."""
     if path.stat().st_size != np.prod(shape):
-        raise ValueError(f"{path} does not have the shape {shape}")
+        raise ValueError(f"{path} must have the shape {shape}")
     return torch.from_numpy(np.memmap(path, np.uint8, "c", shape=tuple(shape)))
 
 
@@ -280,7 +285,7 @@ def _remove_others(entries: Iterator[Path], keep: Path) -> None:
 
 
 def _threaded(function: Callable[[Path], T], paths: Sequence[Path], description: str) -> Iterator[T]:
-    """``function`` of each path, in order, in a thread pool; a progress bar on stderr where that is a terminal."""
+    """Apply ``function`` to each path in a thread pool; yield results in order, with a progress bar on a terminal."""
     bar = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
     runs = [paths[start : start + _RUN] for start in range(0, len(paths), _RUN)]
     with ThreadPoolExecutor() as pool, bar:

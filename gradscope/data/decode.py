@@ -1,10 +1,10 @@
-"""How an image file becomes pixels: grey or RGB, 8 bits.
+"""Decode an image file to 8-bit pixels, grey or RGB.
 
-Only raster formats are opened. PIL would hand others to programs: PostScript runs in Ghostscript.
+Only raster formats are opened, because PIL would hand others to programs: PostScript runs in Ghostscript.
 
-Grey: 1-bit, 8-bit and 16-bit grey images, with or without alpha; 16 bits become 8 by dividing by 257, rounded.
-Everything else is colour, palettes too. Alpha is dropped, not blended: what a transparent pixel hides is what counts
-(PIL's ``convert("RGB")``). The EXIF orientation is ignored. Of several frames the first counts.
+Grey images are those of 1, 8 and 16 bits, with or without alpha; 16 bits become 8 by dividing by 257, rounded.
+Everything else is colour, including palettes. Alpha is dropped, not blended: a transparent pixel keeps its hidden
+colour (PIL's ``convert("RGB")``). The EXIF orientation is ignored. Only the first of several frames is read.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,14 +19,14 @@ from PIL import Image, UnidentifiedImageError
 from gradscope.errors import GradscopeError, reason_of
 from gradscope.limits import most, raising
 
-#: PIL's names of the formats that are opened, whatever the file is called.
+#: PIL's names of the formats that are opened, whatever the file's suffix.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an image file says of itself before its pixels are read; width and height in pixels."""
+    """The header of an image file: its mode, and width and height in pixels."""
 
     path: Path
     mode: str
@@ -36,7 +36,7 @@ class Header:
 
 @contextmanager
 def pillow_at_our_limit() -> Iterator[None]:
-    """Let the limit of :mod:`gradscope.limits`, to which :func:`read_header` holds, take the place of Pillow's."""
+    """Disable Pillow's size limit; :func:`read_header` enforces the one of :mod:`gradscope.limits` instead."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield
@@ -45,7 +45,7 @@ def pillow_at_our_limit() -> Iterator[None]:
 
 
 def read_header(path: Path) -> Header:
-    """The header of one file; :class:`GradscopeError` where it is no image."""
+    """Read the header of one file; raises :class:`GradscopeError` if it is not an image."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             _require_few(*image.size)
@@ -55,10 +55,10 @@ def read_header(path: Path) -> Header:
 
 
 def common_format(headers: Sequence[Header], image_size: int | None, resize: bool = True) -> tuple[int, int, int]:
-    """The ``(channels, height, width)`` that all images are brought to: 1 channel if all are grey, else 3.
+    """Choose the common ``(channels, height, width)`` of all images: 1 channel if all are grey, else 3.
 
-    Without ``image_size`` they must be of one size, without ``resize`` of that ``image_size``, else
-    :class:`GradscopeError`.
+    Raises :class:`GradscopeError` if there is no ``image_size`` and the sizes differ, or if ``resize`` is off and an
+    image is not of ``image_size``.
     """
     channels = 1 if all(header.mode in _GREY_MODES for header in headers) else 3
     if image_size is not None:
@@ -74,16 +74,16 @@ def common_format(headers: Sequence[Header], image_size: int | None, resize: boo
     for header in headers:
         if (header.width, header.height) != (first.width, first.height):
             raise GradscopeError(
-                f"image_size must be given where images are not of one size; {header.path} is "
+                f"image_size must be given if images differ in size; {header.path} is "
                 f"{header.width}x{header.height}, {first.path.name} {first.width}x{first.height}"
             )
     return channels, first.height, first.width
 
 
 def read_pixels(path: Path, channels: int, side: int | None) -> npt.NDArray[np.uint8]:
-    """The pixels of one file, uint8 (channels, H, W); :class:`GradscopeError` where it cannot be decoded.
+    """Read the pixels of one file, uint8 (channels, H, W); raises :class:`GradscopeError` if it cannot be decoded.
 
-    The shorter side is resized to ``side`` (bicubic, antialiased), then the centre is cut out; None takes all of it.
+    The shorter side is resized to ``side`` (bicubic, antialiased), then the centre is cropped; None keeps the image.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
@@ -101,7 +101,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise ValueError("grey values from 0 to 65535 are allowed")
+            raise ValueError(f"grey values must be from 0 to 65535, got {values.min()} to {values.max()}")
         return Image.fromarray(((values + 128) // 257).astype(np.uint8))
     if image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
         return image.convert("RGBA")
@@ -109,7 +109,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _centre(image: Image.Image, side: int) -> Image.Image:
-    """Resize and crop with the rounding of torchvision's ``resize`` and ``center_crop``."""
+    """Resize and crop with the same rounding as torchvision's ``resize`` and ``center_crop``."""
     if min(image.size) != side:
         image = image.resize(_resized(*image.size, side), Image.Resampling.BICUBIC)
     left, top = (round((length - side) / 2) for length in image.size)
@@ -117,7 +117,7 @@ def _centre(image: Image.Image, side: int) -> Image.Image:
 
 
 def _resized(width: int, height: int, side: int) -> tuple[int, int]:
-    """Width and height of an image whose shorter side is brought to ``side``."""
+    """Compute width and height after the shorter side is resized to ``side``."""
     shorter = min(width, height)
     return int(side * width / shorter), int(side * height / shorter)
 

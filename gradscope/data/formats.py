@@ -1,4 +1,4 @@
-"""Array files: IDX (Fashion-MNIST) and ``.npz``, read and checked."""
+"""Read and check array files: IDX (Fashion-MNIST) and ``.npz``."""
 
 import gzip
 import math
@@ -18,20 +18,20 @@ from gradscope.results.arrays import read_arrays
 
 Array = npt.NDArray[Any]
 
-#: Axes that an IDX file may have.
+#: The maximum number of axes of an IDX file.
 _MOST_AXES = 4
-#: The names that an ``.npz`` may give its arrays: train images and labels, then test images and labels.
+#: Accepted names of the arrays in an ``.npz``: train images and labels, then test images and labels.
 _NPZ_KEYS = (
     ("X_train", "y_train", "X_test", "y_test"),
     ("x_train", "y_train", "x_test", "y_test"),
     ("train_images", "train_labels", "test_images", "test_labels"),
 )
-#: The names of images and labels where there is one split.
+#: Accepted names of images and labels in an ``.npz`` with one split.
 _ONE_SPLIT = (*(keys[2:] for keys in _NPZ_KEYS), ("images", "labels"), ("x", "y"), ("X", "y"))
 
 
 def read_idx(path: Path) -> npt.NDArray[np.uint8]:
-    """The array of an IDX file, raw or ``.gz``: 0, 0, 8 (uint8), the number of axes, big-endian lengths, content."""
+    """Read an IDX file, raw or ``.gz``: 0, 0, 8 (uint8), the number of axes, big-endian lengths, content."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             magic = file.read(4)
@@ -40,19 +40,20 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
             shape = tuple(np.frombuffer(lengths, ">u4", count=len(lengths) // 4).tolist())
             size = math.prod(shape)
             require_memory(size)
-            content = file.read(size + 1)  # one byte more than the header says, to see whether there is more
+            content = file.read(size + 1)  # one byte more, to notice a file longer than its header says
     except (OSError, EOFError, zlib.error, ValueError, MemoryError) as error:
         raise GradscopeError(f"data_root: {path} cannot be read: {reason_of(error)}") from None
     if not 1 <= axes <= _MOST_AXES or len(shape) != axes or len(content) != size:
-        raise GradscopeError(f"data_root: {path} is not an IDX file of uint8: its header and its length disagree")
+        raise GradscopeError(f"data_root: {path} must be an IDX file of uint8 whose length matches its header")
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def read_npz(path: Path, *, names_required: bool = False) -> Splits:
-    """The splits in an ``.npz``: images uint8 or float in [0, 1], (N, H, W), (N, H, W, C) or (N, C, H, W); labels (N,).
+    """Read the splits of an ``.npz``: images uint8 or float in [0, 1], (N, H, W), (N, H, W, C) or (N, C, H, W).
 
-    A file with one split has test images alone. An array ``classes`` names the classes; without it they are numbered,
-    unless ``names_required``. Raises :class:`GradscopeError` where an array is missing, is pickled, or does not fit.
+    Labels are (N,). The images of a file with one split are test images. An array ``classes`` names the classes;
+    without it they are numbered, unless ``names_required``. Raises :class:`GradscopeError` if an array is missing,
+    pickled, or of a wrong shape or type.
     """
     try:
         arrays = read_arrays(path)
@@ -61,7 +62,7 @@ def read_npz(path: Path, *, names_required: bool = False) -> Splits:
         raise GradscopeError(f"data_root: {path} cannot be read as an .npz of plain arrays: {reason}") from None
     keys = _npz_keys(path, arrays)
     if names_required and "classes" not in arrays:
-        raise GradscopeError(f"data_root: {path} must have an array classes, their names, got {', '.join(arrays)}")
+        raise GradscopeError(f"data_root: {path} must hold class names in an array classes, got {', '.join(arrays)}")
     labels = [_npz_labels(path, key, arrays[key]) for key in keys[1::2]]
     classes = _npz_classes(path, arrays, labels[0])
     images = [_npz_images(path, key, arrays[key]) for key in keys[::2]]
@@ -70,7 +71,7 @@ def read_npz(path: Path, *, names_required: bool = False) -> Splits:
 
 
 def _npz_keys(path: Path, arrays: Mapping[str, Array]) -> Sequence[str]:
-    """The names of images and labels, of the training images first if there are any."""
+    """Find the names of images and labels, those of the training images first if there are any."""
     if not any("train" in key for key in arrays):
         alone = next((keys for keys in _ONE_SPLIT if set(keys) <= set(arrays)), None)
         if alone is not None:
@@ -106,12 +107,12 @@ def _npz_classes(path: Path, arrays: Mapping[str, Array], train_labels: torch.Te
 
 def _npz_images(path: Path, key: str, images: Array) -> torch.Tensor:
     if np.issubdtype(images.dtype, np.floating):
-        if images.size and not (images.min() >= 0 and images.max() <= 1):  # written so that NaN is refused too
+        if images.size and not (images.min() >= 0 and images.max() <= 1):  # this form refuses NaN too
             raise GradscopeError(
                 f"data_root: {path}: {key} as floats must be in [0, 1], got {images.min():g} to {images.max():g}"
             )
         pixels = np.rint(images * 255).astype(np.uint8)
-        # What was divided by 255 becomes the bytes that it was; other floats stay what they are.
+        # Floats that are bytes divided by 255 become these bytes again; other floats stay floats.
         images = pixels if np.array_equal(pixels / images.dtype.type(255), images) else images.astype(np.float32)
     elif images.dtype != np.uint8:
         raise GradscopeError(f"data_root: {path}: {key} must be uint8 or float in [0, 1], got {images.dtype}")

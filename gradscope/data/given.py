@@ -1,4 +1,4 @@
-"""Images that a user has in memory: tensors, arrays, a DataLoader, a data set."""
+"""Take images from a user's memory: tensors, arrays, a DataLoader, a data set."""
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,18 +14,18 @@ from torch.utils.data import DataLoader, Dataset
 from gradscope.data.image_set import INTEGERS, ImageSet, numbered, require_unit_range
 from gradscope.errors import GradscopeError, reason_of
 
-#: What images in memory are called that have no name.
+#: The default name of images in memory.
 UNNAMED = "your-data"
 
 
 def as_image_set(x: Any, y: Any = None, *, classes: Sequence[str] | None = None, name: str = UNNAMED) -> ImageSet:
-    """The images and labels that a user hands over, on the device where they are.
+    """Make an image set from images and labels in memory, on the device where they are.
 
     ``x`` is float ``(N, C, H, W)`` in [0, 1], kept as float32, or uint8, and ``y`` integers ``(N,)``: tensors, arrays
-    or lists. In place of both: the pair ``(x, y)``; a DataLoader of such pairs, whose batches are joined in its order;
-    a data set whose items are pairs of an image (tensor, array or PIL) and a label; an :class:`ImageSet`, which is
-    returned as it is. Without ``classes`` the names are those of the data set
-    (``.classes``), or else the numbers from "0" to the largest label. Every mistake raises :class:`GradscopeError`.
+    or lists. ``x`` alone may be the pair ``(x, y)``; a DataLoader of such pairs, whose batches are joined in its order;
+    a data set whose items are pairs of an image (tensor, array or PIL) and a label; or an :class:`ImageSet`, which is
+    returned unchanged. Without ``classes`` the names come from the data set (``.classes``) or are the numbers from "0"
+    to the largest label. Raises :class:`GradscopeError` for every mistake.
 
     >>> images = as_image_set(torch.zeros(2, 1, 4, 6), [0, 1])
     >>> len(images), images.height, images.width, images.classes
@@ -33,11 +33,11 @@ def as_image_set(x: Any, y: Any = None, *, classes: Sequence[str] | None = None,
     """
     if isinstance(x, ImageSet):
         if y is not None:
-            raise GradscopeError("y must be left out where x is an ImageSet, which has labels of its own")
+            raise GradscopeError("y must be left out if x is an ImageSet, which holds its own labels")
         return x
     if y is not None and isinstance(x, DataLoader | Dataset):
         kind = "a DataLoader, whose batches" if isinstance(x, DataLoader) else "a data set, whose items"
-        raise GradscopeError(f"y must be left out where x is {kind} have labels")
+        raise GradscopeError(f"y must be left out if x is {kind} hold the labels")
     with _reading("x"):
         if y is None:
             x, y, named = _pair(x)
@@ -54,7 +54,7 @@ def as_image_set(x: Any, y: Any = None, *, classes: Sequence[str] | None = None,
 
 @contextmanager
 def _reading(argument: str) -> Iterator[None]:
-    """Tell in one line what goes wrong in code of the user's that holds ``argument``."""
+    """Turn an error of the user's own code behind ``argument`` into a one-line :class:`GradscopeError`."""
     try:
         yield
     except GradscopeError:
@@ -64,9 +64,9 @@ def _reading(argument: str) -> Iterator[None]:
 
 
 def with_classes(images: ImageSet, count: int) -> ImageSet:
-    """``images`` with ``count`` classes, those of a model: where its classes are only numbers, there may be fewer.
+    """Give ``images`` the ``count`` classes of a model; classes that are only numbers may be fewer than ``count``.
 
-    Raises :class:`GradscopeError` where labels are beyond them, or where named classes are of another number.
+    Raises :class:`GradscopeError` if a label is ``count`` or more, or if named classes are of another number.
     """
     if len(images.classes) == count:
         return images
@@ -77,13 +77,13 @@ def with_classes(images: ImageSet, count: int) -> ImageSet:
 
 
 def _pair(x: Any) -> tuple[Any, Any, Sequence[str] | None]:
-    """Images, labels and perhaps class names of what holds both."""
+    """Split a container of images and labels into images, labels and, if it has them, class names."""
     if isinstance(x, DataLoader):
         return *_joined(x), _class_names(x.dataset)
     if isinstance(x, tuple | list) and len(x) == 2 and isinstance(x[0], Tensor | np.ndarray):
         return x[0], x[1], None
     if isinstance(x, Tensor | np.ndarray):
-        raise GradscopeError("y must be given where x is a tensor or an array, got None")
+        raise GradscopeError("y must be given if x is a tensor or an array, got None")
     if hasattr(x, "__getitem__") and hasattr(x, "__len__") and not isinstance(x, str | dict):
         images, labels = _unzipped((x[index] for index in range(len(x))), "an item of x")
         return _stacked([_pixels(image) for image in images]), [_number(label) for label in labels], _class_names(x)
@@ -93,10 +93,10 @@ def _pair(x: Any) -> tuple[Any, Any, Sequence[str] | None]:
 
 
 def _joined(loader: Iterable[Any]) -> tuple[Tensor, Tensor]:
-    """All batches of a loader, in the order it gives them."""
+    """Join all batches of a loader, in its order."""
     images, labels = _unzipped(loader, "a batch of x")
-    for part, of_part in zip(images, labels, strict=True):
-        if not isinstance(part, Tensor) or not isinstance(of_part, Tensor) or len(part) != len(of_part):
+    for batch, targets in zip(images, labels, strict=True):
+        if not isinstance(batch, Tensor) or not isinstance(targets, Tensor) or len(batch) != len(targets):
             raise GradscopeError("a batch of x must be tensors (images, labels) of one length, got something else")
     if len({(part.dtype, part.shape[1:]) for part in images}) > 1:
         raise GradscopeError("x must have images of one size and type, got several; resize them in the data set")
@@ -117,7 +117,7 @@ def _unzipped(pairs: Iterable[Any], what: str) -> tuple[list[Any], list[Any]]:
 
 
 def _pixels(image: Any) -> Tensor:
-    """One image of a data set, ``(C, H, W)``: grey or RGB where it is PIL's."""
+    """Convert one image of a data set to ``(C, H, W)``; a PIL image becomes grey or RGB."""
     if isinstance(image, Image.Image):
         pixels = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
         return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1).copy())
@@ -145,7 +145,7 @@ def _number(label: Any) -> int:
 
 
 def _class_names(dataset: Any) -> Sequence[str] | None:
-    """``.classes`` of a data set, or of the one that it is a part of."""
+    """Find ``.classes`` of a data set, or of the data set that it is a subset of."""
     for each in _nested(dataset):
         names = getattr(each, "classes", None)
         if isinstance(names, list | tuple) and names:
@@ -160,18 +160,18 @@ def _nested(dataset: Any) -> Iterator[Any]:
 
 
 def _tensor(values: Any) -> Tensor:
-    """A tensor of what may be read-only, strided or in another byte order."""
+    """Convert ``values`` to a tensor; they may be read-only, strided or in another byte order."""
     if isinstance(values, Tensor):
         return values.detach()
     if np.ma.is_masked(values):
-        raise ValueError("masked values are no numbers")
+        raise ValueError("masked values are not numbers")
     array = np.asarray(values)
     array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def _images(x: Any) -> Tensor:
-    """``x`` as uint8 or float32 ``(N, C, H, W)``."""
+    """Convert ``x`` to uint8 or float32 ``(N, C, H, W)``."""
     try:
         images = _tensor(x)
     except (TypeError, ValueError):
@@ -196,7 +196,7 @@ def _images(x: Any) -> Tensor:
 
 
 def _labels(y: Any, count: int) -> Tensor:
-    """``y`` as int64 ``(N,)``, none below 0."""
+    """Convert ``y`` to int64 ``(N,)``, none below 0."""
     try:
         labels = _tensor(y)
     except (TypeError, ValueError):
@@ -214,7 +214,7 @@ def _labels(y: Any, count: int) -> Tensor:
         raise GradscopeError(f"y must have a label for each image of x ({count}), got {len(labels)}")
     labels = labels.long()
     if int(labels.min()) < 0:
-        raise GradscopeError(f"y must be labels from 0 on, got {int(labels.min())}")
+        raise GradscopeError(f"y must be labels of at least 0, got {int(labels.min())}")
     return labels
 
 

@@ -1,4 +1,4 @@
-"""A labelled set of images as tensors: uint8 or float32 in [0, 1] where it is kept, float32 where it is used."""
+"""A labelled set of images as tensors: stored as uint8 or float32 in [0, 1], used as float32."""
 
 import hashlib
 import math
@@ -13,22 +13,22 @@ from gradscope.errors import UNPRINTABLE, GradscopeError
 from gradscope.limits import most, raising
 from gradscope.seeding import generator
 
-#: Bytes hashed at a time, so that the fingerprint of a memory map reads it in pieces.
+#: Bytes hashed at a time, so that hashing a memory map does not load it whole.
 _CHUNK_BYTES = 32 * 2**20
-#: How far outside [0, 1] floats may lie for the reason to be rounding or interpolation.
+#: Floats that leave [0, 1] by at most this much probably come from rounding or interpolation.
 _ROUNDING = 0.05
-#: Types of labels; a fingerprint is taken of them as int64.
+#: Accepted types of labels; the fingerprint hashes them as int64.
 INTEGERS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.int64)
-#: Characters that the name of a class, or of a set, may have.
+#: The maximum length of a class's or a set's name, in characters.
 _LONGEST_NAME = 255
-#: Images whose statistics are taken at a time.
+#: Images per batch when statistics are computed.
 _STATISTICS_BATCH = 1024
 
 
 def fingerprint(images: Tensor, labels: Tensor, classes: Sequence[str]) -> str:
-    """BLAKE2b over the images (N, C, H, W), labels (N,) and class names: equal content, equal text of 32 hex digits.
+    """Compute BLAKE2b over the images (N, C, H, W), labels (N,) and class names, as 32 hex digits.
 
-    Bytes and the floats that they stand for have different fingerprints.
+    Equal content gives equal fingerprints. Bytes and the floats they represent have different ones.
     """
     digest = hashlib.blake2b(repr((tuple(images.shape), tuple(classes))).encode(), digest_size=16)
     digest.update(labels.cpu().numpy().tobytes())
@@ -39,19 +39,23 @@ def fingerprint(images: Tensor, labels: Tensor, classes: Sequence[str]) -> str:
 
 
 def numbered(count: int) -> tuple[str, ...]:
-    """Names of ``count`` classes that have none: "0", "1", ..."""
+    """Name ``count`` classes by their numbers: "0", "1", ...
+
+    >>> numbered(3)
+    ('0', '1', '2')
+    """
     require_few_classes(count)
     return tuple(str(number) for number in range(count))
 
 
 def require_few_classes(count: int) -> None:
-    """Raise :class:`GradscopeError` for more classes than the limit: what is a label is no number of any size."""
+    """Raise :class:`GradscopeError` for more classes than the limit, as values that are not labels would give."""
     if count > most("CLASSES"):
-        raise GradscopeError(f"labels must be of at most {most('CLASSES')} classes, got {count}; {raising('CLASSES')}")
+        raise GradscopeError(f"labels must have at most {most('CLASSES')} classes, got {count}; {raising('CLASSES')}")
 
 
 def require_printable(classes: Sequence[str], where: str) -> None:
-    """Raise :class:`GradscopeError` unless each class's name is one short line, as tables and figures need it."""
+    """Raise :class:`GradscopeError` unless each class's name is one short line, as tables and figures require."""
     for name in classes:
         if len(name) > _LONGEST_NAME or UNPRINTABLE.search(name):
             raise GradscopeError(
@@ -60,10 +64,14 @@ def require_printable(classes: Sequence[str], where: str) -> None:
 
 
 def as_floats(images: Tensor) -> Tensor:
-    """``images`` as float32 in [0, 1]: bytes over 255, floats as they are."""
+    """Convert ``images`` to float32 in [0, 1]: bytes are divided by 255, floats stay unchanged.
+
+    >>> as_floats(torch.tensor([0, 51, 255], dtype=torch.uint8))
+    tensor([0.0000, 0.2000, 1.0000])
+    """
     if images.dtype != torch.uint8:
         return images
-    # CUDA divides by a Python number through its reciprocal, a rounding off; by a tensor it divides as a CPU does.
+    # CUDA multiplies by the reciprocal of a Python number, which rounds once more; by a tensor it divides like a CPU.
     return images.float().div_(torch.full((), 255.0, device=images.device))
 
 
@@ -92,9 +100,8 @@ def require_unit_range(images: Tensor, name: str) -> None:
 class ImageSet:
     """Images (N, C, H, W) as uint8, or float32 in [0, 1], with labels (N,) as int64, each an index into ``classes``.
 
-    Floats are measured as they are, never quantised. The images may be a memory map or live on a device.
-    ``fingerprint`` stands for the content.
-    Raises :class:`GradscopeError` where shapes, types or labels disagree.
+    Floats are used unchanged, never quantised. The images may be a memory map or live on a device. ``fingerprint``
+    identifies the content. Raises :class:`GradscopeError` if shapes, types or labels do not fit together.
     """
 
     name: str
@@ -112,9 +119,9 @@ class ImageSet:
 
     @classmethod
     def from_tensors(cls, name: str, images: Tensor, labels: Tensor, classes: Sequence[str] | None = None) -> Self:
-        """The set of these tensors, its fingerprint taken from their content.
+        """Make a set from tensors and compute its fingerprint from their content.
 
-        Labels may be integers of any type. Without ``classes`` these are "0" to the largest label.
+        Labels may be integers of any type. Without ``classes`` the names are "0" to the largest label.
         """
         if labels.dtype in INTEGERS:
             labels = labels.long()
@@ -129,7 +136,9 @@ class ImageSet:
                 f"{self.name}: images must be uint8 or float32 (N, C, H, W), got {_kind(self.images)} of shape {shape}"
             )
         if 0 in shape:
-            raise GradscopeError(f"{self.name}: at least one image of one pixel is needed, got shape {shape}")
+            raise GradscopeError(
+                f"{self.name}: images must hold at least one image of at least one pixel, got shape {shape}"
+            )
         require_unit_range(self.images, f"{self.name}: images")
 
     def _check_labels(self) -> None:
@@ -142,7 +151,7 @@ class ImageSet:
         if low < 0 or high >= len(self.classes):
             wrong = low if low < 0 else high
             raise GradscopeError(
-                f"{self.name}: labels from 0 to {len(self.classes) - 1} are allowed "
+                f"{self.name}: labels must be from 0 to {len(self.classes) - 1} "
                 f"({len(self.classes)} classes), got {wrong}"
             )
 
@@ -166,7 +175,7 @@ class ImageSet:
 
     @property
     def image_size(self) -> int:
-        """Side of square images, in pixels; :class:`GradscopeError` where they are not, for what needs them square."""
+        """Side of square images, in pixels; raises :class:`GradscopeError` if they are not square."""
         if self.height != self.width:
             raise GradscopeError(
                 f"{self.name}: images must be square here, got height {self.height} and width {self.width}"
@@ -174,14 +183,14 @@ class ImageSet:
         return self.height
 
     def subset(self, indices: Tensor) -> "ImageSet":
-        """A copy of the images at ``indices`` (M,), in that order; its fingerprint follows from the set's and theirs.
+        """Copy the images at ``indices`` (M,), in that order; the fingerprint hashes the set's own and the indices.
 
-        Raises :class:`GradscopeError` where ``indices`` are not int64 from 0 to N - 1.
+        Raises :class:`GradscopeError` unless ``indices`` are int64 from 0 to N - 1.
         """
         valid = indices.dtype == torch.int64 and indices.dim() == 1 and len(indices) > 0
         if not valid or int(indices.min()) < 0 or int(indices.max()) >= len(self):
             raise GradscopeError(
-                f"indices: one or more int64 (M,) from 0 to {len(self) - 1} are allowed, "
+                f"indices must be one or more int64 (M,) from 0 to {len(self) - 1}, "
                 f"got {_kind(indices)} of shape {tuple(indices.shape)}"
             )
         digest = hashlib.blake2b(self.fingerprint.encode(), digest_size=16)
@@ -191,9 +200,9 @@ class ImageSet:
         return replace(self, images=images, labels=labels, fingerprint=digest.hexdigest())
 
     def on(self, device: torch.device | str) -> "ImageSet":
-        """The set with images and labels on ``device`` if they fit in half of its free memory, else the set itself.
+        """Move images and labels to ``device`` if they fit in half of its free memory; else return the set unchanged.
 
-        What stays behind streams: the batches are moved one by one. Free memory is known for CUDA only.
+        The batches of a set that is not moved go to the device one by one. Free memory is known for CUDA only.
         """
         device = torch.device(device)
         if device.type == "cuda":
@@ -205,23 +214,23 @@ class ImageSet:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def raw_batch(self, indices: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
-        """The images as they are kept (B, C, H, W) and labels (B,) at ``indices`` (B,), on ``device``."""
+        """Gather images in their stored type (B, C, H, W) and labels (B,) at ``indices`` (B,), on ``device``."""
         return _gathered(self.images, indices, device), _gathered(self.labels, indices, device)
 
     def batch(self, indices: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
-        """The float32 images in [0, 1] (B, C, H, W) and labels (B,) at ``indices`` (B,), on ``device``."""
+        """Gather images as float32 in [0, 1] (B, C, H, W) and labels (B,) at ``indices`` (B,), on ``device``."""
         images, labels = self.raw_batch(indices, device)
         return as_floats(images), labels
 
     def batches(self, batch_size: int, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """All images in order, as ``(indices, images, labels)``; the indices stay on the CPU."""
+        """Iterate over all images in order, as ``(indices, images, labels)``; the indices stay on the CPU."""
         for indices in torch.arange(len(self)).split(batch_size):
             yield indices, *self.batch(indices, device)
 
     def channel_statistics(self, indices: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel, in [0, 1] units, over the images at ``indices`` (M,).
+        """Compute mean and standard deviation of each channel, in [0, 1] units, over the images at ``indices`` (M,).
 
-        A channel that never varies gets 1, so that dividing by it is harmless.
+        A constant channel gets the standard deviation 1, so that dividing by it is harmless.
         """
         sums = torch.zeros(2, self.channels, dtype=torch.float64)
         for part in indices.split(_STATISTICS_BATCH):
@@ -234,9 +243,9 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Splits:
-    """The two halves of a data set; classes, channels, height and width agree, else :class:`GradscopeError`.
+    """Training and test images of a data set; raises :class:`GradscopeError` if classes, channels or sizes differ.
 
-    To examine a model the test images suffice: ``training`` may be None.
+    ``training`` may be None, because measuring a model needs only test images.
     """
 
     training: ImageSet | None
@@ -244,30 +253,33 @@ class Splits:
 
     @property
     def train(self) -> ImageSet:
-        """The training images; :class:`GradscopeError` where there are none."""
+        """The training images; raises :class:`GradscopeError` if there are none."""
         if self.training is None:
-            raise GradscopeError(f"{self.test.name}: training images are needed here, got test images alone")
+            raise GradscopeError(f"{self.test.name}: the data set must have training images, got only test images")
         return self.training
 
     def __post_init__(self) -> None:
         if self.training is None:
             return
-        for what in ("classes", "channels", "height", "width"):
-            of_train, of_test = getattr(self.train, what), getattr(self.test, what)
-            if of_train != of_test:
+        for name in ("classes", "channels", "height", "width"):
+            in_train, in_test = getattr(self.train, name), getattr(self.test, name)
+            if in_train != in_test:
                 raise GradscopeError(
-                    f"{self.train.name}: train and test must agree in {what}, got {of_train} and {of_test}"
+                    f"{self.train.name}: train and test must agree in {name}, got {in_train} and {in_test}"
                 )
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Sorted indices ``(train, held out)`` of ``labels`` (N,): round(fraction * count) of each class are held out.
+    """Split ``labels`` (N,) into sorted indices ``(train, held out)``; hold out round(fraction * count) of each class.
 
-    From a class of two or more, at least one is held out and at least one stays. Each class has its own stream of
-    ``seed``. Raises :class:`GradscopeError` where ``fraction`` is not between 0 and 1.
+    Of a class of two or more, at least one is held out and at least one stays. Each class has its own random stream
+    from ``seed``. Raises :class:`GradscopeError` unless ``fraction`` is between 0 and 1.
+
+    >>> [len(part) for part in stratified_split(torch.tensor([0, 0, 0, 0, 1, 1]), 0.5, seed=0)]
+    [3, 3]
     """
     if not 0 < fraction < 1:
-        raise GradscopeError(f"fraction: a number between 0 and 1 is allowed, got {fraction}")
+        raise GradscopeError(f"fraction must be between 0 and 1, got {fraction}")
     labels = labels.cpu()
     held = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():
@@ -279,10 +291,10 @@ def stratified_split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor
 
 
 def stratified_sample(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Sorted indices of ``count`` of ``labels`` (N,), every class in its share, by largest remainders.
+    """Sample sorted indices of ``count`` of ``labels`` (N,), in proportion to the classes, by largest remainders.
 
-    Each class has its own stream of ``seed``, so that a larger sample holds a smaller one's images of a class. Raises
-    :class:`GradscopeError` where ``count`` is not between 2 and N.
+    Each class has its own random stream from ``seed``, so that a larger sample contains a class's images of a smaller
+    one. Raises :class:`GradscopeError` unless ``count`` is between 2 and N.
     """
     if not 2 <= count <= len(labels):
         raise GradscopeError(f"train_samples must be from 2 to {len(labels)}, the training images, got {count}")
@@ -300,7 +312,7 @@ def stratified_sample(labels: Tensor, count: int, seed: int) -> Tensor:
 
 
 def training_split(labels: Tensor, fraction: float, seed: int, samples: int | None = None) -> tuple[Tensor, Tensor]:
-    """:func:`stratified_split` of ``labels`` (N,), or of a :func:`stratified_sample` of ``samples`` of them."""
+    """Apply :func:`stratified_split` to ``labels`` (N,), or to a :func:`stratified_sample` of ``samples`` of them."""
     if samples is None:
         return stratified_split(labels, fraction, seed)
     used = stratified_sample(labels, samples, seed)
@@ -309,7 +321,7 @@ def training_split(labels: Tensor, fraction: float, seed: int, samples: int | No
 
 
 def _gathered(source: Tensor, indices: Tensor, device: torch.device | str) -> Tensor:
-    """``source[indices]`` on ``device``, gathered where ``source`` lives; through pinned memory from CPU to CUDA."""
+    """Gather ``source[indices]`` where ``source`` is and move it to ``device``, by pinned memory from CPU to CUDA."""
     if torch.device(device).type != "cuda" or source.device.type != "cpu":
         return source.index_select(0, indices.to(source.device)).to(device)
     pinned = torch.empty((len(indices), *source.shape[1:]), dtype=source.dtype, pin_memory=True)

@@ -1,4 +1,4 @@
-"""The names of the data sets and what each needs. No torch here: the command line refuses mistakes with these."""
+"""The names and needs of the data sets. Without torch, so that the command line can check them quickly."""
 
 import os
 from contextlib import suppress
@@ -12,10 +12,10 @@ from gradscope.errors import GradscopeError, lookup
 
 @dataclass(frozen=True)
 class Source:
-    """What is known of a data set before it is read.
+    """Facts about a data set that are known before it is read.
 
-    ``needs_root``: its files are where ``data_root`` says and nowhere else. ``resizes``: ``image_size`` brings its
-    images to that size. ``downloads``: ``download`` can fetch it.
+    ``needs_root``: ``data_root`` must say where its files are. ``resizes``: ``image_size`` resizes its images.
+    ``downloads``: ``download`` can fetch it.
     """
 
     description: str
@@ -61,24 +61,24 @@ DATASETS: dict[str, Source] = {
 
 
 def _is_path(text: str) -> bool:
-    with suppress(OSError):  # of a text too long for a path
+    with suppress(OSError):  # the text is too long for a path
         return os.sep in text or text.endswith(".npz") or (text != "" and Path(text).exists())
     return False
 
 
 def check_data(data: Data, *, download: bool = True) -> None:
-    """Raise :class:`GradscopeError` for an unknown name, and for files that are not there and not to be downloaded."""
+    """Raise :class:`GradscopeError` for an unknown name, and for missing files that may not be downloaded."""
     if data.dataset not in DATASETS and _is_path(data.dataset):
-        is_folder = os.path.isdir(data.dataset)  # noqa: PTH112 (Path raises an error for what is too long)
+        is_folder = os.path.isdir(data.dataset)  # noqa: PTH112 (Path raises an error for a text that is too long)
         kind, place = ("folder", "folder") if is_folder else ("npz", "file")
         raise GradscopeError(
             f"dataset must be a name of `gradscope list datasets`, got {data.dataset!r}; "
-            f"a {place} is given as dataset {kind!r} with `data_root` {data.dataset}"
+            f"for this {place} give dataset {kind!r} with `data_root` {data.dataset}"
         )
     source = lookup(DATASETS, data.dataset, "dataset")
     in_any_directory(data)
     if source.needs_root and data.data_root is None:
-        raise GradscopeError(f"data_root: {data.dataset!r} needs it ({source.description}), got none")
+        raise GradscopeError(f"data_root must be given for {data.dataset!r} ({source.description}), got none")
     if source.needs_root and not given_root(data).exists():
         raise GradscopeError(f"data_root: {data.data_root} does not exist")
     if data.dataset in REQUIRED and not (download and source.downloads):

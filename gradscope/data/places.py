@@ -1,4 +1,4 @@
-"""Where the files of a data set lie. No torch here: the command line refuses what is missing with these."""
+"""Where the files of a data set lie. Without torch, so that the command line can report missing files quickly."""
 
 import os
 from collections.abc import Callable
@@ -14,56 +14,56 @@ _IDX_FILES = tuple(f"{split}-{what}-ubyte" for split in ("train", "t10k") for wh
 
 
 def cache_directory(given: Path | None = None) -> Path:
-    """``given``, else the environment's GRADSCOPE_CACHE, else ``~/.cache/gradscope``."""
+    """Return the cache directory: ``given``, else the variable GRADSCOPE_CACHE, else ``~/.cache/gradscope``."""
     return given or Path(os.environ.get("GRADSCOPE_CACHE") or Path.home() / ".cache" / "gradscope")
 
 
 def download_root(data: Data, cache: Path | None = None) -> Path:
-    """The ``data_root`` of a set that can be downloaded, or where downloads go."""
+    """Return the ``data_root`` of a set that can be downloaded; without one, the folder of downloads."""
     return cache_directory(cache) / "downloads" if data.data_root is None else data.data_root.expanduser()
 
 
 def given_root(data: Data) -> Path:
-    """The ``data_root`` of a set whose files are nowhere else; ``check_data`` made sure that it is given."""
+    """Return the ``data_root`` of a set that needs one; ``check_data`` ensures that it is given."""
     assert data.data_root is not None
     return data.data_root.expanduser()
 
 
 def in_any_directory(data: Data) -> Data:
-    """``data`` with a ``data_root`` that holds in any working directory; what is no path raises GradscopeError."""
+    """Make ``data_root`` absolute; raises :class:`GradscopeError` if it is not a valid path."""
     try:
         root = data.data_root and data.data_root.expanduser().resolve()
         if root:
             root.exists()
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, links that lead to each other
-        raise GradscopeError(f"data_root: {data.data_root} is no path: {reason_of(error)}") from None
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links
+        raise GradscopeError(f"data_root: {data.data_root} must be a valid path: {reason_of(error)}") from None
     return data.model_copy(update={"data_root": root})
 
 
 def first_file(*paths: Path) -> Path | None:
-    """The first of ``paths`` that is a file."""
+    """Return the first of ``paths`` that is a file."""
     return next((path for path in paths if path.is_file()), None)
 
 
 def fashion_mnist_files(root: Path) -> list[Path]:
-    """The four IDX files, raw before ``.gz``, of the first folder that has all; GradscopeError where none has."""
+    """Find the four IDX files, raw or ``.gz``, in the first folder with all; raises GradscopeError if there is none."""
     folders = [root, root / "FashionMNIST" / "raw", DEBIAN_FASHION_MNIST]
-    files = next((found for folder in folders if (found := _idx_files(folder))), None)
+    files = next((complete for folder in folders if (complete := _idx_files(folder))), None)
     if files is None:
         raise GradscopeError(
-            f"data_root: no {', '.join(_IDX_FILES)} (raw or .gz) in {', '.join(map(str, folders))}; "
+            f"data_root must hold {', '.join(_IDX_FILES)} (raw or .gz), none of {', '.join(map(str, folders))} does; "
             "give `data_root` or `download`"
         )
     return files
 
 
 def _idx_files(folder: Path) -> list[Path] | None:
-    found = [file for name in _IDX_FILES if (file := first_file(folder / name, folder / f"{name}.gz"))]
-    return found if len(found) == len(_IDX_FILES) else None
+    files = [file for name in _IDX_FILES if (file := first_file(folder / name, folder / f"{name}.gz"))]
+    return files if len(files) == len(_IDX_FILES) else None
 
 
 def find_published(name: str, root: Path) -> Path | None:
-    """The storage of a published set: the file ``root``, or in it ``name.npz`` or the folder ``name``, or ``root``."""
+    """Find a published set: the file ``root``, or ``name.npz`` or the folder ``name`` in it, or the folder ``root``."""
     if root.is_file():
         return root
     candidates = (root / f"{name}.npz", root / name, root)
@@ -71,7 +71,7 @@ def find_published(name: str, root: Path) -> Path | None:
 
 
 def no_cifar(name: str, root: Path) -> GradscopeError:
-    """The error where ``root`` does not hold a CIFAR set."""
+    """Make the error for a ``root`` that does not hold a CIFAR set."""
     return GradscopeError(
         f"data_root must hold {CIFAR_FOLDERS[name]} undamaged, or train/ and test/, or {name}.npz, got {root}; "
         "`download` fetches it"
@@ -79,20 +79,20 @@ def no_cifar(name: str, root: Path) -> GradscopeError:
 
 
 def tiny_imagenet_storage(root: Path) -> Path:
-    """The folder or ``.npz`` of Tiny-ImageNet; :class:`GradscopeError` where ``root`` holds neither."""
-    found = find_published("tiny-imagenet", root)
-    if found is None:
+    """Find the folder or ``.npz`` of Tiny-ImageNet; raises :class:`GradscopeError` if ``root`` holds neither."""
+    storage = find_published("tiny-imagenet", root)
+    if storage is None:
         raise GradscopeError(f"data_root: {root} must hold train/ and test/ (or val/), or tiny-imagenet.npz")
-    return found
+    return storage
 
 
 def imagenet100_folders(root: Path) -> tuple[Path, Path]:
-    """The folders of training and test images; :class:`GradscopeError` where one is missing."""
+    """Find the folders of training and test images; raises :class:`GradscopeError` if one is missing."""
     return split_folder(root, "train"), split_folder(root, "val", "test")
 
 
 def folders(root: Path) -> tuple[Path | None, Path]:
-    """``train/`` with ``test/`` or ``val/``; or test images alone, in one of these or in the folder itself."""
+    """Find ``train/`` with ``test/`` or ``val/``; without ``train/``, test images in one of these or in ``root``."""
     if (root / "train").is_dir():
         return root / "train", split_folder(root, "test", "val")
     _require_folder(root)
@@ -100,25 +100,25 @@ def folders(root: Path) -> tuple[Path | None, Path]:
 
 
 def npz_file(path: Path) -> Path:
-    """``path``; :class:`GradscopeError` where it is no file."""
+    """Return ``path``; raises :class:`GradscopeError` if it is not a file."""
     if not path.is_file():
-        raise GradscopeError(f"data_root: 'npz' needs an .npz file, {path} is none")
+        raise GradscopeError(f"data_root must be an .npz file for 'npz', got {path}")
     return path
 
 
 def split_folder(root: Path, *names: str) -> Path:
-    """The first of the folders ``names`` that ``root`` has; :class:`GradscopeError` where it has none."""
+    """Find the first of the folders ``names`` in ``root``; raises :class:`GradscopeError` if it has none."""
     _require_folder(root)
     for name in names:
         if (root / name).is_dir():
             return root / name
-    found = ", ".join(sorted(each.name for each in root.iterdir())[:5]) or "nothing"
-    raise GradscopeError(f"data_root: {root} needs a folder {' or '.join(f'{name}/' for name in names)}, has {found}")
+    content = ", ".join(sorted(each.name for each in root.iterdir())[:5]) or "nothing"
+    raise GradscopeError(f"data_root: {root} must hold {' or '.join(f'{name}/' for name in names)}, got {content}")
 
 
 def _require_folder(root: Path) -> None:
     if not root.is_dir():
-        raise GradscopeError(f"data_root: a folder with train/ and test/ (or val/) is needed, {root} is none")
+        raise GradscopeError(f"data_root must be a folder with train/ and test/ (or val/), got {root}")
 
 
 def _require_cifar(data: Data) -> None:
@@ -127,7 +127,7 @@ def _require_cifar(data: Data) -> None:
         raise no_cifar(data.dataset, root)
 
 
-#: How the files of each data set that has some are looked for; what is missing raises :class:`GradscopeError`.
+#: How to find the files of each data set; missing files raise :class:`GradscopeError`.
 REQUIRED: dict[str, Callable[[Data], object]] = {
     "fashion-mnist": lambda data: fashion_mnist_files(download_root(data)),
     "cifar10": _require_cifar,

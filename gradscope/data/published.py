@@ -1,6 +1,6 @@
-"""Published sets of a known form, read from an image folder or an ``.npz``: CIFAR-10, CIFAR-100, Tiny-ImageNet.
+"""Read published data sets from an image folder or an ``.npz``: CIFAR-10, CIFAR-100, Tiny-ImageNet.
 
-The label of a class is its place in the alphabet, in torchvision's files too, so that labels, and the fingerprint of
+The label of a class is its position in alphabetical order, as in torchvision's files. So labels, and the fingerprint of
 the same images in the same order, do not depend on the storage.
 """
 
@@ -16,15 +16,15 @@ from gradscope.data.image_set import ImageSet, Splits
 from gradscope.data.places import split_folder
 from gradscope.errors import GradscopeError, first_of
 
-#: The table of Tiny-ImageNet's validation images, which lie in one folder as published.
+#: The table of Tiny-ImageNet's validation images; the published set keeps them in one folder.
 _VAL_ANNOTATIONS = "val_annotations.txt"
 
 
 @dataclass(frozen=True)
 class Published:
-    """A set of square RGB images: its name, side in pixels, number of classes, and their names where all are needed.
+    """A set of square RGB images: its name, side in pixels, number of classes, and their names if all are required.
 
-    Where ``classes`` is None, any of the classes serve, under any names.
+    If ``classes`` is None, any number of classes up to ``class_count`` is accepted, under any names.
     """
 
     name: str
@@ -33,14 +33,14 @@ class Published:
     classes: tuple[str, ...] | None = None
 
     def read(self, path: Path, cache: Path | None) -> Splits:
-        """The splits in ``path``, a folder with ``train`` or an ``.npz`` with ``classes``.
+        """Read the splits in ``path``, a folder with ``train`` or an ``.npz`` with ``classes``.
 
-        Raises :class:`GradscopeError` where classes or pixels are not those of the set.
+        Raises :class:`GradscopeError` if classes or image size are not those of the set.
         """
         splits = self._read_npz(path) if path.is_file() else self._read_folder(path, cache)
-        found, expected = tuple(splits.train.images.shape[1:]), (3, self.side, self.side)
-        if found != expected:
-            raise GradscopeError(f"data_root: {path}: images of {self.name} must be {expected}, got {found}")
+        shape, expected = tuple(splits.train.images.shape[1:]), (3, self.side, self.side)
+        if shape != expected:
+            raise GradscopeError(f"data_root: {path}: images of {self.name} must be {expected}, got {shape}")
         return splits
 
     def _read_folder(self, root: Path, cache: Path | None) -> Splits:
@@ -67,7 +67,7 @@ class Published:
             missing = [name for name in self.classes if name not in names]
             unknown = [name for name in names if name not in self.classes]
             differences = "".join(
-                f"; {word}: {first_of(those)}" for word, those in (("missing", missing), ("unknown", unknown)) if those
+                f"; {word}: {first_of(names)}" for word, names in (("missing", missing), ("unknown", unknown)) if names
             )
             raise GradscopeError(
                 f"data_root: {where} must be the {self.class_count} classes of {self.name}, "
@@ -75,7 +75,7 @@ class Published:
             )
 
     def _in_order(self, images: ImageSet) -> ImageSet:
-        """The set under its own name, with classes in alphabetical order; if they were not, images sorted by class."""
+        """Rename the set and sort its classes alphabetically; if they were not sorted, sort the images by class."""
         classes = sorted(images.classes)
         if classes == list(images.classes):
             return replace(images, name=self.name)

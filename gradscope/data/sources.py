@@ -1,4 +1,4 @@
-"""Where images come from: :func:`load` reads the data sets of :mod:`gradscope.data.names`."""
+"""Load images: :func:`load` reads the data sets of :mod:`gradscope.data.names`."""
 
 import io
 import sys
@@ -37,26 +37,26 @@ from gradscope.errors import GradscopeError
 from gradscope.reading import read_json, read_text
 from gradscope.validation import is_plain_name
 
-#: Fraction and seed of the test split of the digits, which come in one piece.
+#: Fraction and seed of the test split of the digits, which are published without one.
 _DIGITS_TEST = (0.2, 0)
 
 _IMAGENET100_SIZES = (32, 224)
 
 
 def load(data: Data, *, download: bool = False, cache: Path | None = None) -> Splits:
-    """The train and test images that ``data`` names.
+    """Load the training and test images that ``data`` names.
 
-    ``download`` allows the network; ``cache`` is where decoded folders and downloads without a ``data_root`` go (see
-    :func:`~gradscope.data.cache.cache_directory`). Raises :class:`GradscopeError` for an unknown name, files that are
-    missing or unsound, and an ``image_size`` that the set does not have.
+    ``download`` allows the network; decoded folders and downloads without a ``data_root`` go to ``cache`` (see
+    :func:`~gradscope.data.places.cache_directory`). Raises :class:`GradscopeError` for an unknown name, missing or
+    damaged files, and an ``image_size`` that the set does not have.
     """
     check_data(data)
     splits = _READERS[data.dataset](data, download, cache)
     size = splits.test.height, splits.test.width
     if data.image_size is not None and size != (data.image_size, data.image_size):
         raise GradscopeError(
-            f"image_size: {data.dataset!r} has images of {size[0]} x {size[1]} pixels and is not resized "
-            f"(only 'folder' and 'imagenet100' are), got {data.image_size}"
+            f"image_size must be left out for {data.dataset!r}, whose images have {size[0]} x {size[1]} pixels "
+            f"(only 'folder' and 'imagenet100' are resized), got {data.image_size}"
         )
     return splits
 
@@ -90,7 +90,7 @@ def _fashion_mnist(data: Data, download: bool, cache: Path | None) -> Splits:
 
 
 def _cifar(data: Data, download: bool, cache: Path | None, *, kind: str, published: Published) -> Splits:
-    """Torchvision's files where ``--data-root`` holds them, else an image folder or an ``.npz``, else a download."""
+    """Read torchvision's files if ``--data-root`` holds them, else an image folder or an ``.npz``, else download."""
     root = download_root(data, cache)
     stored = None if (root / CIFAR_FOLDERS[data.dataset]).is_dir() else find_published(data.dataset, root)
     if stored is not None:
@@ -112,7 +112,7 @@ def _cifar(data: Data, download: bool, cache: Path | None, *, kind: str, publish
 
 
 def _download(kind: Any, root: Path) -> None:
-    """Let torchvision download what ``root`` does not have; one process at a time, its bar on a terminal only."""
+    """Let torchvision download what ``root`` lacks, one process at a time; show its bar on a terminal only."""
     quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def _download(kind: Any, root: Path) -> None:
             kind(root, download=True)
     except (OSError, RuntimeError, HTTPException) as error:
         reason = " ".join(str(error).split())
-        raise GradscopeError(f"download: {kind.__name__} did not come into {root}: {reason}") from None
+        raise GradscopeError(f"download: fetching {kind.__name__} into {root} failed: {reason}") from None
 
 
 def _tiny_imagenet(data: Data, download: bool, cache: Path | None) -> Splits:
@@ -130,26 +130,26 @@ def _tiny_imagenet(data: Data, download: bool, cache: Path | None) -> Splits:
 def _imagenet100(data: Data, download: bool, cache: Path | None) -> Splits:
     size = 32 if data.image_size is None else data.image_size
     if size not in _IMAGENET100_SIZES:
-        raise GradscopeError(f"image_size: 'imagenet100' allows 32 or 224, got {size}")
+        raise GradscopeError(f"image_size must be 32 or 224 for 'imagenet100', got {size}")
     root = given_root(data)
     tree = Tree(*imagenet100_folders(root), _class_list(root), size)
     return load_tree("imagenet100", tree, cache)
 
 
 def _class_list(root: Path) -> tuple[str, ...] | None:
-    """Class folders in the order of ``classes.txt`` (a name a line) or ``Labels.json`` (names as keys), if any."""
+    """Read the order of the classes from ``classes.txt`` (one name per line) or ``Labels.json`` (keys), if any."""
     path = next((path for path in (root / "classes.txt", root / "Labels.json") if path.exists()), None)
     if path is None:
         return None
     names = read_json(path, "data_root") if path.suffix == ".json" else read_text(path, "data_root").split("\n")
     if path.suffix == ".json" and not isinstance(names, dict):
-        raise GradscopeError(f"data_root: {path} must be an object with class folders as keys, got another value")
+        raise GradscopeError(f"data_root: {path} must be a JSON object with class folders as keys, got another value")
     classes = tuple(name.strip() for name in names if name.strip())
     if not classes or len(set(classes)) != len(classes):
         raise GradscopeError(f"data_root: {path} must list one or more class folders, each once")
     paths = [name for name in classes if not is_plain_name(name)]
     if paths:
-        raise GradscopeError(f"data_root: {path} must list names of folders and no paths, got {paths[0]!r:.100}")
+        raise GradscopeError(f"data_root: {path} must list names of folders, not paths, got {paths[0]!r:.100}")
     return classes
 
 
@@ -162,7 +162,7 @@ def _npz(data: Data, download: bool, cache: Path | None) -> Splits:
     return read_npz(npz_file(given_root(data)))
 
 
-#: How each of :data:`~gradscope.data.names.DATASETS` is read: ``read(data, download, cache)``.
+#: The reader of each of :data:`~gradscope.data.names.DATASETS`: ``read(data, download, cache)``.
 _READERS: dict[str, Callable[[Data, bool, Path | None], Splits]] = {
     "digits": _digits,
     "fashion-mnist": _fashion_mnist,

@@ -1,4 +1,4 @@
-"""Processes that share work through Fabric, which is loaded here alone: it takes as long as torch."""
+"""Share work among processes with Fabric. Only this module imports it, because the import takes as long as torch."""
 
 import atexit
 import logging
@@ -16,21 +16,21 @@ from gradscope.distributed.processes import is_started
 from gradscope.distributed.units import explained_memory
 from gradscope.errors import CannotResumeError, GradscopeError
 
-# They announce devices, precision and processes, and that a process is ended because another failed. This is here, and
-# not where a command begins, for it holds in the processes that are started too, and once Fabric is loaded, which
-# announces them anew.
+# Silence Lightning's banners of devices, precision and processes, and torch's message that a process was terminated
+# because another failed. Set here and not at the start of a command, so that it applies in started processes, too, and
+# after Fabric's import, which would reset it.
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
 
 
 def new_fabric(device: str, devices: int, precision: str) -> Fabric:
-    """The fabric: one device, or ``devices`` processes started here, or those ``torchrun`` has started."""
+    """Make the fabric: one device, or ``devices`` processes started here, or those that ``torchrun`` started."""
     nodes, strategy, asked = 1, "auto" if devices == 1 else "ddp_spawn", devices
     if is_started():
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes, strategy = int(os.environ["WORLD_SIZE"]) // devices, "ddp"
     elif device != "cpu" and devices > (gpus := torch.cuda.device_count()) > 0:
-        raise GradscopeError(f"devices must be at most {gpus}, the GPUs that torch sees here, got {devices}")
+        raise GradscopeError(f"devices must be at most {gpus}, the number of GPUs here, got {devices}")
     names = {"32": "32-true", "bf16": "bf16-mixed"}
     try:
         return Fabric(
@@ -46,15 +46,15 @@ def new_fabric(device: str, devices: int, precision: str) -> Fabric:
 
 
 def launch(fabric: Fabric, work: Callable[[Fabric], None]) -> None:
-    """``work`` in every process. Those that are started here load what they need, so it must be picklable."""
+    """Run ``work`` in every process. It must be picklable, because started processes import it again."""
     begin = partial(_begin, work=work, threads=torch.get_num_threads())
-    if "LT_CLI_USED" in os.environ:  # `fabric run`: making the fabric has joined the processes
+    if "LT_CLI_USED" in os.environ:  # `fabric run`: the processes have already joined
         begin(fabric)
         return
     try:
         fabric.launch(begin)
     except ProcessRaisedException as error:
-        # A process started for the work failed; of its report only our own one-line errors are for the user.
+        # A started process failed; only gradscope's one-line errors in its report are for the user.
         last_line = str(error).strip().splitlines()[-1]
         name, separator, message = last_line.partition(": ")
         for kind in (CannotResumeError, GradscopeError):
@@ -64,9 +64,9 @@ def launch(fabric: Fabric, work: Callable[[Fabric], None]) -> None:
 
 
 def _begin(fabric: Fabric, work: Callable[[Fabric], None], threads: int) -> None:
-    """``work`` in no more ``threads`` than the process has that started this one: sums over more round otherwise."""
+    """Run ``work`` with at most ``threads``, those of the parent process: sums over more threads round differently."""
     torch.set_num_threads(min(threads, torch.get_num_threads()))
-    # Fabric leaves a process group of CPUs as it is, whose threads may then abort a process that ends.
+    # Fabric does not destroy a process group of CPUs; its threads may then abort a process at its end.
     atexit.register(_leave)
     with explained_memory(fabric.device):
         work(fabric)

@@ -1,4 +1,4 @@
-"""A measurement on every process that shares it: those it starts itself, or those that ``torchrun`` has started."""
+"""Run a measurement on every process that shares it: processes started here, or by ``torchrun``."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def on_every_rank(hardware: Hardware, work: Callable[[Team], None]) -> None:
-    """Run ``work``, which must be picklable, on every rank of the team that ``hardware`` asks for."""
+    """Run ``work``, which must be picklable, on every rank of the team that ``hardware`` specifies."""
     device = resolve_device(hardware.device)
     hardware = replace(hardware, device=device.type)
     if hardware.is_shared:

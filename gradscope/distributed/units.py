@@ -1,7 +1,7 @@
-"""Work in named units, made by one process or divided over many: all have every unit, in the same order.
+"""Divide work into named units, computed by one process or shared by many: all receive every unit, in the same order.
 
-What follows a unit (sums, the choice of what is attacked next) is then the same on every process, and the same as one
-process alone would have had.
+So everything that depends on the units (sums, the choice of images to attack next) is the same on every process, and
+the same as on a single process.
 """
 
 import traceback
@@ -19,35 +19,35 @@ from gradscope.progress import Advance
 
 T = TypeVar("T")
 
-#: What a unit of work gives, by name; on the CPU once it has been made.
+#: The values of a unit of work, by name; on the CPU after the unit is computed.
 Values = dict[str, Tensor]
-#: A unit of work: its name and what makes it. Nothing else may decide its values.
+#: A unit of work: its name and the function that computes it. Nothing else may influence its values.
 Unit = tuple[str, Callable[[], Values]]
-#: The values of units in their order; from where they are kept, from another process, or made.
+#: A function that yields the values of units in order: loaded, received from another process, or computed.
 Each = Callable[[Sequence[Unit]], Iterator[Values]]
 
-#: A rank may wait for another one's unit, or for the figures to be drawn, as long as that takes; one that is gone
-#: is noticed at once.
+#: How long a rank waits for another rank's unit, or for its figures. A rank that died is noticed at once.
 _PATIENCE = timedelta(days=7)
 
 
 def alone(units: Sequence[Unit]) -> Iterator[Values]:
-    """Every unit made here, one after the other."""
+    """Compute every unit in this process, one after the other."""
     for _, make in units:
         yield {key: value.cpu() for key, value in make().items()}
 
 
 def prefixed(each: Each, prefix: str) -> Each:
-    """``each`` with ``prefix`` and a hyphen before the name of every unit."""
+    """Return ``each`` with ``prefix`` and a hyphen before the name of every unit."""
     return lambda units: each([(f"{prefix}-{name}", make) for name, make in units])
 
 
 @dataclass(frozen=True)
 class Work:
-    """How images are worked through: where, how many at once, under which seed, by whom, and who is told.
+    """How to process images: seed, device, batch size, distribution over processes, and progress.
 
-    ``batch_size`` None: what is usual for the work. ``each`` may keep the units of work or let others make them, under
-    names that change with whatever decides their values. ``advance`` is told how many images are done.
+    ``batch_size`` None uses the default of the work. ``each`` may store units or let other processes compute them,
+    under names that change with everything that influences the values. ``advance`` is called with the number of
+    images done.
     """
 
     seed: int = 0
@@ -57,14 +57,14 @@ class Work:
     advance: Advance = lambda images, note: None
 
     def prefixed(self, prefix: str) -> "Work":
-        """The same with ``prefix`` and a hyphen before the name of every unit."""
+        """Return a copy with ``prefix`` and a hyphen before the name of every unit."""
         return replace(self, each=prefixed(self.each, prefix))
 
 
-#: Work on the CPU by this process alone, of seed 0.
+#: Work on the CPU, in this process alone, with seed 0.
 PLAIN = Work()
 
-#: What PyTorch's errors say where a device's memory is full: its allocators, cuBLAS, cuDNN, and the driver.
+#: Phrases of PyTorch's out-of-memory errors: of its allocators, cuBLAS, cuDNN, and the driver.
 _NO_MEMORY = (
     "out of memory",
     "DefaultCPUAllocator",
@@ -76,18 +76,18 @@ _NO_MEMORY = (
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device ran out of memory, so that a smaller batch may fit."""
+    """Whether ``error`` says that a device ran out of memory, so that a smaller batch may fit."""
     return isinstance(error, torch.OutOfMemoryError) or any(phrase in str(error) for phrase in _NO_MEMORY)
 
 
 def free_memory() -> None:
-    """Give the GPU's cached memory back. Call it after the ``except``: the traceback holds the activations."""
+    """Release the GPU's cached memory. Call it after the ``except`` block, whose traceback holds the activations."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
 def halving(work: Callable[[int], T], size: int) -> T:
-    """``work(size)``, with half the size wherever the device runs out of memory; at size 1 its error is raised."""
+    """Return ``work(size)``; halve the size whenever the device runs out of memory, and raise its error at size 1."""
     while True:
         try:
             return work(size)
@@ -100,21 +100,21 @@ def halving(work: Callable[[int], T], size: int) -> T:
 
 @contextmanager
 def explained_memory(device: torch.device) -> Iterator[None]:
-    """Turn a full memory of ``device`` into a one-line :class:`GradscopeError`."""
+    """Turn an out-of-memory error of ``device`` into a one-line :class:`GradscopeError`."""
     try:
         yield
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         raise GradscopeError(
-            f"batch_size must be smaller (of a landscape, `images`), {device} ran out of memory: "
-            f"{str(error).strip().splitlines()[0]}; where a single image is too much, use `device` cpu"
+            f"batch_size must be smaller (for a landscape, `images`), as {device} ran out of memory: "
+            f"{str(error).strip().splitlines()[0]}; if a single image does not fit, use `device` cpu"
         ) from None
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why a rank cannot go on: a user's mistake, or the traceback of our own."""
+    """Why a rank stopped: a user's mistake, or the traceback of an internal error."""
 
     mistake: GradscopeError | None
     traceback: str = ""
@@ -129,36 +129,36 @@ class _Failure:
 class Team:
     """The processes that share a measurement: this one is number ``rank`` of ``size`` and works on ``device``.
 
-    They meet again and again, at the same places of the same program, to exchange what each has made. A rank that
-    fails says so at its next meeting, wherever the others are by then, and all of them fail.
+    They meet at the same points of the same program to exchange their values. A rank that fails says so at its next
+    meeting, wherever the others are, and all of them fail.
     """
 
     def __init__(self, device: torch.device, rank: int = 0, size: int = 1) -> None:
-        """Of more than one, torch's process group is there; all of its processes make their team at once."""
+        """Join the team. With more than one rank, torch's process group must exist and all ranks must call this."""
         self.device, self.rank, self.size = device, rank, size
-        # Not the group of the devices: values are on the CPU, and a GPU that waits would be busy.
+        # Not the group of the devices: values are on the CPU, and waiting in NCCL keeps a GPU busy.
         self._group: Any = distributed.new_group(backend="gloo", timeout=_PATIENCE) if size > 1 else None
         self._failed = False
 
     @property
     def is_first(self) -> bool:
-        """Whether this rank writes the files and speaks for all."""
+        """Whether this rank writes the files and prints for all."""
         return self.rank == 0
 
     def run(self, work: Callable[["Team"], None]) -> None:
-        """``work`` on this rank; an error of any rank is raised by all."""
+        """Run ``work`` on this rank; all ranks raise an error of any rank."""
         try:
             with explained_memory(self.device):
                 work(self)
             self.meet()
         except Exception as error:
-            # What another rank has told of is known to all; what went wrong here is not, yet.
+            # All ranks know an error that another rank reported; they do not yet know an error of this rank.
             if self.size > 1 and not self._failed:
-                self._tell(error)
+                self._report(error)
             raise
 
-    def _tell(self, error: Exception) -> None:
-        """Bring ``error`` to the next meeting; one of our own is raised here as it is, with its traceback."""
+    def _report(self, error: Exception) -> None:
+        """Report ``error`` at the next meeting; raise an internal error here unchanged, with its traceback."""
         if isinstance(error, GradscopeError):
             self._exchange(None, _Failure(error))
         try:
@@ -166,30 +166,30 @@ class Team:
         except RuntimeError:
             raise error from None
 
-    def _exchange(self, mine: T, failure: _Failure | None = None) -> list[T]:
-        """What each rank brings, by rank; the failure of the first rank that has one is raised."""
+    def _exchange(self, value: T, failure: _Failure | None = None) -> list[T]:
+        """Gather the values of all ranks, in order; raise the failure of the first rank that has one."""
         if self.size == 1:
-            return [mine]
-        found: list[Any] = [None] * self.size
-        distributed.all_gather_object(found, (mine, failure), group=self._group)
-        for rank, (_, failed) in enumerate(found):
+            return [value]
+        gathered: list[Any] = [None] * self.size
+        distributed.all_gather_object(gathered, (value, failure), group=self._group)
+        for rank, (_, failed) in enumerate(gathered):
             if failed is not None:
                 self._failed = True
                 raise failed.raised_by_all(rank) from None
-        return [value for value, _ in found]
+        return [value for value, _ in gathered]
 
     def meet(self) -> None:
         """Wait for all ranks."""
         self._exchange(None)
 
-    def of_first(self, mine: T) -> T:
-        """What the first rank has here, for all to go on alike."""
-        return self._exchange(mine if self.is_first else None)[0]  # type: ignore[return-value]  # the first has one
+    def of_first(self, value: T) -> T:
+        """Broadcast the first rank's ``value``, so that all ranks continue with the same."""
+        return self._exchange(value if self.is_first else None)[0]  # type: ignore[return-value]  # the first has one
 
     def each(self, units: Sequence[Unit]) -> Iterator[Values]:
-        """The values of ``units``, a round at a time in which each rank makes one.
+        """Yield the values of ``units``, in rounds in which each rank computes one unit.
 
-        Every rank must go through them to the end. Memory holds the values of one round.
+        Every rank must iterate to the end. Memory holds the values of one round.
         """
         for start in range(0, len(units), self.size):
             place = start + self.rank

@@ -1,4 +1,4 @@
-"""The adversarial images of an attack as a file, and what a model that is loaded anew makes of them."""
+"""Write the adversarial images of an attack to a file, and check them on the model, loaded again."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def felled_images(label: str, outcome: Outcome, chosen: Chosen) -> Arrays:
-    """Every point ``(M, C, H, W)`` at which an attack fooled the model, and whose it is."""
+    """Collect every point ``(M, C, H, W)`` at which an attack fooled the model, with image, attack and checkpoint."""
     shape = tuple(chosen.images.images.shape[1:])
     points, numbers, labels, names = [torch.zeros(0, *shape)], [], [], []
     for name, attack in outcome.attacks.items():
@@ -42,7 +42,7 @@ def felled_images(label: str, outcome: Outcome, chosen: Chosen) -> Arrays:
 
 
 def write_images(path: Path, parts: Sequence[Arrays]) -> None:
-    """All parts as one .npz."""
+    """Write all parts as one .npz."""
     joined: dict[str, Any] = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     with atomic(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **joined)
@@ -52,21 +52,21 @@ def _read_images(path: Path) -> Arrays:
     try:
         return read_arrays(path)
     except (OSError, ValueError) as error:
-        raise GradscopeError(f"out: {path} was damaged before it could be read back: {reason_of(error)}") from None
+        raise GradscopeError(f"out: {path} was damaged before it was read back: {reason_of(error)}") from None
 
 
 def rescore(path: Path, entry: Entry, inputs: Inputs, batch_size: int) -> dict[str, int]:
-    """Judge a model's saved images, read back from ``path``, with the model loaded anew.
+    """Evaluate a model's saved images, read back from ``path``, on the model, loaded again.
 
-    "disagreeing" counts the images that it gets right, though it got them wrong when they were made: batches of
-    another size round otherwise, and a model that draws random numbers draws others.
+    "disagreeing" counts the images that the model now gets right, although they fooled it when they were made. Batches
+    of another size round differently, and a random model draws other numbers.
     """
     named = inputs.references(inputs.request.options.others.get("surrogate", ()))
-    reference = next(one for one in named if one.text == entry.reference.text)
+    reference = next(source for source in named if source.text == entry.reference.text)
     subject = inputs.attacked(reference, entry.chosen.images)
-    kept = _read_images(path)
-    mine = kept["checkpoint"] == subject.label
-    points, labels = torch.from_numpy(kept["images"][mine]), torch.from_numpy(kept["label"][mine])
+    saved = _read_images(path)
+    own = saved["checkpoint"] == subject.label
+    points, labels = torch.from_numpy(saved["images"][own]), torch.from_numpy(saved["label"][own])
     disagreeing = 0
     seed = inputs.request.options.seed
     with measuring(subject.model), torch.no_grad(), seeded(seed, "rescore"):

@@ -1,4 +1,4 @@
-"""Trajectories: every model attacked with every attack, and what the gradients do along the way."""
+"""Measure trajectories: attack every model with every attack, and follow the gradients along the path."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +15,7 @@ from gradscope.probes.trajectory import Trajectory, measure_trajectory
 from gradscope.progress import progress_bar
 from gradscope.results.schemas import SAMPLES, STEPS, SUMMARY
 
-#: Seconds between two times that it is written down how far an analysis is: the sums of the directions may be large.
+#: Seconds between two saves of an analysis's progress, because the sums of gradient directions may be large.
 KEEP_EVERY = 5.0
 
 
@@ -23,7 +23,7 @@ class TrajectoryMeasurement(Measurement[AnalyzeOptions]):
     """``gradscope analyze``."""
 
     def read(self) -> Sequence[Entry]:
-        """Every model on its own data set."""
+        """Load every model on its own data set."""
         entries = []
         for reference in self.inputs.references():
             chosen = self.inputs.choose(self.inputs.splits(reference).test, self.options.samples, "samples")
@@ -32,7 +32,7 @@ class TrajectoryMeasurement(Measurement[AnalyzeOptions]):
         return entries
 
     def described(self) -> Row:
-        """Attacks, metrics and how many images are attacked at once."""
+        """Describe attacks, metrics and batch sizes for the manifest."""
         options = self.options
         sizes = {
             name: options.batch_size or usual_batch_size(settings, self.device)
@@ -41,23 +41,23 @@ class TrajectoryMeasurement(Measurement[AnalyzeOptions]):
         return options.resolved() | {"batch_sizes": sizes}
 
     def parts(self, kept: PartialResults) -> Iterator[Part]:
-        """One part for each model and attack."""
+        """Yield one part for each model and attack."""
         for position, entry in enumerate(self.entries):
             subject = self.inputs.load(entry.reference, entry.chosen.images)
             for name in self.options.attacks:
                 started = time.perf_counter()
-                found = self._measure(subject, entry, name, kept, f"{position}-{name}")
+                trajectory = self._measure(subject, entry, name, kept, f"{position}-{name}")
                 identity = subject.identity(entry.chosen.images.name, name)
                 rows = {
-                    STEPS: partial(found.step_rows, identity),
-                    SAMPLES: partial(found.sample_rows, identity),
-                    SUMMARY: partial(found.summary_rows, identity),
+                    STEPS: partial(trajectory.step_rows, identity),
+                    SAMPLES: partial(trajectory.sample_rows, identity),
+                    SUMMARY: partial(trajectory.summary_rows, identity),
                 }
                 seconds = {name: time.perf_counter() - started}
-                yield Part(position, rows, {"seconds": seconds, "gradients": {name: found.blind}})
+                yield Part(position, rows, {"seconds": seconds, "gradients": {name: trajectory.blind}})
 
     def _measure(self, subject: LoadedModel, entry: Entry, attack: str, kept: PartialResults, piece: str) -> Trajectory:
-        """The trajectory of an attack, from where ``piece`` says that it was interrupted, or from the beginning."""
+        """Measure the trajectory of an attack; continue an interrupted one from the saved ``piece``."""
         options, team, chosen = self.options, self.team, entry.chosen
         with progress_bar(f"{subject.label} {attack}", len(chosen.images), "images", visible=team.is_first) as advance:
             return measure_trajectory(
@@ -73,7 +73,7 @@ class TrajectoryMeasurement(Measurement[AnalyzeOptions]):
 
 
 def _keeping(kept: PartialResults, name: str) -> Callable[[Trajectory], None]:
-    """What writes down how far a trajectory is: now and then, and at its end."""
+    """Return a function that saves a trajectory's progress every KEEP_EVERY seconds, and at its end."""
     last = time.perf_counter()
 
     def keep(so_far: Trajectory) -> None:

@@ -1,4 +1,4 @@
-"""AttackMeasurement: a set of them on each model, at one radius or several, kept by attack and batch."""
+"""Measure attacks: a set of attacks on each model, at one radius or several, saved by attack and batch."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,28 +33,28 @@ class AttackMeasurement(Measurement[AttackOptions]):
     """``gradscope attack``."""
 
     def read(self) -> Sequence[Entry]:
-        """Every model on its own data set, with its surrogates."""
+        """Load every model on its own data set, with its surrogates."""
         entries = read_entries(self.inputs, self.options.surrogate, self.options.samples)
         if self.options.save_images:
             require_one_shape(entries, "save_images")
         return entries
 
     def described(self) -> Row:
-        """AttackMeasurement, radii and budget, and the surrogates."""
+        """Describe attacks, radii, budget and surrogates for the manifest."""
         shared = {"batch_size": self.batch_size, "surrogates": describe_surrogates(self.entries)}
         return self.options.resolved() | shared
 
     @property
     def batch_size(self) -> int:
-        """Images attacked at once."""
+        """The number of images attacked at once."""
         return self.options.batch_size or usual_batch_size(None, self.device, largest_image(self.entries))
 
     def depends(self) -> Row:
-        """Whether the images are in the pieces."""
+        """Record whether the pieces hold the adversarial images."""
         return {"save_images": self.options.save_images}
 
     def parts(self, kept: PartialResults) -> Iterator[Part]:
-        """One part for each model, and what its saved images are worth."""
+        """Yield one part for each model, and one with the check of its saved images."""
         saved: list[Arrays] = []
         for position, entry in enumerate(self.entries):
             started = time.perf_counter()
@@ -86,7 +86,7 @@ class AttackMeasurement(Measurement[AttackOptions]):
                 yield Part(position, facts={"rescored": rescored})
 
     def _distances(self, subject: LoadedModel, entry: Entry, kept: PartialResults) -> Distances:
-        """How far each image's nearest fooling point is."""
+        """Measure the distance of each image's nearest fooling point."""
         options, images = self.options, entry.chosen.images
         with progress_bar(f"{subject.label} distances", len(images), "images", visible=self.team.is_first) as advance:
             prefix = f"{unit_prefix(entry, subject.label, ThreatModel(options.norm, 0.0))}-distances"
@@ -96,13 +96,13 @@ class AttackMeasurement(Measurement[AttackOptions]):
             )
 
     def _at(self, subject: LoadedModel, entry: Entry, epsilon: float, kept: PartialResults) -> Outcome:
-        """What stands at a radius."""
+        """Evaluate the attacks at one radius."""
         options = self.options
         wanted = len(entry.chosen.images) * (len(options.names) + len(entry.surrogates))
         title = f"{subject.label} {options.norm} {epsilon:.4g}"
         with progress_bar(title, wanted, visible=self.team.is_first) as advance:
-            found = self._run(subject, entry, ThreatModel(options.norm, epsilon), kept, advance)
-        return found if options.save_images else _bare(found)
+            outcome = self._run(subject, entry, ThreatModel(options.norm, epsilon), kept, advance)
+        return outcome if options.save_images else _without_images(outcome)
 
     def _run(
         self, subject: LoadedModel, entry: Entry, threat: ThreatModel, kept: PartialResults, advance: Advance
@@ -128,13 +128,13 @@ def _attack_rows(outcomes: Iterable[Outcome], identity: Row) -> Iterator[Row]:
         yield from outcome.attack_rows(identity)
 
 
-def _sample_rows(found: Iterable[Outcome | Distances], identity: Row) -> Iterator[Row]:
-    for one in found:
-        yield from one.sample_rows(identity)
+def _sample_rows(outcomes: Iterable[Outcome | Distances], identity: Row) -> Iterator[Row]:
+    for outcome in outcomes:
+        yield from outcome.sample_rows(identity)
 
 
 def _gradients(outcomes: Sequence[Outcome]) -> Row:
-    """What each attack saw of its gradients, at each radius where there are several."""
+    """Collect each attack's counts of zero and not finite gradients, per radius if there are several."""
     if len(outcomes) == 1:
         return outcomes[0].blind
     return {
@@ -142,7 +142,7 @@ def _gradients(outcomes: Sequence[Outcome]) -> Row:
     }
 
 
-def _bare(outcome: Outcome) -> Outcome:
-    """The outcome without its images, which would fill the memory."""
+def _without_images(outcome: Outcome) -> Outcome:
+    """Drop the adversarial images, which would fill the memory."""
     attacks = {name: replace(attack, adversarial=None) for name, attack in outcome.attacks.items()}
     return replace(outcome, attacks=attacks)

@@ -1,4 +1,4 @@
-"""Audits: each model attacked with what a budget allows, and what the checks add up to."""
+"""Audit models: attack each within a budget, and combine the checks into a verdict."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -39,63 +39,63 @@ class AuditMeasurement(Measurement[AuditOptions]):
     """``gradscope audit``."""
 
     def read(self) -> Sequence[Entry]:
-        """Every model on its own data set, with its surrogates; all images of one shape."""
+        """Load every model on its own data set, with its surrogates; all images must have one shape."""
         entries = read_entries(self.inputs, self.options.surrogate, self.options.samples)
         require_one_shape(entries, "model")
         return entries
 
     def accept(self, entry: Entry, look: Row) -> None:
-        """Refuse images of which the model, though better than chance, gets too few right for a paired test."""
+        """Raise :class:`GradscopeError` if a model better than chance has too few right images for paired tests."""
         right, shown = look["right"], look["images"]
         if self.options.allow_inconclusive or right >= FEWEST or at_chance(right, shown, look["classes"]):
             return
         more = more_images(right, shown, entry.chosen.available)
         raise GradscopeError(
-            f"samples must be so many that {entry.reference.label} is right on {FEWEST}, which paired tests need; it "
-            f"is right on {right} of {shown}: {more}; `allow_inconclusive` audits them all the same"
+            f"samples must include {FEWEST} images that {entry.reference.label} gets right, as paired tests need, "
+            f"got {right} of {shown}: {more}; `allow_inconclusive` audits them anyway"
         )
 
     def described(self) -> Row:
-        """Ball and budget, and the surrogates."""
+        """Describe ball, budget and surrogates for the manifest."""
         shared = {"batch_size": self.batch_size, "surrogates": describe_surrogates(self.entries)}
         return self.options.resolved() | shared
 
     @property
     def batch_size(self) -> int:
-        """Images attacked at once."""
+        """The number of images attacked at once."""
         return self.options.batch_size or usual_batch_size(None, self.device, largest_image(self.entries))
 
     def parts(self, kept: PartialResults) -> Iterator[Part]:
-        """One part for each model."""
+        """Yield one part for each model."""
         documents: list[Row] = []
         shown: list[Row] = []
         for position, entry in enumerate(self.entries):
             started = time.perf_counter()
             subject = self.inputs.attacked(entry.reference, entry.chosen.images)
-            found, pictures = self._audit(subject, entry, kept)
+            audit, pictures = self._audit(subject, entry, kept)
             identity = subject.identity(entry.chosen.images.name, "")
-            documents.append(_document(identity, found) | self.options.adapted())
+            documents.append(_document(identity, audit) | self.options.adapted())
             shown += [_pictured(subject.label, example, entry.chosen.images.classes) for example in pictures]
             rows = {
-                AUDIT: partial(found.rows, identity),
-                ATTACKS: partial(found.evidence.main.attack_rows, identity),
-                ATTACK_SAMPLES: partial(found.evidence.main.sample_rows, identity),
+                AUDIT: partial(audit.rows, identity),
+                ATTACKS: partial(audit.evidence.main.attack_rows, identity),
+                ATTACK_SAMPLES: partial(audit.evidence.main.sample_rows, identity),
             }
-            if found.evidence.scale is not None:
-                rows[SCALE] = partial(found.evidence.scale.rows, identity)
+            if audit.evidence.scale is not None:
+                rows[SCALE] = partial(audit.evidence.scale.rows, identity)
             files = {
                 AUDIT_JSON: partial(write_json, value={"schema": SCHEMA, "audits": documents}),
                 EXAMPLE_IMAGES: partial(_write_example_images, shown=shown),
             }
             facts = {
                 "seconds": time.perf_counter() - started,
-                "skipped": dict(found.left_out),
-                "gradients": found.evidence.main.blind,
+                "skipped": dict(audit.left_out),
+                "gradients": audit.evidence.main.blind,
             }
             yield Part(position, rows, facts, files)
 
     def _audit(self, subject: LoadedModel, entry: Entry, kept: PartialResults) -> tuple[Audit, list[ExampleImage]]:
-        """A model's audit and the pictures that show it."""
+        """Audit a model; returns the audit and its example images."""
         options, images = self.options, entry.chosen.images
         threat = ThreatModel(options.norm, options.radius)
         budget = options.spending_of(with_examples=bool(entry.surrogates))
@@ -105,7 +105,7 @@ class AuditMeasurement(Measurement[AuditOptions]):
             own = self.inputs.loss(images)
             examples = surrogate_examples(entry, self.inputs, threat, budget.attacks, work)
             work = work.prefixed(unit_prefix(entry, subject.label, threat))
-            found = examine(
+            audit = examine(
                 subject.model,
                 images,
                 entry.chosen.numbers,
@@ -115,23 +115,23 @@ class AuditMeasurement(Measurement[AuditOptions]):
                 loss=own,
                 work=work,
             )
-            shown = example_images(found, subject.model, images, surrogate_examples=examples, loss=own, work=work)
+            shown = example_images(audit, subject.model, images, surrogate_examples=examples, loss=own, work=work)
         if options.surrogate and not entry.surrogates:
             itself = dict.fromkeys(("transfer", "pgd-from"), "the surrogate given is this model itself")
-            found = replace(found, left_out={**found.left_out, **itself})
-        return replace(found, claim=options.claim), list(shown)
+            audit = replace(audit, left_out={**audit.left_out, **itself})
+        return replace(audit, claim=options.claim), list(shown)
 
 
-def _document(identity: Row, found: Audit) -> Row:
-    """The audit's part of ``audit.json``, with the claim and whose it is in front."""
-    whose = {key: value for key, value in identity.items() if key != "attack"}
-    entry = found.to_json()
+def _document(identity: Row, audit: Audit) -> Row:
+    """Make the audit's entry of ``audit.json``, with the claim and the identity of the model in front."""
+    model = {key: value for key, value in identity.items() if key != "attack"}
+    entry = audit.to_json()
     claim = {"claim": entry.pop("claim")} if "claim" in entry else {}
-    return {**claim, **whose, **entry}
+    return {**claim, **model, **entry}
 
 
 def _pictured(label: str, example: ExampleImage, classes: Sequence[str]) -> Row:
-    """An example image as a row of ``evidence.npz``: numbers, pictures, and the names of the classes."""
+    """Make the row of an example image in ``evidence.npz``: numbers, images, and names of classes."""
     numbers = {
         "label": example.label,
         "clean_predicted": example.clean_predicted,
@@ -150,7 +150,7 @@ def _pictured(label: str, example: ExampleImage, classes: Sequence[str]) -> Row:
 
 
 def _write_example_images(path: Path, shown: Sequence[Row]) -> None:
-    """All pictures as one .npz, an array a key; none where there is nothing to show."""
+    """Write all example images as one .npz, one array per key; write no file if there are none."""
     if not shown:
         return
     arrays: dict[str, Any] = {key: np.array([row[key] for row in shown]) for key in shown[0]}

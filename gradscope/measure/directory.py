@@ -1,4 +1,4 @@
-"""The directory of results: one writer at a time, never a mixture of two runs."""
+"""Manage the directory of results: one writer at a time, never files of two runs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,15 +31,15 @@ from gradscope.results.schemas import (
     TRANSFER,
 )
 
-#: The folder of finished pieces of work; it is removed when the whole is written.
+#: The folder of finished pieces of work; it is removed when all results are written.
 PARTIAL = ".tiles"
-#: Adversarial images that were asked for.
+#: The file of adversarial images, written on request.
 IMAGES = "adversarial.npz"
 _TABLES = (
     *(STEPS, SAMPLES, SUMMARY, LANDSCAPE, PATH, BANDS, EPOCHS, SPECTRUM, EIGENVALUES, DENSITY),
     *(ATTACKS, CURVE, TRANSFER, SIMILARITY, AUDIT, SCALE, JUDGE),
 )
-#: What a measuring stage writes beside its figures.
+#: The files that a measurement writes beside its figures.
 FILES = (
     *(table.file + end for table in _TABLES for end in ("", ".gz")),
     IMAGES,
@@ -50,7 +50,7 @@ FILES = (
 
 
 def require_room(out: Path, what: str, *, resume: bool, overwrite: bool) -> None:
-    """Raise :class:`GradscopeError` where ``out`` holds results, or an unfinished ``what``, that may not go."""
+    """Raise :class:`GradscopeError` if ``out`` holds results, or an unfinished ``what``, that may not be replaced."""
     _require_no_file(out)
     if overwrite:
         return
@@ -69,27 +69,27 @@ def require_room(out: Path, what: str, *, resume: bool, overwrite: bool) -> None
         raise GradscopeError(f"out must be another directory: {out} holds results; pass `overwrite` to replace them")
     elif others := _replaced(out):
         raise GradscopeError(
-            f"out must be another directory: {out} holds no results, but {others[0].relative_to(out)}, which results "
-            "would replace; pass `overwrite` to let them"
+            f"out must be another directory: {out} holds {others[0].relative_to(out)}, which the results would "
+            "replace; pass `overwrite` to replace it"
         )
 
 
 def _require_no_file(out: Path) -> None:
     if out.is_file():
-        raise GradscopeError(f"out must be a directory, got {out}, a file")
+        raise GradscopeError(f"out must be a directory, got the file {out}")
 
 
 def unfinished(out: Path) -> bool:
-    """Whether ``out`` holds pieces of a measurement that has not been completed."""
+    """Whether ``out`` holds pieces of an unfinished measurement."""
     return (out / PARTIAL).is_dir()
 
 
 @contextmanager
 def results_directory(out: Path, what: str, *, resume: bool, overwrite: bool) -> Iterator[None]:
-    """Hold ``out`` for a measurement that writes its results there; what was interrupted may ``resume``.
+    """Hold the lock of ``out`` for a measurement that writes its results there; an interrupted one may ``resume``.
 
-    Raises :class:`GradscopeError` where it holds results and ``overwrite`` is not set, or cannot be written. What is
-    refused before anything is written leaves no new directory behind.
+    Raises :class:`GradscopeError` if ``out`` holds results and ``overwrite`` is not set, or cannot be written. If an
+    error occurs before anything is written, no new directory remains.
     """
     _require_no_file(out)
     new = [folder for folder in (out / PARTIAL, out) if not folder.exists()]
@@ -99,24 +99,24 @@ def results_directory(out: Path, what: str, *, resume: bool, overwrite: bool) ->
             sweep(out, (*FILES, PAGE, CARD))
             for folder in (PARTIAL, "figures", PAPER):
                 sweep(out / folder)
-            if overwrite:  # else what it replaces, which stays until then, would be taken for it
+            if overwrite:  # marks the run as unfinished, as the old results stay until the first part is written
                 ensure_writable(out / PARTIAL)
             yield
     except GradscopeError:
-        for made in new:
-            with suppress(OSError):  # where it is not empty
-                made.rmdir()
+        for created in new:
+            with suppress(OSError):  # not empty
+                created.rmdir()
         raise
 
 
 def clear(out: Path) -> None:
-    """Remove the results that are about to be replaced, figures and report among them: they show other numbers."""
+    """Remove the old results, including figures and report, which show other numbers."""
     for path in _replaced(out):
         path.unlink()
 
 
 def _replaced(out: Path) -> list[Path]:
-    """The files, links and pipes in ``out`` that have the names of results, figures or reports."""
+    """List the files, links and pipes in ``out`` with names of results, figures or reports."""
     drawn = [path for kind in ("pdf", "png", "gif", "html") for path in (out / "figures").glob(f"*-*.{kind}")]
     written = [path for kind in ("pdf", "tex") for path in (out / PAPER).glob(f"*.{kind}")]
     paths = (*(out / name for name in FILES), out / PAGE, out / CARD, *drawn, *written)

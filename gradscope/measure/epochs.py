@@ -1,4 +1,4 @@
-"""What changes along a training, at the weights saved after each epoch: the loss's sharpness beside the accuracies."""
+"""Measure the weights saved after each epoch of a training: the sharpness of the loss, and the accuracies."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,22 +19,22 @@ from gradscope.results.metrics import METRICS, SPECTRUM_METRICS
 from gradscope.results.stats import UNDEFINED, Interval, jackknife_interval, mean_interval, wilson_interval
 from gradscope.seeding import generator
 
-#: Eigenvalues that are found, the products that it may take, and the random vectors of the trace.
+#: Number of eigenvalues, the maximum number of Hessian products for them, and the random vectors of the trace.
 EIGENVALUES, PRODUCTS, PROBES = 3, 50, 10
-#: Images whose graph of second derivatives is in memory at a time.
+#: Images per batch of second derivatives, whose graph must fit in memory.
 _BATCH = 64
 
 
 @dataclass(frozen=True)
 class SavedEpoch:
-    """The weights and buffers that a training had after ``epoch`` epochs."""
+    """The weights and buffers of a training after ``epoch`` epochs."""
 
     epoch: int
     state: Mapping[str, Tensor]
 
 
 class AlongEpochs:
-    """Measures saved epochs of ``model`` on the same images: under ``attack``, made anew on each."""
+    """Measures saved epochs of ``model`` on the same images, clean and under ``attack``, which runs anew on each."""
 
     def __init__(
         self,
@@ -51,8 +51,8 @@ class AlongEpochs:
         self.batches = [(laid_out(batch), labels) for batch, labels in (images.images.batch(p, device) for p in parts)]
 
     def units(self) -> list[Unit]:
-        """One for each epoch."""
-        return [(f"epoch-{number}", partial(self._measure, one)) for number, one in enumerate(self.epochs)]
+        """Return one unit of work for each epoch."""
+        return [(f"epoch-{number}", partial(self._measure, saved)) for number, saved in enumerate(self.epochs)]
 
     def _measure(self, saved: SavedEpoch) -> Values:
         moving = copied(self.model)
@@ -63,7 +63,7 @@ class AlongEpochs:
             sums = {f"sum-{name}": torch.as_tensor(value) for name, value in self.measures(moving).items()}
             product = weight_matrix(moving, self.batches)
             start = random_unit((1, size), self.seed, "sharpness").to(device)
-            found, _ = find_eigenpairs(
+            eigenpairs, _ = find_eigenpairs(
                 product, start, generator(self.seed, "beyond sharpness"), count=EIGENVALUES, most=PRODUCTS
             )
             traces = [
@@ -71,14 +71,15 @@ class AlongEpochs:
                     *(product, random_signs((1, size), self.seed, "trace", number).to(device)),
                     generator(self.seed, "beyond trace", number),
                     most=1,
-                    known=found,
+                    known=eigenpairs,
                 ).traces[0, 0]
                 for number in range(PROBES)
             ]
-        return {**sums, "value": found.values[0], "residual": found.residuals[0], "traces": torch.stack(traces)}
+        pairs = {"value": eigenpairs.values[0], "residual": eigenpairs.residuals[0]}
+        return {**sums, **pairs, "traces": torch.stack(traces)}
 
     def rows(self, identity: Row, attack: str, found: Sequence[Values]) -> Iterator[Row]:
-        """Rows of EPOCHS; ``attack`` is the attack's name."""
+        """Yield the rows of EPOCHS; ``attack`` is the attack's name."""
         count = self.measures.count
         for saved, values in zip(self.epochs, found, strict=True):
             at = identity | {"attack": "none", "epoch": saved.epoch}

@@ -1,4 +1,4 @@
-"""Landscapes of input space: a plane around each image, for one model or several on the same axes."""
+"""Measure landscapes of input space: a plane around each image, for one model or several on the same axes."""
 
 import math
 import time
@@ -41,24 +41,24 @@ from gradscope.results.stats import mean_interval, wilson_interval
 from gradscope.results.tables import read_table, write_table
 from gradscope.seeding import seeded
 
-#: Points of a plane that are kept at a time; rows stay whole.
+#: Points of a plane per piece; a piece holds whole rows.
 _TILE_POINTS = 8192
 _ALL = slice(None)
-#: What of a :class:`Planes` is kept beside the images.
+#: The fields of :class:`Planes` that pieces hold.
 _FIELDS = ("first", "second", "unit", "paths", "fallback")
-#: Bytes that the iterates of a batch of attacks may take.
+#: The maximum memory of the iterates of a batch of attacks, in bytes.
 _WALK_BYTES = 2**30
 
 
 class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
-    """``gradscope landscape --space input``: every model's planes, what is on them and what compares them."""
+    """``gradscope landscape --space input``: every model's planes, their values, and the numbers that compare them."""
 
     subjects: list[LoadedModel]
     settings: PGD
     kept: PartialResults
 
     def read(self) -> Sequence[Entry]:
-        """All models on the same images."""
+        """Load all models on the same images."""
         assert self.options.settings is not None
         self.settings = self.options.settings
         references = self.inputs.references()
@@ -70,21 +70,20 @@ class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
         return [Entry(reference, self.images) for reference in references]
 
     def _choose(self, test: ImageSet) -> Chosen:
-        """The images that are asked for, in the set's order; those of ``index`` in the order given."""
+        """Choose the requested images, in the set's order; those of ``index`` in the given order."""
         options = self.options
         if options.index:
             for index in options.index:
                 if not 0 <= index < len(test):
                     raise GradscopeError(
-                        f"index must be 0 to {len(test) - 1}, the test images of {test.name}, got {index}"
+                        f"index must be from 0 to {len(test) - 1}, the test images of {test.name}, got {index}"
                     )
             return take(test, torch.tensor(list(dict.fromkeys(options.index))))
         if not options.right:
             return self.inputs.choose(test, options.images, "images")
         wanted = options.default_images if options.images is None else options.images
-        found: list[int] = []
-        # A few forward passes, which every rank makes; a GPU may round otherwise than another, so the first one's
-        # count.
+        chosen: list[int] = []
+        # Every rank runs these few forward passes. The first rank's choice counts, because GPUs may round differently.
         with torch.no_grad():
             for numbers in order(test, options.seed).split(256):
                 images, labels = test.batch(numbers, self.device)
@@ -92,21 +91,21 @@ class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
                 for subject in self.subjects:
                     with measuring(subject.model):
                         right &= subject.model(images).argmax(dim=1) == labels
-                found += numbers[right.cpu()].tolist()
-                if len(found) >= wanted:
+                chosen += numbers[right.cpu()].tolist()
+                if len(chosen) >= wanted:
                     break
-        found = self.team.of_first(found)
-        if not found:
-            raise GradscopeError(f"right must be left out: every image of {test.name} fools one of the models as it is")
-        if len(found) < wanted or wanted < 1:
+        chosen = self.team.of_first(chosen)
+        if not chosen:
+            raise GradscopeError(f"right must be left out: no clean image of {test.name} is right for all models")
+        if len(chosen) < wanted or wanted < 1:
             raise GradscopeError(
-                f"images must be 1 to {len(found)} with `right`, as many of {test.name} as every model is right about, "
-                f"got {wanted}"
+                f"images must be from 1 to {len(chosen)} with `right`, the images of {test.name} that all models get "
+                f"right, got {wanted}"
             )
-        return take(test, torch.tensor(found[:wanted]).sort().values)
+        return take(test, torch.tensor(chosen[:wanted]).sort().values)
 
     def described(self) -> Row:
-        """Points, axes and images."""
+        """Describe points, axes and images for the manifest."""
         options, unit = self.options, "multiples of epsilon"
         labels = [subject.label for subject in self.subjects]
         names = ["adversarial direction", "random direction"]
@@ -131,7 +130,7 @@ class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
         return {"landscape": landscape, "attacks": options.resolved()["attacks"]}
 
     def parts(self, kept: PartialResults) -> Iterator[Part]:
-        """One part for each model."""
+        """Yield one part for each model."""
         self.kept = kept
         points = len(self.subjects) * len(self.images.images) * self.options.points**2
         with progress_bar("landscape", points, "points", visible=self.team.is_first) as advance:
@@ -150,25 +149,25 @@ class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
                 yield Part(position, result.rows(), {"seconds": time.perf_counter() - started, **result.facts()})
 
     def conclude(self) -> None:
-        """Write the quantiles over images."""
+        """Write the quantiles over the images."""
         quantiles = bands(read_table(self.out / LANDSCAPE.file, LANDSCAPE))
         rows = quantiles.itertuples(index=False, name=None)
         write_table(self.out / BANDS.file, BANDS, (dict(zip(BANDS.names, row, strict=True)) for row in rows))
 
     @property
     def attacks(self) -> dict[str, PGD]:
-        """The attacks that walk around every image, by name: the one whose direction is drawn first."""
-        found = {self.options.attack: self.options.settings}
+        """The attacks on every image, by name; the first gives the first direction."""
+        attacks = {self.options.attack: self.options.settings}
         if self.options.versus is not None:
-            found[self.options.versus] = self.options.rival
-        return {name: settings for name, settings in found.items() if settings is not None}
+            attacks[self.options.versus] = self.options.rival
+        return {name: settings for name, settings in attacks.items() if settings is not None}
 
     @property
     def _numbers(self) -> range:
         return range(len(self.batches))
 
     def _each(self, units: Sequence[Unit]) -> Iterator[Values]:
-        """The units, kept; a model that draws random numbers draws those of the unit, whoever makes it."""
+        """Yield the units through the saved pieces; each unit has its own random stream, whichever rank computes it."""
 
         def drawing(name: str, make: Callable[[], Values]) -> Values:
             with seeded(self.options.seed, name):
@@ -177,7 +176,7 @@ class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
         return self.kept.each([(name, partial(drawing, name, make)) for name, make in units])
 
     def _walk(self, number: int, advance: Advance) -> Values:
-        """The planes of every checkpoint around a batch of images, those of two attacks, and what these met."""
+        """Attack a batch of images on every checkpoint; returns planes, and losses and gradients along the paths."""
         seed, threat = self.options.seed, threat_model(self.settings)
         images, labels, named = self._batch(number)
         advance(0, "attacking")
@@ -186,32 +185,32 @@ class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
         for position, subject in enumerate(self.subjects):
             walks.append([])
             for which, settings in enumerate(self.attacks.values()):
-                met = StepFacts(labels)
+                steps = StepFacts(labels)
                 with prepared(subject.model, settings) as model:
-                    walk = attack_walk(model, images, labels, settings, numbers=named, seed=seed, facts=met)
+                    walk = attack_walk(model, images, labels, settings, numbers=named, seed=seed, facts=steps)
                 walks[-1].append(walk)
-                facts |= {f"losses-{position}-{which}": met.losses, f"gradients-{position}-{which}": met.gradients}
-        found = [adversarial_planes(images, walk, threat, numbers=named, seed=seed) for walk, *_ in walks]
+                facts |= {f"losses-{position}-{which}": steps.losses, f"gradients-{position}-{which}": steps.gradients}
+        all_planes = [adversarial_planes(images, walk, threat, numbers=named, seed=seed) for walk, *_ in walks]
         pairs = [(first, other) for first, other in walks] if self.options.versus is not None else []
         if self.options.plane == "shared":
             pairs.append((walks[0][0], walks[1][0]))
-        found += [shared_planes(images, pair, threat, numbers=named, seed=seed) for pair in pairs]
-        planes = {f"{place}-{name}": getattr(one, name) for place, one in enumerate(found) for name in _FIELDS}
-        return planes | facts
+        all_planes += [shared_planes(images, pair, threat, numbers=named, seed=seed) for pair in pairs]
+        values = {f"{place}-{name}": getattr(one, name) for place, one in enumerate(all_planes) for name in _FIELDS}
+        return values | facts
 
     def _drawn(self, position: int) -> int:
-        """The place among the planes of a batch of those that are drawn for a checkpoint: its own come first."""
+        """Return the index, among the planes of a batch, of the plane drawn for a checkpoint; own planes come first."""
         if self.options.versus is not None:
             return len(self.subjects) + position
         return len(self.subjects) if self.options.plane == "shared" else position
 
     def _batch(self, number: int, part: slice = _ALL) -> tuple[Tensor, Tensor, Tensor]:
-        """Images and labels of a batch, or a part of it, on the device, and the images' numbers."""
+        """Load images and labels of a batch, or a part of it, on the device, and the images' numbers."""
         indices = self.batches[number][part]
         return *self.images.images.batch(indices, self.device), self.images.numbers[indices]
 
     def _planes(self, position: int, number: int, kept: Values, part: slice = _ALL, *, own: bool = False) -> Planes:
-        """The planes that are evaluated for a checkpoint, on the device, or those of its ``own`` direction."""
+        """Load the planes drawn for a checkpoint, or those of its ``own`` direction, on the device."""
         place = position if own else self._drawn(position)
         images, _, _ = self._batch(number, part)
         first, second, unit, paths, fallback = (kept[f"{place}-{name}"] for name in _FIELDS)
@@ -219,7 +218,7 @@ class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
         return Planes(images, *(tensor.to(self.device) for tensor in parts))
 
     def _values(self, position: int, planes: Sequence[Values], advance: Advance) -> list[PlaneValues]:
-        """Loss, margin and predicted class on the planes of each batch, made tile by tile."""
+        """Evaluate loss, margin and predicted class on the planes of each batch, tile by tile."""
         points, subject = self.options.points, self.subjects[position]
         height = max(1, _TILE_POINTS // points)
         tiles = [range(start, min(start + height, points)) for start in range(0, points, height)]
@@ -229,19 +228,19 @@ class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
             for place in range(len(part))
             for rows in tiles
         ]
-        told = [0]
+        shown = [0]
 
         def advanced(done: int, note: str) -> None:
-            told[0] += done
+            shown[0] += done
             advance(done, subject.label)
 
         def evaluate(number: int, place: int, rows: range) -> Values:
             part = slice(place, place + 1)
             plane, labels = self._planes(position, number, planes[number], part), self._batch(number, part)[1]
-            found = evaluate_planes(subject.model, plane, labels, self.options.grid, rows=rows, advanced=advanced)
-            return {"loss": found.loss, "margin": found.margin, "predicted": found.predicted}
+            on_rows = evaluate_planes(subject.model, plane, labels, self.options.grid, rows=rows, advanced=advanced)
+            return {"loss": on_rows.loss, "margin": on_rows.margin, "predicted": on_rows.predicted}
 
-        def told_of() -> Iterator[Values]:
+        def evaluated() -> Iterator[Values]:
             units: list[Unit] = [
                 (f"plane-{position}-{number}-{place}-{rows.start}", partial(evaluate, number, place, rows))
                 for number, place, rows in work
@@ -249,22 +248,22 @@ class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
             done = 0
             for (_, _, rows), unit in zip(work, self._each(units), strict=True):
                 done += len(rows) * points
-                advanced(max(0, done - told[0]), "")
+                advanced(max(0, done - shown[0]), "")
                 yield unit
 
-        found = told_of()
+        results = evaluated()
         joined = []
         for part in self.batches:
-            of_each = [[next(found) for _ in tiles] for _ in part]
-            whole = [{key: torch.cat([tile[key] for tile in one], dim=1) for key in one[0]} for one in of_each]
+            of_images = [[next(results) for _ in tiles] for _ in part]
+            whole = [{key: torch.cat([tile[key] for tile in image], dim=1) for key in image[0]} for image in of_images]
             fields = ("loss", "margin", "predicted")
-            joined.append(PlaneValues(*(torch.cat([one[field] for one in whole]) for field in fields)))
+            joined.append(PlaneValues(*(torch.cat([image[field] for image in whole]) for field in fields)))
         return joined
 
     def _compared(
         self, position: int, planes: Sequence[Values], values: Sequence[PlaneValues], advance: Advance, number: int
     ) -> Values:
-        """The numbers to compare the images of a batch by, and whether each is ``right`` when clean."""
+        """Compute the metrics that compare the images of a batch, and whether each is ``right`` when clean."""
         options, subject = self.options, self.subjects[position]
         images, labels, named = self._batch(number)
         advance(0, f"{subject.label}: curvature")
@@ -278,14 +277,14 @@ class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
 
 
 def _batch_size(attacks: Sequence[PGD], images: ImageSet, device: torch.device, checkpoints: int) -> int:
-    """Images attacked at once: as everywhere, or as many as the iterates of all checkpoints fit in memory for."""
+    """Choose the images attacked at once: the usual number, or fewer if the iterates would not fit in memory."""
     walk = checkpoints * sum(settings.steps + 1 for settings in attacks) * images.images[0].numel() * 4
     batch = next((settings for settings in attacks if settings.reduction == "mean"), attacks[0])
     return max(1, min(usual_batch_size(batch, device), len(images), _WALK_BYTES // walk))
 
 
 class _Result:
-    """What was measured of one checkpoint, as rows."""
+    """The values of one checkpoint, as rows of the tables."""
 
     def __init__(
         self,
@@ -298,14 +297,14 @@ class _Result:
         self.of, self.values, options = of, values, of.options
         self.identity = of.subjects[position].identity(of.images.images.name, options.attack)
         shared, drawn = options.plane == "shared", of._drawn(position)
-        # Who walked, as rows name it, and the places of the model and of the attack.
-        whose = [(subject.label, place, 0) for place, subject in enumerate(of.subjects)]
-        whose = whose[:2] if shared else whose[position : position + 1]
+        # For each path: the name of its walker, and the indices of the model and of the attack.
+        sources = [(subject.label, place, 0) for place, subject in enumerate(of.subjects)]
+        sources = sources[:2] if shared else sources[position : position + 1]
         if options.versus is not None:
-            whose = [(name, position, which) for which, name in enumerate(of.attacks)]
-        self.walkers = [name for name, _, _ in whose]
+            sources = [(name, position, which) for which, name in enumerate(of.attacks)]
+        self.walkers = [name for name, _, _ in sources]
         self.losses, self.gradients = (
-            [torch.cat([part[f"{fact}-{place}-{which}"] for part in planes]).tolist() for _, place, which in whose]
+            [torch.cat([part[f"{fact}-{place}-{which}"] for part in planes]).tolist() for _, place, which in sources]
             for fact in ("losses", "gradients")
         )
         self.paths = torch.cat([part[f"{drawn}-paths"] for part in planes], dim=1).numpy()
@@ -315,7 +314,7 @@ class _Result:
         self.compared = {name: torch.cat([part[name].double() for part in compared]) for name in LANDSCAPE_METRICS}
 
     def rows(self) -> Rows:
-        """The rows of each table."""
+        """Return the rows of each table."""
         return {
             LANDSCAPE: self._landscape,
             PATH: self._path,
@@ -324,12 +323,12 @@ class _Result:
         }
 
     def facts(self) -> Row:
-        """Which images have a random direction where an adversarial one was wanted."""
+        """List the images that got a random direction because there was no adversarial one."""
         columns = zip(("first", "second"), self.fallback.T, strict=True)
         return {"random_instead_of_adversarial": {which: self.numbers[lost].tolist() for which, lost in columns}}
 
     def _images(self) -> Iterator[tuple[Row, int]]:
-        """The identity of each image's rows, and its place."""
+        """Yield the identity of each image's rows, and its index among the images."""
         labels = self.of.images.images.labels.tolist()
         for place, (index, label) in enumerate(zip(self.numbers.tolist(), labels, strict=True)):
             yield self.identity | {"space": "input", "index": index, "label": label}, place
@@ -370,6 +369,6 @@ class _Result:
                 count = len(defined)
                 mean = float(defined.mean()) if count else math.nan
                 interval = mean_interval(mean, float(defined.std()), count) if count > 1 else None
-                if name.startswith("beyond"):  # shares: a mean of eight yes or no varies no more than one of them
+                if name.startswith("beyond"):  # shares: a mean of eight yes/no values varies at most as much as one
                     interval = wilson_interval(round(float(defined.sum())), count)
                 yield summary_row(identity, name, f"around/{subset}", mean, interval, count)

@@ -1,4 +1,4 @@
-"""What a measurement reads: the models that a request names, and the images they are examined on."""
+"""Load the models that a request names, and the images to measure them on."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ from gradscope.seeding import generator, seeded
 
 @dataclass(frozen=True)
 class Chosen:
-    """The images that are examined and their indices in the test set."""
+    """The images to measure and their indices in the test set."""
 
     images: ImageSet
     numbers: torch.Tensor
@@ -40,7 +40,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Entry:
-    """A model of a measurement, its images, and its surrogates: the other models that are attacked in its place."""
+    """A model of a measurement, its images, and its surrogates: other models whose examples are tried on it."""
 
     reference: ModelSource
     chosen: Chosen
@@ -48,15 +48,15 @@ class Entry:
 
 
 def largest_image(entries: Sequence[Entry]) -> int:
-    """How many values the largest image of ``entries`` has."""
+    """Return the number of values of the largest image of ``entries``."""
     return max(entry.chosen.images.images[0].numel() for entry in entries)
 
 
 @dataclass(frozen=True)
 class Given:
-    """Models that a user has in memory, by name, and the images that they are examined on.
+    """Models in a user's memory, by name, and the images to measure them on.
 
-    ``everything``: measure all of them where their number is not said (of a landscape, the usual number).
+    ``everything``: measure all images if no number is given (a landscape measures its default number).
     """
 
     models: Mapping[str, LoadedModel]
@@ -65,9 +65,9 @@ class Given:
 
 
 class Inputs:
-    """The models and images of a request; what has been read is not read again.
+    """The models and images of a request; data sets are cached.
 
-    ``given``: those in memory, in the place of files and data sets.
+    ``given``: models and images in memory, in place of files and data sets.
     """
 
     def __init__(self, request: Request, device: torch.device, given: Given | None = None) -> None:
@@ -79,12 +79,12 @@ class Inputs:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Raise :class:`GradscopeError` inside where a model that is loaded here fails, or returns no logits."""
+        """Raise :class:`GradscopeError` inside if a model that was loaded here fails, or does not return logits."""
         with self._checks, explained_failures(self._label_of):
             yield
 
     def references(self, extra: Sequence[str] = ()) -> list[ModelSource]:
-        """Every model that is named, then the ``extra`` ones that are none of them."""
+        """Return every model of the request, then those of ``extra`` that are not among them."""
         named = self.request.models
         if self.given is not None:
             wanted = dict.fromkeys([*named, *extra])
@@ -93,15 +93,15 @@ class Inputs:
         return read_references([*named, *(text for text in dict.fromkeys(extra) if text not in named)], self.foreign)
 
     def splits(self, reference: ModelSource) -> Splits:
-        """The data set that the request names, or the checkpoint's own, with what is said of where it is."""
+        """Load the data set of the request, or else the checkpoint's own, with the request's location of it."""
         if self.given is not None:
             return Splits(self.given.images, self.given.images)
         own, given = reference.data, self.request.data.given()
         if own is None and "dataset" not in given:
-            raise GradscopeError(f"dataset must be given for the foreign model {reference.text}, to examine it on")
+            raise GradscopeError(f"dataset must be given for the foreign model {reference.text}, to measure it on")
         if own is not None and "dataset" not in given and own.dataset not in DATASETS:
             raise GradscopeError(
-                f"dataset must be given for {reference.label}, trained on {own.dataset}, which is no data set by name"
+                f"dataset must be given for {reference.label}, trained on {own.dataset}, which is not a known data set"
             )
         known = own.model_dump() if own is not None and "dataset" not in given else {}
         data = Data.parse(known | given)
@@ -113,24 +113,24 @@ class Inputs:
             if known.get("data_root") is None or "data_root" in given:
                 raise
             raise GradscopeError(
-                f"{error} ({reference.label} was trained from there; `data_root` says where now)"
+                f"{error} ({reference.label} was trained from there; give its new place as `data_root`)"
             ) from None
 
     def one_data_set(self, references: Sequence[ModelSource], purpose: str) -> Splits:
-        """The one data set of all ``references``, which ``purpose`` needs."""
+        """Load the data set of all ``references``; ``purpose`` needs them to have the same."""
         first, *others = [self.splits(reference) for reference in references]
         for reference, splits in zip(references[1:], others, strict=True):
             if splits.test.fingerprint != first.test.fingerprint:
                 raise GradscopeError(
                     f"model must be models of one data set in a {purpose}: {references[0].label} has "
-                    f"{first.test.name}, {reference.label} {splits.test.name}; pass `dataset` to view all on one"
+                    f"{first.test.name}, {reference.label} {splits.test.name}; pass `dataset` to measure all on one"
                 )
         return first
 
     def load(
         self, reference: ModelSource, images: ImageSet, *, differentiable: bool = True, argument: str = "model"
     ) -> LoadedModel:
-        """Build a model on the device; what does not fit ``images`` raises :class:`GradscopeError`."""
+        """Build a model on the device; raises :class:`GradscopeError` if it does not fit ``images``."""
         if self.given is not None:
             subject = self.given.models[reference.label]
             if differentiable:
@@ -142,13 +142,13 @@ class Inputs:
         key = subject.label, id(subject.model)
         if self._models.get(key) is None:
             self._models[key] = subject.model
-            if not isinstance(subject.model, torch.jit.ScriptModule):  # which takes no hooks
+            if not isinstance(subject.model, torch.jit.ScriptModule):  # TorchScript does not accept hooks
                 check = LogitsCheck(f"model: {subject.label}", len(images.classes))
                 self._checks.callback(subject.model.register_forward_hook(check).remove)
         return subject
 
     def attacked(self, reference: ModelSource, images: ImageSet) -> LoadedModel:
-        """Build a model as the request's attacks see it: with another backward pass, as the mean of its draws."""
+        """Build a model as the attacks see it: with stand-ins in the backward pass, or averaged over draws."""
         subject, options = self.load(reference, images, differentiable=False), self.request.options
         if not isinstance(options, Adaptive) or not (options.standins or options.draws):
             return subject
@@ -161,7 +161,7 @@ class Inputs:
         return replace(subject, model=model)
 
     def loss(self, images: ImageSet) -> OwnLoss | None:
-        """The request's own loss, tried on as many classes as ``images`` have; None where it has none."""
+        """Load the request's own loss and try it on the number of classes of ``images``; None if there is none."""
         options, classes = self.request.options, len(images.classes)
         if not isinstance(options, AdaptiveLoss) or options.loss is None:
             return None
@@ -169,20 +169,20 @@ class Inputs:
         return own_loss(options.loss, name_of(options.loss), classes, self.device, trust_code=trusted)
 
     def _label_of(self, value: object) -> str | None:
-        """The label of a model that was loaded here and is still in use, or of one's source; None of anything else."""
+        """Return the label of a source, or of a model that was loaded here and is in use; None for other values."""
         if isinstance(value, ModelSource):
             return value.label
         return next((label for (label, _), model in self._models.items() if model is value), None)
 
     def choose(self, test: ImageSet, count: int | None, argument: str) -> Chosen:
-        """``count`` test images drawn by the seed without replacement, in the set's order; None: the default or all."""
+        """Draw ``count`` test images by the seed, without replacement, in the set's order; None: the default or all."""
         available, options = len(test), self.request.options
         if count is None:
             everything = self.given is not None and self.given.everything and argument == "samples"
             count = available if everything else min(options.default_images, available)
         if not 1 <= count <= available:
             raise GradscopeError(
-                f"{argument} must be 1 to {available}, as many test images as {test.name} has, got {count}"
+                f"{argument} must be from 1 to {available}, the number of test images of {test.name}, got {count}"
             )
         return take(test, order(test, options.seed)[:count].sort().values)
 
@@ -191,33 +191,33 @@ def _averaged(model: nn.Module, draws: int, batch: torch.Tensor) -> Averaged:
     with measuring(model), torch.no_grad(), seeded(0, "draws"):
         drawn = model(batch)
     if are_probabilities(range_of(drawn)):
-        raise GradscopeError("draws must be of a model that returns logits, got probabilities; return their logarithm")
+        raise GradscopeError("draws must be left out for a model that returns probabilities; return their logarithm")
     return Averaged(model, draws)
 
 
 def take(test: ImageSet, numbers: torch.Tensor) -> Chosen:
-    """The test images at ``numbers`` ``(M,)``."""
+    """Take the test images at ``numbers`` ``(M,)``."""
     return Chosen(test.subset(numbers), numbers, len(test))
 
 
 def order(test: ImageSet, seed: int) -> torch.Tensor:
-    """The order in which ``seed`` draws the test images."""
+    """Return the order in which ``seed`` draws the test images."""
     return torch.randperm(len(test), generator=generator(seed, "images"))
 
 
 def describe(entry: Entry) -> dict[str, Any]:
-    """A model and its images as the manifest names them."""
+    """Describe a model and its images for the manifest."""
     reference, images = entry.reference, entry.chosen
-    ours = reference.checkpoint
+    checkpoint = reference.checkpoint
     return {
         "label": reference.label,
         "source": reference.text,
         "weights": None if reference.weights is None else str(reference.weights),
         "sha256": _digest(reference),
-        "fingerprint": None if ours is None else ours.fingerprint,
-        "config": None if ours is None else _published(ours.config),
-        "epochs": None if ours is None else _epochs(ours),
-        "trained": None if ours is None else ours.provenance,
+        "fingerprint": None if checkpoint is None else checkpoint.fingerprint,
+        "config": None if checkpoint is None else _published(checkpoint.config),
+        "epochs": None if checkpoint is None else _epochs(checkpoint),
+        "trained": None if checkpoint is None else checkpoint.provenance,
         "data": {
             "name": images.images.name,
             "split": "test",
@@ -234,11 +234,11 @@ def _epochs(checkpoint: Checkpoint) -> dict[str, int | None]:
 
 
 def _digest(reference: ModelSource) -> str | None:
-    """SHA-256 of the file the weights came from; None where a factory brought its own."""
+    """Compute the SHA-256 of the file of the weights; None if a factory brought its own."""
     file = Path(reference.text) if reference.checkpoint is not None else reference.weights
     return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _published(config: dict[str, Any]) -> dict[str, Any]:
-    """A checkpoint's configuration without where its images lay: the fingerprint says which they were."""
+    """Remove the images' location from a checkpoint's configuration; the fingerprint identifies them."""
     return config | {"data": {key: value for key, value in config["data"].items() if key != "data_root"}}

@@ -1,4 +1,4 @@
-"""Judgements: an attack on trial on each model, beside ours and repaired part by part."""
+"""Judge an attack on each model: compare it with gradscope's attacks, and repair it part by part."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -24,25 +24,25 @@ class JudgeMeasurement(Measurement[JudgeOptions]):
     """``gradscope judge``."""
 
     def read(self) -> Sequence[Entry]:
-        """Every model on its own data set; the attack is looked up."""
+        """Load every model on its own data set, and the attack."""
         options = self.options
         trusted = self.inputs.request.foreign.trust_code
         self.attack = attack_on_trial(options.attack, BUDGETS[options.budget].attacks, trusted)
         return read_entries(self.inputs, (), options.samples)
 
     def described(self) -> Row:
-        """Attack, ball and budget."""
+        """Describe attack, ball and budget for the manifest."""
         return self.options.resolved()
 
     def parts(self, kept: PartialResults) -> Iterator[Part]:
-        """One part for each model."""
+        """Yield one part for each model."""
         for position, entry in enumerate(self.entries):
             started = time.perf_counter()
             subject = self.inputs.attacked(entry.reference, entry.chosen.images)
-            found = self._judge(subject, entry, kept)
+            judgement = self._judge(subject, entry, kept)
             identity = subject.identity(entry.chosen.images.name, self.attack.name)
-            facts = {"seconds": time.perf_counter() - started, "judgement": found.to_json()}
-            yield Part(position, {JUDGE: partial(found.rows, identity)}, facts)
+            facts = {"seconds": time.perf_counter() - started, "judgement": judgement.to_json()}
+            yield Part(position, {JUDGE: partial(judgement.rows, identity)}, facts)
 
     def _judge(self, subject: LoadedModel, entry: Entry, kept: PartialResults) -> Judgement:
         options, images = self.options, entry.chosen.images

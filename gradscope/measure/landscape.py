@@ -1,4 +1,4 @@
-"""What the landscapes of input and weight space share."""
+"""Rows that landscapes of input and weight space share."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ Row = dict[str, Any]
 
 
 def summary_row(identity: Row, metric: str, subset: str, value: float, interval: Interval | None, count: int) -> Row:
-    """Make a row of SUMMARY; ``identity`` has the ball where there is one.
+    """Make a row of SUMMARY; ``identity`` includes the ball if there is one.
 
-    ``interval`` None is undefined, and what is given is cut where the metric's range ends.
+    ``interval`` None is undefined; an interval is clipped to the metric's range.
     """
     known = (LANDSCAPE_METRICS | BARRIER_METRICS).get(metric) or METRICS[metric]
     low, high = UNDEFINED if interval is None else interval.within(known.low, known.high)

@@ -1,4 +1,4 @@
-"""Models that are attacked, each with surrogates: other models whose examples are tried on it."""
+"""Load models to attack, each with surrogates: other models whose adversarial examples are tried on it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,10 +18,10 @@ from gradscope.seeding import derive
 
 
 def read_entries(inputs: Inputs, surrogates: Sequence[str], samples: int | None) -> list[Entry]:
-    """Every model of the request with its images and surrogates, each loaded once to see that they fit.
+    """Load every model of the request with its images and surrogates, to check that they fit.
 
-    Models and surrogates may share names: no model is its own surrogate. Raises :class:`GradscopeError` where a model
-    does not fit, or a surrogate has no gradient.
+    A model that is also named as surrogate is not its own surrogate. Raises :class:`GradscopeError` if a model does not
+    fit, or a surrogate has no gradient.
     """
     references = inputs.references(surrogates)
     named = {reference.text: reference for reference in references}
@@ -30,15 +30,15 @@ def read_entries(inputs: Inputs, surrogates: Sequence[str], samples: int | None)
         chosen = inputs.choose(inputs.splits(reference).test, samples, "samples")
         inputs.attacked(reference, chosen.images)
         inputs.loss(chosen.images)
-        mine = tuple(named[text] for text in dict.fromkeys(surrogates) if text != reference.text)
-        for surrogate in mine:
+        own = tuple(named[text] for text in dict.fromkeys(surrogates) if text != reference.text)
+        for surrogate in own:
             _check_surrogate(surrogate, chosen, inputs)
-        entries.append(Entry(reference, chosen, mine))
+        entries.append(Entry(reference, chosen, own))
     return entries
 
 
 def require_one_shape(entries: Sequence[Entry], argument: str) -> None:
-    """Images that go into one file must be alike in shape; else a :class:`GradscopeError` that names ``argument``."""
+    """Raise :class:`GradscopeError` that names ``argument`` unless all images, which share one file, have one shape."""
     shapes = {tuple(entry.chosen.images.images.shape[1:]) for entry in entries}
     if len(shapes) > 1:
         raise GradscopeError(
@@ -51,7 +51,7 @@ def _check_surrogate(surrogate: ModelSource, chosen: Chosen, inputs: Inputs) -> 
 
 
 def unit_prefix(entry: Entry, label: str, threat: ThreatModel) -> str:
-    """How the names of pieces of work begin: otherwise for another model, set of images or ball."""
+    """Return the prefix of the names of units of work; it differs for another model, set of images or ball."""
     return f"{derive(0, label, entry.chosen.images.fingerprint, threat.norm, threat.epsilon):016x}"
 
 
@@ -62,9 +62,10 @@ def surrogate_examples(
     budget: Budget,
     work: Work,
 ) -> list[Tensor]:
-    """Exact PGD's last iterates ``(N, C, H, W)`` on each surrogate, inside ``threat`` and ``budget``.
+    """Make adversarial examples ``(N, C, H, W)`` on each surrogate: exact PGD's last iterates in ``threat``.
 
-    A batch of them is a unit of ``work``; models that are seen on the same images share them.
+    A batch is a unit of ``work``; models that are attacked on the same images share them. The steps come from
+    ``budget``.
     """
     settings = settings_inside(threat, budget)
     images = entry.chosen.images
@@ -85,7 +86,7 @@ def surrogate_examples(
 
 
 def describe_surrogates(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Each surrogate once, as the manifest names it, with the images of the first model it is tried on."""
+    """Describe each surrogate once for the manifest, with the images of the first model it is tried on."""
     first: dict[str, dict[str, Any]] = {}
     for entry in entries:
         for reference in entry.surrogates:

@@ -1,6 +1,6 @@
-"""Finished pieces of a long measurement, kept on disk so that an interrupted one goes on where it stopped.
+"""Keep finished pieces of a long measurement on disk, so that an interrupted one resumes where it stopped.
 
-How many processes share the measurement may differ from one time to the next.
+A run may resume with another number of processes.
 """
 
 import json
@@ -22,10 +22,11 @@ from gradscope.results.files import write_json
 class PartialResults:
     """The pieces of one measurement, each a file; ``depends`` is everything that their values depend on.
 
-    The ranks of ``team`` divide them, and see the same folder.
+    The ranks of ``team`` share the pieces and see the same folder.
 
-    Where ``resume`` is not set, earlier pieces are removed. Where it is, pieces of another measurement raise
-    :class:`GradscopeError` that names what differs; pieces of an unknown one, and a damaged piece, are made anew.
+    Without ``resume``, earlier pieces are removed. With ``resume``, pieces of another measurement raise
+    :class:`GradscopeError` that names the differences. Pieces without readable dependencies, and damaged pieces, are
+    computed again.
     """
 
     def __init__(self, out: Path, depends: Mapping[str, Any], team: Team, *, resume: bool) -> None:
@@ -33,58 +34,58 @@ class PartialResults:
         self.named = self.folder / "depends.json"
         if team.is_first:
             self._begin(out, depends, resume)
-        # No rank keeps a piece before the first has removed those of an earlier run.
+        # No rank writes a piece before the first rank has removed those of an earlier run.
         team.meet()
 
     def _begin(self, out: Path, depends: Mapping[str, Any], resume: bool) -> None:
         wanted = json.loads(json.dumps(depends, default=str))
-        found = self._found() if resume else None
-        if found is None:
+        existing = self._existing() if resume else None
+        if existing is None:
             self.remove()
-            found = wanted
-        changed = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+            existing = wanted
+        changed = sorted(key for key in wanted.keys() | existing.keys() if wanted.get(key) != existing.get(key))
         if changed:
             raise CannotResumeError(
                 f"resume: {out} was begun with another {', '.join(changed)}; pass the same, or `overwrite`"
             )
         write_json(self.named, wanted)
 
-    def _found(self) -> dict[str, Any] | None:
-        """What the pieces that are there depend on; None where nothing can be read that says so."""
+    def _existing(self) -> dict[str, Any] | None:
+        """Read the dependencies of the existing pieces; None if they cannot be read."""
         try:
-            found = parse_json(read_bytes(self.named))
+            depends = parse_json(read_bytes(self.named))
         except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) else None
+        return depends if isinstance(depends, dict) else None
 
     def each(self, units: Sequence[Unit]) -> Iterator[Values]:
-        """The pieces called so, in order. A rank reads or makes its own, and has the others from theirs."""
+        """Yield the named units in order. Each rank computes or loads its share and receives the rest."""
         return self.team.each([(name, partial(self.get, name, make)) for name, make in units])
 
     def get(self, name: str, make: Callable[[], Values]) -> Values:
-        """The piece called ``name``: from its file, or made and kept; its tensors are on the CPU."""
-        kept = self.read(name)
-        if kept is not None:
-            return kept
-        made = {key: value.cpu() for key, value in make().items()}
-        self.write(name, made)
-        return made
+        """Load the piece ``name`` from its file, or compute and save it; its tensors are on the CPU."""
+        saved = self.read(name)
+        if saved is not None:
+            return saved
+        values = {key: value.cpu() for key, value in make().items()}
+        self.write(name, values)
+        return values
 
     def read(self, name: str) -> Values | None:
-        """The piece called ``name``, if there is one; one that is damaged is removed."""
+        """Read the piece ``name``; None if it is missing or damaged. A damaged piece is removed."""
         path = self.folder / f"{name}.pt"
         if not path.exists():
             return None
         with suppress(GradscopeError):
-            kept = load_weights_only(path, "resume")
-            values = kept.get("values") if isinstance(kept, dict) else None
-            if are_whole(values) and kept.get("sha256") == digest_of(name, values):
+            content = load_weights_only(path, "resume")
+            values = content.get("values") if isinstance(content, dict) else None
+            if are_whole(values) and content.get("sha256") == digest_of(name, values):
                 return values
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         return None
 
     def write(self, name: str, values: Values) -> None:
-        """Keep ``values``, which are on the CPU, in the place of what was called ``name``."""
+        """Save ``values``, which are on the CPU, as the piece ``name``."""
         save_tensors(self.folder / f"{name}.pt", {"sha256": digest_of(name, values), "values": dict(values)})
 
     def remove(self) -> None:

@@ -1,4 +1,4 @@
-"""What can be refused before torch is loaded: names, paths, and code that nobody has said to trust."""
+"""Check a request before torch is imported: names, paths, and code that is not trusted."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from gradscope.models.references import check_reference, check_references, parse
 
 
 def refuse(request: Request, out: Path) -> None:
-    """Raise :class:`GradscopeError` for what is wrong with ``request``, as far as that can be seen without torch."""
+    """Raise :class:`GradscopeError` for every mistake in ``request`` that can be found without torch."""
     foreign, data = request.foreign, request.data
     roles = {name: role for role, names in request.options.others.items() for name in names if role != "epochs"}
     others = [name for name in roles if name not in request.models]
@@ -36,7 +36,7 @@ def refuse(request: Request, out: Path) -> None:
 
 
 def require_data_set(request: Request) -> None:
-    """Raise :class:`GradscopeError` where a foreign model is to be examined on no data set."""
+    """Raise :class:`GradscopeError` if a foreign model has no data set to be measured on."""
     for text in request.models:
         if request.data.dataset is None and parse_reference(text).is_foreign:
-            raise GradscopeError(f"dataset must be given for the foreign model {text}: what it is examined on")
+            raise GradscopeError(f"dataset must be given for the foreign model {text}, to measure it on")

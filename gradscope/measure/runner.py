@@ -1,4 +1,4 @@
-"""The one way a measurement runs: models and images are read, the work is shared and kept, files are written."""
+"""Run a measurement: load models and images, share and save the work, and write the files."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 
 class Measurement(ABC, Generic[OptionsT]):
-    """One run of a measuring command on one rank of a team. Making it reads and checks every model and image."""
+    """One run of a measuring command on one rank of a team. The constructor loads and checks every model and image."""
 
     def __init__(self, options: OptionsT, inputs: Inputs, team: Team, out: Path) -> None:
         self.options, self.inputs, self.team, self.out = options, inputs, team, out
@@ -44,50 +44,50 @@ class Measurement(ABC, Generic[OptionsT]):
 
     @abstractmethod
     def read(self) -> Sequence[Entry]:
-        """Every model with its images, each loaded once to see that they fit, before the first is measured."""
+        """Load every model with its images, to check that they fit before the first is measured."""
 
     @property
     def batch_size(self) -> int | None:
-        """Images worked on at once; None: what is usual for the work."""
+        """The number of images processed at once; None: the default of the work."""
         return getattr(self.options, "batch_size", None)
 
     def work(self, each: Each, advance: Advance) -> Work:
-        """How images are worked through: with the seed, the device and the batch size of the measurement."""
+        """Make the :class:`Work` with the seed, device and batch size of the measurement."""
         return Work(self.options.seed, self.device, self.batch_size, each, advance)
 
     def accept(self, entry: Entry, look: Row) -> None:
-        """Raise :class:`GradscopeError` where the first look at a model shows that nothing can be found on its images.
+        """Raise :class:`GradscopeError` if the first look at a model shows that its images cannot give a result.
 
-        Before any model is measured.
+        Called before any model is measured.
         """
 
     @abstractmethod
     def described(self) -> Row:
-        """What the manifest says of the measurement beside what it says of all."""
+        """Describe the measurement for the manifest, beside the entries common to all measurements."""
 
     def depends(self) -> Row:
-        """What the numbers depend on beside what the manifest says."""
+        """Return everything beside the manifest that the values depend on."""
         return {}
 
     @abstractmethod
     def parts(self, kept: PartialResults) -> Iterator[Part]:
-        """Measure; yield each part when it is there. Every rank of the team goes through all of them."""
+        """Measure; yield each part when it is ready. Every rank of the team iterates over all of them."""
 
     def conclude(self) -> None:
-        """Write what is made from all tables together."""
+        """Write the files that are computed from all tables together."""
 
 
 def _say_nothing(caution: str) -> None:
-    """Leave cautions to those who read the manifest."""
+    """Ignore cautions, which the manifest holds, too."""
 
 
 def run(request: Request, out: Path, given: Given | None = None, *, warn: Callable[[str], None] = _say_nothing) -> Path:
-    """Measure what ``request`` asks for; write tables, manifest and figures to ``out``.
+    """Run the measurement of ``request``; write tables, manifest and figures to ``out``.
 
-    Every model is loaded and checked before the first is measured, and the tables grow as the work goes on. Finished
-    pieces of it are kept until all is done, so that an interrupted run can be resumed, to the same files but for the
-    seconds. ``given`` are models and images in memory, measured where the first model is. ``warn`` is told what to know
-    of the models before their numbers are read, which the manifest records, too.
+    Every model is loaded and checked before the first is measured, and the tables grow during the run. Finished pieces
+    are kept until the end, so that an interrupted run can resume and gives the same files except for the seconds.
+    ``given`` holds models and images in memory, which are measured on the first model's device. ``warn`` is called with
+    each caution about the models, which the manifest records, too.
     """
     request.check()
     if given is None:
@@ -139,7 +139,7 @@ def _run(request: Request, out: Path, given: Given | None, warn: Callable[[str],
 
 def _manifest(request: Request, measurement: Measurement[Any], inputs: Inputs, team: Team) -> Row:
     foreign = {"mean": inputs.foreign.mean, "std": inputs.foreign.std}
-    made_by = provenance(device_name(team.device)) | {"processes": team.size, "float32": FLOAT32}
+    origin = provenance(device_name(team.device)) | {"processes": team.size, "float32": FLOAT32}
     return {
         "kind": request.options.kind,
         **measurement.described(),
@@ -149,7 +149,7 @@ def _manifest(request: Request, measurement: Measurement[Any], inputs: Inputs, t
         "foreign": foreign,
         "complete": False,
         "checkpoints": [describe(entry) for entry in measurement.entries],
-        "provenance": made_by,
+        "provenance": origin,
     }
 
 
@@ -160,13 +160,13 @@ def _look(entry: Entry, inputs: Inputs, options: Options) -> Row:
 
 
 def _too_many_targets(measurement: Measurement[Any]) -> Iterator[str]:
-    """A sentence for each data set that has fewer wrong classes than attacks were told to aim at."""
+    """Yield a sentence for each data set that has fewer wrong classes than ``targets``."""
     for name, classes in {(one.chosen.images.name, len(one.chosen.images.classes)) for one in measurement.entries}:
         targets = getattr(measurement.options, "targets", None) or 0
         if targets >= classes:
-            yield f"targets is {targets}, and {name} has {classes - 1} wrong classes: attacks aim at these"
+            yield f"targets is {targets}, but {name} has only {classes - 1} wrong classes: attacks aim at these"
 
 
 def _sources(entries: Sequence[Row]) -> list[str]:
-    """What the models of a manifest are known by: the file's SHA-256, or the foreign model's name."""
+    """Identify the models of a manifest: by the file's SHA-256, or the foreign model's name."""
     return [entry["sha256"] or entry["source"] for entry in entries]

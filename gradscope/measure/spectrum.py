@@ -1,4 +1,4 @@
-"""Spectra of the loss's curvature: eigenvalues, traces and densities, in the weights or in the images."""
+"""Measure spectra of the loss's curvature: eigenvalues, traces and densities, in the weights or in the images."""
 
 import math
 import time
@@ -42,12 +42,12 @@ from gradscope.results.schemas import DENSITY, EIGENVALUES, SAMPLES, SPECTRUM
 from gradscope.results.stats import UNDEFINED, Interval, jackknife_interval, mean_interval, wilson_interval
 from gradscope.seeding import generator, seeded
 
-#: Images whose graph of second derivatives is in memory at a time, where it is not said.
+#: The default number of images per batch of second derivatives, whose graph must fit in memory.
 _BATCH = 64
-#: All parameters together, as a block without a name.
+#: The block of all parameters together, without a name.
 _WHOLE = ("", slice(None))
 
-#: What a quadrature is kept as.
+#: The fields of a quadrature that pieces hold.
 _QUADRATURE = tuple(field.name for field in fields(Quadrature))
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -55,7 +55,7 @@ Batches = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What was found of one matrix, or of N of them in input space: N is 1 in weight space.
+    """The spectrum of one matrix in weight space (N = 1), or of N matrices in input space.
 
     ``values``, ``residuals`` ``(N, k)``; ``quadratures``: one for each random vector; ``traces`` ``(V, N, P)``: by
     random vector, matrix and part of the diagonal.
@@ -68,13 +68,13 @@ class Spectrum:
 
 
 class SpectrumMeasurement(Measurement[SpectrumOptions]):
-    """``gradscope spectrum``: of every model and matrix, in the weights or in the image."""
+    """``gradscope spectrum``: the spectrum of every model and matrix, in the weights or in the image."""
 
     subjects: list[LoadedModel]
     images: Chosen
 
     def read(self) -> Sequence[Entry]:
-        """All models on the same images."""
+        """Load all models on the same images."""
         references = self.inputs.references()
         test = self.inputs.one_data_set(references, "spectrum").test
         self.subjects = [self.inputs.load(reference, test) for reference in references]
@@ -85,11 +85,11 @@ class SpectrumMeasurement(Measurement[SpectrumOptions]):
 
     @property
     def batch_size(self) -> int:
-        """Images whose graph is in memory at once."""
+        """The number of images per batch of second derivatives."""
         return self.options.batch_size or _BATCH
 
     def _require_second_derivatives(self, subject: LoadedModel) -> None:
-        """Raise :class:`GradscopeError` where the matrices cannot be multiplied, or their vectors fill the memory."""
+        """Raise :class:`GradscopeError` if the matrices have no products, or their vectors do not fit in memory."""
         model, options = subject.model, self.options
         images, labels = self.images.images.batch(torch.arange(1), self.device)
         images, size = laid_out(images), images.numel()
@@ -104,7 +104,7 @@ class SpectrumMeasurement(Measurement[SpectrumOptions]):
         try:
             with measuring(model):
                 if is_cut_off(loss_slope(model, images, labels, of_weights=options.space == "weights")):
-                    why = "a function of it can be differentiated once alone"
+                    why = "a function of it can be differentiated only once"
                 for matrix in options.matrices:
                     product = (
                         weight_matrix(model, [(images, labels)], matrix=matrix)
@@ -120,18 +120,18 @@ class SpectrumMeasurement(Measurement[SpectrumOptions]):
             raise GradscopeError(f"model must have second derivatives, got {subject.label}: {why}")
 
     def _require_memory(self, size: int, label: str) -> None:
-        """Raise :class:`GradscopeError` where the vectors of one random vector's Lanczos do not fit in memory."""
+        """Raise :class:`GradscopeError` if the vectors of one Lanczos run do not fit in memory."""
         vectors = min(self.options.iterations, size) + self.options.eigenvalues + 4
         there = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else memory()
         if there is not None and 4 * vectors * size > there:
             most = there // (4 * size) - self.options.eigenvalues - 4
             raise GradscopeError(
-                f"iterations must be at most {max(0, most)} for {label}, of whose {size:,} parameters each takes a "
-                f"vector ({4 * size / 2**30:.2g} GiB), got {self.options.iterations}"
+                f"iterations must be at most {max(0, most)} for {label}, as each keeps a vector of its {size:,} "
+                f"parameters ({4 * size / 2**30:.2g} GiB), got {self.options.iterations}"
             )
 
     def described(self) -> Row:
-        """Space, matrices, and how many images, random vectors and products."""
+        """Describe space, matrices, and the numbers of images, random vectors and products for the manifest."""
         options = self.options
         return options.resolved() | {
             "spectrum": {
@@ -146,18 +146,18 @@ class SpectrumMeasurement(Measurement[SpectrumOptions]):
         }
 
     def parts(self, kept: PartialResults) -> Iterator[Part]:
-        """One part for each model."""
+        """Yield one part for each model."""
         find = self._of_weights if self.options.space == "weights" else self._of_images
         with progress_bar("spectrum", self._products, "products", visible=self.team.is_first) as advance:
             for position, subject in enumerate(self.subjects):
                 started = time.perf_counter()
                 batches = self._batches(subject, kept, f"{position}")
-                found = {
+                spectra = {
                     key: spectrum
                     for number, matrix in enumerate(self.options.matrices)
                     for key, spectrum in find(subject, batches, matrix, kept, f"{position}-{number}", advance)
                 }
-                rows = _Rows(self, subject, found)
+                rows = _Rows(self, subject, spectra)
                 tables = {SPECTRUM: rows.numbers, EIGENVALUES: rows.eigenvalues, DENSITY: rows.densities}
                 if self.options.space == "input":
                     tables[SAMPLES] = rows.samples
@@ -169,14 +169,14 @@ class SpectrumMeasurement(Measurement[SpectrumOptions]):
 
     @property
     def _products(self) -> int:
-        """Products at most: of a matrix in weight space with one vector, in input space of an image's."""
+        """The maximum number of products with a vector: of each block in weight space, of each image in input space."""
         options = self.options
         blocks = sum(1 + len(layers_of(subject.model)) * options.layers for subject in self.subjects)
-        each = blocks if options.space == "weights" else len(self.subjects) * len(self.images.images)
-        return len(options.matrices) * each * (1 + options.probes) * options.iterations
+        count = blocks if options.space == "weights" else len(self.subjects) * len(self.images.images)
+        return len(options.matrices) * count * (1 + options.probes) * options.iterations
 
     def _batches(self, subject: LoadedModel, kept: PartialResults, name: str) -> Batches:
-        """The images, or the adversarial examples made of them, and their labels, on the device."""
+        """Load the images, or make their adversarial examples; with labels, on the device."""
         chosen, settings = self.images, self.options.settings
         parts = torch.arange(len(chosen.images)).split(self.batch_size)
         batches = [chosen.images.batch(part, self.device) for part in parts]
@@ -191,18 +191,18 @@ class SpectrumMeasurement(Measurement[SpectrumOptions]):
     def _of_weights(
         self, subject: LoadedModel, batches: Batches, matrix: str, kept: PartialResults, name: str, advance: Advance
     ) -> Iterator[tuple[tuple[str, str], Spectrum]]:
-        """The spectrum of all parameters together, then of each layer's block where that is asked for."""
+        """Yield the spectrum of all parameters together, then of each layer's block if requested."""
         options, model = self.options, subject.model
         layers = layers_of(model)
         blocks = [_WHOLE, *(layers.items() if options.layers else ())]
         for number, (layer, part) in enumerate(blocks):
             note = f"{subject.label} {matrix} {layer}".rstrip()
-            counted = _Counted(advance, note, (1 + options.probes) * options.iterations)
-            product = weight_matrix(model, batches, matrix=matrix, part=part, advanced=counted.one)
+            counter = _ProductCounter(advance, note, (1 + options.probes) * options.iterations)
+            product = weight_matrix(model, batches, matrix=matrix, part=part, advanced=counter.one)
             size = sum(parameter.numel() for parameter in model.parameters()) if not layer else part.stop - part.start
             parts = [slice(None)] if layer else list(layers.values())
             yield (matrix, layer), self._weight_spectrum(model, product, size, layer, parts, kept, f"{name}-{number}")
-            counted.all()
+            counter.all()
 
     def _weight_spectrum(
         self,
@@ -214,64 +214,64 @@ class SpectrumMeasurement(Measurement[SpectrumOptions]):
         kept: PartialResults,
         name: str,
     ) -> Spectrum:
-        """The eigenvalues, then one random vector after the other, of one block; ``name`` is that of its pieces."""
+        """Compute the spectrum of one block: eigenvalues, then random vector by random vector, as pieces ``name``."""
         options, seed = self.options, self.options.seed
 
         def search() -> Values:
             start = random_unit((1, size), seed, "eigenvalues", layer).to(self.device)
             with measuring(model):
-                found, _ = find_eigenpairs(
+                pairs, _ = find_eigenpairs(
                     *(product, start, generator(seed, "beyond eigenvalues", layer)),
                     count=options.eigenvalues,
                     most=options.iterations,
                 )
-            return {"values": found.values, "residuals": found.residuals, "vectors": found.vectors}
+            return {"values": pairs.values, "residuals": pairs.residuals, "vectors": pairs.vectors}
 
-        (found,) = self._each(kept, [(f"{name}-eigenvalues", search)])
-        known = Eigenpairs(found["values"], found["residuals"], found["vectors"].to(self.device))
+        (piece,) = self._each(kept, [(f"{name}-eigenvalues", search)])
+        known = Eigenpairs(piece["values"], piece["residuals"], piece["vectors"].to(self.device))
 
-        def look(number: int) -> Values:
+        def probe_once(number: int) -> Values:
             signs = random_signs((1, size), seed, "probe", layer, number).to(self.device)
             with measuring(model):
-                seen = probe(
+                probed = probe(
                     *(product, signs, generator(seed, "beyond probe", layer, number)),
                     most=options.iterations,
                     parts=parts,
                     known=known,
                 )
-            return {**vars(seen.quadrature), "traces": seen.traces}
+            return {**vars(probed.quadrature), "traces": probed.traces}
 
-        seen = list(
-            self._each(
-                kept, [(f"{name}-probe-{number:04d}", partial(look, number)) for number in range(options.probes)]
-            )
-        )
-        quadratures = [Quadrature(*(one[name] for name in _QUADRATURE)) for one in seen]
-        return Spectrum(known.values, known.residuals, quadratures, torch.stack([one["traces"] for one in seen]))
+        units: list[Unit] = [
+            (f"{name}-probe-{number:04d}", partial(probe_once, number)) for number in range(options.probes)
+        ]
+        pieces = list(self._each(kept, units))
+        quadratures = [Quadrature(*(values[name] for name in _QUADRATURE)) for values in pieces]
+        traces = torch.stack([values["traces"] for values in pieces])
+        return Spectrum(known.values, known.residuals, quadratures, traces)
 
     def _of_images(
         self, subject: LoadedModel, batches: Batches, matrix: str, kept: PartialResults, name: str, advance: Advance
     ) -> Iterator[tuple[tuple[str, str], Spectrum]]:
-        """The spectra of all images' own matrices, a batch of images a unit of work."""
+        """Yield the spectra of all images' own matrices; a batch of images is a unit of work."""
         numbers = self.images.numbers.split(self.batch_size)
         units = [
             (f"{name}-{place}", partial(self._image_spectra, subject.model, *batch, matrix, named))
             for place, (batch, named) in enumerate(zip(batches, numbers, strict=True))
         ]
-        options, seen = self.options, []
+        options, pieces = self.options, []
         for (images, _), unit in zip(batches, self._each(kept, units), strict=True):
-            seen.append(unit)
+            pieces.append(unit)
             advance(len(images) * (1 + options.probes) * options.iterations, f"{subject.label} {matrix}")
         quadratures = []
         for number in range(options.probes):
-            # Batches may stop after fewer products; nodes without weight change nothing.
+            # Batches may stop after fewer products; padding with nodes of weight 0 changes nothing.
             parts = (
-                nn.utils.rnn.pad_sequence([row for unit in seen for row in unit[f"{name}-{number}"]], batch_first=True)
+                nn.utils.rnn.pad_sequence([row for one in pieces for row in one[f"{name}-{number}"]], batch_first=True)
                 for name in _QUADRATURE
             )
             quadratures.append(Quadrature(*parts))
-        values, residuals = (torch.cat([unit[field] for unit in seen]) for field in ("values", "residuals"))
-        traces = torch.cat([unit["traces"] for unit in seen], dim=1)
+        values, residuals = (torch.cat([unit[field] for unit in pieces]) for field in ("values", "residuals"))
+        traces = torch.cat([unit["traces"] for unit in pieces], dim=1)
         yield (matrix, ""), Spectrum(values, residuals, quadratures, traces)
 
     def _image_spectra(self, model: nn.Module, images: Tensor, labels: Tensor, matrix: str, numbers: Tensor) -> Values:
@@ -286,23 +286,23 @@ class SpectrumMeasurement(Measurement[SpectrumOptions]):
             product = input_matrix(model, images, labels, matrix=matrix)
             start = drawn(lambda stream: torch.randn(size, generator=stream))
             count = min(options.eigenvalues, size)
-            found, _ = find_eigenpairs(
+            pairs, _ = find_eigenpairs(
                 *(product, start / start.norm(dim=1, keepdim=True), generator(seed, "beyond", int(numbers[0]))),
                 count=count,
                 most=options.iterations,
             )
-            values: Values = {"values": found.values, "residuals": found.residuals}
+            values: Values = {"values": pairs.values, "residuals": pairs.residuals}
             traces = []
             for number in range(options.probes):
                 signs = drawn(lambda stream: torch.randint(0, 2, (size,), generator=stream).float() * 2 - 1)
                 stream = generator(seed, "beyond probe", number, int(numbers[0]))
-                seen = probe(product, signs, stream, most=options.iterations, known=found)
-                values |= {f"{name}-{number}": part for name, part in vars(seen.quadrature).items()}
-                traces.append(seen.traces)
+                probed = probe(product, signs, stream, most=options.iterations, known=pairs)
+                values |= {f"{name}-{number}": part for name, part in vars(probed.quadrature).items()}
+                traces.append(probed.traces)
         return values | {"traces": torch.stack(traces)}
 
     def _each(self, kept: PartialResults, units: Sequence[Unit]) -> Iterator[Values]:
-        """The units, kept; a model that draws random numbers draws those of the unit, whoever makes it."""
+        """Yield the units through the saved pieces; each unit has its own random stream, whichever rank computes it."""
 
         def drawing(name: str, make: Callable[[], Values]) -> Values:
             with seeded(self.options.seed, name):
@@ -311,24 +311,24 @@ class SpectrumMeasurement(Measurement[SpectrumOptions]):
         return kept.each([(name, partial(drawing, name, make)) for name, make in units])
 
 
-class _Counted:
-    """Tells a progress bar of products, and of those that were not needed or came from a file, once all is done."""
+class _ProductCounter:
+    """Advances a progress bar by products; at the end also by those that were not needed or came from a file."""
 
     def __init__(self, advance: Advance, note: str, most: int) -> None:
         self._advance, self._note, self._left = advance, note, most
 
     def one(self) -> None:
-        """A product has been taken."""
+        """Count one product."""
         self._left -= 1
         self._advance(1, self._note)
 
     def all(self) -> None:
-        """There will be no more."""
+        """Count all remaining products, which will not run."""
         self._advance(max(0, self._left), self._note)
 
 
 class _Rows:
-    """What was found of one model, as rows."""
+    """The spectra of one model, as rows of the tables."""
 
     def __init__(
         self, of: SpectrumMeasurement, subject: LoadedModel, found: Mapping[tuple[str, str], Spectrum]
@@ -344,7 +344,7 @@ class _Rows:
             yield self.identity | {"space": self.of.options.space, "matrix": matrix, "layer": layer}, spectrum
 
     def numbers(self) -> Iterator[Row]:
-        """Rows of SPECTRUM."""
+        """Yield the rows of SPECTRUM."""
         by_image = self.of.options.space == "input"
         own = {layer for _, layer in self.found}
         for identity, spectrum in self._matrices():
@@ -372,7 +372,7 @@ class _Rows:
         yield _row(identity, "flat", int(flat.sum()) / n, math.nan, wilson_interval(int(flat.sum()), n), n)
 
     def eigenvalues(self) -> Iterator[Row]:
-        """Rows of EIGENVALUES."""
+        """Yield the rows of EIGENVALUES."""
         by_image = self.of.options.space == "input"
         for identity, spectrum in self._matrices():
             for place, (values, residuals) in enumerate(
@@ -383,7 +383,7 @@ class _Rows:
                     yield identity | index | {"rank": rank, "value": value, "residual": residual}
 
     def samples(self) -> Iterator[Row]:
-        """Rows of SAMPLES: of each image the size of the largest eigenvalue, 0 where it is rounding, and the trace."""
+        """Yield the rows of SAMPLES: each image's largest absolute eigenvalue (0 if it is rounding error) and trace."""
         labels = self.of.images.images.labels.tolist()
         point = "final" if self.of.options.adversarial else "clean"
         for identity, spectrum in self._matrices():
@@ -397,7 +397,7 @@ class _Rows:
                     yield known | of | {"index": index, "label": label, "value": value}
 
     def densities(self) -> Iterator[Row]:
-        """Rows of DENSITY."""
+        """Yield the rows of DENSITY."""
         for identity, spectrum in self._matrices():
             grid, width = density_grid(spectrum.quadratures)
             each = np.stack([densities(one, grid, width) for one in spectrum.quadratures])
@@ -411,7 +411,7 @@ class _Rows:
 
 
 def _mean_row(identity: Row, metric: str, values: Tensor) -> Row:
-    """The mean of ``values`` ``(n,)`` with its standard error and Student t interval."""
+    """Make the row of the mean of ``values`` ``(n,)``, with standard error and Student t interval."""
     n = len(values)
     mean = float(values.double().mean()) if n else math.nan
     std = float(values.double().std()) if n > 1 else math.nan
@@ -419,7 +419,7 @@ def _mean_row(identity: Row, metric: str, values: Tensor) -> Row:
 
 
 def _negative_mass(identity: Row, found: Tensor) -> Row:
-    """Of all random vectors, or images, together, of ``found`` ``(n, 2)``; its interval leaves out one at a time."""
+    """Make the row of the negative mass from ``found`` ``(n, 2)`` of all vectors or images; jackknife interval."""
     total = found.sum(dim=0)
     value = float(total[0] / total[1])
     others = total - found

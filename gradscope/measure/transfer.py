@@ -1,4 +1,4 @@
-"""Transfer: examples made on each model, judged on every other and on itself."""
+"""Measure transfer: make examples on each model, and evaluate them on every model."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -25,7 +25,7 @@ from gradscope.results.schemas import SIMILARITY, TRANSFER, TRANSFER_SAMPLES
 from gradscope.results.stats import Interval, mean_interval, median_interval, wilson_interval
 from gradscope.seeding import seeded
 
-#: Of how many images the curvature is taken, at most: an image takes about as long as forty steps of PGD.
+#: The maximum number of images for the curvature; an image takes about as long as forty steps of PGD.
 CURVED = 100
 
 
@@ -35,7 +35,7 @@ class TransferMeasurement(Measurement[TransferOptions]):
     subjects: list[LoadedModel]
 
     def read(self) -> Sequence[Entry]:
-        """All models on one data set."""
+        """Load all models on one data set."""
         references = self.inputs.references()
         test = self.inputs.one_data_set(references, "transfer").test
         self.subjects = [self.inputs.load(reference, test) for reference in references]
@@ -43,43 +43,43 @@ class TransferMeasurement(Measurement[TransferOptions]):
         return [Entry(reference, chosen) for reference in references]
 
     def described(self) -> Row:
-        """The attack and how many images are attacked at once."""
+        """Describe the attack and the batch size for the manifest."""
         return self.options.resolved() | {"batch_size": self.batch_size}
 
     @property
     def batch_size(self) -> int:
-        """Images attacked at once."""
+        """The number of images attacked at once."""
         return self.options.batch_size or usual_batch_size(
             self.options.settings, self.device, largest_image(self.entries)
         )
 
     def parts(self, kept: PartialResults) -> Iterator[Part]:
-        """Everything at once: a cell of the matrix is nothing without the others."""
+        """Yield one part with the whole matrix, then one part for each model."""
         images = self.entries[0].chosen.images
         curved = torch.arange(min(CURVED, len(images)))
         wanted = len(self.subjects) * (3 * len(images) + len(curved))
         with progress_bar("transfer", wanted, visible=self.team.is_first) as advance:
-            seen = {subject.label: Blindness(len(images)) for subject in self.subjects}
-            found = self._judge(kept, advance, seen)
+            blindness = {subject.label: Blindness(len(images)) for subject in self.subjects}
+            result = self._judge(kept, advance, blindness)
             cosines = self._cosines(kept, advance)
             curvatures = [
-                self._curvatures(kept, advance, curved, place, one) for place, one in enumerate(self.subjects)
+                self._curvatures(kept, advance, curved, place, subject) for place, subject in enumerate(self.subjects)
             ]
         rows = {
-            TRANSFER: partial(self._rows, found),
-            TRANSFER_SAMPLES: partial(self._sample_rows, found),
+            TRANSFER: partial(self._rows, result),
+            TRANSFER_SAMPLES: partial(self._sample_rows, result),
             SIMILARITY: partial(self._similarity_rows, cosines, curvatures),
         }
         yield Part(None, rows)
 
-        for place, noted in enumerate(seen.values()):
+        for place, noted in enumerate(blindness.values()):
             assert noted.worst is not None
             yield Part(place, facts={"gradients": {self.options.attack: count_blind(noted.worst)}})
 
-    def _judge(self, kept: PartialResults, advance: Advance, seen: Mapping[str, Blindness]) -> Transfer:
-        """The examples of each model, from their files or made, and what every model makes of them.
+    def _judge(self, kept: PartialResults, advance: Advance, blindness: Mapping[str, Blindness]) -> Transfer:
+        """Make or load the examples of each model, and evaluate them on every model.
 
-        ``seen`` notes the gradients of each.
+        ``blindness`` records the gradients on each.
         """
         chosen = self.entries[0].chosen
 
@@ -89,7 +89,7 @@ class TransferMeasurement(Measurement[TransferOptions]):
                 chosen.images,
                 self.options.settings,
                 numbers=chosen.numbers,
-                seen=seen[subject.label],
+                seen=blindness[subject.label],
                 work=self.work(
                     prefixed(kept.each, str(place)), lambda done, note: advance(done, f"attacking {subject.label}")
                 ),
@@ -107,7 +107,7 @@ class TransferMeasurement(Measurement[TransferOptions]):
         )
 
     def _cosines(self, kept: PartialResults, advance: Advance) -> Tensor:
-        """Cosines of the gradients of every two of M models at N images, ``(M, M, N)``."""
+        """Compute the cosines of the gradients of every two of M models at N images, ``(M, M, N)``."""
         chosen, models = self.entries[0].chosen, [subject.model for subject in self.subjects]
 
         def compare(indices: Tensor) -> Values:
@@ -122,18 +122,18 @@ class TransferMeasurement(Measurement[TransferOptions]):
     def _curvatures(
         self, kept: PartialResults, advance: Advance, curved: Tensor, place: int, subject: LoadedModel
     ) -> Tensor:
-        """Curvatures of a model's loss in the images at ``curved`` ``(N,)``, ``(N,)``."""
+        """Compute the curvature ``(N,)`` of a model's loss in the images at ``curved`` ``(N,)``."""
         chosen = self.entries[0].chosen
 
-        def bend(indices: Tensor) -> Values:
+        def measure(indices: Tensor) -> Values:
             images, labels = chosen.images.batch(indices, self.device)
             numbers = chosen.numbers[indices]
             with seeded(self.options.seed, "curvature", *numbers.tolist()):
-                found = relative_curvature(subject.model, images, labels, numbers=numbers, seed=self.options.seed)
-                return {"curvatures": found}
+                curvatures = relative_curvature(subject.model, images, labels, numbers=numbers, seed=self.options.seed)
+                return {"curvatures": curvatures}
 
         parts = self._in_batches(
-            kept, f"{place}-curvature", curved, bend, lambda done: advance(done, f"curvature of {subject.label}")
+            kept, f"{place}-curvature", curved, measure, lambda done: advance(done, f"curvature of {subject.label}")
         )
         return torch.cat([part["curvatures"] for part in parts])
 
@@ -145,7 +145,7 @@ class TransferMeasurement(Measurement[TransferOptions]):
         make: Callable[[Tensor], Values],
         done: Callable[[int], None],
     ) -> Iterator[Values]:
-        """What is made of each batch of the images at ``wanted``, which is a unit of work; ``done`` counts images."""
+        """Yield ``make`` of each batch of the images at ``wanted``, as a unit of work; ``done`` counts images."""
         batches = wanted.split(self.batch_size)
         units = [(f"{name}-{int(indices[0]):06d}", partial(make, indices)) for indices in batches]
         for indices, values in zip(batches, kept.each(units), strict=True):
@@ -153,19 +153,19 @@ class TransferMeasurement(Measurement[TransferOptions]):
             done(len(indices))
 
     def _similarity_rows(self, cosines: Tensor, curvatures: Sequence[Tensor]) -> Iterator[Row]:
-        """The cosines of every two models, each with itself too; then each model's curvature."""
+        """Yield the cosines of every two models, including a model with itself; then each model's curvature."""
         for place, other in enumerate(self.subjects):
             for at, subject in enumerate(self.subjects):
                 values = cosines[place, at]
-                kept = values[values.isfinite()]
-                n, mean = len(kept), float(kept.mean()) if len(kept) else nan
-                std = float(kept.std()) if n > 1 else nan
+                finite = values[values.isfinite()]
+                n, mean = len(finite), float(finite.mean()) if len(finite) else nan
+                std = float(finite.std()) if n > 1 else nan
                 interval = mean_interval(mean, std, n).within(-1, 1)
                 yield self._similarity_row(other.label, subject, "gradient-cosine", mean, interval, values)
         for subject, values in zip(self.subjects, curvatures, strict=True):
-            known = values[values.isfinite()].double().numpy()
-            median = float(np.median(known)) if len(known) else nan
-            interval = median_interval(known.tolist())
+            finite_values = values[values.isfinite()].double().numpy()
+            median = float(np.median(finite_values)) if len(finite_values) else nan
+            interval = median_interval(finite_values.tolist())
             yield self._similarity_row("", subject, "relative-curvature", median, interval, values)
 
     def _similarity_row(
@@ -184,27 +184,27 @@ class TransferMeasurement(Measurement[TransferOptions]):
             "undefined": len(values) - n,
         }
 
-    def _rows(self, found: Transfer) -> Iterator[Row]:
-        """The clean images of every target first, then source by source."""
+    def _rows(self, result: Transfer) -> Iterator[Row]:
+        """Yield the rows of TRANSFER: the clean images of every target first, then source by source."""
         ball = self.options.settings.ball
-        for identity, right in self._cells(found):
+        for identity, right in self._cells(result):
             count, n = int(right.sum()), len(right)
             low, high = wilson_interval(count, n)
             yield {**identity, **ball, "accuracy": count / n, "ci_low": low, "ci_high": high, "n": n}
 
-    def _sample_rows(self, found: Transfer) -> Iterator[Row]:
-        for identity, right in self._cells(found):
+    def _sample_rows(self, result: Transfer) -> Iterator[Row]:
+        for identity, right in self._cells(result):
             of_point = {"metric": "accuracy", "point": "final" if identity["source"] else "clean", "unit": "-"}
-            columns = found.numbers.tolist(), found.labels.tolist(), right.tolist()
+            columns = result.numbers.tolist(), result.labels.tolist(), right.tolist()
             for index, label, value in zip(*columns, strict=True):
                 yield identity | of_point | {"index": index, "label": label, "value": float(value)}
 
-    def _cells(self, found: Transfer) -> Iterator[tuple[Row, Tensor]]:
-        """Whose examples on which model, and which images it gets right; the clean images have no source."""
+    def _cells(self, result: Transfer) -> Iterator[tuple[Row, Tensor]]:
+        """Yield source and target, and which images the target gets right; the clean images have no source."""
         data = self.entries[0].chosen.images.name
         for place, target in enumerate(self.subjects):
-            yield {"source": "", **target.identity(data, "none")}, found.clean[place]
-        for source in found.sources:
+            yield {"source": "", **target.identity(data, "none")}, result.clean[place]
+        for source in result.sources:
             for target in self.subjects:
                 identity = target.identity(data, self.options.attack)
-                yield {"source": source, **identity}, found.of(source, target.label)
+                yield {"source": source, **identity}, result.of(source, target.label)

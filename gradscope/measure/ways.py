@@ -1,4 +1,4 @@
-"""Ways from one checkpoint to another in weight space: where they lead, the training of a curve, and their barriers."""
+"""Ways from one checkpoint to another in weight space: directions, the training of a curve, and barriers."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,13 +24,13 @@ from gradscope.results.stats import jackknife_interval
 
 Row = dict[str, Any]
 
-#: Updates of a curve's training that are kept together, unless that makes more pieces than this.
+#: Updates of a curve's training per piece, and the maximum number of pieces.
 _STRETCH, _MOST_STRETCHES = 100, 8
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A trained curve from a model to another: its control points, and the shares of the way at which it is viewed."""
+    """A trained curve from a model to another: its control points, and the shares of the way to measure."""
 
     controls: tuple[Direction, Direction, Direction]
     axes: tuple[Tensor, Tensor]
@@ -38,8 +38,11 @@ class Curve:
 
 
 def direction_to(subject: LoadedModel, other: LoadedModel) -> Direction:
-    """The direction from the weights of ``subject`` to those of ``other``; another architecture is refused."""
-    here, there = (_weights(one.model) for one in (subject, other))
+    """Compute the direction from the weights of ``subject`` to those of ``other``.
+
+    Raises :class:`GradscopeError` if the architectures differ.
+    """
+    here, there = (_weights(end.model) for end in (subject, other))
     try:
         if extra := sorted(there.keys() - here.keys()):
             raise GradscopeError(
@@ -62,16 +65,16 @@ def train_curves(
     options: LandscapeOptions,
     kept: PartialResults,
 ) -> list[tuple[Direction, Direction, Direction]]:
-    """The control points of a curve from each of ``subjects`` to ``other``, trained on ``images`` in pieces."""
+    """Train a curve from each of ``subjects`` to ``other`` on ``images``, in pieces; returns the control points."""
     ends = [(_weights(subject.model), _weights(other.model)) for subject in subjects]
     states = [straight(pair) for pair in ends]
-    total, told = options.curve_updates, 0
+    total, shown = options.curve_updates, 0
     stretch = max(_STRETCH, math.ceil(total / _MOST_STRETCHES))
     with progress_bar("curve", total * len(subjects), "updates", visible=kept.team.is_first) as advance:
 
         def advanced(label: str, done: int, note: str) -> None:
-            nonlocal told
-            told += done
+            nonlocal shown
+            shown += done
             advance(done, f"{label}: {note}")
 
         def train(position: int, state: Values, updates: range) -> Values:
@@ -90,8 +93,8 @@ def train_curves(
                 for position, state in enumerate(states)
             ]
             states = list(kept.each(units))
-            advance(max(0, updates.stop * len(subjects) - told), "")
-            told = updates.stop * len(subjects)
+            advance(max(0, updates.stop * len(subjects) - shown), "")
+            shown = updates.stop * len(subjects)
     return [(start, bend_of(state, start), end) for (start, end), state in zip(ends, states, strict=True)]
 
 
@@ -100,9 +103,9 @@ def _weights(model: nn.Module) -> Direction:
 
 
 def barriers(identity: Row, way: str, axis: Tensor, found: Mapping[str, Tensor], measures: Measures) -> Iterator[Row]:
-    """Rows of SUMMARY: how high the loss rises, and how deep the accuracy falls, on a way to another checkpoint.
+    """Yield the rows of SUMMARY for the barriers of loss and accuracy on a way to another checkpoint.
 
-    ``found`` are sums by group ``(T, 1, G)`` at the shares ``axis`` ``(T,)``.
+    ``found`` holds sums by group ``(T, 1, G)`` at the shares ``axis`` ``(T,)``.
     """
     for prefix in ("", "adversarial_"):
         ball = measures.attack.ball if prefix and measures.attack is not None else {}
@@ -110,8 +113,8 @@ def barriers(identity: Row, way: str, axis: Tensor, found: Mapping[str, Tensor],
             if prefix + name in found:
                 sums = sign * found[prefix + name][:, 0]
                 values = (measures.mean(sums), measures.leave_one_out(sums))
-                height, others = (barrier(axis.numpy(), one.numpy())[0] for one in values)
-                # A height of 0 is that of the ends: the jackknife of a maximum says nothing there.
+                height, others = (barrier(axis.numpy(), part.numpy())[0] for part in values)
+                # A height of 0 is that of the ends, where the jackknife of a maximum has no meaning.
                 known = math.isfinite(height) and bool(np.isfinite(others).all()) and height > 0
                 interval = jackknife_interval(float(height), others.tolist()) if known else None
                 named = f"{prefix}{metric}-barrier".replace("_", "-")

@@ -1,4 +1,4 @@
-"""Landscapes of weight space: planes and lines around a network's weights."""
+"""Measure landscapes of weight space: planes and lines around a network's weights."""
 
 import math
 import time
@@ -50,17 +50,17 @@ from gradscope.results.schemas import EPOCHS, LANDSCAPE, PATH, SUMMARY
 from gradscope.results.stats import Interval, jackknife_interval, wilson_interval
 from gradscope.seeding import generator
 
-#: Points that are kept at a time; rows stay whole.
+#: Points per piece; a piece holds whole rows.
 _TILE_POINTS = 32
-#: Images whose graph of second derivatives is in memory at a time.
+#: Images per batch of second derivatives, whose graph must fit in memory.
 _CURVATURE_BATCH = 64
-#: Training images on which batch norm's statistics are taken anew, and about so many a batch.
+#: Training images on which batch norm's statistics are estimated again, and their approximate number per batch.
 NORM_IMAGES, _NORM_BATCH = 1024, 256
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Where a model is viewed: directions, the coordinates along them, and the path of its training."""
+    """A plane or line through a model: directions, the coordinates along them, and the path of its training."""
 
     first: Direction
     second: Direction | None
@@ -71,28 +71,28 @@ class Plane:
     way: str = ""
 
 
-#: Where a model is viewed.
+#: The points at which a model is measured.
 View = Plane | Curve
 
 
 class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
-    """``gradscope landscape --space weights``: what is measured at every point of every model's plane."""
+    """``gradscope landscape --space weights``: loss and accuracy at every point of every model's plane."""
 
     def read(self) -> Sequence[Entry]:
-        """All models on the same images, with the plane of each."""
+        """Load all models on the same images, with the plane of each."""
         options, inputs = self.options, self.inputs
         if options.metric is not None and not inputs.foreign.trust_code:
             raise GradscopeError(f"metric: {options.metric} runs code; pass `trust_code` if you trust it")
         references = inputs.references(() if options.towards is None else (options.towards,))
         if options.towards is not None and len(references) == len(inputs.request.models):
-            raise GradscopeError(f"model must be each model once, got {options.towards!r} again")
+            raise GradscopeError(f"model must name each model once, got {options.towards!r} again")
         splits = inputs.one_data_set(references, "landscape")
         self.subjects = [inputs.load(reference, splits.test) for reference in references]
         self.other = self.subjects.pop() if options.towards is not None else None
         self.planes = [_planes(subject, self.other, options) for subject in self.subjects]
         if options.batch_norm == "re-estimated" and any(is_scripted(subject.model) for subject in self.subjects):
             raise GradscopeError(
-                "batch_norm must be as-is for a TorchScript model, whose statistics cannot be taken anew"
+                "batch_norm must be as-is for a TorchScript model, whose statistics cannot be estimated again"
             )
         self.images = inputs.choose(splits.test, options.images, "images")
         custom = None
@@ -109,19 +109,19 @@ class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
         return [Entry(reference, self.images) for reference in references[: len(self.subjects)]]
 
     def _norm_batches(self) -> list[Tensor]:
-        """Training images for batch norm, in batches of one size: each counts as much in the mean of the statistics."""
+        """Load training images for batch norm in batches of equal size, which count equally in the mean statistics."""
         train = self.train
         assert train is not None
         drawn = torch.randperm(len(train), generator=generator(self.options.seed, "batch norm"))[:NORM_IMAGES]
         size = len(drawn) // max(1, round(len(drawn) / _NORM_BATCH))
         if size < 2:
             raise GradscopeError(
-                f"batch_norm must be 'as-is' with less than 2 training images, {train.name} has {len(train)}"
+                f"batch_norm must be 'as-is' with fewer than 2 training images, {train.name} has {len(train)}"
             )
         return [train.batch(part, self.device)[0] for part in drawn.split(size) if len(part) == size]
 
     def described(self) -> Row:
-        """Points, axes and images."""
+        """Describe points, axes and images for the manifest."""
         options, other = self.options, self.other
         filters = "multiples of the filters' norms"
         axes = [(f"random direction {number}, filter-normalised", filters) for number in (1, 2)]
@@ -157,7 +157,7 @@ class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
         return {"landscape": landscape, "attacks": attacks}
 
     def depends(self) -> Row:
-        """The directions, by numbers that change when one does."""
+        """Represent the directions by numbers that change if a direction changes."""
         planes = [plane for planes in self.planes for plane in planes]
         directions = [
             part for plane in planes for along in (plane.first, plane.second or {}) for part in along.values()
@@ -166,54 +166,54 @@ class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
         return {"direction": [float(part.double().sum()) for part in directions], **curve}
 
     def parts(self, kept: PartialResults) -> Iterator[Part]:
-        """One part for each model."""
+        """Yield one part for each model."""
         started = time.perf_counter()
         views = self._views(kept)
         training = (time.perf_counter() - started) / len(views)
         with progress_bar("landscape", sum(map(_points, views)), "points", visible=self.team.is_first) as advance:
-            for position, (subject, seen) in enumerate(zip(self.subjects, views, strict=True)):
+            for position, (subject, of_model) in enumerate(zip(self.subjects, views, strict=True)):
                 started = time.perf_counter()
-                result = self._measure(position, subject, seen, kept, advance)
+                result = self._measure(position, subject, of_model, kept, advance)
                 rows = {**result.rows(), **self._along_epochs(subject, result.plane, kept)}
                 seconds = training + time.perf_counter() - started
                 yield Part(position, rows, {"seconds": seconds, **result.facts()})
 
     def _views(self, kept: PartialResults) -> list[Sequence[View]]:
-        """Where each model is viewed; its curve to the other checkpoint is trained first."""
+        """Return the views of each model; train its curve to the other checkpoint first."""
         options = self.options
         if options.curve is None or self.other is None or self.train is None:
             return [*self.planes]
-        found = train_curves(self.subjects, self.other, self.train, options, kept)
+        curves = train_curves(self.subjects, self.other, self.train, options, kept)
         return [
             [*planes, Curve(controls, _between(planes[0].axes), options.curve)]
-            for planes, controls in zip(self.planes, found, strict=True)
+            for planes, controls in zip(self.planes, curves, strict=True)
         ]
 
     def _along_epochs(self, subject: LoadedModel, plane: Plane, kept: PartialResults) -> Rows:
-        """What is measured at each saved epoch, where there are some."""
+        """Measure each saved epoch, if there are some."""
         attack = self.options.at_epochs
         if attack is None:
             return {}
         along = AlongEpochs(subject.model, plane.saved, self.images, attack, self.options.seed, self.device)
-        units, found = along.units(), []
+        units, measured = along.units(), []
         with progress_bar("epochs", len(units), visible=self.team.is_first) as advance:
             for values in kept.each(units):
-                found.append(values)
+                measured.append(values)
                 advance(1, subject.label)
         identity = subject.identity(self.images.images.name, "none")
-        return {EPOCHS: partial(along.rows, identity, self.options.attack, found)}
+        return {EPOCHS: partial(along.rows, identity, self.options.attack, measured)}
 
     def _measure(
         self, position: int, subject: LoadedModel, views: Sequence[View], kept: PartialResults, advance: Advance
     ) -> "_Result":
-        """Measure a model wherever it is viewed."""
+        """Measure a model on all its views."""
         label, model = subject.label, subject.model
         units: list[Unit] = []
         owners, done = [], [0]
-        told = [0]
+        shown = [0]
 
         def advanced(done: int, note: str) -> None:
-            told[0] += done
+            shown[0] += done
             advance(done, label)
 
         for number, view in enumerate(views):
@@ -223,65 +223,65 @@ class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
                 units.append((name, partial(self._evaluate, model, view, along, advanced)))
                 owners.append(number)
                 done.append(done[-1] + len(along) * len(view.axes[1]))
-        # Of all images at once, so one rank's: the products' sums round otherwise where they are added in parts.
+        # One rank computes it for all images, because sums over parts round differently.
         units.append((f"compared-{position}", lambda: self._compared(model, advance, label)))
         tiles = []
         for tile, reached in zip(kept.each(units), [*done[1:], done[-1]], strict=True):
             tiles.append(tile)
-            advanced(max(0, reached - told[0]), "")
+            advanced(max(0, reached - shown[0]), "")
         *tiles, compared = tiles
         failures = [bytes(tile.pop("failure").tolist()).decode() for tile in tiles if "failure" in tile]
-        found = []
+        of_views = []
         for number in range(len(views)):
-            mine = [tile for tile, owner in zip(tiles, owners, strict=True) if owner == number]
-            found.append({name: torch.cat([tile[name] for tile in mine]) for name in mine[0]})
+            own = [tile for tile, owner in zip(tiles, owners, strict=True) if owner == number]
+            of_views.append({name: torch.cat([tile[name] for tile in own]) for name in own[0]})
         identity = subject.identity(self.images.images.name, self.options.attacked_with)
         normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
         keeps = normed and self.other is not None and self.options.batch_norm == "as-is"
-        return _Result(identity, views, found, compared, self.measures, failures, keeps)
+        return _Result(identity, views, of_views, compared, self.measures, failures, keeps)
 
     def _evaluate(self, model: nn.Module, view: View, along: Tensor, advanced: Advance) -> Values:
-        """What is measured in some rows of a view; where the metric fails, also why it does first, as ``failure``."""
+        """Measure some rows of a view; if the custom metric fails, ``failure`` holds the first reason."""
         custom = self.measures.custom
         before = len(custom.failures) if custom else 0
         if isinstance(view, Curve):
-            found = evaluate_curve(model, view.controls, along, self.measures, advanced=advanced)
+            measured = evaluate_curve(model, view.controls, along, self.measures, advanced=advanced)
         else:
             axes = along, view.axes[1]
-            found = evaluate_plane(model, view.first, view.second, axes, self.measures, advanced=advanced)
-        values = {name: torch.from_numpy(value) for name, value in found.items()}
+            measured = evaluate_plane(model, view.first, view.second, axes, self.measures, advanced=advanced)
+        values = {name: torch.from_numpy(value) for name, value in measured.items()}
         for failure in custom.failures[before : before + 1] if custom else ():
             values["failure"] = torch.tensor(list(failure.encode()), dtype=torch.uint8)
         return values
 
     def _compared(self, model: nn.Module, advance: Advance, label: str) -> Values:
-        """The sums at the weights themselves, and the curvature: of all images and of each group of them."""
+        """Compute the sums at the weights themselves, and the curvature: of all images and of each group."""
         advance(0, f"{label}: curvature")
         zero = torch.zeros(1, dtype=torch.float64)
-        still = {key: torch.zeros_like(parameter) for key, parameter in model.named_parameters()}
-        centre = evaluate_plane(model, still, None, (zero, zero), self.measures)
+        no_direction = {key: torch.zeros_like(parameter) for key, parameter in model.named_parameters()}
+        centre = evaluate_plane(model, no_direction, None, (zero, zero), self.measures)
         if self.measures.reestimate:
             model = copied(model)
             with measuring(model), torch.no_grad():
                 reestimate_batch_norm(model, self.measures.reestimate)
-        found, sums = halving(partial(self._curvature, model), _CURVATURE_BATCH)
+        eigenvalue, sums = halving(partial(self._curvature, model), _CURVATURE_BATCH)
         return {
             **{f"centre-{name}": torch.from_numpy(values)[0, 0] for name, values in centre.items() if name != "custom"},
-            "curvature": found.value,
-            "curvature-residual": found.residual,
+            "curvature": eigenvalue.value,
+            "curvature-residual": eigenvalue.residual,
             "curvature-sums": sums,
         }
 
     def _curvature(self, model: nn.Module, size: int) -> tuple[Eigenvalue, Tensor]:
-        """The largest eigenvalue, and each group's sum of what its images give of it; ``size`` images a batch."""
+        """Compute the largest eigenvalue, and each group's sum of its images' parts; ``size`` images per batch."""
         groups = self.measures.groups
         parts = [torch.arange(group, self.measures.count, groups).split(size) for group in range(groups)]
         batches = [self.images.images.batch(indices, self.device) for group in parts for indices in group]
-        found = weight_curvature(model, batches, seed=self.options.seed, tolerance=TOLERANCE, most=MOST_PRODUCTS // 2)
-        along = weight_curvature_along(model, batches, found.vector[0]).double().cpu()
+        largest = weight_curvature(model, batches, seed=self.options.seed, tolerance=TOLERANCE, most=MOST_PRODUCTS // 2)
+        along = weight_curvature_along(model, batches, largest.vector[0]).double().cpu()
         sizes = torch.tensor([len(labels) for _, labels in batches], dtype=torch.float64)
         owner = torch.tensor([group for group, indices in enumerate(parts) for _ in indices])
-        return found, torch.zeros(groups, dtype=torch.float64).index_add_(0, owner, sizes * along)
+        return largest, torch.zeros(groups, dtype=torch.float64).index_add_(0, owner, sizes * along)
 
 
 def _points(views: Sequence[View]) -> int:
@@ -289,35 +289,35 @@ def _points(views: Sequence[View]) -> int:
 
 
 def _between(axes: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """``axes`` of a line without what lies beyond its ends."""
-    axis, still = axes
-    return axis[(axis >= 0) & (axis <= 1)], still
+    """Drop the points beyond the ends of a line from its ``axes``."""
+    axis, zero = axes
+    return axis[(axis >= 0) & (axis <= 1)], zero
 
 
 def _planes(subject: LoadedModel, other: LoadedModel | None, options: LandscapeOptions) -> list[Plane]:
-    """The directions and axes that are asked for; what does not span a plane raises :class:`GradscopeError`."""
+    """Make the requested directions and axes; raises :class:`GradscopeError` if they do not span a plane."""
     model, seed, grid = subject.model, options.seed, options.grid
-    still = torch.zeros(1, dtype=torch.float64)
+    zero = torch.zeros(1, dtype=torch.float64)
     if options.epochs is not None:
         return [_principal_plane(model, Path(options.epochs), grid)]
     if other is not None:
         return [_plane_towards(subject, other, options, way) for way in options.ways if way != options.curve]
     first = filter_normalised_direction(model, seed=seed, name="first direction")
     if options.line:
-        return [Plane(first, None, (coordinates(grid), still))]
+        return [Plane(first, None, (coordinates(grid), zero))]
     second = filter_normalised_direction(model, seed=seed, name="second direction")
     return [Plane(first, second, (coordinates(grid), coordinates(grid)))]
 
 
 def _plane_towards(subject: LoadedModel, other: LoadedModel, options: LandscapeOptions, way: str) -> Plane:
-    """The line, or the plane, from a model to the ``other``; ``way`` "aligned": to its units in our order."""
+    """Make the line or plane from a model to ``other``; for ``way`` "aligned", ``other`` with its units permuted."""
     model, grid = subject.model, options.grid
     first, aligned = direction_to(subject, other), way == "aligned"
     if aligned:
         first = direction_towards(model, aligned_state(model, other.model, seed=options.seed))
     if not any(part.any() for part in first.values()) and not (aligned and options.line):
         order = " in any order of its units" if aligned else ""
-        raise GradscopeError(f"towards must be other weights than those of {subject.label}{order}, got {other.label}")
+        raise GradscopeError(f"towards must have other weights than {subject.label}{order}, got {other.label}")
     axes = line_axis(grid.span, grid.points), torch.zeros(1, dtype=torch.float64)
     if options.line:
         return Plane(first, None, _between(axes) if aligned else axes, way=way)
@@ -331,19 +331,19 @@ def _principal_plane(model: nn.Module, folder: Path, grid: Grid) -> Plane:
     if not files:
         raise GradscopeError(f"epochs must be a folder of checkpoints (`train --keep-epochs` makes one), got {folder}")
     saved = [checkpoints.load(file) for file in files]
-    (first, second), path, explained = principal_directions(model, [one.state_dict for one in saved])
+    (first, second), path, explained = principal_directions(model, [epoch.state_dict for epoch in saved])
     axes = []
     for along in path.T[:2]:
         low, high = min(0.0, along.min()), max(0.0, along.max())
         room = grid.span * (high - low)
         axes.append(aligned_axis(low - room, high + room, grid.points))
-    epochs = [SavedEpoch(len(one.history), one.state_dict) for one in saved]
-    steps = [(one.epoch, float(a), float(b), float(off)) for one, (a, b, off) in zip(epochs, path, strict=True)]
-    return Plane(first, second, (axes[0], axes[1]), steps, sorted(epochs, key=lambda one: one.epoch), explained)
+    epochs = [SavedEpoch(len(checkpoint.history), checkpoint.state_dict) for checkpoint in saved]
+    steps = [(epoch.epoch, float(a), float(b), float(off)) for epoch, (a, b, off) in zip(epochs, path, strict=True)]
+    return Plane(first, second, (axes[0], axes[1]), steps, sorted(epochs, key=lambda epoch: epoch.epoch), explained)
 
 
 def _custom(reference: str, images: Chosen, subjects: Sequence[LoadedModel], device: torch.device) -> Custom:
-    """The metric that ``factory(images, labels)`` returns, once it has given a number for every checkpoint."""
+    """Make the metric that ``factory(images, labels)`` returns; check that it gives a number for every checkpoint."""
     if ":" not in reference:
         raise GradscopeError(f"metric must be package.module:factory, got {reference!r}")
     batch = images.images.batch(torch.arange(len(images.images)), device)
@@ -354,9 +354,7 @@ def _custom(reference: str, images: Chosen, subjects: Sequence[LoadedModel], dev
             raise
         raise GradscopeError(f"metric: {reference} cannot be made: {one_line(error)}") from error
     if not callable(metric):
-        raise GradscopeError(
-            f"metric: {reference} must return a metric that can be called, got {type(metric).__name__}"
-        )
+        raise GradscopeError(f"metric: {reference} must return a callable metric, got {type(metric).__name__}")
     for subject in subjects:
         custom = Custom(metric)
         if math.isnan(custom(subject.model)):
@@ -368,7 +366,7 @@ def _custom(reference: str, images: Chosen, subjects: Sequence[LoadedModel], dev
 
 
 class _Result:
-    """What was measured of one checkpoint, as rows."""
+    """The values of one checkpoint, as rows of the tables."""
 
     def __init__(
         self,
@@ -380,8 +378,8 @@ class _Result:
         failures: Sequence[str],
         keeps_norms: bool,
     ) -> None:
-        """``failures``: why the metric failed, first of all and later; ``keeps_norms``: the way leads to another
-        checkpoint, but batch norm's statistics stay behind.
+        """``failures``: the reasons why the metric failed, in order; ``keeps_norms``: whether the way leads to another
+        checkpoint but batch norm's statistics stay those of the first.
         """
         self.identity, self.views, self.found, self.compared, self.measures = identity, views, found, compared, measures
         self.failures = failures
@@ -389,18 +387,18 @@ class _Result:
 
     @property
     def plane(self) -> Plane:
-        """The first view, of which there are other numbers than those of its points."""
+        """The first view, for which there are metrics beside the values of its points."""
         plane = self.views[0]
         assert isinstance(plane, Plane)
         return plane
 
     def rows(self) -> Rows:
-        """The rows of each table."""
+        """Return the rows of each table."""
         path = {PATH: self._path} if self.plane.path else {}
         return {LANDSCAPE: self._landscape, SUMMARY: self._summary} | path
 
     def facts(self) -> Row:
-        """What the manifest says of it: points at which the metric failed, and what the directions explain."""
+        """Collect facts for the manifest: points at which the metric failed, and variance that directions explain."""
         failed = sum(int(found["custom"].isnan().sum()) for found in self.found) if "custom" in self.found[0] else None
         why = next(iter(self.failures), None)
         facts: Row = {} if failed is None else {"custom_failed": failed, "custom_failure": why}

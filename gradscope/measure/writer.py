@@ -1,4 +1,4 @@
-"""The files of a measurement: tables that grow, the manifest that says what is in them, and how far the work is."""
+"""Write the files of a measurement: tables that grow, and the manifest with their content and progress."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -13,15 +13,15 @@ from gradscope.results.schemas import Table
 from gradscope.results.tables import append_rows, content_digest, file_digest
 
 Row = dict[str, Any]
-#: Rows of each table, made when they are written: as rows they would not fit in memory.
+#: For each table a function that makes its rows when they are written, because all rows would not fit in memory.
 Rows = Mapping[Table, Callable[[], Iterable[Row]]]
 
 
 @dataclass(frozen=True)
 class Part:
-    """What has been measured of the model at ``position`` (of all, where None), to be written.
+    """Measured values of the model at ``position`` (None: of all models), ready to write.
 
-    ``facts`` go into the manifest's entry of the model; ``files`` are written whole, each by a function of its path.
+    ``facts`` go into the manifest's entry of the model; each of ``files`` is written by a function of its path.
     """
 
     position: int | None
@@ -31,14 +31,14 @@ class Part:
 
 
 class Writer:
-    """Writes the parts of a measurement to ``out`` as they come; what lay there before goes with the first."""
+    """Writes the parts of a measurement to ``out`` as they come; the first part removes old results."""
 
     def __init__(self, out: Path, manifest: Row) -> None:
         self.out, self.manifest = out, manifest
         self._begun = False
 
     def add(self, part: Part) -> None:
-        """Append the rows of ``part``, write its files, and say in the manifest that it is there."""
+        """Append the rows of ``part``, write its files, and update the manifest."""
         if not self._begun:
             clear(self.out)
             self._begun = True
@@ -48,11 +48,11 @@ class Writer:
             write(self.out / name)
         if part.position is not None:
             _merge(self.manifest["checkpoints"][part.position], part.facts)
-        # It is rewritten after every part: indented, sixty models would take ten times as long a model as six.
+        # Not indented: the manifest is rewritten after every part, and indenting is ten times as slow with many models.
         write_json(self.out / MANIFEST, self.manifest, indented=False)
 
     def complete(self) -> None:
-        """Say that everything asked for has been measured, and what the files hold.
+        """Mark the measurement as complete in the manifest, with the SHA-256 of each file.
 
         The partial results stay until the figures are drawn.
         """
@@ -66,15 +66,15 @@ class Writer:
 
 
 def _merge(entry: Row, facts: Row) -> None:
-    """Lay ``facts`` over ``entry``; those that are mappings join the ones that are there."""
+    """Update ``entry`` with ``facts``; mappings are merged."""
     for key, value in facts.items():
         both = isinstance(value, dict) and isinstance(entry.get(key), dict)
         entry[key] = entry[key] | value if both else value
 
 
 def dependencies(manifest: Row, more: Mapping[str, Any]) -> Row:
-    """What the values of partial results depend on: everything in ``manifest`` that decides them, and ``more``."""
-    books = ("kind", "options", "intervals", "complete", "checkpoints", "surrogates", "provenance", "landscape")
-    decisive = {key: value for key, value in manifest.items() if key not in books}
-    found: Row = json.loads(json.dumps(decisive | manifest.get("landscape", {}) | dict(more), default=str))
-    return found
+    """Collect everything that the values of partial results depend on: from ``manifest``, and ``more``."""
+    records = ("kind", "options", "intervals", "complete", "checkpoints", "surrogates", "provenance", "landscape")
+    decisive = {key: value for key, value in manifest.items() if key not in records}
+    depends: Row = json.loads(json.dumps(decisive | manifest.get("landscape", {}) | dict(more), default=str))
+    return depends

@@ -1,4 +1,4 @@
-"""A model as an adaptive attack sees it: with another backward pass, or as the mean of its random draws."""
+"""Adapt a model to an attack: replace its backward pass, or average its random draws."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,17 +13,17 @@ from gradscope.models.factories import find_function
 from gradscope.models.failures import in_one_line
 from gradscope.models.inspection import copied, device_of, into_evaluation, measuring, one_line
 
-#: The stand-in that passes gradients on as they are (the straight-through estimator).
+#: The stand-in that passes gradients on unchanged (the straight-through estimator).
 IDENTITY = "identity"
 #: The name of the whole model among its parts.
 WHOLE = ""
 
 
 class Through(nn.Module):
-    """A part of a model whose values are its own and whose gradient is that of ``standin`` (Athalye et al. 2018, BPDA).
+    """A part of a model with its own values and the gradient of ``standin`` (Athalye et al. 2018, BPDA).
 
-    ``real`` runs without gradients on inputs that need none; its values are returned bit for bit. ``standin`` takes the
-    same inputs and returns as many values; it runs only where a gradient is asked for.
+    ``real`` runs without gradients on detached inputs; its values are returned bit for bit. ``standin`` takes the same
+    inputs and returns a tensor of the same shape; it runs only if an input requires a gradient.
     """
 
     def __init__(self, real: nn.Module, standin: Callable[..., Tensor], name: str) -> None:
@@ -31,26 +31,27 @@ class Through(nn.Module):
         self.real, self.standin, self.name = real, standin, name or "the model"
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor:
-        """The values of ``real``, with the gradient of ``standin``."""
+        """Return the values of ``real``, with the gradient of ``standin``."""
         with torch.no_grad():
-            values: Tensor = self.real(*map(_cut, inputs), **{key: _cut(value) for key, value in named.items()})
-        if not torch.is_grad_enabled() or not any(_asks(value) for value in (*inputs, *named.values())):
+            keywords = {key: _detached(value) for key, value in named.items()}
+            values: Tensor = self.real(*map(_detached, inputs), **keywords)
+        if not torch.is_grad_enabled() or not any(_requires_grad(value) for value in (*inputs, *named.values())):
             return values
-        said = f"backward must be functions that run on what they stand in for, that of {self.name} raised"
-        with in_one_line(said, halved=True):
-            stood_in = self.standin(*inputs, **named)
-        wanted, got = _shape(values), _shape(stood_in)
+        message = f"backward must be functions that take the inputs of their part, that of {self.name} raised"
+        with in_one_line(message, halved=True):
+            replaced = self.standin(*inputs, **named)
+        wanted, got = _shape(values), _shape(replaced)
         if wanted != got or not isinstance(values, Tensor):
             raise GradscopeError(f"backward must return what {self.name} returns, {wanted}, got {got}")
-        found: Tensor = _WithGradientOf.apply(values, stood_in.to(values.dtype))  # type: ignore[no-untyped-call]
-        return found
+        output: Tensor = _WithGradientOf.apply(values, replaced.to(values.dtype))  # type: ignore[no-untyped-call]
+        return output
 
 
 class _WithGradientOf(torch.autograd.Function):
     """The first tensor, with the gradient of the second."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, stood_in: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor, replaced: Tensor) -> Tensor:
         return values.clone()
 
     @staticmethod
@@ -58,11 +59,11 @@ class _WithGradientOf(torch.autograd.Function):
         return None, gradient
 
 
-def _cut(value: object) -> object:
+def _detached(value: object) -> object:
     return value.detach() if isinstance(value, Tensor) else value
 
 
-def _asks(value: object) -> bool:
+def _requires_grad(value: object) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
@@ -71,14 +72,14 @@ def _shape(value: object) -> str:
 
 
 def stands_in(model: nn.Module) -> bool:
-    """Whether a stand-in gives the gradient of ``model`` or of a part of it."""
+    """Whether a stand-in replaces the gradient of ``model`` or of a part of it."""
     return any(isinstance(module, Through) for module in model.modules())
 
 
 class Averaged(nn.Module):
-    """A random model's expectation: ``log mean over draws of softmax(z)`` (Athalye et al. 2018, EoT).
+    """The expectation of a random model: ``log mean over draws of softmax(z)`` (Athalye et al. 2018, EoT).
 
-    Each pass draws anew, from torch's global state, whose draws are those of the whole batch.
+    Each pass takes new draws from torch's global random state; one draw covers the whole batch.
     """
 
     def __init__(self, model: nn.Module, draws: int) -> None:
@@ -87,33 +88,33 @@ class Averaged(nn.Module):
         self.training = model.training
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits whose softmax is the mean of the model's."""
+        """Return logits whose softmax is the mean of the model's softmax over the draws."""
         drawn = torch.stack([self.model(images).log_softmax(dim=1) for _ in range(self.draws)])
         return drawn.logsumexp(dim=0) - math.log(self.draws)
 
 
 def draws_of(model: nn.Module) -> int | None:
-    """How many draws of itself each pass of ``model`` averages; None where it is taken as it is."""
+    """Return the number of draws that each pass of ``model`` averages; None if it averages none."""
     return next((module.draws for module in model.modules() if isinstance(module, Averaged)), None)
 
 
 def with_backward(model: nn.Module, given: Mapping[str, Any], batch: Tensor, *, trust_code: bool = False) -> nn.Module:
-    """``model`` with its own values and, in its parts named by ``given``, the gradient of another function each.
+    """Replace the gradient of parts of ``model``: ``given`` maps the name of each part to its stand-in (BPDA).
 
-    A stand-in is a callable, :data:`IDENTITY` or ``package.module:function``; :data:`WHOLE` names the whole model.
-    Parts are replaced in a copy: ``model`` stays as it is. A name may leave out what outer modules add to it. One pass
-    over ``batch`` ``(N, C, H, W)`` is tried. Raises :class:`GradscopeError` for a name that no part has, code that is
-    not trusted, a model that cannot be copied, a stand-in that fails, returns another shape or is never asked, and
-    logits that stay cut off from the image.
+    The values stay the model's own. A stand-in is a callable, :data:`IDENTITY` or ``package.module:function``;
+    :data:`WHOLE` names the whole model. The parts are replaced in a copy of ``model``. A name may omit the prefixes of
+    outer modules. One pass over ``batch`` ``(N, C, H, W)`` tests the result. Raises :class:`GradscopeError` for an
+    unknown name, code that is not trusted, a model that cannot be copied, a stand-in that fails, returns another shape
+    or is never called, and logits that remain detached from the image.
     """
-    found = {name: _standin(one, name, trust_code, device_of(model)) for name, one in given.items()}
-    if WHOLE in found:
-        adapted: nn.Module = Through(model, found[WHOLE], WHOLE)
+    standins = {name: _standin(standin, name, trust_code, device_of(model)) for name, standin in given.items()}
+    if WHOLE in standins:
+        adapted: nn.Module = Through(model, standins[WHOLE], WHOLE)
     else:
         adapted = _copied(model)
-        parts = [(_module_called(adapted, name), name) for name in found]
+        parts = [(_module_called(adapted, name), name) for name in standins]
         for part, name in parts:
-            _replace(adapted, part, found[name], name)
+            _replace(adapted, part, standins[name], name)
     into_evaluation(adapted)
     _try(adapted, batch)
     return adapted
@@ -122,8 +123,8 @@ def with_backward(model: nn.Module, given: Mapping[str, Any], batch: Tensor, *, 
 def _standin(given: Any, name: str, trust_code: bool, device: torch.device) -> Callable[..., Tensor]:
     if given == IDENTITY:
         return nn.Identity()
-    found: Callable[..., Any] = find_function(given, "backward", trust_code) if isinstance(given, str) else given
-    standin: Callable[..., Tensor] = _copied(found).to(device) if isinstance(found, nn.Module) else found
+    function: Callable[..., Any] = find_function(given, "backward", trust_code) if isinstance(given, str) else given
+    standin: Callable[..., Tensor] = _copied(function).to(device) if isinstance(function, nn.Module) else function
     return standin
 
 
@@ -134,21 +135,21 @@ def _copied(model: nn.Module) -> nn.Module:
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise
         raise GradscopeError(
-            f"backward must be for the whole model where that cannot be copied: {one_line(error)}"
+            f"backward must be for the whole model if the model cannot be copied: {one_line(error)}"
         ) from error
 
 
 def _module_called(model: nn.Module, name: str) -> nn.Module:
-    """The part of ``model`` called ``name``, or whose name ends so; of several the outermost."""
+    """Find the part of ``model`` whose name is ``name`` or ends with it; of several the outermost."""
     known: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     del known[""]
-    alike = [key for key in known if key == name or key.endswith(f".{name}")]
-    if not alike:
+    matches = [key for key in known if key == name or key.endswith(f".{name}")]
+    if not matches:
         raise unknown_name("backward", name, known)
-    depth = min(key.count(".") for key in alike)
-    outermost = {id(known[key]): key for key in alike if key.count(".") == depth}
+    depth = min(key.count(".") for key in matches)
+    outermost = {id(known[key]): key for key in matches if key.count(".") == depth}
     if len(outermost) > 1:
-        raise GradscopeError(f"backward must name one part, {name!r} is each of {', '.join(outermost.values())}")
+        raise GradscopeError(f"backward must name one part, got {name!r}, which may be {', '.join(outermost.values())}")
     return known[next(iter(outermost.values()))]
 
 
@@ -162,29 +163,29 @@ def _replace(model: nn.Module, part: nn.Module, standin: Callable[..., Tensor], 
             setattr(parent, key, through)
     if not any(module is through for module in model.modules()):
         raise GradscopeError(
-            f"backward must be for the whole model where {name} is a part of TorchScript, which is fixed"
+            f"backward must be for the whole model if {name} is part of a TorchScript model, which cannot be changed"
         )
 
 
 def _try(model: nn.Module, batch: Tensor) -> None:
-    """Raise :class:`GradscopeError` unless the gradient reaches the image through every stand-in."""
+    """Run ``model`` once; raises :class:`GradscopeError` unless a gradient reaches the image through every part."""
     parts = [module for module in model.modules() if isinstance(module, Through)]
-    asked: set[int] = set()
-    hooks = [part.register_forward_hook(lambda one, given, made: asked.add(id(one))) for part in parts]
+    called: set[int] = set()
+    hooks = [part.register_forward_hook(lambda module, inputs, output: called.add(id(module))) for part in parts]
     devices = [batch.device] if batch.device.type == "cuda" else []
     point = batch.clone().requires_grad_()
-    slope = None
-    ran = in_one_line("backward must leave the model running, it raised", halved=True)
+    gradient = None
+    ran = in_one_line("backward must leave a model that runs, it raised", halved=True)
     try:
         with ran, measuring(model), torch.enable_grad(), torch.random.fork_rng(devices):
             logits = model(point)
             if logits.requires_grad:
-                (slope,) = torch.autograd.grad(logits.sum(), point, allow_unused=True)
+                (gradient,) = torch.autograd.grad(logits.sum(), point, allow_unused=True)
     finally:
         for hook in hooks:
             hook.remove()
-    idle = [part.name for part in parts if id(part) not in asked]
+    idle = [part.name for part in parts if id(part) not in called]
     if idle:
-        raise GradscopeError(f"backward must name parts that the model calls as modules, {idle[0]} is never called so")
-    if slope is None:
-        raise GradscopeError("backward must bring the gradient to the image, which another part still cuts off")
+        raise GradscopeError(f"backward must name parts that the model calls as modules, got {idle[0]}, never called")
+    if gradient is None:
+        raise GradscopeError("backward must let a gradient reach the image, another part still detaches it")

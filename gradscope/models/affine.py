@@ -1,4 +1,4 @@
-"""The layers at a network's front that are affine in the image: on a plane of images they are computed once."""
+"""Run a network's affine front layers once for a whole plane of images."""
 
 import copy
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from gradscope.models.architectures import Normalise
 from gradscope.models.inspection import LogitsCheck, takes_channels_last
 
-#: Affine in eval mode. Exact types only: a subclass may do anything.
+#: Layers that are affine in eval mode. Exact types only, because a subclass may do anything.
 _AFFINE = (
     nn.AvgPool2d,
     nn.BatchNorm1d,
@@ -23,16 +23,16 @@ _AFFINE = (
     nn.ZeroPad2d,
     Normalise,
 )
-#: Those that cost enough to be worth sharing.
+#: The affine layers that cost enough to be worth sharing.
 _WEIGHTY = (nn.Conv2d, nn.Linear)
 
 
 class PlaneModel:
     """A model on the planes of images: ``A(x + c D) = A(x) + c (A(D) - A(0))`` for its leading affine layers A.
 
-    A is every leading layer of nested ``nn.Sequential`` that is affine in eval mode and carries no hook; it is
-    computed in float64 for each plane's origin and directions, and the rest of the model runs on each point. A model
-    whose front is something else runs whole. Make it, and call it, while the model is in eval mode.
+    A is all leading layers of nested ``nn.Sequential`` that are affine in eval mode and carry no hook. A is computed in
+    float64 for each plane's origin and directions; the rest of the model runs on each point. A model without such
+    layers runs whole. Construct and call it while the model is in eval mode.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -44,9 +44,9 @@ class PlaneModel:
         self.rest = nn.Sequential(*layers[count:]) if count else model
 
     def span(self, origin: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """What every point of a plane is made of: ``origin`` ``(C, H, W)`` and ``directions`` ``(K, C, H, W)``.
+        """Apply A to a plane's ``origin`` ``(C, H, W)`` and ``directions`` ``(K, C, H, W)``.
 
-        Both as the rest of the model takes them, ``(1, ...)`` and ``(K, ...)``.
+        Returns both in the shapes that the rest of the model takes, ``(1, ...)`` and ``(K, ...)``.
         """
         if self.front is None:
             return origin[None], directions
@@ -55,10 +55,10 @@ class PlaneModel:
         return base.to(origin), (self.front(directions.double()) - offset).to(origin)
 
     def __call__(self, base: Tensor, span: Tensor, coordinates: Tensor) -> Tensor:
-        """Logits ``(P, classes)`` at ``base + coordinates @ span``; ``coordinates`` ``(P, K)``."""
+        """Compute logits ``(P, classes)`` at ``base + coordinates @ span``; ``coordinates`` ``(P, K)``."""
         if base.dim() != 4 or not takes_channels_last(base.device):
             return self._logits(torch.addmm(base.flatten(1), coordinates, span.flatten(1)).reshape(-1, *base.shape[1:]))
-        # Channels last throughout, so that no point is copied.
+        # Channels last throughout, so that no point is copied to another layout.
         _, channels, height, width = base.shape
         rows = torch.addmm(_channels_last(base), coordinates, _channels_last(span))
         return self._logits(rows.reshape(-1, height, width, channels).permute(0, 3, 1, 2))
@@ -69,7 +69,7 @@ class PlaneModel:
 
 
 def _channels_last(images: Tensor) -> Tensor:
-    """``(N, C, H, W)`` to rows ``(N, H * W * C)``."""
+    """Flatten ``(N, C, H, W)`` to rows ``(N, H * W * C)``."""
     return images.permute(0, 2, 3, 1).flatten(1)
 
 
@@ -88,6 +88,6 @@ def _is_affine(layer: nn.Module) -> bool:
 
 
 def _is_hooked(layer: nn.Module) -> bool:
-    """Whether a hook may change what the layer gives: all but :class:`LogitsCheck`."""
+    """Whether a hook may change the layer's output; :class:`LogitsCheck` does not."""
     hooks = [*layer._forward_hooks.values(), *layer._forward_pre_hooks.values()]
     return not all(isinstance(hook, LogitsCheck) for hook in hooks)

@@ -1,4 +1,4 @@
-"""Weight matching: permute the hidden units of one network so that they lie nearest to those of another."""
+"""Weight matching: permute the hidden units of one network to be as near as possible to those of another."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from gradscope.errors import GradscopeError
 from gradscope.seeding import generator
 
-#: For each hidden layer, which unit of the other network takes the place of each of its own.
+#: A permutation for each hidden layer: which unit of the other network corresponds to each of the model's units.
 Order = list[NDArray[np.intp]]
 State = Mapping[str, Tensor]
 
-#: Sweeps over all layers, at most: each ends in a better order or is the last.
+#: The maximum number of sweeps over all layers. A sweep without improvement is the last.
 _MOST_SWEEPS = 100
-#: Layers that treat all channels alike, whatever their order.
-_ALIKE = (
+#: Layers that treat all channels the same, so that they commute with a permutation.
+_PERMUTABLE = (
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout),
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh),
     *(nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Softplus, nn.Softsign, nn.LogSigmoid),
@@ -32,9 +32,9 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 @dataclass(frozen=True)
 class _Layer:
-    """A hidden layer: the names of what its ``units`` come from, of their batch norms, and of what they go to.
+    """A hidden layer of ``units``: the names of the layer that computes them, of batch norms, and of the next layer.
 
-    Names end with a dot, as those of a state before ``weight``.
+    Names end with a dot, as in a state dict before ``weight``.
     """
 
     units: int
@@ -43,41 +43,41 @@ class _Layer:
     outgoing: str
 
     def own(self, state: State) -> Iterator[str]:
-        """The tensors whose first axis is the units, a block of it for each."""
+        """Name the tensors whose first axis is the units, with one block for each unit."""
         names = [self.incoming, *self.norms]
         kinds = ("weight", "bias", "running_mean", "running_var")
         yield from (name + kind for name in names for kind in kinds if name + kind in state)
 
     def next(self) -> str:
-        """The tensor whose second axis is the units."""
+        """Name the tensor whose second axis is the units."""
         return f"{self.outgoing}weight"
 
 
 def aligned_state(model: nn.Module, other: nn.Module, *, seed: int = 0) -> dict[str, Tensor]:
-    """The state of ``other`` with its hidden units permuted to match those of ``model`` (Ainsworth et al. 2023).
+    """Permute the hidden units of ``other`` to match those of ``model``; returns its state (Ainsworth et al. 2023).
 
-    Weight matching finds permutations P that maximise ``sum over layers l of <W_l, P_l V_l P_(l-1)^T>``, W the weights
-    of ``model`` and V those of ``other``, biases and batch norm's parameters included. This minimises the L2 distance.
-    It is coordinate descent over the layers in a random order, each a linear assignment, from two starts: the order as
-    it is, and the one found layer by layer from the input on. The nearer end is kept. The result computes what
-    ``other`` computes, to the rounding of its sums.
+    Weight matching finds permutations P that maximise ``sum over layers l of <W_l, P_l V_l P_(l-1)^T>``, with W the
+    weights of ``model`` and V those of ``other``, including biases and batch norm's parameters. This minimises the L2
+    distance. It is coordinate descent over the layers in a random order, where each step is a linear assignment. It
+    starts twice: from the identity, and from an order found layer by layer from the input. The nearer result is kept.
+    The permuted network computes the same function as ``other``, up to the rounding of its sums.
 
-    Both networks must be convolutions, linear layers and batch norm one after the other; else :class:`GradscopeError`.
+    Raises :class:`GradscopeError` unless both networks are a chain of convolutions, linear layers and batch norm.
     """
     layers = _hidden_layers(model)
     if layers != _hidden_layers(other):
-        raise GradscopeError("align must be left out where the two networks' layers differ")
-    ours, theirs = ({key: value.detach() for key, value in one.state_dict().items()} for one in (model, other))
+        raise GradscopeError("align must be left out if the two networks' layers differ")
+    ours, theirs = ({key: value.detach() for key, value in net.state_dict().items()} for net in (model, other))
     if any(ours[key].shape != theirs[key].shape for layer in layers for key in [*layer.own(ours), layer.next()]):
-        raise GradscopeError("align must be left out where the two networks' layers differ")
-    same = [np.arange(layer.units) for layer in layers]
-    found = [_matched(layers, _arrays(ours), _arrays(theirs), start, seed) for start in (same, None)]
-    states = [_permuted(theirs, layers, order) for order in found]
+        raise GradscopeError("align must be left out if the two networks' layers differ")
+    identity = [np.arange(layer.units) for layer in layers]
+    orders = [_matched(layers, _arrays(ours), _arrays(theirs), start, seed) for start in (identity, None)]
+    states = [_permuted(theirs, layers, order) for order in orders]
     return max(states, key=lambda state: _inner(ours, state, model))
 
 
 def _hidden_layers(model: nn.Module) -> list[_Layer]:
-    """The layers of ``model`` whose units can be permuted: all convolutions and linear layers but the last."""
+    """Find the layers of ``model`` whose units can be permuted: all convolutions and linear layers but the last."""
     leaves = list(_leaves(model))
     places = [place for place, (_, leaf) in enumerate(leaves) if isinstance(leaf, nn.Conv2d | nn.Linear)]
     if not places:
@@ -90,7 +90,7 @@ def _hidden_layers(model: nn.Module) -> list[_Layer]:
 
 
 def _hidden_layer(leaves: Sequence[tuple[str, nn.Module]]) -> _Layer:
-    """The layer that begins and whose units end with a convolution or linear layer of ``leaves``."""
+    """Describe the hidden layer of ``leaves``, which begin and end with a convolution or linear layer."""
     (name, layer), *between, (following, reader) = leaves
     norms, flattened = [], isinstance(layer, nn.Linear)
     for norm, leaf in between:
@@ -98,11 +98,11 @@ def _hidden_layer(leaves: Sequence[tuple[str, nn.Module]]) -> _Layer:
             norms.append(norm)
         elif isinstance(leaf, nn.Flatten) and (leaf.start_dim, leaf.end_dim) == (1, -1):
             flattened = True
-        elif not isinstance(leaf, _ALIKE):
+        elif not isinstance(leaf, _PERMUTABLE):
             raise _not_sequential(leaf)
-    for one in (layer, reader):
-        if "weight" not in dict(one.named_parameters(recurse=False)) or getattr(one, "groups", 1) != 1:
-            raise _not_sequential(one)
+    for end in (layer, reader):
+        if "weight" not in dict(end.named_parameters(recurse=False)) or getattr(end, "groups", 1) != 1:
+            raise _not_sequential(end)
     units = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
     read = reader.in_channels if isinstance(reader, nn.Conv2d) else reader.in_features
     assert isinstance(units, int)
@@ -114,13 +114,13 @@ def _hidden_layer(leaves: Sequence[tuple[str, nn.Module]]) -> _Layer:
 
 def _not_sequential(layer: nn.Module) -> GradscopeError:
     return GradscopeError(
-        "align must be left out unless the network is convolutions, linear layers and batch norm one after the other "
+        "align must be left out unless the network is a chain of convolutions, linear layers and batch norm "
         f"in nn.Sequential, got {type(layer).__name__}"
     )
 
 
 def _leaves(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The layers of nested ``nn.Sequential`` in the order in which they are called, each with its name and a dot."""
+    """Flatten nested ``nn.Sequential`` into its layers in the order of calls, each with its name and a dot."""
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         for key, child in module._modules.items():
             if child is not None:
@@ -140,8 +140,8 @@ def _matched(
     start: Order | None,
     seed: int,
 ) -> Order:
-    """The order that coordinate descent reaches from ``start``; None: from that by the incoming weights alone."""
-    order = [] if start is None else [one.copy() for one in start]
+    """Run coordinate descent from ``start``; None starts from the best order by the incoming weights alone."""
+    order = [] if start is None else [units.copy() for units in start]
     for place in range(len(layers)) if start is None else ():
         products = _products(layers, ours, theirs, order, place, outgoing=False)
         order.append(_assigned(products))
@@ -172,9 +172,9 @@ def _products(
     *,
     outgoing: bool,
 ) -> NDArray[np.float64]:
-    """Inner products ``(units, units)`` of the weights of our units with those of theirs, their neighbours in order.
+    """Compute the inner products ``(units, units)`` of our units' weights with theirs, neighbours in their ``order``.
 
-    ``outgoing``: of the weights that read the units, too.
+    With ``outgoing``, add the products of the weights that read the units.
     """
     layer = layers[place]
     total = np.zeros((layer.units, layer.units))
@@ -188,19 +188,19 @@ def _products(
     if outgoing:
         key = layer.next()
         other = theirs[key] if place + 1 == len(layers) else _reordered(theirs[key], order[place + 1], 0)
-        one, two = (_by_unit(array, layer.units) for array in (ours[key], other))
-        total += one @ two.T
+        our_rows, their_rows = (_by_unit(array, layer.units) for array in (ours[key], other))
+        total += our_rows @ their_rows.T
     return total
 
 
 def _by_unit(weight: NDArray[np.float64], units: int) -> NDArray[np.float64]:
-    """What reads each unit, a row a unit: of a weight ``(outputs, units * block, ...)``."""
+    """Reorder a weight ``(outputs, units * block, ...)`` into one row per unit that it reads."""
     blocks = weight.reshape(len(weight), units, -1)
     return blocks.swapaxes(0, 1).reshape(units, -1)
 
 
 def _reordered(array: NDArray[np.float64], order: NDArray[np.intp], axis: int) -> NDArray[np.float64]:
-    """``array`` with the blocks along ``axis``, one a unit, in ``order``: flattened channels move together."""
+    """Put the blocks of ``array`` along ``axis``, one per unit, in ``order``; flattened channels move together."""
     return np.take(array, _entries(array.shape[axis], order), axis=axis)
 
 
@@ -210,7 +210,7 @@ def _entries(length: int, order: NDArray[np.intp]) -> NDArray[np.intp]:
 
 
 def _permuted(state: State, layers: Sequence[_Layer], order: Order) -> dict[str, Tensor]:
-    """``state`` with the units of each layer in their order, in all that they come from and go to."""
+    """Permute the units of each layer in ``state``, in the tensors that compute them and in those that read them."""
     permuted = dict(state)
     for layer, units in zip(layers, order, strict=True):
         for key, axis in [*((key, 0) for key in layer.own(state)), (layer.next(), 1)]:

@@ -1,4 +1,4 @@
-"""The networks gradscope trains. Normalisation lives inside every one, so images are [0, 1] everywhere else."""
+"""The networks that gradscope trains. Each contains its normalisation, so that images are [0, 1] everywhere else."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +15,12 @@ from gradscope.errors import GradscopeError, lookup
 from gradscope.models.factories import built, call_factory
 from gradscope.models.names import ARCHITECTURES, check_architecture, is_own
 
-#: Side in pixels from which torchvision's networks keep their ImageNet stem (stride 2, then a pool).
+#: From this side on, in pixels, torchvision's networks keep their ImageNet stem (stride 2, then a pool).
 IMAGENET_STEM_FROM = 64
 
 
 class Normalise(nn.Module):
-    """``(x - mean) / std`` for each channel of ``(N, C, H, W)`` images; one value serves every channel."""
+    """``(x - mean) / std`` for each channel of ``(N, C, H, W)`` images; a single value applies to every channel."""
 
     mean: Tensor
     std: Tensor
@@ -31,15 +31,15 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``(N, C, H, W)`` in, the same shape out."""
+        """Normalise images ``(N, C, H, W)``; the shape stays the same."""
         return (images - self.mean) / self.std
 
 
 def check_normalisation(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
-    """Raise :class:`GradscopeError` unless both hold one finite value, or ``channels``, and every std is above 0."""
+    """Raise :class:`GradscopeError` unless both have 1 or ``channels`` finite values and every std is above 0."""
     for argument, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
-            wanted = f", or one for each of {channels} channels" if channels > 1 else ", for there is one channel"
+            wanted = f", or one for each of {channels} channels" if channels > 1 else ", as there is one channel"
             raise GradscopeError(f"{argument} must be one number{wanted}, got {len(values)} numbers")
         if not all(isfinite(value) for value in values):
             raise GradscopeError(f"{argument} must be finite, got {list(values)}")
@@ -48,7 +48,7 @@ def check_normalisation(mean: Sequence[float], std: Sequence[float], channels: i
 
 
 def normalised(network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Sequential:
-    """``network`` behind :class:`Normalise`; the children are named ``normalise`` and ``network``."""
+    """Put ``network`` behind :class:`Normalise`; the children are named ``normalise`` and ``network``."""
     return nn.Sequential(OrderedDict(normalise=Normalise(mean, std), network=network))
 
 
@@ -61,11 +61,11 @@ def _image_size(value: Any) -> int | tuple[int, int]:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything :func:`build` needs. ``image_size`` is the side of square images in pixels, else height and width.
+    """The arguments of :func:`build`. ``image_size`` is the side of square images in pixels, else height and width.
 
     ``architecture`` is one of :data:`~gradscope.models.names.ARCHITECTURES`, which take square images, or a user's
-    ``package.module:factory(...)``, which takes images in [0, 1] as they are: mean 0 and std 1. A specification that
-    no network can be built from raises :class:`GradscopeError`.
+    ``package.module:factory(...)``, which takes images in [0, 1] unchanged: mean 0 and std 1. Raises
+    :class:`GradscopeError` for a specification from which no network can be built.
     """
 
     architecture: str
@@ -79,9 +79,9 @@ class ModelSpec:
         if not is_own(self.architecture):
             self._check_size(lookup(ARCHITECTURES, self.architecture, "architecture").smallest)
         if self.classes < 2:
-            raise GradscopeError(f"classes: at least 2 are allowed, got {self.classes}")
+            raise GradscopeError(f"classes must be at least 2, got {self.classes}")
         if self.channels < 1:
-            raise GradscopeError(f"channels: at least 1 is allowed, got {self.channels}")
+            raise GradscopeError(f"channels must be at least 1, got {self.channels}")
         check_normalisation(self.mean, self.std, self.channels)
 
     @property
@@ -93,20 +93,23 @@ class ModelSpec:
     def _check_size(self, smallest: int) -> None:
         if not isinstance(self.image_size, int):
             height, width = self.image_size
-            raise GradscopeError(f"image_size: {self.architecture} takes square images, got {height} x {width}")
+            raise GradscopeError(f"image_size must be square for {self.architecture}, got {height} x {width}")
         if self.image_size < smallest:
             raise GradscopeError(
-                f"image_size: {self.architecture} takes images of at least {smallest} pixels, got {self.image_size}"
+                f"image_size must be at least {smallest} pixels for {self.architecture}, got {self.image_size}"
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain types, ready for a checkpoint or JSON."""
+        """Convert the fields to plain types, for a checkpoint or JSON."""
         size = self.image_size if isinstance(self.image_size, int) else list(self.image_size)
         return asdict(self) | {"image_size": size, "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """What :meth:`to_dict` gave. A missing field raises KeyError, a wrong type TypeError or ValueError."""
+        """Read the output of :meth:`to_dict`.
+
+        Raises KeyError for a missing field, TypeError or ValueError for a wrong type.
+        """
         return cls(
             architecture=str(values["architecture"]),
             classes=int(values["classes"]),
@@ -118,11 +121,11 @@ class ModelSpec:
 
 
 def build(spec: ModelSpec, *, trust_code: bool = False, argument: str = "architecture") -> nn.Sequential:
-    """The network of ``spec`` with fresh weights from torch's global generator, in train mode.
+    """Build the network of ``spec`` with new weights from torch's global generator, in train mode.
 
-    Takes ``(N, channels, H, W)`` images in [0, 1], returns logits ``(N, classes)``. A user's factory is called with
-    ``num_classes`` where it has such a parameter; it runs code, which takes ``trust_code``. ``argument`` begins the
-    message of what a factory is refused for.
+    It takes ``(N, channels, H, W)`` images in [0, 1] and returns logits ``(N, classes)``. A user's factory gets
+    ``num_classes`` if it has such a parameter. It runs code, which needs ``trust_code``. Messages about a factory begin
+    with ``argument``.
     """
     builder = _BUILDERS.get(spec.architecture)
     network = _own(spec, trust_code, argument) if builder is None else builder(spec)
@@ -130,7 +133,7 @@ def build(spec: ModelSpec, *, trust_code: bool = False, argument: str = "archite
 
 
 def _own(spec: ModelSpec, trust_code: bool, argument: str) -> nn.Module:
-    """The network that a user's factory returns."""
+    """Build the network that a user's factory returns."""
     text = spec.architecture
     check_architecture(text, trust_code=trust_code, argument=argument)
     network = built(text, argument, lambda: call_factory(text, argument, num_classes=spec.classes))
@@ -163,10 +166,10 @@ def _cnn6(spec: ModelSpec) -> nn.Module:
 
 
 def _same_convolution(inputs: int, outputs: int) -> list[nn.Module]:
-    """A 4x4 convolution that keeps the image size, batch norm, ReLU.
+    """Make a 4x4 convolution that keeps the image size, batch norm and ReLU.
 
-    An even kernel pads one pixel more on the right and at the bottom. That is what ``padding="same"`` does, with
-    equal outputs to the bit, but it warns of the copy on every run.
+    An even kernel pads one more pixel on the right and at the bottom, as ``padding="same"`` does. The outputs are equal
+    bit for bit, but ``padding="same"`` warns of a copy on every run.
     """
     return [
         nn.ZeroPad2d((0, 1, 0, 1)),
@@ -231,7 +234,7 @@ def _densenet(name: str, spec: ModelSpec) -> nn.Module:
 
 
 def _stem(spec: ModelSpec, fan: Literal["fan_in", "fan_out"]) -> nn.Conv2d:
-    """The first convolution of a torchvision network, initialised as torchvision does, for any number of channels."""
+    """Make the first convolution of a torchvision network for any number of channels, initialised like its own."""
     small = spec.side < IMAGENET_STEM_FROM
     kernel, stride, padding = (3, 1, 1) if small else (7, 2, 3)
     stem = nn.Conv2d(spec.channels, 64, kernel, stride=stride, padding=padding, bias=False)
@@ -239,7 +242,7 @@ def _stem(spec: ModelSpec, fan: Literal["fan_in", "fan_out"]) -> nn.Conv2d:
     return stem
 
 
-#: How the network of each of :data:`~gradscope.models.names.ARCHITECTURES` is built.
+#: The function that builds the network of each of :data:`~gradscope.models.names.ARCHITECTURES`.
 _BUILDERS: dict[str, Callable[[ModelSpec], nn.Module]] = {
     "cnn2": _cnn2,
     "cnn4": _cnn4,

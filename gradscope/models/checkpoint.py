@@ -1,4 +1,4 @@
-"""gradscope's checkpoint files: written atomically, read without running any code from them."""
+"""Write gradscope's checkpoint files atomically, and read them without running any code from them."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ from gradscope.results.files import atomic
 from gradscope.results.manifest import Provenance, first_mistake
 from gradscope.seeding import seeded
 
-#: Raised whenever an older gradscope could misread what :func:`save` writes.
+#: The format's version: increase it whenever an older gradscope could misread the output of :func:`save`.
 FORMAT = 1
 _PRODUCER = "gradscope"
 _PLAIN = (type(None), bool, int, float, str)
@@ -40,13 +40,13 @@ _PLAIN = (type(None), bool, int, float, str)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained network and how it came to be: resolved ``config``, a row of ``history`` an epoch, ``provenance``.
+    """A trained network and its training: resolved ``config``, ``history`` with one row per epoch, ``provenance``.
 
-    ``epochs`` is how many of ``planned_epochs`` its run had done when it was written, ``kept_epoch`` after which of
-    them it had these weights; None where an older version wrote it.
-    ``dataset`` names the data it was trained on, ``classes`` its class names in the order of the logits,
-    ``data_fingerprint`` its content. ``trust_code``: whether a user's own architecture may run to build it; ``path``:
-    the file it was read from, for messages. These two are not kept in the file.
+    ``epochs`` is the number of epochs done when it was written, of ``planned_epochs``; ``kept_epoch`` is the epoch
+    whose weights these are, None if an older version wrote the file. ``dataset`` names the training data, ``classes``
+    holds its class names in the order of the logits, ``data_fingerprint`` identifies its content. ``trust_code``:
+    whether a user's own architecture may run to build the network; ``path``: the file it was read from, for messages.
+    These two are not saved.
     """
 
     spec: ModelSpec
@@ -64,24 +64,24 @@ class Checkpoint:
 
     @property
     def epochs(self) -> int:
-        """Epochs that were done."""
+        """The number of epochs done."""
         return len(self.history)
 
     @property
     def planned_epochs(self) -> int:
-        """Epochs that the configuration asks for."""
+        """The number of epochs in the configuration."""
         return sum(phase["epochs"] for phase in self.config.get("phases", ()))
 
     @property
     def is_complete(self) -> bool:
-        """Whether all epochs that its configuration asks for are done."""
+        """Whether all epochs of the configuration are done."""
         return self.epochs >= self.planned_epochs
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what it is: network, weights, configuration and data; not of when, where and how fast it was made.
+        """SHA-256 of network, weights, configuration and data, without time, place and speed of the training.
 
-        A training that is repeated to the same weights gives the same, though its file differs.
+        Repeating a training to the same weights gives the same fingerprint, although the file differs.
         """
         config = self.config
         if isinstance(config.get("data"), dict):
@@ -90,14 +90,14 @@ class Checkpoint:
         return digest_of(facts, self.state_dict)
 
     def build(self) -> nn.Sequential:
-        """The network with these weights, in eval mode, on the CPU; it shares no memory with the checkpoint.
+        """Build the network with these weights, in eval mode, on the CPU; it shares no memory with the checkpoint.
 
-        Weights that do not fit the specification raise :class:`GradscopeError`. No random state is touched.
+        Raises :class:`GradscopeError` if the weights do not fit the specification. Random states do not change.
         """
         argument = "model" if self.path is None else f"model: {self.path}"
         complaint = f"model: the checkpoint's weights do not fit {self.spec.architecture}"
         if not is_own(self.spec.architecture):
-            # Without memory, for a damaged specification may ask for gigabytes.
+            # On the meta device, because a damaged specification may need gigabytes.
             try:
                 with torch.device("meta"), seeded(0, "weights"):
                     shapes = build(self.spec).state_dict()
@@ -111,7 +111,7 @@ class Checkpoint:
 
 
 def digest_of(facts: Any, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of ``facts``, which JSON can hold, and of named ``tensors``: their names, kinds, shapes and bytes."""
+    """Compute the SHA-256 of ``facts`` (JSON values) and of ``tensors``: their names, types, shapes and bytes."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -120,9 +120,9 @@ def digest_of(facts: Any, tensors: Mapping[str, Tensor]) -> str:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write ``checkpoint`` to ``path`` in one step: a reader sees the old file or the new one, never a part.
+    """Write ``checkpoint`` to ``path`` atomically: a reader sees the old file or the new one, never a part.
 
-    Equal checkpoints give equal bytes. What is neither a tensor nor a plain type raises TypeError.
+    Equal checkpoints give equal bytes. Raises TypeError for a value that is neither a tensor nor a plain type.
     """
     content = {
         "producer": _PRODUCER,
@@ -138,7 +138,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "provenance": checkpoint.provenance,
     }
     _require_plain(content, "checkpoint")
-    # A clone, for torch.save writes the whole memory behind a view.
+    # A clone, because torch.save writes the whole storage behind a view.
     tensors = {
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, tensor in checkpoint.state_dict.items()
@@ -147,20 +147,20 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def save_tensors(path: Path, value: object) -> None:
-    """Write ``value`` by ``torch.save`` in one step; a disk that refuses, as a full one, raises GradscopeError."""
-    # Given a path, torch.save would put the temporary file's random name inside the archive.
+    """Write ``value`` with ``torch.save`` atomically; raises :class:`GradscopeError` if the disk is full or fails."""
+    # An open file, because torch.save writes the name of a given path, here a random one, into the archive.
     with atomic(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(value, file)
         except RuntimeError as error:
-            # Torch complains that its archive is not finished, in the place of what kept it from that.
+            # Torch reports an unfinished archive; the context holds the error that caused it.
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
 
 
 def load(path: Path, *, trust_code: bool = False) -> Checkpoint:
-    """Read what :func:`save` wrote; whatever else ``path`` may be raises :class:`GradscopeError`.
+    """Read a checkpoint that :func:`save` wrote; raises :class:`GradscopeError` for any other file.
 
     Without ``trust_code`` the network of a user's own architecture cannot be built.
     """
@@ -170,7 +170,7 @@ def load(path: Path, *, trust_code: bool = False) -> Checkpoint:
         raise no_checkpoint(path)
     written = content.get("format")
     if isinstance(written, int) and written > FORMAT:
-        raise GradscopeError(f"model: {path} has format {written}, this gradscope reads up to {FORMAT}; update it")
+        raise GradscopeError(f"model: {path} must be of format {FORMAT} or below, got {written}; update gradscope")
     require_checksums(path, "model")
     try:
         _require_plain({key: value for key, value in content.items() if key != "state_dict"}, "checkpoint")
@@ -203,7 +203,7 @@ def _kept_epoch(content: Mapping[str, Any]) -> int | None:
     return kept
 
 
-#: Of what kind the parts of a checkpoint are that are read as they stand.
+#: The types of the parts of a checkpoint that need no conversion.
 _KINDS = {
     "mode": str,
     "dataset": str,
@@ -216,7 +216,7 @@ _KINDS = {
 
 
 def _require_kinds(content: Mapping[str, Any]) -> None:
-    """Raise KeyError or TypeError where a part of a checkpoint is missing or of another kind."""
+    """Raise KeyError or TypeError if a part of a checkpoint is missing or of another type."""
     require_kinds(content, _KINDS)
     require_each("classes", content["classes"], str)
     require_each("history", content["history"], dict)
@@ -231,21 +231,21 @@ def _require_kinds(content: Mapping[str, Any]) -> None:
 
 
 def require_kinds(values: Any, kinds: Mapping[str, type]) -> None:
-    """Raise KeyError or TypeError unless ``values`` is a dict with the keys of ``kinds``, each of its kind."""
+    """Raise KeyError or TypeError unless ``values`` is a dict with the keys of ``kinds`` and values of these types."""
     for key, kind in kinds.items():
         if not isinstance(values, dict) or not isinstance(values[key], kind):
-            raise TypeError(f"{key} must be of kind {kind.__name__}")
+            raise TypeError(f"{key} must be of type {kind.__name__}")
 
 
 def require_each(name: str, values: Iterable[Any], *kinds: type) -> None:
-    """Raise TypeError unless each of ``values``, those of ``name``, is of one of ``kinds``."""
+    """Raise TypeError unless each of ``values``, which belong to ``name``, is of one of ``kinds``."""
     if not all(isinstance(value, kinds) for value in values):
-        raise TypeError(f"each of {name} must be of kind {' or '.join(kind.__name__ for kind in kinds)}")
+        raise TypeError(f"each of {name} must be of type {' or '.join(kind.__name__ for kind in kinds)}")
 
 
 def _tensors(state: object) -> dict[str, Tensor]:
     if not are_whole(state):
-        raise TypeError("state_dict holds something else than named dense tensors")
+        raise TypeError("state_dict must hold named dense tensors, got something else")
     return dict(state)
 
 
@@ -255,50 +255,50 @@ def are_whole(values: object) -> TypeGuard[dict[str, Tensor]]:
 
 
 def is_whole(value: object) -> bool:
-    """Whether ``value`` is a dense tensor whose numbers are all in memory: not one number, expanded to gigabytes."""
+    """Whether ``value`` is a dense tensor with all its numbers in memory, not one number expanded to gigabytes."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_meta:
         return False
     return value.nbytes <= value.untyped_storage().nbytes()
 
 
 def require_checksums(path: Path, argument: str) -> None:
-    """Raise :class:`GradscopeError`, with ``argument`` in front, where a file of ``torch.save`` is damaged.
+    """Verify the checksums of a file of ``torch.save``; raises :class:`GradscopeError` that begins with ``argument``.
 
-    Torch reads past a wrong checksum, and a flipped bit in a weight would be measured as if it were trained.
+    Torch ignores a wrong checksum, so that a flipped bit in a weight would be measured as if it were trained.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except Exception:  # as a bad structure, a name that is no text, a compression that Python lacks, an encrypted part
+    except Exception:  # a bad structure, an undecodable name, an unknown compression, an encrypted member
         damaged = "the archive"
     if damaged is not None:
-        raise GradscopeError(f"{argument}: {path} is damaged: {damaged} does not have the checksum it was written with")
+        raise GradscopeError(f"{argument}: {path} is damaged: the checksum of {damaged} is wrong")
 
 
 def load_weights_only(path: Path, argument: str) -> Any:
-    """What ``torch.save`` wrote to ``path``, on the CPU, if it is tensors and plain types; no code from it is run.
+    """Read tensors and plain types that ``torch.save`` wrote to ``path``, on the CPU, without running code from it.
 
-    There is no way around this: a file that needs code, is truncated or is none of torch's raises
-    :class:`GradscopeError`, with ``argument`` in front.
+    Raises :class:`GradscopeError` that begins with ``argument`` if the file needs code, is truncated or is not torch's.
+    No option changes this.
     """
     require_tensors(path, argument)
     try:
         with warnings.catch_warnings():
-            # Torch warns of newer pickles; the error that follows says it better.
+            # Torch warns of newer pickles; the error that follows is clearer.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # Torch's own message offers weights_only=False, so none of it is passed on.
+        # Torch's message suggests weights_only=False, so it is not passed on.
         raise _refusal(path, argument, error) from None
 
 
 def _refusal(path: Path, argument: str, error: Exception) -> GradscopeError:
-    """Why ``torch.load`` failed, from the file's first bytes and torch's error."""
+    """Explain why ``torch.load`` failed, from the file's first bytes and torch's error."""
     refused = re.search(r"GLOBAL (\S+)", str(error))
     if isinstance(error, pickle.UnpicklingError) and refused:
         return GradscopeError(
-            f"{argument}: {path} was refused: it asks for {refused[1]}, and gradscope never runs code from a "
-            "checkpoint; save the model's state_dict() alone"
+            f"{argument}: {path} was refused: it needs the code of {refused[1]}, and gradscope never runs code from a "
+            "checkpoint; save only the model's state_dict()"
         )
     cut = isinstance(error, EOFError | struct.error | IndexError) or "unexpected EOF" in str(error)
     if cut and first_bytes(path, argument).startswith(PICKLE_HEAD):
@@ -307,11 +307,11 @@ def _refusal(path: Path, argument: str, error: Exception) -> GradscopeError:
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], complaint: str) -> None:
-    """Copy ``state`` into ``model``, in place; every entry has to be there and to have the model's shape.
+    """Copy ``state`` into ``model``, in place; every entry must be there and have the model's shape.
 
-    Otherwise raises :class:`GradscopeError`: ``complaint``, then how many entries are missing, unexpected and of
-    another shape, with the first of each. Only batch norm's count of batches may be missing: files from before
-    torch 0.4.1 have none, and no forward pass in eval mode reads it.
+    Raises :class:`GradscopeError` otherwise: ``complaint``, then the numbers of missing, unexpected and reshaped
+    entries, with the first of each. Only batch norm's counter of batches may be missing: files from before torch 0.4.1
+    lack it, and no forward pass in eval mode reads it.
     """
     own = model.state_dict()
     counters = {key: own[key] for key in own.keys() - state.keys() if key.endswith("num_batches_tracked")}
@@ -321,7 +321,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], complaint: str)
 
 
 def require_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], complaint: str) -> None:
-    """Raise :class:`GradscopeError` unless ``state`` has every entry of ``own``, no other, and each of its shape."""
+    """Raise :class:`GradscopeError` unless ``state`` has exactly the entries of ``own``, each with the same shape."""
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
     reshaped = [
@@ -330,14 +330,14 @@ def require_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], complain
         if key in state and state[key].shape != own[key].shape
     ]
     problems = (("missing", missing), ("unexpected", unexpected), ("of other shape", reshaped))
-    found = [f"{len(keys)} {kind} (first {keys[0]})" for kind, keys in problems if keys]
-    if found:
-        raise GradscopeError(f"{complaint}: {', '.join(found)}")
+    differences = [f"{len(keys)} {kind} (first {keys[0]})" for kind, keys in problems if keys]
+    if differences:
+        raise GradscopeError(f"{complaint}: {', '.join(differences)}")
 
 
 def _require_plain(value: object, place: str) -> None:
-    """Raise TypeError at the first value below ``value`` that ``weights_only`` would refuse to load."""
-    # The very type: numpy.float64 is a float, but is pickled as a call to numpy.
+    """Raise TypeError at the first value inside ``value`` that ``weights_only`` would refuse to load."""
+    # The exact type: numpy.float64 is a float, but is pickled as a call to numpy.
     if type(value) is dict:
         for key, item in value.items():
             _require_plain(key, f"a key of {place}")
@@ -346,4 +346,4 @@ def _require_plain(value: object, place: str) -> None:
         for index, item in enumerate(value):  # type: ignore[arg-type]  # type() does not narrow
             _require_plain(item, f"{place}[{index}]")
     elif type(value) not in _PLAIN:
-        raise TypeError(f"{place}: None, bool, int, float, str, list, tuple and dict are allowed, got {type(value)}")
+        raise TypeError(f"{place} must be None, bool, int, float, str, list, tuple or dict, got {type(value)}")

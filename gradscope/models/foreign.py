@@ -1,4 +1,4 @@
-"""Other people's models: ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory``; weights in any wrapping."""
+"""Load foreign models and their weights: ``torchvision:NAME``, ``timm:NAME``, ``package.module:factory``."""
 
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -27,11 +27,11 @@ from gradscope.models.references import (
 )
 from gradscope.seeding import seeded
 
-#: Classes that a model of a library is built for where neither data nor weights say.
+#: The number of classes of a library's model if neither data nor weights give one.
 USUAL_CLASSES = 1000
-#: Keys under which training scripts put the state dict, in the order they are tried.
+#: The keys under which training scripts store the state dict, in the order in which they are tried.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "ema", "state_dict_ema", "last", "network")
-#: What DataParallel, torch.compile and wrapping modules put in front of every key.
+#: The prefixes that DataParallel, torch.compile and wrapping modules add to every key.
 PREFIXES = ("module.", "model.", "_orig_mod.", "network.", "net.")
 _NORMALISATION = ("normalise.mean", "normalise.std")
 
@@ -47,13 +47,12 @@ def load_foreign(
     std: Sequence[float] | None,
     trust_code: bool,
 ) -> nn.Module:
-    """The model that ``reference`` names, with ``weights``, in eval mode; it takes images in [0, 1].
+    """Load the model that ``reference`` names, with ``weights``, in eval mode; it takes images in [0, 1].
 
-    ``classes``: as many as ``weights`` have where None, or 1000. ``size``: height and width of the images, for models
-    that are built for one.
-    Where ``mean`` and ``std`` are given, or ``weights`` is a gradscope checkpoint, which knows its own, the model is
-    put behind :class:`Normalise`. A factory runs code, which takes ``trust_code``; it may bring its own weights.
-    Random states stay as they were. Every mistake raises :class:`GradscopeError`.
+    ``classes`` None: the number of classes of ``weights``, or 1000. ``size``: height and width of the images, for
+    models that are built for one size. If ``mean`` and ``std`` are given, or ``weights`` is a gradscope checkpoint,
+    which contains its own, the model is put behind :class:`Normalise`. A factory runs code, which needs ``trust_code``;
+    it may bring its own weights. Random states do not change. Raises :class:`GradscopeError` for every mistake.
     """
     require_both(mean, std)
     if mean is not None and std is not None:
@@ -76,8 +75,8 @@ def load_foreign(
         if theirs := _other_classes(model, state, classes or USUAL_CLASSES):
             if classes is not None:
                 raise GradscopeError(
-                    f"weights: {weights} has {theirs} classes, the data {classes}; examine it on data of its classes, "
-                    "or give it another last layer in a package.module:factory"
+                    f"weights: {weights} must have the data's {classes} classes, got {theirs}; measure it on data of "
+                    "its classes, or give it another last layer in a package.module:factory"
                 )
             model = build(theirs)
         load_strictly(model, state, f"weights: {weights} does not fit {reference.text}")
@@ -87,17 +86,17 @@ def load_foreign(
 
 
 def _from_torchvision(name: str, classes: int, channels: int, size: tuple[int, int]) -> nn.Module:
-    """The number of channels is torchvision's own, 3."""
+    """Build a model of torchvision; its number of channels is always 3."""
     known = vision.torchvision.models.list_models(module=vision.torchvision.models)
     if name not in known:
         raise _unknown_model("torchvision", name, known, "torchvision.models.list_models()")
     options: dict[str, Any] = {"weights": None, "num_classes": classes}
     if name.startswith("vit_"):
         if size[0] != size[1]:
-            raise GradscopeError(f"model: torchvision:{name} takes square images, got {size[0]} x {size[1]}")
+            raise GradscopeError(f"model: images must be square for torchvision:{name}, got {size[0]} x {size[1]}")
         options["image_size"] = size[0]
     with warnings.catch_warnings():
-        # GoogLeNet and Inception announce another initialisation; all of it is overwritten.
+        # GoogLeNet and Inception warn of another initialisation; the weights overwrite all of it.
         warnings.simplefilter("ignore", FutureWarning)
         return built(f"torchvision:{name}", "model", lambda: vision.torchvision.models.get_model(name, **options))
 
@@ -118,7 +117,7 @@ def _from_timm(name: str, classes: int, channels: int, size: tuple[int, int]) ->
     return built(f"timm:{name}", "model", lambda: timm.create_model(name, **options))
 
 
-#: How the models of each library are built, from name, classes, channels, height and width.
+#: The function that builds a model of each library from name, classes, channels, and (height, width).
 _BUILDERS: dict[str, Callable[[str, int, int, tuple[int, int]], nn.Module]] = {
     "torchvision": _from_torchvision,
     "timm": _from_timm,
@@ -126,16 +125,16 @@ _BUILDERS: dict[str, Callable[[str, int, int, tuple[int, int]], nn.Module]] = {
 
 
 def _unknown_model(library: str, name: str, known: list[str], listing: str) -> GradscopeError:
-    """The miss without the list, which would be a thousand names long."""
+    """Make the error for an unknown name, without the list of a thousand names."""
     close = get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return GradscopeError(f"model: {library} has no model {name!r}; {hint}{listing} has all {len(known)}")
+    return GradscopeError(f"model: {library} has no model {name!r}; {hint}{listing} lists all {len(known)}")
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file of ``torch.save`` or safetensors, out of whatever it is wrapped in.
+    """Read the state dict from a file of ``torch.save`` or safetensors, bare or wrapped.
 
-    The checksums of the first are compared; safetensors, and files of torch before 1.6, have none.
+    Checksums of ``torch.save`` are verified; safetensors, and files of torch before 1.6, have none.
     """
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
@@ -147,7 +146,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         kind = f"the keys {', '.join(map(str, content))[:80]}" if isinstance(content, Mapping) else type(content)
         raise GradscopeError(f"weights: {path} must hold a state dict, bare or under {', '.join(WRAPPERS)}; got {kind}")
     if not all(map(is_whole, state.values())):
-        raise GradscopeError(f"weights: {path} must hold dense tensors whose numbers are all in it, got others")
+        raise GradscopeError(f"weights: {path} must hold dense tensors with all their numbers, got others")
     return state
 
 
@@ -156,21 +155,21 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return dict(safetensors.torch.load_file(path))
     except (safetensors.SafetensorError, OSError) as error:
-        raise GradscopeError(f"weights: {path} is no safetensors file, or truncated: {one_line(error)}") from None
+        raise GradscopeError(f"weights: {path} must be a whole safetensors file: {one_line(error)}") from None
 
 
 def _unwrap(content: object, depth: int) -> dict[str, Tensor] | None:
-    """The first state dict under the wrapper keys, at most ``depth`` deep (a pickle may contain itself)."""
+    """Find the first state dict under the wrapper keys, at most ``depth`` deep, because a pickle may contain itself."""
     if not isinstance(content, Mapping) or not content:
         return None
     if all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
         return dict(content)
-    found = (_unwrap(content.get(key), depth - 1) for key in WRAPPERS) if depth > 0 else iter(())
-    return next((state for state in found if state is not None), None)
+    inner = (_unwrap(content.get(key), depth - 1) for key in WRAPPERS) if depth > 0 else iter(())
+    return next((state for state in inner if state is not None), None)
 
 
 def _without_prefix(state: dict[str, Tensor], own_keys: Collection[str]) -> dict[str, Tensor]:
-    """``state`` without the prefixes that all its keys share, as many as bring it closest to the model's keys."""
+    """Remove prefixes that all keys of ``state`` share, as many as bring the keys closest to the model's."""
     candidates = [state]
     while prefix := next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in state)), None):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
@@ -179,14 +178,14 @@ def _without_prefix(state: dict[str, Tensor], own_keys: Collection[str]) -> dict
 
 
 def _other_classes(model: nn.Module, state: Mapping[str, Tensor], classes: int) -> int | None:
-    """The number of classes of the weights, where they differ from the model's in that alone; else None."""
+    """Return the number of classes of the weights if they differ from the model in nothing else; else None."""
     own = model.state_dict()
     if not all(key.endswith("num_batches_tracked") for key in own.keys() ^ state.keys()):
         return None
     reshaped = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
     counts = {len(state[key]) if state[key].dim() else 0 for key in reshaped}
-    alone = len(counts) == 1 and all(own[key].shape == (classes, *state[key].shape[1:]) for key in reshaped)
-    return counts.pop() if alone else None
+    only_classes = len(counts) == 1 and all(own[key].shape == (classes, *state[key].shape[1:]) for key in reshaped)
+    return counts.pop() if only_classes else None
 
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -195,7 +194,7 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 def _split_normalisation(
     state: dict[str, Tensor], own_keys: Collection[str]
 ) -> tuple[dict[str, Tensor], Normalisation | None]:
-    """A gradscope checkpoint's weights without its ``normalise``, and that, unless the model has one itself."""
+    """Split ``normalise`` off a gradscope checkpoint's weights, unless the model has one itself."""
     if any(key not in state or key in own_keys for key in _NORMALISATION):
         return state, None
     mean, std = (tuple(state[key].flatten().tolist()) for key in _NORMALISATION)
@@ -205,14 +204,15 @@ def _split_normalisation(
 def _agree(
     of_file: Normalisation | None, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[Sequence[float] | None, Sequence[float] | None]:
-    """The file's normalisation if the user gave none; two that differ (in float32) raise GradscopeError."""
+    """Choose the file's normalisation or the user's; raises :class:`GradscopeError` if both differ in float32."""
     if of_file is None:
         return mean, std
     if mean is not None and std is not None:
         given = tuple(tuple(torch.tensor(values, dtype=torch.float32).tolist()) for values in (mean, std))
         if given != of_file:
             raise GradscopeError(
-                f"mean and std of the weights are {of_file[0]} and {of_file[1]}, got {mean} and {std}; leave both out",
+                f"mean and std must be those of the weights, {of_file[0]} and {of_file[1]}, got {mean} and {std}; "
+                "leave both out",
                 "mean",
             )
     return of_file

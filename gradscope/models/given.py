@@ -1,4 +1,4 @@
-"""A model that a user has in memory, made ready to be measured."""
+"""Prepare a model from a user's memory for measurement."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -26,12 +26,12 @@ def given_model(
     std: Numbers | None = None,
     label: str = "model",
 ) -> tuple[LoadedModel, ImageSet]:
-    """``model``, on its own device, and ``images`` with as many classes as it has.
+    """Check ``model`` on its own device; returns it and ``images`` with as many classes as it has.
 
-    It takes images in [0, 1], after ``(x - mean) / std`` where these are given (one number, or one for each channel),
-    and returns logits ``(N, K)`` or an object with ``.logits``. Two of ``images`` are shown to it; parameters,
-    gradients, buffers, flags and random states stay as they were. Every misfit raises :class:`GradscopeError`; logits
-    that autograd cannot follow are none.
+    The model takes images in [0, 1], or ``(x - mean) / std`` of them if these are given (one number, or one for each
+    channel). It returns logits ``(N, K)`` or an object with ``.logits``. The check runs it on two of ``images``;
+    parameters, gradients, buffers, flags and random states do not change. Raises :class:`GradscopeError` for every
+    misfit. Logits without a gradient are accepted.
     """
     if not isinstance(model, nn.Module):
         raise no_module(model)
@@ -58,12 +58,12 @@ def _numbers(value: Numbers, argument: str) -> tuple[float, ...]:
     try:
         return tuple(np.asarray(value, dtype=float).reshape(-1).tolist())
     except (TypeError, ValueError):
-        said = f"{argument} must be one number, or one for each channel, got {described(value)}"
-        raise GradscopeError(said) from None
+        message = f"{argument} must be one number, or one for each channel, got {described(value)}"
+        raise GradscopeError(message) from None
 
 
 def no_module(model: object) -> GradscopeError:
-    """The error for what is given in the place of a model, with what to do about it."""
+    """Make the error for an object that is not a model, with advice."""
     got, hint = type(model).__name__, ""
     if isinstance(model, type):
         got, hint = f"the class {model.__name__}", f"; call it: {model.__name__}()"
@@ -72,9 +72,9 @@ def no_module(model: object) -> GradscopeError:
     elif isinstance(model, Tensor) or (isinstance(model, Mapping) and _are_tensors(model.values())):
         got, hint = "a state dict", "; build the model and call its load_state_dict"
     elif isinstance(model, Mapping | Sequence):
-        hint = '; several models are a dictionary by name, {"a": model, "b": other}'
+        hint = '; pass several models as a dictionary by name, {"a": model, "b": other}'
     elif callable(model):
-        hint = "; make it the forward of one: class Net(torch.nn.Module): forward = staticmethod(FUNCTION)"
+        hint = "; make it a module's forward: class Net(torch.nn.Module): forward = staticmethod(FUNCTION)"
     return GradscopeError(f"model must be a torch.nn.Module, a path, or several of these by name, got {got}{hint}")
 
 
@@ -84,7 +84,7 @@ def _are_tensors(values: Iterable[object]) -> bool:
 
 def _require_evaluation(model: nn.Module) -> None:
     if isinstance(model, GraphModule) and "eval" in vars(model):
-        return  # of torch.export, whose flags say nothing: its mode was fixed when it was exported
+        return  # made by torch.export, which fixed its mode; the flags mean nothing
     training = [name for name, module in model.named_modules() if module.training]
     if training:
         where = "" if "" in training else f" in its part {training[0]}"

@@ -1,4 +1,4 @@
-"""Looking at a model without leaving a trace, and telling whether it fits the data."""
+"""Run a model without changing it, and check that it fits the data."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -17,17 +17,17 @@ from gradscope.errors import GradscopeError
 T = TypeVar("T")
 
 
-#: How every measurement computes in float32, as manifests say it.
+#: The float32 precision of every measurement, as written in manifests.
 FLOAT32 = "ieee"
-#: Types of logits that torch computes with.
+#: The accepted types of logits.
 LOGITS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @contextmanager
 def measuring(model: nn.Module) -> Iterator[None]:
-    """Examine ``model``: :func:`evaluating`, in IEEE float32 on every device (:func:`strict_float32`).
+    """Measure ``model`` inside: :func:`evaluating`, in IEEE float32 on every device (:func:`strict_float32`).
 
-    Every forward and backward pass of an examined model belongs inside. Contexts may be nested.
+    Every forward and backward pass of a measured model belongs inside. Contexts may be nested.
     """
     with evaluating(model), strict_float32():
         yield
@@ -35,15 +35,15 @@ def measuring(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def strict_float32() -> Iterator[None]:
-    """Compute float32 as IEEE float32 inside: no TF32, no bfloat16, no autocast; restore the caller's choice after.
+    """Compute float32 as IEEE float32 inside: no TF32, no bfloat16, no autocast; restore the caller's settings after.
 
-    By default cuDNN convolves in TF32, whose mantissa has 10 bits. Inside, cuDNN uses deterministic algorithms and
-    chooses them without timing any, so that a measurement repeats on the same GPU.
+    By default cuDNN convolves in TF32, whose mantissa has 10 bits. Inside, cuDNN uses deterministic algorithms and does
+    not choose them by timing, so that a measurement repeats on the same GPU.
     """
     backends: Any = torch.backends  # torch's stubs lack most of these
     cudnn, mkldnn = backends.cudnn, backends.mkldnn
     operations = (cudnn.conv, cudnn.rnn, backends.cuda.matmul, mkldnn.conv, mkldnn.rnn, mkldnn.matmul)
-    # Torch has an old and a new set of flags. The old getters raise where the two disagree, so both are set.
+    # Torch has an old and a new set of flags. The old getters raise if the two disagree, so both are set.
     chosen = [operation.fp32_precision for operation in operations]
     convolutions = _or_default(lambda: cudnn.allow_tf32, True)
     products = _or_default(torch.get_float32_matmul_precision, "highest")
@@ -68,7 +68,7 @@ def strict_float32() -> Iterator[None]:
 
 
 def _or_default(read: Callable[[], T], default: T) -> T:
-    """What an old flag says; ``default`` where torch refuses to say, for the new flags differ from it."""
+    """Read an old flag; ``default`` if torch raises because the new flags disagree."""
     try:
         return read()
     except RuntimeError:
@@ -77,9 +77,9 @@ def _or_default(read: Callable[[], T], default: T) -> T:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and frozen parameters inside; every module's and parameter's own flag comes back after.
+    """Set eval mode and freeze the parameters inside; restore every module's and parameter's own flag after.
 
-    Frozen parameters spare the backward pass their gradients: ``autograd.grad`` in the images is all that is left.
+    With frozen parameters the backward pass computes only the gradients of ``autograd.grad`` in the images.
     """
     training = [(module, module.training) for module in model.modules()]
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -96,40 +96,40 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def takes_channels_last(device: torch.device) -> bool:
-    """Whether measuring, in IEEE float32, is faster on ``device`` with channels last, whatever the parameters' layout.
+    """Whether IEEE float32 is faster on ``device`` with channels last, for any layout of the parameters.
 
-    On a CPU it is, max-pooling above all. On CUDA it is not, since IEEE float32 takes no tensor cores. The benchmark
-    ``layout`` shows it.
+    On a CPU it is, above all for max-pooling. On CUDA it is not, because IEEE float32 uses no tensor cores. The
+    benchmark ``layout`` measures it.
     """
     return device.type != "cuda"
 
 
 def laid_out(images: Tensor) -> Tensor:
-    """``images`` ``(N, C, H, W)`` in the memory layout that is fastest on their device."""
+    """Convert ``images`` ``(N, C, H, W)`` to the memory layout that is fastest on their device."""
     return channels_last(images) if takes_channels_last(images.device) else images.contiguous()
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """``images`` ``(N, C, H, W)`` with the channels of a pixel side by side in memory."""
-    if images.shape[1] == 1:  # which torch takes for the plain layout unless the channel's stride is 1
+    """Convert ``images`` ``(N, C, H, W)`` to channels last: the channels of a pixel are adjacent in memory."""
+    if images.shape[1] == 1:  # torch takes one channel for the contiguous layout unless its stride is 1
         return images.squeeze(1).contiguous().unsqueeze(-1).permute(0, 3, 1, 2)
     return images.contiguous(memory_format=torch.channels_last)
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the first parameter, or else of the first buffer; the CPU where there is neither."""
+    """Return the device of the first parameter, else of the first buffer; the CPU if there is neither."""
     first = next(model.parameters(), next(model.buffers(), None))
     return torch.device("cpu") if first is None else first.device
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A copy of ``model``; without gradients, which would make TorchScript's parameters results of the copying."""
+    """Copy ``model`` in ``no_grad``, because TorchScript's copied parameters would otherwise not be leaves."""
     with torch.no_grad():
         return copy.deepcopy(model)
 
 
 def into_evaluation(model: nn.Module) -> nn.Module:
-    """Call ``model.eval()``, and set the flags alone of what ``torch.export`` made, which refuses it; return it."""
+    """Call ``model.eval()`` and return the model; of a model of ``torch.export``, which refuses it, set the flags."""
     try:
         model.eval()
     except NotImplementedError:
@@ -139,22 +139,22 @@ def into_evaluation(model: nn.Module) -> nn.Module:
 
 
 class LogitsOnly(nn.Module):
-    """A model whose output is an object with ``.logits``, as in Hugging Face's: returns these alone."""
+    """A wrapper that returns the ``.logits`` of a model's output, as for Hugging Face's models."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``(N, C, H, W)`` in, logits ``(N, K)`` out."""
+        """Compute logits ``(N, K)`` of images ``(N, C, H, W)``."""
         logits: Tensor = self.network(images).logits
         return logits
 
 
 def returning_logits(model: nn.Module, batch: Tensor, name: str) -> nn.Module:
-    """``model``, in eval mode behind :class:`LogitsOnly` where what it returns for ``batch`` has ``.logits``.
+    """Return ``model``, in eval mode and behind :class:`LogitsOnly` if its output for ``batch`` has ``.logits``.
 
-    One whose class has a ``__call__`` of its own, which runs no hooks, is put into a module that does.
+    A model whose class has its own ``__call__``, which runs no hooks, is put into a module that runs them.
     """
     output = _returned(model, batch, name)
     if not isinstance(output, Tensor) and isinstance(getattr(output, "logits", None), Tensor):
@@ -164,36 +164,36 @@ def returning_logits(model: nn.Module, batch: Tensor, name: str) -> nn.Module:
 
 
 def grey(images: ImageSet, device: torch.device) -> Tensor:
-    """Two grey images of the shape of ``images``, ``(2, C, H, W)``."""
+    """Make two grey images of the shape of ``images``, ``(2, C, H, W)``."""
     return torch.full((2, *images.images.shape[1:]), 0.5, device=device)
 
 
 def check_fits(model: nn.Module, images: ImageSet, *, name: str, device: torch.device, finite: bool = True) -> None:
-    """Raise :class:`GradscopeError` unless ``model`` gives logits ``(2, classes)`` for two grey images like ``images``.
+    """Check that ``model`` returns logits ``(2, classes)`` for two grey images of the shape of ``images``.
 
-    They must be finite too, unless ``finite`` is False: some can judge a model that is defined on some images only.
-    ``name`` begins the message. Random states and buffers stay as they were, even where the model draws noise or
-    counts its calls.
+    Raises :class:`GradscopeError` otherwise; the message begins with ``name``. With ``finite`` the logits must be
+    finite, too; some commands also accept a model that is undefined on some images. Random states and buffers do not
+    change, even if the model draws noise or counts its calls.
     """
     batch = grey(images, device)
     output = logits_for(model, batch, name)
     if output.shape[1] != len(images.classes):
-        raise GradscopeError(f"{name} has {output.shape[1]} classes, the data has {len(images.classes)}")
+        raise GradscopeError(f"{name} must have the data's {len(images.classes)} classes, got {output.shape[1]}")
     if finite and not output.isfinite().all():
         raise GradscopeError(f"{name} must return finite logits, got NaN or infinity for a grey image")
     try:
         single = _returned(model, batch[:1], name)
     except GradscopeError:
-        pass  # it is told where a batch of one image comes
+        pass  # reported only if a batch of one image occurs
     else:
         _require_logits(single, batch[:1], name)
 
 
 @dataclass(frozen=True)
 class LogitsCheck:
-    """A forward hook: refuse whatever the model called ``name`` returns but logits ``(N, classes)`` of one type.
+    """A forward hook: refuse any output of the model ``name`` but logits ``(N, classes)`` of one type.
 
-    ``types``: of the logits, for each type of images with and without autocast.
+    ``types`` holds the type of the logits for each type of images, with and without autocast.
     """
 
     name: str
@@ -201,18 +201,18 @@ class LogitsCheck:
     types: dict[tuple[torch.dtype, bool], torch.dtype] = field(default_factory=dict, repr=False)
 
     def __call__(self, model: nn.Module, given: tuple[Tensor], output: object) -> None:
-        """Raise :class:`GradscopeError` for anything else."""
+        """Raise :class:`GradscopeError` for any other output."""
         logits = _require_logits(output, given[0], self.name)
         if logits.shape[1] != self.classes:
             raise GradscopeError(f"{self.name} must return logits of {self.classes} classes, got {logits.shape[1]}")
-        of_images = given[0].dtype, any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
-        usual = self.types.setdefault(of_images, logits.dtype)
+        inputs = given[0].dtype, any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
+        usual = self.types.setdefault(inputs, logits.dtype)
         if logits.dtype is not usual:
             raise GradscopeError(f"{self.name} must return logits of one type, got {logits.dtype} after {usual}")
 
 
 def logits_for(model: nn.Module, batch: Tensor, name: str) -> Tensor:
-    """The logits ``(N, K)`` of ``batch``, without a trace; :class:`GradscopeError` where ``model`` gives none."""
+    """Compute the logits ``(N, K)`` of ``batch`` without changing ``model``; raises GradscopeError for other output."""
     return _require_logits(_returned(model, batch, name), batch, name)
 
 
@@ -224,39 +224,39 @@ def _require_logits(output: object, batch: Tensor, name: str) -> Tensor:
         if isinstance(output, Tensor):
             kind = f"a tensor {tuple(output.shape)}" if dense else "a sparse or nested tensor"
         first = isinstance(output, tuple | list) and len(output) > 0 and isinstance(output[0], Tensor)
-        hint = "; wrap it in a module whose forward returns the first of them" if first else ""
+        hint = "; wrap it in a module whose forward returns the first element" if first else ""
         raise GradscopeError(
             f"{name} must return logits (N, classes), got {kind} for {count} image{'s' * (count > 1)}{hint}"
         )
     if output.dtype not in LOGITS:
         raise GradscopeError(f"{name} must return floating-point logits, got {output.dtype}")
     if output.device != batch.device:
-        raise GradscopeError(f"{name} must return logits on {batch.device}, where its images are, got {output.device}")
+        raise GradscopeError(f"{name} must return logits on the images' device, {batch.device}, got {output.device}")
     return output
 
 
 def _returned(model: nn.Module, batch: Tensor, name: str) -> object:
-    """What ``model`` returns for ``batch`` without gradients; buffers and random states stay as they were."""
+    """Run ``model`` on ``batch`` without gradients; buffers and random states do not change."""
     _require_weights(model, name)
     shown = batch.clone()
     with torch.no_grad():
         output = _outcome(model, shown, name)
     if not torch.equal(shown, batch):
-        raise GradscopeError(f"{name} must leave its input as it is, got a model that changes it in place")
+        raise GradscopeError(f"{name} must not change its input in place")
     return output
 
 
 def _require_weights(model: nn.Module, name: str) -> None:
-    """Raise :class:`GradscopeError` where weights are still to come: those of lazy layers, and on the meta device."""
+    """Raise :class:`GradscopeError` if a model has no weights yet: lazy layers, or the meta device."""
     tensors = [*model.parameters(), *model.buffers()]
     if any(map(is_lazy, tensors)):
-        raise GradscopeError(f"{name} has lazy layers that have no weights yet; run a batch of images through it first")
+        raise GradscopeError(f"{name} must have weights, got lazy layers; run a batch of images through it first")
     if any(tensor.is_meta for tensor in tensors):
-        raise GradscopeError(f"{name} must have weights, got some on the device meta, which holds no numbers")
+        raise GradscopeError(f"{name} must have weights, got some on the meta device, which holds no numbers")
 
 
 def _outcome(model: nn.Module, batch: Tensor, name: str) -> Any:
-    """What ``model`` returns for ``batch``; whatever it raises is told as a misfit."""
+    """Run ``model`` on ``batch``; any error it raises becomes a one-line :class:`GradscopeError`."""
     try:
         return _run(model, batch)
     except KeyboardInterrupt:
@@ -269,12 +269,12 @@ def _outcome(model: nn.Module, batch: Tensor, name: str) -> Any:
                 f"{name} must take float32 images, got {kind} parameters; call model.float()"
             ) from error
         size = " x ".join(str(length) for length in batch.shape[1:])
-        raise GradscopeError(f"{name} does not take the data's {size} images: {one_line(error)}") from error
+        raise GradscopeError(f"{name} must take the data's {size} images: {one_line(error)}") from error
 
 
 def call_with(model: nn.Module, tensors: dict[str, Tensor], batch: Tensor) -> Any:
-    """``model(batch)`` with ``tensors`` in the places of its parameters and buffers of these names."""
-    if isinstance(model, torch.jit.ScriptModule):  # which torch takes as a part of a module alone
+    """Call ``model(batch)`` with ``tensors`` in place of the parameters and buffers of the same names."""
+    if isinstance(model, torch.jit.ScriptModule):  # functional_call accepts it only inside another module
         model, tensors = nn.Sequential(model), {f"0.{name}": tensor for name, tensor in tensors.items()}
     return functional_call(model, tensors, (batch,))
 
@@ -287,26 +287,26 @@ def _run(model: nn.Module, batch: Tensor) -> Any:
 
 
 def check_differentiable(model: nn.Module, images: ImageSet, *, name: str, device: torch.device) -> None:
-    """Raise :class:`GradscopeError` unless the logits of ``model`` depend on the image in a way autograd can follow.
+    """Raise :class:`GradscopeError` unless autograd can differentiate the logits of ``model`` in the image.
 
-    A gradient that is zero passes: that is a finding, not a mistake.
+    A zero gradient passes: it is a finding, not a mistake.
     """
     with torch.enable_grad():
         batch = grey(images, device).requires_grad_()
         output = _require_logits(_outcome(model, batch, name), batch, name)
     if not output.requires_grad:
-        raise GradscopeError(f"{name} has no gradient in the image: its logits are cut off from it (detached?)")
+        raise GradscopeError(f"{name} must have a gradient in the image, got logits that are detached from it")
 
 
 def is_scripted(model: nn.Module) -> bool:
-    """Whether ``model`` or a part of it is TorchScript."""
+    """Whether ``model`` or one of its parts is TorchScript."""
     return any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
 
 
 def one_line(error: BaseException) -> str:
-    """The kind of ``error`` and the first line of its message, 200 characters at most."""
+    """Format ``error`` as its type and the first line of its message, at most 200 characters."""
     try:
         lines = str(error).strip().splitlines()
-    except Exception:  # of a user's own class
+    except Exception:  # raised by the __str__ of a user's own class
         lines = []
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

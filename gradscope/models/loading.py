@@ -1,4 +1,4 @@
-"""A model to be examined, whoever trained it, with the names its results carry."""
+"""Load a model to measure, of gradscope or foreign, with the names that its results carry."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from gradscope.models.references import ModelRef, check_references, weights_in_o
 
 @dataclass(frozen=True)
 class Foreign:
-    """What the command says about models trained elsewhere; ``weights`` has a file for each, in order, or none."""
+    """The options for models trained elsewhere; ``weights`` has one file for each of them, in order, or none."""
 
     weights: tuple[Path, ...] = ()
     mean: tuple[float, ...] | None = None
@@ -31,7 +31,7 @@ class Foreign:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model as it is named: its label in the results and, where it is ours, its content."""
+    """A model before it is built: its reference, its label in the results and, if it is gradscope's, its checkpoint."""
 
     named: ModelRef
     label: str
@@ -40,22 +40,22 @@ class ModelSource:
 
     @property
     def text(self) -> str:
-        """What the command says."""
+        """The reference as the user wrote it."""
         return self.named.text
 
     @property
     def data(self) -> Data | None:
-        """The data set our checkpoint was trained on; None for a foreign model."""
+        """The data set that gradscope trained the model on; None for a foreign model."""
         if self.checkpoint is None:
             return None
         if "data" not in self.checkpoint.config:
-            raise GradscopeError(f"model: {self.text} is damaged: its configuration does not name its data")
+            raise GradscopeError(f"model: {self.text} is damaged: its configuration must name its data, got none")
         return Data.parse(self.checkpoint.config["data"])
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model on its device, in eval mode, that takes [0, 1] images and fits the data it will be examined on."""
+    """A model on its device, in eval mode, that takes images in [0, 1] and fits the data to measure it on."""
 
     label: str
     model: nn.Module
@@ -64,7 +64,7 @@ class LoadedModel:
     seed: int | None
 
     def identity(self, dataset: str, attack: str) -> dict[str, Any]:
-        """The columns that say whose result a row is."""
+        """Make the columns IDENTITY of a row: the model, data set and attack it belongs to."""
         return {
             "checkpoint": self.label,
             "mode": self.mode,
@@ -76,26 +76,26 @@ class LoadedModel:
 
 
 def read_references(texts: Sequence[str], foreign: Foreign) -> list[ModelSource]:
-    """What each CKPT of a command names; our checkpoints are read. Labels are unique."""
-    named = check_references(
+    """Parse each CKPT of a command and read gradscope's checkpoints. Labels are unique."""
+    references = check_references(
         texts, weights=foreign.weights, mean=foreign.mean, std=foreign.std, trust_code=foreign.trust_code
     )
-    weights = weights_in_order(named, foreign.weights)
+    weights = weights_in_order(references, foreign.weights)
     return [
         ModelSource(
-            one,
+            reference,
             label,
-            None if one.is_foreign else checkpoints.load(Path(one.text), trust_code=foreign.trust_code),
+            None if reference.is_foreign else checkpoints.load(Path(reference.text), trust_code=foreign.trust_code),
             file,
         )
-        for one, label, file in zip(named, _labels(named, weights), weights, strict=True)
+        for reference, label, file in zip(references, _labels(references, weights), weights, strict=True)
     ]
 
 
-def _labels(named: Sequence[ModelRef], weights: Sequence[Path | None]) -> list[str]:
-    """The file's stem; the whole path where two share one. A foreign model's text, with its weights where needed."""
-    short = [one.text if one.is_foreign else one.short_name for one in named]
-    full = [one.text if file is None else f"{one.text}@{file}" for one, file in zip(named, weights, strict=True)]
+def _labels(references: Sequence[ModelRef], weights: Sequence[Path | None]) -> list[str]:
+    """Label a checkpoint by its file's stem, a foreign model by its text; add path or weights if two are the same."""
+    short = [ref.text if ref.is_foreign else ref.short_name for ref in references]
+    full = [ref.text if file is None else f"{ref.text}@{file}" for ref, file in zip(references, weights, strict=True)]
     return [whole if short.count(name) > 1 else name for name, whole in zip(short, full, strict=True)]
 
 
@@ -108,21 +108,21 @@ def load_model(
     differentiable: bool = True,
     argument: str = "model",
 ) -> LoadedModel:
-    """Build the model and make sure that it fits ``images``; every misfit raises :class:`GradscopeError`.
+    """Build the model and check that it fits ``images``; raises :class:`GradscopeError` for every misfit.
 
-    So does a model whose logits are cut off from the image or not finite, where it must be ``differentiable``.
-    ``argument`` is what names it.
+    With ``differentiable``, also for logits that are detached from the image or not finite. Messages begin with
+    ``argument``.
     """
-    ours = reference.checkpoint
-    if ours is not None:
-        if ours.spec.channels != images.channels:
-            channels = "1 channel" if ours.spec.channels == 1 else f"{ours.spec.channels} channels"
+    checkpoint = reference.checkpoint
+    if checkpoint is not None:
+        if checkpoint.spec.channels != images.channels:
+            channels = "1 channel" if checkpoint.spec.channels == 1 else f"{checkpoint.spec.channels} channels"
             raise GradscopeError(
                 f"{argument}: {reference.label} takes images of {channels}, {images.name} has {images.channels}"
             )
-        _require_classes(f"{argument}: {reference.label}", ours.classes, images, foreign.ignore_class_names)
-        seed = ours.config.get("seed")
-        subject = LoadedModel(reference.label, ours.build(), ours.mode, ours.spec.architecture, seed)
+        _require_classes(f"{argument}: {reference.label}", checkpoint.classes, images, foreign.ignore_class_names)
+        seed, architecture = checkpoint.config.get("seed"), checkpoint.spec.architecture
+        loaded = LoadedModel(reference.label, checkpoint.build(), checkpoint.mode, architecture, seed)
     else:
         model = load_foreign(
             reference.named,
@@ -134,19 +134,20 @@ def load_model(
             std=foreign.std,
             trust_code=foreign.trust_code,
         )
-        subject = LoadedModel(reference.label, model, "foreign", reference.text.partition(":")[2], None)
+        loaded = LoadedModel(reference.label, model, "foreign", reference.text.partition(":")[2], None)
     name = f"{argument}: {reference.label}"
-    model = returning_logits(subject.model.to(device), grey(images, device), name)
+    model = returning_logits(loaded.model.to(device), grey(images, device), name)
     check_fits(model, images, name=name, device=device, finite=differentiable)
     if differentiable:
         check_differentiable(model, images, name=name, device=device)
-    return replace(subject, model=model)
+    return replace(loaded, model=model)
 
 
 def _require_classes(name: str, trained: tuple[str, ...], images: ImageSet, ignore_names: bool) -> None:
-    """Class names in the order of the logits: where they differ, every accuracy would be of other classes."""
+    """Check the class names in the order of the logits; if they differ, every accuracy is of other classes."""
     if len(trained) != len(images.classes):
-        raise GradscopeError(f"{name} has {len(trained)} classes, {images.name} has {len(images.classes)}")
+        wanted = f"the {len(images.classes)} classes of {images.name}"
+        raise GradscopeError(f"{name} must have {wanted}, got {len(trained)}")
     for index, (ours, theirs) in enumerate(zip(trained, images.classes, strict=True)):
         if ours != theirs and not ignore_names:
             raise GradscopeError(

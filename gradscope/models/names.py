@@ -1,4 +1,4 @@
-"""The names of the architectures that gradscope trains. No torch here: the command line refuses mistakes with these."""
+"""The names of the architectures that gradscope trains. Without torch, so that the command line checks them fast."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ from gradscope.models.references import check_reference, parse_reference
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is known of a network before it is built.
+    """Facts about a network that are known before it is built.
 
-    ``smallest``: image side in pixels. ``paper``: whether the paper has it.
+    ``smallest``: the smallest image side, in pixels. ``paper``: whether the paper uses it.
     """
 
     description: str
@@ -29,12 +29,12 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def is_own(architecture: str) -> bool:
-    """Whether ``architecture`` is a user's, ``package.module:factory(...)``, and not one of :data:`ARCHITECTURES`."""
+    """Whether ``architecture`` is a user's ``package.module:factory(...)`` and not one of :data:`ARCHITECTURES`."""
     return architecture not in ARCHITECTURES and parse_reference(architecture, "architecture").kind == "factory"
 
 
 def check_architecture(architecture: str, *, trust_code: bool, argument: str = "architecture") -> None:
-    """Raise :class:`GradscopeError` for a name that is unknown, and for a user's code that is not trusted or there."""
+    """Raise :class:`GradscopeError` for an unknown name, and for a user's code that is missing or not trusted."""
     if is_own(architecture):
         check_reference(parse_reference(architecture), None, trust_code=trust_code, argument=argument)
     elif architecture not in ARCHITECTURES:
@@ -42,5 +42,9 @@ def check_architecture(architecture: str, *, trust_code: bool, argument: str = "
 
 
 def short_name(architecture: str) -> str:
-    """The name without module and arguments: for the name of a file."""
+    """Return the name without module and arguments, for the name of a file.
+
+    >>> short_name("my_nets:small(7)"), short_name("cnn4")
+    ('small', 'cnn4')
+    """
     return parse_reference(architecture).name if is_own(architecture) else architecture

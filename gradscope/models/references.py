@@ -1,6 +1,6 @@
-"""How a text names a model: a file, ``torchvision:NAME``, ``timm:NAME`` or ``package.module:factory(...)``.
+"""Parse the text that names a model: a file, ``torchvision:NAME``, ``timm:NAME`` or ``package.module:factory(...)``.
 
-No torch here: the command line refuses mistakes with :func:`check_references`.
+Without torch, so that the command line can check texts quickly with :func:`check_references`.
 """
 
 import ast
@@ -20,26 +20,26 @@ from typing import Any, Literal
 from gradscope.errors import GradscopeError
 from gradscope.reading import open_file
 
-#: Libraries whose models are known by name.
+#: Libraries whose models can be named.
 LIBRARIES = ("torchvision", "timm")
-#: A method of a class is told from a file's name by its call: ``package:Class.method()``.
+#: The parentheses of its call distinguish a method of a class, ``package:Class.method()``, from a file's name.
 _FACTORY = re.compile(r"({0}(?:\.{0})*):(?:({0}(?:\.{0})*)(?=\()|({0})$)".format(r"[^\W\d]\w*"))
 _PREFIX = re.compile(r"(\w[\w.-]+):")
-#: What gives a module names that it does not spell.
+#: Code that can give a module names that its text does not spell.
 _MAKES_NAMES = re.compile(
     r"import\s+\*|\b(?:__getattr__|__dict__|globals|locals|vars|setattr|exec|eval|modules|import_module)\b"
 )
 _ZIP_HEAD = b"PK\x03\x04"
-#: How a file begins that ``torch.save`` wrote before torch 1.6.
+#: The first byte of a file that ``torch.save`` wrote before torch 1.6.
 PICKLE_HEAD = b"\x80"
 
 
 @dataclass(frozen=True)
 class ModelRef:
-    """What the text of a model says.
+    """The parsed text that names a model.
 
-    ``module`` is the library of a ``library`` reference and the module of a ``factory``; ``name`` is looked up there,
-    and a factory is called with ``arguments`` and ``options``. A ``file`` has none of these, nor a model in ``memory``.
+    ``module`` is the library of a ``library`` reference and the module of a ``factory``; ``name`` is looked up there. A
+    factory is called with ``arguments`` and ``options``. A ``file`` and a model in ``memory`` have none of these.
     """
 
     text: str
@@ -51,48 +51,51 @@ class ModelRef:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether it names somebody else's model."""
+        """Whether it names a model that gradscope did not train."""
         return self.kind != "file"
 
     @property
     def short_name(self) -> str:
-        """The file's stem, or the name without module and arguments: for the name of a directory."""
+        """The file's stem, or the name without module and arguments, for the name of a directory."""
         return self.name if self.is_foreign else Path(self.text).stem
 
 
 def parse_reference(text: str, argument: str = "model") -> ModelRef:
-    """What ``text`` names; a file that exists is always that file, and what has no other form is a file's path.
+    """Parse ``text``. An existing file is always that file; a text without another form is a file's path.
 
-    The arguments of a factory must be literals; anything else raises :class:`GradscopeError`.
+    Raises :class:`GradscopeError` if an argument of a factory is not a literal.
+
+    >>> parse_reference("nets:small(w=8)")
+    ModelRef(text='nets:small(w=8)', kind='factory', module='nets', name='small', arguments=(), options={'w': 8})
     """
     if _exists(text):
         return ModelRef(text, "file")
     library, colon, name = text.partition(":")
     if colon and library in LIBRARIES and "(" not in name:
         return ModelRef(text, "library", library, name)
-    found = _FACTORY.match(text)
-    if found is None:
+    match = _FACTORY.match(text)
+    if match is None:
         return ModelRef(text, "file")
-    module, factory = found[1], found[2] or found[3]
-    arguments, options = _literals(text, text[found.end() :], argument)
+    module, factory = match[1], match[2] or match[3]
+    arguments, options = _literals(text, text[match.end() :], argument)
     return ModelRef(text, "factory", module, factory, arguments, options)
 
 
 def _exists(text: str) -> bool:
     try:
         return Path(text).exists()
-    except OSError:  # a text too long for a path
+    except OSError:  # the text is too long for a path
         return False
 
 
 def _literals(text: str, call: str, argument: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments in ``call``, ``(...)`` or nothing."""
+    """Parse the arguments in ``call``, which is ``(...)`` or empty."""
     try:
         node = ast.parse(f"f{call or '()'}", mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         node = None
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-        raise GradscopeError(f"{argument} must be package.module:factory(...), one call, got {text}")
+        raise GradscopeError(f"{argument} must be package.module:factory(...) with one call, got {text}")
     names = [keyword.arg for keyword in node.keywords]
     if len(set(names)) < len(names):
         raise GradscopeError(f"{argument} must give each argument of a factory once, got {text}")
@@ -102,7 +105,7 @@ def _literals(text: str, call: str, argument: str) -> tuple[tuple[Any, ...], dic
             values.append(ast.literal_eval(part))
         except (ValueError, TypeError, RecursionError, MemoryError):
             raise GradscopeError(
-                f"{argument} must give a factory literals alone, such as 'x', 3, True or None, "
+                f"{argument} must give a factory only literals, such as 'x', 3, True or None, "
                 f"got {ast.unparse(part)} in {text}"
             ) from None
     if None in names:
@@ -120,16 +123,16 @@ def check_references(
     trust_code: bool = False,
     arguments: Mapping[str, str] | None = None,
 ) -> list[ModelRef]:
-    """What each of ``texts`` names; every mistake that can be seen without loading raises :class:`GradscopeError`.
+    """Parse ``texts``; raises :class:`GradscopeError` for every mistake that can be found without loading a model.
 
-    ``weights`` has a file for each foreign model, in order, or none; without foreign models ``mean`` and ``std`` are
-    refused. ``arguments``: what named a text, where that was not ``model``. Nothing is imported but what lies above a
-    factory's module.
+    ``weights`` has one file for each foreign model, in order, or none. Without foreign models ``mean`` and ``std`` are
+    refused. ``arguments`` maps a text to the argument that gave it, if that was not ``model``. Only the packages above
+    a factory's module are imported.
     """
     references = [parse_reference(text) for text in texts]
     foreign = [reference for reference in references if reference.is_foreign]
     if weights and not foreign:
-        raise GradscopeError("weights must be left out where no model is foreign: a checkpoint has its own")
+        raise GradscopeError("weights must be left out if no model is foreign: a checkpoint has its own")
     if weights and len(weights) != len(foreign):
         raise GradscopeError(
             f"weights must be one file for each foreign model, in order ({len(foreign)}), got {len(weights)}"
@@ -137,7 +140,7 @@ def check_references(
     require_both(mean, std)
     if not foreign and mean is not None:
         raise GradscopeError(
-            "mean must be left out, and `std`, where no model is foreign: our checkpoints have their own"
+            "mean must be left out, and `std`, if no model is foreign: gradscope's checkpoints have their own"
         )
     files = weights_in_order(references, weights)
     for reference, file in zip(references, files, strict=True):
@@ -148,27 +151,27 @@ def check_references(
 
 
 def require_both(mean: object, std: object) -> None:
-    """Raise :class:`GradscopeError` where only one of the two is given."""
+    """Raise :class:`GradscopeError` if only one of the two is given."""
     if (mean is None) != (std is None):
         given, missing = ("std", "mean") if mean is None else ("mean", "std")
         raise GradscopeError(f"{missing} must be given with `{given}`, or both be left out; got None")
 
 
 def weights_in_order(references: Sequence[ModelRef], weights: Sequence[Path]) -> list[Path | None]:
-    """The file of weights of each reference; None for a file, and where none was given."""
+    """Assign each reference its file of weights; None for a checkpoint, and if no weights were given."""
     files = iter(weights)
     return [next(files, None) if reference.is_foreign else None for reference in references]
 
 
 def check_reference(reference: ModelRef, weights: Path | None, *, trust_code: bool, argument: str = "model") -> None:
-    """Raise :class:`GradscopeError` where files are missing, code is not trusted or its module is not there."""
+    """Raise :class:`GradscopeError` if a file is missing, code is not trusted or its module does not exist."""
     text = reference.text
     if reference.kind == "file":
         prefix = _PREFIX.match(text)
         if prefix is not None and not _exists(text):
             raise GradscopeError(
-                f"{argument}: {text} has the unknown prefix {prefix[1]!r}; "
-                f"known: {', '.join(LIBRARIES)}, package.module:factory"
+                f"{argument}: the prefix of {text} must be {', '.join(LIBRARIES)} or the module of a "
+                f"package.module:factory, got {prefix[1]!r}"
             )
         require_found(Path(text), argument)
         if Path(text).suffix == ".safetensors":
@@ -179,7 +182,7 @@ def check_reference(reference: ModelRef, weights: Path | None, *, trust_code: bo
         require_trust(reference, trust_code, argument)
         _require_module(reference, argument)
     elif weights is None:
-        raise GradscopeError(f"weights must be a file for {text}; random weights measure nothing")
+        raise GradscopeError(f"weights must be given for {text}, got none; random weights measure nothing")
     if weights is not None and weights.suffix == ".safetensors":
         require_safetensors(weights, "weights")
     elif weights is not None:
@@ -199,7 +202,7 @@ def require_trust(reference: ModelRef, trust_code: bool, argument: str = "model"
 
 
 def _require_module(reference: ModelRef, argument: str) -> None:
-    """Raise :class:`GradscopeError` where the package of a factory is not to be found, or does not name the factory."""
+    """Raise :class:`GradscopeError` if a factory's package cannot be found, or does not contain its name."""
     package = reference.module.partition(".")[0]
     if package in sys.modules:
         return
@@ -214,28 +217,28 @@ def _require_module(reference: ModelRef, argument: str) -> None:
 
 
 def _spec(package: str) -> ModuleSpec | None:
-    """Where a package that is not loaded would be imported from; nothing is imported."""
+    """Find the place from which a package would be imported, without importing it."""
     with working_directory_importable():
         return find_spec(package)
 
 
 def require_found(path: Path, argument: str) -> None:
-    """Raise :class:`GradscopeError` where ``path`` is no file of a model but the name of a network or of code."""
+    """Raise :class:`GradscopeError` if ``path`` is not a model's file but the name of a network or of code."""
     name = str(path).removesuffix(".py")
     is_code, exists = name != str(path), _exists(str(path))
     if not name.isidentifier() or (exists and not is_code and not path.is_dir()):
         return
     if name in sys.modules or getattr(_spec(name), "origin", None) is not None:
-        hint = f"a model that the code of {name} makes is {name}:FACTORY"
+        hint = f"write {name}:FACTORY for a model that the code of {name} makes"
     elif exists or is_code:
         return
     else:
-        hint = f"a model of torchvision is torchvision:{name}, of your own module MODULE:FACTORY"
-    raise GradscopeError(f"{argument}: {path} is no file of a model; {hint}")
+        hint = f"write torchvision:{name} for a model of torchvision, MODULE:FACTORY for one of your own module"
+    raise GradscopeError(f"{argument} must be a file of a model, got {path}; {hint}")
 
 
 def _lacks(source: str | None, name: str) -> bool:
-    """Whether a module's text neither spells ``name`` nor makes names in another way; no code of it runs."""
+    """Whether a module's text neither contains ``name`` nor makes names in another way; its code does not run."""
     try:
         text = Path(source or "").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):  # a built-in or compiled module
@@ -244,7 +247,7 @@ def _lacks(source: str | None, name: str) -> bool:
 
 
 def _require_distinct(references: Sequence[ModelRef], files: Sequence[Path | None]) -> None:
-    """The same model twice, however it is written, raises :class:`GradscopeError`."""
+    """Raise :class:`GradscopeError` if two references name the same model, however they are written."""
     seen = set()
     for reference, file in zip(references, files, strict=True):
         text = reference.text
@@ -255,7 +258,7 @@ def _require_distinct(references: Sequence[ModelRef], files: Sequence[Path | Non
 
 
 def first_bytes(path: Path, argument: str) -> bytes:
-    """The first bytes of a file; one that is missing, unreadable, empty or not a regular file raises GradscopeError."""
+    """Read a file's first bytes; raises GradscopeError if it is missing, unreadable, empty or not a regular file."""
     try:
         with open_file(path) as file:
             head = file.read(16)
@@ -267,15 +270,15 @@ def first_bytes(path: Path, argument: str) -> bytes:
 
 
 def require_tensors(path: Path, argument: str) -> None:
-    """Raise :class:`GradscopeError` where the form of a file shows that ``torch.save`` did not write it, or not all."""
+    """Raise :class:`GradscopeError` if a file's form shows that ``torch.save`` did not write it, or not completely."""
     head = first_bytes(path, argument)
-    if head.startswith(PICKLE_HEAD):  # of torch before 1.6
+    if head.startswith(PICKLE_HEAD):  # written by torch before 1.6
         return
     names: list[str] = []
     if _ZIP_HEAD.startswith(head[:4]):
         if not zipfile.is_zipfile(path):
             raise truncated(path, argument)
-        # Any error: a name that is no text raises UnicodeDecodeError, an unknown version NotImplementedError.
+        # Any error: an undecodable name raises UnicodeDecodeError, an unknown version NotImplementedError.
         with suppress(Exception), zipfile.ZipFile(path) as archive:
             names = [name.rpartition("/")[2] for name in archive.namelist()]
     if "constants.pkl" in names:
@@ -287,40 +290,43 @@ def require_tensors(path: Path, argument: str) -> None:
 
 
 def require_safetensors(path: Path, argument: str) -> None:
-    """Raise :class:`GradscopeError` where a file does not begin as safetensors do: a length, then JSON that long.
+    """Raise :class:`GradscopeError` unless a file begins as safetensors: a length, then JSON of that length.
 
-    The format has no checksums: a flipped bit in a weight is not seen.
+    The format has no checksums, so that a flipped bit in a weight is not detected.
     """
     head = first_bytes(path, argument)
     length = int.from_bytes(head[:8], "little")
     if head[8:9] != b"{" or path.stat().st_size < 8 + length:
-        raise GradscopeError(f"{argument}: {path} is no safetensors file, or truncated; it begins with {head!r}")
+        raise GradscopeError(f"{argument}: {path} must be a whole safetensors file, got one that begins with {head!r}")
 
 
 def truncated(path: Path, argument: str) -> GradscopeError:
-    """The error where the end of a file is missing."""
+    """Make the error for a file whose end is missing."""
     return GradscopeError(f"{argument}: {path} is truncated: its end is missing after {path.stat().st_size} bytes")
 
 
 def no_tensors(path: Path, argument: str) -> GradscopeError:
-    """The error where a file is none of ``torch.save``'s."""
+    """Make the error for a file that ``torch.save`` did not write."""
     return GradscopeError(
-        f"{argument}: {path} is no file of tensors that torch.save wrote, or is damaged; "
-        f"it begins with {first_bytes(path, argument)!r}"
+        f"{argument}: {path} must be an undamaged file of tensors that torch.save wrote, "
+        f"got one that begins with {first_bytes(path, argument)!r}"
     )
 
 
 def no_checkpoint(path: Path, argument: str = "model") -> GradscopeError:
-    """The error where a file of tensors is named as one of our checkpoints."""
+    """Make the error for a file of tensors that is not a gradscope checkpoint."""
     return GradscopeError(
-        f"{argument}: {path} is no gradscope checkpoint; pass other models as torchvision:NAME, timm:NAME or "
+        f"{argument}: {path} must be a gradscope checkpoint; pass other models as torchvision:NAME, timm:NAME or "
         f"package.module:factory with `weights` {path}"
     )
 
 
 @contextmanager
 def working_directory_importable() -> Iterator[None]:
-    """As under ``python -m``, but not for longer: a ``random.py`` lying there would be imported by others too."""
+    """Make the working directory importable inside, as ``python -m`` does.
+
+    Not for longer, because other code would import a ``random.py`` in that directory, too.
+    """
     directory = str(Path.cwd())
     sys.path.insert(0, directory)
     importlib.invalidate_caches()

@@ -45,7 +45,11 @@ _NUMBERS = (SUMMARY, SPECTRUM, ATTACKS, CURVE, SCALE, TRANSFER, SIMILARITY, AUDI
 
 @dataclass(frozen=True)
 class ReportPart:
-    """Hold the results of one command. ``name``: its sub-directory, empty for the directory itself."""
+    """Hold the results of one command.
+
+    ``name``: its sub-directory, empty for the directory itself. ``clean_norms``: each checkpoint's median gradient norm
+    at the clean images, in nats per unit pixel range, where it was measured.
+    """
 
     name: str
     directory: Path
@@ -54,6 +58,7 @@ class ReportPart:
     audits: tuple[AuditOf, ...]
     manifest: Manifest
     raw_manifest: Mapping[str, Any]
+    clean_norms: Mapping[str, float] = field(default_factory=dict)
 
     def table(self, table: Table) -> pd.DataFrame:
         """Return the rows of one of its tables, none where the file is absent."""
@@ -177,7 +182,18 @@ def _read_part(name: str, directory: Path) -> ReportPart:
             draw.save(composed, directory)
             # A figure that was saved is laid out anew each time it is saved again, ever so slightly otherwise.
             composed = draw.compose(sources)
-    return ReportPart(name, directory, _with_saved_captions(composed, directory), found, audits, manifest, raw)
+    captioned = _with_saved_captions(composed, directory)
+    return ReportPart(name, directory, captioned, found, audits, manifest, raw, _clean_norms(sources))
+
+
+def _clean_norms(sources: draw.Sources) -> dict[str, float]:
+    """Return each checkpoint's median gradient norm at the clean images, from the table SAMPLES."""
+    rows = sources.tables.get(SAMPLES.file)
+    if rows is None:
+        return {}
+    norms = rows[(rows["metric"] == "norm") & (rows["point"] == "clean")]
+    medians = norms.groupby("checkpoint", sort=False, observed=True)["value"].median()
+    return {str(checkpoint): float(value) for checkpoint, value in medians.items()}
 
 
 def _are_drawn(composed: Composed, directory: Path) -> bool:

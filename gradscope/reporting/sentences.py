@@ -49,17 +49,14 @@ def trajectories(part: ReportPart) -> str:
     worst = _values(rows, "accuracy", "worst/all")
     if not worst:
         return ""
-    ends = [
-        f"under {attack} {spread(values, whole_percent)} of the images stay right" for attack, values in worst.items()
-    ]
-    said = [_sentence("; ".join(ends))]
+    ends = [f"under {attack} {spread(values, whole_percent)}" for attack, values in worst.items()]
+    said = [f"Accuracy {'; '.join(ends)}."]
     attack = next(iter(worst))
     cosines = _values(rows, "cosine", "path/all").get(attack, {})
     if cosines:
         said.append(f"Along {attack} the mean cosine of consecutive gradients is {spread(cosines, _three)}.")
-    norms = _values(rows, "norm", "clean/all").get(attack, {})
-    if norms:
-        said.append(f"At the clean images the mean gradient norm is {spread(norms, digits)}.")
+    if part.clean_norms:
+        said.append(f"At the clean images the median gradient norm is {spread(part.clean_norms, digits)}.")
     return " ".join(said)
 
 

@@ -1,4 +1,4 @@
-"""The arrays of an ``.npz``: what the file says of their sizes is checked before memory is taken."""
+"""Read the arrays of an ``.npz`` safely: check the sizes that the file declares before memory is allocated."""
 
 import math
 import zipfile
@@ -19,14 +19,14 @@ _HEADER_READERS = {
 
 
 def read_arrays(source: Path | BinaryIO) -> dict[str, npt.NDArray[Any]]:
-    """Read the arrays of an ``.npz``, by name; what is pickled is refused.
+    """Read the arrays of an ``.npz``, by name. Pickled arrays are refused.
 
-    Raises OSError where the file cannot be read, and ValueError, in one line, for everything else.
+    Raises OSError if the file cannot be read, and ValueError with a one-line message for everything else.
     """
     try:
         with open_file(source) if isinstance(source, Path) else source as file, zipfile.ZipFile(file) as archive:
             members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
-            require_memory(2 * sum(member.file_size for member in members))  # they may be converted
+            require_memory(2 * sum(member.file_size for member in members))  # twice: the caller may convert them
             return {member.filename.removesuffix(".npy"): _read(archive, member) for member in members}
     except OSError:
         raise
@@ -38,13 +38,13 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> npt.NDArray[Any]
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         if version not in _HEADER_READERS:
-            raise ValueError(f"{member.filename} has version {version} of the format")
+            raise ValueError(f"the format version of {member.filename} must be 1.0 or 2.0, got {version}")
         shape, _, dtype = _HEADER_READERS[version](file)
         size, held = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
         if size != held and not dtype.hasobject:
-            raise ValueError(f"{member.filename} asks for {size} bytes and holds {held}")
+            raise ValueError(f"{member.filename} must hold the {size} bytes that its header declares, got {held}")
         file.seek(0)
         array = np.lib.format.read_array(file, allow_pickle=False)
     if array.dtype.kind == "U":
-        array.tolist()  # fails where a character is none
+        array.tolist()  # raises on an invalid character
     return array

@@ -45,7 +45,7 @@ class _Entry(BaseModel):
 
 
 def _field(text: str, default: Any = ...) -> Any:
-    """Declare a key of ``audit.json``: what it holds, and its value where an older file lacks it."""
+    """Declare a key of ``audit.json`` with its meaning, and its value if an older file lacks it."""
     return Field(default, description=text)
 
 
@@ -70,7 +70,9 @@ class JudgedClaim(_Entry):
     """A claimed robust accuracy, and the verdict on it from the lowest robust accuracy that was reached."""
 
     value: Share = _field("robust accuracy that was claimed")
-    verdict: Literal["refuted", "not refuted within this budget", "inconclusive"] = _field("what the bound says of it")
+    verdict: Literal["refuted", "not refuted within this budget", "inconclusive"] = _field(
+        "verdict on the claim from the bound"
+    )
 
 
 class AuditedBall(_Entry):
@@ -87,15 +89,15 @@ class MadeCheck(_Entry):
     id: str = _field("short name of the check: D1 to G1")
     name: str = _field("its name in words")
     state: Literal["fired", "passed", "abstained"] = _field("fired, passed or abstained")
-    accuses: bool = _field("whether it fired on an outcome: alone enough for the verdict")
-    value: float | None = _field("what it measured; null where it abstained")
-    threshold: float | None = _field("above which it fires (G1: below which)")
-    ci_low: float | None = _field("lower end of its 95 % interval: Wilson of a share, Tango of a difference", None)
-    ci_high: float | None = _field("upper end of that interval; both null where there is none", None)
-    n: int | None = _field("images it rests on; null where that does not say anything", None)
-    p_value: float | None = _field("McNemar's exact, one-sided, adjusted over all tests (Holm); null where none", None)
-    images: tuple[int, ...] = _field("indices in the test set of the images it rests on", ())
-    cause: str = _field("what it saw or, where it abstained, why")
+    accuses: bool = _field("whether it fired on an attack's outcome, which alone decides the verdict")
+    value: float | None = _field("the value it measured; null if it abstained")
+    threshold: float | None = _field("it fires above this value (G1: below)")
+    ci_low: float | None = _field("lower end of its 95 % interval: Wilson for a share, Tango for a difference", None)
+    ci_high: float | None = _field("upper end of that interval; both null if there is none", None)
+    n: int | None = _field("images it used; null if their number has no meaning", None)
+    p_value: float | None = _field("exact one-sided McNemar test, adjusted over all tests (Holm); null if none", None)
+    images: tuple[int, ...] = _field("indices in the test set of the images that are its evidence", ())
+    cause: str = _field("its finding or, if it abstained, the reason")
     next_step: str = _field("what to do next")
 
     @property
@@ -107,31 +109,31 @@ class MadeCheck(_Entry):
 class AuditOf(_Entry):
     """The audit of one checkpoint."""
 
-    claim: JudgedClaim | None = _field("the claim that was judged; left out where none was given", None)
+    claim: JudgedClaim | None = _field("the claim that was judged; left out if none was given", None)
     checkpoint: str = _field("short name of the checkpoint or foreign model")
     mode: str = _field("training mode, or 'foreign' for a model trained elsewhere", "")
     dataset: str = _field("data set that was attacked", "")
     arch: str = _field("architecture", "")
     seed: int | None = _field("training seed; null for a foreign model", None)
     verdict: Literal["masking found", "none found within this budget", "inconclusive", "set-up invalid"] = _field(
-        "what the checks add up to"
+        "the verdict from all checks"
     )
     causes: tuple[str, ...] = _field("the likeliest causes, the likeliest first")
-    reason: str = _field("why the verdict is so, in a sentence")
-    robust_accuracy: Bound = _field("the lowest robust accuracy that was reached")
+    reason: str = _field("the reason for the verdict, in a sentence")
+    robust_accuracy: Bound = _field("the lowest robust accuracy that any attack reached")
     median_distance: Annotated[float, Field(ge=0)] | None = _field(
-        "the radius that half of all images do not survive, pixel units; null where the budget does not pay for it",
+        "the radius at which half of all images are wrong, pixel units; null if the budget does not include it",
         None,
     )
     clean_accuracy: Accuracy = _field("accuracy without an attack")
     under: dict[str, Share] = _field("attack to the share of all images right when clean and under it alone")
-    threat: AuditedBall = _field("what an attack may do to an image")
+    threat: AuditedBall = _field("the threat model of the attacks")
     budget: str = _field("quick, standard or full")
-    left_out: dict[str, str] = _field("attack to why it was not run")
+    left_out: dict[str, str] = _field("attack to the reason why it did not run")
     checks: tuple[MadeCheck, ...] = _field("every check, in order")
     backward: dict[str, str] = _field("part of the model to the stand-in that gave its gradient", {})
-    draws: int | None = _field("passes whose mean was attacked and judged; null where single passes were", None)
-    loss: str | None = _field("the user's own loss that pgd-own climbed; null where there is none", None)
+    draws: int | None = _field("number of passes whose mean was attacked and judged; null for single passes", None)
+    loss: str | None = _field("the user's own loss that pgd-own maximised; null if there is none", None)
 
     @property
     def blocks(self) -> bool:
@@ -171,9 +173,9 @@ class AuditOf(_Entry):
 
 
 class Audits(_Entry):
-    """What `gradscope audit` found: audit.json, one entry for each model.
+    """The findings of `gradscope audit`: audit.json, with one entry for each model.
 
-    A key that changes its meaning or goes raises the version; new keys may come without.
+    The version increases if a key changes its meaning or is removed; new keys do not change it.
     """
 
     version: Literal[1] = Field(alias="schema", description="version of this schema")
@@ -191,14 +193,14 @@ class Audits(_Entry):
 
 
 class _Untitled(GenerateJsonSchema):
-    """The schema without titles that only repeat the keys."""
+    """A generator of the schema without titles, which would only repeat the keys."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of ``audit.json``, from the types that read it."""
+    """Make the JSON Schema (draft 2020-12) of ``audit.json`` from the types that read it."""
     head = {"$schema": _Untitled.schema_dialect, "$id": f"urn:gradscope:{AUDIT_JSON}:schema:1", "title": AUDIT_JSON}
     return head | Audits.model_json_schema(schema_generator=_Untitled) | {"title": AUDIT_JSON}
 

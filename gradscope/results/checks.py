@@ -1,4 +1,4 @@
-"""The checks of an audit in words: their names, and what makes each of them fire."""
+"""The checks of an audit in words: their names, and when each fires."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Files written in one step, by one process at a time."""
+"""Write files atomically, by one process at a time."""
 
 import hashlib
 import json
@@ -15,15 +15,15 @@ from filelock import FileLock, Timeout
 
 from gradscope.errors import GradscopeError
 
-#: Seconds in which a process that was killed has let go of everything it held.
+#: Seconds to wait for a lock: a killed process releases everything within this time.
 _MOMENT = 1.0
-#: The names of temporary files: 8 digits say which file is written, 8 are random.
+#: The names of temporary files: the first 8 hex digits are a hash of the file's name, the other 8 are random.
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}(\.\w+)?")
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends without an error."""
+    """Give a temporary path beside ``path``; it replaces ``path`` when the block ends without an error."""
     ensure_writable(path.parent)
     temporary = path.parent / f".{_mark(path.name)}{secrets.token_hex(4)}{path.suffix}"
     try:
@@ -37,9 +37,10 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Remove what killed processes left in ``folder``: temporary files of ``names``, or all of them, and lock files.
+    """Remove the temporary files that killed processes left in ``folder``.
 
-    Whoever calls it holds the lock of what it sweeps (:func:`exclusive`), so that no live process writes there.
+    With ``names``, only the temporary files of those names; without, all of them and stale lock files. The caller
+    must hold the lock of ``folder`` (:func:`exclusive`), so that no live process writes there.
     """
     marks = None if names is None else {_mark(name) for name in names}
     for path in folder.glob(".*"):
@@ -57,10 +58,10 @@ def _mark(name: str) -> str:
 
 @contextmanager
 def exclusive(path: Path, argument: str = "out", *, directory: bool = False) -> Iterator[None]:
-    """Keep other processes from writing to ``path``; :class:`GradscopeError` where one is writing.
+    """Hold an exclusive lock on ``path``; raises :class:`GradscopeError` if another process holds it.
 
-    The lock is a hidden file beside ``path``, of a ``directory`` in it, so every process and machine that sees ``path``
-    sees the lock. The system frees the lock of a killed process. The file is removed at the end.
+    The lock is a hidden file beside ``path`` (inside it for a ``directory``), so every process and machine that sees
+    ``path`` sees the lock. The system releases the lock of a killed process. The file is removed at the end.
     """
     file = _lock_file(path, directory)
     ensure_writable(file.parent, argument)
@@ -69,19 +70,19 @@ def exclusive(path: Path, argument: str = "out", *, directory: bool = False) -> 
         lock.acquire(timeout=_MOMENT)
     except Timeout:
         busy = f"another gradscope is writing to {path}"
-        raise GradscopeError(f"{argument}: {busy}; wait for it or name another") from None
+        raise GradscopeError(f"{argument}: {busy}; wait for it or choose another path") from None
     except OSError as error:
-        raise GradscopeError(f"{argument}: {path} cannot be locked: {error.strerror}; name another") from None
+        raise GradscopeError(f"{argument}: {path} cannot be locked: {error.strerror}; choose another path") from None
     try:
         yield
     finally:
-        with suppress(OSError):  # before the release: after it, the file is the next one's
+        with suppress(OSError):  # before the release: after it, the file belongs to the next holder
             file.unlink()
         lock.release()
 
 
 def require_idle(path: Path, *, directory: bool = False) -> None:
-    """Raise :class:`GradscopeError` where another process is writing to ``path``; leave nothing behind."""
+    """Raise :class:`GradscopeError` if another process is writing to ``path``; leave no file behind."""
     if _lock_file(path, directory).exists():
         with exclusive(path, directory=directory):
             pass
@@ -93,7 +94,7 @@ def _lock_file(path: Path, directory: bool) -> Path:
 
 
 def ensure_writable(directory: Path, argument: str = "out") -> None:
-    """Make ``directory``; where that or writing in it fails, raise :class:`GradscopeError` before any work is done."""
+    """Create ``directory`` and test that it can be written, before any work; raises :class:`GradscopeError` if not."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
@@ -103,9 +104,9 @@ def ensure_writable(directory: Path, argument: str = "out") -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any], *, indented: bool = True) -> None:
-    """Write ``value`` as JSON; where it is not ``indented``, ten times as fast.
+    """Write ``value`` as JSON. Without ``indented``, writing is ten times as fast.
 
-    A number that is not finite, which JSON does not have, is null.
+    JSON has no NaN and no infinity: they become null.
     """
     indent = 2 if indented else None
     try:

@@ -1,4 +1,4 @@
-"""What follows from ``landscape.csv``: quantiles over many images at every point, and how high a barrier is."""
+"""Values computed from ``landscape.csv``: quantiles over the images at every point, and the height of a barrier."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ _METRICS = ("loss", "margin")
 
 
 def require_whole(landscape: pd.DataFrame) -> None:
-    """Raise :class:`GradscopeError` unless LANDSCAPE rows are whole grids: a file that was cut short is none."""
+    """Check that the LANDSCAPE rows form complete grids; raises :class:`GradscopeError` for a truncated file."""
     if landscape.empty:
         raise GradscopeError(f"directory: {LANDSCAPE.file} holds no rows")
     grids = landscape.groupby(_GRID_OF, sort=False, dropna=False, as_index=False)[["a", "b"]].nunique()
@@ -32,11 +32,14 @@ def require_whole(landscape: pd.DataFrame) -> None:
 
 
 def barrier(shares: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """How high a way between two ends rises: ``max over t in [0, 1] of v(t) - ((1 - t) v(0) + t v(1))``, at least 0.
+    """Compute the barrier on a way between two ends: ``max over t in [0, 1] of v(t) - ((1 - t) v(0) + t v(1))``.
 
-    (Frankle et al. 2020.) ``values`` ``(..., T)`` at ``shares`` t ``(T,)``, 0 and 1 among them; others are left out.
-    Returned are the heights ``(...)`` and where they are reached, as an index of ``shares``. An undefined value makes
-    the height undefined.
+    (Frankle et al. 2020; at least 0.) ``values`` ``(..., T)`` are given at the ``shares`` t ``(T,)``, which include 0
+    and 1; shares outside [0, 1] are ignored. Returns the heights ``(...)`` and the index into ``shares`` at which each
+    is reached. If a value is undefined, so is the height.
+
+    >>> barrier(np.array([0.0, 0.5, 1.0]), np.array([1.0, 3.0, 2.0]))
+    (np.float64(1.5), np.int64(1))
     """
     (start,), (end,) = (np.flatnonzero(shares == share) for share in (0, 1))
     between = np.flatnonzero((shares >= 0) & (shares <= 1))
@@ -47,11 +50,12 @@ def barrier(shares: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[N
 
 
 def bands(landscape: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the table BANDS from those of LANDSCAPE in input space.
+    """Compute the rows of the table BANDS from the LANDSCAPE rows of input space.
 
-    Checkpoints and attacks in order of appearance, then loss and margin, then a and b ascending. Quantiles are linear
-    between order statistics. Images where a metric is NaN are left out of its quantiles and its n, those of NaN margin
-    out of the share that is right. A missing seed is None, as :func:`gradscope.results.tables.write_table` wants it.
+    Order: checkpoints and attacks as they appear, then loss and margin, then a and b ascending. Quantiles are linear
+    between order statistics. An image with NaN for a metric is left out of its quantiles and its n; an image with NaN
+    margin is left out of the share that is right. A missing seed becomes None, as
+    :func:`gradscope.results.tables.write_table` needs it.
     """
     rows = landscape[landscape["space"] == "input"]
     lines = [group for _, group in rows.groupby(["checkpoint", "attack"], sort=False, observed=True)]
@@ -61,7 +65,7 @@ def bands(landscape: pd.DataFrame) -> pd.DataFrame:
 
 
 def _tables(line: pd.DataFrame) -> list[pd.DataFrame]:
-    """The rows of one checkpoint under one attack, a table a metric."""
+    """Compute the rows of one checkpoint under one attack, one table per metric."""
     column, a = pd.factorize(line["a"].to_numpy(), sort=True)
     row, b = pd.factorize(line["b"].to_numpy(), sort=True)
     image, images = pd.factorize(line["index"].to_numpy())
@@ -90,9 +94,12 @@ def _share_right(margins: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def quantiles(values: NDArray[np.float64], levels: list[float]) -> NDArray[np.float64]:
-    """Quantiles ``(P, Q)`` of each row of ``values`` ``(P, N)``, NaN left out; numpy's linear ones.
+    """Compute quantiles ``(P, Q)`` of each row of ``values`` ``(P, N)``, without NaN, as numpy's "linear" method does.
 
-    Infinite values are values like others: what lies between one and a finite number is infinite.
+    Infinite values count; a quantile between a finite and an infinite value is infinite.
+
+    >>> quantiles(np.array([[3.0, 1.0, np.nan, 2.0]]), [0.5, 1.0])
+    array([[2., 3.]])
     """
     ordered = np.sort(values, axis=1)
     last = (~np.isnan(ordered)).sum(axis=1, keepdims=True) - 1

@@ -1,4 +1,4 @@
-"""``manifest.json`` as typed entries: how a result was made, read back. What a manifest lacks is None or empty."""
+"""``manifest.json`` as typed entries: how a result was made. Keys that a manifest lacks are None or empty."""
 
 import shlex
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _COMMANDS = frozenset(("train", "analyze", "landscape", "spectrum", "attack", "t
 
 
 class _Entry(BaseModel):
-    """A part of the manifest; keys that it does not know are left for later versions."""
+    """A part of the manifest. Unknown keys are ignored, so that later versions may add some."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -25,7 +25,7 @@ M = TypeVar("M", bound=_Entry)
 
 
 class ImagesOf(_Entry):
-    """Which images of a data set were examined."""
+    """The images of a data set that were measured."""
 
     name: str = ""
     split: str = ""
@@ -49,12 +49,12 @@ class Provenance(_Entry):
 
     @property
     def shell_command(self) -> str:
-        """The command as a shell reads it; empty where it was none of ours, such as in a notebook or a test."""
+        """The command for a shell; empty if it was no gradscope command, as in a notebook or a test."""
         return shlex.join(self.command) if len(self.command) > 1 and self.command[1] in _COMMANDS else ""
 
 
 class FirstLook(_Entry):
-    """What was seen of a model before it was measured: of all ``images``, and of the ``probed`` ones among them."""
+    """The checks of a model before measurement: on all ``images``, and on the ``probed`` ones among them."""
 
     images: int = Field(ge=1)
     classes: int = Field(ge=1)
@@ -72,7 +72,7 @@ class FirstLook(_Entry):
 
 
 class GradientsOf(_Entry):
-    """What an attack saw of its gradients at any step, over the ``images`` that it had."""
+    """Counts of images, of the ``images`` attacked, whose gradient was zero or not finite at some step."""
 
     images: int = Field(ge=0)
     zero_gradient: int = Field(ge=0)
@@ -80,7 +80,7 @@ class GradientsOf(_Entry):
 
 
 class EpochsOf(_Entry):
-    """How far a checkpoint's training had come when it was examined, and which epoch's weights it holds."""
+    """Epochs of a checkpoint's training done and planned, and the epoch whose weights were kept."""
 
     done: int
     planned: int
@@ -88,7 +88,7 @@ class EpochsOf(_Entry):
 
 
 class Examined(_Entry):
-    """A checkpoint that was examined, as the manifest has it."""
+    """A measured checkpoint, as in the manifest."""
 
     label: str = ""
     source: str | None = None
@@ -106,7 +106,7 @@ class Examined(_Entry):
 
     @property
     def epochs(self) -> int | None:
-        """Epochs of training of all phases together; None where the manifest does not say."""
+        """Training epochs, summed over the phases; None if the manifest does not say."""
         phases = (self.config or {}).get("phases")
         if not isinstance(phases, list) or not phases:
             return None
@@ -116,14 +116,14 @@ class Examined(_Entry):
 
     @property
     def total_seconds(self) -> float | None:
-        """Seconds that examining it took; None where the manifest does not say."""
+        """Seconds that measuring it took; None if the manifest does not say."""
         if isinstance(self.seconds, dict):
             return sum(self.seconds.values()) if self.seconds else None
         return self.seconds
 
 
 class Manifest(_Entry):
-    """The manifest of one command's results; ``complete`` is None where it does not say."""
+    """The manifest of one command's results; ``complete`` is None if the manifest does not say."""
 
     kind: str = ""
     complete: bool | None = None
@@ -141,14 +141,14 @@ class Manifest(_Entry):
 
     @property
     def adapted(self) -> list[str]:
-        """How the attacks were adapted to the model, a sentence part each."""
+        """How the attacks were adapted to the model, each item a part of a sentence."""
         parts = ", ".join(f"{part} ({standin})" for part, standin in self.backward.items())
-        said = {
+        sentences = {
             f"the attacks take the gradient from a stand-in for {parts}; values are the model's own": parts,
             f"attacked through, and judged by, the mean of {self.draws} draws": self.draws,
             f"pgd-own climbs {self.loss}": self.loss,
         }
-        return [sentence for sentence, holds in said.items() if holds]
+        return [sentence for sentence, holds in sentences.items() if holds]
 
     @property
     def balls(self) -> set[tuple[str, float]]:
@@ -163,7 +163,7 @@ class Manifest(_Entry):
         return {(norm, radius) for norm, radius in found if norm is not None}
 
     def ball(self, attack: str) -> str:
-        """Norm and radius of one of its attacks in words; empty where it does not say."""
+        """Name norm and radius of ``attack`` in words; empty if the manifest does not give them."""
         settings = self.attacks.get(attack)
         if not isinstance(settings, Mapping) or not isinstance(settings.get("epsilon"), int | float):
             return ""
@@ -171,7 +171,7 @@ class Manifest(_Entry):
 
 
 class StageOf(_Entry):
-    """A stage of a study: what has become of it, what it cost, and where it ran."""
+    """A stage of a study: its state, its cost, and where it ran."""
 
     label: str = ""
     kind: str = ""
@@ -187,19 +187,19 @@ class StageOf(_Entry):
 
     @property
     def folder(self) -> str:
-        """The sub-directory of the study that a measurement writes; empty for other stages."""
+        """The sub-directory of the study to which a measurement writes; empty for other stages."""
         return self.place.partition("/")[2] if self.kind == "measure" else ""
 
 
 class Absent(_Entry):
-    """What a study lacks: data set to the reason, and the stages that were left out for it."""
+    """Missing data of a study: each data set with the reason, and the stages left out because of it."""
 
     data: dict[str, str] = {}
     stages: tuple[str, ...] = ()
 
 
 class StudyManifest(_Entry):
-    """The manifest of a whole study; ``complete`` is None where it is not one of a study."""
+    """The manifest of a whole study; ``complete`` is None if it is not the manifest of a study."""
 
     study: str = ""
     complete: bool | None = None
@@ -209,21 +209,21 @@ class StudyManifest(_Entry):
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``; :class:`GradscopeError` where it cannot be read or is none."""
+    """Read the JSON object in ``path``; raises :class:`GradscopeError` if it cannot be read or is no object."""
     content = read_json(path)
     if not isinstance(content, dict):
-        raise GradscopeError(f"directory: {path} is damaged: an object is allowed, got {type(content).__name__}")
+        raise GradscopeError(f"directory: {path} is damaged: it must hold a JSON object, got {type(content).__name__}")
     return content
 
 
 def read_manifest(path: Path) -> tuple[Manifest, dict[str, Any]]:
-    """The manifest in ``path``, typed and as it is; :class:`GradscopeError` where it is damaged."""
+    """Read the manifest in ``path``, typed and as plain JSON; raises :class:`GradscopeError` if it is damaged."""
     content = read_object(path)
     return _typed(Manifest, content, path), content
 
 
 def read_study_manifest(path: Path) -> tuple[StudyManifest, dict[str, Any]]:
-    """The manifest of a study in ``path``, typed and as it is; :class:`GradscopeError` where it is damaged."""
+    """Read a study's manifest in ``path``, typed and as plain JSON; raises :class:`GradscopeError` if it is damaged."""
     content = read_object(path)
     return _typed(StudyManifest, content, path), content
 
@@ -236,7 +236,7 @@ def _typed(kind: type[M], content: dict[str, Any], path: Path) -> M:
 
 
 def first_mistake(error: ValidationError) -> str:
-    """Where the first mistake is that pydantic found, and what it says of it."""
+    """Format the first mistake that pydantic found: its place and its message, on one line."""
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
     return " ".join(f"{where}: {first['msg']}".split()).removeprefix(": ")

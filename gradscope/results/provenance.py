@@ -1,4 +1,4 @@
-"""How a result was made: versions, commit, machine. Written beside every result, kept in every checkpoint."""
+"""How a result was made: versions, commit, machine. Every manifest and every checkpoint holds it."""
 
 import os
 import platform
@@ -29,13 +29,13 @@ PACKAGES = (
 )
 
 
-#: Set while a stage of a study runs beside others; the processes that it starts see it, too.
+#: Set while several stages of a study run at once; child processes inherit it.
 _JOBS = "GRADSCOPE_JOBS"
 
 
 @contextmanager
 def side_by_side(jobs: int) -> Iterator[None]:
-    """Mark the seconds of what is made in the block as measured beside others: ``jobs`` in its provenance."""
+    """Record in the provenance of results made in the block that ``jobs`` stages shared the machine."""
     before = os.environ.get(_JOBS)
     os.environ[_JOBS] = str(jobs)
     try:
@@ -48,7 +48,7 @@ def side_by_side(jobs: int) -> Iterator[None]:
 
 
 def provenance(device: str) -> dict[str, Any]:
-    """Versions of gradscope and its packages, git commit, machine, stages side by side, and the time (UTC)."""
+    """Collect versions of gradscope and its packages, git commit, machine, concurrent stages, and the time (UTC)."""
     return {
         "gradscope": gradscope.__version__,
         "commit": _commit(),
@@ -73,9 +73,9 @@ def _version(package: str) -> str | None:
 
 @cache
 def _commit() -> str | None:
-    """Commit of the source tree gradscope runs from, with "+changes" where it differs; None where it is installed.
+    """Return the commit of the source tree, with "+changes" if files differ; None if gradscope runs as a package.
 
-    The variable GRADSCOPE_COMMIT names it for a copy of a tree, whose ``.git`` is missing or another's.
+    Set the variable GRADSCOPE_COMMIT for a copy of the tree that lacks its own ``.git``.
     """
     if commit := os.environ.get("GRADSCOPE_COMMIT"):
         return commit

@@ -1,8 +1,8 @@
-"""Audits as SARIF 2.1.0, which code scanning reads: what fired, on which model, and on what evidence.
+"""Write audits as SARIF 2.1.0, which code scanning reads: the checks that fired, their models and their evidence.
 
-The errors of a log are those that shut a gate: masking that was found, a set-up that is invalid, a claim that is
-refuted. Checks that fired are warnings, what could not be decided is a note. A model of which nothing speaks against
-its robustness has no result; its bound is in the properties of the run.
+Errors are the findings that make a gate fail: masking found, an invalid set-up, a refuted claim. Checks that fired are
+warnings; an inconclusive verdict is a note. A model without a finding has no result; its bound is in the properties of
+the run.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 #: The schema of the standard, with its errata.
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-#: What relative paths are relative to: the root of the repository, where the command ran.
+#: The base of relative paths: the root of the repository, where the command ran.
 ROOT = "%SRCROOT%"
 VERDICT, CLAIM = "verdict", "claim"
 _RULES = {
@@ -33,7 +33,7 @@ _RULES = {
     CLAIM: Meaning("claim", "the interval of the lowest robust accuracy lies below the one that is claimed"),
     **MEANINGS,
 }
-#: The level of a rule's results unless they say another.
+#: The default level of a rule's results.
 _LEVELS = {VERDICT: "error", CLAIM: "error"}
 
 
@@ -48,31 +48,31 @@ class _Audited(NamedTuple):
 def write_sarif(directory: Path, path: Path) -> None:
     """Write the audits in ``directory`` and in its sub-directories to ``path`` as one SARIF log.
 
-    Raises :class:`GradscopeError` where there is none, one is damaged, or ``path`` cannot be written.
+    Raises :class:`GradscopeError` if there is none, one is damaged, or ``path`` cannot be written.
     """
     write_json(path, sarif_log(audited_directories(directory)))
 
 
 def audited_directories(directory: Path) -> list[Path]:
-    """``directory`` and its sub-directories, those that hold an audit, by name."""
+    """List ``directory`` and its sub-directories that hold an audit, by name."""
     folders = [directory, *(path.parent for path in sorted(directory.glob(f"[!.]*/{AUDIT_JSON}")))]
-    found = [folder for folder in folders if (folder / AUDIT_JSON).exists()]
-    if not found:
+    audited = [folder for folder in folders if (folder / AUDIT_JSON).exists()]
+    if not audited:
         raise GradscopeError(f"directory must hold an audit ({AUDIT_JSON}), or have sub-directories that do, got none")
-    return found
+    return audited
 
 
 def sarif_log(directories: Sequence[Path]) -> Row:
-    """The audits in ``directories`` as one SARIF log with one run."""
-    found = [_read(directory) for directory in directories]
+    """Make one SARIF log, with one run, from the audits in ``directories``."""
+    audited = [_read(directory) for directory in directories]
     artifacts: dict[str, Row] = {}
-    results = [result for one in found for result in _results(one, artifacts)]
+    results = [result for part in audited for result in _results(part, artifacts)]
     run = {
         "tool": {"driver": _driver()},
-        "invocations": [_invocation(one.manifest) for one in found],
+        "invocations": [_invocation(part.manifest) for part in audited],
         "artifacts": list(artifacts.values()),
         "results": results,
-        "properties": {"audits": [_summary(audit) for one in found for audit in one.audits]},
+        "properties": {"audits": [_summary(audit) for part in audited for audit in part.audits]},
     }
     return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
 
@@ -109,17 +109,17 @@ def _rule(identifier: str, meaning: Meaning) -> Row:
 
 
 def _invocation(manifest: Manifest) -> Row:
-    made = manifest.provenance
-    found: Row = {"executionSuccessful": manifest.complete is not False}
-    if made is not None and made.shell_command:
-        found["commandLine"] = made.shell_command
-    if made is not None and made.time:
-        found["startTimeUtc"] = made.time.replace("+00:00", "Z")
-    return found
+    origin = manifest.provenance
+    invocation: Row = {"executionSuccessful": manifest.complete is not False}
+    if origin is not None and origin.shell_command:
+        invocation["commandLine"] = origin.shell_command
+    if origin is not None and origin.time:
+        invocation["startTimeUtc"] = origin.time.replace("+00:00", "Z")
+    return invocation
 
 
 def _summary(audit: AuditOf) -> Row:
-    """What a gate reads of an audit without its checks."""
+    """Collect the facts of an audit that a gate reads, without its checks."""
     whole = audit.model_dump(mode="json", include={"checkpoint", "verdict", "causes", "claim", "budget", "threat"})
     return whole | {
         "robustAccuracy": audit.robust_accuracy.model_dump(),
@@ -145,7 +145,7 @@ def _results(one: _Audited, artifacts: dict[str, Row]) -> Iterator[Row]:
 
 
 def _findings(audit: AuditOf) -> Iterator[tuple[str, str, str, Row]]:
-    """Rule, level, message and properties of everything that speaks against an audit's robust accuracy."""
+    """Yield rule, level, message and properties of every finding against an audit's robust accuracy."""
     bound = _summary(audit)
     share = f"{_percent(audit.robust_accuracy.upper_bound)} {_interval(audit)} of {audit.robust_accuracy.n} images"
     most = f"At most {share} stay right ({audit.ball}, budget {audit.budget})."
@@ -155,13 +155,13 @@ def _findings(audit: AuditOf) -> Iterator[tuple[str, str, str, Row]]:
     if audit.verdict != NONE_FOUND:
         level = "error" if audit.blocks else "note"
         yield VERDICT, level, f"{audit.checkpoint}: {audit.verdict_and_cause}. {_sentence(audit.reason)} {most}", bound
-    for made in audit.checks:
-        if made.state == "fired" and made.id in _RULES:
-            yield made.id, "warning", f"{audit.checkpoint} ({audit.ball}): {_fired(made)}", _evidence(made)
+    for check in audit.checks:
+        if check.state == "fired" and check.id in _RULES:
+            yield check.id, "warning", f"{audit.checkpoint} ({audit.ball}): {_fired(check)}", _evidence(check)
 
 
 def _fired(made: MadeCheck) -> str:
-    """What a check that fired says: its numbers, what it saw, and what to do next."""
+    """Write the message of a check that fired: its numbers, its finding, and what to do next."""
     numbers = [f"{made.value:.3g} {made.sign} {made.threshold:.3g}"] if None not in (made.value, made.threshold) else []
     numbers += [] if made.p_value is None else [f"p = {made.p_value:.2g}"]
     said = f"{made.id} {made.name} fired and {'accuses' if made.accuses else 'does not accuse'}"
@@ -183,9 +183,9 @@ def _evidence(made: MadeCheck) -> Row:
 
 
 def _location(one: _Audited, entry: Examined, artifacts: dict[str, Row]) -> Row:
-    """Where a model is: its file, or a foreign model's weights; of a model without a file the audit that found it.
+    """Locate a model: its file, or a foreign model's weights, or else its audit.
 
-    Code scanning shows a result on a line, so it is the first, though the file is binary.
+    Code scanning shows a result on a line, so the location is line 1, although the file is binary.
     """
     file = entry.source if entry.config is not None else entry.weights
     uri = _uri(file or str(one.directory / AUDIT_JSON))
@@ -200,14 +200,14 @@ def _location(one: _Audited, entry: Examined, artifacts: dict[str, Row]) -> Row:
 
 
 def _uri(file: str) -> str:
-    """The path relative to the working directory; of a file outside of it the name alone."""
+    """Return the path relative to the working directory; for a file outside of it only the name."""
     here = Path.cwd()
     path = Path(os.path.normpath(here / file))
     return quote((path.relative_to(here) if path.is_relative_to(here) else Path(path.name)).as_posix())
 
 
 def _fingerprint(rule: str, location: Mapping[str, Any], audit: AuditOf) -> str:
-    """The same for the same finding on the same model in every run, whatever the numbers are."""
+    """Compute a fingerprint that is the same for the same finding on the same model in every run, for any numbers."""
     uri = location["physicalLocation"]["artifactLocation"]["uri"]
     whole = "\0".join((rule, uri, audit.checkpoint, audit.ball))
     return f"{hashlib.sha256(whole.encode()).hexdigest()[:16]}:1"

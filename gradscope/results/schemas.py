@@ -1,4 +1,4 @@
-"""Every CSV schema: which columns a file has, in which order, what they mean and in what unit."""
+"""Every CSV schema: the columns of each file, in order, with meaning and unit."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table; a ``later`` one is read as empty where a table was written before it existed."""
+    """One column of a table. A ``later`` column reads as empty from tables written before it was added."""
 
     name: str
     kind: Literal["text", "integer", "number"]
@@ -33,13 +33,13 @@ IDENTITY = (
     Column("dataset", "text", "data set that was attacked"),
     Column("arch", "text", "architecture"),
     Column("seed", "integer", "training seed; empty for a foreign model"),
-    Column("attack", "text", "attack along which it was measured"),
+    Column("attack", "text", "attack along which the values were measured"),
 )
 
-#: The ball that a row of STEPS or SUMMARY belongs to.
+#: The norm ball in which a row was measured.
 _BALL = (
-    Column("norm", "text", "norm of the attack's ball: linf or l2; empty where no attack had a part in it", later=True),
-    Column("epsilon", "number", "radius of that ball, pixel units; empty where there is none", later=True),
+    Column("norm", "text", "norm of the attack's ball: linf or l2; empty if no attack was involved", later=True),
+    Column("epsilon", "number", "radius of that ball, pixel units; empty if there is none", later=True),
 )
 
 STEPS = Table(
@@ -55,7 +55,7 @@ STEPS = Table(
         Column("ci_low", "number", "lower end of the 95 % interval (manifest.json names the method)"),
         Column("ci_high", "number", "upper end of the 95 % interval"),
         Column("n", "integer", "images for which the metric is defined"),
-        Column("undefined", "integer", "images for which it is not (a gradient is exactly 0)"),
+        Column("undefined", "integer", "images for which the metric is undefined (a gradient is exactly 0)"),
     ),
 )
 
@@ -83,7 +83,7 @@ SUMMARY = Table(
         *IDENTITY,
         *_BALL,
         Column("metric", "text", "name, see `gradscope list metrics`"),
-        Column("subset", "text", "point, and after a slash which images: all, correct or wrong at that point"),
+        Column("subset", "text", "point, a slash, and the images: all, correct or wrong at that point"),
         Column("unit", "text", "unit of value and interval"),
         Column("value", "number", "mean over the subset, or the value of the whole set"),
         Column("ci_low", "number", "lower end of the 95 % interval (manifest.json names the method)"),
@@ -97,13 +97,13 @@ ATTACKS = Table(
     (
         *IDENTITY,
         Column("norm", "text", "norm of the ball: linf or l2"),
-        Column("epsilon", "number", "its radius, pixel units"),
+        Column("epsilon", "number", "radius of the ball, pixel units"),
         Column("metric", "text", "name, see ATTACK_METRICS"),
         Column(
             "subset",
             "text",
-            "the denominator. all: every image, those wrong when clean or undefined too; attacked: those the attack "
-            "was run on, right when clean and, in a cascade, under every attack before it",
+            "the denominator. all: every image, including those wrong or undefined when clean; attacked: images that "
+            "the attack ran on, right when clean and, in a cascade, under every attack before it",
         ),
         Column("unit", "text", "unit of value and interval"),
         Column("value", "number", "share or mean over the subset; seconds are the sum over it"),
@@ -118,11 +118,11 @@ CURVE = Table(
     (
         *IDENTITY,
         Column("norm", "text", "norm of the distances: linf or l2"),
-        Column("epsilon", "number", "radius from which on the value holds, to that of the next row; pixel units"),
-        Column("value", "number", "robust accuracy: share of all images whose distance is larger, an upper bound"),
-        Column("ci_low", "number", "lower end of the 95 % band, which holds at all radii at once (DKW)"),
+        Column("epsilon", "number", "the value holds from this radius up to that of the next row; pixel units"),
+        Column("value", "number", "robust accuracy, an upper bound: share of all images with a larger distance"),
+        Column("ci_low", "number", "lower end of the 95 % band, simultaneous over all radii (DKW)"),
         Column("ci_high", "number", "upper end of that band"),
-        Column("n", "integer", "images, those wrong when clean too"),
+        Column("n", "integer", "images, including those wrong when clean"),
     ),
 )
 
@@ -131,21 +131,21 @@ AUDIT = Table(
     (
         *IDENTITY,
         Column("norm", "text", "norm of the ball: linf or l2"),
-        Column("epsilon", "number", "its radius, pixel units"),
-        Column("budget", "text", "what the audit could spend, see `gradscope audit --help`"),
+        Column("epsilon", "number", "radius of the ball, pixel units"),
+        Column("budget", "text", "budget of the audit, see `gradscope audit --help`"),
         Column("verdict", "text", "masking found, none found within this budget, inconclusive, or set-up invalid"),
         Column("check", "text", "short name of the check: D1 to G1"),
         Column("name", "text", "its name in words"),
         Column("state", "text", "fired, passed or abstained"),
-        Column("accuses", "integer", "1 where it fired on an outcome: alone enough for the verdict; else 0"),
-        Column("value", "number", "what it measured; nan where it abstained"),
-        Column("threshold", "number", "above which it fires (G1: below which)"),
-        Column("ci_low", "number", "lower end of its 95 % interval: Wilson of a share, Tango of a paired difference"),
-        Column("ci_high", "number", "upper end of that interval; both nan where there is none"),
-        Column("n", "integer", "images it rests on; empty where that does not say anything"),
-        Column("p_value", "number", "McNemar's exact, one-sided, adjusted over all tests (Holm); empty where none"),
-        Column("images", "text", "indices in the test set of the images it rests on, with spaces between"),
-        Column("cause", "text", "what it saw or, where it abstained, why, in a sentence"),
+        Column("accuses", "integer", "1 if it fired on an attack's outcome, which alone decides the verdict; else 0"),
+        Column("value", "number", "the value it measured; nan if it abstained"),
+        Column("threshold", "number", "it fires above this value (G1: below)"),
+        Column("ci_low", "number", "lower end of its 95 % interval: Wilson for a share, Tango for a paired difference"),
+        Column("ci_high", "number", "upper end of that interval; both nan if there is none"),
+        Column("n", "integer", "images it used; empty if their number has no meaning"),
+        Column("p_value", "number", "exact one-sided McNemar test, adjusted over all tests (Holm); empty if none"),
+        Column("images", "text", "indices in the test set of the images that are its evidence, separated by spaces"),
+        Column("cause", "text", "its finding or, if it abstained, the reason, in a sentence"),
         Column("next_step", "text", "what to do next, in a sentence"),
     ),
 )
@@ -155,18 +155,16 @@ SCALE = Table(
     (
         *IDENTITY,
         Column("norm", "text", "norm of the ball: linf or l2"),
-        Column("epsilon", "number", "its radius, pixel units"),
-        Column("temperature", "number", "what the logits were divided by before the attack saw them; 1: as given"),
-        Column(
-            "fitted", "integer", "1 where it is the temperature of least cross-entropy on these clean images, else 0"
-        ),
-        Column("steps", "integer", "steps of the attack, alike at every temperature; empty where there was none"),
+        Column("epsilon", "number", "radius of the ball, pixel units"),
+        Column("temperature", "number", "divisor of the logits that the attack sees; 1: the model's own logits"),
+        Column("fitted", "integer", "1 for the temperature of least cross-entropy on these clean images, else 0"),
+        Column("steps", "integer", "steps of the attack, the same at every temperature; empty if there was no attack"),
         Column("metric", "text", "name, see SCALE_METRICS"),
         Column("unit", "text", "unit of value"),
-        Column("value", "number", "the value; predictions of the clean images are alike at every temperature"),
-        Column("ci_low", "number", "lower end of the 95 % Wilson interval; empty of the calibration"),
+        Column("value", "number", "the value; predictions of the clean images are the same at every temperature"),
+        Column("ci_low", "number", "lower end of the 95 % Wilson interval; empty for the calibration"),
         Column("ci_high", "number", "upper end of that interval"),
-        Column("n", "integer", "images, those wrong when clean too"),
+        Column("n", "integer", "images, including those wrong when clean"),
     ),
 )
 
@@ -175,35 +173,39 @@ JUDGE = Table(
     (
         *IDENTITY,
         Column("norm", "text", "norm of the ball: linf or l2"),
-        Column("epsilon", "number", "its radius, pixel units"),
-        Column("budget", "text", "what our attacks could spend, see `gradscope judge --help`"),
+        Column("epsilon", "number", "radius of the ball, pixel units"),
+        Column("budget", "text", "budget of gradscope's own attacks, see `gradscope judge --help`"),
         Column(
             "verdict",
             "text",
             "the attack is blind, the attack is weaker, the attack is sound, invalid examples, or inconclusive",
         ),
-        Column("role", "text", "clean: the images; attack: the one on trial; ours; repair; all: everything together"),
-        Column("name", "text", "ours: its name; repair: what is done, in words"),
-        Column("part", "text", "repair: the part of the attack that is put right; else empty"),
-        Column("left", "number", "share of all images right when clean and under it; empty where it did not run"),
+        Column(
+            "role",
+            "text",
+            "clean: no attack; attack: on trial; ours: of gradscope; repair; all: all together",
+        ),
+        Column("name", "text", "ours: name of the attack; repair: the change, in words"),
+        Column("part", "text", "repair: the part of the attack that it corrects; else empty"),
+        Column("left", "number", "share of all images right when clean and under it; empty if it did not run"),
         Column("ci_low", "number", "lower end of its 95 % Wilson interval"),
         Column("ci_high", "number", "upper end of that interval"),
-        Column("n", "integer", "images; 0 where it did not run"),
-        Column("gain", "number", "what the attack on trial leaves, less what this leaves; empty where not compared"),
+        Column("n", "integer", "images; 0 if it did not run"),
+        Column("gain", "number", "`left` of the attack on trial minus `left` of this row; empty if not compared"),
         Column("gain_low", "number", "lower end of the 95 % interval of that paired difference (Tango)"),
         Column("gain_high", "number", "upper end of that interval"),
-        Column("p_value", "number", "McNemar's exact, one-sided, adjusted over ours or over the repairs (Holm)"),
-        Column("named", "integer", "1 where the verdict names the part by this repair"),
-        Column("finding", "text", "attack: why the verdict is so; repair: why it did not run; else empty"),
+        Column("p_value", "number", "exact one-sided McNemar test, adjusted over ours or over the repairs (Holm)"),
+        Column("named", "integer", "1 if the verdict names the part because of this repair"),
+        Column("finding", "text", "attack: reason for the verdict; repair: reason it did not run; else empty"),
     ),
 )
 
-#: Checks that fire below their threshold, as AUDIT says.
+#: Checks that fire below their threshold; all others fire above it.
 FIRES_BELOW = ("G1",)
-#: What an audit writes beside its tables, see :mod:`gradscope.results.audits`.
+#: The files that an audit writes beside its tables, see :mod:`gradscope.results.audits`.
 AUDIT_JSON = "audit.json"
 EXAMPLE_IMAGES = "evidence.npz"
-#: The page of a directory of results, and the folder of what a paper would include of them.
+#: The HTML page of a directory of results, and its folder of figures and tables for a paper.
 PAGE = "report.html"
 PAPER = "paper"
 
@@ -212,23 +214,23 @@ ATTACK_SAMPLES = Table(
     (
         *IDENTITY,
         Column("norm", "text", "norm of the ball: linf or l2"),
-        Column("epsilon", "number", "its radius, pixel units; empty where any radius will do"),
+        Column("epsilon", "number", "radius of the ball, pixel units; empty for attacks without a radius"),
         Column("index", "integer", "index of the image in the test set"),
         Column("label", "integer", "its class"),
-        Column("metric", "text", "accuracy: 1 where the prediction is right; distance: see ATTACK_METRICS"),
+        Column("metric", "text", "accuracy: 1 if the prediction is right, else 0; distance: see ATTACK_METRICS"),
         Column(
             "point",
             "text",
-            "clean: the image, as attack 'none'; worst: where the attack led it; nearest: the nearest point found at "
-            "any radius, 0 away where the image is wrong when clean, as far as the box allows where none was found",
+            "clean: the image, as attack 'none'; worst: the attack's result; nearest: the nearest adversarial point "
+            "at any radius (distance 0 if the image is wrong when clean, the box's reach if none was found)",
         ),
         Column("unit", "text", "unit of value"),
-        Column("value", "number", "the value; nan where undefined. An image without a row was not attacked"),
-        Column("first", "integer", "1 where this attack is the first of those run that fooled the model on the image"),
+        Column("value", "number", "the value; nan if undefined. An image without a row was not attacked"),
+        Column("first", "integer", "1 if this attack was the first to fool the model on the image, else 0"),
     ),
 )
 
-_SOURCE = Column("source", "text", "the checkpoint that the examples were made on; empty for the clean images")
+_SOURCE = Column("source", "text", "the checkpoint on which the examples were made; empty for the clean images")
 
 TRANSFER = Table(
     "transfer.csv",
@@ -236,11 +238,11 @@ TRANSFER = Table(
         _SOURCE,
         *IDENTITY,
         Column("norm", "text", "norm of the ball: linf or l2"),
-        Column("epsilon", "number", "its radius, pixel units"),
-        Column("accuracy", "number", "share of all images whose example the checkpoint, as target, gets right"),
+        Column("epsilon", "number", "radius of the ball, pixel units"),
+        Column("accuracy", "number", "share of all images whose example the target, `checkpoint`, gets right"),
         Column("ci_low", "number", "lower end of the 95 % Wilson interval"),
         Column("ci_high", "number", "upper end of the 95 % Wilson interval"),
-        Column("n", "integer", "images, those wrong when clean too"),
+        Column("n", "integer", "images, including those wrong when clean"),
     ),
 )
 
@@ -251,7 +253,7 @@ TRANSFER_SAMPLES = Table(
         *IDENTITY,
         Column("index", "integer", "index of the image in the test set"),
         Column("label", "integer", "its class"),
-        Column("metric", "text", "accuracy: 1 where the checkpoint, as target, is right"),
+        Column("metric", "text", "accuracy: 1 if the target, `checkpoint`, is right, else 0"),
         Column("point", "text", "clean: the image; final: the source's example of it"),
         Column("unit", "text", "unit of value"),
         Column("value", "number", "the value"),
@@ -261,29 +263,33 @@ TRANSFER_SAMPLES = Table(
 SIMILARITY = Table(
     "similarity.csv",
     (
-        Column("other", "text", "the checkpoint it is compared with; empty where the metric is of one checkpoint"),
+        Column("other", "text", "the checkpoint compared with; empty for a metric of one checkpoint"),
         *IDENTITY,
-        Column("metric", "text", "name, see SIMILARITY_METRICS; no scale of the logits changes it"),
+        Column("metric", "text", "name, see SIMILARITY_METRICS; independent of the scale of the logits"),
         Column("unit", "text", "unit of value and interval"),
-        Column("value", "number", "mean over the images of a cosine, median of a curvature"),
+        Column("value", "number", "over the images, the mean of a cosine or the median of a curvature"),
         Column("ci_low", "number", "lower end of the 95 % interval (manifest.json names the method)"),
         Column("ci_high", "number", "upper end of the 95 % interval"),
         Column("n", "integer", "clean images for which the metric is defined"),
-        Column("undefined", "integer", "clean images for which it is not (a gradient is exactly 0 or not finite)"),
+        Column(
+            "undefined",
+            "integer",
+            "clean images for which it is undefined (a gradient is exactly 0 or not finite)",
+        ),
     ),
 )
 
 CLAIMS = Table(
     "claims.csv",
     (
-        Column("claim", "text", "short name of the claim: C1 to C9 of the paper, H1 and on of the hypothesis about it"),
+        Column("claim", "text", "short name: C1 to C9 are the paper's claims, H1 and up our hypothesis about them"),
         Column("statement", "text", "the claim, in a sentence"),
-        Column("dataset", "text", "data set of the models; empty where the study has none"),
-        Column("arch", "text", "their architecture; empty where the study has none"),
-        Column("statistic", "text", "what was measured, in words: the difference or share that value holds"),
-        Column("direction", "text", "what the claim predicts of value: above or below a number, or not 0"),
+        Column("dataset", "text", "data set of the models; empty if the study has no such models"),
+        Column("arch", "text", "their architecture; empty if the study has no such models"),
+        Column("statistic", "text", "the difference or share in `value`, in words"),
+        Column("direction", "text", "prediction of the claim: value above or below a number, or not 0"),
         Column("unit", "text", "unit of value and interval"),
-        Column("value", "number", "the effect as measured; nan where not tested"),
+        Column("value", "number", "the measured effect; nan if not tested"),
         Column("ci_low", "number", "lower end of its 95 % interval over images"),
         Column("ci_high", "number", "upper end of that interval"),
         Column("seeds_low", "number", "lower end of the 95 % interval over seeds; nan with fewer than two"),
@@ -291,13 +297,13 @@ CLAIMS = Table(
         Column(
             "p_value",
             "number",
-            "of the paired test where there is one, adjusted over all of one data set and arch (Holm); else empty",
+            "of the paired test if there is one, adjusted over all tests of a data set and arch (Holm); else empty",
         ),
-        Column("n", "integer", "images; 0 or empty where none were compared"),
-        Column("seeds", "integer", "training seeds of each mode; 0 or empty where none were compared"),
-        Column("paper", "text", "the paper's figure; empty where it gives none"),
+        Column("n", "integer", "images; 0 or empty if none were compared"),
+        Column("seeds", "integer", "training seeds of each mode; 0 or empty if none were compared"),
+        Column("paper", "text", "the paper's number; empty if it gives none"),
         Column("verdict", "text", "supported, not supported or not tested"),
-        Column("why", "text", "why that verdict, in a sentence"),
+        Column("why", "text", "reason for the verdict, in a sentence"),
     ),
 )
 
@@ -306,23 +312,23 @@ HISTORY = Table(
     (
         Column("epoch", "integer", "epochs done, from 1"),
         Column("phase", "integer", "index of the phase, from 0"),
-        Column("loss", "number", "mean training loss, adversarial share included"),
+        Column("loss", "number", "mean training loss, including the adversarial share"),
         Column("accuracy", "number", "share of training predictions (argmax, training mode) that are right"),
-        Column("reward", "number", "mean reward of the sampled actions; empty where none are sampled"),
+        Column("reward", "number", "mean reward of the sampled actions; empty if none are sampled"),
         Column("validation_loss", "number", "mean cross-entropy on the validation images, nats"),
         Column("validation_accuracy", "number", "share of validation images that are right"),
         Column(
             "fgsm_accuracy",
             "number",
             "share of a fixed sample of the validation images right when clean and under FGSM in the ball of the "
-            "phase's adversary; empty where it has none",
+            "phase's adversary; empty if the phase has no adversary",
             later=True,
         ),
         Column("pgd_accuracy", "number", "the same under PGD of 10 steps; the gap is overfitting to FGSM", later=True),
-        Column("most_predicted", "number", "share of validation images that get the commonest prediction", later=True),
+        Column("most_predicted", "number", "share of validation images with the most frequent prediction", later=True),
         Column("learning_rate", "number", "learning rate of the last update"),
-        Column("images_per_second", "number", "training images a second, all devices"),
-        Column("seconds", "number", "seconds the epoch took, validation included"),
+        Column("images_per_second", "number", "training images per second, over all devices"),
+        Column("seconds", "number", "seconds that the epoch took, including validation"),
     ),
 )
 
@@ -336,8 +342,8 @@ LANDSCAPE = Table(
         Column(
             "way",
             "text",
-            "how it leads to another checkpoint. line: straight; aligned: straight, to its units in the order that "
-            "matches best; bezier: along a trained curve; empty elsewhere, and on planes that are not aligned",
+            "way to another checkpoint. line: straight; aligned: straight, after its units are permuted to match "
+            "best; bezier: along a trained curve; empty elsewhere, and on planes without alignment",
             later=True,
         ),
         Column("index", "integer", "index of the image in the test set; empty in weight space"),
@@ -348,13 +354,13 @@ LANDSCAPE = Table(
             "coordinate along the first direction (manifest.json names both and their unit)",
         ),
         Column("b", "number", "coordinate along the second direction; 0 on a line"),
-        Column("loss", "number", "cross-entropy in nats, in weight space the mean over the images"),
+        Column("loss", "number", "cross-entropy in nats; in weight space the mean over the images"),
         Column("margin", "number", "logit of the label minus the largest other; empty in weight space"),
         Column("predicted", "integer", "predicted class; empty in weight space"),
         Column("accuracy", "number", "share of images whose prediction is right; empty in input space"),
         Column("adversarial_loss", "number", "mean cross-entropy after an attack on the network of this point"),
         Column("adversarial_accuracy", "number", "share of images that are right after that attack"),
-        Column("custom", "number", "what --metric gave at this point; nan where it failed"),
+        Column("custom", "number", "value of the function given as --metric at this point; nan if it failed"),
     ),
 )
 
@@ -367,23 +373,23 @@ PATH = Table(
         Column(
             "walker",
             "text",
-            "input: the checkpoint whose attack walked, with --versus the attack that did; weights: what was trained",
+            "input: the checkpoint that the attack ran on, with --versus the attack; weights: the trained checkpoint",
         ),
         Column("step", "integer", "input: iterate x_t of the attack; weights: epoch"),
         Column("a", "number", "its projection onto the plane, see landscape.csv"),
-        Column("b", "number", "see a"),
+        Column("b", "number", "its projection onto the plane, see landscape.csv"),
         Column("off", "number", "its distance from the plane, in the unit of a and b"),
         Column(
             "loss",
             "number",
-            "cross-entropy there in nats, of the model that is attacked; empty in weight space",
+            "cross-entropy of the attacked model at this iterate, in nats; empty in weight space",
             later=True,
         ),
         Column(
             "gradient",
             "number",
-            "input: L2 norm of the gradient that the attack steps along, of its own loss and its sum or mean over the "
-            "batch, nats per unit pixel range; empty at the last iterate",
+            "input: L2 norm of the gradient that the attack follows (of the attack's own loss, summed or averaged "
+            "over the batch as it does), nats per unit pixel range; empty at the last iterate",
             later=True,
         ),
     ),
@@ -394,21 +400,21 @@ EPOCHS = Table(
     (
         *IDENTITY,
         *_BALL,
-        Column("epoch", "integer", "epochs of training done; 0: as the weights began"),
-        Column("metric", "text", "eigenvalue, residual or trace, see SPECTRUM_METRICS, of the Hessian; loss, accuracy"),
+        Column("epoch", "integer", "epochs of training done; 0: the initial weights"),
+        Column("metric", "text", "eigenvalue, residual or trace of the Hessian (see SPECTRUM_METRICS); loss, accuracy"),
         Column("unit", "text", "unit of value, error and interval"),
-        Column("value", "number", "the value, of the mean loss over the images or over the images"),
+        Column("value", "number", "the value: over the images, or of their mean loss for the Hessian"),
         Column("error", "number", "standard error of the trace over random vectors; else empty"),
         Column("ci_low", "number", "lower end of the 95 % interval (manifest.json names the method)"),
         Column("ci_high", "number", "upper end of that interval"),
-        Column("n", "integer", "images; of the trace random vectors"),
+        Column("n", "integer", "images; for the trace random vectors"),
     ),
 )
 
 _MATRIX = (
-    Column("space", "text", "weights: derivatives of the mean loss in the parameters; input: of each image's own loss"),
+    Column("space", "text", "weights: of the mean loss in the parameters; input: of an image's loss in the image"),
     Column("matrix", "text", "hessian or gauss-newton, see `gradscope spectrum --help`"),
-    Column("layer", "text", "weights: the module whose parameters' block it is; empty: all parameters together"),
+    Column("layer", "text", "weights: the module whose parameters form the block; empty: all parameters"),
 )
 
 SPECTRUM = Table(
@@ -420,10 +426,10 @@ SPECTRUM = Table(
         Column("metric", "text", "name, see SPECTRUM_METRICS"),
         Column("unit", "text", "unit of value, error and interval"),
         Column("value", "number", "the value; in input space the mean over the images"),
-        Column("error", "number", "its standard error, over random vectors or images; empty where there is none"),
+        Column("error", "number", "its standard error, over random vectors or images; empty if there is none"),
         Column("ci_low", "number", "lower end of the 95 % interval (manifest.json names the method)"),
         Column("ci_high", "number", "upper end of that interval"),
-        Column("n", "integer", "weights: random vectors, or 1 where none had a part in it; input: images"),
+        Column("n", "integer", "weights: random vectors, or 1 if none were used; input: images"),
     ),
 )
 
@@ -433,12 +439,12 @@ EIGENVALUES = Table(
         *IDENTITY,
         *_MATRIX,
         Column("index", "integer", "input: index of the image in the test set; weights: empty"),
-        Column("rank", "integer", "1: of largest size, of either sign"),
+        Column("rank", "integer", "1 for the eigenvalue of largest absolute value"),
         Column("value", "number", "the eigenvalue, nats per squared unit"),
         Column(
             "residual",
             "number",
-            "|H u - value u| of the unit vector u, and what rounding adds: an eigenvalue is as near as this to value",
+            "|H u - value u| for the unit vector u, plus rounding error: an eigenvalue lies within this of value",
         ),
     ),
 )
@@ -450,7 +456,7 @@ DENSITY = Table(
         *_MATRIX,
         Column("eigenvalue", "number", "nats per squared unit"),
         Column("density", "number", "density of the eigenvalues there, area 1: mean over random vectors or images"),
-        Column("ci_low", "number", "lower end of the 95 % band, point by point, at least 0"),
+        Column("ci_low", "number", "lower end of the pointwise 95 % band, at least 0"),
         Column("ci_high", "number", "upper end of that band"),
     ),
 )
@@ -473,5 +479,5 @@ BANDS = Table(
     ),
 )
 
-#: The robustness card of a directory of results.
+#: The file of the robustness card of a directory of results.
 CARD = "card.md"

@@ -1,4 +1,4 @@
-"""Tables: CSV files that are written in one step or appended to, and read with checks."""
+"""Write CSV tables atomically or append to them, and read them with checks."""
 
 import csv
 import errno
@@ -24,16 +24,16 @@ from gradscope.results.files import atomic, ensure_writable
 from gradscope.results.manifest import MANIFEST
 from gradscope.results.schemas import Table
 
-#: What is added to a table's name where it was compressed, as `gzip samples.csv` does.
+#: The suffix of a compressed table, as `gzip samples.csv` adds it.
 _COMPRESSED = ".gz"
-#: Texts that a spreadsheet may take for a formula, and texts that are escaped already. An apostrophe goes in front.
+#: Texts that a spreadsheet may run as a formula, and texts that are already escaped. Both get an apostrophe in front.
 _FORMULA = re.compile(r"'*[=+\-@\t\r].", re.DOTALL)
 
 
 def write_table(path: Path, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write ``rows`` as CSV, one at a time; None is an empty cell, NaN is ``nan``. Nothing is rounded.
+    """Write ``rows`` as CSV, one at a time. None becomes an empty cell, NaN becomes ``nan``; nothing is rounded.
 
-    A text that a spreadsheet would run as a formula begins with an apostrophe, which :func:`read_table` takes off.
+    A text that a spreadsheet would run as a formula gets an apostrophe in front, which :func:`read_table` removes.
     """
     with atomic(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, table.names, lineterminator="\n")
@@ -42,9 +42,9 @@ def write_table(path: Path, table: Table, rows: Iterable[Mapping[str, Any]]) -> 
 
 
 def append_rows(path: Path, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append ``rows`` to the CSV ``path``, which is begun with the names of the columns where it is not there.
+    """Append ``rows`` to the CSV ``path``; a new file begins with the names of the columns.
 
-    Where that fails, the file is as it was before; a disk that refuses raises :class:`GradscopeError`.
+    If writing fails, the file is restored to its former length. An OSError becomes a :class:`GradscopeError`.
     """
     ensure_writable(path.parent)
     before = path.stat().st_size if path.exists() else 0
@@ -64,7 +64,7 @@ def append_rows(path: Path, table: Table, rows: Iterable[Mapping[str, Any]]) -> 
 
 def _escaped(table: Table, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     texts = [column.name for column in table.columns if column.kind == "text"]
-    plain: set[Any] = set()  # few texts, each in many rows
+    plain: set[Any] = set()  # texts known to need no escape: few texts occur in many rows
     for row in rows:
         if not plain.issuperset(map(row.get, texts)):
             formulas = {name: f"'{row[name]}" for name in texts if _FORMULA.match(str(row.get(name, "")))}
@@ -74,50 +74,50 @@ def _escaped(table: Table, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mappin
 
 
 def find_table(path: Path) -> Path | None:
-    """Find the file of the table ``path``: NAME.csv or, compressed, NAME.csv.gz; None where neither exists."""
+    """Find the file of the table ``path``: NAME.csv or, compressed, NAME.csv.gz; None if neither exists."""
     return next((file for file in (path, path.with_name(path.name + _COMPRESSED)) if file.exists()), None)
 
 
 def find_tables(directory: Path, pattern: str = "*.csv") -> list[Path]:
-    """Find the files of the tables in ``directory`` by ``pattern``, in order of name, each as :func:`find_table`."""
+    """Find the tables in ``directory`` that match ``pattern``, plain or compressed, in order of name."""
     files = [*directory.glob(pattern), *directory.glob(pattern + _COMPRESSED)]
     names = sorted({file.name.removesuffix(_COMPRESSED) for file in files if not file.name.startswith(".")})
     return [file for name in names if (file := find_table(directory / name))]
 
 
 def file_content(path: Path) -> bytes:
-    """Read the bytes of a file, of a compressed one what it holds; :class:`GradscopeError` where it is damaged."""
+    """Read the bytes of a file, decompressed if it is compressed; raises :class:`GradscopeError` if it is damaged."""
     with _table_errors(path), _opened(path) as file:
         return file.read()
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, of a compressed one what it holds."""
+    """Compute the SHA-256 of a file's content, decompressed if it is compressed."""
     with _table_errors(path), open_file(path) as file:
         content = gzip.GzipFile(fileobj=file) if path.suffix == _COMPRESSED else file
         return hashlib.file_digest(content, "sha256").hexdigest()  # type: ignore[arg-type]  # it reads bytes
 
 
 def content_digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of what a manifest says, as it was read, but for the digests in it."""
+    """Compute the SHA-256 of a manifest's content without its own digests."""
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def tell_changes(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Warn of the files of results in ``directory`` that do not hold what the ``manifest`` says was written."""
+    """Warn of each file in ``directory`` whose SHA-256 differs from the one in ``manifest``."""
     digests = manifest.get("sha256")
     written = digests if isinstance(digests, dict) else {}
     for path in sorted(directory.iterdir()) if written else ():
         digest = written.get(path.name.removesuffix(_COMPRESSED))
-        found = content_digest(manifest) if path.name == MANIFEST else file_digest(path) if digest else None
-        if digest is not None and found != digest:
+        current = content_digest(manifest) if path.name == MANIFEST else file_digest(path) if digest else None
+        if digest is not None and current != digest:
             caution(f"{path} has changed since it was written: its SHA-256 is not that in its manifest")
 
 
 @contextmanager
 def _table_errors(path: object) -> Iterator[None]:
-    """Raise :class:`GradscopeError` in place of what reading a table within the block raises."""
+    """Turn the errors of reading a table within the block into :class:`GradscopeError`."""
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -128,7 +128,7 @@ def _table_errors(path: object) -> Iterator[None]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
-    """Open a table for reading, decompressed where it is compressed; it gives no more than the limit of a table."""
+    """Open a table, decompressed if it is compressed; reading past the size limit of tables raises OSError."""
     with open_file(path) as file:
         if path.suffix != _COMPRESSED:
             yield cast(IO[bytes], _Limited(file, path))
@@ -138,17 +138,17 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 
 class _Limited(io.RawIOBase):
-    """What ``file`` holds, and OSError where that is more than a table may have."""
+    """A reader of ``file`` that raises OSError past the size limit of tables."""
 
     def __init__(self, file: Any, path: Path) -> None:
         self.file, self.path, self.left = file, path, most("TABLE_BYTES")
 
     def readable(self) -> bool:
-        """Whether it can be read."""
+        """Return True, as io.RawIOBase asks of a readable stream."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read into ``buffer``; how many bytes."""
+        """Read bytes into ``buffer``; returns their number."""
         count: int = self.file.readinto(buffer)
         self.left -= count
         if self.left < 0:
@@ -158,7 +158,7 @@ class _Limited(io.RawIOBase):
 
 
 def read_csv(path: Path | io.BytesIO, table: Table, **options: Any) -> pd.DataFrame:
-    """Read a file that :func:`find_table` found with pandas' ``options``; :class:`GradscopeError` where that fails."""
+    """Read a file from :func:`find_table` with pandas' ``options``; raises :class:`GradscopeError` if that fails."""
     where = table.file if isinstance(path, io.BytesIO) else path
     try:
         with _table_errors(path), nullcontext(path) if isinstance(path, io.BytesIO) else _opened(path) as file:
@@ -170,22 +170,22 @@ def read_csv(path: Path | io.BytesIO, table: Table, **options: Any) -> pd.DataFr
     for name in (column.name for column in table.columns if column.kind == "text" and column.name in frame):
         plain = {text: text[1:] for text in frame[name].unique() if str(text)[:1] == "'" and _FORMULA.match(text)}
         if plain:
-            kind: Any = str(frame[name].dtype)  # of categories, not which they were
+            kind: Any = str(frame[name].dtype)  # "category" without its old categories
             frame[name] = frame[name].map(lambda text, plain=plain: plain.get(text, text)).astype(kind)
     return frame
 
 
 def read_table(path: Path, table: Table) -> pd.DataFrame:
-    """Read a CSV that :func:`write_table` wrote, also as NAME.csv.gz.
+    """Read a CSV that :func:`write_table` wrote, plain or as NAME.csv.gz.
 
-    A missing or damaged file, and a missing column, raise :class:`GradscopeError`; a column that came later than the
-    file is empty.
+    Raises :class:`GradscopeError` for a missing or damaged file, and for a missing column. A ``later`` column that the
+    file lacks is empty.
     """
     return _read(find_table(path) or path, table)
 
 
 def parse_table(content: bytes, table: Table) -> pd.DataFrame:
-    """Read the content of a CSV that :func:`write_table` wrote, with the checks of :func:`read_table`."""
+    """Parse the content of a CSV that :func:`write_table` wrote, with the checks of :func:`read_table`."""
     return _read(io.BytesIO(content), table)
 
 
@@ -203,15 +203,16 @@ def _read(path: Path | io.BytesIO, table: Table) -> pd.DataFrame:
         raise GradscopeError(f"directory: {where} lacks the columns {', '.join(missing)} of a {table.file}")
     wrong = [name for name in numbers if not frame.empty and not pd.api.types.is_numeric_dtype(frame[name])]
     if wrong:
-        raise GradscopeError(f"directory: {where} holds text where {table.file} has numbers, in {', '.join(wrong)}")
+        raise GradscopeError(f"directory: {where} must hold numbers in {', '.join(wrong)}, got text")
     for column in table.columns:
-        if column.kind == "integer" and (said := _is_no_count(frame[column.name], "empty" in column.meaning)):
-            raise GradscopeError(f"directory: {where} must have whole numbers from 0 on in {column.name}, got {said}")
+        if column.kind == "integer" and (wrong_value := _not_count(frame[column.name], "empty" in column.meaning)):
+            needed = f"must hold whole numbers from 0 in {column.name}"
+            raise GradscopeError(f"directory: {where} {needed}, got {wrong_value}")
     return frame
 
 
-def _is_no_count(values: "pd.Series[Any]", empty: bool) -> str:
-    """What among ``values`` is no whole number from 0 on, or is empty and may not be; nothing where all are."""
+def _not_count(values: "pd.Series[Any]", empty: bool) -> str:
+    """Name a value that is not a whole number from 0, or a forbidden empty cell; "" if there is none."""
     if not empty and values.isna().any():
         return "an empty cell"
     wrong = values[~values.isna() & ~((values >= 0) & (values < 2**53) & (values % 1 == 0))]

@@ -1,8 +1,8 @@
-"""How long the stages of a plan will take: from records of earlier ones on this machine, or from a timed probe.
+"""Estimate how long the stages of a plan will take: from records of earlier stages on this machine, or from a probe.
 
-Work is counted in passes of one image through the network: forward, and forward with backward. The counts follow
-from the configuration; of what they leave out (figures, loading, what a cascade spares) they are blind, so the same
-stage's record, and after it records of the same kind on the same network, come first.
+Work is counted in passes of one image through the network: forward, and forward with backward. The counts come from the
+configuration. They ignore figures, loading and the passes that a cascade saves. So the record of the same stage comes
+first, then records of the same kind of stage on the same network, then a timed probe.
 """
 
 import platform
@@ -51,15 +51,15 @@ from gradscope.training.precision import SMALL_SIDE, auto_precision
 
 Source = Literal["record", "records", "probe", "fixed"]
 
-#: What a stage takes before and after its passes: reading models and images, writing files.
+#: Seconds of a stage beside its passes: reading models and images, writing files.
 _FIXED_SECONDS = {"train": 1.0, "scale": 0.5, "measure": 3.0, "claims": 2.0, "report": 10.0}
-#: Images a pass of the probe, by device (a GPU given few waits for the next launch), and how long it repeats.
+#: Images per pass of the probe, by device (with few images a GPU waits for launches), and seconds of repetition.
 _PROBE_BATCH, _PROBE_SECONDS = {"cpu": 32, "cuda": 512}, 0.3
 
 
 @dataclass(frozen=True)
 class Passes:
-    """Passes of one image: ``forward`` alone, and ``gradient`` (forward and backward)."""
+    """Numbers of passes of one image: ``forward`` only, and ``gradient`` (forward and backward)."""
 
     forward: float = 0.0
     gradient: float = 0.0
@@ -73,9 +73,9 @@ class Passes:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds a stage is thought to take, and what they are taken from.
+    """The estimated seconds of a stage, and their source.
 
-    ``most``: it may take far less, for attacks were counted as if every image stood to the end.
+    ``most``: the stage may take far less, because attacks are counted as if every image resisted to the end.
     """
 
     seconds: float
@@ -84,29 +84,29 @@ class Estimate:
 
     @property
     def likely(self) -> float:
-        """Seconds by which stages are put in order: half of ``most``."""
+        """Seconds by which stages are ordered: half of the estimate if it is ``most``."""
         return self.seconds / 2 if self.most else self.seconds
 
 
 def work_of(plan: Plan) -> dict[str, dict[str, float]]:
-    """The passes of every stage, by network and precision: what its record keeps for later estimates."""
+    """Count the passes of every stage, by network and precision; records keep them for later estimates."""
     networks = _networks(plan)
     return {stage.label: _stage_work(stage, networks) for stage in plan.stages}
 
 
 def _networks(plan: Plan) -> dict[str, str]:
-    """Architecture and images of each model, by the label of its stage."""
-    found: dict[str, str] = {}
+    """Name architecture and images of each model, by the label of its stage."""
+    networks: dict[str, str] = {}
     for stage in plan.stages:
         if isinstance(stage.task, TrainTask):
-            found[stage.label] = network_name(stage.task.training.architecture, stage.task.images)
+            networks[stage.label] = network_name(stage.task.training.architecture, stage.task.images)
         elif stage.kind == "scale":
-            found[stage.label] = found[stage.needs[0]]
-    return found
+            networks[stage.label] = networks[stage.needs[0]]
+    return networks
 
 
 def network_name(architecture: str, images: ImageFacts) -> str:
-    """What the time of a pass depends on: ``cnn4 3x32x32 10``."""
+    """Name everything that the time of a pass depends on, such as ``cnn4 3x32x32 10``."""
     return f"{architecture} {images.channels}x{images.image_size}x{images.image_size} {images.classes}"
 
 
@@ -121,7 +121,7 @@ def _stage_work(stage: Stage, networks: Mapping[str, str]) -> dict[str, float]:
 
     if isinstance(stage.task, TrainTask):
         training = stage.task.training
-        # Small images are in float32 on every machine; what larger ones are in, the machine decides.
+        # Small images are trained in float32 on every machine; for larger ones "auto" depends on the machine.
         small = training.precision == "auto" and stage.task.images.image_size < SMALL_SIDE
         precision = "32" if small else training.precision
         add(networks[stage.label], training_passes(training, stage.task.images), precision)
@@ -138,7 +138,7 @@ def _stage_work(stage: Stage, networks: Mapping[str, str]) -> dict[str, float]:
 
 
 def training_passes(training: Training, images: ImageFacts) -> Passes:
-    """Each epoch's updates, those on adversarial images with the making of these, and its validation."""
+    """Count the passes of a training: updates, making adversarial images and updates on them, and validation."""
     train = training.train_samples or images.train
     held_out = train * training.validation_fraction
     passes = Passes(forward=float(images.test))
@@ -147,14 +147,14 @@ def training_passes(training: Training, images: ImageFacts) -> Passes:
         if phase.adversary is not None:
             shared = phase.adversary.method == "fgsm" and phase.adversary.objective == "own"
             gradients += 1.0 + (0 if shared else 1 if phase.adversary.method == "fgsm" else phase.adversary.steps)
-            # FGSM and PGD on validation images.
+            # FGSM and PGD on the validation images.
             passes += Passes(gradient=2.0 + STEPS) * min(ATTACKED, held_out) * phase.epochs
         passes += Passes(held_out, gradients * (train - held_out)) * phase.epochs
     return passes
 
 
 def measuring_passes(options: Options, images: ImageFacts, models: int) -> Passes:
-    """One model's share of a measurement of ``models``; attacks as if every image stood to the end."""
+    """Count the passes of one of ``models`` models in a measurement, as if every image resisted attacks to the end."""
     draws = options.draws if isinstance(options, Adaptive) else None
     return _passes_of_a_draw(options, images, models) * (draws or 1)
 
@@ -164,7 +164,7 @@ def _passes_of_a_draw(options: Options, images: ImageFacts, models: int) -> Pass
     if isinstance(options, AnalyzeOptions):
         return _sum(_pgd(settings) for settings in options.attacks.values()) * count
     if isinstance(options, TransferOptions):
-        # The gradient that is compared with others'; of some images the Hessian's products, each of about two passes.
+        # The gradient to compare with other models', and for some images Hessian products of about two passes each.
         bent = Passes(gradient=2.0 * PRODUCTS) * min(CURVED, count)
         return (_pgd(options.settings) + Passes(forward=models, gradient=1)) * count + bent
     if isinstance(options, LandscapeOptions):
@@ -176,19 +176,19 @@ def _passes_of_a_draw(options: Options, images: ImageFacts, models: int) -> Pass
         trained = Passes(gradient=0.0 if options.curve is None else float(options.curve_updates * CURVE_IMAGES))
         return ((Passes(forward=1) + attack) * points + Passes(gradient=60)) * count + trained
     if isinstance(options, SpectrumOptions):
-        # A product is a forward pass, its backward pass, and theirs. In input space few are needed: ranks are low.
+        # A product is a forward and a backward pass, and the backward of both. Input space has low rank: few products.
         products = (
             len(options.matrices)
             * (1 + options.probes)
             * min(options.iterations, 50 if options.space == "weights" else 20)
         )
-        made = Passes() if options.settings is None else _pgd(options.settings)
-        return (Passes(gradient=2.5 * products) + made) * count
+        attack = Passes() if options.settings is None else _pgd(options.settings)
+        return (Passes(gradient=2.5 * products) + attack) * count
     if isinstance(options, AttackOptions):
         attacks = _sum(_attack(name, options.budget) for name in options.names)
         return (attacks + Passes(forward=1)) * (count * len(options.balls.radii))
     if isinstance(options, JudgeOptions):
-        # Ours, and the attack itself with a dozen repairs, as long as ours.
+        # Our attacks, and the judged attack with a dozen repairs, each as long as one of ours.
         attacks = _sum(_attack(name, BUDGETS[options.budget].attacks) for name in ("apgd-ce", "apgd-t", "square"))
         return (attacks + Passes(gradient=15 * BUDGETS[options.budget].attacks.steps)) * count
     assert isinstance(options, AuditOptions)
@@ -222,7 +222,7 @@ def _pgd(settings: PGD) -> Passes:
 
 
 def _attack(name: str, budget: Budget) -> Passes:
-    """One attack on an image that stands to its end."""
+    """Count the passes of one attack on an image that resists to the end."""
     if name == "autoattack":
         return _sum(_attack(part, budget) for part in ("apgd-ce", "apgd-t", "fab-t", "square"))
     if name in ("square", "rays", "hop-skip-jump"):
@@ -248,9 +248,9 @@ def _sum(parts: Iterable[Passes]) -> Passes:
 
 
 class Estimator:
-    """How long stages take on ``device``; records are looked for in the studies below ``reports``.
+    """Estimates how long stages take on ``device``, with the records of the studies below ``reports``.
 
-    ``work`` is that of every stage that may be asked for, by label.
+    ``work`` holds the passes of every stage that may be estimated, by label.
     """
 
     def __init__(self, work: Mapping[str, Mapping[str, float]], reports: Path, device: str) -> None:
@@ -258,7 +258,7 @@ class Estimator:
         self._probe = _Probe(device)
 
     def estimate(self, stages: Sequence[Stage]) -> dict[str, Estimate]:
-        """About how long each of ``stages`` takes, by the records there are now."""
+        """Estimate how long each of ``stages`` takes, with the current records."""
         on_cpu = self._probe.device.type == "cpu"
         known = [
             record
@@ -266,63 +266,64 @@ class Estimator:
             if record.where.get("host") == platform.node() and (record.where.get("device") == "cpu") == on_cpu
         ]
         same = {record.name: record.seconds for record in known if record.seconds is not None}
-        found = {}
+        estimates = {}
         for stage in stages:
-            mine = self.work[stage.label]
+            work = self.work[stage.label]
             if (seconds := same.get(stage.name)) is not None:
-                found[stage.label] = Estimate(seconds, "record")
+                estimates[stage.label] = Estimate(seconds, "record")
                 continue
-            alike = [one for one in known if one.kind == stage.kind and one.seconds and _alike(stage, one, mine)]
-            unit = sum(self._probe.seconds(one.work) for one in alike) if alike else 0.0
+            of_kind = [record for record in known if record.kind == stage.kind and record.seconds]
+            similar = [record for record in of_kind if _is_similar(stage, record, work)]
+            unit = sum(self._probe.seconds(record.work) for record in similar) if similar else 0.0
             if unit:
-                spent = sum(one.seconds or 0.0 for one in alike)
-                found[stage.label] = Estimate(self._probe.seconds(mine) * spent / unit, "records")
+                spent = sum(record.seconds or 0.0 for record in similar)
+                estimates[stage.label] = Estimate(self._probe.seconds(work) * spent / unit, "records")
             else:
                 fixed = _FIXED_SECONDS.get(stage.kind, 1.0)
                 most = stage.settings.get("command") in ("attack", "audit")
-                found[stage.label] = Estimate(fixed + self._probe.seconds(mine), "probe" if mine else "fixed", most)
-        return found
+                estimates[stage.label] = Estimate(fixed + self._probe.seconds(work), "probe" if work else "fixed", most)
+        return estimates
 
 
 @dataclass(frozen=True)
 class Limit:
-    """When a run of a study has to end (``time.time()``), and how long a stage is thought to take."""
+    """The time at which a run of a study must end (``time.time()``), and the estimator of its stages."""
 
     deadline: float
     estimator: Estimator
 
     def objection(self, stage: Stage) -> str | None:
-        """Why ``stage`` cannot begin; None where it can.
+        """Say why ``stage`` cannot begin; None if it can.
 
-        A training begins where one epoch fits, for it stops after any; everything else has to end in time.
+        A training may begin if one epoch fits, because it can stop after any epoch. Every other stage must end in time.
         """
         left = max(0.0, self.deadline - time.time())
-        needed, what = self.estimator.estimate([stage])[stage.label].seconds, "it takes"
+        needed, subject = self.estimator.estimate([stage])[stage.label].seconds, "it takes"
         if isinstance(stage.task, TrainTask):
-            needed, what = needed / stage.task.training.epochs, "one epoch takes"
-        return f"{what} about {needed:.1f} s, {left:.1f} s are left" if needed > left else None
+            needed, subject = needed / stage.task.training.epochs, "one epoch takes"
+        return f"{subject} about {needed:.1f} s, {left:.1f} s are left" if needed > left else None
 
 
-def _alike(stage: Stage, record: Record, work: Mapping[str, float]) -> bool:
-    """Whether a record is of the same kind of work on the same networks, a measurement by the same command."""
+def _is_similar(stage: Stage, record: Record, work: Mapping[str, float]) -> bool:
+    """Whether a record is of the same kind of work on the same networks, and of the same command."""
     return record.work.keys() == work.keys() and record.command == stage.settings.get("command")
 
 
 def read_records(reports: Path) -> list[Record]:
-    """The records of finished stages of every study in a folder ``reports``."""
-    found = []
+    """Read the records of finished stages of every study in the folder ``reports``."""
+    records = []
     for path in sorted(chain(reports.glob(f"*/{FOLDER}/*.json"), reports.glob(f"{FOLDER}/*.json"))):
         try:
             record = Record.model_validate_json(read_bytes(path))
         except (OSError, ValueError):
             continue
         if record.state == "done":
-            found.append(record)
-    return found
+            records.append(record)
+    return records
 
 
 class _Probe:
-    """Seconds of passes, each kind timed once, when it is first asked for."""
+    """Times passes; each kind is timed once, when first needed."""
 
     def __init__(self, device: str) -> None:
         self.device = resolve_device(device)
@@ -339,7 +340,7 @@ class _Probe:
         return self._timed[key]
 
     def _time(self, network: str, *, gradient: bool, precision: str) -> float:
-        """Seconds an image of one pass in batches that fit the memory, in a training's ``precision``."""
+        """Time one pass per image, in batches that fit the memory, in a training's ``precision``; seconds."""
         architecture, shape, classes = network.split(" ")
         channels, size, _ = (int(part) for part in shape.split("x"))
         rounded = precision == "bf16" or (precision == "auto" and auto_precision(self.device, size) == "bf16")
@@ -347,7 +348,7 @@ class _Probe:
             model = build(ModelSpec(architecture, int(classes), channels, size, (0.5,), (0.5,))).to(self.device).eval()
 
         def per_image(batch: int) -> float:
-            """The median of a few passes, after one to warm up."""
+            """Return the median of a few passes, after one to warm up."""
             with seeded(0, "probe images"):
                 images = torch.rand(batch, channels, size, size, device=self.device)
             images = images.contiguous(memory_format=torch.channels_last) if rounded else laid_out(images)
@@ -372,5 +373,5 @@ class _Probe:
             return halving(per_image, _PROBE_BATCH[self.device.type])
         except RuntimeError as error:
             raise GradscopeError(
-                f"device: {self.device} does not run {architecture}: {error}".splitlines()[0]
+                f"device: {architecture} must run on {self.device}, it raised: {error}".splitlines()[0]
             ) from None

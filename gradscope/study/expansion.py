@@ -1,7 +1,7 @@
-"""A recipe taken apart: every model and measurement of a study by name.
+"""Expand a recipe: every model and measurement of a study by name.
 
-Whatever does not fit together is refused here, before anything runs; what needs the images (the presets depend on
-their size) is resolved in :mod:`gradscope.study.plan`.
+Contradictions in the recipe are refused here, before anything runs. :mod:`gradscope.study.plan` resolves what needs the
+images, such as the presets, which depend on their size.
 """
 
 import re
@@ -24,20 +24,20 @@ from gradscope.training.options import TrainingOptions
 from gradscope.training.phases import MODES
 from gradscope.validation import Config
 
-#: What becomes part of a file's name.
+#: A name that may become part of a file's name.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-#: What a study writes itself beside its measurements.
+#: The names that a study itself writes beside its measurements.
 _RESERVED = ("figures", "tables", "paper", "manifest.json", "claims.csv", "report.html")
-#: Keys of a measurement that are not the command's options.
+#: The keys of a measurement that are not options of its command.
 _MEASURE_KEYS = ("name", "command", "models")
 
 
 @dataclass(frozen=True)
 class StudyModel:
-    """One checkpoint of a study; ``label`` is its file's stem and what results call it.
+    """One checkpoint of a study; ``label`` is its file's stem and its name in the results.
 
-    It is trained in ``mode``, from fresh weights or those of the model labelled ``of``; where there is a ``factor``,
-    it is the model ``of`` with its logits multiplied.
+    It is trained in ``mode``, from new weights or those of the model labelled ``of``. With a ``factor`` it is the model
+    ``of`` with its logits multiplied.
     """
 
     name: str
@@ -53,7 +53,7 @@ class StudyModel:
 
 @dataclass(frozen=True)
 class PlannedMeasurement:
-    """One directory of results: a command over models, ``surrogates`` and the like by role."""
+    """One directory of results: a command on ``models``; ``others`` holds models in other roles, such as surrogates."""
 
     name: str
     command: str
@@ -65,7 +65,7 @@ class PlannedMeasurement:
 
 @dataclass(frozen=True)
 class Study:
-    """A recipe taken apart: every model and measurement there is, by name."""
+    """An expanded recipe: every model and measurement, by name."""
 
     name: str
     recipe: Recipe
@@ -74,7 +74,7 @@ class Study:
     foreign: Mapping[str, ForeignModel] = field(default_factory=dict)
 
     def source(self, data: str) -> Data:
-        """Where the images of a data set of the recipe come from."""
+        """Return the source of the images of one of the recipe's data sets."""
         return self.recipe.data[data]
 
 
@@ -85,12 +85,12 @@ def read_study(
     seeds: Sequence[int] | None = None,
     data_root: Path | None = None,
 ) -> Study:
-    """The study whose recipe is in ``path``; see :func:`gradscope.study.recipe.read_recipe`."""
+    """Read the recipe in ``path`` and expand it; see :func:`gradscope.study.recipe.read_recipe`."""
     return expand(path.stem, read_recipe(path, settings=settings, seeds=seeds, data_root=data_root))
 
 
 def expand(name: str, recipe: Recipe) -> Study:
-    """Every model and measurement of ``recipe``; names that do not fit together raise :class:`GradscopeError`."""
+    """Expand ``recipe`` to every model and measurement; raises :class:`GradscopeError` for names that do not fit."""
     _check_names(name, recipe)
     trained = [*_grid_models(recipe), *_named_models(recipe)]
     _require_distinct([model.label for model in trained], "models")
@@ -102,26 +102,24 @@ def expand(name: str, recipe: Recipe) -> Study:
     measurements = list(_measurements(recipe, [*ordered, *foreign]))
     _require_distinct([*_RESERVED, *(measurement.name for measurement in measurements)], "measure")
     if not models and not foreign:
-        raise GradscopeError(
-            "grid.modes: a recipe needs modes in its grid, a table [models.NAME] or [foreign.NAME], got none"
-        )
+        raise GradscopeError("grid.modes must be given, or a table [models.NAME] or [foreign.NAME], got none")
     return Study(name, recipe, tuple(ordered), tuple(measurements), recipe.foreign)
 
 
 def _check_names(name: str, recipe: Recipe) -> None:
-    """Every name in the recipe is known, usable in a file's name, and there once."""
+    """Raise :class:`GradscopeError` unless every name in the recipe is known, unique and usable in a file's name."""
     for key, names in {
         "RECIPE": [name],
         "data": recipe.data,
         "models": recipe.models,
         "foreign": recipe.foreign,
-        "measure": [one["name"] for one in recipe.measure if isinstance(one.get("name"), str)],
+        "measure": [table["name"] for table in recipe.measure if isinstance(table.get("name"), str)],
     }.items():
-        for one in names:
-            if not _NAME.fullmatch(one):
+        for entry in names:
+            if not _NAME.fullmatch(entry):
                 raise GradscopeError(
-                    f"{key}: letters, digits, '.', '_', '+' and '-' are allowed in a name, which begins with a letter "
-                    f"or digit, got {one!r}"
+                    f"{key}: names must consist of letters, digits, '.', '_', '+' and '-' and begin with a letter "
+                    f"or digit, got {entry!r}"
                 )
     for key, data in recipe.data.items():
         lookup(DATASETS, data.dataset, f"data.{key}.dataset")
@@ -133,10 +131,12 @@ def _check_names(name: str, recipe: Recipe) -> None:
         lookup(dict.fromkeys(recipe.grid.modes), mode, "modes")
     for key, model in recipe.models.items():
         if key in recipe.grid.modes:
-            raise GradscopeError(f"models.{key}: the grid has a model of this name; they would write one file")
+            raise GradscopeError(
+                f"models.{key}: the name must differ from the modes of the grid, as both would write the same file"
+            )
         _check_grid(f"models.{key}", recipe, model.data or (), model.architectures or (), model.seeds or ())
         if model.mode is None and model.phases is None:
-            raise GradscopeError(f"models.{key}: mode or phases are needed, got neither")
+            raise GradscopeError(f"models.{key}: mode or phases must be given, got neither")
         if model.mode is not None and model.phases is None:
             lookup(MODES, model.mode, f"models.{key}.mode")
         if model.start is not None:
@@ -151,8 +151,8 @@ def _check_grid(
         lookup(recipe.data, name, f"{key}.data")
     for name in architectures:
         lookup(ARCHITECTURES, name, f"{key}.architectures")
-    for what, values in (("data", data), ("architectures", architectures), ("seeds", seeds)):
-        _require_distinct(values, f"{key}.{what}")
+    for name, values in (("data", data), ("architectures", architectures), ("seeds", seeds)):
+        _require_distinct(values, f"{key}.{name}")
 
 
 def _require_no_cycle(models: Mapping[str, NamedModel]) -> None:
@@ -161,23 +161,23 @@ def _require_no_cycle(models: Mapping[str, NamedModel]) -> None:
         while (start := models[chain[-1]].start if chain[-1] in models else None) is not None:
             chain.append(start)
             if start == first:
-                raise GradscopeError(f"models.{first}.from: a cycle is not allowed, got {' from '.join(chain)}")
+                raise GradscopeError(f"models.{first}.from must not form a cycle, got {' from '.join(chain)}")
             if start in chain[:-1]:
-                break  # A cycle that this one only leads to; it is named from within.
+                break  # a cycle without `first`; the loop reports it for a model in the cycle
 
 
 def _require_distinct(names: Sequence[object], key: str) -> None:
-    """No name twice, nor two that a file system without capitals would take for one."""
+    """Raise :class:`GradscopeError` if two names are equal, also on a file system that ignores case."""
     seen: set[str] = set()
     for name in names:
         plain = str(name).casefold()
         if plain in seen:
-            raise GradscopeError(f"{key}: {name!r} is there twice; two entries would write one file")
+            raise GradscopeError(f"{key}: names must be distinct, got {name!r} twice; both would write the same file")
         seen.add(plain)
 
 
 def _label(recipe: Recipe, data: str, architecture: str | None, name: str, seed: int) -> str:
-    """The name and the seed, behind what the recipe has more than one of."""
+    """Make a model's label: its name and seed, with data set and architecture in front if the recipe has several."""
     several_data, several_architectures = len(_all_data(recipe)) > 1, len(_all_architectures(recipe)) > 1
     parts = [data] * several_data + [architecture or "preset"] * several_architectures
     return "-".join([*parts, name, f"s{seed}"])
@@ -232,14 +232,16 @@ def _scaled_models(recipe: Recipe, trained: Sequence[StudyModel]) -> Iterator[St
 
 
 def _in_order(models: Sequence[StudyModel]) -> list[StudyModel]:
-    """The models, each after the one it is made of; one that is made of none there is raises GradscopeError."""
+    """Order the models, each after the one it is made from; raises GradscopeError if that one does not exist."""
     known = {model.label: model for model in models}
     placed: dict[str, StudyModel] = {}
 
     def place(model: StudyModel) -> None:
         if model.of is not None and model.of not in placed:
             if model.of not in known:
-                raise GradscopeError(f"models.{model.name}.from: there is no {model.of!r} for {model.label!r}")
+                raise GradscopeError(
+                    f"models.{model.name}.from: {model.label!r} needs {model.of!r}, which does not exist"
+                )
             place(known[model.of])
         placed.setdefault(model.label, model)
 
@@ -249,23 +251,23 @@ def _in_order(models: Sequence[StudyModel]) -> list[StudyModel]:
 
 
 def choose_models(models: Sequence[StudyModel], patterns: Sequence[str], key: str) -> list[StudyModel]:
-    """The models whose name or label one of ``patterns`` matches, ``!pattern`` taking some out again.
+    """Choose the models whose name or label matches one of ``patterns``; ``!pattern`` removes matches.
 
-    Each pattern that puts some in has to match one; else :class:`GradscopeError` says which names there are.
+    Raises :class:`GradscopeError` with the known names if a pattern that adds models matches none.
     """
     chosen: dict[str, StudyModel] = {}
     for pattern in patterns:
         plain = pattern.removeprefix("!")
-        found = [one for one in models if fnmatchcase(one.name, plain) or fnmatchcase(one.label, plain)]
-        if not found and plain == pattern:
-            raise unknown_name(key, pattern, dict.fromkeys(one.name for one in models))
-        for one in found:
+        matches = [model for model in models if fnmatchcase(model.name, plain) or fnmatchcase(model.label, plain)]
+        if not matches and plain == pattern:
+            raise unknown_name(key, pattern, dict.fromkeys(model.name for model in models))
+        for model in matches:
             if pattern.startswith("!"):
-                chosen.pop(one.label, None)
+                chosen.pop(model.label, None)
             else:
-                chosen[one.label] = one
+                chosen[model.label] = model
     if not chosen:
-        raise GradscopeError(f"{key}: at least one model is needed, got none of {', '.join(patterns)}")
+        raise GradscopeError(f"{key} must choose at least one model, got none for {', '.join(patterns)}")
     return list(chosen.values())
 
 
@@ -273,14 +275,14 @@ def _measurements(recipe: Recipe, models: Sequence[StudyModel]) -> Iterator[Plan
     for number, table in enumerate(recipe.measure):
         command = table.get("command")
         if not isinstance(command, str):
-            raise GradscopeError(f"measure.{number}.command: one of {', '.join(COMMANDS)} is needed, got {command!r}")
+            raise GradscopeError(f"measure.{number}.command must be one of {', '.join(COMMANDS)}, got {command!r}")
         options_type = lookup(COMMANDS, command, f"measure.{number}.command")
         heading = _MeasureHeading.parse({key: table[key] for key in _MEASURE_KEYS if key in table})
         name = heading.name or command
         key = f"measure {name}"
         _require_known_keys(key, table, options_type)
         try:
-            options = options_type.parse({one: value for one, value in table.items() if one not in _MEASURE_KEYS})
+            options = options_type.parse({name: value for name, value in table.items() if name not in _MEASURE_KEYS})
         except GradscopeError as error:
             raise GradscopeError(f"{key}: {error}") from None
         yield from _one_for_each_data_set(name, command, heading.models, options, models)
@@ -301,7 +303,7 @@ def _require_known_keys(key: str, table: Mapping[str, Any], options: type[Option
 def _one_for_each_data_set(
     name: str, command: str, patterns: Sequence[str] | None, options: Options, models: Sequence[StudyModel]
 ) -> Iterator[PlannedMeasurement]:
-    """A directory for the models of each data set: commands that compare models want them on the same images."""
+    """Yield a measurement for the models of each data set, because a command compares models on the same images."""
     trained = [model for model in models if model.factor is None]
     chosen = trained if patterns is None else choose_models(models, patterns, f"measure {name}: models")
     data_sets = list(dict.fromkeys(model.data for model in chosen))
@@ -311,9 +313,9 @@ def _one_for_each_data_set(
             role: tuple(model.label for model in choose_models(own, named, f"measure {name}: {role}"))
             for role, named in options.others.items()
         }
-        for role, found in others.items():
-            if isinstance(getattr(options, role), str) and len(found) != 1:
-                raise GradscopeError(f"measure {name}: {role} must be one model, got {', '.join(found)}")
+        for role, names in others.items():
+            if isinstance(getattr(options, role), str) and len(names) != 1:
+                raise GradscopeError(f"measure {name}: {role} must be one model, got {', '.join(names)}")
         labels = tuple(model.label for model in chosen if model.data == data)
         try:
             options.check(len(labels))

@@ -1,4 +1,4 @@
-"""The manifest of a study: the recipe as it was resolved, the plan, and what came of every stage."""
+"""Write the manifest of a study: the resolved recipe, the plan, and the state of every stage."""
 
 import json
 from pathlib import Path
@@ -14,15 +14,15 @@ from gradscope.study.plan import Plan
 from gradscope.study.runner import Ended
 from gradscope.study.state import Places
 
-#: What may differ in two manifests that say the same: whence they were written.
+#: Keys that do not count when two manifests are compared.
 _CIRCUMSTANCES = ("engine", "provenance")
 
 
 def write_manifest(plan: Plan, places: Places, ended: Ended, *, engine: str, device: str) -> None:
-    """Write what is planned and what has become of it; ``complete`` where nothing is missing.
+    """Write the plan and the state of its stages; ``complete`` means that nothing is missing.
 
-    Stages that are made from the manifest are not in it. One that says the same already is left as it is, so that what
-    was made from it stays intact.
+    The manifest omits stages that read it. If the file already has the same content, it is not rewritten, so that the
+    stages that read it stay valid.
     """
     stages = []
     for stage in plan.stages:
@@ -79,12 +79,12 @@ def write_manifest(plan: Plan, places: Places, ended: Ended, *, engine: str, dev
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What lies there; nothing where it is damaged or not there."""
+    """Read the manifest in ``path``; {} if it is missing or damaged."""
     try:
-        found = parse_json(read_bytes(path))
+        content = parse_json(read_bytes(path))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _decisive(content: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The tasks that make models: training one, and multiplying the logits of one."""
+"""The tasks that make models: train a model, and multiply the logits of a model."""
 
 import shutil
 from collections.abc import Iterator
@@ -22,16 +22,16 @@ from gradscope.training.runs import run_training
 
 
 class _ModelTask(Task):
-    """A checkpoint, its history, and the weights after each epoch where they are kept."""
+    """A task that writes a checkpoint, its history, and the weights after each epoch if they are kept."""
 
     def files(self, out: Path) -> Iterator[Path]:
-        """What is there of a model."""
+        """List the model's existing files."""
         yield from (path for path in (out, _history(out)) if path and path.exists())
         if epochs_folder(out).is_dir():
             yield from sorted(epochs_folder(out).glob("[!.]*.pt"))
 
     def remove(self, out: Path) -> None:
-        """Remove it, and the state of an unfinished run."""
+        """Remove the model's files, and the state of an unfinished run."""
         for path in (state_path(out), *self.files(out)):
             path.unlink(missing_ok=True)
         if epochs_folder(out).is_dir():
@@ -40,7 +40,7 @@ class _ModelTask(Task):
 
 @dataclass(frozen=True)
 class TrainTask(_ModelTask):
-    """A model to be trained, as it is resolved; from the weights of the model ``start`` where it is given."""
+    """Train a model with a resolved configuration, from the weights of the model ``start`` if given."""
 
     kind = "train"
 
@@ -81,28 +81,27 @@ class TrainTask(_ModelTask):
         return trained.chance
 
     def adopts(self, job: Job) -> bool:
-        """A checkpoint that is whole and of this very configuration: of a run that was killed just after it."""
+        """Whether a complete checkpoint of this exact configuration exists, from a run killed just after writing it."""
         if not job.out.exists() or state_path(job.out).exists() or not _history(job.out):
             return False
         try:
-            found = load(job.out)
+            checkpoint = load(job.out)
         except GradscopeError:
             return False
         training = self.training
         if self.start is not None:
             initial = job.inputs[job.places.place(job.checkpoint(self.start))]
             training = training.model_copy(update={"initial": initial})
-        if training.precision == "auto":  # where it was trained, it meant what the checkpoint says
-            training = training.model_copy(update={"precision": found.config.get("precision")})
-        same_images = found.data_fingerprint == self.images.read().train.fingerprint
-        return (
-            found.config == training.model_dump(mode="json") and len(found.history) == training.epochs and same_images
-        )
+        if training.precision == "auto":  # the checkpoint holds its resolved value
+            training = training.model_copy(update={"precision": checkpoint.config.get("precision")})
+        same_images = checkpoint.data_fingerprint == self.images.read().train.fingerprint
+        same_config = checkpoint.config == training.model_dump(mode="json")
+        return same_config and len(checkpoint.history) == training.epochs and same_images
 
 
 @dataclass(frozen=True)
 class ScaleTask(_ModelTask):
-    """A model whose logits are multiplied; ``name`` is what it is called."""
+    """Multiply the logits of the model ``source``; ``name`` is the name of the copy."""
 
     kind = "scale"
 
@@ -112,7 +111,7 @@ class ScaleTask(_ModelTask):
     factor: float | str
 
     def run(self, job: Job, *, resume: bool) -> str:
-        """Multiply, by the factor that calibrates where it is to be found."""
+        """Multiply the logits; "calibrated" finds the factor on the validation images."""
         source, factor = load(job.checkpoint(self.source)), self.factor
         if factor == CALIBRATED:
             train = self.images.read().train
@@ -126,12 +125,12 @@ class ScaleTask(_ModelTask):
         return f"logits of {self.source} times {float(factor):.4g}"
 
     def adopts(self, job: Job) -> bool:
-        """A copy of this name, which costs nothing to make anew."""
+        """Whether a copy of this name exists, which may be replaced, as making it costs nothing."""
         try:
-            found = load(job.out)
+            checkpoint = load(job.out)
         except GradscopeError:
             return False
-        return found.mode == self.name and "logit_factor" in found.config
+        return checkpoint.mode == self.name and "logit_factor" in checkpoint.config
 
 
 def _history(out: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""In which order stages that can run side by side are best begun, and how long all of them take then."""
+"""Order stages that can run at the same time, and estimate how long all of them take."""
 
 from collections.abc import Mapping, Sequence
 from heapq import heapreplace
@@ -7,7 +7,7 @@ from gradscope.study.tasks import Stage
 
 
 def seconds_ahead(stages: Sequence[Stage], seconds: Mapping[str, float]) -> dict[str, float]:
-    """Of each stage the seconds from its begin to the end of the last that depends on it, were there no others."""
+    """Compute each stage's critical path: seconds from its start to the end of the last stage that depends on it."""
     ahead = {stage.label: seconds.get(stage.label, 0.0) for stage in stages}
     for stage in reversed(stages):
         for need in stage.needs:
@@ -16,7 +16,7 @@ def seconds_ahead(stages: Sequence[Stage], seconds: Mapping[str, float]) -> dict
 
 
 def span(stages: Sequence[Stage], seconds: Mapping[str, float], slots: int) -> float:
-    """Seconds in which ``stages`` end, ``slots`` at a time; one that has no ``seconds`` is done."""
+    """Estimate the seconds in which ``stages`` finish, ``slots`` at a time; a stage without ``seconds`` is done."""
     ahead = seconds_ahead(stages, seconds)
     ends: dict[str, float] = {}
     free = [0.0] * slots
@@ -27,7 +27,7 @@ def span(stages: Sequence[Stage], seconds: Mapping[str, float], slots: int) -> f
             for stage in waiting
             if ends.keys() >= set(stage.needs)
         }
-        label = min(begins, key=lambda one: (begins[one], -ahead[one]))
+        label = min(begins, key=lambda label: (begins[label], -ahead[label]))
         waiting = [stage for stage in waiting if stage.label != label]
         if label in seconds:
             ends[label] = begins[label] + seconds[label]

@@ -1,9 +1,9 @@
-"""The plan of a study: every stage, named by the content of what it depends on.
+"""Plan a study: every stage, named by the content of everything it depends on.
 
-A stage's name is a digest of its resolved configuration, the images it is made from, the names of the stages it
-needs, and gradscope's version. Equal names stand for equal results to rounding, wherever and whenever they are made;
-what changes in a recipe changes the names of what depends on it, and of nothing else. Torch's version is recorded with
-the stage, not part of its name: a GPU's results and a CPU's go together.
+A stage's name is a digest of its resolved configuration, its images, the names of the stages it needs, and gradscope's
+version. Stages with equal names give equal results, up to rounding, at any place and time. A change in a recipe changes
+the names of the stages that depend on it, and no others. Torch's version is in the stage's record but not in its name,
+so that results of a GPU and of a CPU can be combined.
 """
 
 import hashlib
@@ -31,7 +31,10 @@ from gradscope.training.options import TrainOptions
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages, each after those it needs; ``absent``: why images are missing, and what is left out for that."""
+    """All stages, each after those it needs.
+
+    ``absent`` gives the reason for each data set whose images are missing, ``left_out`` the stages left out for that.
+    """
 
     study: Study
     stages: tuple[Stage, ...]
@@ -41,14 +44,14 @@ class Plan:
 
 
 def train_label(model: str) -> str:
-    """The stage that makes a model."""
+    """Return the label of the stage that makes a model."""
     return f"model-{model}"
 
 
 def make_plan(study: Study, *, download: bool = False, with_report: bool = True, trust_code: bool = False) -> Plan:
-    """Resolve every model on its images. Images that are missing leave out what needs them, unless all are.
+    """Resolve every model on its images; if the images of a data set are missing, leave out the stages that need them.
 
-    What no run could do raises :class:`GradscopeError`.
+    Raises :class:`GradscopeError` if all images are missing, and for everything that no run could do.
     """
     images, absent = _look_for_images(study, download)
     stages: dict[str, Stage] = {}
@@ -72,17 +75,17 @@ def make_plan(study: Study, *, download: bool = False, with_report: bool = True,
     if not with_report:
         stages.pop("report", None)
     left_out = [train_label(model.label) for model in study.models if model.data in absent]
-    left_out += [f"measure-{one.name}" for one in study.measurements if one.data in absent]
+    left_out += [f"measure-{measurement.name}" for measurement in study.measurements if measurement.data in absent]
     return Plan(study, tuple(stages.values()), images, absent, tuple(left_out))
 
 
 def _look_for_images(study: Study, download: bool) -> tuple[dict[str, ImageFacts], dict[str, str]]:
-    """What is known of each data set that a model is trained on, and why the others are missing."""
+    """Load the facts of each data set, and the reasons why the others are missing."""
     images: dict[str, ImageFacts] = {}
     absent: dict[str, str] = {}
     names = [model.data for model in study.models] + [measurement.data for measurement in study.measurements]
     for name in dict.fromkeys(names):
-        # Kept in checkpoints and sent to other machines, so it must hold in any working directory.
+        # Saved in checkpoints and sent to other machines, so it must be valid in any working directory.
         source = in_any_directory(study.source(name))
         try:
             images[name] = ImageFacts.of(source, sources.load(source, download=download))
@@ -108,17 +111,17 @@ def _model_stage(model: StudyModel, images: ImageFacts, resources: Resources, st
         decisive = training.model_dump(mode="json")
         del decisive["data"]["data_root"]
         settings = {"training": decisive, "images": images.fingerprint, "keep_epochs": task.keep_epochs}
-        if resources.devices > 1:  # each has dropout and, on a CPU, batch norm of its own
+        if resources.devices > 1:  # each has its own dropout and, on a CPU, its own batch norm
             settings["devices"] = resources.devices
     place = f"{CHECKPOINTS}/{model.label}.pt"
     return _stage(train_label(model.label), place, needs, settings, task, resources, stages)
 
 
 def _resolve(model: StudyModel, images: ImageFacts) -> Training:
-    """The whole configuration of a model's training; its mode is called what the model is called."""
-    which = {"mode": model.mode, "architecture": model.architecture, "seed": model.seed}
+    """Resolve the configuration of a model's training; its mode gets the name of the model."""
+    chosen = {"mode": model.mode, "architecture": model.architecture, "seed": model.seed}
     try:
-        training = TrainOptions(**model.options.model_dump(), **which).resolved(images.source, images.image_size)
+        training = TrainOptions(**model.options.model_dump(), **chosen).resolved(images.source, images.image_size)
         lookup(ARCHITECTURES, training.architecture, "architecture")
         ModelSpec(training.architecture, images.classes, images.channels, images.image_size, (0.5,), (0.5,))
     except GradscopeError as error:
@@ -164,13 +167,13 @@ def _measure_stage(
 def _normalisation(
     measurement: PlannedMeasurement, foreign: Mapping[str, ForeignModel], *, trust_code: bool
 ) -> ForeignOptions:
-    """What is said of the foreign models of a measurement; what no run could load raises :class:`GradscopeError`."""
+    """Collect the options of a measurement's foreign models; raises :class:`GradscopeError` if one cannot be loaded."""
     models = list(foreign.values())
     both = {(model.mean, model.std) for model in models}
     if len(both) > 1:
         raise GradscopeError(
-            f"measure {measurement.name}: foreign models must have one mean and std, got {len(both)}; "
-            "measure them in separate measurements"
+            f"measure {measurement.name}: foreign models must share one mean and std, got {len(both)}; "
+            "use separate measurements"
         )
     mean, std = next(iter(both), (None, None))
     weights = tuple(model.weights for model in models if model.weights is not None)
@@ -182,15 +185,15 @@ def _normalisation(
 
 
 def _facts(model: ForeignModel) -> dict[str, Any]:
-    """What decides a foreign model's numbers."""
+    """Collect everything that determines a foreign model's results."""
     weights = None if model.weights is None else hashlib.sha256(model.weights.read_bytes()).hexdigest()
     return {"model": model.model, "weights": weights, "mean": plain(model.mean), "std": plain(model.std)}
 
 
 def _by_measurement(stages: Mapping[str, Stage]) -> dict[str, Stage]:
-    """The measurements as the recipe has them, each after the models that it needs; then the other models.
+    """Order the measurements as in the recipe, each after the models it needs; then the other models.
 
-    So the results that the recipe names first come first, before the models of later ones are trained.
+    So the results that the recipe names first are ready before the models of later ones are trained.
     """
     ordered: dict[str, Stage] = {}
 
@@ -205,7 +208,7 @@ def _by_measurement(stages: Mapping[str, Stage]) -> dict[str, Stage]:
 
 
 def _add_conclusions(stages: dict[str, Stage], resources: Resources) -> None:
-    """Claims and report, where anything is measured; neither needs a GPU."""
+    """Add the stages of claims and report if anything is measured; neither needs a GPU."""
     measured = [stage for stage in stages.values() if stage.kind == "measure"]
     if not measured:
         return
@@ -219,19 +222,19 @@ def _add_conclusions(stages: dict[str, Stage], resources: Resources) -> None:
 
 
 def _require_images(measurement: PlannedMeasurement, images: ImageFacts) -> None:
-    """As many test images as are asked for; to find that out after days of training would be late."""
+    """Check now, not after days of training, that there are enough test images; raises GradscopeError if not."""
     for name in ("samples", "images"):
         count = getattr(measurement.options, name, None)
         if count is not None and not 1 <= count <= images.test:
             raise GradscopeError(
-                f"measure {measurement.name}: {name}: 1 to {images.test} is allowed, {images.name} has so many test "
-                f"images, got {count}"
+                f"measure {measurement.name}: {name} must be from 1 to {images.test} ({images.name} has {images.test} "
+                f"test images), got {count}"
             )
     for index in getattr(measurement.options, "index", ()):
         if not 0 <= index < images.test:
             raise GradscopeError(
-                f"measure {measurement.name}: index: 0 to {images.test - 1} is allowed, {images.name} ends there, "
-                f"got {index}"
+                f"measure {measurement.name}: index must be from 0 to {images.test - 1} ({images.name} has "
+                f"{images.test} test images), got {index}"
             )
 
 

@@ -1,8 +1,8 @@
-"""Recipes: a study as a TOML file. Which models are trained, and what is measured on them.
+"""Read recipes: a study as a TOML file with the models to train and the measurements on them.
 
-A recipe is a grid (data x architecture x mode x seed) of models, named models beside it, models whose logits are
-scaled, and measurements over models chosen by pattern. Its keys and values are checked here; whether its names fit
-together in :mod:`gradscope.study.expansion`.
+A recipe consists of a grid (data x architecture x mode x seed) of models, named models beside it, models with scaled
+logits, and measurements of models chosen by pattern. This module checks keys and values;
+:mod:`gradscope.study.expansion` checks that the names fit together.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from gradscope.validation import Config, FilePath
 
 CALIBRATED: Literal["calibrated"] = "calibrated"
 
-#: What logits are multiplied by: a number, or what calibrates them.
+#: The factor of the logits: a number, or "calibrated" for the one that calibrates them.
 Factor = Annotated[float, Field(gt=0)] | Literal["calibrated"]
 
 
 class ModelGrid(Config):
-    """One model for every data set, architecture, mode and seed; no architecture is that of the preset."""
+    """One model for every data set, architecture, mode and seed; without ``architectures``, the preset's is used."""
 
     data: Names = ("digits",)
     architectures: Names = ()
@@ -33,10 +33,10 @@ class ModelGrid(Config):
 
 
 class NamedModel(TrainingOptions):
-    """A model beside the grid, for each of the grid's data sets, architectures and seeds or those it names itself.
+    """A model beside the grid, for each data set, architecture and seed of its own or else of the grid.
 
-    ``mode`` is a preset, or any label where ``phases`` are given. ``start`` (in the file: ``from``) is the model
-    whose weights it begins with.
+    ``mode`` is a preset, or any label if ``phases`` are given. ``start`` (in the file: ``from``) is the model whose
+    weights it begins with.
     """
 
     mode: str | None = None
@@ -49,8 +49,8 @@ class NamedModel(TrainingOptions):
 class ForeignModel(Config):
     """A model trained elsewhere, which is measured but not trained.
 
-    ``model``: as a command's CKPT, such as ``torchvision:resnet18``; its code runs only where the study is told to
-    trust it. ``data``: on which of the recipe's data sets; the grid's first where it does not say.
+    ``model``: as a command's CKPT, such as ``torchvision:resnet18``; its code runs only with ``--trust-code``.
+    ``data``: the recipe's data set to measure it on; by default the grid's first.
     """
 
     model: str
@@ -61,9 +61,9 @@ class ForeignModel(Config):
 
 
 class Scale(Config):
-    """Copies of models whose logits are multiplied by each of ``factors``; "calibrated" is a factor, too.
+    """Copies of models with their logits multiplied by each of ``factors``.
 
-    It multiplies by the number that makes the cross-entropy on the validation images smallest.
+    The factor "calibrated" is the number that minimises the cross-entropy on the validation images.
     """
 
     models: Names = ("*",)
@@ -71,9 +71,9 @@ class Scale(Config):
 
 
 class Resources(Config):
-    """What a stage asks for: threads of a CPU (all there are where None), and GPUs or a share of one.
+    """The resources of a stage: CPU threads (None: all), and GPUs or a share of one.
 
-    ``devices``: processes that share a stage, each with so many threads and a GPU where there are some.
+    ``devices``: processes that share a stage, each with that many threads and, if there are some, one GPU.
     """
 
     cpus: int | None = Field(default=None, ge=1)
@@ -82,7 +82,7 @@ class Resources(Config):
 
 
 class Recipe(Config):
-    """A whole study as it is written; :func:`read_recipe` makes one."""
+    """A whole study as written in a file; :func:`read_recipe` reads one."""
 
     description: str = ""
     grid: ModelGrid = ModelGrid()
@@ -103,9 +103,9 @@ def read_recipe(
     seeds: Sequence[int] | None = None,
     data_root: Path | None = None,
 ) -> Recipe:
-    """The recipe written in ``path``, with ``settings`` (KEY=VALUE), ``seeds`` and ``data_root`` laid over it.
+    """Read the recipe in ``path``; ``settings`` (KEY=VALUE), ``seeds`` and ``data_root`` replace its values.
 
-    Raises :class:`GradscopeError` in one line at the first thing that is wrong.
+    Raises :class:`GradscopeError` with one line about the first mistake.
     """
     values = _read_extended(path)
     _name_the_data(values)
@@ -125,9 +125,9 @@ def read_recipe(
 
 
 def _read_extended(path: Path, below: Sequence[Path] = ()) -> dict[str, Any]:
-    """The tables in ``path`` laid over those of the recipe that it ``extends``, a path beside it.
+    """Read the tables in ``path`` and merge them over those of the recipe that it ``extends``, a relative path.
 
-    Measurements are laid over those of the same name; lists else are replaced.
+    Measurements are merged with those of the same name; other lists are replaced.
     """
     values = read_toml(path, "recipe")
     if path.resolve() in below:
@@ -137,13 +137,13 @@ def _read_extended(path: Path, below: Sequence[Path] = ()) -> dict[str, Any]:
         return values
     if not isinstance(base, str):
         raise GradscopeError(f"extends must be the path of another recipe, got {base!r}", "extends")
-    found = _read_extended(path.parent / base, [*below, path.resolve()])
-    measure = _laid_over(found.get("measure", ()), values.get("measure", ()))
-    return merge(found, values) | ({"measure": measure} if measure else {})
+    extended = _read_extended(path.parent / base, [*below, path.resolve()])
+    measure = _merged(extended.get("measure", ()), values.get("measure", ()))
+    return merge(extended, values) | ({"measure": measure} if measure else {})
 
 
-def _laid_over(base: Any, changes: Any) -> Any:
-    """The measurements of ``base``, each with those of ``changes`` that have its name laid over it, then the others."""
+def _merged(base: Any, changes: Any) -> Any:
+    """Merge the measurements ``changes`` over those of ``base`` with the same name, and append the others."""
     tables = [*base, *changes] if isinstance(base, list | tuple) and isinstance(changes, list | tuple) else changes
     named: dict[object, Any] = {}
     for table in tables:
@@ -155,14 +155,14 @@ def _laid_over(base: Any, changes: Any) -> Any:
 
 
 def _name_the_data(values: dict[str, Any]) -> None:
-    """A table for every data set of the grid; its name is its data set where it does not say."""
+    """Add a table for every data set of the grid; a table without ``dataset`` gets its own name as data set."""
     values.setdefault("training", {})
     grid = values.setdefault("grid", {})
     tables = values.setdefault("data", {})
     if isinstance(grid, dict) and isinstance(tables, dict):
         named = grid.get("data", ModelGrid().data)
         for name in [named] if isinstance(named, str) else named if isinstance(named, list | tuple) else []:
-            if isinstance(name, str):  # what is none is refused later
+            if isinstance(name, str):  # other types are refused later
                 tables.setdefault(name, {})
         for name, table in tables.items():
             if isinstance(table, dict):

@@ -1,7 +1,7 @@
-"""A plan is carried out: stage after stage, or many at once, whatever has been interrupted before.
+"""Run a plan: stage after stage, or many at once, and resume whatever was interrupted before.
 
-Before a stage writes anything its record says so, with its name; so files that lie there are known to be of an
-unfinished run of the same stage, which goes on, or of another one, whose files are removed first.
+Before a stage writes anything, its record says so, with the stage's name. So existing files belong either to an
+unfinished run of the same stage, which resumes, or to another stage, whose files are removed first.
 """
 
 import logging
@@ -36,29 +36,30 @@ Log = logging.getLogger("gradscope.study")
 
 
 class Engine(Protocol):
-    """Where stages run. Every job that is submitted ends once, in whatever order."""
+    """Runs stages. Every submitted job ends once, in any order."""
 
     name: str
 
     @property
     def slots(self) -> float:
-        """How many jobs it takes at a time."""
+        """The number of jobs it runs at a time."""
 
     def submit(self, job: Job) -> None:
-        """Take a job whose needs are done."""
+        """Accept a job whose needs are done."""
 
     def wait(self) -> Record:
-        """The record of a job that has ended."""
+        """Wait for a job to end and return its record."""
 
     def close(self) -> None:
-        """Let go of what the engine holds."""
+        """Release the engine's resources."""
 
 
 @dataclass
 class Ended:
-    """How a study ended: the record of each stage that is done, failed or was done before, and what was not begun.
+    """The outcome of a study's run: ``records`` of stages that are done or failed; ``kept``: those done before.
 
-    ``blocked``: what each stage that was not begun needs. ``postponed``: why a stage is left for a later run.
+    ``blocked`` maps each stage that did not begin to its missing needs. ``postponed`` maps each stage left for a later
+    run to the reason.
     """
 
     records: dict[str, Record] = field(default_factory=dict)
@@ -72,7 +73,7 @@ class Ended:
         return [record for record in self.records.values() if record.state == "failed"]
 
 
-#: Told of each stage as it ends: its record, and whether it was done before.
+#: A callback for the end of each stage: its record, and whether it was done before this run.
 Told = Callable[[Record, bool], None]
 
 
@@ -89,12 +90,12 @@ def run_plan(
     told: Told = lambda record, kept: None,
     note: Callable[[Ended], None] = lambda ended: None,
 ) -> Ended:
-    """Carry out ``plan``; what a failed stage is needed for is left, and what does not fit into ``limit``.
+    """Run ``plan``; leave out stages that need a failed stage, and stages that do not fit into ``limit``.
 
-    ``work`` is how many passes each stage is thought to take. ``seconds``, where given, is how long: of the stages
-    that can begin, the one that most depends on comes first; without it they keep the plan's order. ``note`` writes
-    down how far it is: called before every stage that is run, and at the end. Raises :class:`GradscopeError` where the
-    disk is full, and where another study is writing to the same places.
+    ``work`` holds the estimated passes of each stage, ``seconds`` the estimated time. With ``seconds``, of the stages
+    that can begin, the one with the longest chain of dependents comes first; without, they keep the plan's order.
+    ``note`` saves the progress: it is called before every stage that runs, and at the end. Raises
+    :class:`GradscopeError` if the disk is full, or another study is writing to the same places.
     """
     ensure_writable(places.records)
     ensure_writable(places.checkpoints)
@@ -109,7 +110,7 @@ def run_plan(
 
 
 class _Run:
-    """One run of a plan: which stages are settled, and which are under way."""
+    """One run of a plan: the stages that are settled, and those that are running."""
 
     def __init__(
         self,
@@ -133,10 +134,10 @@ class _Run:
         self.under_way: set[str] = set()
 
     def complete(self, advance: Advance) -> None:
-        """Settle every stage."""
+        """Run or settle every stage."""
         self.waiting = {stage.label: stage for stage in self.plan.stages}
         while self.waiting or self.under_way:
-            # What an engine cannot run yet is not begun: the time that is left is known when it can.
+            # Begin a stage only if the engine has a free slot, because the deadline is checked at that time.
             stage = self._next() if len(self.under_way) < self.engine.slots else None
             if stage is None:
                 self._settle(self.engine.wait())
@@ -147,7 +148,7 @@ class _Run:
                 advance(int(self._is_settled(stage.label)), "")
 
     def _next(self) -> Stage | None:
-        """Of the stages whose needs are settled the one that most depends on, or the first."""
+        """Choose, of the stages whose needs are settled, the one with the longest chain of dependents."""
         ready = [stage for stage in self.waiting.values() if all(self._is_settled(need) for need in stage.needs)]
         return max(ready, key=lambda stage: self.ahead[stage.label], default=None)
 
@@ -156,11 +157,11 @@ class _Run:
         return label in ended.records or label in ended.blocked or label in ended.postponed
 
     def _begin(self, stage: Stage) -> None:
-        """Keep a stage that is done, leave one whose needs are not, and submit any other."""
+        """Keep a stage that is done, block one whose needs are not, and submit any other."""
         record = self.places.read(stage.label)
         missing = [need for need in stage.needs if not self._is_done(need)]
         if missing and not stage.gathers:
-            # A model that is being trained again does not undo what was measured of it.
+            # Measurements of a model stay done while the model is trained again.
             if self.ended.postponed.keys() >= set(missing) and self.places.stands(stage, record):
                 self._keep(stage, record)
             else:
@@ -175,7 +176,7 @@ class _Run:
             return
         objection = None if self.limit is None else self.limit.objection(stage)
         if self.ended.postponed and stage.gathers and not done:
-            objection = "there is nothing yet that it could be made of"
+            objection = "no stage that it needs is done yet"
         if objection:
             self.ended.postponed[stage.label] = f"not begun: {objection}"
             return
@@ -199,7 +200,7 @@ class _Run:
         self.told(record, True)
 
     def _recall(self, labels: set[str]) -> None:
-        """Make models whose files have gone again: something new is to be made from them."""
+        """Make missing models again, because a new stage needs them."""
         self.spared -= labels
         for stage in self.plan.stages:
             if stage.label in labels:
@@ -219,30 +220,30 @@ class _Run:
         if record.disk_full:
             raise GradscopeError(
                 f"out: the disk of {self.places.results} or {self.places.checkpoints} is full: {record.error}; "
-                "what was done stays; free some space and run the same command again"
+                "finished stages are kept; free some space and run the same command again"
             )
         self.told(record, False)
 
 
 def perform(job: Job) -> Record:
-    """Run a stage, or go on with it, and leave its record. An error of its own is in the record, not raised.
+    """Run or resume a stage and write its record. An error of the stage is recorded, not raised.
 
-    A worker whose driver or machine is lost may write for some seconds more. The next one waits for its end, and keeps
-    what it has completed.
+    A worker whose driver or machine is lost may write for some more seconds. The next worker waits for its end, and
+    keeps its result if it is complete.
     """
     try:
         with job.places.held(job.stage.label):
             return _perform_alone(job)
-    except Exception as error:  # the stage is another's, so its record is, too
+    except Exception as error:  # another worker holds the stage, so it owns the record, too
         return _failure(job, error)
 
 
 def _perform_alone(job: Job) -> Record:
     stage, places = job.stage, job.places
     try:
-        found = places.read(stage.label)
-        if found is not None and places.is_intact(stage, found, job.inputs):
-            return found
+        existing = places.read(stage.label)
+        if existing is not None and places.is_intact(stage, existing, job.inputs):
+            return existing
         job, resume, earlier = _prepare(job)
         started = time.perf_counter()
         with _logged(places.log(stage.label), stage), _threads(job.threads), side_by_side(job.jobs):
@@ -265,26 +266,26 @@ def _perform_alone(job: Job) -> Record:
 
 
 def _prepare(job: Job) -> tuple[Job, bool, float]:
-    """Make the stage's place its own; whether an unfinished run of the very same stage lies there, and its seconds.
+    """Prepare the stage's place; returns the job, whether to resume an unfinished run of the stage, and its seconds.
 
-    What was begun side by side with others is marked so, whoever ends it.
+    A stage that began while others ran keeps that mark, whoever finishes it.
     """
     stage, places, task = job.stage, job.places, job.stage.task
-    found = places.read(stage.label)
+    existing = places.read(stage.label)
     ensure_writable(places.records)
-    if found is None and any(True for _ in task.files(job.out)) and not task.adopts(job):
+    if existing is None and any(True for _ in task.files(job.out)) and not task.adopts(job):
         raise GradscopeError(
-            f"out: {job.out} is there, and not of this study; remove it, or name another `out` and `checkpoints`"
+            f"out: {job.out} exists and is not of this study; remove it, or choose another `out` and `checkpoints`"
         )
-    same = found is not None and found.name == stage.name and found.inputs == job.inputs
-    resume = found is None or (same and found.state in ("begun", "failed"))
+    same = existing is not None and existing.name == stage.name and existing.inputs == job.inputs
+    resume = existing is None or (same and existing.state in ("begun", "failed"))
     if not resume:
         places.write(_record(job, "clearing"))
         task.remove(job.out)
     earlier = 0.0
-    if resume and found is not None:
-        earlier = found.seconds or 0.0
-        job = replace(job, jobs=max(job.jobs, int(found.where.get("jobs") or 1)))
+    if resume and existing is not None:
+        earlier = existing.seconds or 0.0
+        job = replace(job, jobs=max(job.jobs, int(existing.where.get("jobs") or 1)))
     places.write(_record(job, "begun", earlier))
     return job, resume, earlier
 
@@ -326,7 +327,7 @@ def _thread_count(job: Job) -> int:
 
 
 def failed(job: Job, error: Exception) -> Record:
-    """The record of a stage that failed; where even that cannot be written, it is only returned."""
+    """Write and return the record of a failed stage; if it cannot be written, only return it."""
     record = _failure(job, error)
     try:
         begun = job.places.read(job.stage.label)
@@ -346,7 +347,7 @@ def _failure(job: Job, error: Exception) -> Record:
 
 @contextmanager
 def _logged(path: Path, stage: Stage) -> Iterator[None]:
-    """What the stage logs and warns of, and the traceback of its error, go to ``path``."""
+    """Send the stage's log messages, warnings and the traceback of its error to ``path``."""
     handler = logging.FileHandler(path, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root = logging.getLogger()
@@ -369,7 +370,7 @@ def _logged(path: Path, stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """Torch with ``count`` threads, for sums over more of them round otherwise; None leaves it as it is."""
+    """Set torch's number of threads to ``count``, because it changes the rounding of sums; None changes nothing."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)

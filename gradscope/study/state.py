@@ -1,4 +1,4 @@
-"""What a stage of a study leaves behind: its record, so that what is done and intact is never done again."""
+"""The records of a study's stages, so that a finished stage with intact files never runs again."""
 
 import errno
 import hashlib
@@ -26,17 +26,17 @@ from gradscope.validation import Config
 #: The folder of records and logs in a study's directory of results.
 FOLDER = ".stages"
 _CHUNK = 2**20
-#: Seconds that a stage waits for another worker to leave it: longer than Ray or a file server takes to miss a machine.
+#: Seconds to wait for another worker of the stage: longer than Ray or a file server needs to notice a lost machine.
 PATIENCE = 300.0
 
 
 class Record(Config):
     """One stage's record.
 
-    ``state``: files of another name are being removed; begun; done; failed, with the ``error``. ``files`` and
-    ``inputs`` are the SHA-256 of what was written, and of the files of the stages it needed, by place; of a checkpoint
-    its fingerprint. ``seconds``: of all runs that it took. ``work`` is
-    how many passes it was thought to take, from which later estimates are made; ``printed`` what it said at the end.
+    ``state``: "clearing" while files of another stage are removed, then begun, done, or failed with the ``error``.
+    ``files`` and ``inputs`` hold the SHA-256 (for a checkpoint the fingerprint) of the written files and of the needed
+    stages' files, by place. ``seconds`` is the sum over all runs. ``work`` holds the estimated passes, for later
+    estimates; ``printed`` the lines printed at the end.
     """
 
     label: str
@@ -58,21 +58,21 @@ class Record(Config):
 
 @dataclass(frozen=True)
 class Places:
-    """Where a study writes: checkpoints, and results with the records among them. Both absolute."""
+    """The directories that a study writes: checkpoints, and results with the records inside. Both are absolute."""
 
     checkpoints: Path
     results: Path
 
     def path(self, place: str) -> Path:
-        """The file or directory that a place stands for."""
+        """Return the file or directory of a place."""
         root, _, below = place.partition("/")
         roots = {CHECKPOINTS: self.checkpoints, RESULTS: self.results}
         if root not in roots:
-            raise GradscopeError(f"out: a record in {self.records} is damaged: it names {place!r}")
+            raise GradscopeError(f"out: a record in {self.records} is damaged: it names the unknown place {place!r}")
         return roots[root] / below
 
     def place(self, path: Path) -> str:
-        """The place of a file under one of the roots."""
+        """Return the place of a file under one of the roots."""
         for root, folder in ((RESULTS, self.results), (CHECKPOINTS, self.checkpoints)):
             if path.is_relative_to(folder):
                 return f"{root}/{path.relative_to(folder).as_posix()}"
@@ -84,17 +84,17 @@ class Places:
         return self.results / FOLDER
 
     def log(self, label: str) -> Path:
-        """The log of a stage."""
+        """Return the path of a stage's log."""
         return self.records / f"{label}.log"
 
     def read(self, label: str) -> Record | None:
-        """The record of a stage, if there is one; of one that is damaged, that there was one.
+        """Read the record of a stage; None if there is none. A damaged record gives an empty one in state "clearing".
 
-        Raises :class:`GradscopeError` for a folder, in whose place none can be written.
+        Raises :class:`GradscopeError` if its path is a folder, so that none can be written.
         """
         path = self.records / f"{label}.json"
         if path.is_dir():
-            raise GradscopeError(f"out must hold records that are files, got {path}, a folder")
+            raise GradscopeError(f"out must hold records as files, got the folder {path}")
         try:
             return Record.model_validate_json(read_bytes(path))
         except FileNotFoundError:
@@ -103,41 +103,41 @@ class Places:
             return Record(label=label, kind="", name="", state="clearing")
 
     def write(self, record: Record) -> None:
-        """Write a record in one step."""
+        """Write a record atomically."""
         write_json(self.records / f"{record.label}.json", record.model_dump(mode="json"))
 
     @contextmanager
     def held(self, label: str) -> Iterator[None]:
-        """Keep every other worker that sees the records, on any machine, from a stage; wait for one that is at it.
+        """Hold an exclusive lock on the stage, for all machines that see the records; wait for the current holder.
 
-        The lock ends with its process. Raises :class:`GradscopeError` where the other does not.
+        The lock ends with its process. Raises :class:`GradscopeError` if the holder does not end in time.
         """
         if not self.records.is_dir():
-            raise GradscopeError(f"out: {platform.node()} does not see {self.records}, as every machine has to")
+            raise GradscopeError(f"out: every machine must see {self.records}, {platform.node()} does not")
         lock = FileLock(self.records / f"{label}.lock")
         try:
             lock.acquire(timeout=PATIENCE, poll_interval=0.2)
         except Timeout:
             raise GradscopeError(
-                f"out: another process is at {label}, and after {PATIENCE:g} s still holds {lock.lock_file}"
+                f"out: another process runs {label} and still holds {lock.lock_file} after {PATIENCE:g} s"
             ) from None
         try:
             yield
         finally:
-            with suppress(OSError):  # before the release: after it, the file is the next one's
+            with suppress(OSError):  # before the release: after it, the file belongs to the next holder
                 Path(lock.lock_file).unlink()
             lock.release()
 
     def digests(self, paths: Iterable[Path]) -> dict[str, str]:
-        """SHA-256 of files, by place; of a checkpoint its fingerprint."""
+        """Compute the SHA-256 of files, by place; for a checkpoint its fingerprint."""
         return {self.place(path): _content_digest(path) for path in sorted(paths)}
 
     def inputs(self, stage: Stage, done: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-        """Digests of what ``stage`` is made from, by place: the files of those of its needs that are ``done``.
+        """Collect the digests of the inputs of ``stage``, by place: the files of its needs that are ``done``.
 
-        Histories, which hold seconds, matter to what gathers alone.
+        Histories contain seconds, so they count only for stages that gather.
         """
-        found = {
+        digests = {
             place: known
             for need in stage.needs
             for place, known in done.get(need, {}).items()
@@ -145,32 +145,32 @@ class Places:
         }
         manifest = self.results / MANIFEST
         if stage.reads_manifest and manifest.exists():
-            found |= self.digests([manifest])
-        return found
+            digests |= self.digests([manifest])
+        return digests
 
     def is_intact(self, stage: Stage, record: Record | None, inputs: Mapping[str, str]) -> bool:
-        """Whether ``record`` says that ``stage`` is done, from the same ``inputs``, and its files are as they were.
+        """Whether ``record`` says that ``stage`` is done, from the same ``inputs``, and its files are unchanged.
 
-        A table may have been compressed since: NAME.csv.gz stands for NAME.csv.
+        A table may have been compressed: NAME.csv.gz counts as NAME.csv.
         """
         return record is not None and record.inputs == dict(inputs) and self.stands(stage, record)
 
     def stands(self, stage: Stage, record: Record | None) -> bool:
-        """Whether ``stage`` is done as far as its own record and files say, whatever has become of its needs."""
+        """Whether ``stage`` is done by its own record and files, regardless of its needs."""
         if record is None or record.state != "done" or record.name != stage.name:
             return False
         try:
             return all(_content_digest(self.path(place)) == known for place, known in record.files.items())
-        except (OSError, ValueError):  # a damaged record names what is no path
+        except (OSError, ValueError):  # a damaged record may hold an invalid path
             return False
 
     def spared(self, stages: Sequence[Stage]) -> set[str]:
-        """Labels of the models among ``stages`` that are recorded as done and whose files have gone.
+        """Find the models among ``stages`` that are recorded as done but whose files are missing; returns their labels.
 
-        What was made from them may be done all the same. Models that nothing is made from are not spared.
+        Stages that need them may be done, so they need not be made again. Models that no stage needs are not included.
         """
-        read = {stage.label: self.read(stage.label) for stage in stages}
-        done = {label: record for label, record in read.items() if record is not None and record.state == "done"}
+        records = {stage.label: self.read(stage.label) for stage in stages}
+        done = {label: record for label, record in records.items() if record is not None and record.state == "done"}
         files = {label: record.files for label, record in done.items()}
         used = {need for stage in stages if not stage.gathers for need in stage.needs}
         return {
@@ -184,23 +184,23 @@ class Places:
         }
 
     def sweep(self) -> None:
-        """Remove the temporary files that killed processes left."""
+        """Remove the temporary files of killed processes."""
         for root in (self.checkpoints, self.results):
             for folder, _, _ in os.walk(root):
                 sweep(Path(folder))
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    found = hashlib.sha256()
+    """Compute the SHA-256 of a file's content."""
+    sha256 = hashlib.sha256()
     with open_file(path) as file:
         while part := file.read(_CHUNK):
-            found.update(part)
-    return found.hexdigest()
+            sha256.update(part)
+    return sha256.hexdigest()
 
 
 def _content_digest(path: Path) -> str:
-    """SHA-256 of a file; of a table as it was written, were it compressed since; of a checkpoint its fingerprint."""
+    """Compute the SHA-256 of a file, decompressed if a table was compressed; for a checkpoint its fingerprint."""
     if path.suffix == ".pt":
         return load(path).fingerprint
     table = find_table(path) if path.suffix == ".csv" else None
@@ -208,7 +208,7 @@ def _content_digest(path: Path) -> str:
 
 
 def disk_refusal(error: BaseException | None) -> str | None:
-    """What the disk said where ``error`` comes from it: that it is full, over a quota, or the file too large for it."""
+    """Return the system's message if ``error`` comes from a full disk, a quota or a too large file; else None."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

@@ -1,4 +1,4 @@
-"""A study from its recipe to its results: planned, carried out, and written down."""
+"""Run a study from its recipe to its results."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +23,10 @@ from gradscope.study.tasks import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRequest:
-    """What ``gradscope study`` is told.
+    """The options of ``gradscope study``.
 
-    ``jobs``: how many stages run side by side on this machine. ``until``: seconds after ``began`` (``time.time()``) by
-    which it has to have stopped; None for no limit.
+    ``jobs``: number of stages to run at a time on this machine. ``until``: seconds after ``began`` (``time.time()``)
+    within which it must stop; None for no limit.
     """
 
     recipe: Path
@@ -47,12 +47,12 @@ class StudyRequest:
 
     @property
     def places(self) -> Places:
-        """Where it writes, in any working directory."""
+        """The directories it writes, as absolute paths."""
         return Places(self.checkpoints.resolve(), self.out.resolve())
 
 
 def plan_study(request: StudyRequest) -> Plan:
-    """Read the recipe and plan it; whatever is wrong with it raises :class:`GradscopeError`."""
+    """Read the recipe and plan it; raises :class:`GradscopeError` for every mistake in it."""
     resolve_device(request.device)
     check_running(request.engine, request.jobs, request.until)
     study = read_study(request.recipe, settings=request.settings, seeds=request.seeds, data_root=request.data_root)
@@ -60,7 +60,7 @@ def plan_study(request: StudyRequest) -> Plan:
 
 
 def crowding(plan: Plan, request: StudyRequest) -> Iterator[str]:
-    """What stages that run side by side have to share: a sentence each."""
+    """Yield a sentence for each resource that concurrent stages must share."""
     if request.jobs == 1:
         return
     most = max((stage.resources.cpus or 1) * stage.resources.devices for stage in plan.stages)
@@ -71,16 +71,16 @@ def crowding(plan: Plan, request: StudyRequest) -> Iterator[str]:
         )
     if resolve_device(request.device).type == "cuda":
         yield (
-            f"the {request.jobs} jobs share the GPUs: three trainings side by side on one H100 each took 2.2 to 2.9 "
+            f"the {request.jobs} jobs share the GPUs: three trainings at a time on one H100 each took 2.2 to 2.9 "
             "times as long as alone"
         )
 
 
 @dataclass(frozen=True)
 class Foreseen:
-    """One stage before a run: done and intact, or with how long it is thought to take.
+    """The state of a stage before a run: done and intact, or with its estimated time.
 
-    ``replaces``: what lies in its place is done, of another recipe or version, and will be removed.
+    ``replaces``: its place holds finished results of another recipe or version, which will be removed.
     """
 
     stage: Stage
@@ -90,7 +90,7 @@ class Foreseen:
 
 
 def foresee(plan: Plan, request: StudyRequest) -> list[Foreseen]:
-    """What is done already, and about how long the rest takes; nothing is written."""
+    """Find the stages that are done, and estimate how long the rest takes; writes nothing."""
     places = request.places
     files: dict[str, dict[str, str]] = {}
     replaced: set[str] = set()
@@ -106,23 +106,24 @@ def foresee(plan: Plan, request: StudyRequest) -> list[Foreseen]:
     for stage in reversed(plan.stages):
         if stage.label not in files and not stage.gathers:
             for need in spared.intersection(stage.needs):
-                files.pop(need, None)  # it is made again, for something new is made from it
+                files.pop(need, None)  # a new stage needs it, so it is made again
     left = [stage for stage in plan.stages if stage.label not in files]
-    found = Estimator(work_of(plan), places.results.parent, request.device).estimate(left)
+    estimates = Estimator(work_of(plan), places.results.parent, request.device).estimate(left)
     return [
-        Foreseen(stage, stage.label in files, found.get(stage.label), stage.label in replaced) for stage in plan.stages
+        Foreseen(stage, stage.label in files, estimates.get(stage.label), stage.label in replaced)
+        for stage in plan.stages
     ]
 
 
 def run_study(
     plan: Plan, request: StudyRequest, told: Callable[[Record, bool], None] = lambda record, kept: None
 ) -> Ended:
-    """Carry out ``plan``; the manifest says before each stage and at the end what has become of it."""
+    """Run ``plan``; write the manifest with the state of all stages before each stage and at the end."""
     work = work_of(plan)
     estimator = Estimator(work, request.places.results.parent, request.device)
     limit = None if request.until is None else Limit(request.began + request.until, estimator)
     engine = _engine(request)
-    # One after the other they keep the recipe's order.
+    # Stages that run one after the other keep the recipe's order.
     expected = estimator.estimate(plan.stages) if request.jobs > 1 else {}
     note = partial(write_manifest, plan, request.places, engine=engine.name, device=request.device)
     try:
@@ -131,7 +132,7 @@ def run_study(
             request.places,
             engine,
             work=work,
-            seconds={label: one.likely for label, one in expected.items()},
+            seconds={label: estimate.likely for label, estimate in expected.items()},
             device=request.device,
             figures=request.figures,
             limit=limit,
@@ -143,9 +144,9 @@ def run_study(
 
 
 def _engine(request: StudyRequest) -> Engine:
-    """The engine that is asked for; what it refuses raises :class:`GradscopeError` before anything is written."""
+    """Make the requested engine; raises :class:`GradscopeError` before anything is written if it cannot run."""
     if request.engine == "ray":
         return RayEngine(request.address, request.device)
     if request.address is not None:
-        raise GradscopeError("address must be left out where engine is 'local', it belongs to 'ray'", "address")
+        raise GradscopeError("address must be left out if engine is 'local', it belongs to 'ray'", "address")
     return LocalEngine() if request.jobs == 1 else SideBySideEngine(request.jobs)

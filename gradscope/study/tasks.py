@@ -1,4 +1,4 @@
-"""The tasks of a study: what each runs, which files are its own, and how they are removed."""
+"""The tasks of a study: how each runs, which files it writes, and how they are removed."""
 
 import hashlib
 import shutil
@@ -31,13 +31,13 @@ from gradscope.training.request import epochs_folder
 if TYPE_CHECKING:
     from gradscope.study.state import Places
 
-#: Roots of what stages write: a file's place is one of these and the path below it.
+#: The roots of the stages' files: a file's place is one of these and the path below it.
 CHECKPOINTS, RESULTS = "checkpoints", "results"
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What a plan knows of a data set whose images are there."""
+    """Facts about the images of a data set that a plan needs."""
 
     source: Data
     name: str
@@ -50,7 +50,7 @@ class ImageFacts:
 
     @classmethod
     def of(cls, source: Data, splits: Splits) -> "ImageFacts":
-        """The facts of the images that ``source`` names."""
+        """Collect the facts of the images that ``source`` names."""
         digest = hashlib.sha256(f"{splits.train.fingerprint} {splits.test.fingerprint}".encode())
         train = splits.train
         return cls(
@@ -59,46 +59,46 @@ class ImageFacts:
         )
 
     def read(self) -> Splits:
-        """The images; others than those that were planned with raise :class:`GradscopeError`."""
+        """Load the images; raises :class:`GradscopeError` if they differ from those of the plan."""
         splits = sources.load(self.source)
         if (splits.train.name, len(splits.train)) != (self.name, self.train):
-            raise GradscopeError(f"data_root: {self.name} is not what it was when the study was planned")
+            raise GradscopeError(f"data_root: {self.name} must be the data set that the study was planned with")
         return splits
 
 
 class Task(ABC):
-    """What a stage does. Equal tasks are told by their settings, which the plan hashes."""
+    """How a stage runs. The plan identifies equal tasks by a hash of their settings."""
 
     kind: ClassVar[str]
-    #: Whether it runs on those of its needs that are done, however many are not.
+    #: Whether it runs on those of its needs that are done, even if others are not.
     gathers: ClassVar[bool] = False
-    #: Whether it is made from the study's manifest, too, which then says nothing of it.
+    #: Whether it also reads the study's manifest, which then omits it.
     reads_manifest: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, job: "Job", *, resume: bool) -> str:
-        """Do it, or go on with it where ``resume`` is set; the lines to print."""
+        """Run the task, or resume it if ``resume`` is set; returns the lines to print."""
 
     @abstractmethod
     def files(self, out: Path) -> Iterable[Path]:
-        """The files that it has at ``out``."""
+        """List the task's files at ``out``."""
 
     def remove(self, out: Path) -> None:
-        """Remove them."""
+        """Remove the task's files at ``out``."""
         for path in self.files(out):
             path.unlink(missing_ok=True)
 
     def adopts(self, job: "Job") -> bool:
-        """Whether files that no record knows are the very ones that it would make, or may go."""
+        """Whether files without a record are exactly those that it would make, or may be replaced."""
         return False
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One piece of a study.
+    """One stage of a study.
 
-    ``settings`` is what the ``name`` is made of, beside the needs, which are labels of other stages. The stage writes
-    below ``place``, a file or a directory under one of the two roots.
+    ``name`` is a hash of ``settings`` and of the needs, which are labels of other stages. The stage writes to
+    ``place``, a file or a directory under one of the two roots.
     """
 
     label: str
@@ -116,12 +116,12 @@ class Stage:
 
     @property
     def gathers(self) -> bool:
-        """Whether it runs on those of its needs that are done, however many are not."""
+        """Whether it runs on those of its needs that are done, even if others are not."""
         return self.task.gathers
 
     @property
     def reads_manifest(self) -> bool:
-        """Whether it is made from the study's manifest, too."""
+        """Whether it also reads the study's manifest."""
         return self.task.reads_manifest
 
 
@@ -129,9 +129,9 @@ class Stage:
 class Job:
     """A stage with everything that a worker, here or elsewhere, needs to run it.
 
-    ``inputs`` are the digests of the files of the stages it needs. ``threads`` None leaves torch's own number.
-    ``jobs``: how many run side by side on the machine. Training stops before an epoch that would end after ``deadline``
-    (``time.time()``). ``figures``: whether measurements draw theirs.
+    ``inputs`` holds the digests of the files of the needed stages. ``threads`` None keeps torch's own number. ``jobs``
+    is the number of stages that run at a time on the machine. Training stops before an epoch that would end after
+    ``deadline`` (``time.time()``). ``figures``: whether measurements draw their figures.
     """
 
     stage: Stage
@@ -150,17 +150,17 @@ class Job:
         return self.places.path(self.stage.place)
 
     def checkpoint(self, model: str) -> Path:
-        """The file of a model of the study."""
+        """Return the file of one of the study's models."""
         return self.places.path(f"{CHECKPOINTS}/{model}.pt")
 
 
 class UnfinishedError(Exception):
-    """A stage that was stopped for its deadline and goes on later. The message says how far it is."""
+    """Raised if a stage stopped at its deadline and can be resumed. The message says how far it got."""
 
 
 @dataclass(frozen=True)
 class MeasureTask(Task):
-    """A measurement of models; ``others`` are those it names in other roles, ``foreign`` those it does not train."""
+    """Measure models; ``others`` are models in other roles, ``foreign`` models that the study does not train."""
 
     kind = "measure"
 
@@ -173,7 +173,7 @@ class MeasureTask(Task):
     said_of_foreign: ForeignOptions = field(default_factory=ForeignOptions)
 
     def run(self, job: Job, *, resume: bool) -> str:
-        """Measure; what cannot be resumed is measured anew."""
+        """Run the measurement; if it cannot be resumed, start it again."""
         others = {role: [self._named(job, model) for model in models] for role, models in self.others.items()}
         if "epochs" in others:
             others["epochs"] = [str(epochs_folder(Path(file))) for file in others["epochs"]]
@@ -198,17 +198,17 @@ class MeasureTask(Task):
         return console.finding_lines(job.out)
 
     def _named(self, job: Job, model: str) -> str:
-        """A model as a command names it."""
+        """Return the text by which a command names a model."""
         return self.foreign[model].model if model in self.foreign else str(job.checkpoint(model))
 
     def files(self, out: Path) -> Iterator[Path]:
-        """What was measured; figures are drawn again from it at any time."""
+        """List the measured files, without figures, which can be drawn from them at any time."""
         for path in sorted(out.rglob("*")) if out.is_dir() else []:
             if path.is_file() and not {PARTIAL, "figures"}.intersection(path.relative_to(out).parts):
                 yield path
 
     def remove(self, out: Path) -> None:
-        """Remove what a measurement writes; whatever else lies in the directory stays."""
+        """Remove the files that a measurement writes; other files in the directory stay."""
         for name in (*FILES, "figures", PARTIAL):
             path = out / name
             if path.is_dir():
@@ -219,7 +219,7 @@ class MeasureTask(Task):
 
 @dataclass(frozen=True)
 class ClaimsTask(Task):
-    """The paper's claims, judged on those of the places of ``results`` that are there."""
+    """Test the paper's claims on the existing ``results``, which are places."""
 
     kind = "claims"
     gathers = True
@@ -227,41 +227,41 @@ class ClaimsTask(Task):
     results: tuple[str, ...]
 
     def run(self, job: Job, *, resume: bool) -> str:
-        """Judge every claim on what is there."""
+        """Test every claim on the existing results."""
         measured = [job.places.path(place) for place in self.results if f"{place}/{MANIFEST}" in job.inputs]
         write_claims([*measured, job.places.checkpoints], job.out)
         verdicts = Counter(read_table(job.out, CLAIMS)["verdict"])
         return ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
 
     def files(self, out: Path) -> Iterator[Path]:
-        """The table."""
+        """List the table if it exists."""
         yield from (path for path in (out,) if path.exists())
 
     def adopts(self, job: Job) -> bool:
-        """A table that no record knows may go: `gradscope claims` writes one, too."""
+        """Return True: a table without a record may be replaced, because `gradscope claims` writes one, too."""
         return True
 
 
 @dataclass(frozen=True)
 class ReportTask(Task):
-    """The page of the whole study, made of everything that is there and of the study's manifest."""
+    """Write the page of the whole study from all existing results and the study's manifest."""
 
     kind = "report"
     gathers = True
     reads_manifest = True
 
     def run(self, job: Job, *, resume: bool) -> str:
-        """Write the page once the figures are there."""
+        """Write the page after the figures are drawn."""
         from gradscope.reporting.page import write_report
 
         failures = background.wait()
-        write_report(job.out.parent)  # draws the figures that are missing, or raises why it cannot
+        write_report(job.out.parent)  # draws missing figures, or raises the reason why it cannot
         return "\n".join(failures)
 
     def files(self, out: Path) -> Iterator[Path]:
-        """The page, and what is written for a paper."""
+        """List the page, and the figures and tables for a paper."""
         yield from (path for path in (out, *sorted(out.with_name(PAPER).glob("*"))) if path.is_file())
 
     def adopts(self, job: Job) -> bool:
-        """A page that no record knows may go: `gradscope report` writes one, too."""
+        """Return True: a page without a record may be replaced, because `gradscope report` writes one, too."""
         return True

@@ -1,4 +1,4 @@
-"""The batches of an epoch: which images, how they are augmented, and the random numbers of their update."""
+"""Make the batches of an epoch: images, augmentation, and the random numbers of each update."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -12,15 +12,15 @@ from gradscope.data.image_set import ImageSet
 from gradscope.seeding import sent
 from gradscope.training.objectives import Draws
 
-#: Bytes of images, as they are kept, that are drawn for and augmented at a time on a GPU.
+#: Bytes of stored images that are gathered and augmented at a time on a GPU.
 STRETCH_BYTES = 48 * 2**20
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A process's share of a batch: images as they are kept ``(N, C, H, W)``, labels ``(N,)``, draws of both passes.
+    """A process's share of a batch: stored images ``(N, C, H, W)``, labels ``(N,)``, and the draws of both passes.
 
-    ``noise`` ``(N, C, H, W)``, uniform in [-1, 1], is where PGD starts; it is empty where nothing starts at random.
+    ``noise`` ``(N, C, H, W)``, uniform in [-1, 1], gives PGD its random start; it is empty without a random start.
     """
 
     images: Tensor
@@ -31,12 +31,12 @@ class Batch:
 
 
 class Batches:
-    """Makes the batches of an epoch for process ``rank`` of ``processes``, on ``device``.
+    """Make the batches of an epoch for process ``rank`` of ``processes``, on ``device``.
 
-    Every random number comes from one stream on the CPU, drawn for the global batch and update after update: first
+    Every random number comes from one stream on the CPU and is drawn for the global batch, update after update: first
     the augmentation, then the draws of both passes, then the adversary's noise. So neither the device nor the number of
-    processes changes them. Where the images live on a GPU, they are drawn for, moved and augmented many updates at a
-    time, without a wait for the device.
+    processes changes the numbers. If the images are on a GPU, draws and augmentation of many updates are made at a
+    time, without waiting for the device.
     """
 
     def __init__(self, images: ImageSet, training: Training, device: torch.device, rank: int, processes: int) -> None:
@@ -47,7 +47,7 @@ class Batches:
         self.processes = processes
 
     def of(self, order: Tensor, size: int, phase: Phase, stream: torch.Generator) -> Iterator[Batch]:
-        """The batches of ``size`` images in ``order`` ``(updates * size,)``."""
+        """Iterate over batches of ``size`` images in ``order`` ``(updates * size,)``."""
         start, stop = (size * part // self.processes for part in (self.rank, self.rank + 1))
         updates = order.split(size)
         at_once = self._updates_at_once(size)
@@ -55,7 +55,7 @@ class Batches:
             yield from self._stretch(updates[first : first + at_once], slice(start, stop), phase, stream)
 
     def _updates_at_once(self, size: int) -> int:
-        """Many where the images are on a GPU; what streams to it, and what stays on the CPU, is best in a cache."""
+        """Return many updates for images on a GPU, else one, because one batch fits in the CPU's cache."""
         if self.device.type == "cpu" or self.images.images.device != self.device:
             return 1
         return max(1, STRETCH_BYTES // (size * self.images.images[:1].nbytes))
@@ -65,10 +65,10 @@ class Batches:
     ) -> Iterator[Batch]:
         drawn = [self._draw(len(indices), share, phase.adversary, stream) for indices in updates]
         transforms, clean, adversarial, noise = zip(*drawn, strict=True)
-        mine = torch.cat([indices[share] for indices in updates])
-        raw, labels = self.images.raw_batch(sent(mine, self.device), self.device)
+        own_share = torch.cat([indices[share] for indices in updates])
+        raw, labels = self.images.raw_batch(sent(own_share, self.device), self.device)
         images = augment.apply(raw, augment.Augmentation.joined(transforms))
-        size = len(mine) // len(updates)
+        size = len(own_share) // len(updates)
         yield from map(
             Batch,
             images.split(size),
@@ -79,7 +79,7 @@ class Batches:
         )
 
     def _moved_draws(self, draws: Sequence[Draws]) -> list[Draws]:
-        """The draws of several updates on the device, moved together."""
+        """Move the draws of several updates to the device together."""
         names = [field.name for field in fields(Draws)]
         columns = [sent(torch.stack([getattr(each, name) for each in draws]), self.device) for name in names]
         return [Draws(*row) for row in zip(*columns, strict=True)]

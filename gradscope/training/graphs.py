@@ -1,4 +1,4 @@
-"""Updates on a GPU without hundreds of launches each: a CUDA graph, recorded once and replayed."""
+"""Replay a training update on a GPU as a CUDA graph, in place of hundreds of kernel launches."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -10,17 +10,17 @@ from gradscope.errors import caution
 from gradscope.training.batches import Batch
 from gradscope.training.objectives import Draws
 
-#: Updates before the recording, in which libraries choose their algorithms and the optimiser makes its state.
+#: Updates before the recording; during them libraries choose their algorithms and the optimiser creates its state.
 WARM_UP = 3
 
 
 class Replayed:
     """``update`` as a CUDA graph, for batches of one shape.
 
-    The first :data:`WARM_UP` calls run it eagerly. The next records what it launches, with all its memory, and from
-    then on a call copies its batch to where the recording reads and replays it. So ``update`` must launch the same
-    whatever the numbers are, and what it changes must stay where it is: it may not look at a value, and the learning
-    rate is a tensor. Where it cannot be recorded, a warning says so, and it runs eagerly.
+    The first :data:`WARM_UP` calls run it eagerly. The next call records the kernels that it launches, with their
+    memory. From then on a call copies its batch to the recorded memory and replays the graph. So ``update`` must launch
+    the same kernels for all values and change tensors in place: it may not read a value, and the learning rate is a
+    tensor. If the recording fails, a warning says so, and the updates run eagerly.
     """
 
     def __init__(self, update: Callable[[Batch], None]) -> None:
@@ -36,12 +36,12 @@ class Replayed:
         return self.graph is not None
 
     def __call__(self, batch: Batch) -> None:
-        """Do one update on ``batch``."""
+        """Run one update on ``batch``."""
         self.calls += 1
         if self.calls == WARM_UP + 1:
             self._record(batch)
         if self.graph is None or self.batch is None:
-            # On the stream on which autograd's accumulators may be recorded later.
+            # On the stream of the later recording, because autograd's accumulators belong to a stream.
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
                 self.update(batch)
@@ -58,7 +58,7 @@ class Replayed:
                 self.update(kept)
         except RuntimeError as error:
             why = str(error).splitlines()[0]
-            caution(f"training goes on without a CUDA graph, which could not be recorded: {why}")
+            caution(f"training continues without a CUDA graph, as recording it failed: {why}")
             return
         self.graph, self.batch = graph, kept
 

@@ -1,4 +1,4 @@
-"""How well the network does on validation images after an epoch: when clean, and under attack."""
+"""Evaluate the network on validation images after an epoch: clean, and under attack."""
 
 from typing import TYPE_CHECKING
 
@@ -16,14 +16,14 @@ from gradscope.seeding import seeded
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-#: How many validation images are attacked, at most: an epoch takes a few per cent longer.
+#: The maximum number of validation images to attack; it makes an epoch a few per cent longer.
 ATTACKED = 256
-#: Steps of PGD on them.
+#: Steps of the PGD on them.
 STEPS = 10
 
 
 class HeldOut:
-    """The images ``held_out`` of ``images``, which every process of ``fabric`` judges its share of."""
+    """The validation images, ``held_out`` of ``images``; each process of ``fabric`` evaluates its share."""
 
     def __init__(self, fabric: "Fabric", images: ImageSet, training: Training, held_out: Tensor) -> None:
         self.fabric, self.images, self.training = fabric, images, training
@@ -32,14 +32,14 @@ class HeldOut:
         if self.count > ATTACKED:
             sample = held_out[stratified_sample(images.labels.cpu()[held_out], ATTACKED, training.seed)]
         self.attacked_count = len(sample)
-        # What this process judges: indices beside the images, and those that name random streams on the CPU.
+        # This process's share: indices on the images' device, and on the CPU those that name random streams.
         share = slice(fabric.global_rank, None, fabric.world_size)
         self.judged, self.attacked = held_out[share].to(images.images.device), sample[share]
 
     def judge(self, network: nn.Module, adversary: Adversary | None) -> dict[str, float | None]:
-        """What a row of the history says of the validation images, shared by all processes.
+        """Compute the columns of the history about the validation images, over all processes.
 
-        No random stream of the training is read, and the network is left as it was found.
+        This reads no random stream of the training and does not change the network.
         """
         fgsm, strong = None, None
         with evaluating(network), seeded(self.training.seed, "validation"):
@@ -55,7 +55,7 @@ class HeldOut:
         }
 
     def _when_clean(self, network: nn.Module) -> tuple[float, float, float]:
-        """Mean cross-entropy in nats, accuracy, and the share of the commonest prediction, in float32."""
+        """Compute mean cross-entropy in nats, accuracy, and the share of the most frequent prediction, in float32."""
         classes, device = len(self.images.classes), self.fabric.device
         sums = torch.zeros(2 + classes, dtype=torch.float64, device=device)
         with torch.no_grad():
@@ -70,10 +70,10 @@ class HeldOut:
         return loss, accuracy, max(predicted)
 
     def _under_attack(self, network: nn.Module, adversary: Adversary) -> tuple[float, float]:
-        """Share of the attacked images right when clean and under FGSM, and under PGD.
+        """Compute the shares of attacked images right when clean and under FGSM, and under PGD.
 
-        Each image's PGD starts at the same point in every epoch. Both attacks climb the log-odds: in exact arithmetic
-        that is cross-entropy's path, but the gradient of a confident network's cross-entropy is rounded to 0.
+        An image's PGD starts at the same point in every epoch. Both attacks maximise the log-odds. In exact arithmetic
+        this gives the same path as cross-entropy, but the gradient of a confident network's cross-entropy rounds to 0.
         """
         ball = {"norm": adversary.norm, "epsilon": adversary.epsilon, "loss": "log-odds"}
         attacks = attack_settings("fgsm", ball), attack_settings("pgd", ball | {"steps": STEPS})
@@ -89,7 +89,7 @@ class HeldOut:
         return fgsm, strong
 
     def _means(self, sums: Tensor, count: int) -> list[float]:
-        """The sums of all processes, divided by how many images they are over."""
+        """Add the sums of all processes and divide them by ``count``, the number of images."""
         total = self.fabric.all_reduce(sums, reduce_op="sum")
         assert isinstance(total, Tensor)
         means: list[float] = (total / count).tolist()

@@ -1,4 +1,4 @@
-"""What the history of a run says: which epoch is kept, and what to warn of. No torch here."""
+"""Choose the epoch to keep from a run's history, and warn of signs of trouble. Without torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -7,22 +7,26 @@ from gradscope.config import Selection
 
 Row = Mapping[str, Any]
 
-#: By what an epoch is chosen.
+#: The column by which an epoch is selected.
 _SELECTED_BY: dict[Selection, str] = {"best": "validation_accuracy", "robust": "pgd_accuracy"}
-#: A network is overfitted to FGSM where its accuracy under FGSM is higher than under PGD by more than this ...
+#: A network is overfitted to FGSM if its accuracy under FGSM exceeds the one under PGD by more than this ...
 _GAP = 0.2
 #: ... and its accuracy under PGD is below this share of that under FGSM, or of the phase's best under PGD.
 _OF_FGSM, _OF_BEST = 0.25, 0.5
-#: A network tells no classes apart where one class takes more than this share of its predictions, so many epochs
-#: running; and one that has begun, after so many updates.
+#: A network does not distinguish the classes if one class gets more than this share of its predictions, for this many
+#: epochs in a row, after at least this many updates.
 _NEARLY_ALL, _RUNNING, _BEGUN = 0.95, 2, 100
 
 
 def kept_epoch(history: Sequence[Row], selection: Selection) -> int:
-    """The epoch, from 1, whose weights are kept: of the phase that has been reached, ties go to the later one.
+    """Choose the epoch, from 1, whose weights are kept: one of the current phase; ties go to the later epoch.
 
-    An earlier phase's best is no checkpoint of this one: an "-adv" run that kept it would be none. Where ``robust`` is
-    asked for, a phase without adversary has no accuracy under attack, and its best when clean is kept meanwhile.
+    An earlier phase does not count, because an "-adv" run that kept its best would not be adversarial. With ``robust``,
+    a phase without adversary has no accuracy under attack; its best clean accuracy is kept until a later phase.
+
+    >>> rows = [{"epoch": n, "phase": 0, "validation_accuracy": accuracy} for n, accuracy in ((1, 0.9), (2, 0.8))]
+    >>> kept_epoch(rows, "best"), kept_epoch(rows, "last")
+    (1, 2)
     """
     of_phase = [row for row in history if row["phase"] == history[-1]["phase"]]
     column = _SELECTED_BY.get(selection)
@@ -33,10 +37,7 @@ def kept_epoch(history: Sequence[Row], selection: Selection) -> int:
 
 
 def warnings_of(history: Sequence[Row], updates: int) -> Iterator[str]:
-    """Yield a sentence for each sign of trouble that the last epoch is the first of the run to show.
-
-    An epoch has so many ``updates``.
-    """
+    """Yield a sentence for each sign of trouble that the last epoch shows first; ``updates`` are those of an epoch."""
     for signs in (_overfitting_to_fgsm(history), _one_class(history, updates)):
         first, sentence = next(signs, (None, ""))
         if first is history[-1]:
@@ -44,7 +45,7 @@ def warnings_of(history: Sequence[Row], updates: int) -> Iterator[str]:
 
 
 def _overfitting_to_fgsm(history: Sequence[Row]) -> Iterator[tuple[Row, str]]:
-    """Catastrophic overfitting (Wong et al. 2020): FGSM no longer fools the network, and PGD fools it far more."""
+    """Yield epochs of catastrophic overfitting (Wong et al. 2020): PGD fools the network far more than FGSM does."""
     best = {row["phase"]: 0.0 for row in history}
     for row in history:
         fgsm, strong = row.get("fgsm_accuracy"), row.get("pgd_accuracy")
@@ -62,7 +63,7 @@ def _overfitting_to_fgsm(history: Sequence[Row]) -> Iterator[tuple[Row, str]]:
 
 
 def _one_class(history: Sequence[Row], updates: int) -> Iterator[tuple[Row, str]]:
-    """One class takes nearly all predictions, several epochs running."""
+    """Yield the epochs after which one class got nearly all predictions for several epochs in a row."""
     running = 0
     for row in history:
         share = row.get("most_predicted") or 0.0  # rows of older versions have none
@@ -70,6 +71,6 @@ def _one_class(history: Sequence[Row], updates: int) -> Iterator[tuple[Row, str]
         if running >= _RUNNING and row["epoch"] * updates >= _BEGUN:
             yield (
                 row,
-                f"epoch {row['epoch']}: one class takes {100 * share:.0f} % of the predictions on validation images, "
-                f"{_RUNNING} epochs running: the network does not tell the classes apart; lower the learning rate",
+                f"epoch {row['epoch']}: one class gets {100 * share:.0f} % of the predictions on validation images, "
+                f"for {_RUNNING} epochs in a row: it does not distinguish the classes; lower the learning rate",
             )

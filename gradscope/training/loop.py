@@ -1,8 +1,8 @@
-"""One training loop for every mode: phases in turn, an update at a time, resumable after each epoch.
+"""Train a network, in every mode: phase by phase, resumable after each epoch.
 
-Every random number comes from a stream named by its purpose and the epoch, drawn for the global batch. So a resumed
-run continues bit for bit, and processes that share a batch see the numbers one process would have seen; dropout
-alone has a stream for each process, and batch norm its own statistics on each CPU process.
+Every random number comes from a stream named by its purpose and the epoch, and is drawn for the global batch. So a
+resumed run continues bit for bit, and processes that share a batch use the numbers that one process would use. There
+are two exceptions: dropout has one stream per process, and batch norm has its own statistics on each CPU process.
 """
 
 import math
@@ -45,10 +45,9 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
 
-#: Seconds between two looks at the loss: each look waits for the device.
+#: Seconds between two reads of the loss; each read waits for the device.
 LOOK_EVERY = 0.5
-#: Whether the update is recorded as a CUDA graph, where it can be; eager updates, its reference in the tests, give the
-#: same bits.
+#: Whether to record the update as a CUDA graph if possible. Eager updates give the same bits; tests compare with them.
 CUDA_GRAPHS = True
 
 
@@ -64,20 +63,20 @@ def train(
     deadline: float = inf,
     trust_code: bool = False,
 ) -> Checkpoint:
-    """Train a classifier and write it to ``out``; the history goes beside it as CSV.
+    """Train a classifier, write it to ``out``, and write its history beside it as CSV.
 
-    The checkpoint kept is the best on the validation images within the last phase, when clean or under PGD (ties go to
-    the later epoch), or the last, as ``training.selection`` says. What resuming needs is kept in ``out`` + ``.resume``
-    until the run is complete: it is written at the beginning, after the first epoch, then every
-    :data:`gradscope.training.state.STORE_EVERY` seconds at most, and whenever the run is stopped, by an error or by
-    SIGINT or SIGTERM. A loss that is not finite raises :class:`GradscopeError`; the last good checkpoint stays. With
-    ``keep_epochs`` the weights before the first and after each epoch are kept too, as checkpoints in
-    :func:`gradscope.training.request.epochs_folder`. The run begins with the weights of the checkpoint ``initial``,
-    where it is given.
+    ``training.selection`` says which epoch of the last phase is kept: the best on the validation images, clean or under
+    PGD (ties go to the later epoch), or the last. The file ``out`` + ``.resume`` holds the state to resume from until
+    the run is complete. It is written at the beginning, after the first epoch, then at most every
+    :data:`gradscope.training.state.STORE_EVERY` seconds, and when an error, SIGINT or SIGTERM stops the run. Raises
+    :class:`GradscopeError` if the loss is not finite; the last good checkpoint stays. With ``keep_epochs`` the weights
+    before the first and after each epoch are kept as checkpoints in
+    :func:`gradscope.training.request.epochs_folder`. With ``initial`` the run begins with the weights of that
+    checkpoint.
 
-    No epoch begins that would end after ``deadline`` (``time.time()``), if it takes as long as the last one; the run
-    is then left as an interrupted one is, and its checkpoint says how many epochs are done. A user's own architecture
-    runs code, which takes ``trust_code``.
+    An epoch that would end after ``deadline`` (``time.time()``), if it takes as long as the last one, does not begin.
+    The run then stays unfinished and can be resumed; its checkpoint says how many epochs are done. A user's own
+    architecture runs code, which needs ``trust_code``.
     """
     ensure_writable(out.parent)
     weights: Checkpoint | None = None
@@ -140,7 +139,7 @@ class Run:
         spec, network = new_network(training, train_set, self.trained, initial, trust_code=trust_code)
         if fabric.world_size > 1 and fabric.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        # The overload is there, torch's stubs lack it.
+        # The overload exists, but torch's stubs lack it.
         self.network: nn.Module = network.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: _FabricModule
         self.optimizer: _FabricOptimizer
@@ -152,7 +151,7 @@ class Run:
         self.update: Callable[[Batch], None] = partial(self._update, training.phases[0], self.batch_size)
 
     def _new_optimizer(self) -> torch.optim.AdamW:
-        """AdamW; on a GPU in one kernel, which a CUDA graph can record: its learning rate is a tensor there."""
+        """Make AdamW; on a GPU fused and with a learning rate in a tensor, so that a CUDA graph can record it."""
         rate = self.training.phases[0].learning_rate
         if self.fabric.device.type != "cuda":
             return torch.optim.AdamW(self.network.parameters(), lr=rate)
@@ -160,22 +159,22 @@ class Run:
         return torch.optim.AdamW(self.network.parameters(), lr=kept, fused=True, capturable=True)
 
     def complete(self, advance: Advance, deadline: float = inf) -> None:
-        """Train all epochs that are left and write the checkpoint; ``advance`` is told of every few updates.
+        """Train all remaining epochs and write the checkpoint; call ``advance`` after every few updates.
 
-        Stop before the first epoch that cannot end by ``deadline``; the state after the one before it is on disk.
+        Stop before the first epoch that cannot end by ``deadline``; the state after the last epoch is then on disk.
         """
         self.advance = advance
         try:
             if not self._all_epochs(deadline):
                 return
         finally:
-            del self.update  # it refers to this run, and so would keep the GPU's memory
+            del self.update  # it refers to this run and would keep the GPU's memory allocated
             self.state.write()
         self.state.complete()
         self.fabric.barrier()
 
     def _all_epochs(self, deadline: float) -> bool:
-        """Train the epochs that are left; False where ``deadline`` leaves some."""
+        """Train the remaining epochs; returns False if ``deadline`` comes before the last of them."""
         first = 0
         for number, phase in enumerate(self.training.phases):
             self.update = self.update_of(phase)
@@ -187,10 +186,10 @@ class Run:
         return True
 
     def update_of(self, phase: Phase) -> Callable[[Batch], None]:
-        """The update of ``phase``; where it can be recorded, as a CUDA graph.
+        """Make the update of ``phase``, as a CUDA graph if it can be recorded.
 
-        PGD puts the network into evaluation mode on its way, processes wait for each other, and a user's network may
-        look at its values.
+        It cannot if PGD switches the network to evaluation mode, if processes wait for each other, or if a user's
+        network may read its values.
         """
         update = partial(self._update, phase, self.batch_size)
         adversary = phase.adversary
@@ -258,17 +257,18 @@ class Run:
             group["weight_decay"] = weight_decay
 
     def _require_finite(self, means: Means, epoch: int) -> None:
-        """Stop a run whose loss is not finite; what was good is written."""
+        """Raise :class:`GradscopeError` if the loss is not finite, after writing the last good state."""
         if math.isfinite(means.loss):
             return
         self.state.write()
         kept = f"the last good checkpoint is {self.state.out}" if self.state.epochs_done else "it has no checkpoint yet"
         raise GradscopeError(
-            f"loss: it is not finite in epoch {epoch + 1}; lower the learning rate or set clip_norm; {kept}"
+            f"loss must be finite, got {means.loss} in epoch {epoch + 1}; lower the learning rate or set clip_norm; "
+            f"{kept}"
         )
 
     def _look(self, updates: int, epoch: int, seconds: float) -> None:
-        """Look at the loss and move the progress bar by ``updates``; its numbers are this process's, this epoch's."""
+        """Read the loss and advance the progress bar by ``updates``; it shows this process's numbers of this epoch."""
         means = self.totals.means()
         self._require_finite(means, epoch)
         speed = means.images * self.fabric.world_size / seconds
@@ -276,16 +276,16 @@ class Run:
         self.advance(updates, f"{note} {speed:,.0f} images/s")
 
     def _update(self, phase: Phase, count: int, batch: Batch) -> None:
-        """One optimiser step on ``batch``, this process's share of a batch of ``count`` images.
+        """Do one optimiser step on ``batch``, this process's share of a batch of ``count`` images.
 
-        FGSM on the phase's own loss takes its gradient from the clean pass, so an adversarial update costs two
+        FGSM on the phase's own loss uses the gradient of the clean pass, so that an adversarial update costs two
         forward and two backward passes.
         """
         labels = batch.labels
         images = as_floats(batch.images).contiguous(memory_format=torch.channels_last)
         adversary = phase.adversary
         shared = adversary is not None and shares_the_clean_pass(adversary)
-        # DDP averages over the processes, and each divides by the global count.
+        # DDP averages over the processes, so each divides by the global count and multiplies by their number.
         scale = self.fabric.world_size / count
         self.optimizer.zero_grad()
         images.requires_grad_(shared)
@@ -300,7 +300,7 @@ class Run:
                 assert images.grad is not None
                 example = fast_gradient_example(clean_images, images.grad, adversary)
             else:
-                with self.fabric.autocast():  # the network itself is not wrapped, and would compute in float32
+                with self.fabric.autocast():  # the bare network is not wrapped and would compute in float32
                     example = adversarial_example(
                         self.network, clean_images, labels, phase, adversary, batch.clean, batch.noise
                     )
@@ -313,6 +313,6 @@ class Run:
         self.totals.add(losses, logits.detach().argmax(dim=1) == labels, clean.rewards)
 
     def _summed(self, sums: Tensor) -> Tensor:
-        """The sums over all processes; a tensor gives a tensor, which Fabric's signature does not say."""
-        total: Tensor = self.fabric.all_reduce(sums, reduce_op="sum")  # type: ignore[assignment]
+        """Add ``sums`` over all processes."""
+        total: Tensor = self.fabric.all_reduce(sums, reduce_op="sum")  # type: ignore[assignment]  # tensor to tensor
         return total

@@ -1,4 +1,4 @@
-"""What training minimises: per-sample losses of each objective, and the adversarial images of a phase."""
+"""The objectives of training: per-sample losses, and the adversarial images of a phase."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from gradscope.models.inspection import evaluating
 class Draws:
     """The random numbers of one pass over a batch, uniform in [0, 1): ``(N,)`` each, and one for the whole batch.
 
-    Drawn for the global batch on the CPU, so that a process's share does not depend on how many share the batch.
+    They are drawn for the global batch on the CPU, so that they do not depend on the number of processes.
     """
 
     action: Tensor
@@ -31,23 +31,23 @@ class Draws:
         return cls(action, explore, choice, torch.rand((), generator=generator))
 
     def __getitem__(self, share: slice) -> "Draws":
-        """The draws of a share of the batch, such as one rank's."""
+        """Select the draws of a share of the batch, such as one rank's."""
         return Draws(self.action[share], self.explore[share], self.choice[share], self.explore_batch)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Per-sample losses ``(N,)``, and the rewards ``(N,)`` where actions were sampled."""
+    """Per-sample losses ``(N,)``, and the rewards ``(N,)`` if actions were sampled."""
 
     losses: Tensor
     rewards: Tensor | None
 
 
 def sample_actions(logits: Tensor, phase: Phase, draws: Draws) -> Tensor:
-    """Actions ``(N,)`` drawn from ``softmax(logits)`` by inversion, or uniformly where exploration strikes."""
+    """Sample actions ``(N,)`` from ``softmax(logits)`` by inversion, or uniformly when exploring."""
     probabilities = torch.softmax(logits.detach().float(), dim=1)
     classes = logits.shape[1]
-    # Scaled by the total, so that rounding of the cumulative sum cannot step past the last class.
+    # Scaled by the total, so that rounding of the cumulative sum cannot select a class past the last.
     cumulative = probabilities.cumsum(dim=1)
     greedy = (cumulative <= (draws.action * cumulative[:, -1]).unsqueeze(1)).sum(dim=1).clamp(max=classes - 1)
     uniform = (draws.choice * classes).long().clamp(max=classes - 1)
@@ -56,7 +56,7 @@ def sample_actions(logits: Tensor, phase: Phase, draws: Draws) -> Tensor:
 
 
 def policy_gradient(logits: Tensor, labels: Tensor, phase: Phase, draws: Draws) -> Outcome:
-    """REINFORCE on one step (Williams 1992): ``-log pi(a | x) * (r - b)``, r = 1 where the action a is the label.
+    """REINFORCE on one step (Williams 1992): ``-log pi(a | x) * (r - b)``, r = 1 if the action a is the label, else 0.
 
     b is 0, or the mean reward of this process's share of the batch. No importance weight corrects for exploration.
     """
@@ -67,7 +67,7 @@ def policy_gradient(logits: Tensor, labels: Tensor, phase: Phase, draws: Draws) 
 
 
 def phase_outcome(logits: Tensor, labels: Tensor, phase: Phase, draws: Draws) -> Outcome:
-    """The phase's objective, or its mix of them by weight.
+    """Compute the losses of the phase's objective, or of its weighted mix of objectives.
 
     ``cross-entropy``: ``-log p_y``; ``policy-gradient``: see :func:`policy_gradient`; ``expected-reward``:
     ``1 - p_y``, whose gradient is the policy gradient's expectation without exploration.
@@ -88,12 +88,12 @@ def phase_outcome(logits: Tensor, labels: Tensor, phase: Phase, draws: Draws) ->
 
 
 def shares_the_clean_pass(adversary: Adversary) -> bool:
-    """Whether the clean pass's own gradient makes the example, so that no further pass is needed."""
+    """Whether the gradient of the clean pass gives the adversarial example, so that no other pass is needed."""
     return adversary.method == "fgsm" and adversary.objective == "own"
 
 
 def fast_gradient_example(images: Tensor, gradient: Tensor, adversary: Adversary) -> Tensor:
-    """FGSM (Goodfellow et al. 2015) in the adversary's norm; an image whose gradient is zero stays as it is."""
+    """Make FGSM examples (Goodfellow et al. 2015) in the adversary's norm; an image with zero gradient is unchanged."""
     threat = ThreatModel(adversary.norm, adversary.epsilon)
     return threat.project(threat.steepest_step(gradient, adversary.epsilon).add_(images), images)
 
@@ -101,7 +101,7 @@ def fast_gradient_example(images: Tensor, gradient: Tensor, adversary: Adversary
 def adversarial_example(
     model: nn.Module, images: Tensor, labels: Tensor, phase: Phase, adversary: Adversary, draws: Draws, noise: Tensor
 ) -> Tensor:
-    """FGSM or PGD examples ``(N, C, H, W)``, made in evaluation mode with frozen parameters.
+    """Make FGSM or PGD examples ``(N, C, H, W)`` in evaluation mode, with frozen parameters.
 
     ``noise`` ``(N, C, H, W)``, uniform in [-1, 1], gives PGD its random start.
     """

@@ -15,30 +15,30 @@ _Table = Annotated[
 ]
 
 
-#: The default of what a mode decides.
+#: The default shown for options that the mode decides.
 _PRESET = "the mode's"
 
 
 class TrainingOptions(Config):
-    """How models are trained: what a recipe says of many of them.
+    """The options of training that a recipe may set for many models.
 
-    One that :class:`gradscope.config.Training` knows by the same name is laid over the preset.
+    An option with the name of a field of :class:`gradscope.config.Training` replaces the preset's value.
     """
 
     epochs: Epochs | None = option(
-        None, "epochs in all, shared by the phases, at least one each", TRAINING, usual=_PRESET
+        None, "total epochs, shared by the phases, at least one each", TRAINING, usual=_PRESET
     )
     batch_size: BatchSize | None = option(None, "images in each update, over all devices", TRAINING, usual=_PRESET)
     precision: Precision | None = option(
         None,
-        "auto: bf16 autocast where the hardware computes in it and images have 16 pixels a side or more, else "
+        "auto: bf16 autocast if the hardware supports it and images have sides of at least 16 pixels, else "
         "float32 (32); measurements are in float32",
         TRAINING,
         usual=default_of(Training, "precision"),
     )
     selection: Selection | None = option(
         None,
-        "epoch of the last phase to keep, by accuracy on validation images: best when clean, robust under PGD, or last",
+        "epoch of the last phase to keep: best clean accuracy on validation images, robust (best under PGD), or last",
         TRAINING,
         usual=default_of(Training, "selection"),
     )
@@ -51,26 +51,26 @@ class TrainingOptions(Config):
         repeatable=True,
     )
     phases: tuple[_Table, ...] | None = option(
-        None, "tables of settings, as the [[phases]] of a configuration file", TRAINING, typed=False
+        None, "tables of settings, like [[phases]] in a configuration file", TRAINING, typed=False
     )
     train_samples: TrainSamples | None = option(
-        None, "training images to use, every class in its share", DATA, usual="all"
+        None, "training images to use, in proportion to the classes", DATA, usual="all"
     )
     keep_epochs: bool = option(False, "keep the weights after every epoch, in NAME.epochs", RUNNING)
 
     def over(self, base: "TrainingOptions") -> "TrainingOptions":
-        """These options where they are given, else those of ``base``; settings of both, ``base``'s first."""
+        """Merge these options over those of ``base``; the settings ``set`` of both are joined, ``base``'s first."""
         given = {key: getattr(self, key) for key in TrainingOptions.model_fields if key in self.model_fields_set}
         common = {key: getattr(base, key) for key in TrainingOptions.model_fields}
         return TrainingOptions(**common | given | {"set": (*base.set, *self.set)})
 
 
 class TrainOptions(TrainingOptions):
-    """``gradscope train``, :func:`gradscope.train`: which model is trained, and how."""
+    """The options of ``gradscope train`` and :func:`gradscope.train`."""
 
     mode: str = option(
         ...,
-        "sl, rl, sl-adv, rl-adv, sl-rl, rl-sl; any name where you give phases of your own",
+        "sl, rl, sl-adv, rl-adv, sl-rl or rl-sl; any name if you give your own phases",
         TRAINING,
         names="gradscope.training.phases:MODES",
     )
@@ -88,7 +88,7 @@ class TrainOptions(TrainingOptions):
     trust_code: bool = option(False, "run the code of your own architecture", MODEL)
 
     def resolved(self, data: Data, image_size: int, table: Mapping[str, Any] | None = None) -> Training:
-        """The whole configuration, on images of a size: preset < ``table`` (a TOML file) < ``set`` < other options."""
+        """Resolve the configuration for images of a size: preset < ``table`` (TOML) < ``set`` < other options."""
         phases = self.model_dump(mode="json", include={"phases"}, exclude_none=True)
         given = self.model_dump(include=Training.model_fields.keys() - {"phases"}, exclude_none=True)
         return resolve(
@@ -104,7 +104,7 @@ class TrainOptions(TrainingOptions):
 
 
 class TrainingData(DataOptions):
-    """Which images a model is trained on."""
+    """The options of the images to train on."""
 
     dataset: str | None = option(
         None,

@@ -1,4 +1,4 @@
-"""The presets: which phases a mode is made of, at the paper's size or sized for the data set."""
+"""The presets: the phases of each mode, at the paper's size or sized for the data set."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from gradscope.errors import GradscopeError, lookup, unknown_name
 
 @dataclass(frozen=True)
 class Size:
-    """What training takes on images of one kind."""
+    """The settings of training for images of one kind."""
 
     architecture: str
     batch_size: int
@@ -49,19 +49,19 @@ SIZES: dict[str, Size] = {"digits": DIGITS, "fashion-mnist": FASHION, "cifar10":
 
 MODES: dict[str, str] = {
     "sl": "supervised: cross-entropy",
-    "rl": "policy gradient with epsilon-greedy exploration 0.1 a batch, as the paper does it",
-    "sl-adv": "sl, then its last fifth on clean and FGSM images",
-    "rl-adv": "rl, then its last third on clean and FGSM images",
+    "rl": "policy gradient with epsilon-greedy exploration 0.1 per batch, as in the paper",
+    "sl-adv": "sl, with its last fifth on clean and FGSM images",
+    "rl-adv": "rl, with its last third on clean and FGSM images",
     "sl-rl": "half of sl's epochs, then half of rl's",
     "rl-sl": "half of rl's epochs, then half of sl's",
 }
 
-#: What settings of a phase are also called.
+#: Other common names for settings of a phase.
 _ALSO = {"lr": "learning_rate", "wd": "weight_decay", "warmup": "warmup_epochs"}
 
 
 def size_for(data: Data, image_size: int, *, paper: bool) -> Size:
-    """The size for a data set whose images are ``image_size`` pixels wide."""
+    """Choose the settings for a data set whose images are ``image_size`` pixels wide."""
     if paper:
         return PAPER
     if data.dataset in SIZES:
@@ -72,7 +72,7 @@ def size_for(data: Data, image_size: int, *, paper: bool) -> Size:
 
 
 def phases_for(mode: str, size: Size) -> list[Phase]:
-    """The phases of a preset mode."""
+    """Make the phases of a preset mode."""
     lookup(MODES, mode, "mode")
     adversary = Adversary(epsilon=size.adversary_epsilon)
     if mode in ("sl", "rl"):
@@ -88,7 +88,7 @@ def phases_for(mode: str, size: Size) -> list[Phase]:
 
 
 def _supervised(size: Size, epochs: int) -> Phase:
-    """Warm-up, then a linear decay to a tenth; gradient norm clipped at 1."""
+    """Make a supervised phase: warm-up, then linear decay to a tenth; gradient norm clipped at 1."""
     return Phase(
         objective="cross-entropy",
         epochs=epochs,
@@ -100,7 +100,7 @@ def _supervised(size: Size, epochs: int) -> Phase:
 
 
 def _reinforced(size: Size, epochs: int) -> Phase:
-    """Constant learning rate, no clipping, exploration 0.1 drawn once a batch, no baseline."""
+    """Make a policy-gradient phase: constant learning rate, no clipping, exploration 0.1 per batch, no baseline."""
     return Phase(
         objective="policy-gradient",
         epochs=epochs,
@@ -111,29 +111,33 @@ def _reinforced(size: Size, epochs: int) -> Phase:
 
 
 def _split(whole: Phase, clean_epochs: int, adversary: Adversary) -> list[Phase]:
-    """``whole`` cut after ``clean_epochs``: one learning-rate line through both parts, an adversary in the second."""
+    """Split ``whole`` after ``clean_epochs``: the learning-rate line goes on, the second part has the adversary."""
     if clean_epochs < 1:
         return [whole.model_copy(update={"adversary": adversary})]
-    turn = whole.learning_rate_at(clean_epochs)
+    rate = whole.learning_rate_at(clean_epochs)
     decays = whole.final_learning_rate is not None
     first = {
         "epochs": clean_epochs,
         "warmup_epochs": min(whole.warmup_epochs, clean_epochs - 1),
-        "final_learning_rate": turn if decays else None,
+        "final_learning_rate": rate if decays else None,
     }
     second = {
         "epochs": whole.epochs - clean_epochs,
         "warmup_epochs": 0,
-        "learning_rate": turn,
+        "learning_rate": rate,
         "adversary": adversary,
     }
     return [whole.model_copy(update=first), whole.model_copy(update=second)]
 
 
 def scale_epochs(phases: Sequence[Phase], epochs: int) -> list[Phase]:
-    """The phases stretched or shrunk to ``epochs`` in all, in their proportions, each at least one epoch."""
+    """Scale the phases to ``epochs`` in total, in their proportions, each at least one epoch.
+
+    >>> [phase.epochs for phase in scale_epochs(phases_for("sl-adv", DIGITS), 10)]
+    [8, 2]
+    """
     if epochs < len(phases):
-        raise GradscopeError(f"epochs must be at least {len(phases)}, one a phase, got {epochs}")
+        raise GradscopeError(f"epochs must be at least {len(phases)}, one per phase, got {epochs}")
     total = sum(phase.epochs for phase in phases)
     scaled = [max(1, round(phase.epochs * epochs / total)) for phase in phases]
     scaled[scaled.index(max(scaled))] += epochs - sum(scaled)
@@ -144,7 +148,7 @@ def scale_epochs(phases: Sequence[Phase], epochs: int) -> list[Phase]:
 
 
 def _require_known(setting: str) -> None:
-    """Raise :class:`GradscopeError` where KEY=VALUE begins with no key of a training; a phase's key is placed."""
+    """Raise :class:`GradscopeError` if KEY of KEY=VALUE is not a setting; say where a phase's setting goes."""
     key, equals, value = setting.partition("=")
     first, dot, rest = key.partition(".")
     if not first or not equals or first in Training.model_fields:
@@ -152,7 +156,7 @@ def _require_known(setting: str) -> None:
     field = _ALSO.get(first, first)
     if field in Phase.model_fields:
         raise GradscopeError(
-            f"set: {first!r} is a setting of a phase, of which there may be several; "
+            f"set: {first!r} is a setting of a phase, and there may be several phases; "
             f"pass phases.0.{field}{dot}{rest}={value} for the first"
         )
     raise unknown_name("set", first, Training.model_fields)
@@ -169,9 +173,9 @@ def resolve(
     epochs: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Training:
-    """The whole configuration: preset of ``mode`` < ``table`` (TOML) < ``settings`` (KEY=VALUE) < ``options``.
+    """Resolve the configuration: preset of ``mode`` < ``table`` (TOML) < ``settings`` (KEY=VALUE) < ``options``.
 
-    A mode that is no preset is allowed where ``table`` gives the phases.
+    A mode without a preset is accepted if ``table`` gives the phases.
     """
     table = table or {}
     size = size_for(data, image_size, paper=paper)

@@ -1,4 +1,4 @@
-"""A training from what is asked for to a checkpoint that is judged on the test images."""
+"""Run a training from its request to a checkpoint that is evaluated on the test images."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -27,9 +27,9 @@ from gradscope.training.request import TrainingRequest, epochs_folder, require_f
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint that was trained, and how right it is on the test images; ``chance`` says where that is no better.
+    """A trained checkpoint and its accuracy on the test images.
 
-    It is None where the model is better than guessing, and while its training is unfinished.
+    ``chance``: a warning if that accuracy is no better than guessing; else None, as while the training is unfinished.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class Trained:
 
 
 def configure_training(request: TrainingRequest) -> tuple[Training, Splits]:
-    """The resolved configuration of a run and its images, on whose size the presets depend."""
+    """Load the images of a run and resolve its configuration, whose presets depend on their size."""
     source = request.source
     splits = sources.load(source, download=request.data.download)
     return request.resolved(source, splits.train.height), splits
@@ -60,10 +60,10 @@ def run_training(
     deadline: float = inf,
     trust_code: bool = False,
 ) -> Trained:
-    """Train a checkpoint, from the weights of ``initial`` where it is given, and judge it on the test images.
+    """Train a checkpoint, from the weights of ``initial`` if given, and evaluate it on the test images.
 
-    A user's own architecture runs code, which takes ``trust_code``.
-    A run that ``deadline`` (``time.time()``) stops is left unfinished.
+    A user's own architecture runs code, which needs ``trust_code``. A run that stops at ``deadline`` (``time.time()``)
+    stays unfinished and can be resumed.
     """
     device = resolve_device(hardware.device)
     if hardware.is_first:
@@ -100,7 +100,7 @@ def _of_adversaries(training: Training, pixels: int) -> set[str]:
 
 @contextmanager
 def _held(out: Path) -> Iterator[None]:
-    """Hold the lock of ``out``, and remove what a killed run left half-written beside it."""
+    """Hold the lock of ``out``, and remove the temporary files that a killed run left beside it."""
     with exclusive(out):
         sweep(out.parent, (path.name for path in (out, state_path(out), out.with_suffix(".history.csv"))))
         sweep(epochs_folder(out))
@@ -108,7 +108,7 @@ def _held(out: Path) -> Iterator[None]:
 
 
 def count_right(model: nn.Module, images: ImageSet, device: torch.device) -> int:
-    """How many images the prediction of ``model``, which is on ``device``, is right for."""
+    """Count the images that ``model``, which is on ``device``, classifies correctly."""
     right = 0
     with measuring(model), torch.no_grad():
         for _, batch, labels in images.batches(256, device):

@@ -1,4 +1,4 @@
-"""What a training run starts from: the images it is trained and validated on, and its network."""
+"""Prepare a training run: its training and validation images, and its network."""
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,11 @@ from gradscope.seeding import seeded
 
 
 def split(training: Training, train_set: ImageSet) -> tuple[Tensor, Tensor]:
-    """Indices of the images to train on, and of those to validate on.
+    """Split the images into indices to train on and indices to validate on.
 
-    Where there is one class, or no image to validate on, raise :class:`GradscopeError`.
+    Raises :class:`GradscopeError` if there is only one class, or no image to validate on.
     """
-    # Indices, not copies: a set larger than memory stays the memory map it is.
+    # Indices, not copies, so that a set larger than memory stays a memory map.
     trained, held_out = training_split(
         train_set.labels, training.validation_fraction, training.seed, training.train_samples
     )
@@ -31,8 +31,8 @@ def split(training: Training, train_set: ImageSet) -> tuple[Tensor, Tensor]:
     _, counts = train_set.labels.unique(return_counts=True)
     if int(counts.max()) > 1:
         raise GradscopeError(
-            "train_samples must be large enough for 2 images of a class, one to validate on, as "
-            f"{len(counts) + 1} are of {train_set.name}; got {training.train_samples}"
+            "train_samples must include 2 images of some class, one of them to validate on: at least "
+            f"{len(counts) + 1} for {train_set.name}, got {training.train_samples}"
         )
     raise GradscopeError(
         f"{argument} must have a class with at least 2 training images, one to validate on; {train_set.name} has none"
@@ -42,9 +42,9 @@ def split(training: Training, train_set: ImageSet) -> tuple[Tensor, Tensor]:
 def new_network(
     training: Training, train_set: ImageSet, trained: Tensor, initial: Checkpoint | None, *, trust_code: bool
 ) -> tuple[ModelSpec, nn.Module]:
-    """Build the network on the CPU, with fresh weights or those of ``initial``, and say how it was built.
+    """Build the network on the CPU, with new weights or those of ``initial``; returns its specification, too.
 
-    It normalises with the statistics of the images ``trained``; a user's own architecture does that itself.
+    It normalises with the statistics of the images ``trained``; a user's own architecture normalises itself.
     """
     own = is_own(training.architecture)
     mean, std = ((0.0,), (1.0,)) if own else train_set.channel_statistics(trained)
@@ -64,5 +64,5 @@ def new_network(
         check_fits(network, train_set, name=name, device=torch.device("cpu"))
         network.register_forward_hook(LogitsCheck(name, len(train_set.classes)))
     if initial is not None:
-        load_strictly(network, initial.state_dict, f"from: the weights of {initial.mode!r} do not fit this model")
+        load_strictly(network, initial.state_dict, f"from: the weights of {initial.mode!r} must fit this model")
     return spec, network

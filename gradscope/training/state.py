@@ -1,4 +1,4 @@
-"""What a training run has reached, in memory and on disk: written seldom, read to resume, complete at the end."""
+"""The state of a training run, in memory and on disk: written every few seconds, read to resume."""
 
 import time
 from collections.abc import Iterator
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from lightning_fabric.wrappers import _FabricOptimizer
 
-#: Seconds between two writings of the state, which is held in memory meanwhile.
+#: Seconds between two writes of the state; in between it is held in memory.
 STORE_EVERY = 10.0
-#: Of what kind the parts of a state are.
+#: The types of the parts of a state.
 _KINDS = {
     "config": dict,
     "fingerprint": str,
@@ -50,21 +50,21 @@ _KINDS = {
 
 
 def require_unfinished(out: Path, training: Training, images: ImageSet, *, keep_epochs: bool) -> None:
-    """Raise :class:`CannotResumeError` where nothing is left to resume; the checkpoint says whether it is complete."""
-    if state_path(out).exists():  # beside a complete checkpoint too: one that is replaced, or the files that follow it
+    """Raise :class:`CannotResumeError` if there is nothing to resume; a checkpoint says whether its run is complete."""
+    if state_path(out).exists():  # also beside a complete checkpoint that this run is replacing or has just written
         return
     require_begun(out)
-    found = load(out)
-    if not found.is_complete:
+    written = load(out)
+    if not written.is_complete:
         raise CannotResumeError(
-            f"resume: {out} holds {found.epochs} of {found.planned_epochs} epochs, but {state_path(out).name}, which "
-            "resuming needs, is missing; train it anew with `overwrite`"
+            f"resume: {out} holds {written.epochs} of {written.planned_epochs} epochs, but {state_path(out).name}, "
+            "which resuming needs, is missing; train it again with `overwrite`"
         )
     wanted = training.model_dump(mode="json")
-    if training.precision == "auto":  # where it was trained, it meant what the checkpoint says
-        wanted["precision"] = found.config.get("precision")
-    changed = [*_differences(found.config, wanted)]
-    if found.data_fingerprint != images.fingerprint:
+    if training.precision == "auto":  # the checkpoint holds its resolved value
+        wanted["precision"] = written.config.get("precision")
+    changed = [*_differences(written.config, wanted)]
+    if written.data_fingerprint != images.fingerprint:
         changed.append("the images")
     if keep_epochs and not any(epochs_folder(out).glob("*.pt")):
         changed.append("keep_epochs (there False, here True)")
@@ -73,11 +73,11 @@ def require_unfinished(out: Path, training: Training, images: ImageSet, *, keep_
             f"resume: {out} is complete and belongs to another run; it differs in {first_of(changed)}; `overwrite` "
             "replaces it"
         )
-    raise CannotResumeError(f"resume: {out} is complete; nothing is left to do")
+    raise CannotResumeError(f"resume: {out} is complete; there is nothing to do")
 
 
 def begun_precision(out: Path) -> str | None:
-    """The precision of the unfinished run of ``out``; None where no state can be read."""
+    """Read the precision of the unfinished run of ``out``; None if no state can be read."""
     try:
         return str(load_weights_only(state_path(out), "resume")["config"]["precision"])
     except (GradscopeError, LookupError, TypeError):
@@ -86,9 +86,9 @@ def begun_precision(out: Path) -> str | None:
 
 @dataclass
 class RunState:
-    """The state of one run: the weights and optimiser as they are now, the best weights, and a row of history an epoch.
+    """The state of one run: current weights and optimiser, best weights, and one row of history per epoch.
 
-    Every process has one; the first alone writes.
+    Every process has one; only the first process writes.
     """
 
     fabric: "Fabric"
@@ -106,13 +106,14 @@ class RunState:
 
     @property
     def epochs_done(self) -> int:
-        """How many epochs are done."""
+        """The number of epochs done."""
         return len(self.history)
 
     def begin(self) -> None:
-        """Write a state of no epochs; replace the epochs that an earlier run kept by the weights before the first.
+        """Write a state of 0 epochs, and replace the kept epochs of an earlier run by the initial weights.
 
-        From the state on, an earlier run's checkpoint, which stays until this one has its own, is not resumed for it.
+        An earlier run's checkpoint stays until this run has its own. Because of the state file, resuming does not take
+        that checkpoint for this run's.
         """
         if self.fabric.is_global_zero:
             save_tensors(state_path(self.out), self._content())
@@ -121,7 +122,7 @@ class RunState:
             self._keep_epoch()
 
     def resume(self) -> None:
-        """Continue where the state file says; a run of another configuration or other data is refused."""
+        """Load the state file; raises :class:`CannotResumeError` if configuration or data differ, or it is damaged."""
         path = state_path(self.out)
         try:
             state = load_weights_only(path, "resume")
@@ -130,7 +131,7 @@ class RunState:
             changed = [*_differences(state["config"], self._config())]
             if state["fingerprint"] != self.images.fingerprint:
                 changed.append("the images")
-            kept = state.get("keep_epochs", self.keep_epochs)  # older states do not say
+            kept = state.get("keep_epochs", self.keep_epochs)  # older states lack it
             changed += _differences({"keep_epochs": kept}, {"keep_epochs": self.keep_epochs})
             if changed:
                 raise CannotResumeError(f"resume: {path} belongs to another run; it differs in {first_of(changed)}")
@@ -138,7 +139,7 @@ class RunState:
             state["history"] = [_with_later_columns(row) for row in state["history"]]
             self._require_whole(state)
             load_strictly(self.network, state["network"], f"resume: {path} does not fit {self.training.architecture}")
-            # How the optimiser computes is this device's affair; its first state may be another's.
+            # The groups hold how this device's optimiser computes; the saved ones may come from another device.
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         except CannotResumeError:
@@ -147,19 +148,19 @@ class RunState:
             raise CannotResumeError(str(error)) from None
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             why = f"{type(error).__name__} {error}".splitlines()[0]
-            raise CannotResumeError(f"resume: {path} is damaged: {why}; train anew with `overwrite`") from None
+            raise CannotResumeError(f"resume: {path} is damaged: {why}; train again with `overwrite`") from None
         self.history, self.best = state["history"], state["best"]
 
     def _require_whole(self, state: dict[str, Any]) -> None:
-        """Raise an error where the content of a state is not what :meth:`_store` keeps of such a run."""
+        """Raise an error unless the content of a state is what :meth:`_store` saves for such a run."""
         rows = state["history"]
         if not len(rows) == state["epochs_done"] <= self.training.epochs:
-            raise ValueError(f"{len(rows)} rows of history for {state['epochs_done']} epochs")
+            raise ValueError(f"its history must have {state['epochs_done']} rows, got {len(rows)}")
         if bool(state["optimizer"]["state"]) != bool(rows):
-            raise ValueError(f"the optimiser's state is not that of {len(rows)} epochs")
+            raise ValueError(f"its optimiser's state must be that of {len(rows)} epochs")
         for row in rows:
             if list(row) != HISTORY.names:
-                raise ValueError("the columns of its history are others")
+                raise ValueError("its history must have the columns of this version")
             require_each("history", row.values(), int, float, type(None))
         own = self.network.state_dict()
         for part in ("network", "best"):
@@ -169,10 +170,10 @@ class RunState:
         for index, values in state["optimizer"]["state"].items():
             shapes = {tuple(value.shape) for name, value in values.items() if name != "step"}
             if shapes != {tuple(parameters[index].shape)}:
-                raise ValueError(f"the optimiser's state does not fit parameter {index}")
+                raise ValueError(f"its optimiser's state must fit parameter {index}")
 
     def add(self, row: dict[str, Any]) -> None:
-        """Add an epoch that has ended to the history, and keep its weights if it is the one to keep."""
+        """Add a finished epoch to the history, and keep its weights if it is the selected epoch."""
         self.history.append(row)
         if kept_epoch(self.history, self.training.selection) == self.epochs_done:
             self.best = _copied(self.network.state_dict())
@@ -186,7 +187,7 @@ class RunState:
             save(path, self._checkpoint(self.network.state_dict(), self.history, self.epochs_done))
 
     def _content(self) -> dict[str, Any]:
-        """What resuming needs."""
+        """Collect everything that resuming needs."""
         network = self.network.state_dict()
         return {
             "config": self._config(),
@@ -200,7 +201,7 @@ class RunState:
         }
 
     def _store(self) -> None:
-        """Keep what resuming needs: in memory, and on disk where it has not been written for long."""
+        """Keep the state in memory, and write it if the last write was more than :data:`STORE_EVERY` seconds ago."""
         state = self._content()
         due = time.monotonic() - self.written > STORE_EVERY
         self.unwritten = state if due else _copied(state)
@@ -208,9 +209,9 @@ class RunState:
             self.write()
 
     def write(self) -> None:
-        """Write the state after the last epoch, then the best checkpoint so far and the history, unless that is done.
+        """Write the state after the last epoch, then the best checkpoint and the history, unless already written.
 
-        The state comes first, and :meth:`complete` removes it last: a run that is killed in between is resumed from it.
+        The state is written first, and :meth:`complete` removes it last, so that a run killed in between can resume.
         """
         state, self.unwritten = self.unwritten, None
         if state is None:
@@ -220,13 +221,13 @@ class RunState:
         self.written = time.monotonic()
 
     def complete(self) -> None:
-        """Write the checkpoint and the history of a run whose epochs are all done; nothing is left to resume."""
+        """Write checkpoint and history of a run whose epochs are all done, and remove the state."""
         if self.fabric.is_global_zero:
             self._publish(self.best or self.network.state_dict(), self.history)
             state_path(self.out).unlink(missing_ok=True)
 
     def _publish(self, weights: dict[str, Tensor], history: list[dict[str, Any]]) -> None:
-        """Write what a run leaves: the checkpoint and, beside it, its history."""
+        """Write the checkpoint and, beside it, its history."""
         kept = kept_epoch(history, self.training.selection)
         save(self.out, self._checkpoint(weights, history, kept))
         write_table(self.out.with_suffix(".history.csv"), HISTORY, history)
@@ -250,13 +251,13 @@ class RunState:
 
 
 def _with_later_columns(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the history that an older version may have written, with the columns that came later, empty."""
+    """Add the columns that an older version's row of history lacks, empty."""
     later = {column.name for column in HISTORY.columns if column.later} - row.keys()
     return {name: None if name in later else row[name] for name in HISTORY.names} if later else row
 
 
 def _differences(begun: Any, wanted: Any, place: str = "") -> Iterator[str]:
-    """Yield where two configurations differ, with both values: ``seed (there 0, here 1)``."""
+    """Yield each difference of two configurations with both values: ``seed (there 0, here 1)``."""
     if isinstance(wanted, list) and isinstance(begun, list) and len(wanted) == len(begun):
         begun, wanted = (dict(enumerate(values)) for values in (begun, wanted))
     if isinstance(wanted, dict) and isinstance(begun, dict):
@@ -267,7 +268,7 @@ def _differences(begun: Any, wanted: Any, place: str = "") -> Iterator[str]:
 
 
 def _copied(state: Any) -> Any:
-    """``state`` with its tensors in memory of their own."""
+    """Copy ``state`` with its tensors."""
     if isinstance(state, Tensor):
         return state.detach().clone()
     if isinstance(state, dict):

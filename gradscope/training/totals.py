@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Means:
-    """What an epoch has come to so far: mean loss, share of right predictions, mean reward, images trained on."""
+    """The results of an epoch so far: mean loss, share of right predictions, mean reward, images trained on."""
 
     loss: float
     accuracy: float
@@ -18,13 +18,13 @@ class Means:
 
 
 class Totals:
-    """Sums over an epoch, kept in one place on the device: loss, right predictions, rewards, images."""
+    """Sums over an epoch in one tensor on the device: loss, right predictions, rewards, images."""
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)
 
     def begin(self) -> None:
-        """Begin another epoch."""
+        """Reset the sums for another epoch."""
         self.sums.zero_()
 
     def add(self, losses: Tensor, right: Tensor, rewards: Tensor | None) -> None:
@@ -34,6 +34,6 @@ class Totals:
         self.sums += torch.stack([losses.sum(), right.sum(), reward, count])
 
     def means(self, summed: Callable[[Tensor], Tensor] = Tensor.clone) -> Means:
-        """The means of this process, or of all where ``summed`` adds their sums; it waits for the device."""
+        """Compute the means of this process, or of all if ``summed`` adds their sums; this waits for the device."""
         loss, right, reward, images = summed(self.sums).tolist()
         return Means(loss / images, right / images, reward / images, int(images))

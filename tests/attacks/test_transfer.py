@@ -103,8 +103,8 @@ def test_mistakes_are_named_in_one_line(convolutional, image_set):
         ({"a": convolutional}, broken, "examples: those of s must be finite"),
         ({"a": convolutional}, images + 0.01, r"examples: those of s must lie in \[0, 1\]"),
         ({"a": convolutional}, 1 - images, "examples: those of s must lie within 0.1 of their images, got up to"),
-        ({"b": nn.Flatten()}, images, "model: b has 192 classes, the data has 5"),
-        ({"b": nn.Conv2d(1, 3, 1)}, images, "model: b does not take the data's 3 x 8 x 8 images"),
+        ({"b": nn.Flatten()}, images, "model: b must have the data's 5 classes, got 192"),
+        ({"b": nn.Conv2d(1, 3, 1)}, images, "model: b must take the data's 3 x 8 x 8 images"),
     ]
     for models, examples, message in cases:
         with pytest.raises(GradscopeError, match=message) as caught:

@@ -37,7 +37,7 @@ def test_epochs_and_images(made, one):
     assert images["value"] == pytest.approx(5 / 2)
     assert (epochs["p_value"], epochs["direction"], epochs["unit"]) == (None, "above 1", "times")
     assert math.isnan(epochs["ci_low"])
-    assert "rl 4, sl 2 epochs (as the configurations ask): 2 times; one seed" in epochs["why"]
+    assert "rl 4, sl 2 epochs (by the configurations): 2 times; one seed" in epochs["why"]
 
 
 def test_seconds_and_what_it_took_to_catch_up(made, one):
@@ -58,7 +58,7 @@ def test_what_was_never_reached_has_a_lower_bound(made, one):
     made.history("rl", [0.2, 0.4, 0.5, 0.6])
     row = one(claim_rows(made.all), "C9", "epochs until")
     assert (row["value"], row["verdict"]) == (2.0, "supported")
-    assert "rl not in its 4, a lower bound" in row["why"]
+    assert "rl not within 4 epochs, a lower bound" in row["why"]
 
 
 def test_a_run_too_short_to_catch_up_says_nothing(directories, one):
@@ -83,7 +83,7 @@ def test_seconds_of_different_machines_are_not_compared(directories, one, made):
     row = one(claim_rows(made.all), "C9", "seconds")
     assert (row["verdict"], row["why"]) == (
         "not tested",
-        "rl and sl were trained on different machines; train both on one",
+        "rl and sl were trained on different machines; train both on the same one",
     )
 
 
@@ -123,7 +123,7 @@ def test_seconds_of_models_trained_side_by_side_are_not_compared(directories, on
     path.write_text(json.dumps(manifest))
     row = one(claim_rows(made.all), "C9", "seconds")
     assert row["verdict"] == verdict
-    assert ("side by side on one machine" in row["why"]) == (verdict == "not tested")
+    assert ("at the same time on one machine" in row["why"]) == (verdict == "not tested")
 
 
 def test_seconds_of_a_study_of_several_jobs_are_not_compared(directories, one, made):
@@ -137,4 +137,4 @@ def test_seconds_of_a_study_of_several_jobs_are_not_compared(directories, one, m
         path.write_text(json.dumps(manifest))
         row = one(claim_rows(made.all), "C9", "seconds")
         assert (row["verdict"] == "not tested") == (jobs == 2)
-    assert row["why"] == "models were trained in a study of 2 stages side by side; train them anew, one after the other"
+    assert row["why"] == "the study trained with 2 stages at a time; train the models again, one after the other"

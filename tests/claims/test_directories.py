@@ -127,7 +127,7 @@ def test_one_measurement_made_twice_is_joined_where_it_is_equal(tmp_path, other)
         # Another class: another test set, nothing of which is compared with the first.
         assert len(read_directories([first, second]).measured) == len(once.measured) + 1
         return
-    with pytest.raises(GradscopeError, match="same measurement of sl with other values") as caught:
+    with pytest.raises(GradscopeError, match="different values of one measurement of sl") as caught:
         read_directories([first, second])
     assert "(accuracy under pgd, final); leave one of them out" in one_line(caught)
 
@@ -176,8 +176,8 @@ def test_of_histories_of_one_name_that_beside_the_checkpoint_is_taken(tmp_path):
     ("content", "words"),
     [
         ({"schema": 2}, r"manifest\.json must be of schema 1, got 2"),
-        ({"kind": "spectra"}, r"must be of a kind known here \(analysis, .*, study\), got 'spectra'"),
-        ({"kind": "landscape", "landscape": {"space": "weights"}}, "must hold values by image"),
+        ({"kind": "spectra"}, r"must be of a kind of analysis, .*, study, got 'spectra'"),
+        ({"kind": "landscape", "landscape": {"space": "weights"}}, "must hold values of each image"),
     ],
 )
 def test_what_is_not_known_is_refused(directories, content, words):
@@ -193,12 +193,15 @@ def test_a_directory_without_results_is_refused(tmp_path, directories):
     results = made.analysis(cells("sl"))
     (tmp_path / "none" / "below").mkdir(parents=True)
     (tmp_path / "none" / "manifest.json").write_text('{"name": "of something else"}')
-    for bad, words in ((tmp_path / "none", "must hold results, itself or below"), (tmp_path / "gone", "no directory")):
+    for bad, words in (
+        (tmp_path / "none", "must hold results, itself or below"),
+        (tmp_path / "gone", "be a directory"),
+    ):
         with pytest.raises(GradscopeError, match=words) as caught:
             read_directories([results, bad])
         assert str(bad) in one_line(caught)
     (results / "samples.csv").unlink()
-    with pytest.raises(GradscopeError, match=r"\(analysis has no samples\.csv and was left out\)"):
+    with pytest.raises(GradscopeError, match=r"\(analysis was left out, as it has no samples\.csv\)"):
         read_directories([results])
 
 

@@ -39,7 +39,7 @@ def test_norms_of_zero_are_the_smallest_and_counted(directories, one):
     row = one(claim_rows(made.all), "C3", "clean image", "median")
     assert row["value"] == -math.inf
     assert row["n"] == 57
-    assert "3 images, for which it is undefined, are left out" in row["why"]
+    assert "3 images on which it is undefined are left out" in row["why"]
     assert "exactly 0 on 40 images of rl and 3 images of sl" in row["why"]
     assert (row["ci_low"], row["verdict"]) == (-math.inf, "supported")
 

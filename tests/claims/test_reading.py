@@ -134,9 +134,9 @@ def test_what_is_missing_is_noted(directories, tmp_path):
     study = read_study([path, tmp_path / "empty", tmp_path / "absent"])
     assert study.measured == []
     assert study.notes == [
-        "analysis has no samples.csv and was left out",
-        "empty has no manifest.json and was left out",
-        "absent has no manifest.json and was left out",
+        "analysis was left out, as it has no samples.csv",
+        "empty was left out, as it has no manifest.json",
+        "absent was left out, as it has no manifest.json",
     ]
 
 
@@ -206,10 +206,10 @@ def damage_audit(path):
         (damage_manifest, "manifest.json is damaged or of another version of gradscope: attacks"),
         (damage_list, "manifest.json is damaged"),
         (damage_columns, "samples.csv lacks the columns"),
-        (damage_twice, "holds the same value twice: rl, accuracy, image 20"),
-        (damage_twice_under_another_seed, "holds the same value twice: rl, accuracy, image 20"),
-        (damage_share, "accuracy of an image is 0 or 1, got 0.5"),
-        (damage_text, "holds text where samples.csv has numbers"),
+        (damage_twice, "must hold each value once, got two rows of rl, accuracy, image 20"),
+        (damage_twice_under_another_seed, "must hold each value once, got two rows of rl, accuracy, image 20"),
+        (damage_share, "accuracy of an image must be 0 or 1, got 0.5"),
+        (damage_text, "must hold numbers in"),
         (damage_audit, "audit.json is damaged or of another version"),
     ],
 )

@@ -61,7 +61,7 @@ def test_it_is_not_tested_with_two_models_or_without_cosines(directories, one):
     transferred(made, 1)
     row = one(claim_rows(made.all), "C7", "rank correlation", "exact PGD")
     assert row["verdict"] == "not tested"
-    assert "it takes 3 models of a seed" in row["why"]
+    assert "it needs 3 models of a seed" in row["why"]
     (made.root / "transfer" / "similarity.csv").unlink()
     assert one(claim_rows(made.all), "C7", "rank correlation", "exact PGD")["verdict"] == "not tested"
 

@@ -38,7 +38,7 @@ def test_without_results_nothing_is_tested(tmp_path):
     rows = claim_rows([tmp_path / "absent"])
     assert {row["verdict"] for row in rows} == {"not tested"}
     assert {(row["dataset"], row["arch"]) for row in rows} == {("", "")}
-    assert all("absent has no manifest.json and was left out" in row["why"] for row in rows)
+    assert all("absent was left out, as it has no manifest.json" in row["why"] for row in rows)
 
 
 def test_it_is_written_as_the_table_says(directories, tmp_path):

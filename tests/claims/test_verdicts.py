@@ -40,13 +40,14 @@ def test_the_interval_decides(direction, low, high, verdict):
 
 def test_why_names_the_numbers():
     row = judged(effect(), said="rl 50.0 %, sl 30.0 %", paper="5 % -> 55 %", remarks=("of analysis",))
+    assert row["paper"] == "5 % -> 55 %"
     assert row["why"] == (
-        "rl 50.0 %, sl 30.0 %: +20.0 points [10.0, 30.0] over 100 images; one seed: of these models alone; "
-        "the paper: 5 % -> 55 %; of analysis"
+        "rl 50.0 %, sl 30.0 %: +20.0 points [10.0, 30.0] over 100 images; one seed: holds for these models only; "
+        "of analysis"
     )
-    assert "it is on the other side of 0" in judged(effect(-0.2, -0.3, -0.1))["why"]
+    assert "the effect is on the other side of 0" in judged(effect(-0.2, -0.3, -0.1))["why"]
     assert "the interval reaches 0" in judged(effect(0.2, -0.1, 0.5))["why"]
-    assert "3 images, for which it is undefined, are left out" in judged(effect(undefined=3))["why"]
+    assert "3 images on which it is undefined are left out" in judged(effect(undefined=3))["why"]
 
 
 def test_a_p_value_that_does_not_survive_adjustment():
@@ -72,7 +73,7 @@ def test_tests_without_p_take_no_part_in_the_adjustment():
 def test_from_three_seeds_on_they_have_to_bear_it_out():
     two = judged(effect(seeds=(0.1, 0.3)))
     assert two["verdict"] == "supported"
-    assert "two seeds: of these models alone" in two["why"]
+    assert "two seeds: holds for these models only" in two["why"]
     spread = judged(effect(seeds=(0.1, 0.01, 0.49)))
     assert spread["verdict"] == "not supported"
     assert "the interval over 3 seeds reaches 0" in spread["why"]
@@ -95,7 +96,7 @@ def test_a_count_needs_no_interval():
 def test_what_the_data_do_not_define_is_not_tested():
     row = judged(Effect(1.0, UNDEFINED, (1.0,), None, 1, 4))
     assert row["verdict"] == "not tested"
-    assert row["why"] == "1 image left no interval, for 4 more it is undefined; measure more"
+    assert row["why"] == "no interval from 1 image, and it is undefined on 4 more; measure more"
     assert math.isnan(row["value"])
     assert judged(Effect(math.nan, Interval(0, 1), (), 0.01, 9))["verdict"] == "not tested"
 

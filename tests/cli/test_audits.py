@@ -111,7 +111,7 @@ def test_an_undecided_gate_is_no_pass(
 def test_too_few_right_images_are_refused_before_anything_is_attacked(world: Path, tmp_path: Path, run: Run) -> None:
     code, printed, said = run("audit", world / "sl.pt", "--samples", 20, "--out", tmp_path / "a")
     assert (code, printed) == (2, "")
-    assert "--samples must be so many that sl is right on 30, which paired tests need; it is right on " in said
+    assert "--samples must include 30 images that sl gets right, as paired tests need, got " in said
     assert "ask for " in said
     assert not (tmp_path / "a").exists()
 

@@ -86,13 +86,13 @@ def test_test_images_of_any_shape_suffice_to_measure(project: Path, done: Done) 
 def test_training_needs_training_images(run: Run) -> None:
     refused = run("train", "--mode", "sl", "--dataset", "npz", "--data-root", "narrow.npz")
     assert refused.code == 2
-    assert "narrow: training images are needed here, got test images alone" in refused.err
+    assert "narrow: the data set must have training images, got only test images" in refused.err
 
 
 def test_images_that_are_not_square_train_where_the_network_takes_them(project: Path, done: Done, run: Run) -> None:
     data = ("train", "--mode", "sl", "--epochs", 1, "--dataset", "npz", "--data-root", "whole.npz")
     refused = run(*data, "--arch", "cnn2")
     assert refused.code == 2
-    assert "image-size: cnn2 takes square images, got 8 x 6" in refused.err
+    assert "image-size must be square for cnn2, got 8 x 6" in refused.err
     done(*data, "--arch", "nets_of_mine:small", "--trust-code", "--out", project / "own.pt")
     done("analyze", "own.pt", "--trust-code", "--samples", 8, "--steps", 2, "--out", project / "out")

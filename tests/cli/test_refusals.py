@@ -31,15 +31,15 @@ BAD = {
     "data set to analyse": (ON + "--dataset cifar1", ["--dataset", "did you mean 'cifar10'"]),
     "file in the place of a data set": (
         TRAIN + "--mode sl --dataset {world}/grey.npz",
-        ["--dataset must be a name", "a file is given as dataset 'npz' with --data-root {world}/grey.npz"],
+        ["--dataset must be a name", "for this file give dataset 'npz' with --data-root {world}/grey.npz"],
     ),
     "folder in the place of a data set": (
         ON + "--dataset {world}/tree",
-        ["--dataset must be a name", "a folder is given as dataset 'folder' with --data-root {world}/tree"],
+        ["--dataset must be a name", "for this folder give dataset 'folder' with --data-root {world}/tree"],
     ),
     "too few training images": (
         TRAIN + "--mode sl --train-samples 10",
-        ["--train-samples must be large enough", "as 11 are of digits; got 10"],
+        ["--train-samples must include 2 images", "at least 11 for digits, got 10"],
     ),
     "architecture": (TRAIN + "--mode sl --arch resnet-18", ["--arch", "did you mean 'resnet18'", "'resnet-18'"]),
     "mode": (TRAIN + "--mode rl-avd", ["--mode", "did you mean 'rl-adv'", "'rl-avd'", "sl-adv"]),
@@ -67,7 +67,7 @@ BAD = {
     "precision of training": (TRAIN + "--mode sl --precision 16", ["precision", "did you mean 'bf16'", "'16'"]),
     "classes": (
         ON + "--dataset npz --data-root {world}/hundred.npz",
-        ["CKPT: sl", "10 classes", "hundred has 100"],
+        ["CKPT: sl", "100 classes of hundred", "got 10"],
     ),
     "channels": (
         ON + "--dataset npz --data-root {world}/colour.npz",
@@ -86,13 +86,13 @@ BAD = {
     ),
     "no cifar10": (ON + "--dataset cifar10 --data-root {world}/no", ["--data-root", "cifar-10-batches-py", "--down"]),
     "no fashion-mnist": (ON + "--dataset fashion-mnist --data-root {world}/no", ["--data-root", "t10k", "--download"]),
-    "no folder": (ON + "--dataset folder --data-root {world}/file", ["--data-root", "train/", "{world}/file is none"]),
-    "no npz": (ON + "--dataset npz --data-root {world}/tree", ["--data-root", "needs an .npz file", "{world}/tree"]),
+    "no folder": (ON + "--dataset folder --data-root {world}/file", ["--data-root", "train/", "got {world}/file"]),
+    "no npz": (ON + "--dataset npz --data-root {world}/tree", ["--data-root", "must be an .npz file", "{world}/tree"]),
     "no tiny-imagenet": (
         ON + "--dataset tiny-imagenet --data-root {world}/empty",
         ["--data-root", "{world}/empty must hold train/"],
     ),
-    "no folder given": (TRAIN + "--mode sl --dataset folder", ["--data-root", "'folder' needs it"]),
+    "no folder given": (TRAIN + "--mode sl --dataset folder", ["--data-root", "must be given for 'folder'"]),
     "huge image size": (ON + "--image-size 100000", ["--image-size must be at most 4096, got 100000"]),
     "image size": (TRAIN + "--mode sl --image-size 16", ["--image-size", "8 pixels", "got 16"]),
     "too many samples": (ON + "--samples 360", ["--samples", "1 to 359", "got 360"]),
@@ -105,7 +105,7 @@ BAD = {
     "no images": (AROUND + "--images 0", ["--images must be at least 1, got 0"]),
     "samples in words": (ON + "--samples ten", ["--samples must be a whole number, got 'ten'"]),
     "analysis below a file": (ON + "--out {world}/file/results", ["--out", "{world}/file/results", "not writable"]),
-    "analysis to a file": (ON + "--out {world}/file", ["--out must be a directory", "{world}/file, a file"]),
+    "analysis to a file": (ON + "--out {world}/file", ["--out must be a directory", "the file {world}/file"]),
     "training below a file": (TRAIN + "--mode sl --out {world}/file/c.pt", ["--out", "{world}/file", "not writable"]),
     "training to a directory": (TRAIN + "--mode sl --out {world}/other", ["--out", "{world}/other", "directory"]),
     "key in the file": (
@@ -130,7 +130,10 @@ BAD = {
     "data that are no table": (TRAIN + "--mode sl --config {world}/data.toml", ["data", "table", "dataset", "got 3"]),
     "malformed file": (TRAIN + "--mode sl --config {world}/malformed.toml", ["--config", "malformed.toml", "line 1"]),
     "missing file": (TRAIN + "--mode sl --config {world}/no.toml", ["--config", "{world}/no.toml", "No such file"]),
-    "existing checkpoint": ("train --mode sl --out {world}/sl.pt", ["--out", "{world}/sl.pt exists", "--overwrite"]),
+    "existing checkpoint": (
+        "train --mode sl --out {world}/sl.pt",
+        ["--out", "sl.pt, which exists", "--overwrite"],
+    ),
     "existing results": (
         "analyze {world}/rl.pt --out {world}/results",
         ["--out", "{world}/results", "--overwrite"],
@@ -138,13 +141,22 @@ BAD = {
     "nothing to resume": ("train --mode sl --resume --out {world}/no.pt", ["--resume", "{world}/no.pt"]),
     "complete run": ("train --mode sl --resume --out {world}/sl.pt", ["--resume", "{world}/sl.pt", "complete"]),
     "missing checkpoint": (ANALYZE + "{world}/no.pt", ["CKPT", "{world}/no.pt", "No such file"]),
-    "name of a network": (ANALYZE + "resnet18", ["CKPT: resnet18", "a model of torchvision is torchvision:resnet18"]),
-    "name of code": (ANALYZE + "this", ["CKPT: this", "a model that the code of this makes is this:FACTORY"]),
-    "file that is no checkpoint": (ANALYZE + "{world}/file", ["CKPT", "{world}/file", "no file of tensors"]),
+    "name of a network": (
+        ANALYZE + "resnet18",
+        ["CKPT must be a file of a model, got resnet18", "write torchvision:resnet18"],
+    ),
+    "name of code": (ANALYZE + "this", ["CKPT must be a file of a model, got this", "write this:FACTORY"]),
+    "file that is no checkpoint": (
+        ANALYZE + "{world}/file",
+        ["CKPT", "{world}/file", "an undamaged file of tensors"],
+    ),
     "directory as checkpoint": (ANALYZE + "{world}/other", ["CKPT", "{world}/other", "directory"]),
     "truncated checkpoint": (ANALYZE + "{world}/truncated.pt", ["CKPT", "truncated.pt", "is truncated"]),
     "code in a checkpoint": (ANALYZE + "{world}/code.pt", ["CKPT", "code.pt", "refused", "never runs code"]),
-    "code in a bare pickle": (ANALYZE + "{world}/pickle.pt", ["CKPT", "pickle.pt", "no file of tensors"]),
+    "code in a bare pickle": (
+        ANALYZE + "{world}/pickle.pt",
+        ["CKPT", "pickle.pt", "an undamaged file of tensors"],
+    ),
     "bare weights": (ANALYZE + "{world}/weights.pt", ["CKPT", "weights.pt", "torchvision:NAME", "--weights"]),
     "checkpoint twice": (ON + "{world}/rl.pt {world}/sl.pt", ["CKPT", "once", "{world}/sl.pt"]),
     "checkpoint twice, otherwise written": (ON + "{world}/other/../sl.pt", ["CKPT", "once", "other/../sl.pt"]),
@@ -155,11 +167,11 @@ BAD = {
     ),
     "weights of no foreign model": (
         ON + "--weights {world}/weights.pt",
-        ["--weights must be left out where no model is foreign: a checkpoint"],
+        ["--weights must be left out if no model is foreign: a checkpoint"],
     ),
     "weights that are none": (
         ANALYZE + "torchvision:resnet18 --dataset digits --weights {world}/key.toml",
-        ["--weights", "{world}/key.toml", "no file of tensors"],
+        ["--weights", "{world}/key.toml", "an undamaged file of tensors"],
     ),
     "too few weights": (
         ANALYZE + "a:b torchvision:resnet18 --dataset digits --weights {world}/weights.pt",

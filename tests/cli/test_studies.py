@@ -107,7 +107,7 @@ def test_missing_images_and_failures_end_with_1(
     failed = next(line for line in lines if line.startswith("model-digits-blown-s0: failed, see "))
     assert (tmp_path / "results" / failed.split("see ")[1].split(":")[0]).exists()
     assert "measure-transfer-digits: not begun, for it needs model-digits-blown-s0" in lines
-    assert any(line.startswith("npz is absent, and 4 stages with it: data_root:") for line in lines)
+    assert any(line.startswith("npz is absent, and 4 stages with it: data_root must") for line in lines)
     assert lines[-1] == str(tmp_path / "results" / "report.html")
     page = (tmp_path / "results" / "report.html").read_text()
     assert "Stages that did not run: model-npz-sl-s0, " in page
@@ -130,16 +130,16 @@ def test_missing_images_and_failures_end_with_1(
     ("arguments", "message"),
     [
         (["--seeds", "0,x"], "--seeds: whole numbers with commas between are allowed, got '0,x'"),
-        (["--seeds", "0,0"], "grid.seeds: 0 is there twice"),
+        (["--seeds", "0,0"], "grid.seeds: names must be distinct, got 0 twice"),
         (["--set", "training.epoch=1"], "'epoch' is unknown; did you mean 'epochs'?"),
         (["--engine", "lokal"], "--engine: 'lokal' is unknown; did you mean 'local'?"),
-        (["--address", "auto"], "--address must be left out where engine is 'local'"),
+        (["--address", "auto"], "--address must be left out if engine is 'local'"),
         (["--device", "tpu"], "--device: 'tpu' is unknown; did you mean 'cpu'?"),
         (["--jobs", "1.5"], "--jobs must be a whole number, got 1.5"),
         (["--jobs", "two"], "--jobs must be a whole number, got 'two'"),
         (["--until", "soon"], "--until must be a number, got 'soon'"),
         (["--jobs", "0"], "--jobs must be at least 1, got 0"),
-        (["--jobs", "2", "--engine", "ray"], "--jobs must be 1 where --engine is 'ray', got 2"),
+        (["--jobs", "2", "--engine", "ray"], "--jobs must be 1 if --engine is 'ray', got 2"),
     ],
 )
 def test_what_is_refused_leaves_nothing(

@@ -143,8 +143,8 @@ def test_an_unfinished_run_is_named_and_resumed(
     before = content(tmp_path)
     refused = run(*arguments, "--out", tmp_path / "c.pt")
     assert refused.code == 2
-    assert "c.pt exists" in refused.err
-    assert "--resume continues it" in refused.err
+    assert "c.pt, which exists" in refused.err
+    assert "--resume to continue it" in refused.err
     other = run(*arguments, "--seed", 9, "--resume", "--out", tmp_path / "c.pt")
     assert other.code == 2
     assert "differs in seed" in other.err

@@ -121,7 +121,7 @@ def test_what_cannot_be_recorded_trains_eagerly(cuda, train_set, tmp_path, monke
 
     eager = trained_eagerly(configure("sl", epochs=2), train_set, tmp_path / "eager.pt", monkeypatch)
     monkeypatch.setattr(loop.Run, "_update", looking)
-    with pytest.warns(UserWarning, match="goes on without a CUDA graph"):
+    with pytest.warns(UserWarning, match="continues without a CUDA graph"):
         found = train(configure("sl", epochs=2), train_set, tmp_path / "c.pt", Hardware("cuda"))
     assert found.history[-1]["loss"] == pytest.approx(eager.history[-1]["loss"], rel=1e-2)
 

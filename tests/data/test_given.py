@@ -69,16 +69,16 @@ def test_a_half_precision_image_is_not_changed() -> None:
 def test_an_image_set_is_itself() -> None:
     found = as_image_set(X, Y)
     assert as_image_set(found) is found
-    with pytest.raises(GradscopeError, match="y must be left out where x is an ImageSet"):
+    with pytest.raises(GradscopeError, match="y must be left out if x is an ImageSet"):
         as_image_set(found, Y)
 
 
 def test_labels_are_given_once() -> None:
     with pytest.raises(
-        GradscopeError, match=r"^y must be left out where x is a DataLoader, whose batches have labels$"
+        GradscopeError, match=r"^y must be left out if x is a DataLoader, whose batches hold the labels$"
     ):
         as_image_set(DataLoader(TensorDataset(X, Y)), Y)
-    with pytest.raises(GradscopeError, match=r"^y must be left out where x is a data set, whose items have labels$"):
+    with pytest.raises(GradscopeError, match=r"^y must be left out if x is a data set, whose items hold the labels$"):
         as_image_set(TensorDataset(X, Y), Y)
 
 
@@ -146,7 +146,7 @@ NOT_A_NUMBER[4, 0, 2, 2] = torch.nan
         (BYTES.long(), Y, "x must be float in [0, 1] or uint8, got int64"),
         (BYTES.bool(), Y, "x must be float in [0, 1] or uint8, got bool"),
         (X, Y[:7], "y must have a label for each image of x (30), got 7"),
-        (X, Y - 1, "y must be labels from 0 on, got -1"),
+        (X, Y - 1, "y must be labels of at least 0, got -1"),
         (X, Y.float(), "y must be integers, got float32; pass y.long()"),
         (X, Y.double().numpy(), "y must be integers, got float64; pass y.astype(int)"),
         (X, Y > 3, "y must be integers, got bool; pass y.long()"),
@@ -154,7 +154,7 @@ NOT_A_NUMBER[4, 0, 2, 2] = torch.nan
         (X, Y[:, None], "y must be labels (N,), got the shape (30, 1); pass y[:, 0]"),
         (np.ma.masked_less(X.numpy(), 0.5), Y, "x must be a tensor or an array of numbers, got MaskedArray"),
         (X, ["one"] * 30, "y must be integers (N,), got list"),
-        (X, None, "y must be given where x is a tensor or an array, got None"),
+        (X, None, "y must be given if x is a tensor or an array, got None"),
         ("x.npy", None, "x must be a tensor, an array, a DataLoader, a data set or an ImageSet, got str"),
         ("x.npy", Y, "x must be a tensor or an array of numbers, got str"),
         (None, None, "got NoneType"),

@@ -98,7 +98,7 @@ def test_labels_do_not_depend_on_the_order_of_names(make_tree: MakeTree, tmp_pat
         ("more", r"the folders in .*train must be the 10 classes of cifar10, got 11; unknown: kitten$"),
         ("size", r"cat/0\.png must be 32x32 pixels, got 32x40"),
         ("grey", r"images of cifar10 must be \(3, 32, 32\), got \(1, 32, 32\)"),
-        ("no test", r"needs a folder test/ or val/, has train"),
+        ("no test", r"must hold test/ or val/, got train"),
     ],
 )
 def test_a_folder_that_is_not_cifar_is_refused(make_tree: MakeTree, damage: str, message: str) -> None:
@@ -122,7 +122,7 @@ def test_a_folder_that_is_not_cifar_is_refused(make_tree: MakeTree, damage: str,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"classes": None}, r"c\.npz must have an array classes, their names, got X_train, "),
+        ({"classes": None}, r"c\.npz must hold class names in an array classes, got X_train, "),
         (
             {"classes": np.array(["kitten", *NAMES[1:]])},
             r"the array classes in .*; missing: airplane; unknown: kitten$",

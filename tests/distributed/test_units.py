@@ -101,6 +101,6 @@ def test_full_memory_is_one_line_that_says_what_to_do():
     with pytest.raises(GradscopeError) as raised:
         Team(torch.device("cpu")).run(lambda team: needs_at_most(0, [])(1))
     assert str(raised.value) == (
-        "batch_size must be smaller (of a landscape, `images`), cpu ran out of memory: CUDA out of memory. Tried to "
-        "allocate 2.00 GiB.; where a single image is too much, use `device` cpu"
+        "batch_size must be smaller (for a landscape, `images`), as cpu ran out of memory: CUDA out of memory. Tried "
+        "to allocate 2.00 GiB.; if a single image does not fit, use `device` cpu"
     )

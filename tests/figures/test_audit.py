@@ -497,7 +497,7 @@ def fails(directory: Path) -> str:
     ("content", "message"),
     [
         ('{"schema": 1, "aud', "audit.json is not JSON"),
-        ("\xff", "is no text in UTF-8"),
+        ("\xff", "must be UTF-8 text"),
         ("[]", "audit.json is damaged"),
         ('{"schema": 2, "audits": []}', "another version: schema"),
         ('{"schema": 1, "audits": [{"checkpoint": "a"}]}', "audits.0.verdict: Field required"),

@@ -50,7 +50,7 @@ def test_500_images_or_all_there_are(digits: Splits) -> None:
 
 @pytest.mark.parametrize("samples", [0, -1, 41])
 def test_samples_that_are_not_there(image_set: ImageSet, samples: int) -> None:
-    with pytest.raises(GradscopeError, match=f"samples must be 1 to 40.*got {samples}$"):
+    with pytest.raises(GradscopeError, match=f"samples must be from 1 to 40.*got {samples}$"):
         choose(image_set, samples)
 
 

@@ -215,9 +215,12 @@ def test_what_cannot_be_is_refused_before_anything_is_attacked(
     monkeypatch.setattr(AuditMeasurement, "_audit", None)
     cases: list[tuple[dict[str, Any], str]] = [
         ({"budget": "quik"}, "budget: 'quik' is unknown; did you mean 'quick'"),
-        ({"surrogate": (f"{outsiders}:Seven",)}, f"surrogate: {outsiders}:Seven has 7 classes, the data has 10"),
-        ({"surrogate": (f"{outsiders}:Cut",)}, "surrogate: .* has no gradient"),
-        ({"samples": 100_000}, "samples must be 1 to 359"),
+        (
+            {"surrogate": (f"{outsiders}:Seven",)},
+            "surrogate: .*:Seven must have the data's 10 classes, got 7",
+        ),
+        ({"surrogate": (f"{outsiders}:Cut",)}, "surrogate: .* must have a gradient"),
+        ({"samples": 100_000}, "samples must be from 1 to 359"),
     ]
     for change, message in cases:
         with pytest.raises(GradscopeError, match=message):

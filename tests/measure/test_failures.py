@@ -114,7 +114,7 @@ def test_the_model_the_pass_and_the_cause_are_told(model: nn.Module, told: str, 
         (lambda logits: logits[:, :3], "must return logits of 10 classes, got 3"),
         (Changing(), "must return logits of one type, got torch.float64 after torch.float32"),
         (lambda logits: logits.int(), "must return floating-point logits, got torch.int32"),
-        (lambda logits: logits.to("meta"), "must return logits on cpu, where its images are, got meta"),
+        (lambda logits: logits.to("meta"), "must return logits on the images' device, cpu, got meta"),
         (lambda logits: logits.to_sparse(), "must return logits (N, classes), got a sparse or nested tensor for 7"),
     ],
     ids=["tuple", "images", "classes", "type later", "type", "device", "layout"],
@@ -175,16 +175,16 @@ def test_what_a_model_sets_for_all_is_set_back(digits: Splits) -> None:
     x, y = digits.test.batch(torch.arange(7), "cpu")
     with pytest.raises(GradscopeError) as caught:
         gs.trace(Late(odd).eval(), x, y, steps=2)
-    assert str(caught.value) == "model must leave torch's default device as it is, got one that sets it to meta"
+    assert str(caught.value) == "model must leave torch's default device unchanged, got one that sets it to meta"
     assert torch.get_default_device().type == "cpu"
     assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_weights_that_are_not_there_yet_are_asked_for(digits: Splits) -> None:
     x, y = digits.test.batch(torch.arange(7), "cpu")
-    with pytest.raises(GradscopeError, match=r"^model has lazy layers that have no weights yet; run a batch"):
+    with pytest.raises(GradscopeError, match=r"^model must have weights, got lazy layers; run a batch"):
         gs.trace(nn.Sequential(nn.Flatten(), nn.LazyLinear(10)).eval(), x, y)
-    with pytest.raises(GradscopeError, match=r"^model must have weights, got some on the device meta"):
+    with pytest.raises(GradscopeError, match=r"^model must have weights, got some on the meta device"):
         gs.trace(Failing().eval().to("meta"), x, y)
 
 

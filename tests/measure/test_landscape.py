@@ -126,7 +126,7 @@ def test_images_by_index_and_those_that_all_are_right_about(trained: list[str], 
     for text in trained:
         with torch.no_grad():
             assert torch.equal(checkpoints.load(Path(text)).build()(images).argmax(dim=1), labels)
-    with pytest.raises(GradscopeError, match=r"images must be 1 to .* with `right`"):
+    with pytest.raises(GradscopeError, match=r"images must be from 1 to .* with `right`"):
         around_images(trained, tmp_path / "many", right=True, images=359)
 
 
@@ -220,9 +220,9 @@ def test_what_is_refused_around_images(trained: list[str], tmp_path: Path) -> No
         ({"points": 1}, "points must be at least 2, got 1"),
         ({"span": 0.0}, "span must be above 0, got 0"),
         ({"epsilon": 0}, "epsilon must be above 0"),
-        ({"index": (1, 359), "images": None}, "index must be 0 to 358.* got 359"),
+        ({"index": (1, 359), "images": None}, "index must be from 0 to 358.* got 359"),
         ({"index": (1,)}, "index must be left out together with `images` or `right`"),
-        ({"images": 360}, "images must be 1 to 359.* got 360"),
+        ({"images": 360}, "images must be from 1 to 359.* got 360"),
         ({"images": 0}, "images must be .*.* got 0"),
         (
             {"plane": "shared"},
@@ -358,12 +358,12 @@ def test_what_is_refused_around_weights(trained: list[str], tmp_path: Path) -> N
         ({"points": 1}, "points must be at least 2, got 1"),
         ({"span": -1.0}, "span must be above 0, got -1"),
         ({"towards": str(other)}, "towards must be of the architecture of sl, cnn2, got other, which is cnn4"),
-        ({"towards": str(copy)}, "towards must be other weights than those of sl, got copy"),
+        ({"towards": str(copy)}, "towards must have other weights than sl, got copy"),
         ({"towards": trained[1], "epochs": str(folder)}, "towards must be left out together with `epochs`"),
         ({"epochs": str(tmp_path / "none")}, "epochs must be a folder of checkpoints"),
         ({"epochs": str(folder), "line": True}, "epochs must be left out together with `line`"),
         ({"epochs": str(single)}, "epochs must hold weights that span a plane, of three epochs or more, got 1 on"),
-        ({"images": 400}, "images must be 1 to 359.* got 400"),
+        ({"images": 400}, "images must be from 1 to 359.* got 400"),
     ):
         with pytest.raises(GradscopeError, match=message):
             around_weights(trained[:1], tmp_path / "out", **options)

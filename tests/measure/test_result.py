@@ -22,7 +22,7 @@ from tests.synthetic import write_audit
 def test_a_damaged_document_is_one_line(tmp_path: Path, content: bytes) -> None:
     write_audit(tmp_path, ["sl"])
     (tmp_path / "audit.json").write_bytes(content)
-    with pytest.raises(GradscopeError, match=r"^directory: \S+audit\.json is (not JSON|no text in UTF-8): [^\n]+$"):
+    with pytest.raises(GradscopeError, match=r"^directory: \S+audit\.json (is not JSON|must be UTF-8 text): [^\n]+$"):
         read(tmp_path)
 
 

@@ -299,7 +299,7 @@ def test_frozen_parameters_count_like_others(tmp_path: Path) -> None:
         ("single", {"attack": "pgd-paper"}, "attack must be left out without `adversarial`"),
         ("single", {"matrix": "fisher"}, "matrix: 'fisher' is unknown; known: gauss-newton, hessian"),
         ("single", {"probes": 1}, "probes must be at least 2, got 1"),
-        ("single", {"images": 360}, "images must be 1 to 359"),
+        ("single", {"images": 360}, "images must be from 1 to 359"),
     ],
 )
 def test_what_cannot_be_measured_is_said(
@@ -309,7 +309,7 @@ def test_what_cannot_be_measured_is_said(
         monkeypatch.setattr(spectrum, "memory", lambda: 2**20)
         options, message = (
             {"iterations": 500},
-            "iterations must be at most 402 for curved:single, of whose 640 parameters each",
+            "iterations must be at most 402 for curved:single, as each keeps a vector of its 640 param",
         )
     with pytest.raises(GradscopeError, match=message):
         foreign(name, tmp_path / "out", **options)

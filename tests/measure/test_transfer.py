@@ -142,7 +142,7 @@ def test_what_is_refused(trained: list[str], tmp_path: Path) -> None:
         transferred(trained[:1], tmp_path / "out")
     with pytest.raises(GradscopeError, match=r"epsilon must be above 0 .*got 0"):
         transferred(trained, tmp_path / "out", epsilon=0)
-    with pytest.raises(GradscopeError, match=r"samples must be 1 to 359, .* got 360"):
+    with pytest.raises(GradscopeError, match=r"samples must be from 1 to 359, .* got 360"):
         transferred(trained, tmp_path / "out", samples=360)
     assert not (tmp_path / "out").exists()
 

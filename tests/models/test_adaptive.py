@@ -109,7 +109,7 @@ def test_a_shared_part_is_replaced_wherever_it_is():
         ({"0": lambda images: images[:, :, 1:]}, "what 0 returns, a tensor (2, 1, 4, 4), got a tensor (2, 1, 3, 4)"),
         ({"0": lambda images: None}, "what 0 returns, a tensor (2, 1, 4, 4), got a NoneType"),
         ({"0": lambda images: 1 / 0}, "that of 0 raised ZeroDivisionError"),
-        ({"0": lambda images: images.detach()}, "another part still cuts off"),
+        ({"0": lambda images: images.detach()}, "another part still detaches it"),
         ({"1": "identity"}, "what 1 returns, a tensor (2, 16), got a tensor (2, 1, 4, 4)"),
         ({"0": "somewhere:standin"}, "somewhere:standin runs the code of somewhere; pass `trust_code`"),
         ({"0": "somewhere"}, "must be package.module:function, got 'somewhere'"),
@@ -126,19 +126,19 @@ def test_stand_ins_that_do_not_fit_are_refused_in_one_line(given, words):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_models_that_cannot_be_adapted_are_refused(model):
-    with pytest.raises(GradscopeError, match=r"'0' is each of left.0, right.0"):
+    with pytest.raises(GradscopeError, match=r"got '0', which may be left.0, right.0"):
         with_backward(Halves().eval(), {"0": "identity"}, BATCH)
-    with pytest.raises(GradscopeError, match="calls as modules, idle is never called"):
+    with pytest.raises(GradscopeError, match="calls as modules, got idle, never called"):
         with_backward(Halves().eval(), {"idle": "identity"}, BATCH)
-    with pytest.raises(GradscopeError, match="backward must leave the model running, it raised RuntimeError"):
+    with pytest.raises(GradscopeError, match="backward must leave a model that runs, it raised RuntimeError"):
         with_backward(model, {"2": lambda values: values[:, :3]}, BATCH)
     scripted = torch.jit.script(nn.Sequential(nn.Sigmoid(), nn.Flatten())).eval()
-    with pytest.raises(GradscopeError, match="whole model where 0 is a part of TorchScript"):
+    with pytest.raises(GradscopeError, match="whole model if 0 is part of a TorchScript model"):
         with_backward(scripted, {"0": "identity"}, BATCH)
     assert stands_in(with_backward(scripted, {"": nn.Flatten()}, BATCH))
     assert stands_in(with_backward(nn.Sequential(scripted).eval(), {"0": scripted}, BATCH))
     model.state = torch.ones(1, requires_grad=True) * 2
-    with pytest.raises(GradscopeError, match="where that cannot be copied"):
+    with pytest.raises(GradscopeError, match="if the model cannot be copied"):
         with_backward(model, {"0": "identity"}, BATCH)
 
 

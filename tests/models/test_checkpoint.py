@@ -139,7 +139,7 @@ def test_a_flipped_bit_in_a_weight_is_found(file: Path) -> None:
     content[entry.header_offset + 1000] ^= 1
     file.write_bytes(content)
     torch.load(file, weights_only=True)
-    assert f"is damaged: {entry.filename} does not have the checksum" in complaint(file)
+    assert f"is damaged: the checksum of {entry.filename} is wrong" in complaint(file)
 
 
 class Malicious:
@@ -164,16 +164,19 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, file: Path,
     message = complaint(path)
     assert not target.exists()
     if kind == "new pickle":
-        assert "is no file of tensors that torch.save wrote" in message
+        assert "must be an undamaged file of tensors that torch.save wrote" in message
     else:
-        assert f"asks for {os.system.__module__}.system, and gradscope never runs code from a checkpoint" in message
+        assert (
+            f"needs the code of {os.system.__module__}.system, and gradscope never runs code from a checkpoint"
+            in message
+        )
     pickle.loads(pickle.dumps(bomb))
     assert target.exists()
 
 
 def test_a_pickled_module_is_refused_by_name(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "module.pt")
-    assert "asks for torch.nn.modules.linear.Linear, and" in complaint(tmp_path / "module.pt")
+    assert "needs the code of torch.nn.modules.linear.Linear, and" in complaint(tmp_path / "module.pt")
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
@@ -185,12 +188,12 @@ def test_torchscript_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"<!DOCTYPE html><html>", b"hello world\n", b"\x00" * 50, b"{}"])
 def test_what_is_no_torch_file_shows_how_it_begins(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "page.pt").write_bytes(content)
-    assert complaint(tmp_path / "page.pt").endswith(f"it begins with {content[:16]!r}")
+    assert complaint(tmp_path / "page.pt").endswith(f"got one that begins with {content[:16]!r}")
 
 
 def test_an_archive_of_something_else(tmp_path: Path) -> None:
     np.savez(tmp_path / "arrays.npz", a=np.zeros(3))
-    assert "is no file of tensors that torch.save wrote" in complaint(tmp_path / "arrays.npz")
+    assert "must be an undamaged file of tensors that torch.save wrote" in complaint(tmp_path / "arrays.npz")
 
 
 @pytest.mark.parametrize("name", ["other.pt", "other.safetensors"])
@@ -198,7 +201,7 @@ def test_other_peoples_weights_are_pointed_to_the_right_door(tmp_path: Path, nam
     path = tmp_path / name
     torch.save(nn.Linear(2, 2).state_dict(), path)
     message = complaint(path)
-    assert "is no gradscope checkpoint" in message
+    assert "must be a gradscope checkpoint" in message
     assert f"torchvision:NAME, timm:NAME or package.module:factory with `weights` {path}" in message
 
 
@@ -209,7 +212,7 @@ def rewrite(path: Path, **changes: object) -> None:
 def test_a_newer_format(file: Path) -> None:
     newer = checkpoints.FORMAT + 1
     rewrite(file, format=newer, spec=None)
-    assert f"has format {newer}, this gradscope reads up to {checkpoints.FORMAT}" in complaint(file)
+    assert f"must be of format {checkpoints.FORMAT} or below, got {newer}" in complaint(file)
 
 
 @pytest.mark.parametrize(
@@ -222,20 +225,20 @@ def test_a_newer_format(file: Path) -> None:
         ({"state_dict": {"weight": torch.ones(1).expand(2**40)}}, "is damaged: TypeError state_dict"),
         ({"state_dict": {"weight": torch.ones(1, device="meta")}}, "is damaged: TypeError state_dict"),
         ({"spec": SPEC.to_dict() | {"classes": float("inf")}}, "is damaged: OverflowError"),
-        ({"history": 3}, "is damaged: TypeError history must be of kind list"),
-        ({"history": [1]}, "is damaged: TypeError each of history must be of kind dict"),
-        ({"classes": [1, 2, 3]}, "is damaged: TypeError each of classes must be of kind str"),
-        ({"config": [1]}, "is damaged: TypeError config must be of kind dict"),
-        ({"config": {"phases": [{"epochs": "two"}]}}, "is damaged: TypeError epochs must be of kind int"),
+        ({"history": 3}, "is damaged: TypeError history must be of type list"),
+        ({"history": [1]}, "is damaged: TypeError each of history must be of type dict"),
+        ({"classes": [1, 2, 3]}, "is damaged: TypeError each of classes must be of type str"),
+        ({"config": [1]}, "is damaged: TypeError config must be of type dict"),
+        ({"config": {"phases": [{"epochs": "two"}]}}, "is damaged: TypeError epochs must be of type int"),
         (
             {"provenance": {"packages": {"torch": 2}}},
             "is damaged: TypeError provenance.packages.torch: Input should be",
         ),
         (
             {"config": {"selection": torch.ones(1)}},
-            "is damaged: TypeError checkpoint['config']['selection']: None, bool",
+            "is damaged: TypeError checkpoint['config']['selection'] must be None, bool",
         ),
-        ({"config": {"data": 1}}, "is damaged: TypeError data must be of kind dict"),
+        ({"config": {"data": 1}}, "is damaged: TypeError data must be of type dict"),
         ({"spec": SPEC.to_dict() | {"architecture": "cnn7"}}, "cannot be used: architecture: 'cnn7' is unknown"),
     ],
 )
@@ -254,7 +257,7 @@ def test_a_specification_that_asks_for_gigabytes_is_refused_unbuilt(damage: dict
 @pytest.mark.parametrize("put", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "device"])
 def test_what_never_ends_is_refused_unread(put: Callable[[Path], None], tmp_path: Path) -> None:
     put(tmp_path / "a.pt")
-    assert complaint(tmp_path / "a.pt") == f"model: {tmp_path / 'a.pt'} cannot be read: it is no regular file"
+    assert complaint(tmp_path / "a.pt") == f"model: {tmp_path / 'a.pt'} cannot be read: it is not a regular file"
 
 
 def test_a_full_disk_is_one_line(file: Path) -> None:
@@ -274,7 +277,7 @@ save_tensors(Path(sys.argv[1]), torch.rand(100_000))
 
 def test_a_checkpoint_in_the_old_container_is_damaged(file: Path) -> None:
     torch.save(torch.load(file, weights_only=True), file, _use_new_zipfile_serialization=False)
-    assert "is damaged: the archive does not have the checksum" in complaint(file)
+    assert "is damaged: the checksum of the archive is wrong" in complaint(file)
 
 
 def test_weights_that_do_not_fit_their_own_specification(checkpoint: Checkpoint) -> None:

@@ -140,7 +140,7 @@ def test_a_factory_may_import_while_it_runs(project: Path) -> None:
         ("lacking:tiny", "lacking cannot be imported: ModuleNotFoundError: No module named 'no_such_module_anywhere'"),
         ("script:tiny", "script cannot be imported: SystemExit: 3"),
         ("theirs:tinny", "theirs has no tinny"),
-        ("theirs:number", "theirs cannot be called as it is no function: number"),
+        ("theirs:number", "theirs must hold a function, got another object: number"),
         ("theirs:broken", "theirs:broken cannot be built: ValueError: first line"),
         ("theirs:leaves", "theirs:leaves cannot be built: SystemExit: 7"),
         ("theirs:text", "theirs:text must return a torch.nn.Module, got str"),
@@ -175,7 +175,7 @@ def test_normalisation_is_put_in_front(project: Path) -> None:
 def test_normalisation_that_makes_no_sense(project: Path) -> None:
     assert complaint(mean=(0.5,)) == "std must be given with `mean`, or both be left out; got None"
     assert complaint(std=(0.5,)) == "mean must be given with `std`, or both be left out; got None"
-    assert complaint(mean=(0.5, 0.5), std=(1.0,)) == "mean must be one number, for there is one channel, got 2 numbers"
+    assert complaint(mean=(0.5, 0.5), std=(1.0,)) == "mean must be one number, as there is one channel, got 2 numbers"
     assert complaint(mean=(0.5,), std=(0.0,)) == "std must be above 0, got [0.0]"
 
 
@@ -240,11 +240,11 @@ def test_safetensors(project: Path) -> None:
     content = path.read_bytes()
     for length in (1, 8, 30, len(content) - 1):
         path.write_bytes(content[:length])
-        assert "is no safetensors file, or truncated" in complaint(weights=path)
+        assert "must be a whole safetensors file" in complaint(weights=path)
     path.write_bytes(b"")
     assert "is truncated: it is empty" in complaint(weights=path)
     path.write_bytes(b"<!DOCTYPE html><html>")
-    assert "it begins with b'<!DOCTYPE html><'" in complaint(weights=path)
+    assert "got one that begins with b'<!DOCTYPE html><'" in complaint(weights=path)
 
 
 def test_weights_that_are_none(project: Path) -> None:
@@ -258,7 +258,7 @@ def test_weights_that_are_none(project: Path) -> None:
     torch.save({}, project / "nought.pt")
     assert "must hold a state dict" in complaint(weights=project / "nought.pt")
     torch.save(nn.Linear(2, 2), project / "module.pt")
-    assert "asks for torch.nn.modules.linear.Linear" in complaint(weights=project / "module.pt")
+    assert "needs the code of torch.nn.modules.linear.Linear" in complaint(weights=project / "module.pt")
 
 
 def test_a_file_that_contains_itself_ends(project: Path) -> None:
@@ -293,8 +293,8 @@ def test_torchvision_shape_mismatch_is_one_line_with_both_shapes(tmp_path: Path)
 def test_weights_of_other_classes_are_told_so(tmp_path: Path) -> None:
     torch.save(torchvision.models.resnet18(weights=None, num_classes=30).state_dict(), tmp_path / "thirty.pt")
     assert complaint("torchvision:resnet18", tmp_path / "thirty.pt", classes=10, channels=3) == (
-        f"weights: {tmp_path / 'thirty.pt'} has 30 classes, the data 10; examine it on data of its classes, "
-        "or give it another last layer in a package.module:factory"
+        f"weights: {tmp_path / 'thirty.pt'} must have the data's 10 classes, got 30; measure it on data of its "
+        "classes, or give it another last layer in a package.module:factory"
     )
     model = foreign("torchvision:resnet18", tmp_path / "thirty.pt", classes=None, channels=3, trust_code=False)
     assert model(torch.rand(1, 3, 32, 32)).shape == (1, 30)
@@ -314,7 +314,7 @@ def test_torchvision_vision_transformer_takes_the_datas_image_size(tmp_path: Pat
     [
         ("torchvision:resnet81", "model: torchvision has no model 'resnet81'; did you mean 'resnet18'? torchvision."),
         ("torchvision:fasterrcnn_resnet50_fpn", "model: torchvision has no model 'fasterrcnn_resnet50_fpn'; "),
-        ("torchvision:", "model: torchvision has no model ''; torchvision.models.list_models() has all "),
+        ("torchvision:", "model: torchvision has no model ''; torchvision.models.list_models() lists all "),
     ],
 )
 def test_unknown_torchvision_names(tmp_path: Path, reference: str, message: str) -> None:
@@ -325,7 +325,7 @@ def test_unknown_torchvision_names(tmp_path: Path, reference: str, message: str)
 @pytest.mark.parametrize("reference", ["torchvision:resnet18", "timm:resnet18"])
 def test_libraries_need_weights(reference: str) -> None:
     message = complaint(reference, trust_code=False)
-    assert message == f"weights must be a file for {reference}; random weights measure nothing"
+    assert message == f"weights must be given for {reference}, got none; random weights measure nothing"
 
 
 def test_timm(tmp_path: Path) -> None:
@@ -377,7 +377,7 @@ class TestOurOwnCheckpointAsWeights:
     def test_with_another_normalisation(self, ours: tuple[Path, nn.Module]) -> None:
         options = {"classes": 4, "channels": 3, "image_size": 64, "mean": (0.5,), "std": (0.5,)}
         message = complaint("torchvision:resnet18", ours[0], **options)
-        assert message.startswith("mean and std of the weights are (0.4")
+        assert message.startswith("mean and std must be those of the weights, (0.4")
 
     def test_in_a_factory_of_the_very_same_network(self, ours: tuple[Path, nn.Module], project: Path) -> None:
         (project / "theirs.py").write_text(

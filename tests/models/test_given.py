@@ -122,14 +122,14 @@ def test_bytes_and_a_single_image_serve() -> None:
     [
         (network().train(), {}, "model must be in evaluation mode, got training mode; call model.eval()"),
         (nn.Sequential(network()), {}, "got training mode; call model.eval()"),
-        (lambda images: images, {}, "got function; make it the forward of one: class Net(torch.nn.Module): forward ="),
-        (network, {}, "got function; make it the forward"),
+        (lambda images: images, {}, "got function; make it a module's forward: class Net(torch.nn.Module): forward ="),
+        (network, {}, "got function; make it a module's forward"),
         (nn.Flatten, {}, "got the class Flatten; call it: Flatten()"),
         (network().state_dict(), {}, "got a state dict; build the model and call its load_state_dict"),
-        ([network()], {}, "got list; several models are a dictionary by name"),
+        ([network()], {}, "got list; pass several models as a dictionary by name"),
         (None, {}, "model must be a torch.nn.Module, a path, or several of these by name, got NoneType"),
         (network().double(), {}, "model must take float32 images, got float64 parameters; call model.float()"),
-        (nn.Conv2d(1, 3, 3).eval(), {}, "model does not take the data's 3 x 8 x 6 images: RuntimeError: Given groups"),
+        (nn.Conv2d(1, 3, 3).eval(), {}, "model must take the data's 3 x 8 x 6 images: RuntimeError: Given groups"),
         (
             nn.Conv2d(3, 4, 3).eval(),
             {},

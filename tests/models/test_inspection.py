@@ -115,12 +115,12 @@ class Returns(nn.Module):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "model: mine has 10 classes, the data has 5"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "model: mine must have the data's 5 classes, got 10"),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(32, 5)),
-            "model: mine does not take the data's 1 x 8 x 8 images: Runtime",
+            "model: mine must take the data's 1 x 8 x 8 images: Runtime",
         ),
-        (nn.Conv2d(3, 5, 3), "model: mine does not take the data's 1 x 8 x 8 images: RuntimeError: Given groups=1"),
+        (nn.Conv2d(3, 5, 3), "model: mine must take the data's 1 x 8 x 8 images: RuntimeError: Given groups=1"),
         (nn.Conv2d(1, 5, 3), "model: mine must return logits (N, classes), got a tensor (2, 5, 6, 6) for 2 images"),
         (Returns(torch.zeros(1, 5)), "model: mine must return logits (N, classes), got a tensor (1, 5) for 2 images"),
         (Returns((torch.zeros(2, 5),)), "model: mine must return logits (N, classes), got a tuple for 2 images"),
@@ -149,7 +149,7 @@ class Cut(nn.Module):
 
 def test_logits_that_autograd_cannot_follow_are_refused() -> None:
     cpu = torch.device("cpu")
-    with pytest.raises(GradscopeError, match="model: cut has no gradient in the image"):
+    with pytest.raises(GradscopeError, match="model: cut must have a gradient in the image"):
         check_differentiable(Cut(), like(4, 3), name="model: cut", device=cpu)
     quantised = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Threshold(1e9, 0.0))
     check_differentiable(quantised, like(4, 3), name="zero gradient", device=cpu)
@@ -272,8 +272,8 @@ def leave(images: Tensor, logits: Tensor) -> Tensor:
             lambda images, logits: logits.squeeze(),
             r"odd must return logits \(N, classes\), got a tensor \(5,\) for 1 im",
         ),
-        (lambda images, logits: logits + 0 * images.mul_(2).mean(), "odd must leave its input as it is"),
-        (leave, "odd does not take the data's 1 x 8 x 8 images: SystemExit: 0"),
+        (lambda images, logits: logits + 0 * images.mul_(2).mean(), "odd must not change its input in place"),
+        (leave, "odd must take the data's 1 x 8 x 8 images: SystemExit: 0"),
     ],
     ids=["squeezed", "in place", "exit"],
 )

@@ -129,7 +129,7 @@ def test_our_checkpoint_becomes_a_model_with_its_names(tmp_path: Path, image_set
     [
         ({"channels": 1}, "model: mine takes images of 1 channel, random has 3"),
         ({"channels": 2}, "model: mine takes images of 2 channels, random has 3"),
-        ({"classes": 10}, "model: mine has 10 classes, random has 5"),
+        ({"classes": 10}, "model: mine must have the 5 classes of random, got 10"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(

@@ -81,14 +81,14 @@ def test_arguments_are_read_as_python_reads_them() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a:b(size=SIZE)", "model must give a factory literals alone, such as 'x', 3, True or None, got SIZE in a:b("),
+        ("a:b(size=SIZE)", "model must give a factory only literals, such as 'x', 3, True or None, got SIZE in a:b("),
         ("a:b(open('x'))", "got open('x') in a:b(open('x'))"),
         ("a:b(1 + 2)", "got 1 + 2 in"),
         ("a:b(f'{x}')", "got f'{x}' in"),
         ("a:b(*[1])", "got *[1] in"),
         ("a:b(**{'x': 1})", "one by one, got ** in"),
         ("a:b(x=1, x=2)", "model must give each argument of a factory once, got a:b(x=1, x=2)"),
-        ("a:b(1", "model must be package.module:factory(...), one call, got a:b(1"),
+        ("a:b(1", "model must be package.module:factory(...) with one call, got a:b(1"),
         ("a:b(1)(2)", "one call"),
         ("a:b(1) or c", "one call"),
         ("a:b(" + 500 * "(", "one call"),
@@ -129,40 +129,48 @@ def test_weights_of_every_form_are_taken(project: Path) -> None:
     [
         (["no.pt"], {}, "model: no.pt cannot be read: No such file or directory"),
         (["."], {}, "model: . cannot be read: Is a directory"),
-        (["hf:user/model"], {}, "model: hf:user/model has the unknown prefix 'hf'; known: torchvision, timm, package."),
+        (
+            ["hf:user/model"],
+            {},
+            "model: the prefix of hf:user/model must be torchvision, timm or the module of a",
+        ),
         (["theirs:make"], {}, "model: theirs:make runs the code of theirs; pass `trust_code` if you trust it"),
         (["torchvison:resnet18"], {}, "did you mean torchvision:resnet18? pass `trust_code`"),
         (["timm:create_model('x')"], {}, "runs the code of timm; pass `trust_code`"),
         (["nowhere.at:all"], {"trust_code": True}, "nowhere.at cannot be imported: ModuleNotFoundError: No module"),
         (["theirs:make_modle"], {"trust_code": True}, "model: theirs:make_modle: theirs has no make_modle"),
-        (["timm:x"], {}, "weights must be a file for timm:x; random weights measure nothing"),
+        (["timm:x"], {}, "weights must be given for timm:x, got none; random weights measure nothing"),
         (["timm:x"], {"weights": [Path("no.pt")]}, "weights: no.pt cannot be read: No such file"),
         (
             ["timm:x"],
             {"weights": [Path("w.pt")] * 2},
             "for each foreign model, in order (1), got 2",
         ),
-        (["a.pt"], {"weights": [Path("w.pt")]}, "weights must be left out where no model is foreign"),
-        (["a.pt"], {"mean": (0.5,), "std": (1.0,)}, "mean must be left out, and `std`, where no model is foreign"),
+        (["a.pt"], {"weights": [Path("w.pt")]}, "weights must be left out if no model is foreign"),
+        (["a.pt"], {"mean": (0.5,), "std": (1.0,)}, "mean must be left out, and `std`, if no model is foreign"),
         (["a.pt"], {"std": (1.0,)}, "mean must be given with `std`, or both be left out"),
         (["a.pt", "b.pt", "./a.pt"], {}, "model must name each model once, got './a.pt' again"),
         (
             ["text.pt"],
             {},
-            "model: text.pt is no file of tensors that torch.save wrote, or is damaged; it begins with b'{",
+            "model: text.pt must be an undamaged file of tensors that torch.save wrote, got one that begins with b'{",
         ),
         (["cut.pt"], {}, "model: cut.pt is truncated: its end is missing after"),
-        (["arrays.npz"], {}, "model: arrays.npz is no file of tensors"),
+        (["arrays.npz"], {}, "model: arrays.npz must be an undamaged file of tensors"),
         (["script.pt"], {}, "model: script.pt was refused: it is TorchScript"),
-        (["w.safetensors"], {}, "model: w.safetensors is no gradscope checkpoint; pass other models as"),
-        (["timm:x"], {"weights": [Path("text.pt")]}, "weights: text.pt is no file of tensors"),
-        (["timm:x"], {"weights": [Path("text.safetensors")]}, "weights: text.safetensors is no safetensors file"),
+        (["w.safetensors"], {}, "model: w.safetensors must be a gradscope checkpoint; pass other models as"),
+        (["timm:x"], {"weights": [Path("text.pt")]}, "weights: text.pt must be an undamaged file of tensors"),
+        (
+            ["timm:x"],
+            {"weights": [Path("text.safetensors")]},
+            "weights: text.safetensors must be a whole safeten",
+        ),
         (
             ["timm:x"],
             {"weights": [Path("cut.safetensors")]},
-            "weights: cut.safetensors is no safetensors file, or trun",
+            "weights: cut.safetensors must be a whole safetensors file",
         ),
-        (["a.pt", "theirs:make(x)"], {"trust_code": True}, "literals alone"),
+        (["a.pt", "theirs:make(x)"], {"trust_code": True}, "only literals"),
     ],
 )
 def test_mistakes_are_refused(texts: list[str], options: dict[str, object], message: str) -> None:
@@ -176,5 +184,5 @@ def test_mistakes_are_refused(texts: list[str], options: dict[str, object], mess
 def test_a_pipe_is_no_model_and_is_not_waited_for(tmp_path: Path, argument: str, name: str) -> None:
     os.mkfifo(tmp_path / name)
     text, weights = ("torchvision:resnet18", [tmp_path / name]) if argument == "weights" else (str(tmp_path / name), [])
-    with pytest.raises(GradscopeError, match=rf"^{argument}: .*m\.\w+ cannot be read: it is no regular file"):
+    with pytest.raises(GradscopeError, match=rf"^{argument}: .*m\.\w+ cannot be read: it is not a regular file"):
         check_references([text], weights=weights)

@@ -347,7 +347,7 @@ def test_a_missing_figure_is_drawn(make_study):
     ("file", "content", "said"),
     [
         ("attack/attacks.csv", "checkpoint\nx\n", "lacks the columns"),
-        ("attack/manifest.json", "[1]", "an object is allowed, got list"),
+        ("attack/manifest.json", "[1]", "it must hold a JSON object, got list"),
         ("attack/manifest.json", '{"checkpoints": 3}', "is damaged: checkpoints"),
         ("audit/audit.json", "{", "audit.json is not JSON"),
         ("claims.csv", "claim\nC1\n", "lacks the columns"),

@@ -11,7 +11,7 @@ from gradscope.reporting.contents import read_contents
 from gradscope.reporting.headline import headline
 from gradscope.reporting.sentences import claims_in_words, digits, listed, spread
 from gradscope.reporting.tables import whole_percent
-from gradscope.results.schemas import AUDIT_JSON, CLAIMS, CURVE, SCALE, SUMMARY, TRANSFER
+from gradscope.results.schemas import AUDIT_JSON, CLAIMS, CURVE, SAMPLES, SCALE, SUMMARY, TRANSFER
 from gradscope.results.tables import read_table, write_table
 from tests.synthetic import HOSTILE, SHARE, named
 
@@ -90,6 +90,21 @@ def test_scale_and_distance_say_the_largest_change_and_the_median(make_study):
     assert plain(sentences.scale_and_distance(part_of(root, "attack"))) == (
         "Dividing the logits of sl by 0.01 changes no prediction, yet pgd then leaves 90 % of the images right instead "
         "of 10 %. Half of the images are fooled within a distance (l2) of 0.2."
+    )
+
+
+def test_trajectories_say_accuracies_cosine_and_the_median_norm(make_study):
+    root = make_study("analysis")
+    common = {"label": 0, "metric": "norm", "point": "clean", "unit": "nats per unit pixel range"}
+    norms = [
+        named(name, "pgd") | common | {"index": index, "value": value}
+        for name, values in zip(HOSTILE, ((1e-9, 2e-9, 4.0), (1.0, 3.0, 5.0)), strict=True)
+        for index, value in enumerate(values)
+    ]
+    write_table(root / "analysis" / SAMPLES.file, SAMPLES, norms)
+    assert plain(sentences.trajectories(part_of(root, "analysis"))) == (
+        "Accuracy under pgd 2 % for every model; under pgd-paper 40 % for every model. "
+        f"At the clean images the median gradient norm is 2e-09 ({HOSTILE[0]}) and 3 ({HOSTILE[1]})."
     )
 
 

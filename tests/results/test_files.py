@@ -160,7 +160,9 @@ def test_a_second_run_is_told_of_the_first_and_not_to_overwrite(tmp_path: Path, 
             [sys.executable, "-m", "gradscope", command, *given, "--out", out], capture_output=True, text=True
         )
     assert ran.returncode == 2
-    assert ran.stderr == f"gradscope: --out: another gradscope is writing to {out}; wait for it or name another\n"
+    assert (
+        ran.stderr == f"gradscope: --out: another gradscope is writing to {out}; wait for it or choose another path\n"
+    )
 
 
 def test_numbers_that_json_lacks_are_null(tmp_path: Path) -> None:

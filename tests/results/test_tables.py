@@ -136,7 +136,7 @@ def test_a_damaged_table_is_one_line(tmp_path, content):
 @pytest.mark.parametrize("count", ["-1", "0.5", "inf", "1e999", "1e30", "", "nan"])
 def test_a_count_that_is_none_is_one_line(tmp_path, count):
     (tmp_path / "small.csv").write_text(f"name,count,value\na,1,1\na,{count},1\n")
-    with pytest.raises(GradscopeError, match=r"small\.csv must have whole numbers from 0 on in count, got ") as caught:
+    with pytest.raises(GradscopeError, match=r"small\.csv must hold whole numbers from 0 in count, got ") as caught:
         read_table(tmp_path / "small.csv", SMALL)
     one_line(caught)
 

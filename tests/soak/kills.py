@@ -146,7 +146,7 @@ class Kills:
             status, said = self._run(folder, kill, resume if number else first)
             if number and status == REFUSED and self._is_as_before(folder, first):
                 status, said = self._run(folder, kill, first)
-            if number and status == REFUSED and ("nothing is left to do" in said or "nothing to resume" in said):
+            if number and status == REFUSED and ("there is nothing to do" in said or "nothing to resume" in said):
                 status = 0
             if status not in (0, -signal.SIGKILL):
                 return f"{self.command}: {', '.join(story)}: exit {status}: {' '.join(said.split())[-500:]}"

@@ -263,7 +263,7 @@ def test_a_folder_in_the_place_of_a_record_is_refused(done: StudyRequest, tmp_pa
     record = tmp_path / "results" / ".stages" / f"{label}.json"
     record.unlink()
     record.mkdir()
-    with pytest.raises(GradscopeError, match=rf"^out must hold records that are files, got .*{label}.json, a folder"):
+    with pytest.raises(GradscopeError, match=rf"^out must hold records as files, got the folder .*{label}.json"):
         run(done)
 
 
@@ -336,7 +336,7 @@ def test_checkpoints_whose_records_are_lost_are_adopted_only_where_they_are_the_
     before = (tmp_path / "checkpoints" / "sl-s0.pt").read_bytes()
     ended = run(request_in(tmp_path, RECIPE + "[modes.sl]\nepochs = 3\n"))
     assert [(one.label, one.state) for one in ended.failed] == [("model-sl-s0", "failed")]
-    assert "is there, and not of this study; remove it" in str(ended.failed[0].error)
+    assert "exists and is not of this study; remove it" in str(ended.failed[0].error)
     assert (tmp_path / "checkpoints" / "sl-s0.pt").read_bytes() == before
 
 
@@ -410,7 +410,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_damaged(
 def limited(request: StudyRequest, size: int) -> None:
     """A study where no file may grow past ``size`` bytes, which is how a disk that is full looks from inside."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-    with pytest.raises(GradscopeError, match=r"the disk of .* is full: File too large; what was done stays"):
+    with pytest.raises(GradscopeError, match=r"the disk of .* is full: File too large; finished stages are kept"):
         run(request)
 
 
@@ -521,13 +521,13 @@ def test_a_lost_worker_that_does_not_end(done: StudyRequest, tmp_path: Path, mon
     before = record.read_bytes()
     with lingering(tmp_path, 60):
         (failed,) = run(done).failed
-    assert re.fullmatch(r"out: another process is at model-longer-s0, and after 0.3 s still holds .*", failed.error)
+    assert re.fullmatch(r"out: another process runs model-longer-s0 and still holds .* after 0.3 s", failed.error)
     assert record.read_bytes() == before
 
 
 def test_a_machine_that_does_not_see_the_study(done: StudyRequest, tmp_path: Path) -> None:
     places = Places(tmp_path / "elsewhere", tmp_path / "elsewhere")
-    with pytest.raises(GradscopeError, match=r"out: .* does not see .*elsewhere"), places.held("model-sl-s0"):
+    with pytest.raises(GradscopeError, match=r"out: every machine must see .*elsewhere"), places.held("model-sl-s0"):
         pass
     assert not (tmp_path / "elsewhere").exists()
 

@@ -152,13 +152,13 @@ def test_what_no_run_could_do_is_refused(tmp_path: Path) -> None:
 
 
 def test_more_images_than_there_are(tmp_path: Path) -> None:
-    with pytest.raises(GradscopeError, match=r"measure analyze: samples: 1 to 359 is allowed, digits .* got 360"):
+    with pytest.raises(GradscopeError, match=r"measure analyze: samples must be from 1 to 359 \(digits .* got 360"):
         plan(tmp_path, RECIPE.replace('command = "analyze"', 'command = "analyze"\nsamples = 360'))
 
 
 def test_an_image_that_is_not_there(tmp_path: Path) -> None:
     text = '[grid]\nmodes = ["sl"]\n[[measure]]\ncommand = "landscape"\nindex = "17,359"\n'
-    with pytest.raises(GradscopeError, match=r"measure landscape: index: 0 to 358 is allowed, digits .* got 359"):
+    with pytest.raises(GradscopeError, match=r"measure landscape: index must be from 0 to 358 \(digits .* got 359"):
         plan(tmp_path, text)
 
 
@@ -166,7 +166,7 @@ def test_images_that_are_missing_leave_out_what_needs_them(tmp_path: Path) -> No
     text = RECIPE.replace("[grid]", '[grid]\ndata = ["digits", "npz"]')
     made = plan(tmp_path, text)
     assert list(made.images) == ["digits"]
-    assert "needs it" in made.absent["npz"]
+    assert "must be given" in made.absent["npz"]
     assert {stage.label for stage in made.stages} == {
         *("model-digits-sl-s0", "model-digits-rl-s0", "model-digits-rl-x10-s0"),
         *("measure-analyze-digits", "measure-both-digits", "claims", "report"),
@@ -178,5 +178,5 @@ def test_images_that_are_missing_leave_out_what_needs_them(tmp_path: Path) -> No
 
 
 def test_where_all_images_are_missing_nothing_is_planned(tmp_path: Path) -> None:
-    with pytest.raises(GradscopeError, match="data_root: 'npz' needs it"):
+    with pytest.raises(GradscopeError, match="data_root must be given for 'npz'"):
         plan(tmp_path, '[grid]\ndata = ["npz"]\nmodes = ["sl"]\n')

@@ -139,7 +139,7 @@ def test_a_checkpoint_of_an_older_version_does_not_say_its_epoch(few, tmp_path) 
     assert load(tmp_path / "older.pt").kept_epoch is None
     assert load(tmp_path / "older.pt").fingerprint == load(tmp_path / "c.pt").fingerprint
     torch.save(content | {"epochs": 2}, tmp_path / "damaged.pt")
-    with pytest.raises(GradscopeError, match="is damaged: TypeError epochs must be of kind dict"):
+    with pytest.raises(GradscopeError, match="is damaged: TypeError epochs must be of type dict"):
         load(tmp_path / "damaged.pt")
 
 

@@ -62,7 +62,7 @@ def test_a_network_that_predicts_one_class_is_told_once(larger_digits, tmp_path)
     found, warned = trained(larger_digits, tmp_path / "c.pt", rate=0.1, epsilon=0.2)
     assert found.history[-1]["most_predicted"] == 1
     [sentence] = warned
-    assert "one class takes 100 % of the predictions" in sentence
+    assert "one class gets 100 % of the predictions" in sentence
 
 
 def rows(*accuracies: tuple[float | None, float | None], phases: tuple[int, ...] = ()) -> list[dict[str, Any]]:

@@ -76,7 +76,7 @@ def test_a_run_begins_with_the_weights_of_another(tmp_path, digits, monkeypatch)
 def test_weights_of_another_shape_are_no_beginning(tmp_path, digits):
     few = digits.subset(torch.arange(200))
     train(configure("sl", 1), few, tmp_path / "first.pt", CPU)
-    with pytest.raises(GradscopeError, match="from: the weights of 'sl' do not fit this model"):
+    with pytest.raises(GradscopeError, match="from: the weights of 'sl' must fit this model"):
         train(configure("sl", 1, architecture="cnn4"), few, tmp_path / "b.pt", CPU, initial=tmp_path / "first.pt")
 
 
@@ -190,14 +190,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
         {"epochs": 2, "learning_rate": 1e30},
     ]
     training = resolve("mine", Data(), 8, table={"phases": phases})
-    with pytest.raises(GradscopeError, match=r"not finite in epoch [34]; lower the learning rate.*checkpoint is"):
+    with pytest.raises(GradscopeError, match=r"got (nan|inf) in epoch [34]; lower the learning rate.*checkpoint is"):
         train(training, few, tmp_path / "c.pt", CPU)
     kept = checkpoints.load(tmp_path / "c.pt")
     assert all(value.isfinite().all() for value in kept.state_dict.values())
     kept.build()
 
 
-@pytest.mark.filterwarnings("ignore:epoch 8. one class takes 100 % of the predictions")
+@pytest.mark.filterwarnings("ignore:epoch 8. one class gets 100 % of the predictions")
 def test_the_best_of_the_last_phase_is_kept(tmp_path, digits):
     """The first phase learns, the second forgets: its best is worse than the first's, and is kept all the same."""
     phases = [{"epochs": 6, "learning_rate": 2e-3}, {"epochs": 2, "learning_rate": 0.5}]

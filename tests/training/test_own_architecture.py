@@ -162,7 +162,7 @@ def test_images_need_not_be_square(project: Path, digits: ImageSet) -> None:
     loaded = checkpoints.load(project / "own.pt", trust_code=True)
     assert loaded.spec.image_size == (6, 8)
     assert loaded.build()(wide.batch(torch.arange(2), "cpu")[0]).shape == (2, 10)
-    with pytest.raises(GradscopeError, match="image_size: cnn2 takes square images, got 6 x 8"):
+    with pytest.raises(GradscopeError, match="image_size must be square for cnn2, got 6 x 8"):
         train(configure("cnn2"), wide, project / "square.pt", CPU)
 
 
@@ -177,19 +177,19 @@ def test_weights_of_other_code_do_not_fit(project: Path, digits: ImageSet) -> No
 @pytest.mark.parametrize(
     ("architecture", "message"),
     [
-        ("my_nets:fixed", "architecture: my_nets:fixed has 7 classes, the data has 10"),
+        ("my_nets:fixed", "architecture: my_nets:fixed must have the data's 10 classes, got 7"),
         ("my_nets:frozen", "architecture: my_nets:frozen must have parameters to train, got none"),
         (
             "my_nets:Face",
             "architecture: my_nets:Face must return logits (N, classes), got a SimpleNamespace for 2 images",
         ),
         ("my_nets:broken", "architecture: my_nets:broken cannot be built: RuntimeError: no luck"),
-        ("my_nets:small(7)", "architecture: my_nets:small(7) has 7 classes, the data has 10"),
+        ("my_nets:small(7)", "architecture: my_nets:small(7) must have the data's 10 classes, got 7"),
         ("my_nets:small(depth=7)", "cannot be built: TypeError: small() got an unexpected keyword argument 'depth'"),
-        ("my_nets:lazy", "architecture: my_nets:lazy has lazy layers that have no weights yet"),
+        ("my_nets:lazy", "architecture: my_nets:lazy must have weights, got lazy layers"),
         ("my_nets:smal", "architecture: my_nets:smal: my_nets has no smal"),
         ("my_nests:small", "my_nests cannot be imported: ModuleNotFoundError"),
-        ("my_nets:small(N)", "architecture must give a factory literals alone, such as 'x', 3, True or None, got N in"),
+        ("my_nets:small(N)", "architecture must give a factory only literals, such as 'x', 3, True or None, got N in"),
         ("resnet81", "architecture: 'resnet81' is unknown; did you mean 'resnet18'?"),
         ("torchvision:resnet18", "architecture: 'torchvision:resnet18' is unknown"),
     ],

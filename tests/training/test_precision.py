@@ -72,7 +72,7 @@ def test_a_run_that_has_begun_keeps_its_precision_and_says_so(large, tmp_path, m
         with pytest.raises(InterruptedRunError):
             train(training, large, tmp_path / "parts.pt", Hardware("cpu"))
     has(monkeypatch, True)
-    with pytest.warns(Caution, match="goes on in 32, in which it began; a new one would take bf16 here"):
+    with pytest.warns(Caution, match="continues in 32, in which it began; a new run would use bf16 here"):
         parts = train(training, large, tmp_path / "parts.pt", Hardware("cpu"), resume=True)
     assert parts.config["precision"] == "32"
     assert all(torch.equal(value, whole.state_dict[name]) for name, value in parts.state_dict.items())

@@ -145,7 +145,7 @@ def test_a_flipped_bit_in_a_state_is_found(stopped, few) -> None:
     content = bytearray(path.read_bytes())
     content[content.index(weight) + 5] ^= 1
     path.write_bytes(content)
-    assert "is damaged: archive/data/" in refusal(stopped, few)
+    assert "is damaged: the checksum of archive/data/" in refusal(stopped, few)
 
 
 DAMAGES = {
@@ -210,7 +210,7 @@ def test_an_overwriting_run_that_stopped_in_its_first_epoch_is_resumed(few, tmp_
 def test_a_complete_run_is_resumed_by_no_other(few, tmp_path) -> None:
     out = tmp_path / "c.pt"
     train(configure(), few, out, CPU)
-    assert "c.pt is complete; nothing is left to do" in refusal(out, few)
+    assert "c.pt is complete; there is nothing to do" in refusal(out, few)
     other = refusal(out, few, training=configure(epochs=7))
     assert "is complete and belongs to another run; it differs in phases.0.epochs (there 4, here 7); `over" in other
     assert "it differs in the images; `overwrite` replaces it" in refusal(out, few.subset(torch.arange(100)))

@@ -1,4 +1,4 @@
-"""What a measurement gives, and reading it back."""
+"""The results of measurements: in memory, saved, and read back."""
 
 from gradscope.measure.result.attacks import Attacks, TransferMatrix
 from gradscope.measure.result.base import Result

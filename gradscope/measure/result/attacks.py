@@ -1,4 +1,4 @@
-"""Results of attacks, on their own models and carried over to others."""
+"""Results of attacks, on their own models and transferred to others."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -23,12 +23,12 @@ class Attacks(Result):
 
     @property
     def robust_accuracy(self) -> float:
-        """The share of all images right when clean and under every attack, where there is one radius."""
+        """The share of all images right when clean and under every attack; needs one model and one radius."""
         return float(self._robust("robust_accuracy")["value"])
 
     @property
     def interval(self) -> Interval:
-        """Its 95 % Wilson interval."""
+        """The 95 % Wilson interval of :attr:`robust_accuracy`."""
         lowest = self._robust("interval")
         return Interval(float(lowest["ci_low"]), float(lowest["ci_high"]))
 
@@ -37,20 +37,18 @@ class Attacks(Result):
         rows = self._lowest
         if len(rows) != 1:
             radii = ", ".join(f"{radius:g}" for radius in self.manifest["epsilons"])
-            raise GradscopeError(
-                f"{name} must be asked of attacks at one radius that were run, got {radii}; see .frame()"
-            )
+            raise GradscopeError(f"{name} must be of attacks that ran at one radius, got {radii}; see .frame()")
         return rows.iloc[0]
 
     @property
     def curve(self) -> pd.DataFrame:
-        """Robust accuracy at every radius: a row for each radius at which it falls; with ``curve=True``."""
+        """Robust accuracy at every radius, one row for each radius at which it falls; needs ``curve=True``."""
         self._require_curve()
         return self.frame("curve")
 
     @property
     def distances(self) -> pd.DataFrame:
-        """How far each image's nearest fooling point is, by image (rows) and model; with ``curve=True``."""
+        """Distance of each image's nearest fooling point, by image (rows) and model; needs ``curve=True``."""
         self._require_curve()
         rows = self.frame("samples")
         rows = rows[(rows["metric"] == "distance") & (rows["point"] == "nearest")]
@@ -58,13 +56,13 @@ class Attacks(Result):
 
     @property
     def median_distance(self) -> float:
-        """The radius that half of the images do not survive, those wrong when clean at 0; with ``curve=True``."""
+        """The radius at which half of the images are wrong (0 if wrong when clean); needs ``curve=True``."""
         self._require_one("median_distance", ".distances")
         return float(self.distances.median().iloc[0])
 
     def _require_curve(self) -> None:
         if CURVE.file not in self.files:
-            raise GradscopeError("curve must be True for distances to be measured, got False")
+            raise GradscopeError("curve must be True to measure distances, got False")
 
     @property
     def _lowest(self) -> pd.DataFrame:
@@ -85,15 +83,15 @@ class Attacks(Result):
 
     @property
     def adversarial(self) -> dict[str, Any]:
-        """The arrays of ``adversarial.npz``: every point that fooled a model; with ``save_images=True``."""
-        found = self._arrays(IMAGES)
-        if found is None:
-            raise GradscopeError("save_images must be True for adversarial images to be kept, got False")
-        return found
+        """The arrays of ``adversarial.npz``: every point that fooled a model; needs ``save_images=True``."""
+        arrays = self._arrays(IMAGES)
+        if arrays is None:
+            raise GradscopeError("save_images must be True to keep adversarial images, got False")
+        return arrays
 
 
 class TransferMatrix(Result):
-    """Whose examples fool whom: ``transfer``, ``samples``; how alike the models are: ``similarity``."""
+    """Accuracy of each model on each model's examples: ``transfer``, ``samples``; gradient ``similarity``."""
 
     kind, main = "transfer", "transfer"
 
@@ -103,13 +101,13 @@ class TransferMatrix(Result):
 
     @property
     def matrix(self) -> pd.DataFrame:
-        """Accuracy by source (rows; "" are the clean images) and target (columns), models in their order."""
+        """Accuracy by source (rows; "" for the clean images) and target (columns), in the order of the models."""
         cells = self.frame().pivot_table(index="source", columns="checkpoint", values="accuracy")
         return cells.loc[["", *self.models], self.models]
 
     @property
     def similarity(self) -> pd.DataFrame:
-        """Mean cosine of the input gradients of every two models at the clean images, models in their order."""
+        """Mean cosine of the input gradients of every two models at the clean images, in the order of the models."""
         rows = self.frame("similarity")
         rows = rows[rows["metric"] == "gradient-cosine"]
         cells = rows.pivot_table(index="other", columns="checkpoint", values="value", dropna=False)

@@ -1,4 +1,4 @@
-"""What a measurement gives: the files that the command writes, held in memory, and what a person wants to see first."""
+"""The result of a measurement: the command's files in memory, with tables, figures and a summary."""
 
 import html
 import io
@@ -72,17 +72,17 @@ TABLES: dict[str, Table] = {
 }
 
 
-#: Findings that a ``repr`` shows.
+#: The number of findings that a ``repr`` shows.
 _MOST_FINDINGS = 4
 
 
 class Result:
-    """The files of one measurement, in memory: tables as pandas frames, figures drawn when they are asked for.
+    """The files of one measurement, in memory: tables as pandas frames, figures drawn on request.
 
-    ``files`` are the contents by name, ``manifest`` says how they were made. Two results are equal where all files are.
+    ``files`` holds the contents by name, ``manifest`` how they were made. Two results are equal if all files are.
     """
 
-    #: The ``kind`` that the manifest says, and the table that :meth:`frame` gives.
+    #: The ``kind`` in the manifest, and the default table of :meth:`frame`.
     kind: ClassVar[str]
     main: ClassVar[str]
 
@@ -93,20 +93,20 @@ class Result:
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and isinstance(other, Result) and self.files == other.files
 
-    __hash__ = None  # type: ignore[assignment]  # equal by content
+    __hash__ = None  # type: ignore[assignment]  # equality by content
 
     @property
     def models(self) -> list[str]:
-        """The names of the models that were measured."""
+        """The names of the measured models."""
         return [entry.get("label", "") for entry in self.manifest.get("checkpoints", ())]
 
     @property
     def tables(self) -> list[str]:
-        """The names that :meth:`frame` takes."""
+        """The names that :meth:`frame` accepts."""
         return [name for name, table in TABLES.items() if table.file in self.files]
 
     def frame(self, table: str | None = None) -> pd.DataFrame:
-        """A table with the columns of its CSV: the main one, or one of :attr:`tables`."""
+        """Return a table with the columns of its CSV: the main one, or one of :attr:`tables`."""
         known = {name: TABLES[name] for name in self.tables}
         wanted = lookup(known, self.main if table is None else table, "table")
         if wanted.file == SAMPLES.file:
@@ -118,19 +118,19 @@ class Result:
         return SAMPLES
 
     def plot(self, name: str | None = None) -> "Figure":
-        """Draw the main figure, or the one called ``name``: "steps-cosine", or "cosine" in short; see :attr:`plots`."""
+        """Draw the main figure, or the figure ``name``: "steps-cosine" or, in short, "cosine"; see :attr:`plots`."""
         from gradscope.figures.draw import figure
 
         if name is not None:
             names = self.plots
-            close = [known for known in names if known == name or known.endswith(f"-{name}")]
-            name = close[0] if close else lookup(dict.fromkeys(names, name), name, "name")
+            matches = [known for known in names if known == name or known.endswith(f"-{name}")]
+            name = matches[0] if matches else lookup(dict.fromkeys(names, name), name, "name")
         _let_notebooks_show_figures()
         return figure(self._sources(), name)
 
     @property
     def plots(self) -> list[str]:
-        """The names that :meth:`plot` takes."""
+        """The names that :meth:`plot` accepts."""
         from gradscope.figures import style
         from gradscope.figures.draw import drawings
 
@@ -154,10 +154,10 @@ class Result:
             raise GradscopeError(f"directory: {name} is damaged: {reason_of(error)}") from None
 
     def save(self, out: str | Path, *, overwrite: bool = False, figures: bool = True) -> Path:
-        """Write the files that the command writes, and its figures, into the directory ``out``, and return it.
+        """Write the same files as the command, and its figures, to the directory ``out``, and return it.
 
-        :func:`gradscope.read` reads them back. Raises :class:`GradscopeError` where ``out`` holds results and
-        ``overwrite`` is not set, or cannot be written.
+        :func:`gradscope.read` reads them back. Raises :class:`GradscopeError` if ``out`` holds results and
+        ``overwrite`` is not set, or if it cannot be written.
         """
         from gradscope.figures.draw import draw
 
@@ -172,7 +172,7 @@ class Result:
         return directory
 
     def summary(self) -> str:
-        """What the command prints: the finding in lines of text."""
+        """Return the findings as text, as the command prints them."""
         import tempfile
 
         from gradscope.reporting import console
@@ -183,14 +183,14 @@ class Result:
             return console.finding_lines(Path(folder))
 
     def _require_one(self, name: str, instead: str = ".frame()") -> None:
-        """Refuse the attribute ``name`` of several models."""
+        """Raise :class:`GradscopeError` for the attribute ``name`` if there are several models."""
         if len(self.models) != 1:
             raise GradscopeError(
-                f"{name} must be asked of a result of one model, got {', '.join(self.models)}; see {instead}"
+                f"{name} must be of a result of one model, got {', '.join(self.models)}; see {instead}"
             )
 
     def _findings(self) -> Iterator[str]:
-        """What was found of each model, in a few words."""
+        """Yield the finding of each model, in a few words."""
         yield from self.models
 
     def __repr__(self) -> str:
@@ -207,18 +207,20 @@ class Result:
 
 @contextmanager
 def _fitting() -> Iterator[None]:
-    """Raise :class:`GradscopeError` where files lack what others of the same results name."""
+    """Raise :class:`GradscopeError` if the files of a result contradict each other."""
     try:
         yield
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         if isinstance(error, GradscopeError):
             raise
         reason = f"{type(error).__name__}: {reason_of(error)}"
-        raise GradscopeError(f"directory must hold results that are whole, got files that differ ({reason})") from error
+        raise GradscopeError(
+            f"directory must hold the files of one result, got files that differ ({reason})"
+        ) from error
 
 
 def _let_notebooks_show_figures() -> None:
-    """Have IPython, where it runs, show a figure that pyplot did not make, as it shows those that pyplot did."""
+    """Make IPython, if it runs, show figures without pyplot in the same way as pyplot's."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is None:
         return

@@ -12,16 +12,16 @@ from gradscope.results.metrics import METRICS
 
 
 class Trace(Result):
-    """What the gradients do along attacks: ``steps`` (by step), ``samples`` (by image), ``summary``."""
+    """Gradients along attacks: ``steps`` (by step), ``samples`` (by image), ``summary``."""
 
     kind, main = "analysis", "steps"
 
     def mean(self, metric: str) -> pd.Series:
-        """The mean of ``metric`` over the images, by checkpoint, attack and step."""
+        """Return the mean of ``metric`` over the images, by checkpoint, attack and step."""
         steps = self.frame()
         measured = dict.fromkeys(steps["metric"])
         if metric in METRICS and metric not in measured:
-            raise GradscopeError(f"metric must be one that was measured, {', '.join(measured)}, got {metric!r}")
+            raise GradscopeError(f"metric must be one of the measured {', '.join(measured)}, got {metric!r}")
         lookup(measured, metric, "metric")
         return steps[steps["metric"] == metric].set_index(["checkpoint", "attack", "step"])["mean"]
 
@@ -53,29 +53,29 @@ class Landscape(Result):
 
 
 class Spectrum(Result):
-    """Of the loss's curvature: ``spectrum`` (trace and the like), ``eigenvalues``, ``density``.
+    """The spectrum of the loss's curvature: ``spectrum`` (trace and others), ``eigenvalues``, ``density``.
 
-    The attributes are of all parameters, or all images, where there is one model and one matrix.
+    The attributes cover all parameters, or all images; they need one model and one matrix.
     """
 
     kind, main = "spectrum", "spectrum"
 
     @property
     def eigenvalues(self) -> NDArray[np.float64]:
-        """Those of largest size, of either sign, ``(k,)``; in input space ``(images, k)``. Nats per squared unit."""
+        """The eigenvalues of largest absolute value ``(k,)``; in input space ``(images, k)``. Nats per squared unit."""
         rows = self._whole("eigenvalues", "eigenvalues")
-        found: NDArray[np.float64] = rows["value"].to_numpy(dtype=np.float64)
-        return found.reshape(-1, int(rows["rank"].max())) if rows["index"].notna().any() else found
+        values: NDArray[np.float64] = rows["value"].to_numpy(dtype=np.float64)
+        return values.reshape(-1, int(rows["rank"].max())) if rows["index"].notna().any() else values
 
     @property
     def residuals(self) -> NDArray[np.float64]:
-        """How near an eigenvalue is to each of :attr:`eigenvalues`, in their shape."""
+        """Residuals, in the shape of :attr:`eigenvalues`: a true eigenvalue lies within this distance of each."""
         rows = self._whole("residuals", "eigenvalues")
         return rows["residual"].to_numpy(dtype=np.float64).reshape(self.eigenvalues.shape)
 
     @property
     def negative_mass(self) -> float:
-        """The share of the negative eigenvalues in the sum of the sizes of all."""
+        """The share of the negative eigenvalues in the sum of all absolute values."""
         return self._number("negative_mass", "negative-mass", "value")
 
     @property
@@ -95,12 +95,12 @@ class Spectrum(Result):
         return rows[["eigenvalue", "density", "ci_low", "ci_high"]].reset_index(drop=True)
 
     def _whole(self, name: str, table: str) -> pd.DataFrame:
-        """The rows of ``table`` that are of all parameters together, where there is one matrix of one model."""
+        """Return the rows of ``table`` for all parameters together; needs one matrix of one model."""
         self._require_one(name)
         rows = self.frame(table)
         rows = rows[rows["layer"].isna() | (rows["layer"] == "")]
-        if len(found := rows["matrix"].unique()) != 1:
-            raise GradscopeError(f"{name} must be asked of one matrix, got {', '.join(found)}; see .frame({table!r})")
+        if len(matrices := rows["matrix"].unique()) != 1:
+            raise GradscopeError(f"{name} must be of one matrix, got {', '.join(matrices)}; see .frame({table!r})")
         return rows
 
     def _number(self, name: str, metric: str, column: str) -> float:
@@ -117,5 +117,5 @@ class Spectrum(Result):
             yield f"{model}: {matrix} in the {where}, {trace}, largest eigenvalue {value['eigenvalue']:.3g}"
 
 
-#: What the derivatives of each space are taken in.
+#: The variable of the derivatives in each space.
 _SPACES = {"weights": "weights", "input": "image"}

@@ -1,4 +1,4 @@
-"""Reading back the results of one measurement."""
+"""Read back the results of one measurement."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ from gradscope.validation import given_path
 
 
 def _below(folder: Path) -> list[str]:
-    """The sub-directories with results."""
+    """List the sub-directories with results."""
     return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
 
 
@@ -30,7 +30,7 @@ KINDS: dict[str, type[Result]] = {
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a file that is no table; :class:`GradscopeError` where what it holds is damaged."""
+    """Read the bytes of a file other than a table; raises :class:`GradscopeError` if its content is damaged."""
     if path.name == AUDIT_JSON:
         Audits.parse(read_json(path))
     if path.name == EXAMPLE_IMAGES:
@@ -44,9 +44,9 @@ def _content(path: Path) -> bytes:
 
 
 def read(directory: str | Path) -> Result:
-    """Read back what a command or :meth:`Result.save` wrote; tables may be compressed.
+    """Read back the files of a command or of :meth:`Result.save`; tables may be compressed.
 
-    Raises :class:`GradscopeError` where ``directory`` does not hold the results of one measurement.
+    Raises :class:`GradscopeError` if ``directory`` does not hold the results of one measurement.
     """
     folder = given_path(directory, "directory")
     try:
@@ -54,7 +54,7 @@ def read(directory: str | Path) -> Result:
         kind = parse_json(content)["kind"]
     except OSError as error:
         below = first_of(_below(folder))
-        hint = f"; the results of its sub-directories are read one by one: {below}" if below else ""
+        hint = f"; read the results of its sub-directories one by one: {below}" if below else ""
         raise GradscopeError(
             f"directory must hold {MANIFEST}, got {folder}: {error.strerror}{hint}", "directory"
         ) from None
@@ -69,9 +69,9 @@ def read(directory: str | Path) -> Result:
     for name in FILES:
         path = folder / name
         if name.endswith(".csv"):
-            found = find_table(path)
-            if found is not None:
-                files[name] = file_content(found)
+            table = find_table(path)
+            if table is not None:
+                files[name] = file_content(table)
         elif not name.endswith(".gz") and path.exists():
             files[name] = _content(path)
     return KINDS[kind](files)

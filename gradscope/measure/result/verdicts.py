@@ -1,4 +1,4 @@
-"""Results that give a verdict: on a model, and on an attack."""
+"""Results with a verdict: on a model, and on an attack."""
 
 from collections.abc import Iterator
 
@@ -23,7 +23,7 @@ class AuditReport(Result):
 
     @property
     def audits(self) -> tuple[AuditOf, ...]:
-        """The audit of each model."""
+        """The audits of all models."""
         if AUDIT_JSON not in self.files:
             raise GradscopeError(f"directory must hold {AUDIT_JSON}, got none")
         return Audits.parse(parse_json(self.files[AUDIT_JSON])).audits
@@ -39,41 +39,41 @@ class AuditReport(Result):
 
     @property
     def reason(self) -> str:
-        """Why the verdict is so, in a sentence."""
+        """The reason for the verdict, in a sentence."""
         return self._audit("reason").reason
 
     @property
     def causes(self) -> tuple[str, ...]:
-        """The likeliest causes, first the likeliest."""
+        """The likeliest causes, the likeliest first."""
         return self._audit("causes").causes
 
     @property
     def upper_bound(self) -> float:
-        """The lowest robust accuracy that was reached."""
+        """The lowest robust accuracy that any attack reached."""
         return self._audit("upper_bound").robust_accuracy.upper_bound
 
     @property
     def interval(self) -> Interval:
-        """Its 95 % Wilson interval."""
+        """The 95 % Wilson interval of :attr:`upper_bound`."""
         bound = self._audit("interval").robust_accuracy
         return Interval(bound.ci_low, bound.ci_high)
 
     @property
     def verdict_on_claim(self) -> str | None:
-        """``refuted``, ``not refuted within this budget`` or ``inconclusive``; None where no claim was given."""
+        """``refuted``, ``not refuted within this budget`` or ``inconclusive``; None if no claim was given."""
         claim = self._audit("verdict_on_claim").claim
         return None if claim is None else claim.verdict
 
     def _findings(self) -> Iterator[str]:
-        for one in self.audits:
-            if one.claim is not None:
-                yield f"{one.checkpoint}: {one.of_claim}"
-            bound = one.robust_accuracy.upper_bound
-            yield f"{one.checkpoint}: {one.verdict_and_cause}, robust accuracy at most {bound:.1%}"
+        for audit in self.audits:
+            if audit.claim is not None:
+                yield f"{audit.checkpoint}: {audit.of_claim}"
+            bound = audit.robust_accuracy.upper_bound
+            yield f"{audit.checkpoint}: {audit.verdict_and_cause}, robust accuracy at most {bound:.1%}"
 
 
 class JudgeReport(Result):
-    """Verdicts on an attack: ``judge`` (the attack, ours, and its repairs)."""
+    """Verdicts on an attack: ``judge`` (the attack, gradscope's attacks, and the repairs)."""
 
     kind, main = "judge", "judge"
 
@@ -89,23 +89,23 @@ class JudgeReport(Result):
 
     @property
     def finding(self) -> str:
-        """Why the verdict is so, in a sentence or more."""
+        """The reason for the verdict, in one or more sentences."""
         return str(self._of("finding", "attack")["finding"])
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What makes the attack blind, the largest gain first."""
+        """The parts that make the attack blind, the largest gain first."""
         self._require_one("parts")
         return tuple(self.manifest["checkpoints"][0]["judgement"]["parts"])
 
     @property
     def left(self) -> float | None:
-        """Share of all images right when clean and under the attack, its examples judged anew; None where not run."""
+        """Share of all images right when clean and on the attack's examples, evaluated again; None if not run."""
         return _known(self._of("left", "attack")["left"])
 
     @property
     def bound(self) -> float | None:
-        """The lowest robust accuracy that the attack, ours and the repairs reach together; None where not run."""
+        """The lowest robust accuracy of the attack, gradscope's attacks and the repairs together; None if not run."""
         return _known(self._of("bound", "all")["left"])
 
     def _findings(self) -> Iterator[str]:
@@ -117,5 +117,5 @@ class JudgeReport(Result):
 
 
 def _known(value: float) -> float | None:
-    """``value``; None where it is missing."""
+    """Return ``value``; None if it is missing."""
     return None if value != value else float(value)

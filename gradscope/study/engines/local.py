@@ -1,4 +1,4 @@
-"""The engines that run stages on this machine: one after the other in this process, or several side by side."""
+"""The engines that run stages on this machine: one after the other in this process, or several at a time."""
 
 from collections import deque
 from dataclasses import replace
@@ -15,12 +15,12 @@ from gradscope.study.runner import failed, perform
 from gradscope.study.state import Record
 from gradscope.study.tasks import Job
 
-#: Seconds in which a stage that is interrupted has to write its state.
+#: Seconds that an interrupted stage has to write its state.
 _PATIENCE = 30.0
 
 
 class LocalEngine:
-    """One stage after the other, in this process."""
+    """Runs one stage after the other, in this process."""
 
     name = "local"
     slots = 1
@@ -29,7 +29,7 @@ class LocalEngine:
         self._waiting: deque[Job] = deque()
 
     def submit(self, job: Job) -> None:
-        """Take a job whose needs are done."""
+        """Queue a job whose needs are done."""
         self._waiting.append(job)
 
     def wait(self) -> Record:
@@ -37,14 +37,14 @@ class LocalEngine:
         return perform(self._waiting.popleft())
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: this engine holds no resources."""
 
 
 class SideBySideEngine:
-    """``slots`` stages at a time, each in a process of its own with its share of this process's threads.
+    """Runs ``slots`` stages at a time, each in its own process with its share of this process's threads.
 
-    A process is started when a stage needs one. Figures, claims and report are made in this process: it alone loads
-    what they need.
+    Processes are started when stages need them. Figures, claims and report are made in this process, so that only it
+    imports the packages that they need.
     """
 
     name = "local"
@@ -58,7 +58,7 @@ class SideBySideEngine:
         self._bars = BarsOfOthers()
 
     def submit(self, job: Job) -> None:
-        """Give a job to a process that is idle, or to a new one."""
+        """Send a job to an idle process, or to a new one."""
         if job.stage.gathers:
             self._here.submit(job)
             return
@@ -68,7 +68,7 @@ class SideBySideEngine:
         worker.begin(replace(job, figures=False))
 
     def wait(self) -> Record:
-        """The record of whichever job ends first."""
+        """Wait for the first job to end and return its record."""
         if not self._busy:
             return self._here.wait()
         while True:
@@ -87,7 +87,7 @@ class SideBySideEngine:
         return record
 
     def close(self) -> None:
-        """End the processes; a stage that is under way keeps its state."""
+        """End the processes; running stages write their state first."""
         busy = [worker for worker, _ in self._busy.values()]
         for worker in busy:
             worker.interrupt()

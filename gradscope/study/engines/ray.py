@@ -1,7 +1,7 @@
-"""The engine that spreads a study over a Ray cluster, or over this machine's cores: each stage is a task.
+"""The engine that runs a study on a Ray cluster, or on this machine's cores: each stage is a task.
 
-Every machine of the cluster has to see the directories of checkpoints, results and images under the same paths. A
-stage whose worker is lost is begun again by Ray, elsewhere if need be, and goes on where its files say.
+Every machine of the cluster must see the directories of checkpoints, results and images under the same paths. If a
+worker is lost, Ray starts its stage again, possibly on another machine, and the stage resumes from its files.
 """
 
 import logging
@@ -24,31 +24,31 @@ from gradscope.study.runner import failed, perform
 from gradscope.study.state import Record
 from gradscope.study.tasks import Job
 
-#: How often a stage whose worker is lost is begun again.
+#: How often Ray restarts a stage whose worker is lost.
 RETRIES = 3
-#: Seconds in which an address has to answer, and those in which it has to show that Ray is there.
+#: Seconds that an address has to accept a connection, and to answer as Ray.
 _PATIENCE, _LONG_PATIENCE = 5.0, 30.0
-#: What Ray's client has in place of an address of the cluster.
+#: The prefix of an address of Ray's client, which is not the address of a cluster.
 _CLIENT = "ray://"
-#: A process that joins a cluster and says what is wrong with it: its version, Python's, or that it is none.
-_QUESTION = """
+#: A script that joins a cluster and prints what is wrong: Ray's version, Python's, or that there is no cluster.
+_PROBE = """
 import logging, sys, ray
 try:
     ray.init(address=sys.argv[1], logging_level=logging.CRITICAL, log_to_driver=False)
 except Exception as error:
     print(" ".join(str(error).split()) or type(error).__name__)
 """
-#: What Ray logs where a cluster wants a token that this process does not show, and what is to be done.
+#: Ray's log message if a cluster requires a token that this process lacks, and the advice for the user.
 _NO_TOKEN = b"InvalidAuthToken"
-_TOKEN_NEEDED = "it asks for a token; set RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token"
-#: Variables of this process that workers need to read the same code and images.
+_TOKEN_NEEDED = "it requires a token; set RAY_AUTH_MODE=token, with the cluster's token in ~/.ray/auth_token"
+#: Environment variables that workers need to read the same code and images.
 _PASSED_ON = ("GRADSCOPE_CACHE", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
 
 
 class RayEngine:
-    """Stages as tasks of a Ray cluster: the one at ``address``, or one of this machine's own.
+    """Runs stages as tasks of a Ray cluster: the one at ``address``, or a new one on this machine.
 
-    Threads that the recipe does not give are as many as this process has, so that numbers are the engine local's.
+    If the recipe does not give the number of threads, it is this process's, so that results equal those of "local".
     """
 
     name = "ray"
@@ -80,14 +80,14 @@ class RayEngine:
                 runtime_env={"env_vars": passed_on},
                 **options,
             )
-        except Exception as error:  # a machine that is too busy to start it in time is no more than that to Ray
+        except Exception as error:  # Ray raises a plain Exception if a busy machine does not start it in time
             reason = " ".join(str(error).split()) or type(error).__name__
             if address is not None:
                 raise _no_cluster(address, reason) from None
-            raise GradscopeError(f"engine: Ray does not start on this machine: {reason}") from None
+            raise GradscopeError(f"engine: starting Ray on this machine failed: {reason}") from None
 
     def submit(self, job: Job) -> None:
-        """Make a task of a job, with what it asks for."""
+        """Submit a job as a task with its resources."""
         threads = job.threads or torch.get_num_threads()
         cpus, gpus = threads * job.stage.resources.devices, self._gpus(job)
         self._require_a_node(job, cpus, gpus)
@@ -95,24 +95,24 @@ class RayEngine:
         self._running[task.remote(replace(job, threads=threads))] = job
 
     def _gpus(self, job: Job) -> float:
-        """What the recipe asks for; else one a process where the device is a GPU, or may be and there are some."""
+        """Return the recipe's number of GPUs; without one, one per process if the device is or may be a GPU."""
         if job.stage.resources.gpus is not None:
             return job.stage.resources.gpus
         takes_gpus = self.ray.cluster_resources().get("GPU") if job.device == "auto" else job.device == "cuda"
         return float(job.stage.resources.devices) if takes_gpus else 0.0
 
     def _require_a_node(self, job: Job, cpus: int, gpus: float) -> None:
-        """Ray would wait for a machine that never comes."""
+        """Raise :class:`GradscopeError` if no machine has enough resources; Ray would wait forever."""
         have = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        if not any(one.get("CPU", 0) >= cpus and one.get("GPU", 0) >= gpus for one in have):
-            largest = ", ".join(f"{one.get('CPU', 0):g} CPUs and {one.get('GPU', 0):g} GPUs" for one in have)
+        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in have):
+            largest = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in have)
             raise GradscopeError(
-                f"resources: {job.stage.label} asks for {cpus} CPUs and {gpus:g} GPUs on one machine, "
-                f"the cluster's have {largest}"
+                f"resources: {job.stage.label} needs {cpus} CPUs and {gpus:g} GPUs on one machine, "
+                f"the cluster's machines have {largest}"
             )
 
     def wait(self) -> Record:
-        """The record of whichever task ends first."""
+        """Wait for the first task to end and return its record."""
         (first,), _ = self.ray.wait(list(self._running), num_returns=1)
         job = self._running.pop(first)
         try:
@@ -122,15 +122,15 @@ class RayEngine:
         return record
 
     def close(self) -> None:
-        """Leave the cluster, or end this machine's own."""
+        """Leave the cluster, or shut down this machine's own."""
         self.ray.shutdown()
 
 
 def _require_an_answer(address: str) -> None:
-    """Nothing listens at ``HOST:PORT``: that is known at once."""
+    """Raise :class:`GradscopeError` at once if nothing listens at ``HOST:PORT``."""
     if address.startswith(_CLIENT):
         raise GradscopeError(
-            f"address: HOST:PORT of a cluster that this machine belongs to, or auto, is allowed, got {address!r}"
+            f"address must be HOST:PORT of a cluster that this machine belongs to, or auto, got {address!r}"
         )
     host, separator, port = address.rpartition(":")
     if not separator or not port.isdecimal():
@@ -142,10 +142,13 @@ def _require_an_answer(address: str) -> None:
 
 
 def _require_ray(address: str) -> None:
-    """Where something else listens Ray would try for minutes, and end this process: another one asks."""
+    """Raise :class:`GradscopeError` if no Ray answers at ``address``.
+
+    A separate process asks, because Ray would try for minutes and then end the process.
+    """
     try:
-        told = subprocess.run(
-            [sys.executable, "-c", _QUESTION, address],
+        probe = subprocess.run(
+            [sys.executable, "-c", _PROBE, address],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -154,10 +157,10 @@ def _require_ray(address: str) -> None:
     except subprocess.TimeoutExpired as error:
         if _NO_TOKEN in (error.stderr or b""):
             raise _no_cluster(address, _TOKEN_NEEDED) from None
-        raise _no_cluster(address, f"nothing that Ray knows within {_LONG_PATIENCE:g} s") from None
-    if told.returncode or told.stdout:
-        reason = _TOKEN_NEEDED if _NO_TOKEN.decode() in told.stderr else told.stdout.strip()
-        raise _no_cluster(address, reason or f"exit code {told.returncode}")
+        raise _no_cluster(address, f"no answer from Ray within {_LONG_PATIENCE:g} s") from None
+    if probe.returncode or probe.stdout:
+        reason = _TOKEN_NEEDED if _NO_TOKEN.decode() in probe.stderr else probe.stdout.strip()
+        raise _no_cluster(address, reason or f"exit code {probe.returncode}")
 
 
 def _no_cluster(address: str, reason: str) -> GradscopeError:
@@ -165,9 +168,9 @@ def _no_cluster(address: str, reason: str) -> GradscopeError:
 
 
 def _guard_the_own_cluster() -> None:
-    """Give it a token of its own: Ray would leave one in the home directory, which other clusters then ask for.
+    """Set a token for this machine's own cluster, before Ray's import, which reads these variables.
 
-    Ray reads these variables as it is imported.
+    Otherwise Ray writes a token to the home directory, and other clusters then require it.
     """
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"

@@ -1,7 +1,7 @@
-"""Processes of this machine that run stages for the process that starts them.
+"""Worker processes on this machine that run stages for the process that starts them.
 
-They are forked from a server that has loaded torch and what stages need, once, and has computed nothing, for OpenMP's
-threads do not survive a fork. No torch here, so that the server can load while its owner does.
+They are forked from a server that imports torch and the modules of stages once. The server computes nothing, because
+OpenMP's threads do not survive a fork. Without torch here, so that the server can load while its owner does.
 """
 
 import multiprocessing
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gradscope.study.state import Record
     from gradscope.study.tasks import Job
 
-#: What stages load when they run.
+#: The modules that stages import when they run.
 LOADED = (
     "gradscope.study.runner",
     "gradscope.study.model_tasks",
@@ -40,20 +40,20 @@ _context = multiprocessing.get_context("forkserver")
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start_server(jobs: int) -> None:
     """Start the server, if there is none, and return while it loads; its numeric libraries get a share of the cores.
 
-    OMP_NUM_THREADS is read when they are loaded, and is what is shared where the user has set it.
+    They read OMP_NUM_THREADS at import. If the user set it, that number is shared in place of the cores.
     """
     given = os.environ.get("OMP_NUM_THREADS", "")
     threads = max(1, (int(given) if given.isdecimal() else cores()) // jobs)
     _context.set_forkserver_preload(list(LOADED))
     path = os.pathsep.join([str(Path(gradscope.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    # To ask CUDA itself whether there is a GPU would keep it from those who are forked; NVML does not.
+    # Asking CUDA whether there is a GPU would make it unusable in forked processes; NVML does not.
     variables = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "PYTHONSAFEPATH": "1"}
     with _environment(OMP_NUM_THREADS=str(threads), PYTHONPATH=path, **variables):
         forkserver.ensure_running()
@@ -61,7 +61,7 @@ def start_server(jobs: int) -> None:
 
 @contextmanager
 def _environment(**variables: str) -> Iterator[None]:
-    """Variables for a process that is started in the block."""
+    """Set environment variables for a process that is started in the block."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -75,7 +75,7 @@ def _environment(**variables: str) -> Iterator[None]:
 
 
 class Worker:
-    """A process, one of ``jobs``, that runs one stage after the other. It ends when its owner does."""
+    """One of ``jobs`` processes; it runs one stage after the other and ends when its owner does."""
 
     def __init__(self, jobs: int) -> None:
         start_server(jobs)
@@ -86,11 +86,11 @@ class Worker:
 
     def begin(self, job: "Job") -> None:
         """Send a job."""
-        with suppress(BrokenPipeError):  # it has died, and `receive` will see it
+        with suppress(BrokenPipeError):  # the process died; `receive` reports it
             self.pipe.send(job)
 
     def receive(self) -> "Bar | Record | None":
-        """Wait for the record of the job, or for how far it is; None where the process died."""
+        """Wait for the record of the job or its progress; None if the process died."""
         try:
             received: Bar | Record = self.pipe.recv()
         except (EOFError, ConnectionResetError):
@@ -105,16 +105,16 @@ class Worker:
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
     def interrupt(self) -> None:
-        """Tell the process to end as Ctrl-C would: its stage keeps its state.
+        """Interrupt the process as Ctrl-C would; its stage writes its state.
 
-        Where the interruption is lost, in a callback perhaps, it ends after its stage.
+        If the interruption is lost, for example in a callback, the process ends after its stage.
         """
         self.pipe.close()
         if self.process.pid is not None and self.process.is_alive():
             os.kill(self.process.pid, signal.SIGINT)
 
     def end(self, patience: float = 0.0) -> None:
-        """Kill the process, after ``patience`` seconds in which it may end itself."""
+        """Wait ``patience`` seconds for the process to end, then kill it."""
         try:
             self.process.join(patience)
         finally:
@@ -126,8 +126,8 @@ class Worker:
 def _serve(jobs: "Connection[Bar | Record, Job]") -> None:
     """Run jobs until there are no more, or the owner ends.
 
-    In a process group of its own, so that Ctrl-C reaches it only through its owner, once. The owner interrupts it even
-    where it ignores Ctrl-C itself, as a command of a script does that runs in the background.
+    The process has its own process group, so that Ctrl-C reaches it once, through its owner. The owner interrupts it
+    even if the process itself ignores Ctrl-C, as a background command of a script does.
     """
     os.setpgrp()
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -142,7 +142,7 @@ def _serve(jobs: "Connection[Bar | Record, Job]") -> None:
 
 
 def _report(owner: "Connection[Bar | Record, Job]", bar: Bar) -> None:
-    with suppress(ConnectionError):  # it has ended, which is no fault of the stage's
+    with suppress(ConnectionError):  # the owner ended; that is no error of the stage
         owner.send(bar)
 
 
