@@ -6,13 +6,16 @@
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import MISSING, is_dataclass
+from dataclasses import fields as dataclass_fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import typer
 
 import gradscope
+from gradscope.api.keywords import limits
 from gradscope.cli import app
 from gradscope.results import metrics, schemas
 from gradscope.results.metrics import Metric
@@ -268,11 +271,16 @@ def _class(name: str, kind: type) -> Iterator[str]:
     yield from (f"### {name}", "", _prose(summary), "")
     fields = getattr(kind, "model_fields", None) or {}
     if fields:
-        yield from ("| field | default |", "| --- | --- |")
+        hints = get_type_hints(kind, include_extras=True)
+        yield from ("| field | default | values |", "| --- | --- | --- |")
         for field, info in fields.items():
             default = "must be given" if info.is_required() else "see above" if info.default_factory else info.default
-            yield f"| `{field}` | {cell(str(default))} |"
+            allowed = limits(hints[field], *info.metadata).removeprefix("; ")
+            yield f"| `{field}` | {cell(str(default))} | {cell(allowed)} |"
         yield ""
+    elif is_dataclass(kind) and "from_tensors" not in vars(kind):
+        said = [one.name if one.default is MISSING else f"{one.name}={one.default}" for one in dataclass_fields(kind)]
+        yield from (f"`{name}({', '.join(said)})`", "")
     members = [*_members(kind)] if not fields and not issubclass(kind, Exception) else []
     if members:
         yield from ("| member | meaning |", "| --- | --- |")
@@ -289,7 +297,7 @@ def _members(kind: type) -> Iterator[tuple[str, str]]:
         inner = member.__func__ if isinstance(member, classmethod | staticmethod) else member
         if name.startswith("_") or not (callable(inner) or isinstance(inner, property)) or name == "forward":
             continue
-        text = inspect.cleandoc(inner.__doc__ or "")
+        text = inspect.cleandoc(inner.__doc__ or "").partition(">>>")[0].strip()
         if isinstance(inner, property):
             yield f".{name}", text
         else:

@@ -32,9 +32,9 @@ def declared(own: str, *kinds: type[Config], without: str | None = None) -> Call
             for name, field in kind.model_fields.items():
                 if name in before or name == without:
                     continue
-                limits = _limits(hints[name], *field.metadata)
-                limits = limits if limits or Any in _parts(hints[name]) else _limits_beneath(name)
-                texts[name] = f"{explained(field)}{_default(field.default)}{limits}"
+                allowed = limits(hints[name], *field.metadata)
+                allowed = allowed if allowed or Any in _parts(hints[name]) else _limits_beneath(name)
+                texts[name] = f"{explained(field)}{_default(field.default)}{allowed}"
                 added[name] = _keyword(name, field.default, get_type_hints(kind)[name])
         added["progress"] = _keyword("progress", None, bool | None)
         texts["progress"] = "draw progress bars, or none; where it is left out, on a terminal"
@@ -70,7 +70,7 @@ def _default(value: Any) -> str:
 _BOUNDS = ((Ge, "ge", "at least"), (Gt, "gt", "above"), (Le, "le", "at most"), (Lt, "lt", "below"))
 
 
-def _limits(hint: Any, *metadata: Any) -> str:
+def limits(hint: Any, *metadata: Any) -> str:
     """The values that an option takes: names, or bounds of a number."""
     parts = [*_parts(hint), *metadata]
     names = [str(name) for part in parts if get_origin(part) is Literal for name in get_args(part)]
@@ -84,7 +84,7 @@ def _limits_beneath(name: str) -> str:
     """The limits of the setting of an attack that an option is laid over."""
     for kind in (PGD, Budget):
         if name in kind.model_fields:
-            return _limits(get_type_hints(kind, include_extras=True)[name], *kind.model_fields[name].metadata)
+            return limits(get_type_hints(kind, include_extras=True)[name], *kind.model_fields[name].metadata)
     return ""
 
 
