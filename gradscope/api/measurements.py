@@ -228,7 +228,7 @@ def audit(model: Models, x: Any = None, y: Any = None, **options: Any) -> AuditR
     >>> import gradscope as gs
     >>> x = torch.tensor([0.9, 0.2] * 32 + [0.2, 0.7] * 32).reshape(64, 1, 1, 2)
     >>> y = x.flatten(1).argmax(dim=1)
-    >>> report = gs.audit({"pixels": torch.nn.Flatten().eval()}, x, y, norm="linf", epsilon="128/255", budget="quick")
+    >>> report = gs.audit({"pixels": torch.nn.Flatten().eval()}, x, y, norm="linf", epsilon="127/255", budget="quick")
     >>> report.verdict, report.upper_bound
     ('none found within this budget', 0.0)
 
@@ -269,7 +269,7 @@ def judge(attack: Any, model: Models, x: Any = None, y: Any = None, **options: A
     >>> def idle(model, x, y):
     ...     return x
     >>> model = {"pixels": torch.nn.Flatten().eval()}
-    >>> found = gs.judge(idle, model, x, y, norm="linf", epsilon="128/255", budget="quick")
+    >>> found = gs.judge(idle, model, x, y, norm="linf", epsilon="127/255", budget="quick")
     >>> found.verdict, found.left, found.bound
     ('the attack is blind', 1.0, 0.0)
 
