@@ -1,6 +1,6 @@
-"""Frozen, validated configurations. No torch here: ``--help`` and the reports read these too.
+"""Frozen, validated configurations. They do not import torch, because ``--help`` and the reports read them too.
 
-Precedence, lowest first: the preset of the mode, a TOML file, ``--set KEY=VALUE``, the command's own options.
+Later sources override earlier ones: the mode's preset, a TOML file, ``--set KEY=VALUE``, the command's own options.
 """
 
 from collections.abc import Mapping
@@ -30,8 +30,8 @@ Objective = Literal["cross-entropy", "policy-gradient", "expected-reward"]
 AttackLoss = Literal["cross-entropy", "log-odds", "margin", "dlr", "rescaled-cross-entropy"]
 Norm = Literal["linf", "l2"]
 Start = Literal["none", "ball", "cube"]
-#: Which epoch of the last phase a checkpoint holds: of highest accuracy on the validation images, clean or under PGD
-#: (ties go to the later epoch), or the last.
+#: Which epoch of the last phase the checkpoint keeps. "best" and "robust": the highest validation accuracy, clean or
+#: under PGD (the later epoch on a tie). "last": the last epoch.
 Selection = Literal["best", "robust", "last"]
 Reduction = Literal["sum", "mean"]
 Arithmetic = Literal["float32", "float64"]
@@ -54,30 +54,39 @@ ImageSize = Annotated[int, Field(ge=4), AfterValidator(_require_few_pixels)]
 
 
 def parse_radius(value: object) -> float:
-    """A radius in pixel units ([0, 1] images) from ``0.03``, ``"0.03"`` or ``"8/255"``; never negative or NaN."""
+    """Parse a radius in pixel units ([0, 1] images) from ``0.03``, ``"0.03"`` or ``"8/255"``.
+
+    Raises ValueError for a negative number, NaN or infinity, and for anything that is not a number.
+
+    >>> parse_radius("8/255")
+    0.03137254901960784
+    """
     try:
         radius = float(Fraction(value.strip())) if isinstance(value, str) else float(value)  # type: ignore[arg-type]  # TypeError is caught
     except (ValueError, TypeError, ArithmeticError):
         radius = float("nan")
     if not isfinite(radius) or radius < 0:
-        raise ValueError("must be a number not below 0 such as 0.03 or 8/255")
+        raise ValueError("must be a number of at least 0, such as 0.03 or 8/255")
     return radius
 
 
 Radius = Annotated[float, BeforeValidator(parse_radius)]
 
-#: Radius where only the norm is named: the paper's in L2, the field's usual one in L-infinity. Pixel units.
+#: Default radius of each norm, in pixel units: the paper's in L2, the field's usual one in L-infinity.
 DEFAULT_RADII: dict[str, float] = {"l2": 1.0, "linf": 8 / 255}
 
 
 class StepSize(Config):
-    """How long a step is: ``step_size`` in pixel units, or ``relative_step_size`` in multiples of epsilon."""
+    """Length of a step: ``step_size`` in pixel units, or ``relative_step_size`` in multiples of epsilon."""
 
     step_size: Radius | None = None
     relative_step_size: Radius | None = None
 
     def at(self, epsilon: float, steps: int) -> float:
-        """Resolve to pixel units; where neither is given 2.5 epsilon / steps, across the ball and back (Madry 2018)."""
+        """Resolve the step size to pixel units; the default is 2.5 epsilon / steps (Madry et al. 2018).
+
+        With the default, the steps together are 2.5 times as long as the radius, enough to cross the ball.
+        """
         if self.step_size is not None:
             return self.step_size
         return 2.5 * epsilon / steps if self.relative_step_size is None else self.relative_step_size * epsilon
@@ -86,11 +95,11 @@ class StepSize(Config):
     def _not_both(self) -> Self:
         if self.step_size is not None and self.relative_step_size is not None:
             given = f"got {self.step_size:g} and {self.relative_step_size:g}"
-            raise ValueError(f"step_size must not be given beside `relative_step_size`, {given}")
+            raise ValueError(f"step_size must not be given together with `relative_step_size`, {given}")
         return self
 
 
-#: One objective, or several by weight. The tags choose which of the two a mistake is explained against.
+#: One objective, or several with weights. The tags decide against which of the two forms a mistake is explained.
 Mix = Annotated[
     Annotated[Objective, Tag("[one]")]
     | Annotated[dict[Objective, Annotated[float, Field(gt=0)]], Field(min_length=1), Tag("[mix]")],
@@ -99,9 +108,9 @@ Mix = Annotated[
 
 
 class Adversary(Config):
-    """Adversarial examples made during a phase: FGSM (one step of ``epsilon``) or PGD, in any threat model.
+    """Adversarial training in a phase: the attack is FGSM (one step of ``epsilon``) or PGD, in any threat model.
 
-    ``objective`` is the loss it climbs: ``own`` (the phase's, with the very actions that were sampled) or
+    ``objective`` is the loss that the attack maximises: ``own`` (the phase's loss, with the same sampled actions) or
     ``cross-entropy``. The phase's loss is ``loss(x) + weight * loss(x_adv)``.
     """
 
@@ -116,16 +125,16 @@ class Adversary(Config):
 
     @property
     def resolved_step_size(self) -> float:
-        """``step_size``, or 2.5 epsilon / steps where none is given."""
+        """``step_size``, or 2.5 epsilon / steps by default; pixel units."""
         return StepSize(step_size=self.step_size).at(self.epsilon, self.steps)
 
 
 class Phase(Config):
-    """A stretch of epochs with one objective, or a mix of them by weight.
+    """A run of training epochs with one objective, or with several objectives summed with weights.
 
-    The learning rate warms up linearly over ``warmup_epochs``, then goes in a line from ``learning_rate`` to
-    ``final_learning_rate``. ``exploration`` is the chance that actions are uniform, drawn once a batch (the
-    paper) or for each sample; ``baseline`` subtracts the batch's mean reward.
+    The learning rate rises linearly over ``warmup_epochs``, then changes linearly from ``learning_rate`` to
+    ``final_learning_rate``. ``exploration`` is the probability that actions are drawn uniformly; the draw is made once
+    per batch (as in the paper) or for each sample. ``baseline`` subtracts the batch's mean reward.
     """
 
     objective: Mix = "cross-entropy"
@@ -146,7 +155,7 @@ class Phase(Config):
         return self.objective if isinstance(self.objective, dict) else {self.objective: 1.0}
 
     def learning_rate_at(self, epoch: float) -> float:
-        """Learning rate at ``epoch`` epochs into the phase (a fraction is part of an epoch)."""
+        """Compute the learning rate after ``epoch`` epochs of the phase; ``epoch`` may be a fraction."""
         if epoch < self.warmup_epochs:
             return self.learning_rate * epoch / self.warmup_epochs
         if self.final_learning_rate is None:
@@ -156,7 +165,7 @@ class Phase(Config):
 
 
 class Data(Config):
-    """Which images: a name from ``gradscope list datasets`` and where its files are."""
+    """The data set: a name from ``gradscope list datasets``, and the place of its files."""
 
     dataset: str = "digits"
     data_root: FilePath | None = None
@@ -164,18 +173,18 @@ class Data(Config):
 
 
 def _require_label(mode: str) -> str:
-    """``mode``, which is part of a checkpoint's name."""
+    """Return ``mode`` if it can be part of a checkpoint's file name; else raise GradscopeError."""
     if len(mode) > 100 or not is_plain_name(mode):
-        raise GradscopeError(f"mode must be a name of at most 100 characters and no path, got {mode!r}")
+        raise GradscopeError(f"mode must be a plain name of at most 100 characters, not a path, got {mode!r}")
     return mode
 
 
 class Training(Config):
-    """Everything that decides a checkpoint, resolved. ``mode`` is a label: the phases say what is done.
+    """All resolved settings that determine a checkpoint. ``mode`` is a label; ``phases`` decide how training runs.
 
     ``architecture`` is a name or a user's ``package.module:factory(...)``. ``initial`` is the fingerprint of the
-    checkpoint whose weights the run begins with; None: fresh ones, by the seed. ``train_samples``: how many of the
-    training images are used, for validation too, every class in its share.
+    checkpoint that training starts from; None starts from fresh weights drawn with the seed. ``train_samples`` is the
+    number of training images used, validation images included; the classes keep their shares.
     """
 
     mode: Annotated[str, AfterValidator(_require_label)]
@@ -201,26 +210,27 @@ class Training(Config):
 
     @model_serializer(mode="wrap")
     def _without_new_keys(self, values_of: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what older versions did not know, where it is not used: stages and checkpoints keep their names."""
+        """Leave out unused keys that older versions did not know, so that stages and checkpoints keep their names."""
         values: dict[str, Any] = values_of(self)
         return values if self.train_samples is not None else {k: v for k, v in values.items() if k != "train_samples"}
 
     @property
     def epochs(self) -> int:
-        """Epochs of all phases together."""
+        """Total number of epochs of all phases."""
         return sum(phase.epochs for phase in self.phases)
 
 
 class PGD(Config):
-    """One projected gradient attack, with its numerics in the open.
+    """Settings of one projected gradient descent (PGD) attack, with every numerical choice explicit.
 
-    The defaults are exact: summed loss, the gradient's own norm, iterates inside [0, 1]. ``reduction`` "mean"
-    divides each sample's gradient by the batch size; ``norm_floor`` shortens an L2 step whose gradient norm is
-    below it; ``start`` "ball" is uniform in the ball, "cube" uniform in [-epsilon, epsilon]^D, then projected.
-    Each step follows the mean gradient of ``smoothing`` copies of the point, each with Gaussian noise of standard
-    deviation ``smoothing_radius`` in every coordinate (pixel units); one copy without noise is the plain gradient.
+    The defaults are exact: the loss is summed, steps are divided by the gradient's own norm, and iterates stay in
+    [0, 1]. ``reduction`` "mean" divides each sample's gradient by the batch size. ``norm_floor`` shortens an L2 step
+    whose gradient norm is below it. ``start`` "ball" is uniform in the ball; "cube" is uniform in
+    [-epsilon, epsilon]^D and then projected onto the ball. Each step follows the mean gradient of ``smoothing`` copies
+    of the point; each copy has Gaussian noise of standard deviation ``smoothing_radius`` in every coordinate (pixel
+    units). One copy without noise gives the plain gradient.
 
-    ``epsilon`` is that of :data:`DEFAULT_RADII` where none is given, ``step_size`` that of :class:`StepSize`.
+    The default of ``epsilon`` comes from :data:`DEFAULT_RADII`, that of ``step_size`` from :class:`StepSize`.
     """
 
     norm: Norm = "l2"
@@ -239,12 +249,12 @@ class PGD(Config):
 
     @property
     def ball(self) -> dict[str, Any]:
-        """The norm and the radius, as rows of results name them."""
+        """The norm and the radius, under the column names of result tables."""
         return {"norm": self.norm, "epsilon": self.epsilon}
 
     @property
     def smooths(self) -> bool:
-        """Whether the step's gradient is a mean over copies."""
+        """Whether steps follow a mean gradient over noisy copies."""
         return self.smoothing > 1 or self.smoothing_radius > 0
 
     @model_validator(mode="after")
@@ -255,11 +265,12 @@ class PGD(Config):
 
 
 class Budget(StepSize):
-    """How much work the attacks of an evaluation may take, and how long the steps of PGD are where that is given.
+    """Limits on the work of the attacks in an evaluation, and optionally the step size of PGD.
 
-    ``steps`` of every gradient attack; ``restarts`` of pgd-restarts; ``smoothing`` copies a step of pgd-smooth;
-    ``targets``: how many wrong classes apgd-t, fab-t and fmn aim at, likeliest first; ``queries`` of square, rays and
-    hop-skip-jump; ``noise_points``: random points of noise, which manifests call ``draws`` as they always did.
+    ``steps``: steps of every gradient attack. ``restarts``: restarts of pgd-restarts. ``smoothing``: copies per step of
+    pgd-smooth. ``targets``: number of wrong classes that apgd-t, fab-t and fmn aim at, likeliest first. ``queries``:
+    queries of square, rays and hop-skip-jump. ``noise_points``: random points of noise; manifests call this ``draws``,
+    as in older versions.
     """
 
     model_config = ConfigDict(serialize_by_alias=True)
@@ -273,13 +284,13 @@ class Budget(StepSize):
 
     @property
     def walk(self) -> dict[str, Any]:
-        """The part of the budget that every PGD takes: its steps, and their size where one is given."""
+        """The part of the budget that every PGD attack uses: the steps, and their size if one is set."""
         given = {key: getattr(self, key) for key in ("steps", "step_size", "relative_step_size")}
         return {key: value for key, value in given.items() if value is not None}
 
 
 class Balls(Config):
-    """The threat models of a battery: a norm, and its radii; where none is given, the usual one of the norm."""
+    """The threat models of an evaluation: one norm and its radii; the default radius is the norm's usual one."""
 
     norm: Norm = "l2"
     epsilon: Radius | None = None
@@ -287,7 +298,7 @@ class Balls(Config):
 
     @property
     def radii(self) -> tuple[float, ...]:
-        """Every radius once, ascending."""
+        """The radii without duplicates, ascending; pixel units."""
         given = {*self.epsilons, *([] if self.epsilon is None else [self.epsilon])}
         return tuple(sorted(given)) or (DEFAULT_RADII[self.norm],)
 
@@ -305,9 +316,9 @@ class Grid(Config):
     span: float = Field(default=3.0, gt=0)
 
 
-#: The attacks that are PGD along one loss: what each changes of :class:`PGD`'s exact defaults. An attack that sets its
-#: ``steps`` keeps them and their size, whatever is given. ``step_factor``: steps so many times as long, at most across
-#: the ball.
+#: The variants of PGD, with the settings in which each differs from the exact defaults of :class:`PGD`. A variant that
+#: sets its own ``steps`` keeps them and their size, whatever the user gives. ``step_factor`` multiplies the step size,
+#: up to the diameter of the ball.
 PGD_ATTACKS: dict[str, dict[str, Any]] = {
     "pgd": {},
     "fgsm": {"start": "none", "steps": 1, "relative_step_size": 1.0},
@@ -328,7 +339,7 @@ OBJECTIVES: dict[str, str] = {
 
 
 def read_toml(path: Path, argument: str = "config") -> dict[str, Any]:
-    """Read the tables of the TOML file that ``argument`` names; a missing or malformed one raises GradscopeError."""
+    """Read a TOML file; raises :class:`GradscopeError`, naming ``argument``, if it is missing or malformed."""
     text = read_text(path, argument)
     try:
         return parse_toml(text)
@@ -337,7 +348,11 @@ def read_toml(path: Path, argument: str = "config") -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes`` laid over it, table by table; lists are replaced whole."""
+    """Merge ``changes`` into a copy of ``base``: nested tables are merged, lists and values replaced.
+
+    >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
+    {'a': {'b': 1, 'c': 3}}
+    """
     merged = dict(base)
     for key, value in changes.items():
         nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
@@ -346,9 +361,9 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def apply_setting(values: dict[str, Any], setting: str) -> None:
-    """Apply one ``--set KEY=VALUE`` to ``values`` in place; ``phases.0.epochs=3`` reaches into lists.
+    """Apply one ``--set KEY=VALUE`` to ``values`` in place; a key such as ``phases.0.epochs=3`` reaches into lists.
 
-    The value is read as TOML and taken as text where it is none.
+    The value is parsed as TOML; if that fails, it is taken as text.
     """
     key, separator, text = setting.partition("=")
     if not separator or not key:
@@ -362,7 +377,7 @@ def apply_setting(values: dict[str, Any], setting: str) -> None:
     for part in path:
         target = _child(target, part, key)
         if not isinstance(target, dict | list):
-            raise GradscopeError(f"set: {key!r} goes below {part!r}, which holds no table")
+            raise GradscopeError(f"set: {key!r} reaches into {part!r}, which must be a table or a list")
     if isinstance(target, list):
         _child(target, last, key)
         target[int(last)] = value
@@ -373,9 +388,11 @@ def apply_setting(values: dict[str, Any], setting: str) -> None:
 def _child(target: Any, part: str, key: str) -> Any:
     if isinstance(target, list):
         if not part.isdecimal() or int(part) >= len(target):
-            has = "1 entry, so 0 alone" if len(target) == 1 else f"{len(target)} entries, so 0 to {len(target) - 1}"
+            entries, allowed = (
+                ("1 entry", "0") if len(target) == 1 else (f"{len(target)} entries", f"0 to {len(target) - 1}")
+            )
             name = key.partition(f".{part}")[0]
-            raise GradscopeError(f"set: {key!r}: {name} has {has} can be named, got {part!r}")
+            raise GradscopeError(f"set: {key!r}: {name} has {entries}; its index must be {allowed}, got {part!r}")
         return target[int(part)]
     if part not in target:
         raise unknown_name(f"set: {key}", part, target)
@@ -383,14 +400,17 @@ def _child(target: Any, part: str, key: str) -> Any:
 
 
 def attack_settings(name: str, given: Mapping[str, Any]) -> PGD:
-    """Resolve the attack called ``name`` of :data:`PGD_ATTACKS` with what is ``given`` laid over it.
+    """Resolve the settings of the attack ``name`` of :data:`PGD_ATTACKS`; the ``given`` settings override its own.
 
-    Raises :class:`GradscopeError` where it would no longer be the attack of that name: with another loss or precision.
+    Raises :class:`GradscopeError` if ``given`` changes the loss or precision that the attack's name stands for.
+
+    >>> attack_settings("pgd-margin", {"norm": "linf", "epsilon": 0.03, "steps": 10}).loss
+    'margin'
     """
     changes = lookup(PGD_ATTACKS, name, "attack")
     for key in ("loss", "precision"):
         if key in changes and given.get(key, changes[key]) != changes[key]:
-            raise GradscopeError(f"{key} must be {changes[key]} in {name}, got {given[key]}; pgd takes any")
+            raise GradscopeError(f"{key} must be {changes[key]} in {name}, got {given[key]}; use pgd for another {key}")
     sizes = StepSize.model_fields.keys()
     if "steps" in changes:
         given = {key: value for key, value in given.items() if key not in {"steps", *sizes}}
@@ -406,5 +426,5 @@ def attack_settings(name: str, given: Mapping[str, Any]) -> PGD:
 
 
 def short_attack_settings(name: str, given: Mapping[str, Any]) -> PGD:
-    """Resolve the attack in 5 steps where their number is not given, for where it is made thousands of times."""
+    """Resolve an attack like :func:`attack_settings`, with 5 steps by default: for attacks run thousands of times."""
     return attack_settings(name, {"steps": 5, **given})

@@ -1,28 +1,37 @@
-"""Formulas on tensors. One formula, one place; no file, model or configuration is known here."""
+"""Formulas on tensors, each written once. This module knows no files, models or configurations."""
 
 import math
 
 import torch
 from torch import Tensor
 
-#: Of rows so wide torch's norm in float32 loses digits: 1 in 25,000 of two million entries on a CPU. Its sum does not.
+#: Longest row whose norm torch computes in float32 without losing digits. With two million entries the norm is wrong by
+#: 1 in 25,000 on a CPU; the square root of a sum of squares is not.
 _WIDE = 2**16
 
 
 def flatten(batch: Tensor) -> Tensor:
-    """``(N, ...)`` to ``(N, D)``."""
+    """Flatten each sample: ``(N, ...)`` to ``(N, D)``.
+
+    >>> flatten(torch.zeros(2, 3, 4, 4)).shape
+    torch.Size([2, 48])
+    """
     return batch.reshape(batch.shape[0], -1)
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """``(N,)`` to ``(N, 1, ...)``, ready to broadcast against ``like``."""
+    """Reshape one value a sample, ``(N,)``, to ``(N, 1, ...)``, so that it broadcasts against ``like``.
+
+    >>> per_sample(torch.zeros(2), torch.zeros(2, 3, 4, 4)).shape
+    torch.Size([2, 1, 1, 1])
+    """
     return values.reshape(-1, *([1] * (like.dim() - 1)))
 
 
 def norm_and_unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Euclidean norm ``(N,)`` and unit vectors ``(N, D)`` of the rows of ``(N, D)``, exact for tiny rows.
+    """Compute the Euclidean norms ``(N,)`` and unit vectors ``(N, D)`` of the rows of ``(N, D)``, exact for tiny rows.
 
-    Each row is scaled by its largest entry first, so the squares neither underflow nor overflow. A row of
+    Each row is first divided by its largest entry, so that the squares neither underflow nor overflow. A row of
     zeros has norm 0 and stays zero.
 
     >>> norm_and_unit(torch.tensor([[3e-30, 4e-30], [0.0, 0.0]]))[1]
@@ -39,23 +48,25 @@ def norm_and_unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
     return (scale * scaled_norm).squeeze(1), unit
 
 
-#: What :func:`blindness` says of a gradient that shows no way, the worse the larger.
+#: Codes of :func:`blindness` for a gradient without a direction; the larger code is the worse case.
 ZERO, NOT_FINITE = 1, 2
 
 
 def blindness(gradients: Tensor) -> Tensor:
-    """Which of ``(N, ...)`` show no way: 2 where one is NaN or infinite somewhere, 1 where it is 0, else 0; uint8.
+    """Mark gradients ``(N, ...)`` without a direction: 2 where any entry is NaN or infinite, 1 where all are 0, else 0.
+
+    Returns uint8 ``(N,)``.
 
     >>> blindness(torch.tensor([[3.0, -4.0], [0.0, 0.0], [1.0, torch.nan]]))
     tensor([0, 1, 2], dtype=torch.uint8)
     """
     largest = gradients.abs().amax(dim=tuple(range(1, gradients.dim())))
-    found: Tensor = (largest == 0) * ZERO + ~largest.isfinite() * NOT_FINITE
-    return found.to(torch.uint8)
+    codes: Tensor = (largest == 0) * ZERO + ~largest.isfinite() * NOT_FINITE
+    return codes.to(torch.uint8)
 
 
 def cosine(first: Tensor, second: Tensor) -> Tensor:
-    """``<first, second>`` of unit vectors ``(N, D)``; NaN, "undefined", where either row is zero.
+    """Compute the cosine ``<first, second>``, ``(N,)``, of unit vectors ``(N, D)``; NaN (undefined) if a row is zero.
 
     >>> cosine(torch.tensor([[0.6, 0.8], [1.0, 0.0]]), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
     tensor([1., nan])
@@ -65,11 +76,12 @@ def cosine(first: Tensor, second: Tensor) -> Tensor:
 
 
 def first_order_gap(offsets: Tensor, units: Tensor, norm: str, epsilon: float) -> Tensor:
-    """``1 - <x_t - x, g> / (epsilon |g|_*)``: what a ball has left to first order, as a share of all (FOSC).
+    """Compute the relative FOSC ``1 - <x_t - x, g> / (epsilon |g|_*)``: the first-order gain left in the ball.
 
-    Wang et al. 2019's first-order stationary condition over its largest value inside the ball: 0 at the point that the
-    gradient g points to, 1 at the centre, 2 opposite; no scale of g changes it. ``offsets`` ``(N, D)`` are x_t - x, and
-    ``units`` ``(N, D)`` the directions of g; ``|g|_*`` is L1 in "linf" and L2 in "l2". NaN, "undefined", where g is 0.
+    This is the first-order stationary condition of Wang et al. 2019, divided by ``epsilon |g|_*``. It is 0 at the point
+    of the ball that the gradient g points to, 1 at the centre, 2 at the opposite point. Scaling g does not change it.
+    ``offsets`` ``(N, D)`` are x_t - x; ``units`` ``(N, D)`` are the directions of g; the result is ``(N,)``. ``|g|_*``
+    is the L1 norm in "linf" and the L2 norm in "l2". NaN (undefined) where g is 0.
 
     >>> first_order_gap(torch.tensor([[0.5, 0.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 0.0]]), "l2", 1.0)
     tensor([0.5000,    nan])
@@ -80,9 +92,10 @@ def first_order_gap(offsets: Tensor, units: Tensor, norm: str, epsilon: float) -
 
 
 def sign_agreement(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of coordinates with equal sign among those non-zero in both, and share zero in either.
+    """Compute the share of coordinates with equal sign, and the share that is zero in ``first`` or ``second``.
 
-    Rows of ``(N, D)``; the first is NaN, "undefined", where no coordinate is non-zero in both.
+    Compares the rows of ``(N, D)`` and returns two tensors ``(N,)``. The first share is among the coordinates that are
+    non-zero in both; NaN (undefined) where there are none.
 
     >>> sign_agreement(torch.tensor([[1.0, -2.0, 0.0]]), torch.tensor([[3.0, 1.0, 1.0]]))
     (tensor([0.5000]), tensor([0.3333]))
@@ -94,7 +107,7 @@ def sign_agreement(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy of ``softmax(logits)`` over the last axis, in bits; finite on a saturated softmax.
+    """Compute the entropy of ``softmax(logits)`` over the last axis, in bits; finite on a saturated softmax.
 
     >>> entropy(torch.tensor([[0.0, 0.0, 0.0, 0.0], [1e4, 0.0, 0.0, 0.0]]))
     tensor([2., 0.])
@@ -104,13 +117,17 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def largest_other(logits: Tensor, labels: Tensor) -> Tensor:
-    """``max over j != y of z_j``, ``(N,)``, of logits ``(N, K)``."""
+    """Select the largest logit of the wrong classes, ``max over j != y of z_j``, ``(N,)``, from logits ``(N, K)``.
+
+    >>> largest_other(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
+    tensor([2.])
+    """
     masked = logits.scatter(1, labels.unsqueeze(1), -math.inf)
     return masked.amax(dim=1)
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """``z_y - max over j != y of z_j``, in logits, ``(N,)``; positive where the prediction is right.
+    """Compute the margin ``z_y - max over j != y of z_j``, ``(N,)``, in logits; positive where the prediction is right.
 
     >>> margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
     tensor([1.])
@@ -119,9 +136,9 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def mean_pairwise_cosine(sum_of_units: Tensor, count: Tensor) -> Tensor:
-    """``(|sum|^2 - T) / (T (T - 1))``: mean cosine over the pairs of T unit vectors, from their sum ``(N, D)``.
+    """Compute the mean cosine over the pairs of T unit vectors from their sum alone: ``(|sum|^2 - T) / (T (T - 1))``.
 
-    ``count`` is T, ``(N,)``. NaN, "undefined", where T < 2.
+    ``sum_of_units`` is ``(N, D)``, ``count`` is T ``(N,)``, the result ``(N,)``. NaN (undefined) where T < 2.
 
     >>> mean_pairwise_cosine(torch.tensor([[1.0, 1.0]]), torch.tensor([2.0]))
     tensor([0.])
@@ -132,20 +149,24 @@ def mean_pairwise_cosine(sum_of_units: Tensor, count: Tensor) -> Tensor:
 
 
 def fooled(logits: Tensor, labels: Tensor) -> Tensor:
-    """Which images ``(N,)`` the model gets wrong. Logits that are not all finite are wrong: no argmax is the label."""
+    """Mark the images ``(N,)`` that the model gets wrong; an image whose logits are not all finite counts as wrong.
+
+    >>> fooled(torch.tensor([[2.0, 1.0], [0.0, 1.0], [torch.inf, 0.0]]), torch.tensor([0, 0, 0]))
+    tensor([False,  True,  True])
+    """
     return (logits.argmax(dim=1) != labels) | ~logits.isfinite().all(dim=1)
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017): ``sum over bins of |B| / N * |accuracy(B) - confidence(B)|``.
+    """Compute the expected calibration error ``sum over bins of |B| / N * |accuracy(B) - confidence(B)|``.
 
-    The bins divide (0, 1], where the largest probability of ``softmax(logits)`` lies, into equal widths. Logits
-    ``(N, K)``, labels ``(N,)``.
+    Source: Guo et al. 2017. The confidence is the largest probability of ``softmax(logits)``; the bins divide (0, 1]
+    into equal widths. Logits are ``(N, K)``, labels ``(N,)``.
 
     >>> round(calibration_error(torch.tensor([[9.0, -9.0], [9.0, -9.0]]), torch.tensor([0, 1])), 6)
     0.5
     """
     confidence, predicted = torch.softmax(logits.double(), dim=1).max(dim=1)
     gap = (predicted == labels).double() - confidence
-    places = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    return float(gap.new_zeros(bins).index_add_(0, places, gap).abs().sum()) / len(gap)
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    return float(gap.new_zeros(bins).index_add_(0, bin_of, gap).abs().sum()) / len(gap)

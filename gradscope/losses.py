@@ -1,4 +1,4 @@
-"""Per-sample losses an attacker climbs: logits ``(N, K)`` and labels ``(N,)`` to ``(N,)``. Never reduced here."""
+"""Losses that an attack maximises: logits ``(N, K)`` and labels ``(N,)`` to one loss a sample ``(N,)``, not reduced."""
 
 from collections.abc import Callable
 
@@ -13,29 +13,45 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """``-log softmax(z)_y``, in nats. In float32 its gradient vanishes once the margin passes about 104."""
+    """Compute ``-log softmax(z)_y``, in nats. In float32 its gradient is exactly 0 once the margin passes about 104.
+
+    >>> cross_entropy(torch.zeros(1, 2), torch.tensor([0]))
+    tensor([0.6931])
+    """
     return F.cross_entropy(logits, labels, reduction="none")
 
 
 def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
-    """``log((1 - p_y) / p_y) = logsumexp over j != y of z_j, - z_y``, in nats: cross-entropy is its softplus.
+    """Compute ``log((1 - p_y) / p_y) = (logsumexp over j != y of z_j) - z_y``, in nats. Never saturates.
 
-    In exact arithmetic its gradient has the direction of cross-entropy's, and an attack that normalises its steps
-    takes the same path. Here it is computed without the cancellation that blinds cross-entropy: it never saturates.
+    Cross-entropy is the softplus of this loss. In exact arithmetic both gradients have the same direction, so an attack
+    that normalises its steps takes the same path. In float32 cross-entropy loses its gradient to cancellation; this
+    form has none.
+
+    >>> log_odds(torch.tensor([[200.0, 0.0]]), torch.tensor([0]))
+    tensor([-200.])
     """
     others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
     return others.logsumexp(dim=1) - logits.gather(1, labels.unsqueeze(1)).squeeze(1)
 
 
 def margin_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """``max over j != y of z_j - z_y``, in logits (Carlini and Wagner 2017, without the floor). Never saturates."""
+    """Compute ``(max over j != y of z_j) - z_y``, in logits (Carlini and Wagner 2017, no floor). Never saturates.
+
+    >>> margin_loss(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
+    tensor([-1.])
+    """
     return -margin(logits, labels)
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce and Hein 2020): ``-(z_y - max z_j) / (z_(1) - z_(3) + 1e-12)``.
+    """Compute the difference of logits ratio ``-(z_y - max over j != y of z_j) / (z_(1) - z_(3) + 1e-12)``.
 
-    Unchanged by any shift or scale of the logits. Needs at least three classes.
+    Source: Croce and Hein 2020; z_(1) and z_(3) are the largest and third largest logit. Shifting or scaling the logits
+    does not change it. Raises :class:`GradscopeError` with fewer than three classes.
+
+    >>> dlr(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
+    tensor([-0.5000])
     """
     if logits.shape[1] < 3:
         raise GradscopeError(f"loss: 'dlr' needs at least 3 classes, the model has {logits.shape[1]}; use 'margin'")
@@ -45,11 +61,14 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def rescaled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """``-log softmax(z / gap)_y``, ``gap = max(z_(1) - z_(2), 1e-12)`` of the same sample and constant in z; in nats.
+    """Compute cross-entropy with the two largest logits scaled to be 1 apart: ``-log softmax(z / gap)_y``, in nats.
 
-    After Yu and Xu 2023 (MIFPE). The two largest logits are always 1 apart, so the loss of a right prediction stays
-    between log(1 + 1/e) and log(1 + (K - 1)/e) and its gradient never vanishes. Unchanged by any shift or scale of
-    the logits.
+    ``gap = max(z_(1) - z_(2), 1e-12)`` of the same sample, held constant in the gradient (Yu and Xu 2023, MIFPE). The
+    loss of a right prediction stays between log(1 + 1/e) and log(1 + (K - 1)/e), so its gradient never vanishes.
+    Shifting or scaling the logits does not change it.
+
+    >>> rescaled_cross_entropy(torch.tensor([[200.0, 0.0]]), torch.tensor([0]))
+    tensor([0.3133])
     """
     top = logits.detach().topk(2, dim=1).values
     gap = (top[:, 0] - top[:, 1]).clamp(min=1e-12)
@@ -66,5 +85,9 @@ LOSSES: dict[str, Loss] = {
 
 
 def expected_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """``softmax(z)_y``: the chance that an action drawn from the policy is the label."""
+    """Compute ``softmax(z)_y``, ``(N,)``: the probability that an action sampled from the policy is the label.
+
+    >>> expected_accuracy(torch.zeros(1, 4), torch.tensor([0]))
+    tensor([0.2500])
+    """
     return torch.softmax(logits, dim=1).gather(1, labels.unsqueeze(1)).squeeze(1)

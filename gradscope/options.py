@@ -1,7 +1,8 @@
-"""How options are declared: once, without torch, as the fields of a class; and those that several commands share.
+"""Declaration of options as fields of classes, without torch, and the options that several commands share.
 
-The command's signature, the recipe's keys, the keyword arguments, the manifest's record and the names of a study's
-stages come from these classes: a new option is a new field. ``gradscope COMMAND --help`` shows the fields' texts.
+Each option is declared once. The command's flags, the recipe's keys, the keyword arguments, the manifest's record and
+the names of a study's stages are made from these classes, so a new option is one new field. The command's ``--help``
+shows the fields' texts.
 """
 
 from pathlib import Path
@@ -13,13 +14,17 @@ from pydantic.fields import FieldInfo
 from gradscope.config import ImageSize
 from gradscope.validation import Config, FilePath
 
-#: Groups of options in ``--help``, in order.
+#: Groups of options, in the order of ``--help``.
 GROUPS = "measuring", "training", "attack", "image", "model", "data", "running"
 MEASURING, TRAINING, ATTACK, IMAGES, MODEL, DATA, RUNNING = GROUPS
 
 
 def split(value: object) -> object:
-    """Split ``"a,b"`` as on the command line; a list stays, one number alone becomes one."""
+    """Split ``"a,b"`` at the commas, as on the command line; a list stays, a single number becomes a tuple.
+
+    >>> split("8/255, 16/255"), split(3)
+    (('8/255', '16/255'), (3,))
+    """
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(","))
     return (value,) if isinstance(value, int | float) else value
@@ -31,11 +36,11 @@ def _split_names(value: object) -> object:
 
 
 def several(value: object) -> object:
-    """Take one text or path alone as several."""
+    """Wrap a single text or path in a tuple; leave anything else."""
     return (value,) if isinstance(value, str | Path) else value
 
 
-#: Names as a list, or between commas.
+#: Names, given as a list or as text with commas.
 Names = Annotated[tuple[str, ...], BeforeValidator(_split_names)]
 
 
@@ -53,12 +58,12 @@ def option(
     typed: bool = True,
     **bounds: Any,
 ) -> Any:
-    """Declare an option: its default (``...`` where it must be given), its help text, its group, pydantic's bounds.
+    """Declare an option: its default (``...`` if required), its help text, its group and pydantic's bounds.
 
-    ``usual``: the default in words, where it depends on something. ``names``: "module:TABLE" whose names complete it on
-    the command line. ``flag``: what it is called there, where that is not the field's name. ``repeatable``: it is given
-    there once for each value, not with commas. ``both_ways``: a switch that can be turned on and off there. ``typed``:
-    whether it is there at all.
+    ``usual``: the default in words, for a default that depends on something. ``names``: "module:TABLE"; the shell
+    completes the option with the table's names. The rest concern the command line alone. ``flag``: the option's name,
+    if it differs from the field's. ``repeatable``: the option is repeated for each value instead of using commas.
+    ``both_ways``: the switch can be turned on and off. ``typed``: whether the command line has the option.
     """
     extra: dict[str, Any] = {"group": group, "names": names, "metavar": metavar, "flag": flag, "usual": usual}
     extra |= {"repeatable": repeatable, "both_ways": both_ways, "typed": typed}
@@ -66,46 +71,48 @@ def option(
 
 
 def default_of(kind: type[BaseModel], name: str) -> str:
-    """The default of a field of ``kind``, for the ``usual`` of an option that is laid over it."""
+    """Return the default of a field of ``kind`` as text, for the ``usual`` of an option that overrides the field."""
     return str(kind.model_fields[name].default)
 
 
 def explained(field: FieldInfo) -> str:
-    """An option's help text, and its default where that is said in words."""
+    """Return an option's help text, followed by its default if that is given in words."""
     usual = field.json_schema_extra.get("usual") if isinstance(field.json_schema_extra, dict) else None
     return f"{field.description}" + (f"; default: {usual}" if usual else "")
 
 
 class DeviceOptions(Config):
-    """Where work runs; decides none of its numbers."""
+    """Where the work runs. These options do not change results."""
 
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto is a GPU with CUDA where there is one", RUNNING)
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "auto", "device to compute on; auto takes a CUDA GPU if there is one", RUNNING
+    )
 
 
 class RunOptions(DeviceOptions):
-    """Where work runs, and what becomes of what lies there."""
+    """Where the work runs, and what happens to an output directory that already exists."""
 
-    devices: int = option(1, "processes that share the work, one on each device", RUNNING, ge=1)
-    resume: bool = option(False, "continue the unfinished run at --out", RUNNING)
-    overwrite: bool = option(False, "replace what --out holds", RUNNING)
+    devices: int = option(1, "number of processes that share the work, one per device", RUNNING, ge=1)
+    resume: bool = option(False, "continue the unfinished run in --out", RUNNING)
+    overwrite: bool = option(False, "replace the results in --out", RUNNING)
 
 
 class DataOptions(Config):
-    """Which images."""
+    """The data set to measure on."""
 
     dataset: str | None = option(
         None,
-        "data set to examine on, see `gradscope list datasets`",
+        "data set to measure on; `gradscope list datasets` shows the names",
         DATA,
         usual="the checkpoint's own",
         names="gradscope.data.names:DATASETS",
     )
-    data_root: FilePath | None = option(None, "folder or file that holds the data set", DATA)
+    data_root: FilePath | None = option(None, "folder or file that contains the data set", DATA)
     image_size: ImageSize | None = option(
-        None, "resize the images of 'folder' and 'imagenet100' to this side, in pixels", DATA
+        None, "side in pixels to which the images of 'folder' and 'imagenet100' are resized", DATA
     )
-    download: bool = option(False, "allow downloading the data set", DATA)
+    download: bool = option(False, "allow gradscope to download the data set", DATA)
 
     def given(self) -> dict[str, Any]:
-        """What is given of the data set."""
+        """Return the data set's options that were given, without ``download``."""
         return {key: value for key, value in self.model_dump(exclude={"download"}).items() if value is not None}

@@ -1,17 +1,18 @@
-"""Progress bars: on anything that may take seconds, on stderr, silent where that is no terminal."""
+"""Progress on stderr: bars on a terminal; elsewhere the command line writes a line a minute, and Python nothing."""
 
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from math import inf
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from gradscope.errors import Caution, GradscopeError, described
 
@@ -20,6 +21,10 @@ Advance = Callable[[int, str], None]
 
 #: Seconds between two reports of one bar to another process.
 _OFTEN = 0.2
+#: Seconds between two lines where stderr is no terminal, and between two looks at the clock.
+_LINE_EVERY, _LOOK_EVERY = 60.0, 5.0
+#: Seconds whose speed tells how much time is left, where lines are written.
+_SPEED_OVER = 600.0
 
 
 class Bar(NamedTuple):
@@ -29,6 +34,49 @@ class Bar(NamedTuple):
     done: int
     total: int
     note: str
+    unit: str = ""
+
+
+class _Lines:
+    """Writes how far the bars are to stderr, a line a minute: on :meth:`tick`, which a thread calls, too."""
+
+    def __init__(self, clock: Callable[[], float], look_every: float) -> None:
+        self.clock, self._look_every = clock, look_every
+        self._last = clock()
+        self._lock = threading.Lock()
+        self._displays: list[Progress] = []
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def watching(self, display: Progress) -> Iterator[None]:
+        """Write of the bars of ``display`` inside."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+        self._displays.append(display)
+        try:
+            yield
+        finally:
+            self._displays.remove(display)
+
+    def tick(self) -> None:
+        """Write a line where the last one, or the beginning, is a minute ago."""
+        with self._lock:
+            bars = [bar for display in self._displays for bar in display.tasks]
+            if self.clock() - self._last < _LINE_EVERY or not bars:
+                return
+            self._last = self.clock()
+            sys.stderr.write(f"gradscope: {'; '.join(map(_line, bars))}\n")
+            sys.stderr.flush()
+
+    def end(self) -> None:
+        """Write no more."""
+        self._ended.set()
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._look_every):
+            self.tick()
 
 
 #: Whether bars are drawn whatever stderr is; None: on a terminal.
@@ -37,22 +85,27 @@ _wanted: ContextVar[bool | None] = ContextVar("bars wanted", default=None)
 _shared: ContextVar[Progress | None] = ContextVar("shared display", default=None)
 #: Where bars are reported to instead of being drawn, if anywhere.
 _report: ContextVar[Callable[[Bar], None] | None] = ContextVar("reports of bars", default=None)
+#: What writes lines where there is no terminal; None: nothing is written there.
+_lines: ContextVar[_Lines | None] = ContextVar("lines instead of bars", default=None)
 
 
 @contextmanager
-def progress_bar(description: str, total: int, *, visible: bool = True) -> Iterator[Advance]:
-    """A bar of ``total`` items with the time left; yields the function that moves it."""
+def progress_bar(description: str, total: int, unit: str = "", *, visible: bool = True) -> Iterator[Advance]:
+    """A bar of ``total`` items with the time left; yields the function that moves it.
+
+    Lines count the items in ``unit`` ("images"); without it they say the share that is done.
+    """
     report = _report.get()
     if report is not None:
-        yield _reporting(report, description, total)
+        yield _reporting(report, description, total, unit)
         return
     shared = _shared.get()
     if shared is None:
         with _display(visible) as progress:
-            yield _advance(progress, description, total)
+            yield _advance(progress, description, total, unit)
         return
     before = set(shared.task_ids)
-    advance = _advance(shared, description, total)
+    advance = _advance(shared, description, total, unit)
     try:
         yield advance
     finally:
@@ -61,12 +114,12 @@ def progress_bar(description: str, total: int, *, visible: bool = True) -> Itera
 
 
 @contextmanager
-def overall_progress(description: str, total: int) -> Iterator[Advance]:
+def overall_progress(description: str, total: int, unit: str = "") -> Iterator[Advance]:
     """A bar of ``total`` items under which every :func:`progress_bar` is drawn until it ends: one display for all."""
     with _display(True) as progress:
         token = _shared.set(progress)
         try:
-            yield _advance(progress, description, total)
+            yield _advance(progress, description, total, unit)
         finally:
             _shared.reset(token)
 
@@ -94,7 +147,7 @@ class BarsOfOthers:
             return
         if owner not in self._lines or self._lines[owner][0] != bar.description:
             self.remove(owner)
-            task = shared.add_task(f"{owner}: {bar.description}", total=bar.total, note="")
+            task = shared.add_task(f"{owner}: {bar.description}", total=bar.total, note="", unit=bar.unit)
             self._lines[owner] = bar.description, task
         shared.update(self._lines[owner][1], completed=bar.done, note=bar.note)
 
@@ -117,7 +170,23 @@ def shown(wanted: bool | None) -> Iterator[None]:
         _wanted.reset(token)
 
 
-def _display(visible: bool) -> Progress:
+@contextmanager
+def lines_a_minute(clock: Callable[[], float] = time.monotonic, look_every: float = _LOOK_EVERY) -> Iterator[None]:
+    """Write bars in this block as a line a minute where stderr is no terminal: what the command line does.
+
+    ``clock`` gives seconds; a thread looks at it every ``look_every`` real seconds, for work that does not move.
+    """
+    lines = _Lines(clock, look_every)
+    token = _lines.set(lines)
+    try:
+        yield
+    finally:
+        _lines.reset(token)
+        lines.end()
+
+
+@contextmanager
+def _display(visible: bool) -> Iterator[Progress]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=12),
@@ -126,17 +195,50 @@ def _display(visible: bool) -> Progress:
         TextColumn("{task.fields[note]}"),
     )
     wanted = _wanted.get()
-    silent = not (visible and (sys.stderr.isatty() if wanted is None else wanted))
-    return Progress(*columns, console=Console(stderr=True, force_terminal=wanted), transient=True, disable=silent)
+    drawn = visible and (sys.stderr.isatty() if wanted is None else wanted)
+    lines = _lines.get() if visible and not drawn and wanted is None else None
+    console = Console(stderr=True, force_terminal=wanted)
+    if lines is None:
+        progress = Progress(*columns, console=console, transient=True, disable=not drawn)
+    else:
+        progress = Progress(disable=True, get_time=lines.clock, speed_estimate_period=_SPEED_OVER)
+    with progress, nullcontext() if lines is None else lines.watching(progress):
+        yield progress
 
 
-def _advance(progress: Progress, description: str, total: int) -> Advance:
-    task = progress.add_task(description, total=total, note="")
+def _advance(progress: Progress, description: str, total: int, unit: str) -> Advance:
+    task, lines = progress.add_task(description, total=total, note="", unit=unit), _lines.get()
 
     def advance(done: int, note: str = "") -> None:
         progress.update(task, advance=done, note=note)
+        if lines is not None:
+            lines.tick()
 
     return advance
+
+
+def _line(bar: Task) -> str:
+    """How far a bar is, in words: "sl pgd: 40 of 200 images, 3 min left"."""
+    unit, note = bar.fields["unit"], bar.fields["note"]
+    done = f"{bar.completed:.0f} of {bar.total:.0f} {unit}" if unit else f"{bar.percentage:.0f} %"
+    left = _left(bar)
+    time_left = f"{duration(left)} left" if left else ""
+    return f"{bar.description}: {', '.join(part for part in (done, note, time_left) if part)}"
+
+
+def _left(bar: Task) -> float:
+    """Seconds that are left at the speed of late, or at that of the whole where it is lower: work may stand still."""
+    if not bar.completed or bar.elapsed is None or bar.total is None:
+        return 0.0
+    return max(bar.time_remaining or 0.0, bar.elapsed * (bar.total - bar.completed) / bar.completed)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit they are read in."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 @contextmanager
@@ -156,7 +258,7 @@ def printed_cautions() -> Iterator[None]:
         yield
 
 
-def _reporting(report: Callable[[Bar], None], description: str, total: int) -> Advance:
+def _reporting(report: Callable[[Bar], None], description: str, total: int, unit: str) -> Advance:
     done, last = 0, -inf
 
     def advance(more: int, note: str = "") -> None:
@@ -164,6 +266,6 @@ def _reporting(report: Callable[[Bar], None], description: str, total: int) -> A
         done += more
         if done >= total or time.monotonic() - last > _OFTEN:
             last = time.monotonic()
-            report(Bar(description, done, total, note))
+            report(Bar(description, done, total, note, unit))
 
     return advance

@@ -1,4 +1,4 @@
-"""The base of every configuration, and what a mistake in one is called: one line in our words, not in pydantic's."""
+"""Base class of every configuration; turns pydantic's validation errors into one-line errors that name the key."""
 
 import errno
 import os
@@ -22,27 +22,27 @@ class Config(BaseModel):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
-        """Validate ``values``; the first mistake is raised as a :class:`GradscopeError` that names the key."""
+        """Validate ``values``; raises :class:`GradscopeError` that names the key of the first mistake."""
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            first = _told(error.errors())
-            ours = first.get("ctx", {}).get("error")
-            raise (ours if isinstance(ours, GradscopeError) else _explain(cls, first)) from None
+            first = _first_mistake(error.errors())
+            cause = first.get("ctx", {}).get("error")
+            raise (cause if isinstance(cause, GradscopeError) else _explain(cls, first)) from None
 
 
 def _require_given(value: object) -> object:
     if value == "":
-        raise ValueError("must be a path and not empty")
+        raise ValueError("must be a non-empty path")
     return value
 
 
-#: A path that is given: an empty one would be the working directory.
+#: A non-empty path: the empty path would mean the working directory.
 FilePath = Annotated[Path, BeforeValidator(_require_given)]
 
 
 def given_path(value: object, argument: str) -> Path:
-    """``value`` as a path; :class:`GradscopeError` that names ``argument`` where it can be none."""
+    """Convert ``value`` to a path; raises :class:`GradscopeError` that names ``argument`` if it cannot be one."""
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(text, str):
         raise GradscopeError(f"{argument} must be a path, got {type(value).__name__}")
@@ -54,16 +54,20 @@ def given_path(value: object, argument: str) -> Path:
         Path(text).stat()
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            raise GradscopeError(f"{argument}: {text:.300} is no path: {error.strerror}") from None
+            raise GradscopeError(f"{argument} must be a path, got {text:.300}: {error.strerror}") from None
     return Path(text)
 
 
 def is_plain_name(text: str) -> bool:
-    """Whether ``text`` is a name, of at most 255 characters in one line, and no path."""
+    """Tell whether ``text`` is a plain name: one line of at most 255 characters that is not a path.
+
+    >>> is_plain_name("results"), is_plain_name("a/b")
+    (True, False)
+    """
     return text not in ("", ".", "..") and len(text) <= 255 and not _IN_NO_NAME.search(text)
 
 
-#: What a value must be, by the type of pydantic's error; filled in with the error's context.
+#: Type of a pydantic error to the words after "must"; the error's context fills in the placeholders.
 MUST = {
     "greater_than": "be above {gt:g}",
     "greater_than_equal": "be at least {ge:g}",
@@ -84,15 +88,15 @@ MUST = {
 
 
 def _explain(config: type[Config], error: ErrorDetails) -> GradscopeError:
-    """One line for pydantic's first error: the key, what is allowed, what came."""
+    """Turn one pydantic error into one line: the key, what it must be, and the value that was given."""
     location = _place(error)
     key = ".".join(str(part) for part in location)
-    each = ""
+    where = ""
     if len(location) == 2 and isinstance(location[1], int) and "number" in MUST.get(error["type"], ""):
-        key, each = str(location[0]), " in each place"  # of a list that is an option
+        key, where = str(location[0]), " in every entry"  # an option that takes a list
     given = error["input"]
     if type(given).__module__.partition(".")[0] in ("torch", "numpy") or callable(given):
-        given = type(given)  # whose value would fill the screen
+        given = type(given)  # the value itself would fill the screen
     if error["type"] == "extra_forbidden":
         return unknown_name(key, str(location[-1]), _fields_at(config, location[:-1]))
     facts = dict(error.get("ctx", {}))
@@ -103,25 +107,25 @@ def _explain(config: type[Config], error: ErrorDetails) -> GradscopeError:
         facts["expected"] = ", ".join(allowed)
     if error["type"] in MUST:
         entries = "entry" if facts.get("min_length") == 1 else "entries"
-        came = "" if error["type"] == "missing" else f", got {described(given)}"
-        return GradscopeError(f"{key} must {MUST[error['type']].format(**facts, entries=entries)}{each}{came}", key)
+        got = "" if error["type"] == "missing" else f", got {described(given)}"
+        return GradscopeError(f"{key} must {MUST[error['type']].format(**facts, entries=entries)}{where}{got}", key)
     message = error["msg"].removeprefix("Value error, ")
     colon = "" if message.startswith("must ") else ":"
     return GradscopeError(f"{key}{colon} {message}, got {described(given)}", key) if key else GradscopeError(message)
 
 
 def _place(error: ErrorDetails) -> tuple[int | str, ...]:
-    """The keys that lead to an error, without the members of a union, which pydantic names by type or tag."""
+    """Return the keys that lead to an error, without the union members, which pydantic names by type or tag."""
     return tuple(part for part in error["loc"] if part not in ("str", "float") and not str(part).startswith("["))
 
 
-def _told(errors: list[ErrorDetails]) -> ErrorDetails:
-    """The first error; of a union the last member's: of text or number, that it is no number."""
+def _first_mistake(errors: list[ErrorDetails]) -> ErrorDetails:
+    """Select the first error; for a union such as text or number, the last member's: "must be a number"."""
     return [error for error in errors if _place(error) == _place(errors[0])][-1]
 
 
 def _fields_at(config: type[Config], location: tuple[int | str, ...]) -> list[str]:
-    """The keys that the configuration nested at ``location`` knows."""
+    """List the keys of the configuration nested at ``location``."""
     for part in location:
         field = config.model_fields.get(str(part))
         if field is not None:

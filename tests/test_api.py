@@ -574,21 +574,21 @@ MISUSE: dict[str, tuple[Callable[..., Any], str]] = {
     "images in 0..255": (lambda net, x, y: gs.trace(net, 255 * x, y), r"^x must be in \[0, 1\], got .*255"),
     "epsilon in 0..255": (
         lambda net, x, y: gs.audit(net, x, y, norm="linf", epsilon=8),
-        r'^epsilon must be in pixel units of images in \[0, 1\], e\.g\. 0\.03 or "8/255"; got 8$',
+        r'^epsilon must be in pixel units of images in \[0, 1\], .* 0\.03 or "8/255"; got 8; did you mean "8/255"\?$',
     ),
     "epsilons in 0..255": (
         lambda net, x, y: gs.attack(net, x, y, norm="linf", epsilons=[2, 4]),
-        r"^epsilons must be in pixel units of images in \[0, 1\], e\.g\. .*; got 2$",
+        r"^epsilons must be in pixel units of images in \[0, 1\], e\.g\. .*; got 2; did you mean \"2/255\"\?$",
     ),
     "epsilon past the diameter": (
         lambda net, x, y: gs.trace(net, x, y, epsilon=128),
-        r"^epsilon must be in pixel units of images in \[0, 1\], at most 8 in l2 for 1 x 8 x 8 pixels, .*; got 128$",
+        r"^epsilon must be .* at most 8 in l2 for 1 x 8 x 8 pixels, .*; got 128; did you mean \"128/255\"\?$",
     ),
     "epsilon past the diameter around images": (
         lambda net, x, y: gs.landscape(net, x, y, epsilon=9, images=2),
-        r"^epsilon must be in pixel units .* at most 8 in l2 .*; got 9$",
+        r"^epsilon must be in pixel units .* at most 8 in l2 .*; got 9; did you mean \"9/255\"\?$",
     ),
-    "epsilon below 0": (lambda net, x, y: gs.trace(net, x, y, epsilon=-1), "^epsilon must be a number not below 0 .*"),
+    "epsilon below 0": (lambda net, x, y: gs.trace(net, x, y, epsilon=-1), "^epsilon must be a number of at least 0.*"),
     "a metric with a typo": (
         lambda net, x, y: gs.trace(net, x, y, metrics=["norm", "cosin"]),
         "^metrics: 'cosin' is unknown; did you mean 'cosine'",
@@ -641,7 +641,7 @@ MISUSE: dict[str, tuple[Callable[..., Any], str]] = {
     "no model": (lambda net, x, y: gs.trace({}, x, y), "^model must be one model or several by name, got none"),
     "one model in a transfer": (
         lambda net, x, y: gs.transfer(net, x, y),
-        "^model must be two models or more in a transfer, got 1",
+        "^model must be at least two models in a transfer, got 1",
     ),
     "a file that is not there": (lambda net, x, y: gs.trace("no.pt", x, y), "^model: no.pt cannot be read: No such"),
     "the name of a network": (
@@ -726,7 +726,7 @@ MISUSE: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     "text in a list of numbers": (
         lambda net, x, y: gs.landscape(net, x, y, index="1,x"),
-        "^index must be a whole number in each place, got 'x'",
+        "^index must be a whole number in every entry, got 'x'",
     ),
     "labels beside the name of a data set": (
         lambda net, x, y: gs.train("sl", "digits", y),

@@ -59,10 +59,10 @@ def test_radius_is_read(given_value, radius):
     ["abc", "", -1, "-8/255", nan, inf, "nan", "inf", "1/0", None, [1], "1e400", pytest.param(10**400, id="10**400")],
 )
 def test_radius_is_refused_in_one_line(given_value):
-    with pytest.raises(ValueError, match="not below 0"):
+    with pytest.raises(ValueError, match="at least 0"):
         parse_radius(given_value)
     assert message_of(PGD, {"epsilon": given_value}).startswith(
-        "epsilon must be a number not below 0 such as 0.03 or 8/255"
+        "epsilon must be a number of at least 0, such as 0.03 or 8/255"
     )
 
 
@@ -90,7 +90,7 @@ def test_configs_are_frozen():
         (PGD, {"norm": 1}, "norm must be one of linf, l2, got 1"),
         (PGD, {"norm_floor": "x"}, "norm_floor must be a number, got 'x'"),
         (Budget, {"queries": 0}, "queries must be at least 1, got 0"),
-        (Budget, {"step_size": -1}, "step_size must be a number not below 0 such as 0.03 or 8/255, got -1"),
+        (Budget, {"step_size": -1}, "step_size must be a number of at least 0, such as 0.03 or 8/255, got -1"),
         (PGD, {"restarts": 2, "start": "none"}, "restarts must be 1 without a random start, got start 'none'"),
         (Phase, {**PHASE, "learning_rate": 0}, "learning_rate must be above 0, got 0"),
         (Phase, {**PHASE, "learning_rate": 1e300}, "learning_rate must be at most 1e+37, got 1e+300"),
@@ -263,7 +263,7 @@ def test_one_rule_says_how_long_a_step_is(name, given, expected):
 def test_of_two_step_sizes_one_is_too_many():
     both = {"step_size": 0.1, "relative_step_size": 0.2}
     for refuse in (lambda: attack_settings("pgd", both), lambda: Budget.parse(both)):
-        with pytest.raises(GradscopeError, match=r"^step_size must not be given beside .*, got 0\.1 and 0\.2$"):
+        with pytest.raises(GradscopeError, match=r"^step_size must not be given together with .*, got 0\.1 and 0\.2$"):
             refuse()
 
 
@@ -392,5 +392,5 @@ def test_the_balls_of_a_battery():
     ("kind", "key"), [(Data, "data_root"), (DataOptions, "data_root"), (ForeignOptions, "weights")]
 )
 def test_an_empty_path_is_not_the_working_directory(kind, key):
-    with pytest.raises(GradscopeError, match=rf"^{key}\S* must be a path and not empty, got ''"):
+    with pytest.raises(GradscopeError, match=rf"^{key}\S* must be a non-empty path, got ''"):
         kind.parse({key: ""})

@@ -1,10 +1,10 @@
-"""Auto-PGD (Croce and Hein 2020): PGD with momentum that halves its own step where the loss has stopped rising.
+"""Auto-PGD (Croce and Hein 2020): PGD with momentum that halves its step size when the loss stops rising.
 
-torchattacks has it too, but is not used: its targeted form takes the L2 step of the first image of a batch for all of
-them and fails with fewer than four classes; its L2 step shrinks where a gradient's norm is near 1e-12 and is zero
-where the norm's square underflows, so that a saturated cross-entropy looks robust; its starts are drawn for a batch, so
-that results depend on the batch size. From the same start, on gradients of ordinary size, the tests find the two
-equal.
+gradscope does not use the version of torchattacks, for these reasons. Its targeted form applies the L2 step of the
+first image to the whole batch, and fails with fewer than four classes. Its L2 step shrinks where a gradient's norm is
+near 1e-12 and is zero where the squared norm underflows, so a model with saturated cross-entropy looks robust. It draws
+random starts per batch, so results depend on the batch size. The tests check that both versions agree from the same
+start on gradients of ordinary size.
 """
 
 import math
@@ -22,17 +22,17 @@ from gradscope.config import AttackLoss
 from gradscope.functional import fooled, per_sample
 from gradscope.losses import LOSSES
 
-#: Logits ``(N, K)``, labels ``(N,)`` and the classes aimed at ``(N,)`` to a loss ``(N,)``.
+#: Maps logits ``(N, K)``, labels ``(N,)`` and target classes ``(N,)`` to a loss ``(N,)``.
 TargetedLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-#: Share of the steps between two checkpoints below which rises of the loss halve the step.
+#: The step size is halved if the loss rose in at most this share of the steps since the last checkpoint.
 RISING_SHARE = 0.75
-#: How much of a step is the gradient's; the rest is the last step's.
+#: Weight of the gradient in a step; the previous step has the remaining weight.
 GRADIENT_SHARE = 0.75
 
 
 def apgd(problem: Problem, loss: AttackLoss) -> Tensor:
-    """Auto-PGD on ``loss`` from a random point of the ball's surface, one start."""
+    """Run Auto-PGD on ``loss`` once, from a random point on the ball's surface; returns ``(N, C, H, W)``."""
 
     def untargeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
         return LOSSES[loss](logits, labels)
@@ -42,7 +42,10 @@ def apgd(problem: Problem, loss: AttackLoss) -> Tensor:
 
 
 def apgd_targeted(problem: Problem, ranks: Sequence[int]) -> Tensor:
-    """Auto-PGD on :func:`targeted_dlr`, side by side towards the wrong classes of ``ranks`` for the clean image."""
+    """Run Auto-PGD on :func:`targeted_dlr` towards several wrong classes at once; returns ``(N, C, H, W)``.
+
+    ``ranks`` are the ranks of the classes by the clean image's logits, 0 the likeliest wrong class.
+    """
     with torch.no_grad():
         targets = wrong_classes(problem.model(problem.images), problem.labels, ranks)
     starts = torch.stack([problem.start("surface", "apgd-t", rank) for rank in ranks], dim=1)
@@ -50,7 +53,7 @@ def apgd_targeted(problem: Problem, ranks: Sequence[int]) -> Tensor:
 
 
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """``-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12)``; with fewer than four classes its numerator alone."""
+    """Compute ``-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2 + 1e-12)``; only the numerator below four classes."""
     rise = (logits.gather(1, targets.unsqueeze(1)) - logits.gather(1, labels.unsqueeze(1))).squeeze(1)
     if logits.shape[1] < 4:
         return rise
@@ -59,26 +62,26 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
 
 def checkpoints(steps: int) -> dict[int, int]:
-    """After how many steps the step size is looked at, and over how many steps back.
+    """List the steps after which the step size is checked, each with the length of the interval that ends there.
 
-    The intervals take 22 % of the steps, then 3 % less each time, but at least 6 %.
+    The first interval is 22 % of the steps; each following one is 3 % of the steps shorter, but at least 6 % long.
     """
     interval, shortest, less = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
-    found = {}
+    intervals = {}
     at = interval
     while at <= steps:
-        found[at] = interval
+        intervals[at] = interval
         interval = max(interval - less, shortest)
         at += interval
-    return found
+    return intervals
 
 
 @dataclass
 class _Walk:
-    """Where each ascent is, ``(N, ...)``; ``rows`` are their places among all.
+    """State of all running ascents, ``(N, ...)``; ``rows`` are their indices among all ascents.
 
-    ``standing`` are those of images that no iterate has fooled the model with. The others may be in the batch for a
-    while yet.
+    ``standing`` marks ascents on images without a fooling iterate so far. The others may stay in the batch for a while,
+    because the batch is not compacted at every step.
     """
 
     rows: Tensor
@@ -99,12 +102,12 @@ class _Walk:
     step_size: Tensor
 
     def keep(self, stay: Tensor) -> None:
-        """Go on with the images at ``stay`` ``(M,)`` alone."""
+        """Keep only the ascents at the indices ``stay`` ``(M,)``."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name)[stay])
 
     def move(self, threat: ThreatModel, gradient_share: float) -> None:
-        """``z = P(x + step(g))``, ``x <- P(x + a (z - x) + (1 - a) (x - x_previous))``."""
+        """Move one step: ``z = P(x + step(g))``, ``x <- P(x + a (z - x) + (1 - a) (x - x_previous))``."""
         step = threat.steepest_step(self.gradient, 1.0).mul_(per_sample(self.step_size, self.current))
         towards = threat.project(self.current + step, self.origin) - self.current
         momentum = self.current - self.previous
@@ -113,7 +116,7 @@ class _Walk:
         self.current = threat.project(moved, self.origin)
 
     def compare(self, loss: Tensor, gradient: Tensor) -> None:
-        """Take in what was found at the current points."""
+        """Update loss, gradient and best points with the values at the current points."""
         self.rises += loss > self.loss
         self.loss, self.gradient = loss, gradient
         better = loss > self.best_loss
@@ -121,9 +124,9 @@ class _Walk:
         self.best_loss = torch.where(better, loss, self.best_loss)
 
     def check(self, interval: int) -> None:
-        """Halve the step and go back to the best point where the loss rose in few of the last ``interval`` steps.
+        """Halve the step size and return to the best point where the loss rose in few of the last ``interval`` steps.
 
-        Also where the step was not halved at the last checkpoint and the best loss is still what it was there.
+        Also do so where the last checkpoint did not halve the step size and the best loss has not improved since.
         """
         halve = (self.rises <= RISING_SHARE * interval) | (~self.halved_then & (self.best_loss_then >= self.best_loss))
         self.step_size = torch.where(halve, self.step_size / 2, self.step_size)
@@ -134,11 +137,11 @@ class _Walk:
 
 
 def ascend(problem: Problem, loss: TargetedLoss, targets: Tensor, start: Tensor) -> Tensor:
-    """The first iterate from ``start`` that fools the model, of each image; else the one of largest loss, as where
-    fooling settles nothing.
+    """Maximise ``loss`` from ``start``; return each image's first iterate that fools the model, ``(N, C, H, W)``.
 
-    ``targets`` ``(N * copies,)`` and ``start`` ``(N * copies, C, H, W)`` may hold several ascents for each image, one
-    after another. They end together, as soon as one of them has fooled the model.
+    If no iterate fools the model, or if the model is random (``problem.fixed`` is False), return the iterate of largest
+    loss. ``targets`` ``(N * copies,)`` and ``start`` ``(N * copies, C, H, W)`` may hold several ascents per image, one
+    after another. All ascents of an image end as soon as one of them fools the model.
     """
     steps, settings = problem.budget.steps, problem.settings()
     intervals = checkpoints(steps)
@@ -178,12 +181,12 @@ def ascend(problem: Problem, loss: TargetedLoss, targets: Tensor, start: Tensor)
 
 
 def _anywhere(holds: Tensor, copies: int) -> Tensor:
-    """For each of ``(N * copies,)`` whether it holds for any copy of that image."""
+    """Spread over the copies of each image, ``(N * copies,)``, whether any of them ``holds``."""
     return holds.reshape(-1, copies).any(dim=1, keepdim=True).expand(-1, copies).reshape(-1)
 
 
 def _where(chosen: Tensor, these: tuple[Tensor, Tensor], those: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Of two tensors ``(N, ...)`` each, ``these`` where ``chosen`` ``(N,)``, else ``those``."""
+    """Select two tensors ``(N, ...)`` row by row: ``these`` where ``chosen`` ``(N,)``, else ``those``."""
     mask = per_sample(chosen, these[0])
     return torch.where(mask, these[0], those[0]), torch.where(mask, these[1], those[1])
 

@@ -1,8 +1,9 @@
-"""Attacks that ask for logits only: Square and random points. They work where there is no gradient, or a false one.
+"""Attacks that use logits only: Square and random points. They work on models with no gradient or a misleading one.
 
-torchattacks' Square (a copy of AutoAttack's) is not used: in L2 it fails on images smaller than 5 pixels and of sides
-such as 12, 14 or 24; its squares never reach the last row and column; and it draws one square for a whole batch, so
-that results depend on the batch. Here each image draws its own, from its own stream, as in the paper.
+gradscope does not use the Square of torchattacks (a copy of AutoAttack's), for these reasons. In L2 it fails on images
+smaller than 5 pixels and on sides such as 12, 14 or 24. Its squares never reach the last row and column. It draws one
+square for a whole batch, so results depend on the batch. Here each image draws its own squares from its own random
+stream, as in the paper.
 """
 
 import itertools
@@ -18,15 +19,15 @@ from gradscope.attacks.problem import Problem
 from gradscope.functional import flatten, fooled, margin, norm_and_unit, per_sample
 from gradscope.seeding import generator, sent
 
-#: Of 10,000 queries, those after which the share of the pixels in a square is halved, and that share at first.
+#: Queries, out of 10,000, after which the square's share of the pixels is halved; and the share at first.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 FIRST_SHARE = 0.8
-#: Queries for which random numbers are drawn at a time.
+#: Number of queries whose random numbers are drawn at once.
 _BLOCK = 1000
 
 
 def noise(problem: Problem) -> Tensor:
-    """The first of ``noise_points`` uniform points of the ball that fools the model; else the last."""
+    """Try ``noise_points`` uniform points of the ball; return the first that fools the model, else the last."""
     points = problem.images.clone()
     rows = torch.arange(len(problem), device=points.device)
     left, standing = problem, torch.ones_like(rows, dtype=torch.bool)
@@ -43,11 +44,11 @@ def noise(problem: Problem) -> Tensor:
 
 
 def square(problem: Problem, *, stretched: bool = True) -> Tensor:
-    """Square attack (Andriushchenko et al. 2020): random search with squares for the smallest margin of the logits.
+    """Run the Square attack (Andriushchenko et al. 2020): random search with squares for the smallest margin.
 
-    ``stretched``: the squares shrink over the budget's queries as over the paper's 10,000; AutoAttack lets them
-    shrink as if there were always 10,000. Every image has ``queries`` forward passes or falls,
-    unless a point that fools settles nothing.
+    With ``stretched`` the squares shrink over the budget's queries as they do over 10,000 in the paper. Without it they
+    shrink as if there were 10,000 queries, as in AutoAttack. Each image gets ``queries`` forward passes, or fewer if it
+    is fooled earlier; on a random model (``problem.fixed`` is False) always ``queries``.
     """
     linf = problem.threat.norm == "linf"
     begin, propose, side_at = (_stripes, _recolour, _linf_side) if linf else (_bumps, _moved, _l2_side)
@@ -62,18 +63,18 @@ def square(problem: Problem, *, stretched: bool = True) -> Tensor:
         if query > 0:
             place = (query - 1) % _BLOCK
             if place == 0:
-                those = [streams[row] for row in rows.tolist()]
+                remaining = [streams[row] for row in rows.tolist()]
                 draws = sent(
-                    _uniform(those, min(_BLOCK, queries - query), 5 + points.shape[1]), points.device, points.dtype
+                    _uniform(remaining, min(_BLOCK, queries - query), 5 + points.shape[1]), points.device, points.dtype
                 )
                 drawn = torch.arange(len(rows), device=rows.device)
             share = square_share(query, queries if stretched else 10_000)
             candidates = propose(left, best, draws[drawn, place], side_at(share, *points.shape[2:]))
         with torch.no_grad():
             logits = left.model(candidates)
-        wrong, found = left.fixed & fooled(logits, left.labels), margin(logits, left.labels)
-        better = standing & (wrong | (found < lowest))
-        best, lowest = torch.where(per_sample(better, best), candidates, best), torch.where(better, found, lowest)
+        wrong, margins = left.fixed & fooled(logits, left.labels), margin(logits, left.labels)
+        better = standing & (wrong | (margins < lowest))
+        best, lowest = torch.where(per_sample(better, best), candidates, best), torch.where(better, margins, lowest)
         standing = standing & ~wrong
         stay = who_stays(standing, query)
         if stay is not None:
@@ -87,13 +88,13 @@ def square(problem: Problem, *, stretched: bool = True) -> Tensor:
 
 
 def square_share(query: int, queries: int) -> float:
-    """Share of the pixels in the square of ``query``, of ``queries`` in all."""
+    """Compute the share of the pixels that the square covers at ``query`` of ``queries``."""
     at = int(query / queries * 10_000)
     return FIRST_SHARE * 0.5 ** sum(at > halving for halving in HALVINGS)
 
 
 def _uniform(streams: Sequence[torch.Generator], *shape: int) -> Tensor:
-    """Uniform draws in [0, 1), ``(N, *shape)``, of each stream its own."""
+    """Draw uniform numbers in [0, 1), ``(N, *shape)``; each image uses its own stream."""
     return torch.stack([torch.rand(shape, generator=stream) for stream in streams])
 
 
@@ -102,19 +103,19 @@ def _signs(draws: Tensor) -> Tensor:
 
 
 def _corners(draws: Tensor, side: int, height: int, width: int) -> Tensor:
-    """First row and column of squares, uniform where they fit; int64 ``(N, 2)`` like ``draws``."""
-    # A number for each column of draws: a tensor of both would be copied to the device at every query.
+    """Turn ``draws`` ``(N, 2)`` into the first row and column of squares that fit the image; int64 ``(N, 2)``."""
+    # The sizes enter as plain numbers: a tensor of both would be copied to the device at every query.
     return torch.stack([draws[:, 0] * (height - side + 1), draws[:, 1] * (width - side + 1)], dim=1).long()
 
 
 def _within(corner: Tensor, side: int, length: int) -> Tensor:
-    """Which of ``length`` rows or columns are in a square that begins at ``corner`` ``(N,)``; ``(N, length)``."""
+    """Mark the rows or columns, ``(N, length)``, of a square that begins at ``corner`` ``(N,)``."""
     place = torch.arange(length, device=corner.device)
     return (place >= corner.unsqueeze(1)) & (place < corner.unsqueeze(1) + side)
 
 
 def _mask(corners: Tensor, side: int, height: int, width: int) -> Tensor:
-    """The pixels of squares that begin at ``corners`` ``(N, 2)``: ``(N, 1, H, W)``."""
+    """Mark the pixels, ``(N, 1, H, W)``, of squares that begin at ``corners`` ``(N, 2)``."""
     rows, columns = _within(corners[:, 0], side, height), _within(corners[:, 1], side, width)
     return (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
 
@@ -124,14 +125,14 @@ def _linf_side(share: float, height: int, width: int) -> int:
 
 
 def _stripes(problem: Problem, streams: Sequence[torch.Generator]) -> Tensor:
-    """Vertical stripes of +-epsilon in each channel: Square's first L-infinity point."""
+    """Make Square's first L-infinity point: vertical stripes of +-epsilon in each channel."""
     images, threat = problem.images, problem.threat
     draws = sent(_uniform(streams, images.shape[1], 1, images.shape[3]), images.device, images.dtype)
     return threat.project(images + threat.epsilon * _signs(draws), images)
 
 
 def _recolour(problem: Problem, best: Tensor, draws: Tensor, side: int) -> Tensor:
-    """``best`` with a square of +-epsilon in each channel (the paper's algorithm 2); of other sign if it was there."""
+    """Set a square of ``best`` to +-epsilon in each channel (the paper's algorithm 2); flip it if nothing changes."""
     size, (low, high) = best.shape[2:], problem.ends
     inside = _mask(_corners(draws[:, :2], side, *size), side, *size)
     up = per_channel(draws[:, 5:] >= 0.5)
@@ -141,13 +142,13 @@ def _recolour(problem: Problem, best: Tensor, draws: Tensor, side: int) -> Tenso
 
 
 def per_channel(values: Tensor) -> Tensor:
-    """``(N, C)`` to ``(N, C, 1, 1)``."""
+    """Reshape ``(N, C)`` to ``(N, C, 1, 1)``."""
     return values[:, :, None, None]
 
 
 @cache
 def bump(side: int) -> Tensor:
-    """The paper's eta, ``(side, side)`` of norm 1: a bump on the upper half, its negative on the lower."""
+    """Make the paper's eta, ``(side, side)`` of norm 1: a bump on the upper half, its negative on the lower half."""
     upper, lower = _half_bump(side // 2, side), _half_bump(side - side // 2, side)
     whole = torch.cat([upper, -lower])
     norm: Tensor = torch.linalg.vector_norm(whole)
@@ -155,7 +156,7 @@ def bump(side: int) -> Tensor:
 
 
 def _half_bump(height: int, width: int) -> Tensor:
-    """``sum over k >= m of 1 / (k + 1)^2``, m the Chebyshev distance to the centre, cut at the edge; norm 1."""
+    """Compute ``sum over k >= m of 1 / (k + 1)^2``, m the Chebyshev distance to the centre, cut at the edge; norm 1."""
     rows, columns = (torch.arange(height) - height // 2).abs(), (torch.arange(width) - width // 2).abs()
     distance = torch.maximum(rows[:, None], columns[None, :])
     terms = 1 / torch.arange(1, max(height // 2, width // 2) + 2).square()
@@ -170,7 +171,7 @@ def _l2_side(share: float, height: int, width: int) -> int:
 
 
 def _bumps(problem: Problem, streams: Sequence[torch.Generator]) -> Tensor:
-    """Square's first L2 point: a grid of bumps, about five on the shorter side, upright or not, of either sign."""
+    """Make Square's first L2 point: a grid of bumps, about five on the shorter side, of random orientation and sign."""
     images = problem.images
     channels, *size = images.shape[1:]
     side = max(min(size) // 5, 1)
@@ -186,20 +187,20 @@ def _bumps(problem: Problem, streams: Sequence[torch.Generator]) -> Tensor:
 
 
 def _oriented(draws: Tensor, side: int) -> Tensor:
-    """Bumps ``(N, 1, side, side)``, half of them on their side."""
+    """Make bumps ``(N, 1, side, side)``, half of them transposed."""
     upright = bump(side).to(draws)
     return torch.where((draws < 0.5)[:, None, None], upright, upright.T).unsqueeze(1)
 
 
 def _on_sphere(problem: Problem, delta: Tensor) -> Tensor:
-    """The points at distance epsilon along ``delta``, cut to the box."""
+    """Move from the images by epsilon along ``delta``, and cut the points to the box."""
     _, units = norm_and_unit(flatten(delta))
     moved = problem.images + problem.threat.epsilon * units.reshape(delta.shape)
     return problem.threat.project(moved, problem.images)
 
 
 def _moved(problem: Problem, best: Tensor, draws: Tensor, side: int) -> Tensor:
-    """``best`` with the perturbation of one window taken to another, a bump added (the paper's algorithm 3)."""
+    """Move the perturbation of one window of ``best`` to another and add a bump (the paper's algorithm 3)."""
     images, epsilon = problem.images, problem.threat.epsilon
     count, channels, *size = images.shape
     delta = best - images
@@ -222,6 +223,6 @@ def _moved(problem: Problem, best: Tensor, draws: Tensor, side: int) -> Tensor:
 
 
 def _unit_windows(windows: Tensor) -> Tensor:
-    """Windows ``(N, C, H, W)``, each channel divided by its own norm."""
+    """Divide each channel of windows ``(N, C, H, W)`` by its own norm."""
     norms: Tensor = torch.linalg.vector_norm(windows, dim=(2, 3), keepdim=True)
     return windows / (norms + 1e-12)

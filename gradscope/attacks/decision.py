@@ -1,7 +1,7 @@
-"""Attacks that ask for labels only: RayS and HopSkipJump. Neither gradients nor logits can mislead them.
+"""Attacks that use labels only: RayS and HopSkipJump. Neither gradients nor logits can mislead them.
 
-Two of them, for neither serves both norms: RayS moves along the corners of the L-infinity ball, whose perturbations are
-long in L2; HopSkipJump measures its way in L2, and needs more queries in L-infinity.
+There are two because neither serves both norms. RayS moves along the corners of the L-infinity ball, whose
+perturbations are long in L2. HopSkipJump measures distance in L2 and needs more queries in L-infinity.
 """
 
 import math
@@ -17,29 +17,29 @@ from gradscope.attacks.problem import Problem
 from gradscope.functional import flatten, norm_and_unit, per_sample
 from gradscope.seeding import generator, sent
 
-#: Random images; an attack begins at the nearest of those that fool the model.
+#: Number of random images tried first; the attack begins at the nearest one that fools the model.
 STARTS = 30
-#: Random points at which the first normal of the boundary is estimated; the t-th at sqrt(t) times as many.
+#: Number of random points that estimate the boundary's first normal; the t-th estimate uses sqrt(t) times as many.
 FIRST_ESTIMATE = 100
-#: How far these lie from the boundary, as a share of the perturbation's L2 norm. The paper's share, one over the number
-#: of pixels, is lost in float32's rounding.
+#: Distance of these points from the boundary, as a share of the perturbation's L2 norm. The paper's share, one over the
+#: number of pixels, is lost in the rounding of float32.
 RADIUS_SHARE = 0.01
-#: Lengths of a step that are tried, each half of the one before.
+#: Number of step lengths tried, each half of the one before.
 LENGTHS = 8
-#: Halvings of the way from the image to a point that fools the model.
+#: Number of bisections between the image and a point that fools the model.
 HALVINGS = 13
-#: Queries for which random numbers are drawn at a time.
+#: Number of queries whose random numbers are drawn at once.
 _BLOCK = 8
-#: A ray's length is known to this share of it.
+#: Relative precision to which a ray's length is found.
 TOLERANCE = 0.01
 
 
 def hop_skip_jump(problem: Problem) -> Tensor:
-    """HopSkipJump (Chen, Jordan and Wainwright 2020): along the boundary towards the image, by labels alone.
+    """Run HopSkipJump (Chen, Jordan and Wainwright 2020): walk along the boundary towards the image, by labels only.
 
-    Each iteration estimates the boundary's normal from the labels at random points around a point on it, steps along
-    the normal, and goes back to the boundary on the way to the image. It ends where that point lies in the ball. Every
-    image has at most ``queries`` forward passes.
+    Each iteration starts at a point on the boundary and estimates the normal from the labels at random points nearby.
+    It steps along the normal and then returns to the boundary towards the image. The attack ends when that point lies
+    in the ball. Each image gets at most ``queries`` forward passes.
     """
     streams = [generator(problem.seed, "hop-skip-jump", number) for number in problem.numbers.tolist()]
     left, rows, iteration = problem, torch.arange(len(problem), device=problem.images.device), 0
@@ -50,7 +50,7 @@ def hop_skip_jump(problem: Problem) -> Tensor:
     points = current.clone()
     while True:
         standing = standing & (left.threat.distance(current, left.images) > left.threat.epsilon)
-        stay = who_stays(standing, 0)  # an iteration is a hundred queries: the count is worth its wait
+        stay = who_stays(standing, 0)  # an iteration takes over a hundred queries, so waiting for the count pays
         if stay is not None:
             rows, left, standing, current = rows[stay], left.only(stay), standing[stay], current[stay]
             streams = [streams[place] for place in stay.tolist()]
@@ -65,10 +65,11 @@ def hop_skip_jump(problem: Problem) -> Tensor:
 
 
 def _begin(problem: Problem, streams: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
-    """The nearest random image that fools the model, and for which images ``(N,)`` there is one; else the image.
+    """Find the nearest random image that fools the model, and mark the images ``(N,)`` that have one.
 
-    Made of squares of 1, 2, 4, ... pixels in one colour: noise of single pixels is of one class for most models, so
-    that no image of that class could begin.
+    Where none fools the model, the point is the image itself. The random images consist of one-coloured squares of 1,
+    2, 4, ... pixels. Most models put noise of single pixels into one class, so images of that class would have no
+    start.
     """
     images = problem.images
     nearest, shortest = images, torch.full((len(problem),), math.inf, device=images.device)
@@ -88,9 +89,9 @@ def _begin(problem: Problem, streams: Sequence[torch.Generator]) -> tuple[Tensor
 
 
 def _back_to_the_boundary(problem: Problem, points: Tensor) -> Tensor:
-    """On the way from the image to each of ``points``, which fool the model, the nearest found that does.
+    """Bisect between each image and its point, which fools the model; return the nearest point that still does.
 
-    The way is a line in L2; in L-infinity the ball around the image grows, and the point is cut to it.
+    In L2 the path is a straight line. In L-infinity the point is cut to balls of growing radius around the image.
     """
     low, high = torch.zeros(len(points), device=points.device), torch.ones(len(points), device=points.device)
     distance = problem.threat.distance(points, problem.images)
@@ -109,10 +110,10 @@ def _back_to_the_boundary(problem: Problem, points: Tensor) -> Tensor:
 
 
 def _normal(problem: Problem, points: Tensor, streams: Sequence[torch.Generator], count: int) -> Tensor:
-    """The direction ``(N, C, H, W)`` in which the model is fooled, by the labels at ``count`` points nearby.
+    """Estimate the boundary's normal ``(N, C, H, W)`` from the labels at ``count`` random points nearby.
 
-    ``mean over b of (phi_b - mean phi) u_b``, phi +1 where the model is fooled and -1 where it is not, u random
-    directions; where phi is the same everywhere, its mean times that of u.
+    The estimate is ``mean over b of (phi_b - mean phi) u_b``, with random directions u, phi = +1 where the model is
+    fooled and -1 elsewhere. Where phi is the same at all points, it is the mean of phi times the mean of u.
     """
     length = RADIUS_SHARE * torch.linalg.vector_norm(flatten(points - problem.images), dim=1)
     radius = per_sample(length.clamp(min=torch.finfo(points.dtype).tiny), points)
@@ -139,14 +140,14 @@ def _normal(problem: Problem, points: Tensor, streams: Sequence[torch.Generator]
 
 
 def _along(problem: Problem, points: Tensor, normal: Tensor, iteration: int) -> Tensor:
-    """The farthest of the points along ``normal`` that fools the model; the point itself where none of them does."""
+    """Step along ``normal``: return the farthest point tried that fools the model, or the point itself if none does."""
     step = normal.sign() if problem.threat.norm == "linf" else norm_and_unit(flatten(normal))[1].reshape(points.shape)
     length = problem.threat.distance(points, problem.images) / math.sqrt(iteration)
-    farthest, found = points, torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    farthest, done = points, torch.zeros(len(points), dtype=torch.bool, device=points.device)
     for _ in range(LENGTHS):
         tried = _in_box(problem, points + per_sample(length, points) * step)
-        new = problem.fooled_at(tried) & ~found
-        farthest, found, length = torch.where(per_sample(new, tried), tried, farthest), found | new, length / 2
+        new = problem.fooled_at(tried) & ~done
+        farthest, done, length = torch.where(per_sample(new, tried), tried, farthest), done | new, length / 2
     return farthest
 
 
@@ -155,11 +156,12 @@ def _in_box(problem: Problem, points: Tensor) -> Tensor:
 
 
 def rays(problem: Problem) -> Tensor:
-    """RayS (Chen and Gu 2020): the direction of signs in which another class is nearest, by labels alone.
+    """Run RayS (Chen and Gu 2020): find the direction of signs in which another class is nearest, by labels only.
 
-    It begins with all signs 1 and turns those of a block of pixels, of the whole image, of its halves, and so on. A
-    direction in which the model is fooled at the shortest length so far is kept, and its length halved as long as the
-    model is fooled. Nothing is drawn. An image ends where its point lies in the ball, or after ``queries`` passes.
+    The search begins with all signs 1. It flips the signs of one block of pixels at a time: the whole image, its
+    halves, its quarters, and so on. If the model is fooled along a direction at the shortest length so far, RayS keeps
+    the direction and bisects its length. No random numbers are used. The search for an image ends when its point lies
+    in the ball, or after ``queries`` forward passes.
     """
     images, points = problem.images, problem.images.clone()
     left, rows, search = problem, torch.arange(len(problem), device=images.device), _Search.begin(images)
@@ -181,8 +183,10 @@ def rays(problem: Problem) -> Tensor:
 
 @dataclass(frozen=True)
 class _Search:
-    """Where the rays of N images are: the best ``signs`` ``(N, D)``, how far the nearest other class is along them,
-    ``low`` and ``high`` ends of a search in progress, and the block to be turned: number ``block`` of 2^``level``.
+    """State of RayS on N images: the best ``signs`` ``(N, D)`` and the ``shortest`` length that fools the model.
+
+    ``low`` and ``high`` are the ends of a bisection that is in progress. The next block to flip is number ``block`` of
+    2^``level``.
     """
 
     signs: Tensor
@@ -195,17 +199,17 @@ class _Search:
 
     @classmethod
     def begin(cls, images: Tensor) -> "_Search":
-        """All signs 1; a ray of length 1 ends in a corner of the box."""
+        """Start with all signs 1 and length 1, which reaches a corner of the box."""
         signs = torch.ones_like(flatten(images))
         ones, none = signs[:, 0], torch.zeros(len(images), dtype=torch.int64, device=images.device)
         return cls(signs, ones, ones, ones, none.bool(), none, none)
 
     def only(self, rows: Tensor) -> "_Search":
-        """Those at ``rows`` ``(M,)``."""
+        """Select the images at ``rows`` ``(M,)``."""
         return _Search(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def tried(self) -> tuple[Tensor, Tensor]:
-        """The direction ``(N, D)`` and the length ``(N,)`` to be asked for next."""
+        """Return the direction ``(N, D)`` and the length ``(N,)`` to query next."""
         size = self._block_size()
         pixel = torch.arange(self.signs.shape[1], device=self.signs.device)
         first = (self.block * size).unsqueeze(1)
@@ -213,7 +217,7 @@ class _Search:
         return torch.where(turned, -self.signs, self.signs), torch.where(self.searching, self._middle(), self.shortest)
 
     def after(self, direction: Tensor, length: Tensor, wrong: Tensor) -> "_Search":
-        """After an answer: which images ``(N,)`` the model got ``wrong`` at ``length`` along ``direction``."""
+        """Return the state after a query: the images ``(N,)`` that are ``wrong`` at ``length`` along ``direction``."""
         low = torch.where(self.searching, torch.where(wrong, self.low, length), 0.0)
         high = torch.where(wrong, length, self.high)
         searching = (self.searching | wrong) & (high - low > TOLERANCE * high)
@@ -235,6 +239,6 @@ class _Search:
         return (self.low + self.high) / 2
 
     def _block_size(self) -> Tensor:
-        """Pixels in a block: the whole image's, halved ``level`` times and rounded up."""
+        """Return the number of values in a block: those of the image, halved ``level`` times and rounded up."""
         blocks = 2**self.level
         return (self.signs.shape[1] + blocks - 1) // blocks

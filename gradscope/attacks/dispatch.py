@@ -1,4 +1,4 @@
-"""How an attack of the registry is run: in turns, each a run on a batch of the images that those before it left."""
+"""How to run an attack of the registry: as turns. Each turn attacks the images that earlier turns did not fool."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,24 +12,24 @@ from gradscope.attacks.problem import Problem, Run
 from gradscope.attacks.registry import Attack
 from gradscope.config import Budget
 
-#: Wrong classes that an attack aims at side by side, once it has aimed at the likeliest, which most images fall to.
-#: Eight points of an image fill a batch of which few images are left.
+#: Number of wrong classes aimed at together, after the likeliest class alone, which fools most images. Eight points per
+#: image fill the batch when few images are left.
 RANKS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A run on a batch of images; ``copies``: the points that it moves at once for each of them."""
+    """One run on a batch of images; it moves ``copies`` points per image at once."""
 
     run: Run
     copies: int = 1
 
 
 def turns(attack: Attack, budget: Budget, classes: int, examples: int, batch_size: int) -> Iterator[Turn]:
-    """The turns that ``attack`` consists of, in order: restarts, classes aimed at, ``examples``, parts of AutoAttack.
+    """Yield the turns of ``attack`` in order: its restarts, target classes, ``examples`` or parts (AutoAttack).
 
-    Each is to have the images that no turn before it fooled the model with. None moves more than ``batch_size`` points
-    of an image.
+    Each turn should get only images that no earlier turn fooled. No turn moves more than ``batch_size`` points per
+    image.
     """
     if attack.parts:
         for part in attack.parts:
@@ -39,7 +39,7 @@ def turns(attack: Attack, budget: Budget, classes: int, examples: int, batch_siz
         run: Callable[..., Tensor] = partial(getattr(import_module(module), function), **attack.arguments)
         if attack.each == "rank":
             ranks = range(min(budget.targets, classes - 1))
-            yield from (Turn(partial(run, ranks=some), len(some)) for some in _together(ranks, batch_size))
+            yield from (Turn(partial(run, ranks=group), len(group)) for group in _rank_groups(ranks, batch_size))
         elif attack.each == "example":
             yield from (Turn(partial(run, example=number)) for number in range(examples))
         else:
@@ -52,15 +52,15 @@ def turns(attack: Attack, budget: Budget, classes: int, examples: int, batch_siz
         yield from (Turn(partial(_climb, attack=attack, restart=number)) for number in range(restarts))
 
 
-def _together(ranks: range, batch_size: int) -> Iterator[range]:
-    """``ranks`` as they are aimed at: the first alone, then several at once."""
+def _rank_groups(ranks: range, batch_size: int) -> Iterator[range]:
+    """Split ``ranks`` into the groups that are aimed at together: first the likeliest alone, then several at once."""
     yield ranks[:1]
     at_once = min(RANKS_AT_ONCE, batch_size)
     yield from (ranks[first : first + at_once] for first in range(1, len(ranks), at_once))
 
 
 def _climb(problem: Problem, attack: Attack, restart: int, *, from_example: bool = False) -> Tensor:
-    """PGD from its start number ``restart``, or from the example of that number."""
+    """Run PGD from its random start number ``restart``, or from the other models' example of that number."""
     taken: dict[str, Any] = {}
     if "smoothing" in attack.takes:
         radius = problem.threat.radius_of_a_coordinate(problem.images[0].numel())
@@ -71,5 +71,5 @@ def _climb(problem: Problem, attack: Attack, restart: int, *, from_example: bool
 
 
 def try_example(problem: Problem, example: int) -> Tensor:
-    """The other models' example of that number, projected into the ball."""
+    """Return the other models' example of that number, projected into the ball."""
     return problem.threat.project(problem.examples[example], problem.images)

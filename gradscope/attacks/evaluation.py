@@ -1,4 +1,4 @@
-"""A run of many attacks on one model: what has fallen need not be attacked again, and no attack is believed."""
+"""Evaluation of a model under many attacks. Fooled images are not attacked again; every claimed success is checked."""
 
 import time
 from collections.abc import Sequence
@@ -38,36 +38,35 @@ def evaluate(
     loss: Loss | None = None,
     work: Work = PLAIN,
 ) -> Outcome:
-    """Attack ``image_set`` with each of ``names`` in turn; ``cascade``: only the images that stand after the last.
+    """Run the attacks ``names`` on ``image_set`` in order; returns robust accuracy, fooled images, distances and cost.
 
-    Without it every attack has all images that are right when clean, as a paired test needs. ``numbers`` are the
-    images' indices in the set they were taken from, 0 .. N-1 where None: they name the images' random streams.
-    ``examples`` are adversarial images ``(N, C, H, W)`` of ``image_set`` made on other models; ``loss`` is
-    the user's own, for the attack that needs it. With ``keep_images``
-    the points the attacks reached are in the outcome.
+    With ``cascade`` each attack gets only the images that no earlier attack fooled. Without it each attack gets all
+    correctly classified images, as a paired test needs. ``numbers`` are the images' indices in the set they were taken
+    from (0 .. N-1 if None); they name the images' random streams. ``examples`` are adversarial images ``(N, C, H, W)``
+    of ``image_set`` made on other models. ``loss`` is the user's own, for the attack that needs one. With
+    ``keep_images`` the outcome contains the points that the attacks reached.
 
-    What an attack claims is not believed: its points are projected into ball and box and judged by a forward pass of
-    their own. An image whose clean logits are not finite is undefined: it is counted, is not attacked, and is not
-    right; a point of an attack with such logits fools the model. Attacks that the model rules out are skipped, with the
-    reason.
+    An attack's own claim of success does not count: its points are projected into ball and box, and a separate forward
+    pass judges them. An image whose clean logits are not finite is undefined: it is counted, is not attacked and is not
+    correct. An attack's point with such logits fools the model. Attacks that cannot run on the model are skipped, and
+    the outcome gives the reason.
 
-    An attack of several :func:`turns`, such as the classes that it aims at, is a cascade of its own:
-    what a turn leaves is put into full batches for the next.
+    An attack with several :func:`turns`, such as one per target class, is a cascade too: the images that a turn does
+    not fool are put into full batches for the next turn.
 
-    The units of ``work`` are a turn of an attack on a batch of images each, the clean images first; their names change
-    with the turn, the seed and the images in the batch, and with nothing else. It is told how many images are done, of
-    as many as there are images times attacks.
+    Each unit of ``work`` is one turn of an attack on one batch; the clean images come first. The name of a unit depends
+    only on the turn, the seed and the images in the batch. Progress counts images, out of images times attacks.
 
-    Results do not depend on the batch size, to rounding; counts of passes do, where it is below
-    :data:`gradscope.attacks.dispatch.RANKS_AT_ONCE`. Those on a model that draws random numbers do: torch's global
-    state is seeded once for each unit, by the images in it, so the same batches give the same results.
+    Results do not depend on the batch size, to rounding. There are two exceptions. Counts of passes depend on it below
+    :data:`gradscope.attacks.dispatch.RANKS_AT_ONCE`. On a model that draws random numbers the results depend on the
+    batches: torch's global state is seeded once per unit, from its images, so equal batches give equal results.
     """
     attacks = {name: lookup(ATTACKS, name, "attacks") for name in names}
     usual = work.batch_size or usual_batch_size(None, work.device, image_set.images[0].numel())
     numbers = torch.arange(len(image_set)) if numbers is None else numbers
     bench = _Bench(model, image_set, numbers, threat, budget, tuple(examples), work, keep_images, loss)
     bench.check_examples()
-    found: dict[str, AttackOutcome] = {}
+    outcomes: dict[str, AttackOutcome] = {}
     skipped: dict[str, str] = {}
     with measuring(model):
         parts = torch.arange(len(image_set)).split(usual)
@@ -83,15 +82,15 @@ def evaluate(
                 continue
             attacked = (stands if cascade else right).nonzero().squeeze(1)
             work.advance(len(image_set) - len(attacked), name)
-            found[name] = bench.attack(name, attack, attacked, classes, attack.batch_size or usual)
-            stands[attacked] &= ~found[name].fooled
+            outcomes[name] = bench.attack(name, attack, attacked, classes, attack.batch_size or usual)
+            stands[attacked] &= ~outcomes[name].fooled
     cascaded = frozenset(names if cascade else ())
-    return Outcome(threat, numbers, image_set.labels.cpu(), right, undefined, cascaded, found, skipped)
+    return Outcome(threat, numbers, image_set.labels.cpu(), right, undefined, cascaded, outcomes, skipped)
 
 
 @dataclass(frozen=True)
 class _Bench:
-    """The model and the images of a run; each method is the work on some of them, ``part`` their places."""
+    """The model, images and settings of an evaluation. Each method works on the images at the indices ``part``."""
 
     model: nn.Module
     image_set: ImageSet
@@ -104,19 +103,19 @@ class _Bench:
     loss: Loss | None
 
     def unit(self, name: str, part: Tensor) -> str:
-        """The name of a unit of work: another one for other images."""
+        """Name a unit of work; other images give another name."""
         digest = derive(self.work.seed, name, *self.numbers[part].tolist())
         return f"{name}-{int(part[0]):06d}-{digest:016x}"
 
     def check_examples(self) -> None:
-        """Raise :class:`GradscopeError` unless each of the examples is as large as the images together."""
-        wanted = tuple(self.image_set.images.shape)
+        """Raise :class:`GradscopeError` unless each tensor of examples has the shape of the images."""
+        shape = tuple(self.image_set.images.shape)
         for example in self.examples:
-            if tuple(example.shape) != wanted:
-                raise GradscopeError(f"examples: one image for each of {wanted} is needed, got {tuple(example.shape)}")
+            if tuple(example.shape) != shape:
+                raise GradscopeError(f"examples must have the shape of the images, {shape}, got {tuple(example.shape)}")
 
     def look_at_clean(self, part: Tensor) -> Values:
-        """Which images are right, which undefined, and how many logits there are."""
+        """Classify the clean images: which are right, which are undefined, and how many classes there are."""
         images, labels = self.image_set.batch(part, self.work.device)
         with seeded(self.work.seed, "clean", *self.numbers[part].tolist()), torch.no_grad():
             logits = self.model(laid_out(images))
@@ -128,11 +127,11 @@ class _Bench:
         }
 
     def attack(self, name: str, attack: Attack, attacked: Tensor, classes: int, batch_size: int) -> AttackOutcome:
-        """Run an attack turn by turn, each on what the turns before it left, in batches."""
+        """Run an attack turn by turn, in batches; each turn gets the images that earlier turns did not fool."""
         all_turns = list(turns(attack, self.budget, classes, len(self.examples), batch_size))
         looks = bool(attack.each or attack.parts)
-        left, told = attacked, 0
-        made: list[tuple[Tensor, Values]] = []
+        left, reported = attacked, 0
+        results: list[tuple[Tensor, Values]] = []
         for number, turn in enumerate(all_turns):
             title = name if len(all_turns) == 1 else f"{name}-{number + 1}-of-{len(all_turns)}"
             parts = left.split(batch_size // turn.copies) if len(left) else ()
@@ -141,19 +140,20 @@ class _Bench:
             ]
             stands = []
             for place, (part, unit) in enumerate(zip(parts, self.work.each(units), strict=True), start=1):
-                made.append((part, unit))
+                results.append((part, unit))
                 stands.append(part[~unit["fooled"]])
                 share = len(attacked) * (number * len(parts) + place) // (len(all_turns) * len(parts))
-                self.work.advance(share - told, name)
-                told = share
+                self.work.advance(share - reported, name)
+                reported = share
             left = torch.cat(stands) if stands else left
-        self.work.advance(len(attacked) - told, name)
-        return _together(attacked, made)
+        self.work.advance(len(attacked) - reported, name)
+        return _combined(attacked, results)
 
     def run(self, turn: str, run: Run, part: Tensor, classes: int, looks: bool) -> Values:
-        """A turn on a batch, the points reached judged; the model is handed over with its passes counted.
+        """Run one turn on a batch, count its passes and judge the points it reaches.
 
-        The judgement costs the attack nothing, unless it ``looks`` itself at what is left for its next turn.
+        The judging pass does not count as the attack's cost, unless the attack ``looks``: then it needs the pass
+        itself, to choose the images of its next turn.
         """
         images, labels = self.image_set.batch(part, self.work.device)
         numbers, tally, seed = self.numbers[part], Tally(), self.work.seed
@@ -194,7 +194,7 @@ class _Bench:
         }
 
     def hindrance(self, attack: Attack, classes: int) -> str:
-        """Why ``attack`` cannot be run on this model; empty where it can."""
+        """Explain why ``attack`` cannot run on this model; empty if it can."""
         if self.threat.norm not in attack.norms:
             return f"is not defined in {self.threat.norm}"
         if classes < attack.classes:
@@ -214,7 +214,7 @@ class _Bench:
 
 
 def lacks_gradient(model: nn.Module, image: Tensor) -> str:
-    """Why the logits have no gradient in the image that autograd can follow; empty where they have (be it zero)."""
+    """Explain why autograd finds no gradient of the logits in the image; empty if it finds one, even a zero one."""
     point = image.clone().requires_grad_()
     slope = None
     try:
@@ -230,7 +230,7 @@ def lacks_gradient(model: nn.Module, image: Tensor) -> str:
 
 
 def lacks_float64(model: nn.Module, image: Tensor) -> str:
-    """Why the model does not run in float64; empty where it does."""
+    """Explain why the model does not run in float64; empty if it does."""
     try:
         with prepared(model, PGD(precision="float64")) as double, torch.no_grad(), seeded(0, "float64"):
             double(image.double())
@@ -241,8 +241,8 @@ def lacks_float64(model: nn.Module, image: Tensor) -> str:
     return ""
 
 
-def _together(attacked: Tensor, batches: Sequence[tuple[Tensor, Values]]) -> AttackOutcome:
-    """One attack's batches, with the places in each, as its outcome; of an image in several, the last counts."""
+def _combined(attacked: Tensor, batches: Sequence[tuple[Tensor, Values]]) -> AttackOutcome:
+    """Combine the results of an attack's batches, given with their indices; an image in several has the last result."""
     wrong = torch.zeros(len(attacked), dtype=torch.bool)
     distance = torch.full((len(attacked),), torch.nan, dtype=torch.float64)
     adversarial: Tensor | None = None

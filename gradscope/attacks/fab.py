@@ -1,8 +1,9 @@
-"""Targeted FAB (Croce and Hein 2020): the nearest point over the boundary to a wrong class.
+"""Targeted FAB (Croce and Hein 2020): find the nearest point beyond the boundary to a wrong class.
 
-torchattacks has it too, but sorts the pixels for each projection. The tests find the two equal. A step takes two
-forward passes: most points fool the model, beyond epsilon, and are moved back, so they need a second pass
-there. If the others did without, an image's cost would depend on its batch, or there would be more backward passes.
+The version of torchattacks sorts the pixels for each projection, which is slower; the tests check that both agree. A
+step takes two forward passes. Most points fool the model but lie beyond epsilon, so they are moved back and need a
+second pass. If the other points skipped it, an image's cost would depend on its batch, or there would be more backward
+passes.
 """
 
 import math
@@ -15,18 +16,20 @@ from gradscope.attacks.problem import Problem, chosen_copy, wrong_classes
 from gradscope.functional import flatten, per_sample
 from gradscope.models.inspection import laid_out
 
-#: AutoAttack's parameters: the largest share of the step from the image, how far a step goes beyond the linear
-#: boundary, and what is left of the distance to the image after a point that fools the model.
+#: AutoAttack's parameters: the largest weight of the step from the image; the factor by which a step overshoots the
+#: linear boundary; and the factor on the distance to the image after a point that fools the model.
 ORIGIN_SHARE, OVERSHOOT, BACKWARD = 0.1, 1.05, 0.9
 
-#: Rounds of Newton's method in a projection, of which it needs few.
+#: Most rounds of Newton's method in a projection; it usually needs few.
 _MOST_ROUNDS = 50
 
 
 def fab_targeted(problem: Problem, ranks: Sequence[int]) -> Tensor:
-    """The nearest point found over the boundaries to the wrong classes of ``ranks`` for the clean image.
+    """Run targeted FAB; return the nearest point beyond the boundaries to the wrong classes of ``ranks``.
 
-    Where it is farther than epsilon, the image itself. One start for each class, the image; nothing is drawn.
+    ``ranks`` are the ranks of the classes by the clean image's logits, 0 the likeliest wrong class. If the nearest
+    point is farther than epsilon, the image itself is returned. Each class has one start, the image; no random numbers
+    are used.
     """
     images, problem = problem, problem.repeated(len(ranks))
     rows = torch.arange(len(problem), device=problem.images.device) // len(ranks)
@@ -55,10 +58,10 @@ def fab_targeted(problem: Problem, ranks: Sequence[int]) -> Tensor:
 
 
 def _step(problem: Problem, points: Tensor, rise: Tensor, slope: Tensor) -> Tensor:
-    """Towards where ``rise`` is zero if it is linear: from the points, and a little from the images.
+    """Step to the plane where the linearised ``rise`` is zero, mostly from the points and partly from the images.
 
-    ``x <- (1 - a) (x + eta d(x)) + a (x_0 + eta d(x_0))``, d the shortest step onto the plane, ``a`` the share of d(x)
-    in the lengths of the two.
+    ``x <- (1 - a) (x + eta d(x)) + a (x_0 + eta d(x_0))``. d is the shortest step onto the plane, and ``a`` the length
+    of d(x) divided by the sum of both lengths, at most :data:`ORIGIN_SHARE`.
     """
     linf = problem.threat.norm == "linf"
     x, x0, normal = (flatten(batch) for batch in (points, problem.images, slope.nan_to_num(0.0)))
@@ -75,20 +78,21 @@ def _step(problem: Problem, points: Tensor, rise: Tensor, slope: Tensor) -> Tens
 
 
 def onto_plane(points: Tensor, normal: Tensor, height: Tensor, *, linf: bool) -> Tensor:
-    """The shortest steps within [0, 1] from ``points`` to where ``<normal, x>`` is less by ``height``.
+    """Compute the shortest steps within [0, 1] from ``points`` to where ``<normal, x>`` is smaller by ``height``.
 
-    ``points`` ``(..., N, D)``, ``normal`` ``(N, D)``, ``height`` ``(..., N)``. Where the box does not reach the plane,
-    the step to the corner nearest to it. Each coordinate goes as far as one multiplier says, or to the box. The way
-    made is a concave function of the multiplier: Newton's method rises to the solution and ends there in a few rounds.
+    ``points`` ``(..., N, D)``, ``normal`` ``(N, D)``, ``height`` ``(..., N)``. If the box does not reach the plane, the
+    step leads to the corner nearest to it. Each coordinate moves in proportion to one multiplier, or until it meets the
+    box. The progress is a concave function of the multiplier, so Newton's method rises to the solution and stops there
+    after a few rounds.
     """
     steep, wanted = normal.abs(), height.abs()
     room = torch.where((normal > 0) == (height > 0).unsqueeze(-1), points, 1 - points)
-    gain, way = steep if linf else steep.square(), steep * room
+    gain, at_the_box = steep if linf else steep.square(), steep * room
     multiplier = wanted / gain.sum(dim=-1).clamp(min=1e-30)
     for _ in range(_MOST_ROUNDS):
         reach = multiplier.unsqueeze(-1) if linf else multiplier.unsqueeze(-1) * steep
         stopped = reach >= room
-        rest = wanted - torch.where(stopped, way, 0.0).sum(dim=-1)
+        rest = wanted - torch.where(stopped, at_the_box, 0.0).sum(dim=-1)
         longer = torch.maximum(multiplier, rest / torch.where(stopped, 0.0, gain).sum(dim=-1).clamp(min=1e-30))
         if torch.equal(longer, multiplier):
             break

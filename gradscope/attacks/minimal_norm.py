@@ -1,11 +1,11 @@
-"""Fast minimum-norm attack (Pintor et al. 2021): the shortest way over a boundary, at no given radius.
+"""Fast minimum-norm attack (Pintor et al. 2021): find the smallest perturbation that fools the model.
 
-Each step goes along the gradient and is projected into a ball of the image's own, which shrinks while the model is
-fooled and grows while it is not. It differs from the published attack in six points. Further walks aim at
-single classes. Steps are in multiples of the ball's radius, so that they fit distances of any size. In L-infinity they
-go along the gradient's sign. No step leads out of the box. The last iterate counts, and a bisection towards the image
-follows. A point that fools the model by less than rounding gives way to one that fools it for certain, for another
-batch judges it again.
+Each step follows the gradient and is projected into a ball around the image. The ball shrinks while the model is fooled
+and grows while it is not. The attack differs from the published one in six points. Further walks aim at single classes.
+Step sizes are multiples of the ball's radius, so that they suit distances of any size. In L-infinity, steps follow the
+sign of the gradient. No step leaves the box. The last iterate counts too, and a bisection towards the image follows. A
+point that fools the model by less than rounding is replaced by one that fools it for certain, because it is judged
+again in another batch.
 """
 
 import math
@@ -20,22 +20,22 @@ from gradscope.attacks.threat import ThreatModel
 from gradscope.functional import flatten, fooled, margin, norm_and_unit, per_sample
 from gradscope.losses import Loss, margin_loss
 
-#: Length of the first and the last step, in multiples of the radius; a cosine leads from one to the other.
+#: Length of the first and of the last step, in multiples of the radius, with a cosine schedule in between.
 STEP = (1.0, 0.01)
-#: By what share the radius shrinks or grows, at the first step and at the last.
+#: Relative change of the radius at the first and at the last step.
 CHANGE = (0.05, 0.001)
-#: Halvings of the way between the image and the nearest point: they leave a thousandth of it.
+#: Bisections between the image and the nearest point; they leave a thousandth of the distance.
 BISECTIONS = 10
-#: Margin, as a share of the largest logit, that rounding does not turn around.
+#: Margin, as a share of the largest logit, whose sign rounding cannot change.
 CERTAIN = 1e-6
 
 
 def fmn(problem: Problem) -> Tensor:
-    """The nearest point found over any boundary; the image itself where that is farther than epsilon.
+    """Run FMN; return the nearest point found beyond any boundary, or the image if that is farther than epsilon.
 
-    The first walk climbs the margin, the others towards each of the ``targets`` likeliest wrong classes for the clean
-    image, which a walk along the margin often passes by. The paths do not depend on epsilon, and nothing is drawn. A
-    walk costs ``steps`` backward passes and one forward pass more.
+    The first walk maximises the negative margin. Each other walk aims at one of the ``targets`` likeliest wrong classes
+    of the clean image, which the first walk often misses. The paths do not depend on epsilon, and no random numbers are
+    used. A walk costs ``steps`` backward passes and ``steps + 1`` forward passes.
     """
     threat, origin, nearest = problem.threat, problem.images, _Nearest(problem.images)
     for loss in (margin_loss, *_aims(problem)):
@@ -46,7 +46,7 @@ def fmn(problem: Problem) -> Tensor:
 
 
 def _aims(problem: Problem) -> list[Loss]:
-    """The margins towards each of the likeliest wrong classes; none of two classes, where there is but one margin."""
+    """Make one loss per likely wrong class, ``z_t - z_y``; none for two classes, which have only one margin."""
     ranks = range(min(problem.budget.targets, problem.classes - 1))
     if problem.classes < 3:
         return []
@@ -60,17 +60,17 @@ def _aimed(logits: Tensor, labels: Tensor, aim: Tensor) -> Tensor:
 
 
 def _walk(problem: Problem, nearest: "_Nearest", loss: Loss) -> None:
-    """Climb ``loss`` from the images, in balls no larger than the distance of what is ``nearest`` until then."""
+    """Maximise ``loss`` from the images, in balls no larger than the distance of the ``nearest`` point so far."""
     threat, origin, steps = problem.threat, problem.images, problem.budget.steps
     settings, diameter = problem.settings("pgd-margin"), threat.unbounded(origin[0].numel()).epsilon
     points, radius = origin, torch.full((len(problem),), diameter, device=origin.device)
     rows = torch.arange(len(problem), device=origin.device)
-    fallen = torch.zeros_like(rows, dtype=torch.bool)
+    was_fooled = torch.zeros_like(rows, dtype=torch.bool)
     for step in range(steps + 1):
         here = look(problem.model, points, problem.labels, settings, step, loss=loss, gradient=step < steps)
         distance = threat.distance(points, origin)
         wrong, certain = judged(here.logits, problem.labels)
-        fallen |= wrong
+        was_fooled |= wrong
         nearest.compare(points, distance, wrong, certain)
         if here.gradient is None:
             break
@@ -78,7 +78,7 @@ def _walk(problem: Problem, nearest: "_Nearest", loss: Loss) -> None:
         gradient, progress = _inwards(here.gradient, points, threat), (1 + math.cos(math.pi * step / steps)) / 2
         change, length = (last + (first - last) * progress for first, last in (CHANGE, STEP))
         linear = linear_distance(-here.loss, gradient, linf=threat.norm == "linf")
-        radius = torch.where(fallen, radius, distance + linear)
+        radius = torch.where(was_fooled, radius, distance + linear)
         radius = torch.where(wrong, radius * (1 - change), radius * (1 + change)).nan_to_num(diameter)
         radius = torch.minimum(radius, nearest.distance).clamp(0, diameter)
         moved = points + threat.steepest_step(gradient, length).mul_(per_sample(radius, points))
@@ -86,7 +86,7 @@ def _walk(problem: Problem, nearest: "_Nearest", loss: Loss) -> None:
 
 
 def _inwards(gradient: Tensor, points: Tensor, threat: ThreatModel) -> Tensor:
-    """The gradient without what is no number, or leads out of the box from its edge, and so no nearer to a boundary."""
+    """Set to 0 the gradient's NaN entries and those that point out of the box, which cannot bring a boundary nearer."""
     gradient = gradient.nan_to_num(0.0)
     if not threat.box:
         return gradient
@@ -94,10 +94,10 @@ def _inwards(gradient: Tensor, points: Tensor, threat: ThreatModel) -> Tensor:
 
 
 def linear_distance(margins: Tensor, gradient: Tensor, *, linf: bool) -> Tensor:
-    """``margin / |g|_dual``: how far the boundary is if the margin is linear, ``(N,)``, in pixel units.
+    """Compute the distance to the boundary of a linear margin, ``margin / |g|_dual``, ``(N,)``, in pixel units.
 
-    ``gradient`` ``(N, ...)`` is the margin's in the image; its dual norm is L1 for L-infinity and L2 for L2. No scale
-    of the logits matters. Infinite where the gradient is 0.
+    ``gradient`` ``(N, ...)`` is the margin's gradient in the image; the dual norm is L1 for L-infinity and L2 for L2.
+    Scaling the logits does not change it. Infinite where the gradient is 0.
 
     >>> linear_distance(torch.tensor([1.0]), torch.tensor([[3.0, 4.0]]), linf=False)
     tensor([0.2000])
@@ -110,14 +110,14 @@ def linear_distance(margins: Tensor, gradient: Tensor, *, linf: bool) -> Tensor:
 
 
 def judged(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Which images ``(N,)`` the model gets wrong, and by a margin that rounding does not turn around."""
+    """Mark the images ``(N,)`` that the model gets wrong, and those it gets wrong by more than rounding."""
     wrong = fooled(logits, labels)
     certain = margin(logits, labels) < -CERTAIN * logits.abs().amax(dim=1)
     return wrong, wrong & (certain | ~logits.isfinite().all(dim=1))
 
 
 class _Nearest:
-    """The nearest points that fool the model, ``(N, C, H, W)``, and how far they are; infinitely before the first."""
+    """The nearest points so far that fool the model, ``(N, C, H, W)``, and their distances, infinite at first."""
 
     def __init__(self, origin: Tensor) -> None:
         self.points = origin
@@ -125,7 +125,7 @@ class _Nearest:
         self.certain = torch.zeros(len(origin), dtype=torch.bool, device=origin.device)
 
     def compare(self, points: Tensor, distance: Tensor, wrong: Tensor, certain: Tensor) -> None:
-        """Take in ``points`` where they are nearer, or the first that are ``certain``."""
+        """Replace the nearest points by ``points`` that are nearer, or that are the first ``certain`` ones."""
         nearer = wrong & (distance < self.distance)
         better = torch.where(certain, nearer | ~self.certain, nearer & ~self.certain)
         self.points = torch.where(per_sample(better, points), points, self.points)
@@ -134,7 +134,7 @@ class _Nearest:
 
 
 def _bisected(problem: Problem, points: Tensor) -> Tensor:
-    """The nearest to the images of the points tried on the ways to ``points`` that fool the model for certain."""
+    """Bisect between images and ``points``; return the nearest points that fool the model for certain."""
     low = torch.zeros(len(problem), device=points.device)
     high = torch.ones_like(low)
     for _ in range(BISECTIONS):

@@ -1,4 +1,4 @@
-"""What an evaluation found: which attack fooled the model on which image, how far from it, and at what cost."""
+"""Results of an evaluation: which attack fooled which image, at what distance and at what cost."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,13 +17,14 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class AttackOutcome:
-    """One attack on M of the N images.
+    """Result of one attack on M of the N images.
 
-    ``attacked`` ``(M,)`` are their places among the N, ``fooled`` ``(M,)`` says whose label the model no longer gives,
-    ``distance`` ``(M,)`` is the norm of the perturbation (NaN where it fooled nobody), ``adversarial``
-    ``(M, C, H, W)`` the points reached, where they were kept. ``forward`` and ``backward`` count passes over all M
-    images together, an image of a batch as one; ``seconds`` are theirs. ``blindness`` ``(M,)`` is the largest of each
-    image's gradients, see :func:`gradscope.functional.blindness`; None where it went along none, or none was seen.
+    ``attacked`` ``(M,)`` are the indices of the M images among the N. ``fooled`` ``(M,)`` marks the images that the
+    model gets wrong under attack. ``distance`` ``(M,)`` is the norm of the perturbation, NaN where the model is not
+    fooled. ``adversarial`` ``(M, C, H, W)`` are the points reached, if they were kept. ``forward`` and ``backward``
+    count passes, one per image, over all M images; ``seconds`` is their time. ``blindness`` ``(M,)`` is the largest
+    :func:`gradscope.functional.blindness` among each image's gradients; None if the attack used no gradient or none was
+    recorded.
     """
 
     attacked: Tensor
@@ -36,17 +37,17 @@ class AttackOutcome:
     blindness: Tensor | None = None
 
     def per_image(self, passes: int) -> float:
-        """``passes`` a pass for each image attacked; NaN where there are none."""
+        """Divide ``passes`` by the number of attacked images; NaN if there are none."""
         return passes / len(self.attacked) if len(self.attacked) else float("nan")
 
 
 def blind_images(blindness: Tensor) -> dict[str, Tensor]:
-    """For which images ``(N,)`` each of :data:`~gradscope.results.metrics.GRADIENT_METRICS` holds."""
+    """Mark the images ``(N,)`` for which each of :data:`~gradscope.results.metrics.GRADIENT_METRICS` holds."""
     return {"zero-gradient": blindness == ZERO, "not-finite-gradient": blindness == NOT_FINITE}
 
 
 def count_blind(blindness: Tensor) -> dict[str, int]:
-    """How many images there are, and for how many each of the metrics holds, for the manifest."""
+    """Count the images, and those for which each gradient metric holds, for the manifest."""
     return {"images": len(blindness)} | {
         name.replace("-", "_"): int(holds.sum()) for name, holds in blind_images(blindness).items()
     }
@@ -54,10 +55,11 @@ def count_blind(blindness: Tensor) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """An evaluation of N images: ``attacks`` in the order they were run, and why the ``skipped`` ones were not.
+    """Result of an evaluation on N images: the ``attacks`` in the order they ran, and why others were ``skipped``.
 
-    ``right`` ``(N,)``: the model gives the label of the clean image. ``undefined`` ``(N,)``: its clean logits are not
-    finite; these are not right. The attacks in ``cascade`` had only what stood.
+    ``right`` ``(N,)`` marks clean images that the model classifies correctly. ``undefined`` ``(N,)`` marks images whose
+    clean logits are not finite; these are not right. The attacks in ``cascade`` got only images that no earlier attack
+    fooled.
     """
 
     threat: ThreatModel
@@ -73,14 +75,14 @@ class Outcome:
         return len(self.labels)
 
     def fooled_by(self, name: str) -> Tensor:
-        """Which of all images ``(N,)`` the attack called ``name`` fooled; False where it was not run."""
-        found = torch.zeros(len(self), dtype=torch.bool)
+        """Mark the images ``(N,)`` that the attack ``name`` fooled; False for images it did not attack."""
+        fooled = torch.zeros(len(self), dtype=torch.bool)
         attack = self.attacks[name]
-        found[attack.attacked] = attack.fooled
-        return found
+        fooled[attack.attacked] = attack.fooled
+        return fooled
 
     def standing(self, *names: str) -> Tensor:
-        """Which images ``(N,)`` are right when clean and under each of ``names``; under every attack where none is."""
+        """Mark the images ``(N,)`` that are right when clean and under all of ``names``, by default every attack."""
         stands = self.right.clone()
         for name in names or self.attacks:
             stands &= ~self.fooled_by(name)
@@ -88,37 +90,37 @@ class Outcome:
 
     @property
     def robust_accuracy(self) -> float:
-        """Share of all images that are right when clean and under every attack: an upper bound."""
+        """Robust accuracy: share of all images right when clean and under every attack; an upper bound."""
         return float(self.standing().double().mean())
 
     def felled_by(self) -> list[str | None]:
-        """The first attack that fooled the model on each image; None where none did, or where it was wrong before."""
-        felled: list[str | None] = [None] * len(self)
+        """Name the first attack that fooled each image; None if none did, or if the clean image is wrong."""
+        first_attack: list[str | None] = [None] * len(self)
         for name in self.attacks:
             for place in self.fooled_by(name).nonzero().squeeze(1).tolist():
-                felled[place] = felled[place] or name
-        return felled
+                first_attack[place] = first_attack[place] or name
+        return first_attack
 
     @property
     def distance(self) -> Tensor:
-        """How far from each image ``(N,)`` the first attack that fooled the model did so; NaN where none did."""
-        found = torch.full((len(self),), torch.nan, dtype=torch.float64)
+        """Distance ``(N,)`` at which the first successful attack fooled each image; NaN if none did."""
+        distance = torch.full((len(self),), torch.nan, dtype=torch.float64)
         for attack in reversed(list(self.attacks.values())):
-            found[attack.attacked[attack.fooled]] = attack.distance[attack.fooled]
-        return found
+            distance[attack.attacked[attack.fooled]] = attack.distance[attack.fooled]
+        return distance
 
     def only(self, first: str, second: str) -> tuple[int, int]:
-        """How many images only ``first`` and only ``second`` fooled, for :func:`gradscope.results.stats.mcnemar`.
+        """Count the images that only ``first`` and only ``second`` fooled, for :func:`gradscope.results.stats.mcnemar`.
 
-        Raises ValueError where the two were not run on the same images, as in a cascade.
+        Raises ValueError if the two did not attack the same images, as in a cascade.
         """
         if not torch.equal(self.attacks[first].attacked, self.attacks[second].attacked):
             raise ValueError(f"{first} and {second} attacked different images; run them without cascade")
-        one, other = self.fooled_by(first), self.fooled_by(second)
-        return int((one & ~other).sum()), int((other & ~one).sum())
+        by_first, by_second = self.fooled_by(first), self.fooled_by(second)
+        return int((by_first & ~by_second).sum()), int((by_second & ~by_first).sum())
 
     def attack_rows(self, identity: Row) -> Iterator[Row]:
-        """Rows of ``attacks.csv``; ``identity`` says whose. The clean images come first, as attack "none"."""
+        """Yield the rows of ``attacks.csv``, labelled by ``identity``; clean images come first, as attack "none"."""
         clean = self._of(identity, "none")
         yield clean | _share("accuracy", "all", self.right)
         yield clean | _share("undefined", "all", self.undefined)
@@ -139,28 +141,28 @@ class Outcome:
 
     @property
     def blind(self) -> dict[str, dict[str, int]]:
-        """By attack :func:`count_blind` of the images that it had."""
-        known = {name: attack.blindness for name, attack in self.attacks.items()}
-        return {name: count_blind(found) for name, found in known.items() if found is not None}
+        """:func:`count_blind` of the images of each attack that recorded gradients."""
+        recorded = {name: attack.blindness for name, attack in self.attacks.items()}
+        return {name: count_blind(blindness) for name, blindness in recorded.items() if blindness is not None}
 
     def sample_rows(self, identity: Row) -> Iterator[Row]:
-        """Rows of ``samples.csv``: whether each image is right clean and under each attack, and the distance."""
+        """Yield the rows of ``samples.csv``: correctness of each image, clean and under each attack, and distance."""
         clean = torch.where(self.undefined, torch.nan, self.right.double())
-        felled = self.felled_by()
-        yield from self._samples(identity, "none", "accuracy", torch.arange(len(self)), clean, felled)
+        first_attack = self.felled_by()
+        yield from self._samples(identity, "none", "accuracy", torch.arange(len(self)), clean, first_attack)
         for name, attack in self.attacks.items():
             right = (~attack.fooled).double()
-            yield from self._samples(identity, name, "accuracy", attack.attacked, right, felled)
-            yield from self._samples(identity, name, "distance", attack.attacked, attack.distance, felled)
+            yield from self._samples(identity, name, "accuracy", attack.attacked, right, first_attack)
+            yield from self._samples(identity, name, "distance", attack.attacked, attack.distance, first_attack)
 
     def _samples(
-        self, identity: Row, attack: str, metric: str, places: Tensor, values: Tensor, felled: list[str | None]
+        self, identity: Row, attack: str, metric: str, places: Tensor, values: Tensor, first_attack: list[str | None]
     ) -> Iterator[Row]:
         point = {"point": "clean" if attack == "none" else "worst", "unit": ATTACK_METRICS[metric].unit}
         row = self._of(identity, attack) | {"metric": metric, **point}
         for place, value in zip(places.tolist(), values.tolist(), strict=True):
             image = {"index": int(self.numbers[place]), "label": int(self.labels[place])}
-            yield row | image | {"value": value, "first": int(felled[place] == attack)}
+            yield row | image | {"value": value, "first": int(first_attack[place] == attack)}
 
     def _of(self, identity: Row, name: str) -> Row:
         return {**identity, "attack": name, "norm": self.threat.norm, "epsilon": self.threat.epsilon}

@@ -1,4 +1,4 @@
-"""Projected gradient descent, once: every iterate is shown to an observer with the facts that belong to it."""
+"""Projected gradient descent (PGD), written once. An observer sees each iterate with its own logits, loss, gradient."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,11 +20,12 @@ from gradscope.seeding import derive, sent
 
 @dataclass(frozen=True)
 class Iterate:
-    """Facts of one point of the path, all computed at that very point.
+    """One point of the attack's path, with logits, loss and gradient all computed at that point.
 
-    ``images`` ``(N, C, H, W)``, ``logits`` ``(N, K)``, ``loss`` ``(N,)`` the attack's loss, and ``gradient`` of the
-    sum or mean of that loss; None where it was not asked for. ``samples_per_gradient`` is what a mean divided by.
-    A smoothed gradient is the mean over noisy copies of the point; logits and loss are always the point's own.
+    ``images`` ``(N, C, H, W)``, ``logits`` ``(N, K)``, ``loss`` ``(N,)`` of the attack. ``gradient`` is that of the sum
+    or mean of the loss; None if it was not requested. ``samples_per_gradient`` is the number that a mean loss was
+    divided by, else 1. A smoothed gradient is the mean over noisy copies of the point; logits and loss are always those
+    of the point itself.
     """
 
     step: int
@@ -36,18 +37,18 @@ class Iterate:
 
     @cached_property
     def norm_and_unit(self) -> tuple[Tensor, Tensor]:
-        """Norm ``(N,)`` and direction ``(N, D)`` of the attack's gradient; computed once, shared with the step."""
+        """Norm ``(N,)`` and direction ``(N, D)`` of the attack's gradient; computed once and reused by the step."""
         assert self.gradient is not None
         return norm_and_unit(flatten(self.gradient))
 
     @property
     def own_norm(self) -> Tensor:
-        """Norm of the gradient of each sample's own loss: a mean's division by the batch size undone."""
+        """Norm ``(N,)`` of the gradient of each sample's own loss; undoes a mean's division by the batch size."""
         return self.norm_and_unit[0] * self.samples_per_gradient
 
     @property
     def unit(self) -> Tensor:
-        """Direction of the gradient ``(N, D)``; zero where the gradient is."""
+        """Direction of the gradient ``(N, D)``; zero where the gradient is zero."""
         return self.norm_and_unit[1]
 
     def only(self, rows: Tensor) -> "Iterate":
@@ -58,7 +59,7 @@ class Iterate:
 
     @cached_property
     def signs(self) -> Tensor:
-        """Signs of the gradient ``(N, D)`` as int8: a quarter of the memory to read again at the next iterate."""
+        """Signs of the gradient ``(N, D)`` as int8, a quarter of the memory that the next iterate has to read."""
         assert self.gradient is not None
         return flatten(self.gradient).sign().to(torch.int8)
 
@@ -67,10 +68,10 @@ Observer = Callable[[Iterate], None]
 
 
 class Blindness:
-    """How blind an attack on ``count`` images was at its worst step.
+    """Records, for ``count`` images, whether an attack met gradients that are zero or not finite.
 
-    ``worst`` ``(count,)`` holds the largest :func:`~gradscope.functional.blindness` of each image's gradients; it is
-    None where none was seen.
+    ``worst`` ``(count,)`` is the largest :func:`~gradscope.functional.blindness` of each image's gradients so far; None
+    before the first gradient.
     """
 
     def __init__(self, count: int) -> None:
@@ -78,22 +79,22 @@ class Blindness:
         self.worst: Tensor | None = None
 
     def note(self, rows: Tensor, gradient: Tensor, counts: Tensor | bool = True) -> None:
-        """Take in the gradients ``(M, ...)`` of the images at ``rows`` ``(M,)``, of those that ``counts`` ``(M,)``."""
+        """Record gradients ``(M, ...)`` of the images at ``rows`` ``(M,)``; only where ``counts`` ``(M,)``."""
         self.add(rows, blindness(gradient) * counts)
 
-    def add(self, rows: Tensor, found: Tensor) -> None:
-        """Take in what was ``found`` ``(M,)`` of the images at ``rows`` ``(M,)``."""
+    def add(self, rows: Tensor, codes: Tensor) -> None:
+        """Record blindness ``codes`` ``(M,)`` of the images at ``rows`` ``(M,)``."""
         if self.worst is None:
             self.worst = torch.zeros(self.count, dtype=torch.uint8, device=rows.device)
-        self.worst.scatter_reduce_(0, rows, found, "amax")
+        self.worst.scatter_reduce_(0, rows, codes, "amax")
 
 
 @dataclass(frozen=True)
 class Streams:
-    """Where the random numbers of PGD come from: streams of each image, for its start and for each step.
+    """Random streams of PGD: one per image for its start, and one per image and step for smoothing.
 
-    ``numbers`` ``(N,)``, on the CPU, name the images under ``seed``; so what is drawn depends neither on the batch size
-    nor on who shares the batch. ``restart`` counts the starts.
+    ``numbers`` ``(N,)``, on the CPU, name the images under ``seed``, so the random numbers depend neither on the batch
+    size nor on the other images of the batch. ``restart`` is the number of the start.
     """
 
     seed: int
@@ -101,11 +102,11 @@ class Streams:
     restart: int = 0
 
     def only(self, rows: Tensor) -> "Streams":
-        """Those of the images at ``rows`` ``(M,)``."""
+        """Select the streams of the images at ``rows`` ``(M,)``."""
         return replace(self, numbers=self.numbers[rows.cpu()])
 
     def start(self, images: Tensor, settings: PGD) -> Tensor:
-        """Draw where PGD begins, ``(N, C, H, W)``: the start that ``settings`` names."""
+        """Draw the first points of PGD, ``(N, C, H, W)``, as ``settings.start`` says."""
         if settings.start == "none":
             return images
         names = ("start", self.restart)
@@ -122,10 +123,9 @@ class Streams:
 
 @dataclass(frozen=True)
 class Reached:
-    """Where PGD led N images: their ``points`` ``(N, C, H, W)``.
+    """Result of PGD on N images: the ``points`` ``(N, C, H, W)`` it reached.
 
-    ``first_fooled`` ``(N,)``: the step of the first iterate that fooled the model, -1 where none of those that were
-    looked at did.
+    ``first_fooled`` ``(N,)`` is the step of the first iterate that fooled the model; -1 if no judged iterate did.
     """
 
     points: Tensor
@@ -133,26 +133,26 @@ class Reached:
 
     @property
     def fooled(self) -> Tensor:
-        """Which images ``(N,)`` were fooled by some iterate."""
+        """The images ``(N,)`` on which some iterate fooled the model."""
         return self.first_fooled >= 0
 
 
 def threat_model(settings: PGD) -> ThreatModel:
-    """The threat model of ``settings``."""
+    """Build the threat model of ``settings``."""
     return ThreatModel(settings.norm, settings.epsilon, settings.box)
 
 
 def settings_inside(threat: ThreatModel, budget: Budget, attack: str = "pgd", **given: object) -> PGD:
-    """Resolve the PGD called ``attack`` inside ``threat`` and ``budget``, with what is ``given``."""
-    box = {} if threat.box else {"box": False}  # an attack that ignores the box goes on doing so
+    """Resolve the PGD settings of ``attack`` for ``threat`` and ``budget``; the ``given`` settings override them."""
+    box = {} if threat.box else {"box": False}  # an attack that ignores the box keeps ignoring it
     return attack_settings(attack, {"norm": threat.norm, "epsilon": threat.epsilon, **box, **budget.walk, **given})
 
 
 @contextmanager
 def prepared(model: nn.Module, settings: PGD) -> Iterator[nn.Module]:
-    """``model`` in evaluation mode with frozen parameters, in the precision asked for; left as found.
+    """Yield ``model`` in evaluation mode with frozen parameters and the requested precision; restore it afterwards.
 
-    float64 works on a copy, so the caller's parameters are not touched there either.
+    float64 uses a copy of the model, so the caller's parameters never change.
     """
     working = copied(model).double() if settings.precision == "float64" else model
     with measuring(working):
@@ -170,10 +170,9 @@ def look(
     gradient: bool = True,
     streams: Streams | None = None,
 ) -> Iterate:
-    """The facts at ``images``: one forward pass, and one backward pass where the gradient is wanted.
+    """Compute logits and loss at ``images`` in one forward pass, and with ``gradient`` the gradient in a backward pass.
 
-    A smoothed gradient takes a forward and a backward pass more for each of its copies. ``loss`` takes the place of
-    the one that ``settings`` names.
+    A smoothed gradient costs one more forward and backward pass per copy. ``loss`` replaces the loss of ``settings``.
     """
     if gradient and settings.smooths:
         here = look(model, images, labels, settings, step, loss=loss, gradient=False)
@@ -199,10 +198,10 @@ def _smoothed_gradient(
     loss: Loss | None,
     streams: Streams | None,
 ) -> Tensor:
-    """``mean over c of grad loss(x + radius n_c)``, n_c standard Gaussian.
+    """Compute ``mean over c of grad loss(x + radius n_c)``, with n_c standard Gaussian.
 
-    For a random model the expectation over its randomness too (Athalye et al. 2018, EoT). The copies are not cut to
-    the box, so that their mean stays the point.
+    On a random model this also averages over the model's randomness (Athalye et al. 2018, EoT). The copies are not cut
+    to the box, so that their mean stays at the point.
     """
     streams = streams or Streams(0, torch.arange(len(images)))
     total = torch.zeros_like(images)
@@ -215,9 +214,9 @@ def _smoothed_gradient(
 
 
 def advance(iterate: Iterate, origin: Tensor, settings: PGD) -> Tensor:
-    """The next point: a steepest step from ``iterate``, projected into the ball around ``origin``.
+    """Compute the next point: a steepest step from ``iterate``, projected into the ball around ``origin``.
 
-    Where that step is not a number, the coordinate stays.
+    A coordinate whose step is NaN does not move.
     """
     threat = threat_model(settings)
     assert iterate.gradient is not None
@@ -231,7 +230,7 @@ def advance(iterate: Iterate, origin: Tensor, settings: PGD) -> Tensor:
 
 @dataclass(frozen=True)
 class _Walkers:
-    """The images that still walk: their places among all ``(N,)``, and what belongs to each."""
+    """The images still under attack: their indices among all, ``rows`` ``(N,)``, and the data of each."""
 
     rows: Tensor
     images: Tensor
@@ -258,18 +257,19 @@ def pgd(
     keep_first: bool = False,
     boxed: bool = False,
 ) -> Reached:
-    """Climb the loss from one start: x_{t+1} = project(x_t + steepest_step(g_t)), t = 0 .. T-1 (Madry et al. 2018).
+    """Run PGD from one start: x_{t+1} = project(x_t + steepest_step(g_t)), t = 0 .. T-1 (Madry et al. 2018).
 
-    The points reached are x_T. With ``keep_first`` they are each image's first iterate that fools the model, where one
-    does: no success is walked past (Pintor et al. 2022). Such an image is attacked no further, unless the batch is part
-    of the attack (``reduction`` "mean"); a coordinate whose slope is not a number counts as flat; and with ``boxed``
-    iterates that ``settings`` lets leave the box are cut to it before they are judged and kept.
+    Returns the points x_T. With ``keep_first`` it returns each image's first iterate that fools the model, if there is
+    one, so that no success is lost later on the path (Pintor et al. 2022). Such an image is not attacked further,
+    unless the batch is part of the attack (``reduction`` "mean"). With ``keep_first`` a coordinate whose gradient is
+    NaN counts as flat. With ``boxed``, iterates that may leave the box under ``settings`` are cut to it before they are
+    judged and kept.
 
-    ``start`` is where to begin; where it is None the start that ``settings`` names is drawn from ``streams``, and
-    without those it is the images. ``observe`` is called with every iterate, x_0 .. x_T, in order; the last carries a
-    gradient only where ``final_gradient`` is set. It is looked at only where it is observed or may be kept. ``seen``
-    notes the gradients that were gone along; with ``keep_first`` those of images that stood alone. ``loss``
-    takes the place of the one that ``settings`` names. ``model`` is one that :func:`prepared` yields.
+    ``model`` must come from :func:`prepared`. ``start`` is the first point; if it is None, the start of ``settings`` is
+    drawn from ``streams``, and without streams the images are the start. ``loss`` replaces the loss of ``settings``.
+    ``observe`` is called with every iterate x_0 .. x_T in order; the last has a gradient only with ``final_gradient``,
+    and is computed only if it is observed or may be kept. ``seen`` records the gradients that the steps used; with
+    ``keep_first`` only those of images not yet fooled.
     """
     if start is None:
         start = images if streams is None else streams.start(images, settings)
@@ -289,18 +289,18 @@ def pgd(
         if observe is not None:
             observe(here)
         judged, wrong = _judged(model, here, walkers.labels, settings, boxed)
-        stood = first_fooled[walkers.rows] < 0
-        replaced(first_fooled, walkers.rows, stood & wrong, torch.full_like(walkers.rows, step))
+        standing = first_fooled[walkers.rows] < 0
+        replaced(first_fooled, walkers.rows, standing & wrong, torch.full_like(walkers.rows, step))
         if keep_first:
-            replaced(points, walkers.rows, stood, judged)
+            replaced(points, walkers.rows, standing, judged)
         if is_last:
             break
         assert here.gradient is not None
         if seen is not None:
-            seen.note(walkers.rows, here.gradient, stood & ~wrong if keep_first else True)
+            seen.note(walkers.rows, here.gradient, standing & ~wrong if keep_first else True)
         if keep_first:
             here = replace(here, gradient=here.gradient.nan_to_num(0.0))
-            stay = who_stays(stood & ~wrong, step)
+            stay = who_stays(standing & ~wrong, step)
             if stay is not None and not len(stay):
                 break
             if stay is not None and settings.reduction == "sum":  # the one place where images leave the batch
@@ -310,7 +310,7 @@ def pgd(
 
 
 def _judged(model: nn.Module, here: Iterate, labels: Tensor, settings: PGD, boxed: bool) -> tuple[Tensor, Tensor]:
-    """The iterate, cut to the box where that is asked for, and which images ``(N,)`` it fools."""
+    """Return the iterate, cut to the box if requested, and the images ``(N,)`` on which it fools the model."""
     if settings.box or not boxed:
         return here.images, fooled(here.logits, labels)
     cut = here.images.clamp(0, 1)
@@ -328,10 +328,10 @@ def pgd_restarted(
     restarts: Iterable[int],
     standing: Tensor | None = None,
 ) -> Reached:
-    """Climb from several starts: each image's first iterate, over all ``restarts``, that fools the model.
+    """Run PGD from several starts; return each image's first iterate, over all ``restarts``, that fools the model.
 
-    Where none does the point is the last of the last start. Only the images still ``standing`` ``(N,)``, all where it
-    is None, are attacked, unless the batch is part of the attack. See :func:`pgd` for the rest.
+    If no iterate does, return the last iterate of the last start. Only the images ``standing`` ``(N,)`` are attacked
+    (all images if None), unless the batch is part of the attack. See :func:`pgd` for the other arguments.
     """
     points = images.clone()
     everyone = torch.arange(len(images), device=images.device)
@@ -350,17 +350,18 @@ def pgd_restarted(
     return Reached(points, first_fooled)
 
 
-#: Numbers of the images attacked at once on a CPU, where they are small: 32 of CIFAR-10's.
+#: Number of values in the images attacked at once on a CPU, for small images: 32 images of CIFAR-10.
 _NUMBERS_AT_ONCE = 32 * 3 * 32 * 32
-#: Images attacked at once on a GPU, and at most on a CPU.
+#: Number of images attacked at once on a GPU, and the most on a CPU.
 _MOST_AT_ONCE = 512
 
 
 def usual_batch_size(settings: PGD | None, device: torch.device, numbers: int = _NUMBERS_AT_ONCE) -> int:
-    """Images of ``numbers`` values attacked at once: the paper's 128 where their loss is a mean, else what is fastest.
+    """Choose how many images, of ``numbers`` values each, to attack at once.
 
-    On a CPU the activations of 32 CIFAR-10 images are still in its caches when the backward pass comes for them; of
-    smaller images there are as many more, since a batch of few takes as long as one of twice its size.
+    The answer is the paper's 128 if the loss is a mean, else the fastest size. On a CPU the activations of 32 CIFAR-10
+    images are still in the caches when the backward pass reads them. The batch of smaller images is larger in
+    proportion, because a small batch takes as long as one of twice its size.
     """
     if settings is not None and settings.reduction == "mean":
         return PAPER_BATCH

@@ -1,4 +1,4 @@
-"""What an attack is given, and what it costs."""
+"""The input of an attack, and the counter of its cost."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,20 +19,20 @@ from gradscope.models.inspection import laid_out
 
 @dataclass
 class Tally:
-    """Passes through a model, each image of a batch counted."""
+    """Counts forward and backward passes, one for each image of a batch."""
 
     forward: int = 0
     backward: int = 0
 
     def __deepcopy__(self, memo: object) -> Self:
-        """Itself: a copy of a model in another precision counts on the same tally."""
+        """Return itself, so that a copy of a model in another precision adds to the same counter."""
         return self
 
 
 class Counted(nn.Module):
-    """``model``, its passes counted on ``tally``: forward at each call, backward as a gradient reaches the logits.
+    """Wraps ``model`` and counts passes on ``tally``: forward at each call, backward when the logits get a gradient.
 
-    The mean of several draws is as many passes.
+    A mean of several draws counts one pass per draw.
     """
 
     def __init__(self, model: nn.Module, tally: Tally) -> None:
@@ -43,7 +43,7 @@ class Counted(nn.Module):
         self.training = model.training
 
     def forward(self, images: Tensor) -> Tensor:
-        """The logits of the model."""
+        """Compute the model's logits ``(N, K)``, and count the pass."""
         logits: Tensor = self.model(laid_out(images))
         self.tally.forward += self.draws * len(images)
         if logits.requires_grad:
@@ -56,11 +56,11 @@ class Counted(nn.Module):
 
 @dataclass(frozen=True)
 class Problem:
-    """Images ``(N, C, H, W)`` that ``model`` gets right, and what an attack may do to them.
+    """A batch under attack: images ``(N, C, H, W)`` that ``model`` classifies correctly, and the limits of the attack.
 
     ``model`` is in evaluation mode with frozen parameters and returns ``classes`` logits. ``numbers`` ``(N,)``, on the
     CPU, name the images' random streams under ``seed``. ``examples`` are adversarial images ``(N, C, H, W)`` made on
-    other models, one tensor for each of them. ``seen`` notes the gradients. ``loss`` is the user's own.
+    other models, one tensor per model. ``seen`` records the gradients. ``loss`` is the user's own loss.
     """
 
     model: nn.Module
@@ -79,7 +79,7 @@ class Problem:
         return len(self.images)
 
     def only(self, rows: Tensor) -> "Problem":
-        """Those at ``rows`` ``(M,)``."""
+        """Select the images at ``rows`` ``(M,)``."""
         return replace(
             self,
             images=self.images[rows],
@@ -89,40 +89,40 @@ class Problem:
         )
 
     def repeated(self, copies: int) -> "Problem":
-        """Each image ``copies`` times, one after another."""
+        """Repeat each image ``copies`` times, one after another."""
         if copies == 1:
             return self
         return self.only(torch.arange(len(self)).repeat_interleave(copies).to(self.labels.device))
 
     def settings(self, attack: str = "pgd", **given: object) -> PGD:
-        """Resolve the PGD called ``attack`` inside this threat model and budget, with what is ``given``."""
+        """Resolve the PGD settings of ``attack`` for this threat model and budget; ``given`` settings override them."""
         return settings_inside(self.threat, self.budget, attack, **given)
 
     def start(self, shape: Start, *names: object) -> Tensor:
-        """A random point of the ball around each image; see :meth:`ThreatModel.random_start`."""
+        """Draw a random point of the ball around each image; see :meth:`ThreatModel.random_start`."""
         return self.threat.random_start(self.images, shape, self.seed, names, self.numbers)
 
     @cached_property
     def ends(self) -> tuple[Tensor, Tensor]:
-        """The lowest and the highest values of each pixel within epsilon, in L-infinity."""
+        """The lowest and the highest value of each pixel in the L-infinity ball."""
         threat, images = self.threat, self.images
         return threat.project(images - threat.epsilon, images), threat.project(images + threat.epsilon, images)
 
     @cached_property
     def fixed(self) -> bool:
-        """Whether a point that fools the model settles it: no mean of draws, which another pass may judge otherwise."""
+        """Whether the model is deterministic; a mean of random draws may judge the same point differently next time."""
         return draws_of(self.model) is None
 
     @property
     def streams(self) -> Streams:
-        """The random numbers of these images."""
+        """The random streams of these images."""
         return Streams(self.seed, self.numbers)
 
     def climb(self, settings: PGD, restart: int = 0, start: Tensor | None = None, loss: Loss | None = None) -> Reached:
-        """Run PGD from its start number ``restart``, or from ``start``; see :func:`pgd`.
+        """Run PGD from the random start number ``restart``, or from ``start``; see :func:`pgd`.
 
-        What it reaches is each image's first iterate that fools the model, judged inside the threat model's box. Where
-        two passes of it differ it is the last: the first was lucky in its draws.
+        Returns each image's first iterate that fools the model, judged inside the threat model's box. On a random model
+        it returns the last iterate, because the first success may be luck of the draw.
         """
         streams = replace(self.streams, restart=restart)
         given = (self.images, self.labels, settings)
@@ -132,31 +132,35 @@ class Problem:
         return replace(reached, points=reached.points.to(self.images))
 
     def note(self, gradient: Tensor, rows: Tensor, counts: Tensor | bool = True) -> None:
-        """Note the gradients ``(M, ...)`` of the images at ``rows`` ``(M,)``, of those that ``counts`` ``(M,)``."""
+        """Record gradients ``(M, ...)`` of the images at ``rows`` ``(M,)``; only where ``counts`` ``(M,)``."""
         if self.seen is not None:
             self.seen.note(rows, gradient, counts)
 
     def fooled_at(self, points: Tensor) -> Tensor:
-        """Which images ``(N,)`` the model gets wrong at ``points``; costs a forward pass."""
+        """Mark the images ``(N,)`` that the model gets wrong at ``points``; costs one forward pass."""
         with torch.no_grad():
             return fooled(self.model(points), self.labels)
 
 
 def wrong_classes(logits: Tensor, labels: Tensor, ranks: Sequence[int]) -> Tensor:
-    """The wrong classes ``(N, ranks)`` by ``logits`` ``(N, K)``, of which rank 0 is the likeliest."""
+    """Select the wrong classes of the given ranks by ``logits`` ``(N, K)``, ``(N, ranks)``; rank 0 is the likeliest.
+
+    >>> wrong_classes(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]), [0, 1])
+    tensor([[2, 1]])
+    """
     ranking = logits.argsort(dim=1, descending=True)
     wrong = ranking[ranking != labels.unsqueeze(1)].reshape(len(labels), -1)
     return torch.stack([wrong[:, rank] for rank in ranks], dim=1)
 
 
 def chosen_copy(values: Tensor, score: Tensor) -> Tensor:
-    """Of the copies of each image, one after another in ``values`` ``(N * copies, ...)``, the first of largest score.
+    """Choose for each image the first of its copies with the largest score; returns ``(N, ...)``.
 
-    ``score`` ``(N, copies)``; returns ``(N, ...)``.
+    ``values`` ``(N * copies, ...)`` holds the copies of each image one after another; ``score`` is ``(N, copies)``.
     """
     first = torch.arange(len(score), device=score.device) * score.shape[1]
     return values[first + score.argmax(dim=1)]
 
 
-#: What an attack does to a batch: for each image the point ``(N, C, H, W)`` it holds to fool the model, else any.
+#: An attack on a batch. It returns points ``(N, C, H, W)``: for each image one that fools the model if it found one.
 Run = Callable[[Problem], Tensor]

@@ -1,6 +1,6 @@
-"""The attacks by name: what each is, what it needs of a model, and where its code lies. No torch here.
+"""Table of the attacks: the meaning of each, what it needs from a model, and the place of its code. Imports no torch.
 
-The command line and recipes check names with this table; the code of an attack is imported when it runs.
+The command line and recipes check names against this table; the code of an attack is imported when it runs.
 """
 
 from collections.abc import Mapping
@@ -14,19 +14,20 @@ Need = Literal["gradient", "float64", "examples", "loss"]
 #: The attack on the user's own loss.
 OWN = "pgd-own"
 
-#: Images of a batch where the batch is part of the attack: the paper's.
+#: The paper's batch size, for attacks whose result depends on the batch.
 PAPER_BATCH = 128
 
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack: in a line what it is, what it needs of a model, and how it is run.
+    """One attack: its meaning in one line, what it needs from a model, and how to run it.
 
-    It is PGD with the settings of ``pgd``, a name of :data:`gradscope.config.PGD_ATTACKS`, and the fields of the budget
-    that it ``takes``; or else it is ``code``, "module:function", called with a problem and ``arguments``. ``each`` is
-    what ``code`` is called once for: an example, with its number as ``example``, or some wrong classes, with their
-    ranks as ``ranks``. ``parts`` are the attacks that it is made of. Without the need "gradient" it asks for logits
-    only. ``classes`` is the fewest it is defined for. ``batch_size`` is set where the batch is part of the attack.
+    With ``pgd`` it is PGD with the settings of that name in :data:`gradscope.config.PGD_ATTACKS` and the budget fields
+    that it ``takes``. With ``code``, "module:function", it is that function, called with a problem and ``arguments``.
+    ``each`` says what ``code`` is called for once: an example (argument ``example``, its number) or a group of wrong
+    classes (argument ``ranks``). ``parts`` are the attacks that it consists of. Without the need "gradient" it uses
+    logits only. ``classes`` is the smallest number of classes it works with. ``batch_size`` is set if the batch is part
+    of the attack.
     """
 
     meaning: str

@@ -1,4 +1,4 @@
-"""The threat model: what an attacker may do to an image."""
+"""The threat model: which changes of an image an attacker may make."""
 
 import math
 from collections.abc import Sequence
@@ -24,9 +24,12 @@ class ThreatModel:
     box: bool = True
 
     def project(self, images: Tensor, origin: Tensor, radii: Tensor | None = None) -> Tensor:
-        """The points of the ball around ``origin`` that ``images`` project to, then clamped to the box.
+        """Project ``images`` ``(N, C, H, W)`` into the ball around ``origin``, then clamp them to the box.
 
-        ``radii`` ``(N,)`` take the place of epsilon, one for each image.
+        ``radii`` ``(N,)`` replace epsilon by one radius per image.
+
+        >>> ThreatModel("linf", 0.25).project(torch.tensor([[[[0.9]]]]), torch.tensor([[[[0.5]]]]))
+        tensor([[[[0.7500]]]])
         """
         delta = images - origin
         if self.norm == "linf" and radii is None:
@@ -44,10 +47,10 @@ class ThreatModel:
         return projected.clamp_(0, 1) if self.box else projected
 
     def steepest_step(self, gradient: Tensor, step_size: float, norm_floor: float = 0.0) -> Tensor:
-        """The step of length ``step_size`` along which the loss rises fastest.
+        """Compute the step of length ``step_size`` along which the loss rises fastest.
 
-        L-infinity: ``step_size * sign(g)``; L2: ``step_size * g / max(|g|, norm_floor)``. With a floor of 0 the
-        length is exact however small the gradient; where it is 0 there is no step.
+        L-infinity: ``step_size * sign(g)``; L2: ``step_size * g / max(|g|, norm_floor)``. With a floor of 0 the length
+        is exact for any non-zero gradient, however small. A zero gradient gives a zero step.
         """
         if self.norm == "linf":
             return gradient.sign().mul_(step_size)
@@ -56,18 +59,18 @@ class ThreatModel:
 
     @staticmethod
     def scaled_step(norms: Tensor, units: Tensor, step_size: float, norm_floor: float) -> Tensor:
-        """The L2 step ``(N, D)`` from the gradient's norm ``(N,)`` and direction ``(N, D)``."""
+        """Compute the L2 step ``(N, D)`` from the gradient's norm ``(N,)`` and direction ``(N, D)``."""
         if norm_floor == 0:
             return units * step_size
         return units * (step_size * (norms / norm_floor).clamp(max=1)).unsqueeze(1)
 
     def random_start(self, images: Tensor, shape: Start, seed: int, names: Sequence[object], indices: Tensor) -> Tensor:
-        """A random point of the ball around each image.
+        """Draw a random point of the ball around each image, ``(N, C, H, W)``.
 
-        ``shape`` "ball": uniform in the ball; "cube": uniform in [-epsilon, epsilon]^D and projected, which in
-        many dimensions lies on the sphere; "surface": on the ball's surface, uniform on the sphere (L2) or in the
-        cube and then stretched to touch a face (L-infinity). Each image draws from its own stream
-        ``(seed, names, index)``, so a start depends neither on the batch size nor on who shares the batch.
+        ``shape`` "ball" is uniform in the ball. "cube" is uniform in [-epsilon, epsilon]^D and then projected; in many
+        dimensions such a point lies on the sphere. "surface" lies on the ball's surface: uniform on the sphere (L2), or
+        uniform in the cube and then stretched to touch a face (L-infinity). Each image draws from its own stream
+        ``(seed, names, index)``, so its start depends neither on the batch size nor on the other images of the batch.
         """
         noise, shares = torch.empty(images.shape), torch.ones(len(images))
         normal, inside = self.norm == "l2" and shape != "cube", self.norm == "l2" and shape == "ball"
@@ -87,14 +90,14 @@ class ThreatModel:
         return self.project(images + sent(noise, images.device, images.dtype), images)
 
     def radius_of_a_coordinate(self, coordinates: int) -> float:
-        """How far each of ``coordinates`` may go where all go as far: epsilon, in L2 epsilon / sqrt(coordinates)."""
+        """Compute how far all coordinates may move equally: epsilon, or epsilon / sqrt(coordinates) in L2."""
         return self.epsilon / (1 if self.norm == "linf" else coordinates**0.5)
 
     def unbounded(self, coordinates: int) -> "ThreatModel":
-        """The smallest ball that holds all of [0, 1]^coordinates around any of its points."""
+        """Return the threat model whose ball around any point of [0, 1]^coordinates contains the whole box."""
         return replace(self, epsilon=1.0 if self.norm == "linf" else coordinates**0.5)
 
     def distance(self, images: Tensor, origin: Tensor) -> Tensor:
-        """The norm of ``images - origin``, ``(N,)``, in pixel units."""
+        """Compute the norm of ``images - origin``, ``(N,)``, in pixel units."""
         delta = flatten(images - origin)
         return delta.abs().amax(dim=1) if self.norm == "linf" else torch.linalg.vector_norm(delta, dim=1)

@@ -1,4 +1,4 @@
-"""Model against model: adversarial examples made on one, judged on every other."""
+"""Transfer between models: adversarial examples made on one model, judged on all models."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,15 +18,13 @@ from gradscope.models.inspection import check_fits, measuring
 from gradscope.results.stats import Interval, wilson_interval
 from gradscope.seeding import seeded
 
-#: Told after each batch how many images it held, and whose they were.
-
 
 @dataclass(frozen=True)
 class Transfer:
-    """What each of T ``targets`` makes of the examples of each of S ``sources``, on the same N images.
+    """Correctness of T ``targets`` on the adversarial examples of S ``sources``, for the same N images.
 
-    ``clean`` ``(T, N)``: the target is right on the image; ``right`` ``(S, T, N)``: on the source's example of it.
-    Logits that are not finite are not right.
+    ``clean`` ``(T, N)``: the target is right on the clean image. ``right`` ``(S, T, N)``: the target is right on the
+    source's example of the image. Logits that are not finite count as wrong.
     """
 
     sources: tuple[str, ...]
@@ -38,15 +36,15 @@ class Transfer:
 
     @property
     def accuracy(self) -> Tensor:
-        """Share of all images whose example the target gets right, ``(S, T)``."""
+        """Share of all images whose example the target classifies correctly, ``(S, T)``."""
         return self.right.double().mean(dim=2)
 
     def of(self, source: str, target: str) -> Tensor:
-        """Which examples ``(N,)`` of ``source`` the target gets right."""
+        """Mark the examples ``(N,)`` of ``source`` that ``target`` classifies correctly."""
         return self.right[self.sources.index(source), self.targets.index(target)]
 
     def interval(self, source: str, target: str) -> Interval:
-        """Wilson interval of the accuracy."""
+        """Compute the Wilson interval of the accuracy."""
         right = self.of(source, target)
         return wilson_interval(int(right.sum()), len(right))
 
@@ -60,15 +58,16 @@ def make_examples(
     work: Work = PLAIN,
     seen: Blindness | None = None,
 ) -> Tensor:
-    """The last iterates of PGD on ``model``, ``(N, C, H, W)`` float32 on the CPU, for other models to be shown.
+    """Make adversarial examples for other models: the last iterates of PGD on ``model``, ``(N, C, H, W)``.
 
-    Not the first that fools it, as an evaluation keeps: those lie just behind the boundary of ``model`` and fool few
-    others. One start, that of restart 0; ``numbers`` name the images' streams, 0 .. N-1 where None. A batch is a unit
-    of work, named by its place. ``seen`` notes the gradients.
+    The result is float32 on the CPU. An evaluation keeps the first iterate that fools the model instead; that lies just
+    beyond the boundary of ``model`` and fools few other models. There is one start, that of restart 0. ``numbers`` name
+    the images' random streams (0 .. N-1 if None). Each batch is a unit of work, named by its position. ``seen`` records
+    the gradients.
     """
     named = torch.arange(len(image_set)) if numbers is None else numbers
     batches = torch.arange(len(image_set)).split(work.batch_size or 32)
-    found = []
+    examples = []
     with prepared(model, settings) as attacked:
 
         def reach(indices: Tensor) -> Values:
@@ -83,11 +82,11 @@ def make_examples(
 
         units = [(f"examples-{int(indices[0]):06d}", partial(reach, indices)) for indices in batches]
         for indices, unit in zip(batches, work.each(units), strict=True):
-            found.append(unit["examples"])
+            examples.append(unit["examples"])
             if seen is not None:
                 seen.add(indices, unit["blindness"])
             work.advance(len(indices), "")
-    return torch.cat(found)
+    return torch.cat(examples)
 
 
 def transfer(
@@ -99,11 +98,11 @@ def transfer(
     numbers: Tensor | None = None,
     work: Work = PLAIN,
 ) -> Transfer:
-    """Judge every source's ``examples`` ``(N, C, H, W)`` of ``image_set``, on the CPU, on every one of ``models``.
+    """Judge the ``examples`` ``(N, C, H, W)`` of every source, kept on the CPU, on every one of ``models``.
 
-    A target's look at a batch is a unit of work.
-    Raises :class:`GradscopeError` for a model that does not take these images or has other classes, and for examples
-    that are of another shape, not finite, or outside ball or box by more than rounding.
+    Each target and batch is a unit of work. Raises :class:`GradscopeError` for a model that does not accept these
+    images or has other classes, and for examples that have another shape, are not finite, or lie outside ball or box by
+    more than rounding.
     """
     numbers = torch.arange(len(image_set)) if numbers is None else numbers
     for source, example in examples.items():
@@ -134,15 +133,17 @@ def transfer(
 
 
 def _check_examples(source: str, examples: Tensor, image_set: ImageSet, threat: ThreatModel) -> None:
-    shape, wanted = tuple(examples.shape), tuple(image_set.images.shape)
-    if shape != wanted:
-        raise GradscopeError(f"examples: those of {source} are {shape}, the images are {wanted}")
+    shape, expected = tuple(examples.shape), tuple(image_set.images.shape)
+    if shape != expected:
+        raise GradscopeError(f"examples: those of {source} must have the shape of the images, {expected}, got {shape}")
     if not examples.isfinite().all():
-        raise GradscopeError(f"examples: those of {source} hold values that are not finite")
+        raise GradscopeError(f"examples: those of {source} must be finite, got NaN or infinity")
     if threat.box and (float(examples.min()) < 0 or float(examples.max()) > 1):
-        raise GradscopeError(f"examples: those of {source} leave [0, 1]; make them with box on")
+        raise GradscopeError(f"examples: those of {source} must lie in [0, 1]; make them with box on")
     for indices, images, _ in image_set.batches(1024, "cpu"):
         farthest = float(threat.distance(examples[indices], images).max())
         if farthest > threat.epsilon * (1 + 1e-4) + 1e-6:
-            radius = f"the radius is {threat.epsilon:g}"
-            raise GradscopeError(f"examples: those of {source} are up to {farthest:g} from their images, {radius}")
+            raise GradscopeError(
+                f"examples: those of {source} must lie within {threat.epsilon:g} of their images, got up to "
+                f"{farthest:g}"
+            )

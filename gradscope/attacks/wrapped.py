@@ -1,13 +1,14 @@
-"""What torchattacks 3.5.1 does right, made safe to call.
+"""The parts of torchattacks 3.5.1 that are correct, made safe to call.
 
-Used: FAB, untargeted. It is the published algorithm with AutoAttack's parameters, its projections are
-exact (the tests compare its result with the closed form on linear models), and with one start it draws nothing, so
-that an image's result depends on nobody else in the batch. It is called on a model whose logits are divided by their
-own range: that moves no boundary, and without it the L2 form stands still where gradients are below 1e-8.
+gradscope uses its untargeted FAB. That is the published algorithm with AutoAttack's parameters, and its projections are
+exact (the tests compare its result with the closed form on linear models). With one start it draws no random numbers,
+so an image's result does not depend on the rest of the batch. gradscope divides the model's logits by their own range
+first. This moves no boundary; without it the L2 form does not move where gradients are below 1e-8.
 
-Not used, and written anew: APGD and APGDT (:mod:`gradscope.attacks.apgd`), targeted FAB (:mod:`gradscope.attacks.fab`),
-Square (:mod:`gradscope.attacks.black_box`), and AutoAttack, which runs its parts with 10 steps instead of 100, shrinks
-Square's squares on another schedule, aims at every wrong class instead of nine, and takes its seed from the clock.
+gradscope does not use these, and has its own: APGD and APGDT (:mod:`gradscope.attacks.apgd`), targeted FAB
+(:mod:`gradscope.attacks.fab`), Square (:mod:`gradscope.attacks.black_box`), and AutoAttack, which runs its parts with
+10 steps instead of 100, shrinks Square's squares on another schedule, aims at every wrong class instead of nine, and
+takes its seed from the clock.
 """
 
 import torch
@@ -18,13 +19,13 @@ from gradscope.functional import per_sample
 
 
 class _Scaled(nn.Module):
-    """Logits divided by their own range, a constant of each image: the same boundaries at a scale that FAB can see."""
+    """Divides each image's logits by their own range, held constant: same boundaries, at a scale that FAB handles."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__()
         self.model = problem.model
-        self.training = False  # torchattacks puts a model into training mode afterwards if it seems to be in it
-        # torchattacks takes the device from the first parameter, and prints where there is none.
+        self.training = False  # torchattacks restores training mode afterwards if this says so
+        # torchattacks takes the device from the first parameter, and prints a message if there is none.
         self.anchor = nn.Parameter(torch.empty(0, device=problem.images.device), requires_grad=False)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -35,14 +36,14 @@ class _Scaled(nn.Module):
 
 
 def fab(problem: Problem) -> Tensor:
-    """Fast adaptive boundary attack (Croce and Hein 2020): the nearest point over the boundary it finds, one start.
+    """Run the fast adaptive boundary attack (Croce and Hein 2020) once; return the nearest point beyond a boundary.
 
-    It takes a backward pass for each class in every step. Where the nearest point is farther than epsilon the image
-    itself is returned.
+    Each step takes one backward pass per class. If the nearest point is farther than epsilon, the image itself is
+    returned.
     """
     from torchattacks.attacks.fab import FAB
 
-    from gradscope import vision  # noqa: F401, before torchattacks, which imports torchvision
+    from gradscope import vision  # noqa: F401, must come before torchattacks, which imports torchvision
 
     attack = FAB(
         _Scaled(problem),

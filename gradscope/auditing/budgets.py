@@ -1,4 +1,4 @@
-"""How much an audit may cost, and what each budget leaves out."""
+"""The budgets of an audit: which attacks each one runs, how long, and what it leaves out."""
 
 from dataclasses import dataclass, replace
 
@@ -6,7 +6,7 @@ from gradscope.attacks.registry import ATTACKS, OWN
 from gradscope.config import Budget, Norm
 from gradscope.errors import lookup
 
-#: Attacks that take a gradient, in every budget; they run on all images that are right, as the paired tests need.
+#: Gradient attacks of every budget. They run on all correctly classified images, as the paired tests need.
 _WHITE_BOX = (
     "fgsm",
     "pgd",
@@ -21,16 +21,16 @@ _WHITE_BOX = (
 _STRONGER = ("pgd-restarts", "apgd-ce", "apgd-t", "fmn")
 _STRONGEST = ("pgd-large-steps", "apgd-dlr", "fab", "fab-t")
 _BLACK_BOX = ("square", "noise")
-#: The attack that sees labels alone: by norm the one whose steps are made for it.
+#: The attack that uses labels only, by the norm that it is made for.
 BY_LABEL: dict[Norm, str] = {"linf": "rays", "l2": "hop-skip-jump"}
 _EXAMPLES = ("transfer", "pgd-from")
-#: No attack of an audit: a cascade of others.
+#: Not an attack of its own in an audit: it consists of other attacks.
 _NEVER = ("autoattack",)
 
 
 @dataclass(frozen=True)
 class ScaleBudget:
-    """How the scale of the logits is varied: over how many temperatures, on how many images, by which attacks."""
+    """How the scale of the logits is varied: number of images and temperatures, attack steps, and attacks."""
 
     images: int
     temperatures: int
@@ -39,19 +39,19 @@ class ScaleBudget:
 
     @property
     def runs(self) -> int:
-        """Attacks on each image: every one at every temperature, and the reference at three of them."""
+        """Number of attack runs per image: each attack at each temperature, and the reference at three of them."""
         return self.temperatures * len(self.attacks) + 3
 
 
 @dataclass(frozen=True)
 class AuditBudget:
-    """What an audit gathers: attacks, and how closely the gradients and the output are looked at.
+    """The work of an audit: its attacks ``names``, their budget ``attacks``, and the study of gradients and outputs.
 
-    ``images`` are attacked where the user does not say how many; ``probed`` of them have their gradients taken apart,
-    along ``directions`` random directions, and every fourth of those its curvature; a random output is averaged over
-    ``draws`` passes. ``scale`` says what is tried at other temperatures of the logits. ``by_label``: an attack that
-    sees labels alone is among ``names`` once the norm is known. ``unit_test``: the attacks are tested themselves.
-    ``distance_targets``: how many classes the search for distances aims at, a walk each.
+    ``images`` is the default number of images. The gradients of the first ``probed`` correctly classified images are
+    studied, along ``directions`` random directions; every fourth of these has its curvature measured. A random output
+    is averaged over ``draws`` passes. ``scale`` configures the attacks at other temperatures of the logits.
+    ``by_label``: once the norm is known, an attack that uses labels only joins ``names``. ``unit_test``: the attacks
+    themselves are tested. ``distance_targets``: number of classes that the search for distances aims at, one walk each.
     """
 
     meaning: str
@@ -68,12 +68,12 @@ class AuditBudget:
 
     @property
     def for_distances(self) -> Budget:
-        """What the search for distances may spend."""
+        """The budget of the search for distances."""
         return self.attacks.model_copy(update={"targets": self.distance_targets})
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Attacks of the registry that this budget does not run, and why."""
+        """Attacks of the registry that this budget does not run, with the reason."""
         missing = [name for name in ATTACKS if name not in (*self.names, OWN, *_EXAMPLES, *_NEVER)]
         return dict.fromkeys(missing, "costs more than this budget allows")
 
@@ -103,7 +103,7 @@ BUDGETS: dict[str, AuditBudget] = {
         distance_targets=2,
     ),
     "full": AuditBudget(
-        "every attack at the usual size of the published ones",
+        "every attack, with the steps and restarts of the published ones",
         Budget(),
         (*_WHITE_BOX, *_STRONGER, *_STRONGEST, *_BLACK_BOX),
         images=1000,
@@ -118,8 +118,11 @@ BUDGETS: dict[str, AuditBudget] = {
 
 
 def budget_of(name: str, norm: Norm, *, with_examples: bool, with_loss: bool = False) -> AuditBudget:
-    """The budget called ``name`` in ``norm``; attacks that need other models' examples, or a loss, only with these."""
-    found = lookup(BUDGETS, name, "budget")
-    by_label = (BY_LABEL[norm],) if found.by_label else ()
-    names = (*found.names, *((OWN,) if with_loss else ()), *by_label, *(_EXAMPLES if with_examples else ()))
-    return replace(found, names=names)
+    """Look up the budget ``name`` for ``norm``; attacks that need other models' examples or a loss join on request.
+
+    Raises :class:`GradscopeError` for an unknown name.
+    """
+    budget = lookup(BUDGETS, name, "budget")
+    by_label = (BY_LABEL[norm],) if budget.by_label else ()
+    names = (*budget.names, *((OWN,) if with_loss else ()), *by_label, *(_EXAMPLES if with_examples else ()))
+    return replace(budget, names=names)

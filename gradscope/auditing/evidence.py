@@ -1,4 +1,4 @@
-"""What the checks of an audit are made from."""
+"""The evidence that the checks of an audit use."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,17 @@ from gradscope.auditing.outputs import are_probabilities, are_random
 from gradscope.auditing.scale import ScaleCurve
 from gradscope.distributed.units import Values
 
-#: Attacks that have each only what those that follow the gradient from the image leave standing: what fools the model
-#: there, the gradient had hidden. The last starts where the first leads.
+#: Attacks that run only on images that no gradient attack from the image fooled. If one of them fools the model there,
+#: the gradient had hidden it. The last one starts from the points of the first.
 LAST = ("transfer", "square", "noise", *BY_LABEL.values(), "pgd-from")
 
 
 @dataclass(frozen=True)
 class Expected:
-    """A random model over many draws, at ``places`` ``(M,)``: right when clean, and under each attack.
+    """Correctness of a random model's mean over many draws, for the images at ``places`` ``(M,)``.
 
-    ``plain`` is PGD on one draw a step, ``averaged`` PGD on the mean over the draws; all are judged by that mean.
+    ``clean``: on the clean image. ``plain``: under PGD on one draw per step. ``averaged``: under PGD on the mean over
+    the draws. The mean judges all three.
     """
 
     places: Tensor
@@ -32,15 +33,15 @@ class Expected:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything the checks are made from; None where it was not gathered: no gradient, or a random output.
+    """All results that the checks use. An entry is None if it could not be gathered: no gradient, or a random output.
 
-    ``main`` has all attacks on all images that are right, but those of :data:`LAST`; ``doubled`` twice the steps,
-    ``smaller`` and ``larger`` half and twice the radius, ``unbounded`` a ball that covers the box, ``repaired``
-    logarithms of the output, ``scale`` other temperatures of the logits. ``distances`` are those of all images, and
-    ``main`` has who falls within the radius. ``places`` ``(M,)`` are the images whose gradients were looked at, and on
-    which attacks were tested with ``known_points``; of every fourth the curvature. ``stands_in``: the gradient
-    is that of a stand-in, whose slopes need not be the model's. ``draws``: a pass is the mean of so many draws of
-    the model; None where it is taken as it is.
+    ``main``: all attacks, on all correctly classified images; those of :data:`LAST` only on images not yet fooled.
+    ``doubled``: twice the steps. ``smaller`` and ``larger``: half and twice the radius. ``unbounded``: a ball that
+    covers the box. ``repaired``: attacks on the logarithm of the output. ``scale``: attacks at other temperatures of
+    the logits. ``distances``: distances of all images; ``main`` counts those within the radius as fooled. ``places``
+    ``(M,)``: the images whose gradients were studied and on which ``known_points`` tested the attacks; every fourth has
+    its ``curvature``. ``stands_in``: the gradient comes from a stand-in, so its slopes may differ from the model's.
+    ``draws``: each pass is the mean of this many draws of the model; None without averaging.
     """
 
     threat: ThreatModel
@@ -72,27 +73,27 @@ class Evidence:
 
     @property
     def wanders(self) -> bool:
-        """Whether two passes over the same images differ."""
+        """Whether two passes over the same images give different outputs."""
         return are_random(self.outputs)
 
     @property
     def random(self) -> bool:
-        """Whether they differ, and no mean over draws is taken: one pass judges nothing."""
+        """Whether outputs are random and not averaged over draws, so that one pass cannot judge an image."""
         return self.wanders and self.draws is None
 
     @property
     def probabilities(self) -> bool:
-        """Whether the outputs lie in [0, 1] and add up to 1."""
+        """Whether all outputs lie in [0, 1] and add up to 1."""
         return are_probabilities(self.outputs)
 
     @property
     def differentiable(self) -> bool:
-        """Whether attacks that need a gradient could be run."""
+        """Whether gradient attacks could run."""
         return "pgd" in self.main.attacks
 
     @property
     def constant(self) -> bool:
-        """Whether one class is predicted for every image that was looked at, and no attack changes that of any."""
+        """Whether the model predicts one class for all probed images and no attack changes a prediction."""
         if bool(self.main.undefined.any()):
             return False
         tried = (self.main, self.doubled, self.smaller, self.larger, self.unbounded, self.repaired)
@@ -101,14 +102,14 @@ class Evidence:
 
     @property
     def white_box(self) -> list[str]:
-        """The attacks of ``main`` that follow the model's gradient from the image."""
+        """The attacks of ``main`` that are not among :data:`LAST`: those that start at the image."""
         return [name for name in self.main.attacks if name not in LAST]
 
     def standing(self) -> Tensor:
-        """Which images ``(N,)`` are right when clean and under everything tried within the radius.
+        """Mark the images ``(N,)`` that are right when clean and under every attack within the radius.
 
-        For a random model on the mean of its draws, where it was taken: one draw judges nothing. Where draws are given
-        it is the lowest that one attack leaves: what falls under any of many falls by luck, too.
+        On a random model the mean of its draws judges, if it was taken, because one draw cannot. With ``draws`` the
+        result is that of the one strongest attack: under several attacks together some images are fooled by luck.
         """
         if self.expected is not None:
             stands = self.main.right.clone()

@@ -1,4 +1,4 @@
-"""Pictures of a few of the images that a verdict rests on: what they were, and what an attack made of them."""
+"""Example images for a verdict: a few images before and after an attack."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,15 +15,15 @@ from gradscope.losses import Loss
 from gradscope.models.inspection import measuring
 from gradscope.seeding import seeded
 
-#: Pictures of one check, of all, and where no check accuses.
+#: Number of pictures per check, in all, and if no check accuses.
 EACH, MOST, OTHERWISE = 4, 12, 6
 
 
 @dataclass(frozen=True)
 class ExampleImage:
-    """An image ``(C, H, W)`` of ``check`` (its id; "" where none accuses) before and after ``attack``.
+    """An image ``(C, H, W)`` before and after ``attack``, as an example for ``check`` (an id; "" if none accuses).
 
-    ``index`` is its place in its set; ``clean_predicted`` and ``adversarial_predicted`` are the model's classes.
+    ``index`` is its index in its set; ``clean_predicted`` and ``adversarial_predicted`` are the model's predictions.
     """
 
     check: str
@@ -45,16 +45,14 @@ def example_images(
     loss: Loss | None = None,
     work: Work,
 ) -> list[ExampleImage]:
-    """A few images of every check that accuses; where none does, those that fell last, or that stand.
+    """Make example images: a few for every check that accuses, else those fooled last, else those never fooled.
 
-    None of a random model: a pass over an image shows nothing that the next one has to show.
-
-    The attacks are made anew on these images alone, with the streams of ``audit``: they lead where they led, to
-    rounding and to what the model itself draws. The other arguments are those of
-    :func:`gradscope.auditing.verdict.examine`.
+    A random model gets none, because the next pass over an image may show something else. The attacks run again on
+    these images alone, with the random streams of ``audit``, so they reach the same points up to rounding. The other
+    arguments are those of :func:`gradscope.auditing.verdict.examine`.
     """
     evidence = audit.evidence
-    found: list[ExampleImage] = []
+    pictures: list[ExampleImage] = []
     for check, attack, threat, places in _chosen(audit):
         outcome = evaluate(
             model,
@@ -66,7 +64,7 @@ def example_images(
             examples=[example[places] for example in surrogate_examples],
             keep_images=True,
             loss=loss,
-            # Names of the pictures' own: the audit made the same units without keeping images.
+            # The units need other names, because the audit made the same units without keeping images.
             work=replace(work.prefixed(f"exhibit-{check}"), batch_size=None, advance=PLAIN.advance),
         )
         points = outcome.attacks[attack].adversarial
@@ -77,27 +75,34 @@ def example_images(
         with measuring(model), torch.no_grad(), seeded(work.seed, "exhibits", *evidence.numbers[shown].tolist()):
             before, after = (model(batch).argmax(dim=1).tolist() for batch in (images, points.to(images)))
         columns = (evidence.numbers[shown].tolist(), labels.tolist(), images.cpu(), points, before, after)
-        found += [ExampleImage(check, attack, *row) for row in zip(*columns, strict=True)]
-    return found
+        pictures += [ExampleImage(check, attack, *row) for row in zip(*columns, strict=True)]
+    return pictures
 
 
 def _chosen(audit: Audit) -> list[tuple[str, str, ThreatModel, Tensor]]:
-    """Check, attack, ball and places ``(M,)`` of the images to show."""
+    """Choose the images to show: check, attack, threat model and indices ``(M,)``."""
     evidence, main = audit.evidence, audit.evidence.main
     if evidence.wanders:
         return []
     place_of = {number: place for place, number in enumerate(evidence.numbers.tolist())}
-    accusing = [made for made in audit.checks if made.fired and made.accuses and made.attack and made.images]
+    accusing = [
+        result for result in audit.checks if result.fired and result.accuses and result.attack and result.images
+    ]
     run = list(main.attacks)
     chosen = [
-        (made.id, made.attack, made.threat or evidence.threat, [place_of[number] for number in made.images[:EACH]])
-        for made in accusing[: MOST // EACH]
+        (
+            result.id,
+            result.attack,
+            result.threat or evidence.threat,
+            [place_of[number] for number in result.images[:EACH]],
+        )
+        for result in accusing[: MOST // EACH]
     ]
     if not chosen:
-        felled = main.felled_by()
+        first_attack = main.felled_by()
         for attack in reversed(run):
             room = OTHERWISE - sum(len(places) for _, _, _, places in chosen)
-            places = [place for place, name in enumerate(felled) if name == attack][:room]
+            places = [place for place, name in enumerate(first_attack) if name == attack][:room]
             chosen += [("", attack, evidence.threat, places)] if places else []
     if not chosen and run:
         places = main.standing().nonzero().squeeze(1).tolist()[:OTHERWISE]

@@ -1,4 +1,4 @@
-"""A first look at a model on the images it is measured on: what would make the numbers mean something else."""
+"""A first look at a model before it is measured: facts that would change the meaning of the numbers."""
 
 from functools import partial
 from typing import Any
@@ -13,19 +13,19 @@ from gradscope.losses import cross_entropy
 from gradscope.models.inspection import measuring
 from gradscope.seeding import seeded
 
-#: Images whose outputs and gradients are looked at, spread evenly over all.
+#: Number of images whose outputs and gradients are examined, spread evenly over all.
 PROBED = 32
-#: Images in a pass, at most.
+#: Most images in one pass.
 BATCH = 256
 
 
 def first_look(
     model: nn.Module, images: ImageSet, numbers: Tensor, seed: int, device: torch.device, batch_size: int = BATCH
 ) -> dict[str, Any]:
-    """Count the images that ``model`` is right for, and look at the outputs and gradients of a few.
+    """Count the images that ``model`` classifies correctly, and examine the outputs and gradients of a few.
 
-    The facts are JSON values; :func:`gradscope.results.cautions.cautions` says in sentences what they mean. A pass
-    takes ``batch_size`` images at most. Where memory is short, fewer are looked at.
+    Returns facts as JSON values; :func:`gradscope.results.cautions.cautions` turns them into sentences. A pass takes at
+    most ``batch_size`` images, and fewer if memory is short.
     """
     return halving(partial(_look, model, images, numbers, seed, device), batch_size)
 
@@ -38,17 +38,18 @@ def _look(
         for _, batch, labels in images.batches(size, device):
             truth.append(labels)
             predicted.append(model(batch).argmax(dim=1))
-    known, said = torch.cat(truth), torch.cat(predicted)
+    known, classes = torch.cat(truth), torch.cat(predicted)
     places = torch.linspace(0, len(images) - 1, min(PROBED, size, len(images))).long()
     probed, labels = images.batch(places, device)
     outputs = look_at_outputs(model, probed, labels, numbers[places], seed, size)
     return {
         "images": len(images),
         "classes": len(images.classes),
-        "right": int((known == said).sum()),
+        "right": int((known == classes).sum()),
         "classes_labelled": len(known.unique()),
-        "classes_predicted": len(said.unique()),
+        "classes_predicted": len(classes.unique()),
         "probed": len(places),
+        "pixels": probed[0].numel(),
         "random": are_random(outputs),
         "flips": int(outputs["flips"].sum()),
         "depends_on_batch": depend_on_the_batch(outputs),
@@ -58,9 +59,9 @@ def _look(
 
 
 def _gradients(model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> dict[str, int | None]:
-    """Count the images where the gradient of the cross-entropy is exactly zero, and where it is not finite.
+    """Count the images whose cross-entropy gradient is exactly zero, and those where it is not finite.
 
-    None where there is no gradient.
+    None if the model has no gradient.
     """
     point = images.detach().requires_grad_()
     with measuring(model), torch.enable_grad(), seeded(seed, "first look"):

@@ -1,4 +1,4 @@
-"""Gathers what an audit rests on: attacks on all images, others on what those leave, a look at the gradients."""
+"""Gathers the evidence of an audit: attacks on all images, further attacks on the rest, and a study of gradients."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,15 +28,15 @@ from gradscope.models.adaptive import Averaged, draws_of, stands_in
 from gradscope.models.inspection import laid_out, measuring
 from gradscope.seeding import derive, seeded
 
-#: PGD on the two losses that no scale of the logits makes blind in the same way.
+#: PGD on two losses that the scale of the logits affects in different ways.
 _PAIR = ("pgd", "pgd-margin")
 
 
 def stages(budget: AuditBudget, images: int) -> int:
-    """How many images ``work`` is told of in :func:`gather`, at most.
+    """Compute the most images that :func:`gather` reports to ``work``.
 
-    Beside the main attacks: two of twice the steps, two unbounded, two at other radii, three on logarithms; and of few
-    images those at other temperatures.
+    They come from the main attacks, two with twice the steps, two unbounded, two at other radii, three on logarithms,
+    and those at other temperatures on a few images.
     """
     return images * (len(budget.names) + 9) + min(images, budget.scale.images) * budget.scale.runs
 
@@ -54,11 +54,11 @@ class _Gathering:
 
     @property
     def batch_size(self) -> int:
-        """Images worked on at once."""
+        """Number of images attacked at once."""
         return self.work.batch_size or usual_batch_size(None, self.work.device, self.image_set.images[0].numel())
 
     def unit(self, stage: str, places: Tensor) -> str:
-        """The name of a unit of work on the images at ``places``."""
+        """Name the unit of work of ``stage`` on the images at ``places``."""
         return f"{stage}-{derive(self.work.seed, stage, *self.numbers[places].tolist()):016x}"
 
     def evaluate(
@@ -73,7 +73,7 @@ class _Gathering:
         cascade: bool = True,
         keep_images: bool = False,
     ) -> Outcome:
-        """Attacks under a name of their own; what is not given is the audit's."""
+        """Run attacks as a stage of the audit; arguments left out are the audit's own."""
         image_set = self.image_set if places is None else self.image_set.subset(places)
         examples = self.examples if places is None else [example[places] for example in self.examples]
         return evaluate(
@@ -93,12 +93,12 @@ class _Gathering:
         )
 
     def distances(self) -> Distances:
-        """How far each image's nearest fooling point is, whatever the radius."""
+        """Measure each image's distance to the nearest point that fools the model, without a bound on the radius."""
         given = (self.model, self.image_set, self.threat.norm, self.budget.for_distances)
         return measure_distances(*given, numbers=self.numbers, work=self.work.prefixed("distances"))
 
     def then(self, first: Outcome, names: Sequence[str]) -> Outcome:
-        """``first`` with the attacks called ``names``, each on what stands after it."""
+        """Add the attacks ``names`` to ``first``; each runs only on images that ``first`` did not fool."""
         places = first.standing().nonzero().squeeze(1)
         attacks, skipped = dict(first.attacks), dict(first.skipped)
         for name in names:
@@ -113,7 +113,7 @@ class _Gathering:
         return replace(first, attacks=attacks, skipped=skipped, cascade=frozenset(names))
 
     def settings(self, names: Sequence[str]) -> PGD:
-        """The audit's PGD, in float64 where the model can."""
+        """Resolve the audit's PGD settings, in float64 if the model supports it."""
         precision = "float64" if "pgd-float64" in names else "float32"
         return settings_inside(self.threat, self.budget.attacks, precision=precision)
 
@@ -123,22 +123,23 @@ class _Gathering:
         places: Tensor,
         look: Callable[[Tensor, Tensor, Tensor], Values],
     ) -> Values:
-        """``look`` at the images of ``places`` in batches, each a unit of work."""
+        """Apply ``look`` to the images at ``places`` in batches, each a unit of work; concatenate the results."""
 
         def look_at(part: Tensor) -> Values:
             return look(*self.image_set.batch(part, self.work.device), self.numbers[part])
 
-        found = []
+        results = []
         parts = places.split(self.batch_size)
         for unit in self.work.each([(self.unit(stage, part), partial(look_at, part)) for part in parts]):
-            found.append(unit)
+            results.append(unit)
             self.work.advance(0, stage)
-        return {key: torch.cat([unit[key] for unit in found]) for key in found[0]}
+        return {key: torch.cat([unit[key] for unit in results]) for key in results[0]}
 
     def expected(self, places: Tensor) -> Expected:
-        """PGD on one draw and on the mean of many, judged by the mean.
+        """Run PGD on single draws and on the mean of many draws, and judge both by the mean.
 
-        The first stops where a draw is fooled, as an evaluation's does and by luck; the second at its last iterate.
+        The first stops as soon as one draw is fooled, as in an evaluation, which may be luck. The second returns its
+        last iterate.
         """
         averaged = Averaged(self.model, self.budget.draws)
         settings = self.settings(())
@@ -156,21 +157,21 @@ class _Gathering:
 
 
 def _elsewhere(attack: AttackOutcome, places: Tensor) -> AttackOutcome:
-    """An attack on the images at ``places``, as one on all."""
+    """Convert the indices of an attack on the images at ``places`` to indices among all images."""
     return replace(attack, attacked=places[attack.attacked])
 
 
 def _points(outcome: Outcome, images: Tensor, rows: Tensor) -> Tensor:
-    """What PGD reached for the images at ``rows`` of ``outcome``; the image where it was not attacked."""
-    found = images.clone()
+    """Return the points that PGD reached for the images at ``rows`` of ``outcome``; the image if not attacked."""
+    points = images.clone()
     attack = outcome.attacks["pgd"]
     if attack.adversarial is None:
-        return found
+        return points
     where = {place: position for position, place in enumerate(attack.attacked.tolist())}
     for row, place in enumerate(rows.tolist()):
         if place in where:
-            found[row] = attack.adversarial[where[place]].to(found)
-    return found
+            points[row] = attack.adversarial[where[place]].to(points)
+    return points
 
 
 def gather(
@@ -184,9 +185,9 @@ def gather(
     loss: Loss | None = None,
     work: Work,
 ) -> Evidence:
-    """All that ``budget`` pays for; what the model rules out (no gradient, a random output) is left None.
+    """Gather all evidence of ``budget``; evidence that the model does not allow (no gradient, random output) is None.
 
-    The names of the units of ``work`` change with stage, attack, seed and images.
+    The names of the units of ``work`` depend on stage, attack, seed and images.
     """
     gathering = _Gathering(model, image_set, numbers, threat, budget, tuple(examples), loss, work)
 
@@ -217,7 +218,7 @@ def gather(
 
 
 def _known_points(gathering: _Gathering, places: Tensor) -> Values:
-    """The unit test of the audit's PGD on the two losses."""
+    """Test the audit's PGD, on the two losses of :data:`_PAIR`, against known adversarial points."""
     threat, seed = gathering.threat, gathering.work.seed
     attacks = {name: settings_inside(threat, gathering.budget.attacks, name) for name in _PAIR}
 
@@ -228,15 +229,18 @@ def _known_points(gathering: _Gathering, places: Tensor) -> Values:
 
 
 def _scale(gathering: _Gathering, right: Tensor) -> ScaleCurve | None:
-    """Attacks on the first images, which see the logits at other temperatures; the calibration on all.
+    """Attack the first images with the logits at other temperatures, and calibrate on all images.
 
-    So many images as the budget says, or as it takes to have :data:`FEWEST_PROBED` that are ``right`` ``(N,)``.
+    The number of images is the budget's, or as many as contain :data:`FEWEST_PROBED` that are ``right`` ``(N,)``.
     """
     model, image_set, attacks = gathering.model, gathering.image_set, gathering.budget.attacks
     scale = gathering.budget.scale
     count = max(scale.images, int((right.cumsum(dim=0) < FEWEST_PROBED).sum()) + 1)
     places = torch.arange(min(len(image_set), count))
-    work, share = gathering.work, min(1.0, scale.images / len(places))  # the bar is as long as the budget says
+    work, share = (
+        gathering.work,
+        min(1.0, scale.images / len(places)),
+    )  # progress is scaled to the length that the budget announced
     gathering = replace(gathering, work=replace(work, advance=lambda n, note: work.advance(int(n * share), note)))
     few = attacks.model_copy(update={"steps": min(scale.steps, attacks.steps)})
 

@@ -1,4 +1,4 @@
-"""Whether the gradients are alive, exact and true: at the image, along PGD, against float64 and finite differences."""
+"""Tests of the gradients: at the image, along PGD, against float64 and against finite differences."""
 
 import math
 
@@ -12,27 +12,27 @@ from gradscope.functional import cosine, first_order_gap, flatten, margin, norm_
 from gradscope.probes.curvature import input_curvature
 from gradscope.seeding import generator, seeded
 
-#: Length of the small finite difference, in pixel units: a ReLU network is linear over it, and in float32 the quotient
-#: of a logit of 10 is still good to 1e-3.
+#: Length of the small finite difference, in pixel units. A ReLU network is linear over it, and in float32 the quotient
+#: of a logit of 10 is accurate to 1e-3.
 SMALL = 1e-3
-#: Length of the shortest, where the model runs in float64, in which it is good to 1e-8. Rounding of many pixels or
-#: coefficients stays within its steps there: of CIFAR-10's 3072 numbers, rounded to 256 levels, some 20 take a step
-#: over :data:`SMALL`, and over this one does in fifty differences.
+#: Length of the shortest finite difference, for models that run in float64, where it is accurate to 1e-8. Models that
+#: round pixels or coefficients hardly change over it. Of CIFAR-10's 3072 values, rounded to 256 levels, about 20 change
+#: level in a difference over :data:`SMALL`, but only one in fifty differences over this length.
 SHORT = 1e-6
-#: The steps in which Pintor et al. 2022 (I4) look for movement; of a short attack at most its last quarter, since a
-#: walk of 2.5 epsilon takes four fifths of its steps to cross its ball.
+#: Number of last steps in which Pintor et al. 2022 (I4) look for progress. In a short attack at most the last quarter
+#: counts, because steps of 2.5 epsilon in all need four fifths of their number to cross the ball.
 LATE_STEPS = 10
-#: L2 norm of a gradient below which usual floors of a step's norm (foolbox, AutoAttack, secml: 1e-12) shorten it.
+#: Gradient norm (L2) below which the usual norm floors (foolbox, AutoAttack, secml: 1e-12) shorten a step.
 NORM_FLOOR = 1e-12
 
-#: Power iterations of a curvature: it is read to an order of magnitude.
+#: Power iterations for a curvature, of which only the order of magnitude is used.
 CURVATURE_STEPS = 10
 
 
 def at_the_image(
     model: nn.Module, images: Tensor, labels: Tensor, numbers: Tensor, settings: PGD, seed: int
 ) -> dict[str, Tensor]:
-    """Cross-entropy and the L2 norm of its gradient at ``images``, ``(N,)`` each, in float32."""
+    """Compute cross-entropy ``(N,)`` and its gradient's L2 norm ``(N,)`` and direction ``(N, D)``, in float32."""
     with prepared(model, settings) as plain, seeded(seed, "gradient", *numbers.tolist()):
         here = look(plain, images, labels, settings)
     return {"loss": here.loss.double().cpu(), "norm": here.own_norm.double().cpu(), "unit": here.unit.cpu()}
@@ -41,14 +41,13 @@ def at_the_image(
 def in_float64(
     model: nn.Module, images: Tensor, labels: Tensor, numbers: Tensor, settings: PGD, seed: int
 ) -> dict[str, Tensor]:
-    """Cosine ``(N,)`` of the float32 gradient and that of the model in float64; 0 where only one is zero, else NaN."""
+    """Compute the cosine ``(N,)`` of the gradients in float32 and float64; 0 if one is zero, NaN if both are."""
     single = at_the_image(model, images, labels, numbers, settings, seed)["unit"].double()
     double = settings.model_copy(update={"precision": "float64"})
     with prepared(model, double) as exact, seeded(seed, "gradient", *numbers.tolist()):
         other = look(exact, images.double(), labels, double).unit.cpu()
-    found = cosine(single, other)
-    one_is_dead = single.any(dim=1) != other.any(dim=1)
-    return {"cosine": torch.where(one_is_dead, 0.0, found)}
+    one_is_zero = single.any(dim=1) != other.any(dim=1)
+    return {"cosine": torch.where(one_is_zero, 0.0, cosine(single, other))}
 
 
 def against_differences(
@@ -60,12 +59,12 @@ def against_differences(
     directions: int,
     seed: int,
 ) -> dict[str, Tensor]:
-    """Slopes of the margin along K random unit directions, ``(N, K)`` each: autograd's, and central differences.
+    """Measure slopes of the margin along K random unit directions, ``(N, K)`` each: autograd's and central differences.
 
-    ``short`` is taken over :data:`SHORT` in float64, and equal to ``small`` in float32; ``small`` over :data:`SMALL`,
-    ``large`` over half the ball: epsilon in L2, epsilon sqrt(D) in L-infinity. Below ``short_noise``, ``small_noise``
-    and ``large_noise`` ``(N,)`` a difference is rounding. The settings' precision is used. A random model draws the
-    same numbers in every pass.
+    ``short`` is the difference over :data:`SHORT` in float64; in float32 it equals ``small``. ``small`` is over
+    :data:`SMALL`, ``large`` over half the ball: epsilon in L2, epsilon sqrt(D) in L-infinity. Differences below
+    ``short_noise``, ``small_noise`` and ``large_noise`` ``(N,)`` are rounding. The precision is that of ``settings``. A
+    random model draws the same numbers in every pass.
     """
     double = settings.precision == "float64"
     images = images.double() if double else images
@@ -90,22 +89,22 @@ def against_differences(
                     ends.append(margin(working(end), labels))
             return (ends[0] - ends[1]) / (2 * length)
 
-        # Eight roundings of the largest logit: what a few layers' sums lose.
+        # Eight times the rounding of the largest logit: about what the sums of a few layers lose.
         rounding = 8 * torch.finfo(logits.dtype).eps * logits.detach().abs().amax(dim=1)
-        # The output's type counts: a model may go back to float32 inside.
+        # The type of the output counts, because a model may convert to float32 inside.
         lengths = {"small": SMALL, "large": ball / 2, "short": SHORT if logits.dtype == torch.float64 else SMALL}
-        found = {"autograd": autograd.double().cpu()}
+        measured = {"autograd": autograd.double().cpu()}
         for name, length in lengths.items():
             slopes = [difference(direction, length) for direction in range(directions)]
-            found |= {
+            measured |= {
                 name: torch.stack(slopes, dim=1).double().cpu(),
                 f"{name}_noise": (rounding / length).double().cpu(),
             }
-    return found
+    return measured
 
 
 class _Walk:
-    """The observer of a path: dead gradients, convergence and the geometry of the gradients."""
+    """Observes a path of PGD: dead gradients, convergence, and how gradients turn."""
 
     def __init__(self, images: Tensor, labels: Tensor, settings: PGD) -> None:
         self.images, self.labels, self.settings = images, labels, settings
@@ -136,19 +135,20 @@ class _Walk:
 
 
 def is_dead(loss: Tensor, norm: Tensor) -> Tensor:
-    """Which samples ``(N,)`` have a loss of 0, no gradient, or one whose norm is below :data:`NORM_FLOOR`."""
+    """Mark samples ``(N,)`` whose loss is 0 or whose gradient norm is below :data:`NORM_FLOOR` or not a number."""
     return (loss == 0) | ~(norm >= NORM_FLOOR)
 
 
 def along_the_path(
     model: nn.Module, images: Tensor, labels: Tensor, numbers: Tensor, settings: PGD, seed: int
 ) -> dict[str, Tensor]:
-    """One PGD without an early end, ``(N,)`` each.
+    """Run PGD once without stopping early, and record its gradients; each value is ``(N,)``, NaN where undefined.
 
-    ``dead``: a dead gradient at some iterate that is right; ``standing``: every iterate is right; ``moved``: how far
-    the lowest margin so far fell in the last ten steps (at most a quarter of all), over how far it fell at all; mean
-    ``cosine`` and ``sign`` between steps and mean ``norm``; ``fosc`` at the last step; ``alignment``: cosine of the
-    gradients at the image and at the start, a random point of the ball (GradAlign). NaN where undefined.
+    ``dead``: the gradient is dead at some correctly classified iterate. ``standing``: every iterate is classified
+    correctly. ``moved``: decrease of the lowest margin so far in the last ten steps (at most a quarter of all), divided
+    by its whole decrease. ``cosine`` and ``sign``: means between consecutive steps. ``norm``: mean. ``fosc``: at the
+    last step. ``alignment``: cosine of the gradients at the image and at the start, a random point of the ball
+    (GradAlign).
     """
     walk = _Walk(images, labels, settings)
     with prepared(model, settings) as attacked, seeded(seed, "path", *numbers.tolist()):
@@ -172,36 +172,37 @@ def along_the_path(
 
 
 def curvature(model: nn.Module, images: Tensor, labels: Tensor, numbers: Tensor, seed: int) -> dict[str, Tensor]:
-    """Largest Hessian eigenvalue of cross-entropy in the image ``(N,)``; NaN where there is no second derivative."""
+    """Compute cross-entropy's largest Hessian eigenvalue in the image, ``(N,)``; NaN without second derivatives."""
     try:
         with seeded(seed, "curvature", *numbers.tolist()):
-            found = input_curvature(model, images, labels, numbers=numbers, seed=seed, most=CURVATURE_STEPS)
+            largest = input_curvature(model, images, labels, numbers=numbers, seed=seed, most=CURVATURE_STEPS)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
         return {"curvature": torch.full((len(images),), math.nan, dtype=torch.float64)}
-    return {"curvature": found.value.double().cpu()}
+    return {"curvature": largest.value.double().cpu()}
 
 
 def _mean(steps: list[Tensor]) -> Tensor:
     return torch.stack(steps).double().nanmean(dim=0) if steps else torch.empty(0, dtype=torch.float64)
 
 
-def kinds_of_slope(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the slopes of :func:`against_differences` say of each image, ``(N,)`` each, at most one True.
+def kinds_of_slope(measured: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Classify the slopes of :func:`against_differences`; three masks ``(N,)``, at most one True per image.
 
-    ``stepped``: along half of the directions or more the margin does not change over the short difference, but it does
-    over the large one. ``missing``: it changes over the short one, and autograd's slopes are zero. ``false``: both are
-    there, and their cosine over the directions is below :data:`SAME_SLOPE`. None where autograd's slopes are those over
-    the small difference: what is still over the short one then is rounding to float32 inside of the model.
+    ``stepped``: along at least half of the directions the margin does not change over the short difference, but over
+    the large one it changes. ``missing``: the margin changes over the short difference, but autograd's slopes are zero.
+    ``false``: both change, and their cosine over the directions is below :data:`SAME_SLOPE`. An image is in none of
+    them if autograd's slopes agree with the small difference: then a constant short difference is only rounding to
+    float32 inside the model.
     """
-    rest = found["short_noise"].unsqueeze(1), found["large_noise"].unsqueeze(1)
-    still = ((found["short"].abs() <= rest[0]).double().mean(dim=1)) >= 0.5
-    changes = (found["large"].abs() > rest[1]).any(dim=1)
-    lives = (found["short"].abs() > 10 * rest[0]).any(dim=1)
-    no_slope = ~(found["autograd"].abs() > rest[0]).any(dim=1)
-    own = norm_and_unit(found["autograd"])[1]
-    alike = {length: cosine(own, norm_and_unit(found[length])[1]) for length in ("short", "small")}
+    rest = measured["short_noise"].unsqueeze(1), measured["large_noise"].unsqueeze(1)
+    still = ((measured["short"].abs() <= rest[0]).double().mean(dim=1)) >= 0.5
+    changes = (measured["large"].abs() > rest[1]).any(dim=1)
+    lives = (measured["short"].abs() > 10 * rest[0]).any(dim=1)
+    no_slope = ~(measured["autograd"].abs() > rest[0]).any(dim=1)
+    own = norm_and_unit(measured["autograd"])[1]
+    alike = {length: cosine(own, norm_and_unit(measured[length])[1]) for length in ("short", "small")}
     true = alike["small"] >= SAME_SLOPE
     stepped = still & changes & ~true
     missing = ~stepped & lives & no_slope
@@ -212,6 +213,6 @@ def kinds_of_slope(found: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-#: Cosine of autograd's and measured slopes below which they disagree: exact ones are within 1e-4 of 1, and one kink
-#: inside a difference along one direction of eight leaves 0.9; noise is near 0.
+#: Autograd's slopes and measured ones disagree if their cosine is below this. Exact slopes have a cosine within 1e-4 of
+#: 1; one kink inside a difference, along one direction of eight, gives 0.9; noise gives about 0.
 SAME_SLOPE = 0.5

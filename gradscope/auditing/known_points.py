@@ -1,4 +1,4 @@
-"""The attack's unit test: does it find adversarial points that are known to be there (Zimmermann et al. 2022)?"""
+"""Unit test of an attack: does it find adversarial points that are known to exist (Zimmermann et al. 2022)?"""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -15,16 +15,16 @@ from gradscope.functional import fooled, margin
 from gradscope.models.inspection import laid_out
 from gradscope.seeding import seeded
 
-#: Radius of the ball that holds the inner points, as a share of epsilon (the paper's eta).
+#: Radius of the ball of the inner points, as a share of epsilon (the paper's eta).
 INNER_RADIUS = 0.95
-#: Inner points at most, and how many features there must be for each: of more points few are parted from the one on
-#: the surface by a readout, of fewer a random point fools it.
+#: Most inner points, and the number of features needed for each. With more points, a readout seldom separates them from
+#: the point on the surface; with fewer, a random point fools it.
 MOST_INNER, FEATURES_EACH = 48, 8
-#: Where the readout's boundary lies on the way from the inner points (0) to the known point (1).
+#: Position of the readout's boundary between the inner points (0) and the known point (1).
 CLOSENESS = 0.99
-#: Random points of the ball that each readout is tried with.
+#: Number of random points of the ball tried on each readout.
 RANDOM_POINTS = 50
-#: Ridge of the least squares, as a share of the mean squared length of the features.
+#: Ridge of the least squares, as a share of the features' mean squared length.
 _RIDGE = 1e-9
 
 
@@ -37,13 +37,14 @@ def look_for_known_points(
     attacks: Mapping[str, PGD],
     seed: int,
 ) -> Values:
-    """For each image ``(N,)`` whether an adversarial point is ``known``, and whether each of ``attacks`` finds one.
+    """Plant a known adversarial point for each image, and test whether each of ``attacks`` finds one; ``(N,)`` each.
 
-    The last layer of ``model`` is replaced by a linear readout for each image. It gives the image's label at points
-    drawn inside a smaller ball, and another class at one drawn on the surface: the known point. Its logits at the image
-    are the layer's own, so that what was saturated stays so. Where no readout parts the points none is ``known``.
-    ``random``: one of :data:`RANDOM_POINTS` points of the ball fools the readout. ``last-layer``: the last layer is an
-    ``nn.Linear`` that can be replaced; else the readout reads the outputs.
+    A linear readout for each image replaces the last layer of ``model``. It predicts the image's label at random points
+    inside a smaller ball, and another class at a random point on the surface, the known point. Its logits at the image
+    equal the layer's own, so a saturated network stays saturated. ``known``: the readout separates the points, so the
+    known point is adversarial. ``random``: one of :data:`RANDOM_POINTS` random points of the ball fools the readout.
+    ``last-layer``: the last layer is an ``nn.Linear`` that can be replaced; otherwise the readout takes the outputs as
+    features.
     """
 
     def drawn(ball: ThreatModel, shape: Start, *names: object) -> Tensor:
@@ -65,29 +66,33 @@ def look_for_known_points(
             lucky = torch.zeros_like(is_known)
             for place in range(RANDOM_POINTS):
                 lucky |= fooled(network(drawn(threat, "ball", "random", place)), labels)
-        found = {name: _finds(network, images, labels, numbers, settings, seed) for name, settings in attacks.items()}
+        finds = {name: _finds(network, images, labels, numbers, settings, seed) for name, settings in attacks.items()}
     by_layer = torch.full_like(is_known, layer is not None)
-    values = {"known": is_known, "random": lucky, "last-layer": by_layer, **found}
+    values = {"known": is_known, "random": lucky, "last-layer": by_layer, **finds}
     return {key: value.cpu() for key, value in values.items()}
 
 
 def _finds(network: nn.Module, images: Tensor, labels: Tensor, numbers: Tensor, settings: PGD, seed: int) -> Tensor:
-    """Which images ``(N,)`` some iterate of PGD fools ``network`` on. None leaves the batch: each has its readout."""
-    found = torch.zeros_like(labels, dtype=torch.bool)
+    """Mark the images ``(N,)`` on which some iterate of PGD fools ``network``.
+
+    No image leaves the batch, because the readouts belong to its rows.
+    """
+    fooled_once = torch.zeros_like(labels, dtype=torch.bool)
 
     def note(iterate: Iterate) -> None:
-        found.logical_or_(fooled(iterate.logits, labels))
+        fooled_once.logical_or_(fooled(iterate.logits, labels))
 
     pgd(network, images, labels, settings, streams=Streams(seed, numbers), observe=note)
-    return found
+    return fooled_once
 
 
 @dataclass(frozen=True)
 class Readout:
-    """A linear classifier of its own for each image, by ``s = weight . (features - centre) - offset``, ``(N,)``.
+    """One linear classifier per image, with score ``s = weight . (features - centre) - offset``, ``(N,)``.
 
-    The margin of the logits is ``-s``. From ``outputs`` ``(N, K)`` the label's logit falls as far as the others rise:
-    its gradient in float32 is exactly 0 where the label's probability rounds to 1, theirs is not.
+    The margin of its logits is ``-s``. Starting from ``outputs`` ``(N, K)``, the label's logit falls by as much as the
+    others rise. Where the label's probability rounds to 1, the gradient of its logit is exactly 0 in float32, but the
+    gradients of the other logits are not.
     """
 
     weight: Tensor
@@ -97,7 +102,7 @@ class Readout:
     outputs: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Logits ``(N, K)`` of features ``(N, D)``, in their precision."""
+        """Compute logits ``(N, K)`` from features ``(N, D)``, in the precision of the features."""
         parts = (self.weight, self.centre, self.offset, self.outputs)
         weight, centre, offset, outputs = (part.to(features) for part in parts)
         score = (weight * (features - centre)).sum(dim=1) - offset
@@ -106,10 +111,10 @@ class Readout:
 
 
 def fit_readout(inner: Tensor, known: Tensor, labels: Tensor, outputs: Tensor) -> Readout:
-    """The least-squares readout of least norm that is 0 on the features ``inner`` ``(N, P, D)`` and 1 on ``known``.
+    """Fit the least-squares readout of least norm that is 0 on features ``inner`` ``(N, P, D)`` and 1 on ``known``.
 
-    Its boundary is moved up to the known point's features ``(N, D)``, as :data:`CLOSENESS` says, and its scale is such
-    that the logits of the image, the first of the inner points, are its ``outputs`` ``(N, K)``.
+    Its boundary is then moved close to the known point's features ``(N, D)``, by :data:`CLOSENESS`. Its scale is chosen
+    so that the logits of the image, the first of the inner points, are its ``outputs`` ``(N, K)``.
     """
     points, centre = torch.cat([inner, known.unsqueeze(1)], dim=1).double(), inner.double().mean(dim=1)
     apart = points - centre.unsqueeze(1)
@@ -129,7 +134,7 @@ def fit_readout(inner: Tensor, known: Tensor, labels: Tensor, outputs: Tensor) -
 
 
 class Rewired(nn.Module):
-    """``model`` with ``layer`` replaced by ``readout``, or with ``readout`` behind its outputs where that is None."""
+    """``model`` with ``layer`` replaced by ``readout``; if ``layer`` is None, ``readout`` is applied to the outputs."""
 
     def __init__(self, model: nn.Module, layer: nn.Linear | None, readout: Readout) -> None:
         super().__init__()
@@ -137,7 +142,7 @@ class Rewired(nn.Module):
         self.training = model.training
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(N, K)`` of the N images that the readouts belong to, in their order."""
+        """Compute the logits ``(N, K)`` of the N images that the readouts belong to, in order."""
         if self.layer is None:
             return self.readout(self.model(laid_out(images)))
         with self.layer.register_forward_hook(lambda layer, given, output: self.readout(given[0])):
@@ -146,7 +151,7 @@ class Rewired(nn.Module):
 
 
 def features_and_outputs(model: nn.Module, layer: nn.Linear | None, images: Tensor) -> tuple[Tensor, Tensor]:
-    """What ``layer`` gets ``(N, D)`` and gives ``(N, K)``; the model's outputs twice where it is None."""
+    """Return input ``(N, D)`` and output ``(N, K)`` of ``layer``; if it is None, the model's outputs twice."""
     if layer is None:
         outputs: Tensor = model(laid_out(images))
         return outputs, outputs
@@ -157,10 +162,10 @@ def features_and_outputs(model: nn.Module, layer: nn.Linear | None, images: Tens
 
 
 def last_linear(model: nn.Module, image: Tensor) -> nn.Linear | None:
-    """The ``nn.Linear`` through which alone the outputs depend on the image; None where there is no such layer.
+    """Find the ``nn.Linear`` through which alone the outputs depend on the image; None if there is none.
 
-    It is called once in a pass, on features ``(N, D)``, and gives as many numbers as the model. While its output is
-    held, ``image`` ``(1, C, H, W)`` and its negative have the same outputs.
+    The layer must run once per pass, on features ``(N, D)``, and return as many numbers as the model. With its output
+    held constant, ``image`` ``(1, C, H, W)`` and its negative must give the same outputs.
     """
     calls: list[tuple[nn.Linear, int]] = []
     shown = laid_out(torch.cat([image, 1 - image]))
@@ -173,7 +178,7 @@ def last_linear(model: nn.Module, image: Tensor) -> nn.Linear | None:
     if not calls:
         return None
     layer, dimensions = calls[-1]
-    once = sum(one is layer for one, _ in calls) == 1
+    once = sum(called is layer for called, _ in calls) == 1
     if not once or dimensions != 2 or layer.out_features != outputs.shape[1]:
         return None
     held = torch.linspace(-1, 1, outputs.shape[1]).to(outputs).expand_as(outputs)

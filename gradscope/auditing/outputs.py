@@ -1,4 +1,4 @@
-"""What a model returns: whether it is random, depends on the batch, and is logits or probabilities."""
+"""Tests of a model's output: is it random, does it depend on the batch, is it logits or probabilities?"""
 
 import math
 from typing import Literal
@@ -14,31 +14,31 @@ from gradscope.functional import norm_and_unit
 from gradscope.models.inspection import measuring
 from gradscope.seeding import seeded
 
-#: Passes that a random output is looked for in.
+#: Number of passes that are compared to find a random output.
 PASSES = 5
-#: Images shown alone as well as in a batch.
+#: Number of images passed alone as well as in a batch.
 ALONE = 8
 #: L2 distance of normalised logits above which two passes differ (AutoAttack's check_randomized).
 SAME_LOGITS = 1e-4
-#: Share of images at the end of the outputs' range from which on it is a bound: of a network without one, 1 in 48 is.
+#: Outputs have a bound if more than this share of images lies at the end of their range; without a bound 1 in 48 does.
 PINNED_SHARE = 0.1
-#: Share of the outputs' range that an output may fall short of its bound and lie at it.
+#: An output lies at its bound if it is within this share of the outputs' range of it.
 AT_THE_BOUND = 1e-3
-#: Share of the outputs at their bound that are equal to another of their image where they are clipped: all of them. Of
-#: a tanh that is steep enough for float32 to round most of it to 1, most are and not all.
+#: Outputs are clipped if more than this share of those at the bound equals another output of the same image. Of clipped
+#: outputs all do. Of a tanh so steep that float32 rounds most of it to 1, most do but not all.
 EQUAL_SHARE = 0.99
-#: How far from [0, 1] and from a sum of 1 probabilities may round (AutoAttack's check_range_output).
+#: Tolerance for probabilities that leave [0, 1] or whose sum is not 1 (AutoAttack's check_range_output).
 PROBABILITY_ROUNDING = 1e-5
 
 
 def look_at_outputs(model: nn.Module, images: Tensor, labels: Tensor, numbers: Tensor, seed: int, usual: int) -> Values:
-    """The outputs of ``images`` ``(N, C, H, W)``: ``logits`` ``(N, K)``, every other value ``(N,)``.
+    """Examine the outputs of ``images`` ``(N, C, H, W)``: ``logits`` ``(N, K)``, every other value ``(N,)``.
 
-    ``wander``: largest L2 distance of the normalised logits over :data:`PASSES` passes, each under another seed (as
-    AutoAttack's check_randomized); ``flips``: the prediction is not the same in all; ``alone``: that distance from the
-    logits of the image shown without others, NaN where it was not tried, and in float64 where float32 parts them and
-    the model runs in float64: behind a logarithm rounding is no longer small; ``predicted``: the class; ``lowest``,
-    ``highest`` and ``sum`` of the outputs; ``outside``: the image leaves [0, 1].
+    ``wander``: largest L2 distance of the normalised logits between :data:`PASSES` passes, each with another seed (as
+    in AutoAttack's check_randomized). ``flips``: the prediction differs between passes. ``alone``: distance of the
+    normalised logits to those of the image passed alone; NaN if not tried. If they differ in float32 and the model runs
+    in float64, the distance is measured there, because rounding is no longer small after a logarithm. ``predicted``:
+    the class. ``lowest``, ``highest`` and ``sum`` of the outputs. ``outside``: the image leaves [0, 1].
     """
     with measuring(model), torch.no_grad():
         drawn = [_logits(model, images, numbers, (seed, "outputs", draw), usual) for draw in range(PASSES)]
@@ -50,7 +50,7 @@ def look_at_outputs(model: nn.Module, images: Tensor, labels: Tensor, numbers: T
     passes = torch.stack(drawn)
     first = passes[0]
     return {
-        "wander": torch.stack([_apart(one, first) for one in passes[1:]]).amax(dim=0).cpu(),
+        "wander": torch.stack([_distance(other, first) for other in passes[1:]]).amax(dim=0).cpu(),
         "flips": (passes.argmax(dim=2) != first.argmax(dim=1)).any(dim=0).cpu(),
         "alone": alone,
         "logits": first.cpu(),
@@ -61,26 +61,26 @@ def look_at_outputs(model: nn.Module, images: Tensor, labels: Tensor, numbers: T
 
 
 def _alone(model: nn.Module, images: Tensor, numbers: Tensor, together: Tensor, seed: int) -> Tensor:
-    """Distance ``(N,)`` of the first images' logits, each shown alone, from those in a batch; else NaN."""
+    """Measure the distance ``(N,)`` of the first images' logits, passed alone, from those in a batch; else NaN."""
     alone = torch.full((len(images),), math.nan, dtype=torch.float64)
     for place in range(min(ALONE, len(images))):
         single = _logits(model, images[place : place + 1], numbers[place : place + 1], (seed, "alone"), 1)
-        alone[place] = _apart(single, together[place : place + 1])
+        alone[place] = _distance(single, together[place : place + 1])
     return alone
 
 
 def are_random(outputs: Values) -> bool:
-    """Whether two passes over the same images differ."""
+    """Tell whether two passes over the same images differ."""
     return bool(outputs["flips"].any()) or float(outputs["wander"].max()) > SAME_LOGITS
 
 
 def depend_on_the_batch(outputs: Values) -> bool:
-    """Whether an image's output depends on those beside it; not known of random outputs."""
+    """Tell whether an image's output depends on the rest of its batch; False for random outputs (unknown)."""
     return not are_random(outputs) and float(outputs["alone"].nan_to_num(0.0).max()) > SAME_LOGITS
 
 
 def range_of(logits: Tensor) -> Values:
-    """``lowest``, ``highest`` and ``sum`` ``(N,)`` of outputs ``(N, K)``."""
+    """Compute ``lowest``, ``highest`` and ``sum`` ``(N,)`` of outputs ``(N, K)``."""
     return {
         "lowest": logits.amin(dim=1).cpu(),
         "highest": logits.amax(dim=1).cpu(),
@@ -89,7 +89,7 @@ def range_of(logits: Tensor) -> Values:
 
 
 def are_probabilities(outputs: Values) -> bool:
-    """Whether all outputs, those that are finite, lie in [0, 1] and add up to 1."""
+    """Tell whether all finite outputs lie in [0, 1] and add up to 1."""
     known = outputs["sum"].isfinite()
     low, high, total = (outputs[key][known] for key in ("lowest", "highest", "sum"))
     return bool(
@@ -101,17 +101,17 @@ def are_probabilities(outputs: Values) -> bool:
 
 
 def are_labels(outputs: Values) -> bool:
-    """Whether all outputs are exactly 0 or 1: a label for each image, one-hot."""
+    """Tell whether all outputs are exactly 0 or 1: one-hot labels."""
     return bool(((outputs["logits"] == 0) | (outputs["logits"] == 1)).all())
 
 
 def flattened_by(outputs: Values) -> Literal["missing gradient", "clipped output", "bounded output"] | None:
-    """What keeps the outputs within bounds, where more than :data:`PINNED_SHARE` of the images lie at these.
+    """Find why outputs are bounded; None unless more than :data:`PINNED_SHARE` of the images lie at a bound.
 
-    Looked at is how far each image's outputs lie below its largest, so that a shift says nothing. An image lies at a
-    bound where its lowest output is as far below as that of any image. "missing gradient": the outputs in between take
-    few values, as votes do; "clipped output": where an image has several at the bound, these are equal; "bounded
-    output": they come near it, as under a tanh.
+    Only the distance of each output below the image's largest output counts, so a shift changes nothing. An image lies
+    at a bound if its lowest output is as far below as that of any image. "missing gradient": the outputs in between
+    take few values, as votes do. "clipped output": several outputs of an image at the bound are equal. "bounded
+    output": outputs only approach the bound, as under a tanh.
     """
     logits = outputs["logits"][outputs["logits"].isfinite().all(dim=1)]
     if not len(logits):
@@ -120,7 +120,8 @@ def flattened_by(outputs: Values) -> Literal["missing gradient", "clipped output
     at_bound = below >= float(below.max()) * (1 - AT_THE_BOUND)
     if not bool(below.any()) or float(at_bound.any(dim=1).double().mean()) <= PINNED_SHARE:
         return None
-    between = torch.cat([row[one].unique() for row, one in zip(below, ~at_bound & (below > 0), strict=True)])
+    inside = ~at_bound & (below > 0)
+    between = torch.cat([row[chosen].unique() for row, chosen in zip(below, inside, strict=True)])
     values = between if len(between) else below[at_bound]
     if 2 * len(values.unique()) <= len(values):
         return "missing gradient"
@@ -130,7 +131,7 @@ def flattened_by(outputs: Values) -> Literal["missing gradient", "clipped output
 
 
 def _repeated(values: Tensor) -> int:
-    """How many of ``values`` are equal to another of them."""
+    """Count the ``values`` that equal another one."""
     counts = values.unique(return_counts=True)[1]
     return int(counts[counts > 1].sum())
 
@@ -138,27 +139,27 @@ def _repeated(values: Tensor) -> int:
 def _logits(model: nn.Module, images: Tensor, numbers: Tensor, stream: tuple[object, ...], usual: int) -> Tensor:
     seed, *names = stream
     assert isinstance(seed, int)
-    found = []
+    logits = []
     for part, who in zip(images.split(usual), numbers.split(usual), strict=True):
         with seeded(seed, *names, *who.tolist()):
-            found.append(model(part).double())
-    return torch.cat(found)
+            logits.append(model(part).double())
+    return torch.cat(logits)
 
 
-def _apart(one: Tensor, other: Tensor) -> Tensor:
-    """L2 distance of the normalised rows ``(N,)``; 0 where either is not finite."""
-    distance: Tensor = torch.linalg.vector_norm(norm_and_unit(one)[1] - norm_and_unit(other)[1], dim=1)
+def _distance(first: Tensor, second: Tensor) -> Tensor:
+    """Compute the L2 distance ``(N,)`` of the normalised rows; 0 where either is not finite."""
+    distance: Tensor = torch.linalg.vector_norm(norm_and_unit(first)[1] - norm_and_unit(second)[1], dim=1)
     return distance.nan_to_num(0.0).cpu()
 
 
 class LogProbabilities(nn.Module):
-    """The logits, up to a shift, of a model that returns probabilities: their logarithm, floored where they are 0."""
+    """Turns a model's probabilities into logits, up to a shift: their logarithm, floored where they are 0."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
-        """``log max(p, smallest normal number)``."""
+        """Compute ``log max(p, smallest normal number)``, ``(N, K)``."""
         probabilities: Tensor = self.model(images)
         return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()

@@ -1,4 +1,4 @@
-"""What one fixed attack reaches as the scale of the logits changes, and which scale would calibrate the model."""
+"""Robust accuracy under a fixed attack as the scale of the logits changes, and the scale that calibrates the model."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,27 +19,27 @@ from gradscope.results.stats import UNDEFINED, Interval, wilson_interval
 
 Row = dict[str, Any]
 
-#: An attack that no scale of the logits changes: it is run at the ends and as given alone.
+#: An attack that the scale of the logits does not change. It runs only at the two ends and at temperature 1.
 REFERENCE = "pgd-margin"
-#: The temperatures reach from one over ten to this power to the power itself.
+#: The temperatures reach from 10 to minus this power up to 10 to this power.
 DECADES = 2
 
 
 class Tempered(nn.Module):
-    """A model whose logits are divided by ``temperature``: every decision stays, every softmax changes."""
+    """Divides a model's logits by ``temperature``: predictions stay the same, softmax probabilities change."""
 
     def __init__(self, model: nn.Module, temperature: float) -> None:
         super().__init__()
         self.model, self.temperature = model, temperature
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images ``(N, C, H, W)`` in, logits ``(N, K)`` out."""
+        """Compute the divided logits ``(N, K)`` of images ``(N, C, H, W)``."""
         logits: Tensor = self.model(images)
         return logits / self.temperature
 
 
 def temperatures(count: int) -> tuple[float, ...]:
-    """``count`` temperatures from 1/100 to 100, spaced evenly in their logarithm; an odd number has 1 in its middle.
+    """List ``count`` temperatures from 1/100 to 100, evenly spaced in their logarithm; an odd ``count`` includes 1.
 
     >>> temperatures(5)
     (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -49,17 +49,17 @@ def temperatures(count: int) -> tuple[float, ...]:
 
 
 def attacks_at(budget: ScaleBudget) -> dict[float, tuple[str, ...]]:
-    """The attacks that ``budget`` pays for at each temperature."""
-    found = temperatures(budget.temperatures)
-    ends = {found[0], 1.0, found[-1]}
-    return {one: (*budget.attacks, *([REFERENCE] if one in ends else [])) for one in found}
+    """List the attacks of ``budget`` at each temperature."""
+    tried = temperatures(budget.temperatures)
+    with_reference = {tried[0], 1.0, tried[-1]}
+    return {at: (*budget.attacks, *([REFERENCE] if at in with_reference else [])) for at in tried}
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How well the softmax at ``temperature`` knows how often it is right.
+    """Calibration of the softmax at ``temperature``.
 
-    ``error``: expected calibration error (Guo et al. 2017); ``loss``: mean cross-entropy in nats.
+    ``error``: expected calibration error (Guo et al. 2017). ``loss``: mean cross-entropy in nats.
     """
 
     temperature: float
@@ -69,12 +69,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class ScaleCurve:
-    """Robust accuracy under fixed attacks against the temperature of the logits, on the first M images of an audit.
+    """Robust accuracy under fixed attacks as a function of the logits' temperature, on the first M images of an audit.
 
-    ``right`` ``(M,)``: the prediction is right when clean, at every temperature. ``standing`` ``(M,)`` by attack and
-    temperature: right when clean and under the attack that sees the logits at that temperature. ``given`` and
-    ``fitted`` are the calibration at temperature 1 and where cross-entropy is smallest, on ``images`` images; None
-    where no temperature is best, as where every image is right.
+    ``right`` ``(M,)``: the clean prediction is right, at every temperature. ``standing`` ``(M,)``, by attack and
+    temperature: right when clean and under the attack on the logits at that temperature. ``given`` is the calibration
+    at temperature 1, ``fitted`` that where cross-entropy is smallest, on ``images`` images. ``fitted`` is None if no
+    temperature is best, for example if every image is right.
     """
 
     threat: ThreatModel
@@ -86,18 +86,18 @@ class ScaleCurve:
     fitted: Calibration | None
 
     def strongest(self, attack: str, among: Iterable[float]) -> float:
-        """The temperature ``among`` those at which ``attack`` leaves fewest; of several the nearest to 1."""
+        """Find the temperature ``among`` these at which ``attack`` fools most images; of several the nearest to 1."""
         standing = self.standing[attack]
         return min(among, key=lambda temperature: (int(standing[temperature].sum()), abs(log(temperature))))
 
     @property
     def stands(self) -> Tensor:
-        """Which images ``(M,)`` are right when clean and under every attack at every temperature."""
-        everything = [one for standing in self.standing.values() for one in standing.values()]
+        """The images ``(M,)`` that are right when clean and under every attack at every temperature."""
+        everything = [stands for standing in self.standing.values() for stands in standing.values()]
         return torch.stack(everything).all(dim=0)
 
     def rows(self, identity: Row) -> Iterator[Row]:
-        """Rows of ``scale.csv``: accuracy by attack and temperature, then calibration; ``identity`` says whose."""
+        """Yield the rows of ``scale.csv``, labelled by ``identity``: accuracies, then calibration."""
         ball = {"norm": self.threat.norm, "epsilon": self.threat.epsilon}
         n = len(self.right)
         for attack, standing in self.standing.items():
@@ -108,10 +108,10 @@ class ScaleCurve:
         clean = {**identity, "attack": "none", **ball, "temperature": 1.0, "fitted": 0, "steps": None}
         count = int(self.right.sum())
         yield clean | _measured("accuracy", count / n, wilson_interval(count, n), n)
-        for found in (self.given, self.fitted):
-            if found is not None:
-                at = clean | {"temperature": found.temperature, "fitted": int(found is self.fitted)}
-                for metric, value in (("calibration-error", found.error), ("cross-entropy", found.loss)):
+        for calibration in (self.given, self.fitted):
+            if calibration is not None:
+                at = clean | {"temperature": calibration.temperature, "fitted": int(calibration is self.fitted)}
+                for metric, value in (("calibration-error", calibration.error), ("cross-entropy", calibration.loss)):
                     yield at | _measured(metric, value, UNDEFINED, self.images)
 
 
@@ -121,14 +121,14 @@ def _measured(metric: str, value: float, interval: Interval, n: int) -> Row:
 
 
 def scale_curve(outcomes: Mapping[float, Outcome], steps: int, logits: Tensor, labels: Tensor) -> ScaleCurve | None:
-    """The curve of what the attacks did at each temperature, and the calibration of ``logits`` ``(N, K)``.
+    """Combine the attacks' outcomes at each temperature and the calibration of ``logits`` ``(N, K)`` into a curve.
 
-    A temperature at which rounding changes a clean prediction is left out; None where no attack could be run.
+    A temperature at which rounding changes a clean prediction is left out. None if no attack could run.
     """
     plain = outcomes[1.0]
-    kept = {temperature: one for temperature, one in outcomes.items() if torch.equal(one.right, plain.right)}
+    kept = {at: outcome for at, outcome in outcomes.items() if torch.equal(outcome.right, plain.right)}
     standing = {
-        attack: {temperature: one.standing(attack) for temperature, one in kept.items() if attack in one.attacks}
+        attack: {at: outcome.standing(attack) for at, outcome in kept.items() if attack in outcome.attacks}
         for attack in plain.attacks
     }
     known = logits.isfinite().all(dim=1)

@@ -1,4 +1,4 @@
-"""What the checks add up to: is it robust, or is the attack blind?"""
+"""The verdict of an audit: is the model robust, or is the attack blind?"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,20 +35,20 @@ Row = dict[str, Any]
 Verdict = Literal["masking found", "none found within this budget", "inconclusive", "set-up invalid"]
 ClaimVerdict = Literal["refuted", "not refuted within this budget", "inconclusive"]
 
-#: Version of ``audit.json``, whose entries are :meth:`Audit.to_json`. It rises when a key changes its meaning or goes;
-#: new keys may come without.
+#: Version of ``audit.json``, whose entries are :meth:`Audit.to_json`. It rises when a key is removed or changes its
+#: meaning; new keys do not raise it.
 SCHEMA = 1
-#: Without these no audit ends in "none found": another loss, an attack by query, an unbounded ball.
+#: An audit ends in "none found" only if these checks ran: another loss, an attack by query, an unbounded ball.
 ESSENTIAL = ("N3", "X1", "M2")
 
 
 @dataclass(frozen=True)
 class Audit:
-    """A verdict, its reasons and the lowest robust accuracy that was reached.
+    """Result of an audit: the verdict, its reasons, and the lowest robust accuracy found.
 
-    ``causes``: what blinds the attack, the likeliest first; of what was seen where nothing was found. ``left_out``:
-    attacks that were not run, and why. ``standing`` ``(N,)``: right when clean and under everything. ``claim`` is a
-    robust accuracy to be judged.
+    ``causes``: what blinds the attack, the likeliest first; possible causes if no masking was found. ``left_out``:
+    attacks that did not run, with the reason. ``standing`` ``(N,)``: images right when clean and under every attack.
+    ``claim``: a claimed robust accuracy to test.
     """
 
     verdict: Verdict
@@ -63,22 +63,22 @@ class Audit:
 
     @property
     def cause(self) -> Cause | None:
-        """The likeliest."""
+        """The likeliest cause; None if there is none."""
         return self.causes[0] if self.causes else None
 
     @property
     def upper_bound(self) -> float:
-        """The lowest robust accuracy reached, over all images; the true one is not higher, to sampling."""
+        """The lowest robust accuracy found, over all images; the true one is not higher, apart from sampling."""
         return float(self.standing.double().mean())
 
     @property
     def interval(self) -> Interval:
-        """Wilson interval of the upper bound."""
+        """Wilson interval (95 %) of the upper bound."""
         return wilson_interval(int(self.standing.sum()), len(self.standing))
 
     @property
     def verdict_on_claim(self) -> ClaimVerdict:
-        """Refuted where the interval of the upper bound lies below the claim; inconclusive where it bounds nothing."""
+        """Verdict on the claim: refuted if the upper bound's interval lies below it; inconclusive without a bound."""
         if self.verdict == "set-up invalid" and "probabilities" not in self.causes:
             return "inconclusive"
         refuted = self.claim is not None and self.interval.high < self.claim
@@ -86,25 +86,25 @@ class Audit:
 
     @property
     def median_distance(self) -> float | None:
-        """The radius that half of all images do not survive, pixel units; None where the budget does not pay for it."""
+        """Radius within which half of all images are fooled, pixel units; None if the budget does not measure it."""
         distances = self.evidence.distances
         return distances.median if distances is not None and distances.found else None
 
     def rows(self, identity: Row) -> Iterator[Row]:
-        """Rows of ``audit.csv``, one a check; ``identity`` says whose."""
+        """Yield the rows of ``audit.csv``, one per check, labelled by ``identity``."""
         threat = self.evidence.threat
         whole = {"attack": "audit", "norm": threat.norm, "epsilon": threat.epsilon, "budget": self.budget}
-        for made in self.checks:
-            yield {**identity, **whole, "verdict": self.verdict, **made.row()}
+        for result in self.checks:
+            yield {**identity, **whole, "verdict": self.verdict, **result.row()}
 
     def to_json(self) -> dict[str, Any]:
-        """An entry of ``audit.json``, by version :data:`SCHEMA`, without NaN.
+        """Return an entry of ``audit.json``, in version :data:`SCHEMA`; NaN becomes null.
 
-        ``claim`` with ``value`` and ``verdict``, where there is one; ``verdict``, ``causes`` and ``reason``;
-        ``robust_accuracy`` with ``upper_bound``, ``ci_low``, ``ci_high`` and ``n``; ``median_distance``, null where the
-        budget does not pay for it; ``clean_accuracy``; ``under`` each attack that was run on all images, alone;
-        ``threat`` with ``norm``, ``epsilon`` and ``box``; ``budget``; ``left_out`` attack to reason; ``checks`` in
-        order, with ``id`` and the columns of ``audit.csv``, ``images`` as a list.
+        Keys: ``claim`` with ``value`` and ``verdict``, if there is a claim; ``verdict``, ``causes`` and ``reason``;
+        ``robust_accuracy`` with ``upper_bound``, ``ci_low``, ``ci_high`` and ``n``; ``median_distance``, null if the
+        budget does not measure it; ``clean_accuracy``; ``under``, robust accuracy under each attack that ran on all
+        images; ``threat`` with ``norm``, ``epsilon`` and ``box``; ``budget``; ``left_out``, attack to reason;
+        ``checks`` in order, with ``id`` and the columns of ``audit.csv``, ``images`` as a list.
         """
         main, threat = self.evidence.main, self.evidence.threat
         clean = wilson_interval(int(main.right.sum()), len(main))
@@ -128,15 +128,15 @@ class Audit:
             "threat": {"norm": threat.norm, "epsilon": threat.epsilon, "box": threat.box},
             "budget": self.budget,
             "left_out": dict(self.left_out),
-            "checks": [_plain(made) for made in self.checks],
+            "checks": [_plain(result) for result in self.checks],
         }
 
 
-def _plain(made: Check) -> dict[str, Any]:
+def _plain(result: Check) -> dict[str, Any]:
     row = {
-        key: None if isinstance(value, float) and not isfinite(value) else value for key, value in made.row().items()
+        key: None if isinstance(value, float) and not isfinite(value) else value for key, value in result.row().items()
     }
-    return {"id": row.pop("check"), **row, "accuses": bool(row["accuses"]), "images": list(made.images)}
+    return {"id": row.pop("check"), **row, "accuses": bool(row["accuses"]), "images": list(result.images)}
 
 
 def examine(
@@ -150,13 +150,13 @@ def examine(
     loss: Loss | None = None,
     work: Work = PLAIN,
 ) -> Audit:
-    """Attack ``model`` on ``image_set`` with what ``budget_name`` pays for, and tell masking from robustness.
+    """Audit ``model`` on ``image_set``: attack it within the budget and tell gradient masking from robustness.
 
-    ``numbers`` are the images' indices in the set they were taken from, 0 .. N-1 where None. ``surrogate_examples``
-    are adversarial images ``(N, C, H, W)`` of these made on other models, in this threat model;
-    ``loss`` is the user's own, for one more attack. The names of the
-    units of ``work`` change with stage, attack, seed and images: an audit that was interrupted goes on where it was.
-    Raises :class:`GradscopeError` for a budget it does not know, a radius of 0, and examples of another size.
+    ``numbers`` are the images' indices in the set they were taken from (0 .. N-1 if None). ``surrogate_examples`` are
+    adversarial images ``(N, C, H, W)`` of the same images, made on other models in this threat model. ``loss`` is the
+    user's own, for one more attack. The names of the units of ``work`` depend on stage, attack, seed and images, so an
+    interrupted audit continues where it stopped. Raises :class:`GradscopeError` for an unknown budget, a radius of 0,
+    and examples of another size.
     """
     if threat.epsilon <= 0:
         raise GradscopeError(f"epsilon must be above 0 in an audit, got {threat.epsilon:g}")
@@ -181,44 +181,44 @@ def examine(
 
 
 def judge(evidence: Evidence, checks: Sequence[Check]) -> tuple[Verdict, tuple[Cause, ...], str]:
-    """The verdict, the causes and why.
+    """Decide the verdict, its causes and its reason from the checks.
 
-    Outcomes accuse, causes explain: saturated cross-entropy, say, is found on honest models too, where exact attacks
-    are not blinded by it; where no loss has a gradient there is none, and dead gradients accuse. An outcome that no
-    cause explains counts where more steps do not explain it either.
+    Outcomes accuse; causes explain. A cause alone does not accuse: saturated cross-entropy, for example, occurs on
+    honest models too and does not blind exact attacks. One exception: if no loss has a gradient, attacks along it have
+    no outcome, so dead gradients accuse. An outcome without a known cause counts only if more steps do not explain it.
     """
-    fired = {made.id: made for made in checks if made.fired}
-    accusing = [identifier for identifier, made in fired.items() if made.accuses]
+    fired = {result.id: result for result in checks if result.fired}
+    accusing = [identifier for identifier, result in fired.items() if result.accuses]
     seen = _causes(evidence, fired)
     undefined = float(evidence.main.undefined.double().mean())
     if undefined > 0.5:
         return "set-up invalid", (), f"the output is not finite on {100 * undefined:.0f} % of the images"
     if near_chance(evidence):
-        return "set-up invalid", (), "clean accuracy is not above chance: there is nothing to attack"
+        return "set-up invalid", (), "clean accuracy is not above chance, so there is nothing to attack"
     if predicts_one_class(evidence):
-        return "set-up invalid", (), "one class is predicted for every image, attacked or not"
+        return "set-up invalid", (), "the model predicts one class for every image, attacked or not"
     if depend_on_the_batch(evidence.outputs):
         return "set-up invalid", (), "an image's output depends on the other images of its batch"
     if not len(evidence.places):
-        return "inconclusive", (), "no image is right: there is nothing to attack"
+        return "inconclusive", (), "no image is classified correctly, so there is nothing to attack"
     explained = [identifier for identifier in accusing if set(fired[identifier].points_to) & set(seen)]
     if explained:
         return "masking found", seen, f"{', '.join(explained)} fired; cause: {seen[0]}"
     beyond = _beyond_effort(evidence, checks)
     if beyond:
-        return "masking found", ("unexplained", *seen), f"{', '.join(beyond)} fired, and no check says why"
+        return "masking found", ("unexplained", *seen), f"{', '.join(beyond)} fired, and no check explains it"
     if evidence.probabilities:
-        return "set-up invalid", seen, "outputs are probabilities in place of logits; the attacks here got through"
+        return "set-up invalid", seen, "outputs are probabilities, not logits; these attacks worked all the same"
     return _without_outcome(evidence, checks, fired, seen)
 
 
 def _beyond_effort(evidence: Evidence, checks: Sequence[Check]) -> list[str]:
-    """The checks that accuse of over twice what twice the steps took away; none where steps cannot cross a ball."""
-    made = {one.id: one for one in checks}
+    """List accusing checks whose value is over twice the gain of doubled steps; none if steps cannot cross the ball."""
+    by_id = {check.id: check for check in checks}
     if step_length(evidence) < ACROSS:
         return []
-    gained = made["C1"].value if made["C1"].state != "abstained" else 0.0
-    return [one.id for one in checks if one.fired and one.accuses and one.value > 2 * gained]
+    gained = by_id["C1"].value if by_id["C1"].state != "abstained" else 0.0
+    return [check.id for check in checks if check.fired and check.accuses and check.value > 2 * gained]
 
 
 def _without_outcome(
@@ -226,30 +226,33 @@ def _without_outcome(
 ) -> tuple[Verdict, tuple[Cause, ...], str]:
     if not evidence.differentiable:
         stands = 100 * float(evidence.standing().double().mean())
-        reason = f"the model has no gradient: only attacks by query were run, and {stands:.1f} % stand"
+        reason = (
+            f"the model has no gradient, so only attacks by query ran; they leave a robust accuracy of {stands:.1f} %"
+        )
         return "inconclusive", ("missing gradient",), reason
     if evidence.random:
         return (
             "inconclusive",
             ("randomness",),
-            "the output is random, and its mean falls no sooner than single draws; give draws to judge it",
+            "the output is random, and attacking its mean fools no more images than attacking single draws; give draws",
         )
     if "N1" in fired and unseen(evidence) >= UNSEEN_SHARE and _more_than_a_guess(evidence):
-        reason = f"N1 fired: no loss has a gradient on most of what stands; {NEXT_STEPS[fired['N1'].points_to[0]]}"
+        next_step = NEXT_STEPS[fired["N1"].points_to[0]]
+        reason = f"N1 fired: no loss has a gradient on most images that no attack fooled; {next_step}"
         return "inconclusive", seen, reason
-    weak = [made.id for made in fired.values() if "weak attack" in made.points_to]
+    weak = [result.id for result in fired.values() if "weak attack" in result.points_to]
     if weak and _more_than_a_guess(evidence):
-        return "inconclusive", ("weak attack",), f"{', '.join(weak)} fired: the attack is too weak to tell"
+        return "inconclusive", ("weak attack",), f"{', '.join(weak)} fired: the attack is too weak for a verdict"
     if bool(evidence.main.undefined.any()):
         return "inconclusive", seen, "the output is not finite on some images"
-    missing = {made.id: made.cause for made in checks if made.id in ESSENTIAL and made.state == "abstained"}
+    missing = {result.id: result.cause for result in checks if result.id in ESSENTIAL and result.state == "abstained"}
     if missing:
         why = "; ".join(dict.fromkeys(missing.values()))
-        return "inconclusive", (), f"{', '.join(missing)} could not be made: {why}"
+        return "inconclusive", (), f"{', '.join(missing)} could not run: {why}"
     return (
         "none found within this budget",
         (),
-        f"no outcome speaks against these attacks{_through(evidence)}{_aside(evidence, fired)}",
+        f"no check found these attacks blind{_through(evidence)}{_aside(evidence, fired)}",
     )
 
 
@@ -258,53 +261,56 @@ def _more_than_a_guess(evidence: Evidence) -> bool:
 
 
 def _through(evidence: Evidence) -> str:
-    """How the attacks were adapted, where they were."""
+    """Describe how the attacks were adapted; empty if they were not."""
     taken = ["took the gradient from a stand-in"] if evidence.stands_in else []
     judged = [f"went through the mean of {evidence.draws} draws"] if evidence.draws else []
-    return f", which {' and '.join([*taken, *judged])}" if taken or judged else ""
+    return f"; they {' and '.join([*taken, *judged])}" if taken or judged else ""
 
 
 def _aside(evidence: Evidence, fired: Mapping[str, Check]) -> str:
-    """What else is worth a line where nothing accuses: what overstates a little, and what may blind others."""
-    said = []
+    """Add remarks if nothing accuses: a small overstatement, and causes that may blind other attacks."""
+    remarks = []
     if "N3" in fired:
         over = 100 * (fired["N3"].left - fired["N3"].lowest)
-        said.append(f"N3 fired: cross-entropy in float32 overstates by {over:.1f} points, which nobody would claim")
+        remarks.append(
+            f"N3 fired: cross-entropy in float32 overstates robust accuracy by {over:.1f} points, too few to accuse"
+        )
     dead = [identifier for identifier in ("N1", "N2") if identifier in fired]
     if dead:
-        blind = blind_with_floors(evidence) or "others, with floors or in float32, may be blind"
-        said.append(f"{', '.join(dead)} fired: {blind}")
-    return "".join(f"; {sentence}" for sentence in said)
+        blind = blind_with_floors(evidence) or "other attacks, with norm floors or in float32, may be blind"
+        remarks.append(f"{', '.join(dead)} fired: {blind}")
+    return "".join(f"; {remark}" for remark in remarks)
 
 
 def _causes(evidence: Evidence, fired: Mapping[str, Check]) -> tuple[Cause, ...]:
-    """What could blind the attack, the surest first.
+    """List possible causes of a blind attack, the surest first.
 
-    The kind of output comes before its slopes, which it bends (a saturated softmax moves in steps); slopes before
-    saturation, which they imitate. Gradients that turn at every step are those of a surface in ripples. The slopes of a
-    stand-in differ from the output's, as they are meant to: they are its fault only where nothing else is known.
+    The kind of output comes before the slopes, because it changes them (a saturated softmax moves in steps). The slopes
+    come before saturation, because they can look like it. Gradients that turn at every step point to a shattered
+    surface. A stand-in's slopes differ from the output's on purpose, so they count as a cause only if no other is
+    known.
     """
-    found: list[Cause] = []
+    causes: list[Cause] = []
     kind = slopes_of(evidence)[1] if evidence.slopes is not None else None
     if evidence.probabilities:
         if are_labels(evidence.outputs):
-            found.append("missing gradient")
-        found.append("probabilities")
+            causes.append("missing gradient")
+        causes.append("probabilities")
     if evidence.random:
-        # Without a gradient there is nothing to average.
-        found += [kind] if kind and "N1" in fired and fired["N1"].accuses else []
-        found.append("randomness")
+        # Without a gradient, averaging does not help.
+        causes += [kind] if kind and "N1" in fired and fired["N1"].accuses else []
+        causes.append("randomness")
     if standin_is_zero(evidence):
-        found.append("stand-in")
+        causes.append("stand-in")
     elif kind and not evidence.stands_in:
         bent_by_softmax = evidence.probabilities and kind in ("shattering", "bounded output", "clipped output")
-        found += [kind] if not bent_by_softmax and kind not in found else []
-    if not found and fired.keys() & {"N1", "N2"}:
-        found += fired["N1"].points_to if "N1" in fired else ["saturation"]
-    if not found and "K1" in fired:
-        found += fired["K1"].points_to
-    if not found and fired.keys() & {"S1", "G1"}:
-        found.append("shattering")
-    if evidence.stands_in and kind and not found:
-        found.append("stand-in")
-    return tuple(found)
+        causes += [kind] if not bent_by_softmax and kind not in causes else []
+    if not causes and fired.keys() & {"N1", "N2"}:
+        causes += fired["N1"].points_to if "N1" in fired else ["saturation"]
+    if not causes and "K1" in fired:
+        causes += fired["K1"].points_to
+    if not causes and fired.keys() & {"S1", "G1"}:
+        causes.append("shattering")
+    if evidence.stands_in and kind and not causes:
+        causes.append("stand-in")
+    return tuple(causes)

@@ -12,7 +12,7 @@ import typer
 import gradscope
 from gradscope import process
 from gradscope.cli.claims import claims
-from gradscope.cli.declared import GroupedCommand
+from gradscope.cli.declared import GroupedCommand, WholeSentences
 from gradscope.cli.drawing import figures, report
 from gradscope.cli.measuring import measuring_command
 from gradscope.cli.names import list_names
@@ -21,13 +21,14 @@ from gradscope.cli.studies import study
 from gradscope.cli.training import train
 from gradscope.errors import GradscopeError
 from gradscope.measure.options import COMMANDS
-from gradscope.progress import printed_cautions
+from gradscope.progress import lines_a_minute, printed_cautions
 
 #: click's error for a command line it cannot read; typer's versions differ in where they keep click.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="gradscope",
+    cls=WholeSentences,
     help="See an image classifier as a gradient-based attacker does, and tell whether its robustness is real.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -101,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command; a user's mistake is one line on stderr and exit code 2."""
     process.set_up()
     try:
-        with process.ending_on_sigterm(), printed_cautions():
+        with process.ending_on_sigterm(), printed_cautions(), lines_a_minute():
             code = app(arguments, prog_name="gradscope", standalone_mode=False)
     except (GradscopeError, UsageError) as error:
         message = _with_flag(error, arguments) if isinstance(error, GradscopeError) else _usage(error)

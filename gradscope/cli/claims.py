@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from gradscope.cli.afterwards import say_after_claims
 from gradscope.cli.shared import require_directory
 
 
@@ -27,4 +28,5 @@ def claims(
 
     path = judge(directories, out or Path("reports") / f"{directories[0].resolve().name}-claims")
     print(claim_lines(path))
-    print(path)
+    print(path, flush=True)
+    say_after_claims(path)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from gradscope.cli.shared import shared_mistakes
 from gradscope.errors import UNPRINTABLE, GradscopeError
@@ -33,6 +33,16 @@ def completing(table: str) -> Any:
 
 #: What stands for a value of a type in ``--help``.
 _VALUES = {"str": "TEXT", "int": "N", "float": "NUMBER", "path": "PATH", "list[str]": "TEXT"}
+
+
+class WholeSentences(TyperGroup):
+    """The command line as a whole: its ``--help`` says of each command a whole sentence, in as many lines as needed."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write each command with the first paragraph of its help."""
+        helps = {name: command.help or "" for name, command in self.commands.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, " ".join(text.partition("\n\n")[0].split())) for name, text in helps.items()])
 
 
 class GroupedCommand(TyperCommand):

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from gradscope.cli.afterwards import say_after_drawing, say_after_report
 from gradscope.cli.shared import require_directory, require_place
 
 
@@ -20,7 +21,8 @@ def figures(
     from gradscope.figures.draw import draw
 
     for path in draw(directory, animate=animate):
-        print(path)
+        print(path, flush=True)
+    say_after_drawing(directory)
 
 
 def report(
@@ -55,4 +57,6 @@ def report(
     if not card and sarif is None:
         from gradscope.reporting.page import write_report
 
-        print(write_report(directory))
+        page = write_report(directory)
+        print(page, flush=True)
+        say_after_report(page)

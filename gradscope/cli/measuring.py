@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gradscope.cli.afterwards import say_after_measuring
 from gradscope.cli.declared import filled, panel, parameters, plain_parameter, with_signature
 from gradscope.cli.shared import is_first_process, require_place, shared_mistakes
 from gradscope.errors import caution
@@ -153,7 +154,8 @@ def _measure(request: Request, results: Path) -> None:
     run(request, results, warn=caution)
     if is_first_process():
         print(console.measured_lines(results))
-        print(results)
+        print(results, flush=True)
+        say_after_measuring(request, results)
 
 
 def _write_sarif(results: Path, path: Path) -> None:

@@ -1,5 +1,6 @@
 """``gradscope list``."""
 
+import textwrap
 from enum import StrEnum
 from typing import Annotated
 
@@ -18,11 +19,19 @@ class Listing(StrEnum):
 
 
 def list_names(
-    what: Annotated[Listing, typer.Argument(metavar="WHAT", help=", ".join(Listing), show_default=False)],
+    what: Annotated[
+        Listing | None, typer.Argument(metavar="WHAT", help=", ".join(Listing), show_default="all of them")
+    ] = None,
 ) -> None:
-    """List the names that the other commands know."""
-    for name, meaning in _listing(what).items():
-        print(f"{name:18} {meaning}")
+    """List the names that the other commands know: data sets, architectures, metrics, attacks and others."""
+    if what is not None:
+        print(_lines(what))
+        return
+    print("\n\n".join(f"{kind.capitalize()}:\n{textwrap.indent(_lines(kind), '  ')}" for kind in Listing))
+
+
+def _lines(what: Listing) -> str:
+    return "\n".join(f"{name:18} {meaning}" for name, meaning in _listing(what).items())
 
 
 def _listing(what: Listing) -> dict[str, str]:

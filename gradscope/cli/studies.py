@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gradscope.cli.afterwards import say_after_study
 from gradscope.cli.declared import declared, filled, panel
 from gradscope.errors import GradscopeError, caution
 from gradscope.measure.options.common import Circumstances, ForeignOptions
 from gradscope.options import RUNNING, DataOptions
+from gradscope.progress import duration
 from gradscope.results.manifest import MANIFEST, read_study_manifest
 from gradscope.validation import Config
 
@@ -134,7 +136,8 @@ def study(
     for name, reason in plan.absent.items():
         print(f"{name} is absent, and {len(plan.left_out)} stages with it: {reason}")
     page = request.places.results / PAGE
-    print(page if page.exists() else request.places.results)
+    print(page if page.exists() else request.places.results, flush=True)
+    say_after_study(results, results / PAGE)
     if ended.failed or ended.blocked or ended.postponed or plan.absent:
         raise typer.Exit(INCOMPLETE)
 
@@ -188,14 +191,6 @@ def foreseen_lines(
 def _expected(estimate: "Estimate") -> str:
     """How long, and from what."""
     return f"{'up to ' if estimate.most else ''}{duration(estimate.seconds)}, {_SOURCES[estimate.source]}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit they are read in."""
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _tell(record: "Record", kept: bool) -> None:

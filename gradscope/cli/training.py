@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gradscope.cli.afterwards import say_after_training
 from gradscope.cli.declared import filled, panel, parameters, plain_parameter, with_signature
 from gradscope.cli.shared import is_first_process, shared_mistakes
 from gradscope.config import read_toml
@@ -58,8 +59,10 @@ def _train(config: Path | None, out: Path | None, **values: Any) -> None:
         print(
             f"{trained.path}  clean accuracy {100 * trained.test_accuracy:.1f} % "
             f"[{100 * low:.1f}, {100 * high:.1f}] on {trained.test_images} test images; "
-            f"epoch {trained.checkpoint.kept_epoch} of {trained.checkpoint.planned_epochs} was kept"
+            f"epoch {trained.checkpoint.kept_epoch} of {trained.checkpoint.planned_epochs} was kept",
+            flush=True,
         )
+        say_after_training(trained.path, ["--trust-code"] if request.options.trust_code else [])
 
 
 train = with_signature(

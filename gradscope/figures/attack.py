@@ -1,7 +1,7 @@
 """Robust accuracy, from ``attacks.csv``: attack by attack, and against the radius."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import zip_longest
 
 import numpy as np
 import pandas as pd
@@ -15,22 +15,21 @@ from gradscope.figures.style import Drawing, Look
 from gradscope.results.schemas import ATTACKS
 
 CLEAN = "none"
-#: Share of a row that the checkpoints' lanes take.
-_SPREAD = 0.8
 _MARGIN = 0.03
-#: Sizes in inches: a row without lanes, a lane, the axis labels and edges, a row of the legend.
-_ROW, _LANE, _AROUND, _LEGEND_ROW = 0.08, 0.14, 0.55, 0.16
-_WIDTH, _TALLEST = 1.25 * style.COLUMN, 9.0
-#: Names up to so many characters leave room for a second column of the legend.
-_SHORT = 22
+#: Sizes in inches: an attack's row, a panel's title, axis labels and edges, a row of the legend; then in points:
+#: numbers, and words below a panel.
+_ROW, _TITLE_ROW, _AROUND, _LEGEND_ROW, _NUMBER, _BELOW_PANEL = 0.14, 0.19, 0.42, 0.16, 6.0, 6.8
+#: Up to so many models stand two abreast in a figure of this width; more stand four abreast, as wide as a page.
+_FEW, _WIDTH, _ACROSS = 4, 1.25 * style.COLUMN, 4
 
 
 def draw_attacks(attacks: pd.DataFrame) -> list[Drawing]:
     """The figures of rows of the table ATTACKS.
 
-    ``attacks-accuracy``, of several radii ``attacks-accuracy-EPSILON`` each: every attack in the order it was run, for
-    each checkpoint its accuracy and what stands after it and all before. ``attacks-epsilon``, of several radii: what
-    stands after all. Call it inside :func:`gradscope.figures.style.paper`.
+    ``attacks-accuracy``, of several radii ``attacks-accuracy-EPSILON`` each: for each checkpoint what stands after
+    each attack in the order they were run, and, where they were run on all images, its accuracy under each alone.
+    ``attacks-epsilon``, of several radii: what stands after all. Call it inside
+    :func:`gradscope.figures.style.paper`.
     """
     balls = list(attacks.groupby(["norm", "epsilon"], sort=True))
     table = looks_of(attacks)
@@ -57,51 +56,85 @@ def looks_of(rows: pd.DataFrame) -> dict[str, Look]:
 
 
 def _draw_ball(name: str, ball: str, rows: pd.DataFrame, table: Mapping[str, Look]) -> Drawing:
-    """Attacks from above in the order they were run, the clean images first."""
+    """A panel a checkpoint: attacks from above in the order they were run, the clean images first."""
     shown = {checkpoint: look for checkpoint, look in table.items() if (rows["checkpoint"] == checkpoint).any()}
     order = _order(rows)
-    alone = rows[rows["metric"] == "accuracy"]
-    on_all = set(alone[alone["subset"] == "all"]["attack"])
-    alone = alone[(alone["subset"] == "all") | ~alone["attack"].isin(on_all)]
-    later = [attack for attack in order if attack not in on_all]
-    cascade = len(later) == len(order) - 1
-    if not cascade:  # shares of what few others left would be read as shares of all
-        alone = alone[alone["attack"].isin(on_all)]
-    so_far = rows[rows["metric"] == "robust-accuracy"]
-    share = "of those it attacked" if cascade else "of all images"
-    handles = _handles(shown, [f"right under this attack, {share}", "right under this and all above, of all images"])
-    columns = 2 if len(shown) > 2 and max(len(look.label) for look in shown.values()) <= _SHORT else 1
-    height = _AROUND + len(order) * (_ROW + _LANE * len(shown)) + _LEGEND_ROW * -(-len(handles) // columns)
-    figure = Figure(figsize=(_WIDTH, min(height, _TALLEST)), layout="constrained")
-    axes = figure.subplots()
-    for rank, (checkpoint, look) in enumerate(shown.items()):
-        for marks, filled in ((alone, True), (so_far, False)):
-            shift = _SPREAD * ((rank + (0.3 if filled else 0.7)) / len(shown) - 0.5)
-            _dots(axes, marks[marks["checkpoint"] == checkpoint], order, shift, look, filled=filled)
-    for place in range(0, len(order), 2):
-        axes.axhspan(place - 0.5, place + 0.5, color="0.96", linewidth=0, zorder=0)
-    axes.set_yticks(range(len(order)), ["clean" if attack == CLEAN else attack for attack in order])
-    axes.set_ylim(len(order) - 0.5, -0.5)
-    axes.grid(visible=False, axis="y")
-    axes.set_xlim(-_MARGIN, 1 + _MARGIN)
-    axes.set_xlabel(f"share of images ({ball})")
-    style.place_legend(figure, handles, columns, handle_length=1.8)
+    alone = rows[(rows["metric"] == "accuracy") & (rows["subset"] == "all") & (rows["attack"] != CLEAN)]
+    so_far = rows[(rows["metric"] == "robust-accuracy") | (rows["attack"] == CLEAN) & (rows["metric"] == "accuracy")]
+    later = [attack for attack in order[1:] if attack not in set(alone["attack"])]
+    columns, width = _arrangement(len(shown))
+    lines = -(-len(shown) // columns)
+    legend = _handles(with_alone=not alone.empty)
+    height = lines * (_TITLE_ROW + len(order) * _ROW) + _AROUND + _LEGEND_ROW * len(legend)
+    figure = Figure(figsize=(width, height))
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.02)
+    grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    for axes, checkpoint in zip_longest(grid.flat, shown):
+        if checkpoint is None:
+            axes.set_axis_off()
+            continue
+        own = [part[part["checkpoint"] == checkpoint] for part in (so_far, alone)]
+        _draw_model(axes, shown[checkpoint], own[0], own[1], order)
+    for axes in grid.flat[max(0, len(shown) - columns) : len(shown)]:  # the lowest of each column
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel(f"share of images ({ball})", fontsize=_BELOW_PANEL)
+    grid[0, 0].set_yticks(range(len(order)), ["clean" if attack == CLEAN else attack for attack in order])
+    grid[0, 0].set_ylim(len(order) - 0.5, -0.5)
+    grid[0, 0].set_xlim(-_MARGIN, 1 + _MARGIN)
+    grid[0, 0].set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    style.place_legend(figure, legend, 1, handle_length=1.8)
     counts = rows[rows["subset"] == "all"]["n"]
     if counts.empty:
         raise GradscopeError(
             f"directory: {ATTACKS.file} must hold what of all images is right, got parts of them alone"
         )
     images = int(counts.max())
-    denominator = "those it was run on, which stood until then" if cascade else f"all n = {images} images"
-    left = f"; {', '.join(later)}: run on what the others left alone, no mark" if later and not cascade else ""
     parts = [
         f"Accuracy under each attack in the order they were run, {ball}",
-        f"filled: right under this attack, of {denominator}{left}",
-        f"open: right when clean, under this attack and all above it, of all n = {images} images, an upper bound of "
-        "the robust accuracy",
-        "lines: Wilson score interval over images, 95 %",
+        "line, and its numbers in per cent where it falls: right when clean, under this attack and all above it, of "
+        f"all n = {images} images, an upper bound of the robust accuracy",
     ]
+    if not alone.empty:
+        parts.append(f"dots: right under this attack alone, of all n = {images} images")
+    if later:
+        parts.append(f"{', '.join(later)}: run on what stood until then, so without a dot")
+    parts.append("bands and bars: Wilson score interval over images, 95 %")
     return Drawing(name, figure, "; ".join(parts), ("budget",))
+
+
+def _arrangement(models: int) -> tuple[int, float]:
+    """Columns of panels, and the figure's width in inches."""
+    if models == 1:
+        return 1, style.COLUMN
+    return (2, _WIDTH) if models <= _FEW else (_ACROSS, style.PAGE)
+
+
+def _draw_model(axes: Axes, look: Look, so_far: pd.DataFrame, alone: pd.DataFrame, order: Sequence[str]) -> None:
+    """A staircase of what stands after each attack, with its numbers, and a dot for each attack alone."""
+    style.as_written(axes.set_title(look.label, fontsize=7.0, color="black", loc="left", pad=2))
+    found = {str(row["attack"]): row for row in so_far.to_dict("records")}
+    known = [(place, found[attack]) for place, attack in enumerate(order) if attack in found]
+    edges = np.repeat([place for place, _ in known], 2) + np.tile([-0.5, 0.5], len(known))
+    value, low, high = (np.repeat([row[key] for _, row in known], 2) for key in ("value", "ci_low", "ci_high"))
+    axes.fill_betweenx(edges, low, high, color=look.colour, alpha=0.25, linewidth=0, zorder=1.5)
+    axes.plot(value, edges, color=look.colour, linewidth=1.4, zorder=2)
+    last = None
+    for place, row in known:
+        said = f"{100 * row['value']:.0f}"
+        if said != last:
+            axes.annotate(
+                *(said, (1, place), (2, 0)), xycoords=("axes fraction", "data"), textcoords="offset points",
+                va="center", ha="left", fontsize=_NUMBER, annotation_clip=False,
+            )  # fmt: skip
+        last = said
+    alone = alone[np.isfinite(alone["value"])]
+    if len(alone):
+        places, values = [order.index(attack) for attack in alone["attack"]], alone["value"].to_numpy()
+        ends = np.stack([values - alone["ci_low"], alone["ci_high"] - values]).clip(min=0)
+        axes.errorbar(values, places, xerr=ends, linestyle="", elinewidth=0.7, marker="o", markersize=3, color="0.25")
+    axes.grid(visible=False, axis="y")
+    for place in range(0, len(order), 2):
+        axes.axhspan(place - 0.5, place + 0.5, color="0.96", linewidth=0, zorder=0)
 
 
 def _order(rows: pd.DataFrame) -> list[str]:
@@ -118,33 +151,11 @@ def _order(rows: pd.DataFrame) -> list[str]:
     return order
 
 
-def _handles(shown: Mapping[str, Look], kinds: Sequence[str]) -> list[Line2D]:
-    """A mark for each checkpoint, and what filled and open ones mean."""
-    checkpoints = [
-        Line2D([], [], color=look.colour, linestyle="", marker=look.marker, label=look.label) for look in shown.values()
-    ]
-    filled = Line2D([], [], color="0.4", linestyle="", marker="o", label=kinds[0])
-    opened = Line2D([], [], **_mark("0.4", "o", filled=False), linestyle="", label=kinds[1])
-    return [*checkpoints, filled, opened]
-
-
-def _mark(colour: str, marker: str, *, filled: bool) -> dict[str, Any]:
-    face: dict[str, Any] = {} if filled else {"markerfacecolor": "white", "markeredgewidth": 0.9, "markersize": 4.5}
-    return {"color": colour, "marker": marker, **face}
-
-
-def _dots(axes: Axes, rows: pd.DataFrame, order: Sequence[str], shift: float, look: Look, *, filled: bool) -> None:
-    """A mark for each attack, ``shift`` rows below its name, with its interval."""
-    rows = rows[np.isfinite(rows["value"])]
-    if rows.empty:
-        return
-    places = np.array([order.index(attack) for attack in rows["attack"]]) + shift
-    values = rows["value"].to_numpy()
-    ends = np.stack([values - rows["ci_low"], rows["ci_high"] - values]).clip(min=0)
-    width = 1.0 if filled else 0.7
-    axes.errorbar(
-        values, places, xerr=ends, linestyle="", elinewidth=width, **_mark(look.colour, look.marker, filled=filled)
-    )
+def _handles(*, with_alone: bool) -> list[Line2D]:
+    """What the staircase and the dots mean."""
+    line = Line2D([], [], color="0.35", linewidth=1.4, label="right under this attack and all above, of all images")
+    dot = Line2D([], [], color="0.25", linestyle="", marker="o", markersize=3, label="right under this attack alone")
+    return [line, dot] if with_alone else [line]
 
 
 def _draw_radii(norm: str, attacks: pd.DataFrame, table: Mapping[str, Look]) -> Drawing:
@@ -152,14 +163,15 @@ def _draw_radii(norm: str, attacks: pd.DataFrame, table: Mapping[str, Look]) -> 
     figure, grid = style.panels((1, 1), style.COLUMN, 2.3, [look.label for look in table.values()])
     axes = grid[0, 0]
     shown = []
+    tone, width = style.strokes(len(table))
     for checkpoint, look in table.items():
         line = _curve(attacks[attacks["checkpoint"] == checkpoint])
         if len(line):
             shown.append(look)
             axes.fill_between(
-                line["epsilon"], line["ci_low"], line["ci_high"], color=look.colour, alpha=0.2, linewidth=0, zorder=1.5
+                line["epsilon"], line["ci_low"], line["ci_high"], color=look.colour, alpha=tone, linewidth=0, zorder=1.5
             )
-            axes.plot(line["epsilon"], line["value"], **{**look.line(len(line)), "markevery": 1})
+            axes.plot(line["epsilon"], line["value"], **{**look.line(len(line)), "markevery": 1, "linewidth": width})
     axes.set_xlabel(f"epsilon ({norm}, pixel units)")
     axes.set_ylabel("robust accuracy")
     axes.set_ylim(-_MARGIN, 1 + _MARGIN)

@@ -43,7 +43,7 @@ def _draw(
         line = curves[curves["checkpoint"] == checkpoint].sort_values("epsilon")
         few = line[line["value"] <= _NEGLIGIBLE]["epsilon"]
         largest = max(largest, float(few.min() if len(few) else line["epsilon"].max()))
-        _draw_line(axes, line, marked[marked["checkpoint"] == checkpoint], look)
+        _draw_line(axes, line, marked[marked["checkpoint"] == checkpoint], look, style.strokes(len(shown)))
     axes.set_xlim(0, 1.04 * largest or 1.0)
     axes.set_ylim(-_MARGIN, 1 + _MARGIN)
     axes.set_xlabel(f"epsilon ({norm}, pixel units)")
@@ -74,12 +74,13 @@ def _marks(norm: str, attacks: pd.DataFrame | None) -> pd.DataFrame:
     return pd.concat([pd.DataFrame(columns=columns), *(after_all(own) for _, own in attacks.groupby("checkpoint"))])
 
 
-def _draw_line(axes: Axes, line: pd.DataFrame, marked: pd.DataFrame, look: Look) -> None:
+def _draw_line(axes: Axes, line: pd.DataFrame, marked: pd.DataFrame, look: Look, strokes: tuple[float, float]) -> None:
     """A curve in steps with its band, its median, and the marks of the attacks."""
+    tone, width = strokes
     radii = np.append(line["epsilon"].to_numpy(), 1e9)  # the last value holds from its radius on
     low, high, value = (np.append(line[key].to_numpy(), line[key].iloc[-1]) for key in ("ci_low", "ci_high", "value"))
-    axes.fill_between(radii, low, high, step="post", color=look.colour, alpha=0.15, linewidth=0, zorder=1.5)
-    axes.step(radii, value, where="post", color=look.colour, zorder=2.5)
+    axes.fill_between(radii, low, high, step="post", color=look.colour, alpha=tone, linewidth=0, zorder=1.5)
+    axes.step(radii, value, where="post", color=look.colour, linewidth=width, zorder=2.5)
     half = line[line["value"] <= 0.5]["epsilon"]
     if len(half):
         axes.plot([half.iloc[0]], [0.5], color=look.colour, marker="|", markersize=11, markeredgewidth=1.4, zorder=3)

@@ -87,11 +87,12 @@ def _draw_metric(
 ) -> Drawing:
     shown = {series: look for series, look in table.items() if not style.rows_of(rows, series).empty}
     points = [point for point in POINTS if (rows["point"] == point).any()]
+    handles = style.handles_of(shown)
     figure, grid = style.panels(
         (len(points), len(columns)),
         style.COLUMN if len(columns) == 1 else style.PAGE,
         1.75,
-        [look.label for look in shown.values()],
+        [str(handle.get_label()) for handle in handles],
         sharex=True,
         sharey=True,
     )
@@ -106,7 +107,7 @@ def _draw_metric(
                 grid[row, column].set_xlabel(style.axis_label(metric, unit, " ") + suffix + zeros)
         grid[row, 0].set_ylabel(f"share of images,\n{POINTS[point]}")
     grid[0, 0].set_ylim(-0.02, 1.02)
-    style.add_legend(figure, list(shown.values()))
+    style.fit_legend(figure, handles)
     caption = _caption(metric, unit, rows, points, bool(zeros), len(columns) > 1)
     return Drawing(f"distribution-{metric}", figure, caption, tuple(dict.fromkeys(key.attack for key in shown)))
 

@@ -48,7 +48,7 @@ def draw_scale(rows: pd.DataFrame) -> Iterator[Drawing]:
     names = list(dict.fromkeys(rows["checkpoint"].astype(str)))
     if not names:
         return
-    columns = min(_COLUMNS, len(names))
+    columns = 2 if len(names) == 4 else min(_COLUMNS, len(names))  # no panel of four by itself
     lines = -(-len(names) // columns)
     width = style.COLUMN if columns == 1 else style.PAGE
     figure = Figure(figsize=(width, lines * (_PANEL + _ABOVE) + _BELOW), layout="constrained")

@@ -72,6 +72,7 @@ _LAYOUT_TABLES = ("GDEF", "GPOS", "GSUB", "MATH", "kern")
 _LEGEND_FONT = 7.0
 _LEGEND_BORDER = 0.15
 _LONGEST_LABEL = 46
+_CROWDED = 9
 _OVERRIDES: dict[str, Any] = {
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
@@ -191,6 +192,11 @@ def colour_of(mode: str) -> str:
     return COLOURS[max(known, key=len)] if known else FALLBACK_COLOUR
 
 
+def strokes(lines: int) -> tuple[float, float]:
+    """The tone of a band and the width of a line in points, one of so many: paler and thinner where they are many."""
+    return (0.2, 1.2) if lines < _CROWDED else (0.06, 0.8)
+
+
 def rows_of(rows: pd.DataFrame, series: Series) -> pd.DataFrame:
     """The rows of one line."""
     return rows[(rows["checkpoint"] == series.checkpoint) & (rows["attack"] == series.attack)]
@@ -266,11 +272,28 @@ def panels(
 
 def add_legend(figure: Figure, drawn: Sequence[Look]) -> None:
     """One legend below all panels, so that it hides nothing."""
-    labels = [look.label for look in drawn]
-    handles = [
-        Line2D([], [], color=look.colour, linestyle=look.dash, marker=look.marker, label=look.label) for look in drawn
+    fit_legend(figure, [_handle(look.label, look.colour, look.dash, look.marker) for look in drawn])
+
+
+def handles_of(table: Mapping[Series, Look]) -> list[Line2D]:
+    """What a legend explains: each line, or of several attacks each checkpoint and each attack by itself."""
+    attacks = {series.attack: look for series, look in table.items()}
+    if len(attacks) == 1:
+        return [_handle(look.label, look.colour, look.dash, look.marker) for look in table.values()]
+    checkpoints = {series.checkpoint: look for series, look in table.items()}
+    return [
+        *(_handle(shorten(name), look.colour, "-", look.marker) for name, look in checkpoints.items()),
+        *(_handle(shorten(name), "0.35", look.dash, "") for name, look in attacks.items()),
     ]
-    columns, _ = _legend_shape(labels, figure.get_size_inches()[0])
+
+
+def _handle(label: str, colour: str, dash: Any, marker: str) -> Line2D:
+    return Line2D([], [], label=label, color=colour, linestyle=dash, marker=marker)
+
+
+def fit_legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """A legend of ``handles`` below all panels, in as many columns as fit."""
+    columns, _ = _legend_shape([str(handle.get_label()) for handle in handles], figure.get_size_inches()[0])
     place_legend(figure, handles, columns)
 
 
@@ -345,6 +368,8 @@ def set_log(axes: Axes, which: Literal["x", "y"], low: float, high: float) -> No
     set_limits(low, high)
     if high / low > 1e3:
         axis.set_minor_locator(NullLocator())
+        if which == "x":
+            axis.set_major_locator(LogLocator(numticks=7))
     elif high / low <= 1e2:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high / low > 5 else MaxNLocator(4))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))

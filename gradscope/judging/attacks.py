@@ -1,4 +1,4 @@
-"""The attack on trial, whoever wrote it: how it is called, what it may return, and which of its settings it shows."""
+"""Adapter for the attack on trial, from any library: how to call it, check what it returns, and read its settings."""
 
 import inspect
 import math
@@ -23,7 +23,7 @@ from gradscope.models.factories import find_function
 from gradscope.models.failures import in_one_line
 from gradscope.models.references import parse_reference
 
-#: What a setting is called in attacks that show it: attributes of an object, keyword parameters of a function.
+#: Names of each setting in other attacks: attributes of an object, or keyword parameters of a function.
 NAMES: dict[str, tuple[str, ...]] = {
     "step size": ("alpha", "step_size", "stepsize", "abs_stepsize", "eps_iter", "eps_step"),
     "steps": ("steps", "num_steps", "n_steps", "nb_iter", "num_iter", "n_iter", "max_iter", "iterations", "iters"),
@@ -31,13 +31,13 @@ NAMES: dict[str, tuple[str, ...]] = {
     "epsilon": ("eps", "epsilon"),
     "norm": ("norm",),
 }
-#: What norms are called there.
+#: Names of the norms in other attacks.
 _NORMS = {"linf": "linf", "inf": "linf", "l2": "l2", "2": "l2", "2.0": "l2", "l1": "l1", "1": "l1"}
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images ``(N, C, H, W)`` with labels and the numbers ``(N,)`` that name their random streams, and the ball."""
+    """Images ``(N, C, H, W)`` with labels ``(N,)`` and the threat model; ``numbers`` ``(N,)`` name random streams."""
 
     images: Tensor
     labels: Tensor
@@ -47,15 +47,15 @@ class Batch:
     seed: int
 
 
-#: Calls an attack on a model: the examples and what it says of them, with settings laid over its own.
+#: Calls an attack on a model and a batch, with some of its settings changed; returns examples and perhaps its report.
 Call = Callable[[nn.Module, Batch, Mapping[str, Any]], Any]
 
 
 @dataclass(frozen=True)
 class Attack:
-    """An attack on trial: its name, how it is called, and the settings that it shows by part, with their names.
+    """An attack on trial: its name, how to call it, and the readable settings: part to own name and value.
 
-    ``norm``: that of its ball, where its class is of one; else empty.
+    ``norm`` is the norm of its ball if its class has a fixed one, else empty.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Attack:
     norm: str = ""
 
     def other_ball(self, threat: ThreatModel) -> str:
-        """The ball that it works in, as far as it shows that and it is not the one of ``threat``; else empty."""
+        """Describe the attack's own ball if it is readable and differs from ``threat``; else return an empty text."""
         _, epsilon = self.shown.get("epsilon", ("", None))
         norm = _NORMS.get(str(self.shown.get("norm", ("", None))[1]).lower(), self.norm)
         known = isinstance(epsilon, int | float) and not isinstance(epsilon, bool)
@@ -74,9 +74,10 @@ class Attack:
         return f"{norm or 'epsilon'} {epsilon:.3g}" if known else norm
 
     def __call__(self, model: nn.Module, batch: Batch, changes: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """Run it with ``changes`` by part: its examples ``(N, C, H, W)``, and labels or a mask ``(N,)`` it reports.
+        """Run the attack with some settings changed; ``changes`` maps parts to values.
 
-        Raises :class:`GradscopeError` where it raises, or returns what are no examples.
+        Returns its examples ``(N, C, H, W)``, and the labels or success mask ``(N,)`` that it reports, else None.
+        Raises :class:`GradscopeError` if the attack raises or does not return floating-point images of the same shape.
         """
         named = {self.shown[part][0]: value for part, value in changes.items()}
         private = Batch(**(vars(batch) | {"images": batch.images.clone(), "labels": batch.labels.clone()}))
@@ -88,25 +89,27 @@ class Attack:
             returned = returned[0]
         shape = tuple(batch.images.shape)
         if not isinstance(returned, Tensor) or tuple(returned.shape) != shape or not returned.is_floating_point():
-            what = "the model" if returned is model else type(returned).__name__
-            what = f"{returned.dtype} {tuple(returned.shape)}" if isinstance(returned, Tensor) else what
-            raise GradscopeError(f"attack must return floating-point images {shape}, {self.name} returned {what}")
+            got = "the model" if returned is model else type(returned).__name__
+            got = f"{returned.dtype} {tuple(returned.shape)}" if isinstance(returned, Tensor) else got
+            raise GradscopeError(f"attack must return floating-point images {shape}, {self.name} returned {got}")
         if reported is not None and (tuple(reported.shape) != shape[:1] or reported.is_floating_point()):
             reported = None
         return returned.detach(), None if reported is None else reported.detach().to(batch.labels.device)
 
 
 def attack_on_trial(given: Any, budget: Budget, trust_code: bool = False) -> Attack:
-    """The attack that ``given`` is: a callable, an object of torchattacks or foolbox, ours by name, a reference.
+    """Wrap the attack to judge: a callable, an object of torchattacks or foolbox, a name of ours, or a reference.
 
-    Ours has the steps of ``budget``. Raises :class:`GradscopeError` where it is none of them, or its code is not
-    trusted.
+    An attack of ours takes the steps of ``budget``. Raises :class:`GradscopeError` for anything else, and for a
+    reference whose code is not trusted.
     """
     if isinstance(given, str):
         if ":" not in given:
             needs = lookup(ATTACKS, given, "attack").needs
             if "loss" in needs:
-                raise GradscopeError(f"attack must be one that runs by itself, {given} needs a loss of your own")
+                raise GradscopeError(
+                    f"attack must be one that needs no further input, got {given}, which needs a loss of your own"
+                )
             counts = "gradient" in needs and "steps" not in PGD_ATTACKS.get(ATTACKS[given].pgd, {})
             shown = {"steps": ("steps", budget.steps)} if counts else {}
             return Attack(given, partial(_call_ours, given, budget), shown)
@@ -127,7 +130,7 @@ def attack_on_trial(given: Any, budget: Budget, trust_code: bool = False) -> Att
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, tuple[str, Any]]:
-    """The settings among the parameters of a function that have a default."""
+    """Read the settings of a function: its known keyword parameters with their defaults."""
     try:
         known = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -141,15 +144,15 @@ def _parameters(function: Callable[..., Any]) -> dict[str, tuple[str, Any]]:
 
 
 def _referred(text: str, trust_code: bool) -> Attack:
-    """``package.module:function(...)``, called as ``function(model, x, y, ...)``; of a class, the object it makes."""
-    found = find_function(
+    """Load ``package.module:function(...)``, called as ``function(model, x, y, ...)``; a class is instantiated."""
+    loaded = find_function(
         text, "attack", trust_code, lambda kind: (_Placeholder(),) if _is_of(kind, "torchattacks") else ()
     )
-    return replace(attack_on_trial(found, Budget()), name=parse_reference(text, "attack").name)
+    return replace(attack_on_trial(loaded, Budget()), name=parse_reference(text, "attack").name)
 
 
 class _Placeholder(nn.Module):
-    """What an object of torchattacks is made with; the model on which it is judged takes its place."""
+    """Stands in for the model when a torchattacks object is made; the judged model replaces it at each call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +160,7 @@ class _Placeholder(nn.Module):
 
 
 def _norm_of(kind: type, library: str, shown: Mapping[str, Any]) -> str:
-    """The norm of the ball of a class of attacks, from its name; in torchattacks those with a radius and none: Linf."""
+    """Read the norm from the class name; a torchattacks class with a radius and no norm in its name is Linf."""
     for name in ("L2", "L1", "Linf"):
         if name in kind.__name__:
             return name.lower()
@@ -165,8 +168,8 @@ def _norm_of(kind: type, library: str, shown: Mapping[str, Any]) -> str:
 
 
 def _is_of(kind: type, library: str) -> bool:
-    """Whether a class, or one that it is derived from, is of ``library``."""
-    return any(one.__module__.partition(".")[0] == library for one in kind.__mro__)
+    """Tell whether a class, or one of its base classes, comes from ``library``."""
+    return any(base.__module__.partition(".")[0] == library for base in kind.__mro__)
 
 
 def _call_function(function: Callable[..., Any], model: nn.Module, batch: Batch, changes: Mapping[str, Any]) -> Any:
@@ -175,7 +178,7 @@ def _call_function(function: Callable[..., Any], model: nn.Module, batch: Batch,
 
 @contextmanager
 def _with(target: Any, changes: Mapping[str, Any]) -> Iterator[None]:
-    """``target`` with other attributes, which come back."""
+    """Set attributes of ``target`` inside, and restore them afterwards."""
     before = {name: getattr(target, name) for name in changes}
     try:
         for name, value in changes.items():
@@ -187,14 +190,14 @@ def _with(target: Any, changes: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _call_torchattacks(attack: Any, model: nn.Module, batch: Batch, changes: Mapping[str, Any]) -> Any:
-    """``attack(x, y)`` with ``model`` in the place of the one that it was made with."""
+    """Call ``attack(x, y)`` with ``model`` in place of the model that the attack was made with."""
     with _with(attack, {"model": model, "device": batch.images.device, **changes}):
         return attack(batch.images, batch.labels)
 
 
 def _call_foolbox(attack: Any, model: nn.Module, batch: Batch, changes: Mapping[str, Any]) -> Any:
-    """``attack(fmodel, x, y, epsilons=epsilon)``; the clipped examples and the success that it reports."""
-    foolbox = import_module("foolbox")  # which mypy finds only where it is installed
+    """Call ``attack(fmodel, x, y, epsilons=epsilon)``; return the clipped examples and the reported success."""
+    foolbox = import_module("foolbox")  # an optional package, which mypy may not find
 
     with _with(attack, changes):
         fmodel = foolbox.PyTorchModel(model, bounds=(0, 1), device=batch.images.device)
@@ -203,9 +206,9 @@ def _call_foolbox(attack: Any, model: nn.Module, batch: Batch, changes: Mapping[
 
 
 def _call_ours(name: str, budget: Budget, model: nn.Module, batch: Batch, changes: Mapping[str, Any]) -> Tensor:
-    """An attack of the registry, turn by turn, each on what stands; of several the point that fooled is kept.
+    """Run an attack of the registry turn by turn, each turn on the images not yet fooled; keep the points that fool.
 
-    With other ``steps`` PGD keeps the length of each.
+    If ``steps`` is changed, PGD keeps its step size.
     """
     if changes:
         kept = {"step_size": budget.at(batch.threat.epsilon, budget.steps), "relative_step_size": None}

@@ -1,4 +1,4 @@
-"""What a trial of an attack gives: what each of ours and each repair leaves beside it, and the verdict."""
+"""Result of a trial: robust accuracy under the attack, under each of ours and each repair, and the verdict."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ Verdict = Literal[
 
 @dataclass(frozen=True)
 class Compared:
-    """What one of ours, or a repair, leaves of the images, beside the attack on trial.
+    """One of our attacks, or a repair, compared with the attack on trial on the same images.
 
-    ``standing`` ``(N,)``, or of the first images alone; None where it could not be run, for the ``reason``. ``gain``:
-    what the attack leaves, less what this leaves, with Tango's interval; ``p_value``: McNemar's, one-sided, adjusted
-    over all of its kind (Holm).
+    ``standing`` ``(N,)`` marks the images that it does not fool; it may cover only the first images. None if it could
+    not run, for the ``reason``. ``gain`` is robust accuracy under the attack on trial minus robust accuracy under this
+    one, with Tango's interval. ``p_value`` is McNemar's, one-sided, adjusted over all comparisons of its kind (Holm).
     """
 
     name: str
@@ -37,17 +37,18 @@ class Compared:
 
     @property
     def significant(self) -> bool:
-        """Whether it leaves significantly less than the attack."""
+        """Whether robust accuracy is significantly lower than under the attack on trial."""
         return self.p_value is not None and self.p_value < ALPHA and self.gain > 0
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What an attack on trial is worth.
+    """Verdict on an attack on trial.
 
-    ``parts``: what makes it blind, the largest gain first. ``finding``: why the verdict is so, in a sentence or more.
-    ``right``, ``standing`` ``(N,)``: images that are right when clean, and under the attack too. ``lowest`` ``(N,)``:
-    under it, all of ours and all repairs. ``reading``: how it works. All but ``right`` None where it was not run.
+    ``parts`` are the parts that make it blind, the largest gain first. ``finding`` explains the verdict in one or more
+    sentences. ``right`` ``(N,)`` marks images right when clean, ``standing`` ``(N,)`` those right under the attack too,
+    and ``lowest`` ``(N,)`` those right under the attack, all of ours and all repairs. ``reading`` describes how the
+    attack works. All but ``right`` are None if the attack did not run.
     """
 
     verdict: Verdict
@@ -64,7 +65,7 @@ class Judgement:
     reading: Reading | None = None
 
     def rows(self, identity: Row) -> Iterator[Row]:
-        """Rows of ``judge.csv``: the clean images, the attack, ours, the repairs, and all together."""
+        """Yield the rows of ``judge.csv``: the clean images, the attack, ours, the repairs, and all together."""
         whole = {
             **identity,
             "attack": self.attack,
@@ -76,26 +77,26 @@ class Judgement:
         yield whole | _row("clean", "none", self.right)
         yield whole | _row("attack", self.attack, self.standing) | {"finding": self.finding}
         for role, compared in (("ours", self.ours), ("repair", self.repairs)):
-            for one in compared:
-                gain = {"gain": one.gain, "gain_low": one.interval.low, "gain_high": one.interval.high}
+            for other in compared:
+                gain = {"gain": other.gain, "gain_low": other.interval.low, "gain_high": other.interval.high}
                 more = {
-                    "part": one.part or "",
-                    "p_value": one.p_value,
-                    "named": int(one.named),
-                    "finding": one.reason,
+                    "part": other.part or "",
+                    "p_value": other.p_value,
+                    "named": int(other.named),
+                    "finding": other.reason,
                     **gain,
                 }
-                yield whole | _row(role, one.name, one.standing) | more
+                yield whole | _row(role, other.name, other.standing) | more
         yield whole | _row("all", "all together", self.lowest)
 
     def to_json(self) -> dict[str, Any]:
-        """Verdict, parts and what is known of how the attack works, for the manifest."""
+        """Return verdict, parts and how the attack works, for the manifest."""
         known = {} if self.reading is None else self.reading.to_json()
         return {"attack": self.attack, "verdict": self.verdict, "parts": list(self.parts), "reading": known}
 
 
 def share(holds: Tensor) -> float:
-    """The share of ``holds`` ``(N,)`` that are true."""
+    """Compute the share of ``holds`` ``(N,)`` that is true."""
     return float(holds.double().mean())
 
 

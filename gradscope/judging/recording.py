@@ -1,4 +1,4 @@
-"""The model as an attack on trial meets it: each point and gradient is noted, and one part of the attack changed."""
+"""Wraps the model during a trial: records every point and gradient of the attack, and can change one part of it."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,25 +11,33 @@ from gradscope.judging.attacks import Batch
 from gradscope.losses import LOSSES
 from gradscope.models.inspection import copied, into_evaluation
 
-#: Losses that a gradient in the logits is compared with.
+#: Losses whose gradient in the logits is compared with the attack's.
 KNOWN = ("cross-entropy", "log-odds", "margin", "dlr", "rescaled-cross-entropy")
-#: Norm that float64 gradients keep at least when they are rounded to a type; half-precision ends at 6e-8.
+#: Smallest norm that float64 gradients are given before they are rounded to a type; half precision ends at 6e-8.
 _SMALLEST = {torch.float16: 1e-3, torch.bfloat16: 1e-30, torch.float32: 1e-30, torch.float64: 0.0}
 
 
 @dataclass(frozen=True)
 class Change:
-    """What is changed between the attack and the model; all else is the attack's own.
+    """One change made between the attack and the model; everything else stays as the attack does it.
 
-    ``loss``: the gradient in the logits is that of this loss, as long as the attack's own, and ``sign`` says whether
-    the attack goes up (1) or down (-1) the gradient that it sees. ``summed``: gradients are multiplied by the images of
-    the batch. ``weight``: they are multiplied by it. ``long``: each gradient that is not 0 has at least norm 1;
-    ``unit``: just that. ``precise``: model and loss compute in float64. ``evaluating``: the model stays in evaluation
-    mode. ``scale`` and ``shift``, ``(C, 1, 1)``: points are ``scale * x + shift`` of images. The others move the points
-    that the model sees along a path of their own, which takes the attack's steps ``stretch`` times as long, or else
-    steps of ``step_size`` (pixel units) along its gradients; it begins in a random point of the ball where
-    ``random_start`` is set, and stays in ball and box. The attack is called ``calls`` times, as it is at first, then on
-    a path that goes on from the best point so far.
+    Changes of the gradient:
+    ``loss``: the gradient in the logits becomes that of this loss, with the norm of the attack's own; ``sign`` is 1 if
+    the attack moves up the gradient that it sees, -1 if down.
+    ``summed``: gradients are multiplied by the number of images in the batch.
+    ``weight``: gradients are multiplied by this number.
+    ``long``: every non-zero gradient gets at least norm 1; ``unit``: exactly norm 1.
+
+    Changes of the model:
+    ``precise``: model and loss compute in float64.
+    ``evaluating``: the model stays in evaluation mode.
+    ``scale`` and ``shift``, ``(C, 1, 1)``: the attack's points are ``scale * x + shift``; the model gets x.
+
+    Changes of the path: the model sees points on another path, which stays in ball and box.
+    ``stretch``: the attack's steps, this many times as long.
+    ``step_size``: steps of this size (pixel units) along the gradients instead.
+    ``random_start``: the path begins at a random point of the ball.
+    ``calls``: the attack is called this often; the first call is unchanged, later calls continue from the best point.
     """
 
     loss: str = ""
@@ -49,7 +57,7 @@ class Change:
 
     @property
     def moves(self) -> bool:
-        """Whether the model sees other points than the attack made from its first call on."""
+        """Whether the model sees another path already during the first call."""
         return self.stretch != 1 or self.step_size is not None or self.random_start
 
 
@@ -57,9 +65,10 @@ NOTHING = Change()
 
 
 class Watch(nn.Module):
-    """``model``, which is this object's own copy in evaluation mode, on the images of ``batch``.
+    """Wraps ``model``, a private copy in evaluation mode, and records an attack on the images of ``batch``.
 
-    A point belongs to the image in its row where there are as many, else to the nearest one.
+    If the attack passes as many points as images, point i belongs to image i; else a point belongs to the nearest
+    image.
     """
 
     def __init__(self, model: nn.Module, batch: Batch, change: Change = NOTHING) -> None:
@@ -68,7 +77,7 @@ class Watch(nn.Module):
         self.training = model.training
         self.change = change
         self._batch = batch
-        # In a list: what the attack does to the model's type leaves it alone.
+        # In a list, so that the attack's calls such as .half() do not convert it.
         self._precise = [copied(model).double()] if change.precise else []
         images, count = batch.images, len(batch.images)
         self._point, self._path = images.clone(), images.clone()
@@ -90,7 +99,7 @@ class Watch(nn.Module):
         self.ratio = torch.full(shape, torch.nan, dtype=torch.float64, device=images.device)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits at the points, or at those that the change puts in their place."""
+        """Compute the logits at the points, or at the points that the change puts in their place."""
         if not isinstance(images, Tensor) or images.shape[1:] != self._batch.images.shape[1:] or not len(images):
             unknown: Tensor = self.model(images)
             return unknown
@@ -111,14 +120,14 @@ class Watch(nn.Module):
         return logits
 
     def _owners(self, images: Tensor) -> Tensor:
-        """The image ``(M,)`` that each point belongs to."""
+        """Find the image, by index ``(M,)``, that each point belongs to."""
         own = self._batch.images
         if len(images) == len(own):
             return torch.arange(len(own), device=own.device)
         return torch.cdist(flatten(images.detach().to(own)), flatten(own)).argmin(dim=1)
 
     def _shown(self, images: Tensor, fed: Tensor, rows: Tensor) -> Tensor:
-        """The points that the model sees, whose gradients are those of ``images``."""
+        """Return the points that the model sees; gradients flow from them back to ``images``."""
         change = self.change
         if change.scale is not None and change.shift is not None:
             return (images - change.shift.to(images)) / change.scale.to(images)
@@ -133,14 +142,14 @@ class Watch(nn.Module):
         kind, exact = point.dtype, point.double()
         if exact.requires_grad:
             exact.register_hook(lambda gradient: _at_least(gradient, _SMALLEST.get(kind, 0.0)))
-        for ours, theirs in zip(self._precise[0].modules(), self.model.modules(), strict=True):
-            ours.training = theirs.training
+        for exact_module, module in zip(self._precise[0].modules(), self.model.modules(), strict=True):
+            exact_module.training = module.training
         with torch.autocast(point.device.type, enabled=False):
-            found: Tensor = self._precise[0](exact)
-            return found
+            exact_logits: Tensor = self._precise[0](exact)
+            return exact_logits
 
     def _walked(self, fed: Tensor, rows: Tensor) -> Tensor:
-        """Where the path of its own goes as the attack goes on to ``fed``; to ``fed`` itself where there is none."""
+        """Return the changed path's next point when the attack moves on to ``fed``; ``fed`` itself without a change."""
         change, batch = self.change, self._batch
         if not self._moves:
             return fed
@@ -155,7 +164,7 @@ class Watch(nn.Module):
         return batch.threat.project(path.nan_to_num(0.5), batch.images[rows])
 
     def _note_step(self, fed: Tensor, rows: Tensor) -> None:
-        """Take in the step that led from the last gradient to ``fed``."""
+        """Record the step from the point of the last gradient to ``fed``."""
         walked = self._moved[rows]
         if bool(walked.any()):
             step = fed - self._point[rows]
@@ -169,10 +178,10 @@ class Watch(nn.Module):
         self._point[rows], self._moved[rows], self._fresh[rows] = fed, False, False
 
     def _length_asked(self, fed: Tensor, rows: Tensor, unit: Tensor) -> Tensor:
-        """How long the step to ``fed`` along ``unit`` was before it was put back into the ball; NaN where unknown.
+        """Estimate the length of the step to ``fed`` along ``unit`` before projection into the ball; NaN if unknown.
 
-        Where the box cuts nothing off, ``fed - x = a (point - x + s unit)``, with a = 1 inside the ball: s by least
-        squares, unless what remains is over a tenth of the step.
+        Where the box cuts nothing off, ``fed - x = a (point - x + s unit)``, with a = 1 inside the ball. s is found by
+        least squares; it is unknown if the residual exceeds a tenth of the step.
         """
         threat, images = self._batch.threat, self._batch.images[rows]
         near = threat.distance(fed, images) < 0.99 * threat.epsilon
@@ -184,24 +193,24 @@ class Watch(nn.Module):
             torch.where(flatten(free), flatten(values).double(), 0.0)
             for values in (self._point[rows] - images, fed - images, unit)
         )
-        bb, bw, ww = ((one * other).sum(dim=1) for one, other in ((before, before), (before, way), (way, way)))
+        bb, bw, ww = ((left * right).sum(dim=1) for left, right in ((before, before), (before, way), (way, way)))
         ab, aw = (after * before).sum(dim=1), (after * way).sum(dim=1)
         det = bb * ww - bw.square()
         shrunk = torch.where(near, 1.0, (ab * ww - aw * bw) / det)
         along = torch.where(near, (aw - bw) / ww, (aw * bb - ab * bw) / det)
-        left = (after - per_sample(shrunk, after) * before - per_sample(along, after) * way).norm(dim=1)
-        known = (near | (det > 0.1 * bb * ww)) & (left < 0.1 * (after - before).norm(dim=1)) & (shrunk > 0)
+        residual = (after - per_sample(shrunk, after) * before - per_sample(along, after) * way).norm(dim=1)
+        known = (near | (det > 0.1 * bb * ww)) & (residual < 0.1 * (after - before).norm(dim=1)) & (shrunk > 0)
         return torch.where(known, (along / shrunk).abs(), torch.nan)
 
     @cached_property
     def _offset(self) -> Tensor:
-        """From each image to a random point of its ball."""
+        """Offsets from each image to a random point of its ball."""
         batch = self._batch
         start = batch.threat.random_start(batch.images, "ball", batch.seed, ("judging",), batch.numbers)
         return start - batch.images
 
     def _note_pass(self, fed: Tensor, rows: Tensor, kind: torch.dtype) -> None:
-        """Take in that a gradient is asked for at ``fed``."""
+        """Record that the attack asks for a gradient at ``fed``."""
         first = self.steps[rows] == 0
         distance = self._batch.threat.distance(fed, self._batch.images[rows]).double()
         self.first_distance[rows] = torch.where(first, distance, self.first_distance[rows])
@@ -213,7 +222,7 @@ class Watch(nn.Module):
         self.low_precision[rows] |= autocast or kind in (torch.float16, torch.bfloat16)
 
     def _on_logits(self, gradient: Tensor, logits: Tensor, rows: Tensor) -> Tensor | None:
-        """Compare the gradient in the logits with those of known losses, once an image; change it where asked to."""
+        """Compare the gradient in the logits with those of known losses, once per image; apply the change to it."""
         change = self.change
         if change.summed:
             return gradient * len(gradient)
@@ -239,7 +248,7 @@ class Watch(nn.Module):
         return None
 
     def _on_gradient(self, gradient: Tensor, rows: Tensor) -> Tensor | None:
-        """Take in the gradient that the attack gets, made long where asked to."""
+        """Record the gradient that the attack gets, after lengthening it if the change says so."""
         change = self.change
         changed = _at_least(gradient, 1.0) if change.long else gradient
         changed = norm_and_unit(flatten(gradient))[1].reshape(gradient.shape) if change.unit else changed
@@ -256,7 +265,7 @@ class Watch(nn.Module):
         self.has_best[rows] |= new
 
     def again(self, points: Tensor) -> None:
-        """Let the attack begin anew, on a path that goes on from ``points``."""
+        """Prepare another call of the attack, whose path continues from ``points``."""
         self._path = points.clone()
         self._fresh.fill_(True)
         self._moved.fill_(False)
@@ -264,11 +273,11 @@ class Watch(nn.Module):
 
     @property
     def _moves(self) -> bool:
-        """Whether the model sees a path of its own."""
+        """Whether the model sees another path than the attack's."""
         return self.change.moves or self._resumed
 
     def reached(self, examples: Tensor) -> Tensor:
-        """The examples that belong to what the model saw, once the attack has returned ``examples``."""
+        """Convert the ``examples`` that the attack returned to points of the path that the model saw."""
         rows = torch.arange(len(examples), device=examples.device)
         self._note_step(examples, rows)
         if self.change.scale is not None and self.change.shift is not None:
@@ -280,29 +289,35 @@ class Watch(nn.Module):
 
     @property
     def walk(self) -> dict[str, Tensor]:
-        """Medians over the steps of each image ``(N,)``: ``length``, and ``share``, that over the gradient's norm.
+        """Statistics of the steps of each image; NaN where it took no step.
 
-        ``norms`` and ``rates``, ``(N, 2)``: the gradient's norm, and the step that was asked for over it, where the
-        gradient was shortest and longest. NaN where it took no step.
+        ``length`` ``(N,)``: median step length. ``share`` ``(N,)``: median of step length over gradient norm. ``norms``
+        and ``rates``, ``(N, 2)``: the gradient's norm, and the requested step length over it, at the shortest and at
+        the longest gradient.
         """
         blank = torch.full((len(self.steps), 2), torch.nan, dtype=torch.float64)
-        found = {"length": blank[:, 0].clone(), "share": blank[:, 0].clone(), "norms": blank, "rates": blank.clone()}
+        statistics = {
+            "length": blank[:, 0].clone(),
+            "share": blank[:, 0].clone(),
+            "norms": blank,
+            "rates": blank.clone(),
+        }
         if self._lengths:
             rows, lengths, norms, rates = (torch.cat(parts).cpu() for parts in zip(*self._lengths, strict=True))
             for row in rows.unique().tolist():
                 own = rows == row
-                found["length"][row] = lengths[own].median()
-                found["share"][row] = (lengths[own] / norms[own]).nan_to_num(0.0, posinf=0.0).median()
+                statistics["length"][row] = lengths[own].median()
+                statistics["share"][row] = (lengths[own] / norms[own]).nan_to_num(0.0, posinf=0.0).median()
                 own &= rates.isfinite()
                 if bool(own.any()):
                     ends = norms[own].argmin(), norms[own].argmax()
-                    found["norms"][row] = torch.stack([norms[own][end] for end in ends])
-                    found["rates"][row] = torch.stack([rates[own][end] for end in ends])
-        return found
+                    statistics["norms"][row] = torch.stack([norms[own][end] for end in ends])
+                    statistics["rates"][row] = torch.stack([rates[own][end] for end in ends])
+        return statistics
 
 
 def _slope(name: str, logits: Tensor, labels: Tensor) -> Tensor:
-    """The gradient ``(N, K)`` of a loss in the logits, in float64."""
+    """Compute the gradient ``(N, K)`` of a loss in the logits, in float64."""
     with torch.enable_grad():
         exact = logits.double().requires_grad_()
         (slope,) = torch.autograd.grad(LOSSES[name](exact, labels).sum(), exact)
@@ -310,24 +325,24 @@ def _slope(name: str, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _at_least(gradient: Tensor, norm: float) -> Tensor:
-    """``gradient`` with each sample's own lengthened to ``norm`` where it is shorter and not 0."""
+    """Lengthen each sample's gradient to ``norm`` where it is shorter and not 0."""
     norms, units = norm_and_unit(flatten(gradient))
     short = per_sample((norms > 0) & (norms < norm), gradient)
     return torch.where(short, units.reshape(gradient.shape) * norm, gradient)
 
 
 def rounding(kind: torch.dtype) -> float:
-    """How far a point of this type, made from float32 images, may lie from where it was meant, pixel units."""
-    return 8 * max(float(torch.finfo(one).eps) for one in (kind, torch.float32))
+    """Bound the rounding error of a point of this type that was made from float32 images, in pixel units."""
+    return 8 * max(float(torch.finfo(dtype).eps) for dtype in (kind, torch.float32))
 
 
 def leaves_ball(points: Tensor, images: Tensor, batch: Batch, kind: torch.dtype = torch.float32) -> Tensor:
-    """Which ``points`` ``(N, ...)`` of type ``kind`` lie outside the ball by more than rounding, ``(N,)``."""
+    """Mark the ``points`` ``(N, ...)`` of type ``kind`` that lie outside the ball by more than rounding, ``(N,)``."""
     spread = 1.0 if batch.threat.norm == "linf" else images[0].numel() ** 0.5
     return ~(batch.threat.distance(points, images) <= batch.threat.epsilon + spread * rounding(kind))
 
 
 def leaves_box(points: Tensor, kind: torch.dtype = torch.float32) -> Tensor:
-    """Which ``points`` ``(N, ...)`` of type ``kind`` lie outside [0, 1] by more than rounding, ``(N,)``."""
+    """Mark the ``points`` ``(N, ...)`` of type ``kind`` that lie outside [0, 1] by more than rounding, ``(N,)``."""
     low, high = -rounding(kind), 1 + rounding(kind)
     return flatten((points < low) | (points > high)).any(dim=1)

@@ -1,4 +1,4 @@
-"""What can be read of an attack on trial, and the repairs that are worth trying: one part each."""
+"""Infer how an attack on trial works from the record of its run, and choose repairs to try, one part each."""
 
 import math
 from collections.abc import Mapping
@@ -30,35 +30,36 @@ Part = Literal[
     "train mode",
     "normalisation",
 ]
-#: Cosine of gradients in the logits above which two losses are the same; the share of images on which they must be.
+#: Two losses count as the same if their gradients in the logits have at least this cosine on at least this share of
+#: images.
 _SAME, _ON_IMAGES = 0.999, 0.1
-#: Cosine below which it is another loss, or one of other labels; that of a rounded cross-entropy with itself, at least.
+#: Below the first cosine the loss or its labels differ; a rounded cross-entropy has at least the second with itself.
 _LIKE, _ROUNDED = 0.95, 0.6
-#: A step this much shorter than the usual one is short.
+#: A step is short if it is less than this share of the usual one.
 _SHORT = 0.5
-#: Share of images from which on it is those with short steps that are usual, so that the step size is not known.
+#: If at least this share of images has short steps, short steps are the usual ones and the step size is unknown.
 _MOST = 0.5
-#: How many times another the step size may be and still count as equal.
+#: Largest ratio of two step sizes that count as equal.
 _ALIKE = 1.5
-#: Steps fewer than which do not tell whether they are as long as the gradient.
+#: Fewest steps that show whether step lengths are proportional to the gradient.
 _FEWEST_RATES = 10
-#: Scale less 1, or shift, of points fed above which they are no images plus a perturbation.
+#: If scale - 1, or the shift, of the points exceeds this, the attack feeds the model normalised images.
 _APART = 0.3
-#: Calls of an attack, one after the other, at most.
+#: Most successive calls of an attack.
 _MOST_CALLS = 20
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How an attack works, as far as it shows; None where that cannot be known.
+    """How an attack works, as inferred from its run; None where that is unknown.
 
-    ``direction``: 1 where it goes up the gradient that it sees, -1 where down. ``ascends``: whether it climbs the
-    ``loss``. ``step_size``: the longest of the images' median steps, pixel units. ``short``: share of images whose
-    steps are mostly shorter than half of that; ``floor``: the norm of the gradient below which they are;
-    ``proportional``: whether all steps are as long as the gradient, so that there is no floor. ``still``: whether all
-    gradients were taken at one point, which the examples are not. ``scale``,
-    ``shift`` ``(C,)``: the model was shown ``scale * x + shift``. ``tight``: radius of a ball smaller than epsilon on
-    whose surface most examples lie.
+    ``direction``: 1 if it moves up the gradient that it sees, -1 if down. ``ascends``: whether it increases the
+    ``loss``. ``step_size``: the largest of the images' median step lengths, pixel units. ``short``: share of images
+    whose median step is shorter than half of that. ``floor``: the gradient norm below which steps are short.
+    ``proportional``: whether all step lengths are proportional to the gradient; then there is no floor. ``still``:
+    whether all gradients were taken at one point although the examples lie elsewhere. ``scale``, ``shift`` ``(C,)``:
+    the model was given ``scale * x + shift``. ``tight``: radius of a ball smaller than epsilon on whose surface most
+    examples lie.
     """
 
     steps: int
@@ -81,11 +82,11 @@ class Reading:
 
     @property
     def scale_matters(self) -> bool:
-        """Whether how long the gradients are may decide the attack: some of its steps are short."""
+        """Whether the length of gradients may matter to the attack: some of its steps are short."""
         return self.short > 0
 
     def to_json(self) -> dict[str, Any]:
-        """What is known of it, for the manifest."""
+        """Return what is known, for the manifest."""
         return {
             "steps": self.steps,
             "step_size": self.step_size,
@@ -106,10 +107,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Repair:
-    """One part of an attack put right: in words, by a ``change`` on its way to the model, or by ``settings`` it shows.
+    """A repair of one part of an attack, by a ``change`` between attack and model or by the attack's own ``settings``.
 
-    ``of`` names a value of the run as it is that holds what the repair would fool; the attack is not run again then.
-    ``alone``: it is given one image at a time.
+    ``words`` name it. ``of`` names a value of the unchanged run that already says which images the repair would fool;
+    the attack does not run again then. ``alone``: the attack gets one image at a time.
     """
 
     part: Part
@@ -120,26 +121,26 @@ class Repair:
     alone: bool = False
 
 
-def read(found: Values, batch_size: int, threat: ThreatModel, attack: Attack) -> Reading:
-    """How the attack works, from the values of :func:`run_as_it_is` over all images."""
-    steps = int(found["steps"].double().median())
-    length = found["length"][found["length"].isfinite()]
+def read(values: Values, batch_size: int, threat: ThreatModel, attack: Attack) -> Reading:
+    """Infer how the attack works from the values of :func:`run_as_it_is` over all images."""
+    steps = int(values["steps"].double().median())
+    length = values["length"][values["length"].isfinite()]
     usual = float(length.max()) if len(length) else 0.0
-    short = found["length"] < _SHORT * usual
-    shares = found["share"][short & (found["share"] > 0)]
-    direction = -1 if float(found["upward"].sum()) < 0 else 1
-    loss, ascends, reduction = _loss(found, batch_size, direction)
-    reach = found["distance"]
+    short = values["length"] < _SHORT * usual
+    shares = values["share"][short & (values["share"] > 0)]
+    direction = -1 if float(values["upward"].sum()) < 0 else 1
+    loss, ascends, reduction = _loss(values, batch_size, direction)
+    reach = values["distance"]
     widest = float(reach.max())
     at_the_surface = float((reach > 0.98 * widest).double().mean())
     tight = (
         widest if 0 < widest < 0.95 * threat.epsilon and at_the_surface > 0.5 and usual * steps > 1.2 * widest else None
     )
-    proportional = _proportional(found["norms"].flatten(), found["rates"].flatten())
-    left_behind = float((found["away"] > 0.01 * threat.epsilon).double().mean()) > _ON_IMAGES
-    scale, shift = found["scale"].median(dim=0).values, found["shift"].median(dim=0).values
+    proportional = _proportional(values["norms"].flatten(), values["rates"].flatten())
+    left_behind = float((values["away"] > 0.01 * threat.epsilon).double().mean()) > _ON_IMAGES
+    scale, shift = values["scale"].median(dim=0).values, values["shift"].median(dim=0).values
     apart = bool(((scale - 1).abs() > _APART).any() or (shift.abs() > _APART).any()) and bool(scale.isfinite().all())
-    first = found["first_distance"][found["first_distance"].isfinite()]
+    first = values["first_distance"][values["first_distance"].isfinite()]
     return Reading(
         steps,
         direction,
@@ -150,11 +151,11 @@ def read(found: Values, batch_size: int, threat: ThreatModel, attack: Attack) ->
         float(short.double().mean()),
         usual / float(shares.median()) if len(shares) and not proportional else None,
         proportional,
-        steps > 1 and bool(found["still"].all()) and left_behind,
+        steps > 1 and bool(values["still"].all()) and left_behind,
         bool((first > 1e-3 * threat.epsilon).double().mean() > 0.5) if len(first) else None,
-        bool(found["trained"].any()),
-        bool(found["low_precision"].any()),
-        float(found["zero_gradient"].double().mean()),
+        bool(values["trained"].any()),
+        bool(values["low_precision"].any()),
+        float(values["zero_gradient"].double().mean()),
         scale if apart else None,
         shift if apart else None,
         tight,
@@ -162,7 +163,7 @@ def read(found: Values, batch_size: int, threat: ThreatModel, attack: Attack) ->
 
 
 def _proportional(norms: Tensor, rates: Tensor) -> bool:
-    """Whether steps are as many times as long as the gradient where it is long as where it is short."""
+    """Tell whether the ratio of step length to gradient norm is the same for long and for short gradients."""
     known = rates.isfinite() & (norms > 0)
     norms, rates = norms[known], rates[known]
     if len(norms) < _FEWEST_RATES:
@@ -174,28 +175,29 @@ def _proportional(norms: Tensor, rates: Tensor) -> bool:
     return differ > 2 * _ALIKE and 1 / _ALIKE < float(rates[long].median() / rates[short].median()) < _ALIKE
 
 
-def follows_others(found: Values) -> bool:
-    """Whether the gradients in the logits are mostly like those of none of the losses of the labels given.
+def follows_others(values: Values) -> bool:
+    """Tell whether the gradients in the logits mostly resemble no known loss of the given labels.
 
-    Up the cross-entropy of another label is away from the one given. Rounded where it saturates, a cross-entropy is
-    less like its own, so that of that one loss a smaller cosine will do.
+    A saturated cross-entropy is rounded and resembles itself less, so a smaller cosine suffices for that loss. The sign
+    of its cosine matters, because an attack that increases the cross-entropy of another label moves the other way.
     """
-    cosine = found["cosine"].nan_to_num(0.0)
-    seen = found["ratio"].nan_to_num(0.0).any(dim=1)
+    cosine = values["cosine"].nan_to_num(0.0)
+    seen = values["ratio"].nan_to_num(0.0).any(dim=1)
     other = (cosine.abs().amax(dim=1) < _LIKE) & (cosine[:, KNOWN.index("cross-entropy")] < _ROUNDED)
     return bool(seen.any()) and float(other[seen].double().mean()) > 0.5
 
 
-def _loss(found: Values, batch_size: int, direction: int) -> tuple[str | None, bool | None, str | None]:
-    """The loss whose gradient in the logits the attack's is, whether it climbs it, and its reduction.
+def _loss(values: Values, batch_size: int, direction: int) -> tuple[str | None, bool | None, str | None]:
+    """Identify the attack's loss by its gradient in the logits, whether the attack increases it, and its reduction.
 
-    Of losses with one direction, such as cross-entropy and log-odds, it is the one whose length is in proportion.
+    Of losses with the same direction, such as cross-entropy and log-odds, choose the one whose gradient norms are
+    proportional to the attack's.
     """
-    if follows_others(found):
+    if follows_others(values):
         return None, None, None
     best: tuple[float, str, float, float] | None = None
     for place, name in enumerate(KNOWN):
-        cosine, ratio = found["cosine"][:, place], found["ratio"][:, place]
+        cosine, ratio = values["cosine"][:, place], values["ratio"][:, place]
         same = (cosine.abs() > _SAME) & ratio.isfinite() & (ratio > 0)
         if float(same.double().mean()) < _ON_IMAGES:
             continue
@@ -212,68 +214,70 @@ def _loss(found: Values, batch_size: int, direction: int) -> tuple[str | None, b
 
 
 def repairs_of(reading: Reading, attack: Attack, threat: ThreatModel, steps: int, batch_size: int) -> list[Repair]:
-    """The repairs that may matter to an attack that works so; ``steps`` is how many ours take."""
+    """List the repairs that may help an attack with this ``reading``; ``steps`` is the number of our steps."""
     sign, shown = reading.direction, attack.shown
-    found = [
+    repairs = [
         Repair("loss", f"up the gradient of the {name} loss", Change(loss=name, sign=sign))
         for name in ("log-odds", "margin")
         if not (name == reading.loss and reading.ascends)
     ]
     if reading.scale_matters and reading.reduction == "mean":
-        found.append(Repair("reduction", "with the loss summed over the batch", Change(summed=True)))
-    if batch_size > 1:  # a mean over the batch stays one: that is the reduction
+        repairs.append(Repair("reduction", "with the loss summed over the batch", Change(summed=True)))
+    if batch_size > 1:  # keep the division by the batch size: that is the reduction's repair
         weight = 1 / batch_size if reading.reduction == "mean" else 1.0
-        found.append(Repair("batch", "given one image at a time", Change(weight=weight), alone=True))
+        repairs.append(Repair("batch", "given one image at a time", Change(weight=weight), alone=True))
     if reading.scale_matters and reading.proportional:
-        found.append(Repair("norm floor", "with each gradient normalised", Change(unit=True)))
+        repairs.append(Repair("norm floor", "with each gradient normalised", Change(unit=True)))
     elif reading.scale_matters:
-        found.append(Repair("norm floor", "with the norm floor removed", Change(long=True)))
-    found.append(Repair("precision", "in float64", Change(precise=True)))
-    if reading.steps and reading.tight is None and reading.scale is None:  # else the path is of another ball
-        found += _walks(reading, shown, threat, steps)
+        repairs.append(Repair("norm floor", "with the norm floor removed", Change(long=True)))
+    repairs.append(Repair("precision", "in float64", Change(precise=True)))
+    if reading.steps and reading.tight is None and reading.scale is None:  # otherwise the path lies in another ball
+        repairs += _walks(reading, shown, threat, steps)
     if reading.tight is not None:
-        found.append(Repair("projection", "stretched to the ball's surface", of="stretched"))
-    found.append(Repair("best iterate", "kept at the first iterate that fooled", of="best"))
+        repairs.append(Repair("projection", "stretched to the ball's surface", of="stretched"))
+    repairs.append(Repair("best iterate", "kept at the first iterate that fooled", of="best"))
     if reading.trained:
-        found.append(Repair("train mode", "with the model in evaluation mode", Change(evaluating=True)))
+        repairs.append(Repair("train mode", "with the model in evaluation mode", Change(evaluating=True)))
     if reading.scale is not None and reading.shift is not None:
         scale, shift = (values.reshape(-1, 1, 1).float() for values in (reading.scale, reading.shift))
-        found.append(Repair("normalisation", "without normalising the model's input", Change(scale=scale, shift=shift)))
-    return found
+        repairs.append(
+            Repair("normalisation", "without normalising the model's input", Change(scale=scale, shift=shift))
+        )
+    return repairs
 
 
 def _walks(reading: Reading, shown: Mapping[str, Any], threat: ThreatModel, steps: int) -> list[Repair]:
-    """Repairs of step size, steps and start: by the attack's own settings where it shows them, else from outside."""
-    found = []
+    """List repairs of step size, steps and start, by the attack's own settings if readable, else by a change."""
+    repairs = []
     wanted = min(StepSize().at(threat.epsilon, reading.steps), threat.epsilon)
     if reading.step_size is not None and not 1 / _ALIKE < wanted / reading.step_size < _ALIKE:
         words = f"with steps of {wanted:.3g}, not {reading.step_size:.3g},"
         if "step size" in shown:
-            found.append(Repair("step size", words, settings={"step size": wanted}))
+            repairs.append(Repair("step size", words, settings={"step size": wanted}))
         elif wanted > reading.step_size:
-            found.append(Repair("step size", words, Change(stretch=wanted / reading.step_size)))
+            repairs.append(Repair("step size", words, Change(stretch=wanted / reading.step_size)))
         else:
-            found.append(Repair("step size", words, Change(step_size=wanted, sign=reading.direction)))
+            repairs.append(Repair("step size", words, Change(step_size=wanted, sign=reading.direction)))
     if reading.still:
         change = Change(step_size=wanted, sign=reading.direction)
-        found.append(Repair("steps", "with every gradient taken where the last step led", change))
+        repairs.append(Repair("steps", "with every gradient taken where the last step led", change))
     elif isinstance(shown.get("steps", ("", None))[1], int):
         more = max(4 * shown["steps"][1], steps)
-        found.append(Repair("steps", f"with {more} steps", settings={"steps": more}))
+        repairs.append(Repair("steps", f"with {more} steps", settings={"steps": more}))
     else:
         calls = min(max(math.ceil(steps / reading.steps), 2), _MOST_CALLS)
         times = "twice" if calls == 2 else f"{calls} times"
-        found.append(Repair("steps", f"called {times}, going on from where it ended,", Change(calls=calls)))
+        repairs.append(Repair("steps", f"called {times}, going on from where it ended,", Change(calls=calls)))
     if reading.random_start is False:
         if shown.get("random start", ("", None))[1] is False:
-            found.append(Repair("random start", "from a random start", settings={"random start": True}))
+            repairs.append(Repair("random start", "from a random start", settings={"random start": True}))
         else:
-            found.append(Repair("random start", "from a random start", Change(random_start=True)))
-    return found
+            repairs.append(Repair("random start", "from a random start", Change(random_start=True)))
+    return repairs
 
 
 def run_as_it_is(attack: Attack, watch: Watch, batch: Batch) -> tuple[Tensor, Values]:
-    """Run the attack; what it returned, and what was seen of it, for each image ``(N,)``."""
+    """Run the attack unchanged; return its examples, and the values recorded for each image ``(N, ...)``."""
     returned, reported = attack(watch, batch, {})
     kind = returned.dtype
     examples = returned.to(batch.images)
@@ -311,10 +315,10 @@ def run_as_it_is(attack: Attack, watch: Watch, batch: Batch) -> tuple[Tensor, Va
 
 
 def run_repaired(attack: Attack, model: nn.Module, watch: Watch, batch: Batch, repair: Repair) -> Tensor:
-    """The examples of the attack with one part repaired.
+    """Run the attack with one part repaired; return its examples ``(N, C, H, W)``.
 
-    Of several calls the point of each image that fools ``model``, else that of the lowest margin; each call goes on
-    from these, so that none undoes what one before it found.
+    If the repair makes several calls, keep for each image a point that fools ``model``, else the one of lowest margin.
+    Each call continues from these points, so that no call loses an earlier success.
     """
     best, lowest = batch.images, torch.full((len(batch.images),), torch.inf, device=batch.images.device)
     for call in range(repair.change.calls):
@@ -334,9 +338,9 @@ def run_repaired(attack: Attack, model: nn.Module, watch: Watch, batch: Batch, r
 
 
 def _affine(images: Tensor, fed: Tensor) -> tuple[Tensor, Tensor]:
-    """The least-squares ``scale`` and ``shift`` ``(1, C)`` of each channel with ``fed = scale * images + shift``.
+    """Fit ``fed = scale * images + shift`` per channel by least squares; returns ``scale`` and ``shift``, ``(1, C)``.
 
-    1 and 0 where the points follow no such line, or the channel does not vary.
+    1 and 0 where the fit explains less than half of the variance, or the channel does not vary.
     """
     x, y = (values.double().transpose(0, 1).flatten(1) for values in (images, fed))
     mean_x, mean_y = x.mean(dim=1), y.mean(dim=1)
@@ -346,22 +350,21 @@ def _affine(images: Tensor, fed: Tensor) -> tuple[Tensor, Tensor]:
     explained = covariance.square() / (variance_x * variance_y)
     line = scale.isfinite() & (explained > 0.5)
     shift = mean_y - scale * mean_x
-    one, none = torch.ones_like(scale), torch.zeros_like(scale)
-    return torch.where(line, scale, one)[None], torch.where(line, shift, none)[None]
+    return torch.where(line, scale, 1.0)[None], torch.where(line, shift, 0.0)[None]
 
 
 def stretched(examples: Tensor, batch: Batch) -> Tensor:
-    """``examples`` moved outward, so that the farthest of them lies on the ball's surface."""
+    """Scale the perturbations of ``examples`` so that the largest reaches the ball's surface."""
     farthest = batch.threat.distance(examples, batch.images).max().clamp(min=1e-12)
     return batch.images + (examples - batch.images) * (batch.threat.epsilon / farthest)
 
 
 def judged(model: nn.Module, examples: Tensor, batch: Batch) -> Tensor:
-    """Which images ``(N,)`` the model gets wrong at ``examples``, put into ball and box where they leave them."""
+    """Mark the images ``(N,)`` that the model gets wrong at ``examples``, after projection into ball and box."""
     with torch.no_grad():
         return fooled(model(inside(examples, batch)), batch.labels)
 
 
 def inside(examples: Tensor, batch: Batch) -> Tensor:
-    """``examples`` put into ball and box."""
+    """Project ``examples`` into ball and box; the clean image replaces an example that is not finite."""
     return batch.threat.project(torch.where(examples.isfinite(), examples, batch.images), batch.images)

@@ -1,4 +1,4 @@
-"""An attack on trial: beside ours on the same images, by paired tests, and repaired part by part."""
+"""Trial of an attack: compare it with ours on the same images by paired tests, and repair it part by part."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -40,9 +40,9 @@ from gradscope.models.inspection import copied, measuring
 from gradscope.results.stats import holm, mcnemar, paired_rates_interval
 from gradscope.seeding import derive, seeded
 
-#: Images at most that the attack is given one by one.
+#: Most images that the attack gets one by one.
 _ALONE = 60
-#: Ours that an attack is set beside, in every budget, and beyond `quick`.
+#: Our attacks to compare with, in every budget; and the additional ones beyond `quick`.
 _OURS, _MORE = ("pgd", "pgd-log-odds", "pgd-margin", "apgd-ce", "square"), ("apgd-t",)
 
 
@@ -57,12 +57,12 @@ def judge(
     available: int | None = None,
     work: Work = PLAIN,
 ) -> Judgement:
-    """Run ``attack`` on the images that ``model`` gets right, set it beside ours, and repair it part by part.
+    """Judge ``attack``: run it on correctly classified images, compare it with our attacks, and try repairs.
 
-    ``numbers`` are the images' indices in the set they were taken from, which has ``available``, 0 .. N-1 and N where
-    None. The attack gets batches of ``work.batch_size``, 128 where None, and torch's random numbers are seeded for
-    each, alike for every repair. Repairs are tried where one of ours is significantly better. Raises
-    :class:`GradscopeError` for a budget it does not know, a radius of 0, a model that cannot be copied, and an
+    ``numbers`` are the images' indices in the set they were taken from (0 .. N-1 if None), which has ``available``
+    images (N if None). The attack gets batches of ``work.batch_size``, by default 128. torch's random numbers are
+    seeded for each batch, in the same way for every repair. Repairs run only if one of our attacks is significantly
+    better. Raises :class:`GradscopeError` for an unknown budget, a radius of 0, a model that cannot be copied, and an
     attack that fails.
     """
     if threat.epsilon <= 0:
@@ -74,7 +74,7 @@ def judge(
 
 
 def stages(images: int) -> int:
-    """How many images ``work`` is told of in :func:`judge`, about: ours, and a dozen repairs."""
+    """Estimate how many images :func:`judge` reports to ``work``: those of our attacks and of a dozen repairs."""
     return images * (len(_OURS) + len(_MORE) + 12)
 
 
@@ -91,7 +91,7 @@ class _Trial:
     work: Work
 
     def judgement(self) -> Judgement:
-        """The verdict and what it rests on."""
+        """Run the trial and return the verdict with its evidence."""
         clean = self._evaluate([], self.image_set, self.numbers)
         right = clean.right
         why = self._hindrance(right)
@@ -100,35 +100,35 @@ class _Trial:
                 "inconclusive", (), why, self.attack.name, self.threat, self.budget_name, right, None, None
             )
         places = right.nonzero().squeeze(1)
-        found = self._over("as-it-is", places, self._as_it_is)
-        reading = read(found, min(self.batch_size, len(places)), self.threat, self.attack)
-        wrong = self._on_all(places, found["fooled"])
+        values = self._over("as-it-is", places, self._as_it_is)
+        reading = read(values, min(self.batch_size, len(places)), self.threat, self.attack)
+        wrong = self._on_all(places, values["fooled"])
         subset = self.image_set.subset(places)
         names = [*_OURS, *(_MORE if self.budget_name != "quick" else ())]
         outcome = self._evaluate(names, subset, self.numbers[places])
         ours = self._compared(
             [(name, None, self._on_all(places, outcome.fooled_by(name))) for name in outcome.attacks], right, wrong
         )
-        better = any(one.significant for one in ours)
-        repairs = self._repairs(reading, places, found, right, wrong) if better else ()
+        better = any(compared.significant for compared in ours)
+        repairs = self._repairs(reading, places, values, right, wrong) if better else ()
         lowest = right & ~wrong
-        for one in (*ours, *repairs):
-            if one.standing is not None:
-                lowest[: len(one.standing)] &= one.standing
-        made = Judgement(
+        for compared in (*ours, *repairs):
+            if compared.standing is not None:
+                lowest[: len(compared.standing)] &= compared.standing
+        judgement = Judgement(
             "inconclusive", (), "", self.attack.name, self.threat, self.budget_name, right, right & ~wrong, lowest,
             ours, repairs, reading,
         )  # fmt: skip
-        found["flat"] = self._flat(outcome)
-        return concluded(made, found, self.attack)
+        values["flat"] = self._flat(outcome)
+        return concluded(judgement, values, self.attack)
 
     @property
     def batch_size(self) -> int:
-        """Images that the attack gets at once."""
+        """Number of images that the attack gets at once."""
         return self.work.batch_size or PAPER_BATCH
 
     def _flat(self, outcome: Outcome) -> Tensor:
-        """Images ``(M,)`` without a gradient at some step, in log-odds and in the margin, which never saturate."""
+        """Mark images ``(M,)`` with a zero gradient at some step, of both log-odds and margin, which never saturate."""
         flat = torch.ones(len(outcome), dtype=torch.bool)
         if lacks_gradient(self.model, self.image_set.batch(torch.zeros(1, dtype=torch.int64), self.work.device)[0]):
             return flat
@@ -138,7 +138,7 @@ class _Trial:
         return flat
 
     def _hindrance(self, right: Tensor) -> str:
-        """Why nothing can be said; empty where it can."""
+        """Explain why no verdict is possible; empty if one is."""
         if int(right.sum()) < FEWEST:
             more = more_images(int(right.sum()), len(right), self.available)
             return f"{int(right.sum())} of {len(right)} images are right when clean, {FEWEST} are needed: {more}"
@@ -150,7 +150,7 @@ class _Trial:
 
         outputs = self._over("outputs", places, look)
         if are_random(outputs) and draws_of(self.model) is None:
-            return "the model's output is random: one pass judges no example (draws judges the mean of several)"
+            return "the model's output is random, so one pass cannot judge an example; draws judges the mean of several"
         if depend_on_the_batch(outputs):
             return "an image's output depends on the other images of its batch"
         return ""
@@ -164,14 +164,14 @@ class _Trial:
         )
 
     def _over(self, stage: str, places: Tensor, make: Any) -> Values:
-        """``make`` of the images at ``places`` in batches, each a unit of work."""
+        """Apply ``make`` to the images at ``places`` in batches, each a unit of work; concatenate the results."""
         parts = places.split(self.batch_size)
         units = [(self._unit(stage, part), partial(make, part)) for part in parts]
-        found = []
+        results = []
         for part, unit in zip(parts, self.work.each(units), strict=True):
-            found.append(unit)
+            results.append(unit)
             self.work.advance(len(part), stage)
-        return {key: torch.cat([unit[key] for unit in found]) for key in found[0]}
+        return {key: torch.cat([unit[key] for unit in results]) for key in results[0]}
 
     def _unit(self, stage: str, part: Tensor) -> str:
         return f"{stage.replace(' ', '-')}-{derive(self.work.seed, stage, *self.numbers[part].tolist()):016x}"
@@ -207,7 +207,7 @@ class _Trial:
         return {**values, **fools}
 
     def _repaired(self, part: Tensor, repair: Repair) -> Values:
-        """Which images the repaired attack fools; where it fails, why."""
+        """Run the repaired attack; return which images it fools, or why it failed."""
         wrong, reason = torch.zeros(len(part), dtype=torch.bool, device=self.work.device), ""
         try:
             for rows in torch.arange(len(part)).split(1 if repair.alone else len(part)):
@@ -221,46 +221,48 @@ class _Trial:
         return {"fooled": wrong, "reason": _as_bytes(reason).expand(len(part), -1)}
 
     def _on_all(self, places: Tensor, fooled: Tensor) -> Tensor:
-        found = torch.zeros(len(self.image_set), dtype=torch.bool)
-        found[places] = fooled.cpu()
-        return found
+        on_all = torch.zeros(len(self.image_set), dtype=torch.bool)
+        on_all[places] = fooled.cpu()
+        return on_all
 
     def _repairs(
-        self, reading: Reading, places: Tensor, found: Values, right: Tensor, wrong: Tensor
+        self, reading: Reading, places: Tensor, as_it_is: Values, right: Tensor, wrong: Tensor
     ) -> tuple[Compared, ...]:
         tried: list[tuple[str, Part | None, Tensor | None]] = []
         reasons: dict[str, str] = {}
         batch_size = min(self.batch_size, len(places))
         for repair in repairs_of(reading, self.attack, self.threat, self.budget.attacks.steps, batch_size):
             if repair.of:
-                fools: Tensor | None = self._on_all(places, found[repair.of])
+                fools: Tensor | None = self._on_all(places, as_it_is[repair.of])
             else:
                 stage = f"{repair.part} {repair.change.loss}".strip()
-                some = places[:_ALONE] if repair.alone else places
-                values = self._over(stage, some, partial(self._repaired, repair=repair))
+                chosen = places[:_ALONE] if repair.alone else places
+                values = self._over(stage, chosen, partial(self._repaired, repair=repair))
                 failed = (values["reason"] != 0).any(dim=1)
-                fools = None if bool(failed.any()) else self._on_all(some, values["fooled"])
-                if fools is not None and len(some) < len(places):
-                    fools = fools[: int(places[len(some)])]
+                fools = None if bool(failed.any()) else self._on_all(chosen, values["fooled"])
+                if fools is not None and len(chosen) < len(places):
+                    fools = fools[: int(places[len(chosen)])]
                 reasons[repair.words] = _as_text(values["reason"][failed][0]) if fools is None else ""
             tried.append((repair.words, repair.part, fools))
-        return tuple(replace(one, reason=reasons.get(one.name, "")) for one in self._compared(tried, right, wrong))
+        return tuple(
+            replace(compared, reason=reasons.get(compared.name, "")) for compared in self._compared(tried, right, wrong)
+        )
 
     def _compared(
         self, tried: Sequence[tuple[str, Part | None, Tensor | None]], right: Tensor, wrong: Tensor
     ) -> tuple[Compared, ...]:
-        """Each beside the attack, which fools ``wrong`` ``(N,)``, by paired tests adjusted together.
+        """Compare each result with the attack, which fools ``wrong`` ``(N,)``, by paired tests adjusted together.
 
-        On the first images alone where no more were tried.
+        A result on the first images only is compared on these.
         """
-        made = []
+        results = []
         for name, part, fools in tried:
             if fools is None:
-                made.append(Compared(name, part, None))
+                results.append(Compared(name, part, None))
                 continue
             count = len(fools)
             only, missed = int((fools & ~wrong[:count]).sum()), int((wrong[:count] & ~fools).sum())
-            made.append(
+            results.append(
                 Compared(
                     name,
                     part,
@@ -270,17 +272,20 @@ class _Trial:
                     mcnemar(only, missed, greater=True),
                 )
             )
-        run = [one for one in made if one.p_value is not None]
-        adjusted = iter(holm([one.p_value or 0.0 for one in run]))
-        return tuple(replace(one, p_value=next(adjusted)) if one.p_value is not None else one for one in made)
+        tested = [compared for compared in results if compared.p_value is not None]
+        adjusted = iter(holm([compared.p_value or 0.0 for compared in tested]))
+        return tuple(
+            replace(compared, p_value=next(adjusted)) if compared.p_value is not None else compared
+            for compared in results
+        )
 
 
-#: Bytes of a reason that are kept.
+#: Number of bytes of a reason that are kept.
 _REASON = 300
 
 
 def _as_bytes(text: str) -> Tensor:
-    """``text`` ``(1, 300)`` as units of work hold it: in UTF-8, cut or filled up with zeros."""
+    """Encode ``text`` for a unit of work, ``(1, 300)`` in UTF-8, cut or padded with zeros."""
     return torch.tensor([list(text.encode()[:_REASON].ljust(_REASON, b"\0"))], dtype=torch.uint8)
 
 

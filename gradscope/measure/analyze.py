@@ -59,7 +59,7 @@ class TrajectoryMeasurement(Measurement[AnalyzeOptions]):
     def _measure(self, subject: LoadedModel, entry: Entry, attack: str, kept: PartialResults, piece: str) -> Trajectory:
         """Measure the trajectory of an attack; continue an interrupted one from the saved ``piece``."""
         options, team, chosen = self.options, self.team, entry.chosen
-        with progress_bar(f"{subject.label} {attack}", len(chosen.images), visible=team.is_first) as advance:
+        with progress_bar(f"{subject.label} {attack}", len(chosen.images), "images", visible=team.is_first) as advance:
             return measure_trajectory(
                 subject.model,
                 chosen.images,

@@ -88,7 +88,7 @@ class AttackMeasurement(Measurement[AttackOptions]):
     def _distances(self, subject: LoadedModel, entry: Entry, kept: PartialResults) -> Distances:
         """Measure the distance of each image's nearest fooling point."""
         options, images = self.options, entry.chosen.images
-        with progress_bar(f"{subject.label} distances", len(images), visible=self.team.is_first) as advance:
+        with progress_bar(f"{subject.label} distances", len(images), "images", visible=self.team.is_first) as advance:
             prefix = f"{unit_prefix(entry, subject.label, ThreatModel(options.norm, 0.0))}-distances"
             work = self.work(kept.each, advance).prefixed(prefix)
             return measure_distances(

@@ -133,7 +133,7 @@ class InputLandscapeMeasurement(Measurement[LandscapeOptions]):
         """Yield one part for each model."""
         self.kept = kept
         points = len(self.subjects) * len(self.images.images) * self.options.points**2
-        with progress_bar("landscape", points, visible=self.team.is_first) as advance:
+        with progress_bar("landscape", points, "points", visible=self.team.is_first) as advance:
             for position in range(len(self.subjects)):
                 started = time.perf_counter()
                 walks = self._each(

@@ -148,7 +148,7 @@ class SpectrumMeasurement(Measurement[SpectrumOptions]):
     def parts(self, kept: PartialResults) -> Iterator[Part]:
         """Yield one part for each model."""
         find = self._of_weights if self.options.space == "weights" else self._of_images
-        with progress_bar("spectrum", self._products, visible=self.team.is_first) as advance:
+        with progress_bar("spectrum", self._products, "products", visible=self.team.is_first) as advance:
             for position, subject in enumerate(self.subjects):
                 started = time.perf_counter()
                 batches = self._batches(subject, kept, f"{position}")

@@ -70,7 +70,7 @@ def train_curves(
     states = [straight(pair) for pair in ends]
     total, shown = options.curve_updates, 0
     stretch = max(_STRETCH, math.ceil(total / _MOST_STRETCHES))
-    with progress_bar("curve", total * len(subjects), visible=kept.team.is_first) as advance:
+    with progress_bar("curve", total * len(subjects), "updates", visible=kept.team.is_first) as advance:
 
         def advanced(label: str, done: int, note: str) -> None:
             nonlocal shown

@@ -170,7 +170,7 @@ class WeightLandscapeMeasurement(Measurement[LandscapeOptions]):
         started = time.perf_counter()
         views = self._views(kept)
         training = (time.perf_counter() - started) / len(views)
-        with progress_bar("landscape", sum(map(_points, views)), visible=self.team.is_first) as advance:
+        with progress_bar("landscape", sum(map(_points, views)), "points", visible=self.team.is_first) as advance:
             for position, (subject, of_model) in enumerate(zip(self.subjects, views, strict=True)):
                 started = time.perf_counter()
                 result = self._measure(position, subject, of_model, kept, advance)

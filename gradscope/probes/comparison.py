@@ -1,4 +1,4 @@
-"""What lies around images in numbers to compare models by, one of each for every image."""
+"""Numbers that describe the surroundings of each image, to compare models by."""
 
 import torch
 from torch import Tensor, nn
@@ -18,20 +18,20 @@ from gradscope.probes.input_landscape import (
 )
 from gradscope.seeding import generator
 
-#: Random directions along which the radius of the correct region is taken.
+#: Number of random directions along which the radius of the correct region is measured.
 RANDOM_RAYS = 8
-#: Rays have so many points beyond the image, out to this distance in multiples of epsilon.
+#: Number of points on a ray beyond the image, and the ray's length in multiples of epsilon.
 _RAY_POINTS, RAY_REACH = 64, 3.0
-#: Where the power iteration stops: relative residual, and products at most.
+#: The power iteration stops at this relative residual, or after this many products.
 TOLERANCE, MOST_PRODUCTS = 1e-3, 100
-#: Steps of the ascent that looks for the largest deviation from linearity.
+#: Number of steps of the ascent that searches for the largest deviation from linearity.
 ASCENT_STEPS = 10
 
 
 def compare_planes(
     model: nn.Module, planes: Planes, labels: Tensor, values: PlaneValues, grid: Grid
 ) -> dict[str, Tensor]:
-    """``roughness`` of the loss on each plane's grid and ``sharpness`` within one epsilon on the plane, ``(N,)``."""
+    """Compute ``roughness`` of the loss on each plane's grid and ``sharpness`` within one epsilon, ``(N,)`` each."""
     axis = coordinates(grid)
     losses = losses_on_disc(model, planes, labels)
     return {
@@ -43,10 +43,10 @@ def compare_planes(
 def compare_surroundings(
     model: nn.Module, planes: Planes, labels: Tensor, settings: PGD, *, numbers: Tensor, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Radii, curvature and nonlinearity of each image's surroundings, ``(N,)``, by their name in LANDSCAPE_METRICS.
+    """Measure radii, curvature and nonlinearity around each image, ``(N,)`` each, named as in LANDSCAPE_METRICS.
 
-    The radius along an adversarial direction is NaN, undefined, where the attack did not move. The ball of the
-    nonlinearity is the threat model's.
+    The radius along an adversarial direction is NaN (undefined) where the attack did not move. The nonlinearity is
+    measured in the ball of the threat model.
     """
     images = planes.origins
     radii, ends = _radii(model, planes, labels, numbers, seed)
@@ -66,7 +66,7 @@ def compare_surroundings(
 
 
 def _radii(model: nn.Module, planes: Planes, labels: Tensor, numbers: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Radii and whether they are cut, ``(N, 1 + RANDOM_RAYS)``: the plane's first direction, then random ones."""
+    """Measure radii, and whether the ray's end cuts them, ``(N, 1 + RANDOM_RAYS)``: first direction, random ones."""
     size = planes.first.shape[1]
     drawn = [torch.randn(RANDOM_RAYS, size, generator=generator(seed, "rays", number)) for number in numbers.tolist()]
     random = norm_and_unit(torch.cat(drawn))[1].reshape(len(drawn), RANDOM_RAYS, size).to(planes.first)

@@ -1,4 +1,4 @@
-"""Curves through weight space that connect two minima, and their training."""
+"""Curves through weight space that connect two minima, and the training of such curves."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,17 +17,17 @@ from gradscope.seeding import generator
 #: Weights by the name of their parameter.
 Weights = dict[str, Tensor]
 
-#: Images of an update, and at how many points of the curve they are seen, each at its share of them.
+#: Number of images per update, and number of points of the curve among which they are divided.
 IMAGES, PLACES = 128, 4
-#: Adam's learning rate at the beginning, which falls to 0 along a line; and the rest of its settings.
+#: Adam's initial learning rate, which falls linearly to 0; below, its other settings.
 LEARNING_RATE = 3e-3
 _MOMENTS, _BETAS, _FLOOR = ("mean", "square"), (0.9, 0.999), 1e-8
 
 
 def bezier(share: float, controls: Sequence[Weights]) -> Iterator[tuple[str, Tensor]]:
-    """The weights ``(1 - t)^2 w_0 + 2 t (1 - t) w_bend + t^2 w_1`` at ``share`` t of the way, by name.
+    """Compute the weights ``(1 - t)^2 w_0 + 2 t (1 - t) w_bend + t^2 w_1`` for ``share`` t, by parameter name.
 
-    ``controls`` are w_0, w_bend and w_1. At 0 and 1 they are the ends to the bit.
+    ``controls`` are w_0, w_bend and w_1. At t = 0 and t = 1 the weights equal the ends bit for bit.
     """
     start, bend, end = controls
     weights = (1 - share) ** 2, 2 * share * (1 - share), share**2
@@ -36,13 +36,13 @@ def bezier(share: float, controls: Sequence[Weights]) -> Iterator[tuple[str, Ten
 
 
 def straight(ends: tuple[Weights, Weights]) -> Values:
-    """The state before training: the bend is the middle of the line, so the curve is the line."""
+    """Make the state before training: the bend is the midpoint, so the curve is the straight line."""
     bend = torch.cat([(0.5 * first + 0.5 * ends[1][key]).flatten() for key, first in ends[0].items()])
     return {"bend": bend, "mean": torch.zeros_like(bend), "square": torch.zeros_like(bend)}
 
 
 def bend_of(state: Values, like: Weights) -> Weights:
-    """The bend of a training's state as weights, with the names, shapes and device of those of ``like``."""
+    """Convert the bend of a training state to weights with the names, shapes and device of ``like``."""
     parts = state["bend"].split([weight.numel() for weight in like.values()])
     return {key: part.reshape(like[key].shape).to(like[key]) for key, part in zip(like, parts, strict=True)}
 
@@ -59,15 +59,15 @@ def train_bend(
     batch_statistics: bool = False,
     advance: Advance = lambda done, note: None,
 ) -> Values:
-    """Train the bend of the Bezier curve between ``ends`` to the least loss along it (Garipov et al. 2018).
+    """Train the bend of the Bezier curve between ``ends`` to minimise the loss along it (Garipov et al. 2018).
 
-    Adam minimises the expected cross-entropy over ``images`` at w(t), t uniform in [0, 1], in float32, with a learning
-    rate that falls to 0 over ``total`` updates. An update draws :data:`IMAGES` images and splits them into
-    :data:`PLACES` parts; the k-th part is seen at a point drawn from the k-th of as many equal parts of the way.
-    Networks are in evaluation mode, so there is no dropout; with ``batch_statistics`` batch norm takes the statistics
-    of the images it sees. ``state`` is that before the first of ``updates``, from :func:`straight` or an earlier call;
-    the state after the last is returned. The model is left as found. A loss that is not finite raises
-    :class:`GradscopeError`.
+    Adam minimises the expected cross-entropy over ``images`` at w(t), t uniform in [0, 1], in float32. The learning
+    rate falls to 0 over ``total`` updates. Each update draws :data:`IMAGES` images and splits them into :data:`PLACES`
+    parts. The curve is divided into as many equal parts, and the k-th images are used at a random point of the k-th
+    part. Networks are in evaluation mode, so there is no dropout; with ``batch_statistics`` batch norm uses the
+    statistics of the current images. ``state`` is the state before the first of ``updates``, from :func:`straight` or
+    an earlier call. Returns the state after the last update. The model is not changed. Raises :class:`GradscopeError`
+    if the loss is not finite.
     """
     moving, device = copied(model), device_of(model)
     kept = {key: value.to(device, copy=True) for key, value in state.items()}
@@ -84,8 +84,8 @@ def train_bend(
             slope, loss = torch.zeros_like(kept["bend"]), 0.0
             for share, indices in zip(shares.tolist(), chosen, strict=True):
                 batch, labels = images.batch(indices, device)
-                found, value = _slope(moving, dict(bezier(share, controls)), laid_out(batch), labels)
-                slope += 2 * share * (1 - share) / PLACES * found
+                gradient, value = _slope(moving, dict(bezier(share, controls)), laid_out(batch), labels)
+                slope += 2 * share * (1 - share) / PLACES * gradient
                 loss += value / PLACES
             if not math.isfinite(loss):
                 raise GradscopeError(
@@ -97,7 +97,7 @@ def train_bend(
 
 
 def _slope(model: nn.Module, weights: dict[str, Tensor], images: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-    """The gradient of the mean loss in ``weights``, all in a row, and the loss."""
+    """Compute the mean loss and its gradient in ``weights``, flattened into one vector."""
     for weight in weights.values():
         weight.requires_grad_()
 
@@ -105,8 +105,8 @@ def _slope(model: nn.Module, weights: dict[str, Tensor], images: Tensor, labels:
         slope, total = torch.zeros(()), 0.0
         for part, of_part in zip(images.split(size), labels.split(size), strict=True):
             loss = cross_entropy(call_with(model, weights, part), of_part).sum() / len(labels)
-            found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
-            slope = slope.to(found[0]) + torch.cat([one.flatten() for one in found])
+            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
+            slope = slope.to(gradients[0]) + torch.cat([gradient.flatten() for gradient in gradients])
             total += float(loss.detach())
         return slope, total
 
@@ -114,7 +114,7 @@ def _slope(model: nn.Module, weights: dict[str, Tensor], images: Tensor, labels:
 
 
 def _step(state: Values, slope: Tensor, update: int, rate: float) -> None:
-    """Adam's step, in place (Kingma and Ba 2015)."""
+    """Make one step of Adam, in place (Kingma and Ba 2015)."""
     for key, beta, seen in zip(_MOMENTS, _BETAS, (slope, slope.square()), strict=True):
         state[key].lerp_(seen, 1 - beta)
     mean, square = (

@@ -1,4 +1,4 @@
-"""Curvature of the loss: the Hessian eigenvalue of largest size, by power iteration on Hessian-vector products."""
+"""Curvature of the loss: the Hessian eigenvalue of largest absolute value, by power iteration."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,17 +18,17 @@ HessianProduct = Callable[[Tensor], Tensor]
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Compute attention inside with the one kernel of torch's whose backward pass has a derivative itself."""
+    """Make attention inside use the only kernel of torch whose backward pass can itself be differentiated."""
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         yield
 
 
 @dataclass(frozen=True)
 class Eigenvalue:
-    """Eigenvalues of largest size ``(N,)``, the relative residual each reached ``(N,)``, and the iterations used.
+    """Eigenvalues of largest absolute value ``(N,)``, their relative residuals ``(N,)`` and the number of iterations.
 
-    The residual is ``|H v - value v| / |value|`` for the unit vector v reached; where H v is 0 the value is 0 and so
-    is the residual. ``vector`` ``(N, D)`` is v.
+    The residual is ``|H v - value v| / |value|`` for the unit vector v that was reached. Where H v is 0, value and
+    residual are 0. ``vector`` ``(N, D)`` is v.
     """
 
     value: Tensor
@@ -38,10 +38,11 @@ class Eigenvalue:
 
 
 def power_iteration(product: HessianProduct, start: Tensor, *, tolerance: float, most: int) -> Eigenvalue:
-    """The eigenvalue of largest size of N symmetric matrices at once, from unit vectors ``start`` ``(N, D)``.
+    """Find the eigenvalue of largest absolute value of N symmetric matrices, from unit vectors ``start`` ``(N, D)``.
 
-    v <- H v / |H v|, with the Rayleigh quotient <v, H v> as the value, until every residual is below ``tolerance``
-    or ``most`` products have been taken. Two eigenvalues of nearly one size converge slowly: the residual tells.
+    Iterates v <- H v / |H v|, with the Rayleigh quotient <v, H v> as the value, until every residual is below
+    ``tolerance`` or after ``most`` products. If two eigenvalues have nearly the same absolute value, the iteration
+    converges slowly; the residual shows it.
     """
     vector = start
     for iteration in range(1, most + 1):
@@ -67,9 +68,9 @@ def input_curvature(
     tolerance: float = 1e-3,
     most: int = 100,
 ) -> Eigenvalue:
-    """Largest Hessian eigenvalue of each image's own loss in the image, in nats per squared unit pixel range.
+    """Compute the largest Hessian eigenvalue of each image's loss in the image, in nats per squared unit pixel range.
 
-    ``images`` ``(N, C, H, W)``; ``numbers`` ``(N,)`` name them, for their random start. The model is left as found.
+    ``images`` ``(N, C, H, W)``; ``numbers`` ``(N,)`` name the images' random starts. The model is not changed.
     """
     with measuring(model), twice_differentiable():
         point = images.detach().requires_grad_(True)
@@ -94,10 +95,10 @@ def weight_curvature(
     most: int = 100,
     advanced: Callable[[int, str], None] = lambda products, note: None,
 ) -> Eigenvalue:
-    """Largest Hessian eigenvalue of the mean loss over the images in all parameters together; N is 1.
+    """Compute the largest Hessian eigenvalue of the mean loss in all parameters together; N is 1.
 
-    ``batches`` are pairs of images ``(B, C, H, W)`` and labels ``(B,)``; one has its graph in memory at a time. Batch
-    norm uses its running statistics. The model is left as found.
+    ``batches`` are pairs of images ``(B, C, H, W)`` and labels ``(B,)``; only one batch has its graph in memory at a
+    time. Batch norm uses its running statistics. The model is not changed.
     """
     count = sum(len(labels) for _, labels in batches)
 
@@ -117,10 +118,10 @@ def weight_curvature(
 def weight_curvature_along(
     model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], vector: Tensor, *, loss: Loss = cross_entropy
 ) -> Tensor:
-    """``v' H_b v`` of each batch's own mean loss, ``(batches,)``, along the unit ``vector`` ``(D,)``.
+    """Compute ``v' H_b v`` of each batch's own mean loss, ``(batches,)``, along the unit ``vector`` ``(D,)``.
 
-    At the v of :func:`weight_curvature` their mean, weighted by the batches' sizes, is its eigenvalue; an eigenvalue
-    moves with the weight of a batch by them, to first order, so they give its jackknife.
+    At the v of :func:`weight_curvature`, their mean weighted by batch sizes is the eigenvalue. To first order they give
+    the change of the eigenvalue with a batch's weight, hence its jackknife.
     """
     with measuring(model):
         return torch.stack(
@@ -129,7 +130,7 @@ def weight_curvature_along(
 
 
 def _weight_product(model: nn.Module, images: Tensor, labels: Tensor, vector: Tensor, loss: Loss) -> Tensor:
-    """``H v`` of the mean loss over a batch in all parameters, ``(D,)``; the graph is built on copies of them."""
+    """Compute ``H v`` of a batch's mean loss in all parameters, ``(D,)``; the graph uses copies of the parameters."""
     copies = {name: parameter.detach().clone().requires_grad_(True) for name, parameter in model.named_parameters()}
     points = list(copies.values())
     with twice_differentiable():
@@ -138,13 +139,13 @@ def _weight_product(model: nn.Module, images: Tensor, labels: Tensor, vector: Te
 
 
 def hessian_product(value: Tensor, points: list[Tensor], vector: Tensor) -> list[Tensor]:
-    """``H v`` of the scalar ``value`` in all ``points`` together, in their shapes; ``vector`` ``(D,)``."""
+    """Compute ``H v`` of the scalar ``value`` in all ``points`` together, in their shapes; ``vector`` is ``(D,)``."""
     slopes = torch.autograd.grad(value, points, create_graph=True, allow_unused=True, materialize_grads=True)
     return _product(torch.cat([part.flatten() for part in slopes]), points, vector)
 
 
 def _product(slope: Tensor, points: list[Tensor], vector: Tensor) -> list[Tensor]:
-    """``H v``: the gradient of ``<slope, v>``; zeros where the slope does not depend on a point (a linear loss)."""
+    """Compute ``H v`` as gradient of ``<slope, v>``; zeros where the slope does not depend on a point (linear loss)."""
     if not slope.requires_grad:
         return [torch.zeros_like(point) for point in points]
     products = torch.autograd.grad(slope, points, vector, retain_graph=True, allow_unused=True)
@@ -163,11 +164,11 @@ def local_nonlinearity(
     steps: int = 10,
     loss: Loss = cross_entropy,
 ) -> Tensor:
-    """``max over d of |loss(x + d) - loss(x) - <d, g>|`` in the ball, by a short ascent (Qin et al. 2019), ``(N,)``.
+    """Measure ``max over d of |loss(x + d) - loss(x) - <d, g>|`` in the ball, ``(N,)`` (Qin et al. 2019).
 
-    ``project`` brings points back into the ball around the images, ``steepest`` makes a step from a gradient, both
-    as :class:`gradscope.attacks.threat.ThreatModel` has them; ``start`` is where the ascent begins, for at the image
-    itself the gap is flat. The largest gap of all points seen is returned: a lower bound of the maximum.
+    A short ascent searches for the maximum. ``project`` projects points into the ball around the images; ``steepest``
+    turns a gradient into a step; both as in :class:`gradscope.attacks.threat.ThreatModel`. The ascent begins at
+    ``start``, because the gap is flat at the image itself. Returns the largest gap seen, a lower bound of the maximum.
     """
     with measuring(model), twice_differentiable():
         centre = images.detach().requires_grad_(True)

@@ -1,8 +1,8 @@
-"""The loss around images, on a plane each, spanned by adversarial directions or by one and a random one.
+"""The loss around images, on one plane per image, spanned by two adversarial directions or by one and a random one.
 
-A plane's points are ``x + u * (a * d1 + b * d2)``, d1 and d2 orthonormal and u the length at which d1 reaches the
-threat model's radius in its own norm: epsilon in L2, ``epsilon / max |d1|`` in L-infinity. So a is in multiples of the
-radius, b is as long, and two models can be drawn on the same axes.
+The points of a plane are ``x + u * (a * d1 + b * d2)``, with d1 and d2 orthonormal. u is the length at which d1 reaches
+the threat model's radius in its own norm: epsilon in L2, ``epsilon / max |d1|`` in L-infinity. So a is in multiples of
+the radius, b has the same unit, and two models can be drawn on the same axes.
 """
 
 from collections.abc import Callable
@@ -23,10 +23,10 @@ from gradscope.models.affine import PlaneModel
 from gradscope.models.inspection import laid_out, measuring
 from gradscope.seeding import generator
 
-#: Points evaluated at once where memory allows: on a CPU their activations stay in its caches.
+#: Number of points evaluated at once if memory allows; on a CPU their activations stay in the caches.
 POINTS_AT_ONCE = {"cpu": 64, "cuda": 2048}
 
-#: Cosine of two adversarial directions from which they count as parallel.
+#: Two adversarial directions count as parallel above this cosine.
 _PARALLEL = 1 - 1e-6
 
 
@@ -37,12 +37,12 @@ DISC = torch.stack([DISC[:, 0] * DISC[:, 1].cos(), DISC[:, 0] * DISC[:, 1].sin()
 
 @dataclass(frozen=True)
 class Planes:
-    """A plane for each of N images: origins ``(N, C, H, W)`` and two orthonormal directions ``(N, D)`` each.
+    """One plane for each of N images: origins ``(N, C, H, W)`` and two orthonormal directions ``(N, D)`` each.
 
-    ``unit`` ``(N,)`` is the L2 length in pixel units of 1 on the axes. ``paths`` ``(W, N, T + 1, 3)`` holds the
-    iterates of W attacks as (a, b, distance from the plane), in that unit; NaN past the end of a shorter one.
-    ``fallback`` ``(N, 2)`` is true where a direction was to be an attack's and is a random one instead: the attack did
-    not move, or ran parallel to the first.
+    ``unit`` ``(N,)`` is the L2 length, in pixel units, of 1 on the axes. ``paths`` ``(W, N, T + 1, 3)`` holds the
+    iterates of W attacks as (a, b, distance from the plane), in that unit; NaN after the end of a shorter path.
+    ``fallback`` ``(N, 2)`` marks directions that are random instead of adversarial, because the attack did not move or
+    its direction was parallel to the first.
     """
 
     origins: Tensor
@@ -57,20 +57,20 @@ class Planes:
 
     @property
     def axes(self) -> Tensor:
-        """What 1 along a and along b is in pixel units, ``(N, 2, D)``."""
+        """The vectors of length 1 along a and along b, in pixel units, ``(N, 2, D)``."""
         return torch.stack([self.first, self.second], dim=1) * self.unit[:, None, None]
 
     def __getitem__(self, part: slice) -> "Planes":
-        origins, first, second, unit = (one[part] for one in (self.origins, self.first, self.second, self.unit))
+        origins, first, second, unit = (values[part] for values in (self.origins, self.first, self.second, self.unit))
         return Planes(origins, first, second, unit, self.paths[:, part], self.fallback[part])
 
 
 class StepFacts:
-    """What an attack meets at each iterate x_0 .. x_T of N images; call it with the iterates in order.
+    """Records loss and gradient norm at each iterate x_0 .. x_T of an attack on N images; call it for each iterate.
 
     ``losses`` ``(N, T + 1)``: cross-entropy in nats. ``gradients`` ``(N, T + 1)``: L2 norm, in nats per unit pixel
-    range, of the gradient that the attack steps along, with its own loss and its own sum or mean over the batch; NaN
-    at the last iterate, from which it takes no step. Both float64.
+    range, of the gradient that the attack follows, with its own loss and reduction. It is NaN at the last iterate,
+    from which no step is taken. Both are float64.
     """
 
     def __init__(self, labels: Tensor) -> None:
@@ -79,7 +79,7 @@ class StepFacts:
         self._gradients: list[Tensor] = []
 
     def __call__(self, iterate: Iterate) -> None:
-        """Note an iterate."""
+        """Record an iterate."""
         losses = cross_entropy(iterate.logits, self.labels).double()
         self._losses.append(losses)
         known = iterate.gradient is not None
@@ -87,12 +87,12 @@ class StepFacts:
 
     @property
     def losses(self) -> Tensor:
-        """Cross-entropy at the iterates."""
+        """Cross-entropy at the iterates, ``(N, T + 1)``, in nats."""
         return torch.stack(self._losses, dim=1)
 
     @property
     def gradients(self) -> Tensor:
-        """Norms of the gradients that were stepped along."""
+        """Norms of the gradients that the attack followed, ``(N, T + 1)``."""
         return torch.stack(self._gradients, dim=1)
 
 
@@ -106,14 +106,13 @@ def attack_walk(
     seed: int = 0,
     facts: StepFacts | None = None,
 ) -> Tensor:
-    """The attack's iterates as displacements ``x_t - x``, ``(N, T + 1, D)``.
+    """Run the attack and return its iterates as displacements ``x_t - x``, ``(N, T + 1, D)``.
 
-    ``model`` is one that :func:`gradscope.attacks.pgd.prepared` yields. ``numbers`` ``(N,)`` name the images, whose
-    random numbers depend on nothing else. ``facts`` notes every iterate. Raises :class:`GradscopeError` where
-    epsilon is 0.
+    ``model`` must come from :func:`gradscope.attacks.pgd.prepared`. ``numbers`` ``(N,)`` name the images' random
+    streams. ``facts`` records every iterate. Raises :class:`GradscopeError` if epsilon is 0.
     """
     if settings.epsilon == 0:
-        raise GradscopeError("epsilon: a number above 0 is needed, for a landscape's axes are in multiples of it")
+        raise GradscopeError("epsilon must be above 0, because a landscape's axes are in multiples of it; got 0")
     images = images.double() if settings.precision == "float64" else images
     displacements: list[Tensor] = []
 
@@ -127,9 +126,10 @@ def attack_walk(
 
 
 def adversarial_planes(images: Tensor, walk: Tensor, threat: ThreatModel, *, numbers: Tensor, seed: int = 0) -> Planes:
-    """The planes of each image's adversarial direction, ``(x_T - x) / |x_T - x|``, and a random one orthogonal to it.
+    """Span planes by each image's adversarial direction ``(x_T - x) / |x_T - x|`` and an orthogonal random one.
 
-    ``walk`` ``(N, T + 1, D)`` is what :func:`attack_walk` gave. Raises :class:`GradscopeError` for images of one pixel.
+    ``walk`` ``(N, T + 1, D)`` is the result of :func:`attack_walk`. Raises :class:`GradscopeError` for images with a
+    single value.
     """
     first, still = _direction(walk, numbers, seed)
     second = _orthogonal(_random_units(images, numbers, seed, "second direction"), first)
@@ -139,10 +139,11 @@ def adversarial_planes(images: Tensor, walk: Tensor, threat: ThreatModel, *, num
 def shared_planes(
     images: Tensor, walks: tuple[Tensor, Tensor], threat: ThreatModel, *, numbers: Tensor, seed: int = 0
 ) -> Planes:
-    """The planes of two adversarial directions on the same images, of two models or of two attacks on one.
+    """Span planes by two adversarial directions on the same images, from two models or two attacks on one model.
 
-    The first is the one's; the second is what the other's has beside it, so that the tip of the other's lies at its
-    cosine along a. Where the two are parallel, or one attack did not move, a random direction takes its place.
+    The first axis is the first walk's direction. The second axis is the part of the second walk's direction orthogonal
+    to it, so the second direction ends at its cosine along a. A random direction replaces one that is parallel to the
+    first, or whose attack did not move.
     """
     first, still = _direction(walks[0], numbers, seed)
     other, other_still = _direction(walks[1], numbers, seed)
@@ -153,7 +154,7 @@ def shared_planes(
 
 
 def _direction(walk: Tensor, numbers: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """The unit direction ``(N, D)`` to the last iterate, and where the attack did not move and it is a random one."""
+    """Return the unit direction ``(N, D)`` to the last iterate; random, and marked, where the attack did not move."""
     moved, adversarial = norm_and_unit(walk[:, -1])
     still = moved == 0
     return torch.where(still[:, None], _random_units(walk[:, -1], numbers, seed, "fallback"), adversarial), still
@@ -176,16 +177,16 @@ def _planes(
 
 
 def _random_units(like: Tensor, numbers: Tensor, seed: int, *name: object) -> Tensor:
-    """A uniformly random direction ``(D,)`` for each image, from the image's own stream."""
+    """Draw a uniformly random direction ``(D,)`` for each image from its own stream."""
     size = like[0].numel()
     if size < 2:
-        raise GradscopeError(f"images: at least 2 pixels are needed to span a plane, got {size}")
+        raise GradscopeError(f"images must have at least 2 values to span a plane, got {size}")
     drawn = [torch.randn(size, generator=generator(seed, *name, number)) for number in numbers.tolist()]
     return norm_and_unit(torch.stack(drawn))[1].to(like)
 
 
 def _orthogonal(vectors: Tensor, units: Tensor) -> Tensor:
-    """Unit vectors of ``vectors`` without their part along ``units``; in float64, and twice, against cancellation."""
+    """Remove from ``vectors`` their part along ``units`` and normalise; in float64 and twice, against cancellation."""
     remainder, along = vectors.double(), units.double()
     for _ in range(2):
         remainder = remainder - (remainder * along).sum(dim=1, keepdim=True) * along
@@ -194,9 +195,9 @@ def _orthogonal(vectors: Tensor, units: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PlaneValues:
-    """What a model does on N planes of A x B points, first axis a, second axis b.
+    """Values of a model on N planes of A x B points, first axis a, second axis b; each ``(N, A, B)``, on the CPU.
 
-    ``loss`` cross-entropy in nats, ``margin`` in logits, ``predicted`` the class; each ``(N, A, B)``, on the CPU.
+    ``loss`` is cross-entropy in nats, ``margin`` is in logits, ``predicted`` is the class.
     """
 
     loss: Tensor
@@ -205,9 +206,12 @@ class PlaneValues:
 
 
 def coordinates(grid: Grid) -> Tensor:
-    """The coordinates along an axis, ``(P,)`` float64, exactly symmetric: the centre of an odd number is exactly 0.
+    """Compute the coordinates along an axis, ``(P,)`` float64, exactly symmetric; with odd P the centre is exactly 0.
 
-    To 12 decimals, so that they are short where they are written.
+    They are rounded to 12 decimals, so that they are short in files.
+
+    >>> coordinates(Grid(points=3, span=1.5))
+    tensor([-1.5000,  0.0000,  1.5000], dtype=torch.float64)
     """
     half = torch.linspace(-grid.span, grid.span, grid.points, dtype=torch.float64)
     return ((half - half.flip(0)) / 2).round(decimals=12)
@@ -222,16 +226,16 @@ def evaluate_planes(
     rows: range | None = None,
     advanced: Callable[[int, str], None] = lambda points, note: None,
 ) -> PlaneValues:
-    """Loss, margin and predicted class at every point of every plane, or of its ``rows``; the model is left as found.
+    """Compute loss, margin and predicted class at every point of every plane, or of its ``rows``.
 
-    The centre of an odd grid is the image itself, evaluated alone, so it equals the plain loss bit for bit. Points
-    are evaluated in batches, halved where memory runs out; layers that are affine in the image are computed once.
-    ``advanced`` is told how many points are done.
+    The centre of an odd grid is the image itself, evaluated alone, so its loss equals the plain loss bit for bit.
+    Points are evaluated in batches, halved if memory runs out; layers that are affine in the image are computed once.
+    ``advanced`` is called with the number of points done. The model is not changed.
     """
     axis, rows = coordinates(grid), rows or range(grid.points)
     points = torch.cartesian_prod(axis[rows.start : rows.stop], axis).to(planes.origins)
     middle = (grid.points // 2 - rows.start) * grid.points + grid.points // 2
-    found = []
+    results = []
     with measuring(model), torch.no_grad():
         plane_model = PlaneModel(model)
         for origin, axes, label in zip(planes.origins, planes.axes, labels, strict=True):
@@ -239,37 +243,37 @@ def evaluate_planes(
             if grid.points % 2 and 0 <= middle < len(points):
                 logits[middle] = model(laid_out(origin[None]))[0]
             right = label.expand(len(points))
-            found.append((cross_entropy(logits, right), margin(logits, right), logits.argmax(dim=1)))
-    losses, margins, predicted = (torch.stack(part).cpu() for part in zip(*found, strict=True))
+            results.append((cross_entropy(logits, right), margin(logits, right), logits.argmax(dim=1)))
+    losses, margins, predicted = (torch.stack(part).cpu() for part in zip(*results, strict=True))
     shape = (len(labels), len(rows), grid.points)
     return PlaneValues(losses.reshape(shape), margins.reshape(shape), predicted.reshape(shape))
 
 
 def losses_on_disc(model: nn.Module, planes: Planes, labels: Tensor) -> Tensor:
-    """Losses ``(N, M)`` at the centre of each plane and on :data:`DISC`, whatever the grid is that it is drawn on."""
+    """Compute losses ``(N, M)`` at the centre of each plane and on :data:`DISC`; they do not depend on the grid."""
     points = torch.cat([torch.zeros(1, 2), DISC]).to(planes.origins)
-    found = []
+    results = []
     with measuring(model), torch.no_grad():
         plane_model = PlaneModel(model)
         for origin, axes, label in zip(planes.origins, planes.axes, labels, strict=True):
             logits = _logits(plane_model, origin, points, axes)
-            found.append(cross_entropy(logits, label.expand(len(points))))
-    return torch.stack(found).cpu()
+            results.append(cross_entropy(logits, label.expand(len(points))))
+    return torch.stack(results).cpu()
 
 
 def margins_along(model: nn.Module, images: Tensor, labels: Tensor, rays: Tensor, distances: Tensor) -> Tensor:
-    """Margins ``(N, R, Q)`` at ``x + distance * ray``; ``rays`` ``(N, R, D)``, ``distances`` ``(Q,)``."""
+    """Compute margins ``(N, R, Q)`` at ``x + distance * ray``; ``rays`` ``(N, R, D)``, ``distances`` ``(Q,)``."""
     points = torch.zeros(rays.shape[1], len(distances), rays.shape[1]).to(images)
     for number, ray in enumerate(points):
         ray[:, number] = distances
     points = points.flatten(0, 1)
-    found = []
+    results = []
     with measuring(model), torch.no_grad():
         plane_model = PlaneModel(model)
         for image, directions, label in zip(images, rays, labels, strict=True):
             logits = _logits(plane_model, image, points, directions)
-            found.append(margin(logits, label.expand(len(points))))
-    return torch.stack(found).reshape(len(images), rays.shape[1], len(distances)).cpu()
+            results.append(margin(logits, label.expand(len(points))))
+    return torch.stack(results).reshape(len(images), rays.shape[1], len(distances)).cpu()
 
 
 def _logits(
@@ -279,7 +283,7 @@ def _logits(
     axes: Tensor,
     advanced: Callable[[int, str], None] = lambda points, note: None,
 ) -> Tensor:
-    """Logits ``(points, classes)`` at ``origin + points @ axes``."""
+    """Compute logits ``(points, classes)`` at ``origin + points @ axes``."""
     size = POINTS_AT_ONCE.get(origin.device.type, 256)
     base, span = model.span(origin, axes.reshape(-1, *origin.shape))
     parts: list[Tensor] = []
@@ -302,11 +306,14 @@ def _logits(
 
 
 def correct_radius(margins: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
-    """How far along a ray the prediction stays right, in multiples of epsilon, and whether it does to its end.
+    """Measure how far along a ray the prediction stays right, and whether it stays right to the end of the ray.
 
-    ``margins`` ``(..., Q)`` at the distances ``axis`` ``(Q,)``, ascending from 0; both results ``(...)``. The crossing
-    is interpolated linearly between the last right point and the first wrong one; 0 where the image itself is wrong,
-    and the ray's length, which the radius exceeds, where no point on it is.
+    ``margins`` ``(..., Q)`` are at the distances ``axis`` ``(Q,)``, ascending from 0, in multiples of epsilon; both
+    results are ``(...)``. The crossing is interpolated linearly between the last right and the first wrong point. The
+    radius is 0 where the image itself is wrong, and the ray's length, a lower bound, where no point is wrong.
+
+    >>> correct_radius(torch.tensor([1.0, -1.0]), torch.tensor([0.0, 1.0]))
+    (tensor(0.5000), tensor(False))
     """
     wrong = ~(margins > 0)
     crossed = wrong.any(dim=-1)
@@ -319,9 +326,10 @@ def correct_radius(margins: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def roughness(values: Tensor, axes: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean absolute second difference over both axes of grids ``(..., A, B)``, per squared unit of theirs, ``(...)``.
+    """Compute the mean absolute second difference over both axes of grids ``(..., A, B)``, ``(...)``.
 
-    0 on every plane that is linear, 2c on ``c a^2 + c b^2``. Axes of fewer than 3 points give none; NaN without any.
+    The unit is that of the values per squared unit of the axes. It is 0 on a linear function and 2c on
+    ``c a^2 + c b^2``. An axis with fewer than 3 points does not count; NaN if none counts.
     """
     differences = []
     for dim, axis in ((-2, axes[0]), (-1, axes[1])):

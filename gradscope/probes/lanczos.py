@@ -8,19 +8,19 @@ from torch import Tensor
 
 from gradscope.functional import norm_and_unit
 
-#: ``H v`` of N symmetric matrices at once: ``(N, D)`` to ``(N, D)``.
+#: Computes ``H v`` of N symmetric matrices at once: ``(N, D)`` to ``(N, D)``.
 Product = Callable[[Tensor], Tensor]
 
-#: A residual below this share of the matrix's size is rounding: the vectors so far span an invariant subspace.
+#: A residual below this share of the matrix's norm is rounding: the vectors found so far span an invariant subspace.
 _ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """Eigenvalues of largest size of N matrices, of either sign: the largest size first.
+    """Eigenvalues of largest absolute value of N matrices, of either sign, in descending order.
 
-    ``values`` ``(N, k)``; ``residuals`` ``(N, k)``, ``|H u - value u|`` of the unit vectors u that were reached, in
-    the values' unit, with what rounding adds: how far products were seen to be from symmetric. ``vectors``
+    ``values`` ``(N, k)``. ``residuals`` ``(N, k)`` are ``|H u - value u|`` of the unit vectors u that were reached, in
+    the unit of the values; they include rounding, estimated from the asymmetry of the products. ``vectors``
     ``(N, k, D)`` are these u, orthogonal to each other.
     """
 
@@ -31,12 +31,12 @@ class Eigenpairs:
 
 @dataclass(frozen=True)
 class Quadrature:
-    """Where the spectrum of N matrices lies, as one starting vector each sees it: Gauss quadrature.
+    """Gauss quadrature of the spectrum of N matrices, from one starting vector each.
 
-    ``nodes`` ``(N, m)``, ascending; ``weights`` ``(N, m)``, which sum to 1. ``sum of weights * f(nodes)`` is
-    ``v' f(H) v`` for the unit starting vector v, exact for polynomials f of degree below ``2 m``. Over random v its
-    mean is ``trace f(H) / D`` (Golub and Welsch 1969; Ubaru, Chen and Saad 2017). ``widths`` ``(N, m)``: how near an
-    eigenvalue is to each node, its residual. All in float64, on the CPU.
+    ``nodes`` ``(N, m)`` are ascending; ``weights`` ``(N, m)`` sum to 1. ``sum of weights * f(nodes)`` is ``v' f(H) v``
+    for the unit starting vector v, exact for polynomials f of degree below ``2 m``. Its mean over random v is ``trace
+    f(H) / D`` (Golub and Welsch 1969; Ubaru, Chen and Saad 2017). ``widths`` ``(N, m)`` are the residuals of the nodes:
+    an eigenvalue lies that close. All are float64, on the CPU.
     """
 
     nodes: Tensor
@@ -47,13 +47,14 @@ class Quadrature:
 class Krylov:
     """The Krylov spaces of N symmetric matrices, each grown from its unit vector ``start`` ``(N, D)``.
 
-    Every new vector is made orthogonal to all before it, twice, so that no eigenvalue comes back as a ghost. Where the
-    vectors span an invariant subspace, as a matrix of low rank makes them soon, a random vector orthogonal to them
-    goes on: so a matrix's eigenvalues are found as often as they occur. Memory: ``N * D`` numbers a step.
+    Each new vector is orthogonalised twice against all earlier ones, so that no eigenvalue appears again as a ghost. If
+    the vectors span an invariant subspace, which happens soon with a matrix of low rank, the search continues with a
+    random vector orthogonal to them. So each eigenvalue is found with its multiplicity. Memory: ``N * D`` numbers per
+    step.
     """
 
     def __init__(self, product: Product, start: Tensor, stream: torch.Generator, *, most: int) -> None:
-        """``stream`` draws the vectors that go on from an invariant subspace; ``most`` products will be taken."""
+        """``stream`` draws the vectors that continue from an invariant subspace; at most ``most`` products are made."""
         count, size = start.shape
         self._product, self._stream = product, stream
         self._basis = start.new_empty(count, min(most, size), size)
@@ -67,19 +68,19 @@ class Krylov:
 
     @property
     def steps(self) -> int:
-        """How many products have been taken."""
+        """Number of products made so far."""
         return len(self._diagonal)
 
     def grow(self, to: int, *, beyond: bool = True) -> None:
-        """Take products until there are ``to`` of them, or as many as there will be.
+        """Make products until there are ``to`` of them, or the most allowed.
 
-        ``beyond`` False: only until every vector has come to an invariant subspace, where its quadrature is exact.
+        With ``beyond`` False, stop once all vectors have reached an invariant subspace, where the quadrature is exact.
         """
         count, most, size = self._basis.shape
         while self.steps < min(to, most) and (beyond or not self._closed.all()):
             last = self._basis[:, self.steps]
             image = self._product(last)
-            if self._beside:  # <q_j-1, H q_j> is what <q_j, H q_j-1> was, but for rounding
+            if self._beside:  # <q_j-1, H q_j> equals <q_j, H q_j-1> up to rounding
                 back = torch.linalg.vecdot(image.double(), self._basis[:, self.steps - 1].double()).cpu()
                 self._asymmetry = torch.maximum(self._asymmetry, (back - self._beside[-1]).abs())
             self._diagonal.append(torch.linalg.vecdot(image.double(), last.double()).cpu())
@@ -97,20 +98,20 @@ class Krylov:
                 self._known += 1
 
     def _orthogonal(self, vectors: Tensor) -> Tensor:
-        """``vectors`` ``(N, D)`` without their parts along the basis."""
+        """Remove from ``vectors`` ``(N, D)`` their parts along the basis."""
         basis = self._basis[:, : self._known]
         for _ in range(2):
             vectors = vectors - (basis.mT @ (basis @ vectors[:, :, None])).squeeze(2)
         return vectors
 
     def _fresh(self, drawn: Tensor) -> Tensor:
-        """Unit vectors orthogonal to the basis; what little ``drawn`` has outside its span is rounded, hence again."""
+        """Make ``drawn`` orthogonal to the basis and normalise; twice, because of rounding in the small remainder."""
         for _ in range(2):
             drawn = norm_and_unit(self._orthogonal(norm_and_unit(drawn)[1]))[1]
         return drawn
 
     def _decomposed(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues ``(N, m)`` and eigenvectors ``(N, m, m)``, in columns, of the tridiagonal matrices."""
+        """Compute eigenvalues ``(N, m)`` and eigenvectors ``(N, m, m)``, in columns, of the tridiagonal matrices."""
         diagonal = torch.stack(self._diagonal, dim=1)
         whole = torch.diag_embed(diagonal)
         if self.steps > 1:
@@ -120,13 +121,13 @@ class Krylov:
         return values, vectors
 
     def quadrature(self) -> Quadrature:
-        """The quadrature of the starting vectors."""
+        """Compute the Gauss quadrature of the starting vectors."""
         values, vectors = self._decomposed()
         widths = vectors[:, -1].abs() * self._beside[-1][:, None]
         return Quadrature(values, vectors[:, 0].square(), widths)
 
     def extremes(self, most: int) -> tuple[Tensor, Tensor]:
-        """The ``most`` eigenvalues of largest size and their residuals, ``(N, k)`` each; k is at most the steps."""
+        """Compute the ``most`` eigenvalues of largest absolute value and residuals, ``(N, k)`` each, k <= steps."""
         values, vectors, chosen = self._chosen(most)
         return values, self._residuals(vectors, chosen)
 
@@ -136,13 +137,13 @@ class Krylov:
         return values.gather(1, chosen), vectors, chosen
 
     def _residuals(self, vectors: Tensor, chosen: Tensor) -> Tensor:
-        """``beta_m |last entry|``: what is left of ``H u - value u``, all of it along the vector that comes next."""
+        """Compute the residuals ``beta_m |last entry|``; ``H u - value u`` lies along the next basis vector."""
         last = vectors[:, -1].gather(1, chosen).abs()
-        found: Tensor = last * self._beside[-1][:, None]
-        return found
+        residuals: Tensor = last * self._beside[-1][:, None]
+        return residuals
 
     def eigenpairs(self, most: int) -> Eigenpairs:
-        """The ``most`` eigenvalues of largest size with their vectors."""
+        """Compute the ``most`` eigenvalues of largest absolute value with their vectors."""
         values, vectors, chosen = self._chosen(most)
         weights = vectors.gather(2, chosen[:, None, :].expand(-1, self.steps, -1)).to(self._basis)
         directions = weights.mT @ self._basis[:, : self.steps]

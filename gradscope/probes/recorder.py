@@ -1,4 +1,4 @@
-"""The observer of one batch's path: which values are taken at which iterate."""
+"""The observer of one batch's path: it records the metrics at each iterate."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,12 @@ from gradscope.config import PGD
 from gradscope.losses import cross_entropy
 from gradscope.probes.streaming import Directions
 
-#: Metrics that compare the gradients of two consecutive iterates, so start at t = 1.
+#: Metrics that compare the gradients of two consecutive iterates, so they start at t = 1.
 BETWEEN_ITERATES = ("cosine", "sign", "zero")
 
 
 class Recorder:
-    """Observes one batch's path and keeps each metric's ``(steps, B)`` values on the device until it ends."""
+    """Observes one batch's path and keeps each metric's values, ``(steps, B)``, on the device until the path ends."""
 
     def __init__(
         self,
@@ -83,12 +83,12 @@ class Recorder:
             self._keep("zero", zero)
 
     def gap_at(self, iterate: Iterate) -> Tensor:
-        """FOSC ``(B,)`` of a point with its gradient; see :func:`gradscope.functional.first_order_gap`."""
+        """Compute FOSC ``(B,)`` at an iterate with its gradient; see :func:`gradscope.functional.first_order_gap`."""
         offsets = functional.flatten(iterate.images - self.images)
         return functional.first_order_gap(offsets, iterate.unit, self.settings.norm, self.settings.epsilon)
 
     def of_the_path(self) -> dict[str, Tensor]:
-        """The metrics with one value an image, ``(B,)``, and the means over the path of those with many."""
+        """Return metrics of the whole path, ``(B,)`` each: those with one value per image, and means of the others."""
         values = {
             metric: torch.stack(self.values[metric]).nanmean(dim=0)
             for metric in (*BETWEEN_ITERATES, "norm", "fosc")
@@ -103,7 +103,7 @@ class Recorder:
 
 
 def values_at(iterate: Iterate, labels: Tensor, metrics: frozenset[str]) -> dict[str, Tensor]:
-    """The metrics of a point that need no gradient, ``(B,)`` each; accuracy always."""
+    """Compute the metrics of a point that need no gradient, ``(B,)`` each; accuracy is always included."""
     values = {"accuracy": (iterate.logits.argmax(dim=1) == labels).to(iterate.logits.dtype)}
     if "loss" in metrics:
         values["loss"] = cross_entropy(iterate.logits, labels)

@@ -1,4 +1,4 @@
-"""The spectrum of the loss's curvature: of the Hessian and the Gauss-Newton matrix, in the weights or in the image."""
+"""Spectrum of the loss's curvature: Hessian and Gauss-Newton matrix, in the weights or in the image."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ from gradscope.probes.curvature import hessian_product, twice_differentiable
 from gradscope.probes.lanczos import Eigenpairs, Krylov, Product, Quadrature
 from gradscope.seeding import generator
 
-#: The product of a matrix of second derivatives with a vector: of a scalar ``value`` that depends on the parameters
-#: ``points`` through ``logits`` alone.
+#: Multiplies a matrix of second derivatives by a vector. The scalar ``value`` depends on the parameters ``points`` only
+#: through ``logits``.
 MatrixProduct = Callable[[Tensor, Tensor, list[Tensor], Tensor], list[Tensor]]
 
-#: Points of a density's grid. A bump is at least so wide beside its eigenvalue, and beside the largest.
+#: Number of points of a density's grid. The least width of a bump, relative to its eigenvalue and to the largest one.
 GRID_POINTS = 801
 _BUMP, _LEAST_BUMP = 0.02, 1e-4
 
-#: Residuals of this share of the largest eigenvalue are float32's.
+#: Residuals below this share of the largest eigenvalue are rounding of float32.
 _ROUNDING = 1e-6
 
-#: How often the search for eigenvalues looks whether it has converged, in products.
+#: Number of products between checks whether the eigenvalues have converged.
 _LOOK_EVERY = 5
 
 
@@ -36,40 +36,40 @@ def _hessian(value: Tensor, logits: Tensor, points: list[Tensor], vector: Tensor
 
 
 def _gauss_newton(value: Tensor, logits: Tensor, points: list[Tensor], vector: Tensor) -> list[Tensor]:
-    """``J' L J v``: J the Jacobian of the logits, L the Hessian of the loss in them (Schraudolph 2002)."""
-    asked: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
+    """Compute ``J' L J v``: J is the Jacobian of the logits, L the Hessian of the loss in them (Schraudolph 2002)."""
+    grad_options: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
     ones = torch.zeros_like(logits, requires_grad=True)
-    back = torch.autograd.grad(logits, points, ones, create_graph=True, **asked)
+    back = torch.autograd.grad(logits, points, ones, create_graph=True, **grad_options)
     # <J' ones, v> is linear in ones, with J v as its gradient.
     along = torch.cat([part.flatten() for part in back]) @ vector
-    (moved,) = torch.autograd.grad(along, ones, retain_graph=True, **asked)
+    (moved,) = torch.autograd.grad(along, ones, retain_graph=True, **grad_options)
     (slope,) = torch.autograd.grad(value, logits, create_graph=True)
-    (bent,) = torch.autograd.grad(slope, logits, moved, retain_graph=True, **asked)
-    return list(torch.autograd.grad(logits, points, bent, **asked))
+    (bent,) = torch.autograd.grad(slope, logits, moved, retain_graph=True, **grad_options)
+    return list(torch.autograd.grad(logits, points, bent, **grad_options))
 
 
-#: The matrices whose spectrum can be taken, by name.
+#: The matrices whose spectrum can be measured, by name.
 MATRICES: dict[str, MatrixProduct] = {"hessian": _hessian, "gauss-newton": _gauss_newton}
 
 
 def layers_of(model: nn.Module) -> dict[str, slice]:
-    """Where the parameters of each layer lie among all, flattened one after the other, by the module's name.
+    """Find the position of each layer's parameters in the flattened vector of all parameters, by module name.
 
-    A layer is a module with parameters of its own; those of the model itself go by their own names. Modules that hold
-    all others, as wrappers do, are left out of the names.
+    A layer is a module with parameters of its own; parameters of the model itself count under their own names. Names
+    leave out modules that contain all others, such as wrappers.
     """
     sizes: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         layer = name.rpartition(".")[0] or name
         if layer in sizes and layer != next(reversed(sizes)):
-            layer = name  # its parameters do not lie together: another module's are between them
+            layer = name  # its parameters are not contiguous: another module's lie between them
         sizes[layer] = sizes.get(layer, 0) + parameter.numel()
     ends = np.cumsum(list(sizes.values())).tolist()
     parts = [layer.split(".") for layer in sizes]
     inside = 0
-    while parts and all(len(one) > inside + 1 and one[inside] == parts[0][inside] for one in parts):
+    while parts and all(len(part) > inside + 1 and part[inside] == parts[0][inside] for part in parts):
         inside += 1
-    names = [".".join(one[inside:]) for one in parts]
+    names = [".".join(part[inside:]) for part in parts]
     return {name: slice(end - size, end) for name, size, end in zip(names, sizes.values(), ends, strict=True)}
 
 
@@ -82,12 +82,11 @@ def weight_matrix(
     loss: Loss = cross_entropy,
     advanced: Callable[[], None] = lambda: None,
 ) -> Product:
-    """The product of a curvature matrix of the mean loss over images in the parameters, ``(1, D)`` to ``(1, D)``.
+    """Make the product with a curvature matrix of the mean loss in the parameters, ``(1, D)`` to ``(1, D)``.
 
-    ``batches`` are pairs of images ``(B, C, H, W)`` and labels ``(B,)``; one has its graph in memory at a time.
-    ``part`` of all parameters, flattened one after the other, gives the block of these alone. Batch norm uses its
-    running statistics. ``advanced`` is called after every product. Call it inside
-    :func:`gradscope.models.inspection.measuring`.
+    ``batches`` are pairs of images ``(B, C, H, W)`` and labels ``(B,)``; only one batch has its graph in memory at a
+    time. ``part`` selects a block of the flattened parameters. Batch norm uses its running statistics. ``advanced`` is
+    called after every product. Call it inside :func:`gradscope.models.inspection.measuring`.
     """
     count = sum(len(labels) for _, labels in batches)
     multiply = MATRICES[matrix]
@@ -101,7 +100,7 @@ def weight_matrix(
                 logits = call_with(model, copies | rest, images)
                 value = loss(logits, labels).mean()
                 parts = multiply(value, logits, list(copies.values()), vectors[0])
-            total += len(labels) / count * torch.cat([one.detach().flatten() for one in parts])
+            total += len(labels) / count * torch.cat([block.detach().flatten() for block in parts])
         advanced()
         return total[None]
 
@@ -109,32 +108,32 @@ def weight_matrix(
 
 
 def _chosen_parameters(model: nn.Module, part: slice) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The parameters whose entries lie in ``part``, and the others."""
-    found: dict[str, Tensor] = {}
+    """Split the parameters into those whose entries lie in ``part`` and the others."""
+    chosen: dict[str, Tensor] = {}
     others: dict[str, Tensor] = {}
     at = 0
     for name, parameter in model.named_parameters():
         inside = (part.start is None or at >= part.start) and (part.stop is None or at < part.stop)
-        (found if inside else others)[name] = parameter.detach()
+        (chosen if inside else others)[name] = parameter.detach()
         at += parameter.numel()
-    return found, others
+    return chosen, others
 
 
 def loss_slope(model: nn.Module, images: Tensor, labels: Tensor, *, of_weights: bool) -> Tensor:
-    """The gradient of the mean loss in the parameters, or in the images, flat and with autograd's graph of it."""
+    """Compute the gradient of the mean loss in the parameters or the images, flattened, with its autograd graph."""
     copies = {name: value.detach().clone().requires_grad_(of_weights) for name, value in model.named_parameters()}
     shown = images.detach().requires_grad_(not of_weights)
     points = list(copies.values()) if of_weights else [shown]
     with twice_differentiable():
         value = cross_entropy(call_with(model, copies, shown), labels).mean()
         slopes = torch.autograd.grad(value, points, create_graph=True, allow_unused=True, materialize_grads=True)
-        return torch.cat([one.flatten() for one in slopes])
+        return torch.cat([slope.flatten() for slope in slopes])
 
 
 def input_matrix(
     model: nn.Module, images: Tensor, labels: Tensor, *, matrix: str = "hessian", loss: Loss = cross_entropy
 ) -> Product:
-    """The products of the curvature matrices of N images' own losses in the image, ``(N, D)`` to ``(N, D)``.
+    """Make the products with the curvature matrices of N images' own losses in the image, ``(N, D)`` to ``(N, D)``.
 
     Images ``(N, C, H, W)``, labels ``(N,)``. Call it inside :func:`gradscope.models.inspection.measuring`.
     """
@@ -144,17 +143,17 @@ def input_matrix(
         point = images.detach().requires_grad_(True)
         with twice_differentiable():
             logits = model(point)
-            # One image's loss does not depend on another, so the product of all together is each one's own.
-            (found,) = multiply(loss(logits, labels).sum(), logits, [point], vectors.flatten())
-        return found.detach().flatten(1)
+            # An image's loss does not depend on other images, so the joint product equals the separate ones.
+            (products,) = multiply(loss(logits, labels).sum(), logits, [point], vectors.flatten())
+        return products.detach().flatten(1)
 
     return product
 
 
 def is_cut_off(slope: Tensor) -> bool:
-    """Whether autograd's graph of the gradient ``slope`` ends at a function that has no second derivative.
+    """Tell whether autograd's graph of the gradient ``slope`` ends at a function without a second derivative.
 
-    Where nothing beyond it is asked for, autograd passes over such a function in silence, as if the loss were flat.
+    autograd skips such a function silently, as if the loss were flat, if no derivative beyond it is requested.
     """
     seen, left = set(), [slope.grad_fn]
     while left:
@@ -171,10 +170,10 @@ def is_cut_off(slope: Tensor) -> bool:
 def find_eigenpairs(
     product: Product, start: Tensor, stream: torch.Generator, *, count: int, most: int, tolerance: float = 1e-3
 ) -> tuple[Eigenpairs, int]:
-    """The ``count`` eigenvalues of largest size from random unit vectors ``start`` ``(N, D)``, and the products taken.
+    """Find the ``count`` eigenvalues of largest absolute value from random unit vectors ``start`` ``(N, D)``.
 
-    Lanczos goes on until every residual is below ``tolerance`` of its eigenvalue, or of the size of rounding beside the
-    largest, or for ``most`` products.
+    Also returns the number of products made. Lanczos continues until every residual is below ``tolerance`` times its
+    eigenvalue or is rounding relative to the largest one, or until ``most`` products are made.
     """
     space = Krylov(product, start, stream, most=most)
     while True:
@@ -188,9 +187,9 @@ def find_eigenpairs(
 
 @dataclass(frozen=True)
 class Probe:
-    """What one random vector of N matrices tells: their ``quadrature``, and estimates of their traces.
+    """Estimates for N matrices from one random vector each: ``quadrature`` of the spectrum, and traces.
 
-    ``traces`` ``(N, P)``: the trace's share of each of P parts of the vector, whose sum is the trace's estimate.
+    ``traces`` ``(N, P)``: the contribution of each of P parts of the diagonal; their sum estimates the trace.
     """
 
     quadrature: Quadrature
@@ -206,24 +205,24 @@ def probe(
     parts: Sequence[slice] = (slice(None),),
     known: Eigenpairs | None = None,
 ) -> Probe:
-    """Lanczos for ``most`` products from ``signs`` ``(N, D)``, drawn from -1 and 1 (Hutchinson 1989).
+    """Run Lanczos for ``most`` products from ``signs`` ``(N, D)``, drawn from -1 and 1 (Hutchinson 1989).
 
-    ``trace H = E[v' H v]``, and by parts of the diagonal ``E[v_i (H v)_i] = H_ii``. ``known`` eigenpairs, from another
-    random vector, make the estimate less noisy and leave it unbiased: the trace of ``K = sum of value u u'`` is known,
-    so only that of H - K is estimated.
+    ``trace H = E[v' H v]``, and for the diagonal ``E[v_i (H v)_i] = H_ii``. ``known`` eigenpairs, found from another
+    random vector, reduce the noise of the estimate and leave it unbiased: the trace of ``K = sum of value u u'`` is
+    known exactly, so only the trace of H - K is estimated.
     """
     size = signs.shape[1]
-    kept: list[Tensor] = []
+    first_image: list[Tensor] = []
 
-    def noting(vectors: Tensor) -> Tensor:
+    def recorded(vectors: Tensor) -> Tensor:
         image = product(vectors)
-        if not kept:
-            kept.append(image)
+        if not first_image:
+            first_image.append(image)
         return image
 
-    space = Krylov(noting, signs / size**0.5, stream, most=most)
+    space = Krylov(recorded, signs / size**0.5, stream, most=most)
     space.grow(most, beyond=False)
-    image = kept[0].double() * size**0.5
+    image = first_image[0].double() * size**0.5
     trace_of_known = torch.zeros_like(image)
     if known is not None:
         values, vectors = known.values.to(image), known.vectors.to(image)
@@ -236,42 +235,43 @@ def probe(
 
 
 def random_signs(shape: tuple[int, ...], seed: int, *names: object) -> Tensor:
-    """-1 and 1 with equal chances, float32, from the stream called ``names``."""
+    """Draw -1 and 1 with equal probability, float32, from the stream ``names``."""
     return torch.randint(0, 2, shape, generator=generator(seed, *names)).float() * 2 - 1
 
 
 def random_unit(shape: tuple[int, int], seed: int, *names: object) -> Tensor:
-    """Random directions ``(N, D)``, float32, from the stream called ``names``."""
+    """Draw random unit vectors ``(N, D)``, float32, from the stream ``names``."""
     return norm_and_unit(torch.randn(shape, generator=generator(seed, *names)))[1]
 
 
 def density_grid(quadratures: Sequence[Quadrature]) -> tuple[NDArray[np.float64], float]:
-    """Eigenvalues at which a density is given, the denser the nearer to 0, and the least width of its bumps."""
-    nodes = torch.cat([one.nodes.flatten() for one in quadratures])
+    """Make the grid of eigenvalues for a density, denser near 0, and the least width of its bumps."""
+    nodes = torch.cat([quadrature.nodes.flatten() for quadrature in quadratures])
     low, high = float(nodes.min()), float(nodes.max())
     least = _LEAST_BUMP * (max(abs(high), abs(low)) or 1.0)
     room = 5 * (_BUMP * max(abs(high), abs(low)) + least)
-    # Even steps of asinh(eigenvalue / least): those of the eigenvalue near 0, those of its logarithm beyond.
+    # Even steps of asinh(eigenvalue / least): linear near 0, logarithmic farther away.
     ends = np.arcsinh(np.array([low - room, high + room]) / least)
     return least * np.sinh(np.linspace(ends[0], ends[1], GRID_POINTS)), least
 
 
 def densities(quadrature: Quadrature, grid: NDArray[np.float64], least: float) -> NDArray[np.float64]:
-    """``sum of weights * normal density(grid; node, width)``, ``(N, G)``: the spectral densities, each of area 1.
+    """Compute spectral densities ``sum of weights * normal density(grid; node, width)``, ``(N, G)``, each of area 1.
 
-    A bump is as wide as its node is uncertain, at least 2 % of its size and ``least``: what is not resolved is smooth.
+    The width of a bump is the uncertainty of its node, combined with 2 % of the node and ``least``, so that unresolved
+    parts are smooth.
     """
     nodes, weights, widths = (
         part.numpy()[..., None] for part in (quadrature.nodes, quadrature.weights, quadrature.widths)
     )
     widths = np.sqrt(widths**2 + (_BUMP * nodes) ** 2 + least**2)
     bumps = np.exp(-0.5 * np.square((grid - nodes) / widths)) / (widths * np.sqrt(2 * np.pi))
-    found: NDArray[np.float64] = (weights * bumps).sum(axis=1)
-    return found
+    values: NDArray[np.float64] = (weights * bumps).sum(axis=1)
+    return values
 
 
 def masses(quadrature: Quadrature) -> Tensor:
-    """``(N, 2)``: of each matrix the sizes of its negative eigenvalues, and of all, ``sum of weights * |node|``."""
+    """Compute ``sum of weights * |node|`` over the negative eigenvalues and over all, ``(N, 2)``."""
     size = quadrature.weights * quadrature.nodes.abs()
     negative = torch.where(quadrature.nodes < 0, size, 0.0)
     return torch.stack([negative.sum(dim=1), size.sum(dim=1)], dim=1)

@@ -1,4 +1,4 @@
-"""Running sums from which the statistics of a path come: they do not grow with the number of images."""
+"""Running sums for the statistics of a path; their memory does not grow with the number of images."""
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ class Moments:
 
     @classmethod
     def of(cls, state: Array) -> "Moments":
-        """Those whose :attr:`state` it is."""
+        """Restore the moments from their :attr:`state`."""
         moments = cls(state.shape[1])
         moments.n, moments.undefined = (row.astype(np.int64) for row in state[:2])
         moments.mean, moments.squares = state[2].copy(), state[3].copy()
@@ -32,11 +32,11 @@ class Moments:
 
     @property
     def state(self) -> Array:
-        """All there is to go on from, ``(4, steps)``."""
+        """The complete state, ``(4, steps)``, for a later :meth:`of`."""
         return np.stack([self.n, self.undefined, self.mean, self.squares])
 
     def add(self, values: Array) -> None:
-        """Merge a batch ``(steps, B)``; NaN is "undefined" and only counted."""
+        """Merge a batch ``(steps, B)``; NaN values are undefined and only counted."""
         defined = ~np.isnan(values)
         n = defined.sum(axis=1)
         filled = np.where(defined, values, 0.0)
@@ -52,16 +52,16 @@ class Moments:
 
     @property
     def std(self) -> Array:
-        """Sample standard deviation at each step; NaN below two values."""
+        """Sample standard deviation at each step; NaN with fewer than two values."""
         std: Array = np.sqrt(np.divide(self.squares, self.n - 1, out=np.full(len(self.n), np.nan), where=self.n > 1))
         return std
 
 
 class Directions:
-    """Sums of unit gradients at each step in ten groups of images: the dispersion and its jackknife.
+    """Sums of unit gradients at each step, for ten groups of images; they give the dispersion and its jackknife.
 
-    Memory: 10 * steps * D float32, where the gradients are; those of a batch are merged into those of all, batch after
-    batch, for float32 sums in another order round otherwise.
+    Memory: 10 * steps * D float32 numbers, on the gradients' device. Batches are merged in order, because float32 sums
+    in another order round differently.
     """
 
     def __init__(self, steps: int) -> None:
@@ -71,7 +71,7 @@ class Directions:
 
     @staticmethod
     def membership(numbers: Tensor, units: Tensor) -> Tensor:
-        """Which group ``(10, B)`` each image of a batch is in, by its number."""
+        """Assign each image of a batch to a group by its number; one-hot ``(10, B)``."""
         groups = F.one_hot(numbers % JACKKNIFE_GROUPS, JACKKNIFE_GROUPS)
         return groups.T.to(units.device, units.dtype)
 
@@ -87,7 +87,7 @@ class Directions:
     def totals(self) -> tuple[Tensor, Tensor]:
         """Sums ``(steps, 10, D)`` and counts ``(steps, 10)``, on the CPU; every step must have been added."""
         kept = ([part for part in parts if part is not None] for parts in (self._sums, self._counts))
-        sums, counts = (torch.stack(parts).cpu() for parts in kept)  # one copy each, where they are on a GPU
+        sums, counts = (torch.stack(parts).cpu() for parts in kept)  # one copy each from a GPU
         return sums, counts
 
     def _add(self, step: int, sums: Tensor, counts: Tensor) -> None:
@@ -96,12 +96,12 @@ class Directions:
         self._counts[step] = counts if known_counts is None else known_counts.add_(counts)
 
     def count(self, step: int) -> int:
-        """Gradients at ``step`` that are not zero."""
+        """Count the non-zero gradients at ``step``."""
         counts = self._counts[step]
         return 0 if counts is None else round(float(counts.sum()))
 
     def estimates(self, step: int) -> Array:
-        """``1 - |mean unit gradient|`` over the set, then the same with each group left out; NaN where none is left."""
+        """Compute ``1 - |mean unit gradient|`` over the set, then with each group left out; NaN if none is left."""
         sums, counts = self._sums[step], self._counts[step]
         if sums is None or counts is None:
             return np.full(1 + JACKKNIFE_GROUPS, np.nan)
@@ -114,11 +114,11 @@ class Directions:
         return values
 
     def dispersion(self, step: int) -> tuple[float, Interval]:
-        """Dispersion at ``step`` and its interval."""
+        """Compute the dispersion at ``step`` and its interval."""
         return _with_jackknife(self.estimates(step))
 
     def mean_dispersion(self) -> tuple[float, Interval]:
-        """Mean of the dispersion over the path and its interval."""
+        """Compute the mean dispersion over the path and its interval."""
         return _with_jackknife(np.mean([self.estimates(step) for step in range(self.steps)], axis=0))
 
 

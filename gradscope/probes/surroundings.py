@@ -1,4 +1,4 @@
-"""What takes passes beside the attack's own: gradients at random points of the ball, and where other starts end."""
+"""Metrics that need passes of their own: gradients at random points of the ball, and end points of other starts."""
 
 import math
 from collections.abc import Iterable
@@ -11,13 +11,13 @@ from gradscope.attacks.pgd import Iterate, Streams, look, pgd, threat_model
 from gradscope.config import PGD
 from gradscope.functional import cosine, flatten
 
-#: Random points of the ball whose gradients a signal-to-noise ratio is made from.
+#: Number of random points of the ball whose gradients give the signal-to-noise ratio.
 DRAWS = 8
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """A batch of images ``(B, C, H, W)`` under attack by ``settings``, with a model that is prepared for it."""
+    """A batch of images ``(B, C, H, W)`` under attack by ``settings``, with a model prepared for the attack."""
 
     model: nn.Module
     images: Tensor
@@ -25,30 +25,30 @@ class Surroundings:
     settings: PGD
     streams: Streams
 
-    def _drawn(self, *names: object) -> Iterate:
-        """The facts at a uniform point of each image's ball."""
+    def _at_random_point(self, *names: object) -> Iterate:
+        """Compute logits, loss and gradient at a uniform random point of each image's ball."""
         threat, streams = threat_model(self.settings), self.streams
         points = threat.random_start(self.images, "ball", streams.seed, names, streams.numbers)
         return look(self.model, points, self.labels, self.settings, streams=streams)
 
     def alignment(self, clean: Iterate) -> Tensor:
-        """The cosine ``(B,)`` of the gradients at the image and at a random point of its ball.
+        """Compute the cosine ``(B,)`` of the gradients at the image and at a random point of its ball.
 
-        NaN, "undefined", where either gradient is 0.
+        NaN (undefined) where either gradient is 0.
         """
-        return cosine(clean.unit, self._drawn("alignment").unit)
+        return cosine(clean.unit, self._at_random_point("alignment").unit)
 
     def signal_to_noise(self) -> Tensor:
-        """``|mean|^2 / trace of the covariance`` ``(B,)`` of the gradients at :data:`DRAWS` random points of the ball.
+        """Compute ``|mean|^2 / trace of the covariance``, ``(B,)``, of gradients at :data:`DRAWS` points of the ball.
 
-        Exact for tiny gradients: sums are kept in multiples of the largest norm so far. NaN, "undefined", where a
-        gradient is 0, or where all are equal.
+        Exact for tiny gradients, because sums are kept in multiples of the largest norm so far. NaN (undefined) where a
+        gradient is 0 or all gradients are equal.
         """
         total = torch.zeros_like(flatten(self.images), dtype=torch.float64)
         squares, largest = (torch.zeros(len(total), dtype=torch.float64, device=total.device) for _ in range(2))
         known = torch.ones_like(largest, dtype=torch.bool)
         for draw in range(DRAWS):
-            here = self._drawn("snr", draw)
+            here = self._at_random_point("snr", draw)
             norms, units = here.norm_and_unit[0].double(), here.unit.double()
             known &= norms > 0
             scale = torch.maximum(largest, norms)
@@ -58,14 +58,15 @@ class Surroundings:
             largest = scale
         signal = (total / DRAWS).square().sum(dim=1)
         trace = (squares - DRAWS * signal) / (DRAWS - 1)
-        # Below what float32 rounds in the gradients, they are equal.
+        # Differences below the rounding of float32 count as equal.
         return torch.where(known & (trace > 1e-12 * signal), signal / trace, math.nan)
 
     def spread(self, first: Iterate, restarts: Iterable[int]) -> dict[str, Tensor]:
-        """How far apart PGD ends from several starts, ``(B,)`` each: of ``first``, x_T of one, and of ``restarts``.
+        """Measure how far apart PGD ends from several starts, ``(B,)`` each.
 
-        ``restart-spread``: sample standard deviation of the attack's loss at x_T; ``restart-distance``: mean L2
-        distance of two of them, in pixel units; both NaN with one start. ``fooled``: an iterate of ``restarts`` did.
+        ``first`` is the end x_T of one start; ``restarts`` are run here. ``restart-spread``: sample standard deviation
+        of the attack's loss at x_T. ``restart-distance``: mean L2 distance between two ends, in pixel units. Both are
+        NaN with a single start. ``fooled``: an iterate of ``restarts`` fooled the model.
         """
         losses, points = [first.loss.double()], [flatten(first.images)]
         fooled = torch.zeros_like(self.labels, dtype=torch.bool)

@@ -1,7 +1,7 @@
-"""What the gradients do along PGD: every trajectory metric, streamed over batches.
+"""Metrics of the gradients along PGD, streamed over batches.
 
-Memory holds one batch, a few numbers an image and, for the dispersion, ten sums a step, of the batch and of all; it
-does not grow with the images attacked beyond those few numbers. All values are independent of the batch size, to
+Memory holds one batch, a few numbers per image and, for the dispersion, ten sums per step for the batch and for all
+images. It grows with the number of images only by those few numbers. Values do not depend on the batch size, to
 rounding, unless the attack itself divides by it.
 """
 
@@ -29,7 +29,7 @@ from gradscope.seeding import derive, seeded
 Row = dict[str, Any]
 
 _METRICS = METRICS | GRADIENT_METRICS
-#: Units of what an attack climbs.
+#: Units of the losses that attacks maximise.
 _LOSS_UNITS = {
     "cross-entropy": "nats",
     "log-odds": "nats",
@@ -40,7 +40,7 @@ _LOSS_UNITS = {
 
 
 class Trajectory:
-    """Everything measured along one attack on one model: streaming sums a step, a few numbers an image."""
+    """Measurements along one attack on one model: running sums per step, and a few numbers per image."""
 
     def __init__(self, settings: PGD, metrics: frozenset[str], labels: Tensor, numbers: Tensor) -> None:
         self.settings = settings
@@ -54,7 +54,7 @@ class Trajectory:
 
     @property
     def blind(self) -> dict[str, int]:
-        """How many images there are, and for how many each of GRADIENT_METRICS holds, for the manifest."""
+        """Count the images, and those for which each of GRADIENT_METRICS holds, for the manifest."""
         counted = {name.replace("-", "_"): int(np.nansum(self.samples[name, "path"])) for name in GRADIENT_METRICS}
         return {"images": len(self.labels)} | counted
 
@@ -64,16 +64,16 @@ class Trajectory:
         return self.added == len(self.labels)
 
     def state(self) -> Values:
-        """All that has been added, to go on from."""
+        """Return everything added so far, for a later :meth:`restore`."""
         steps = {f"steps/{metric}": torch.from_numpy(moments.state) for metric, moments in self.moments.items()}
         samples = {f"samples/{name}/{point}": torch.from_numpy(all_) for (name, point), all_ in self.samples.items()}
-        found = {"added": torch.tensor(self.added), **steps, **samples}
+        state = {"added": torch.tensor(self.added), **steps, **samples}
         if self.directions is not None:
-            found["directions/sums"], found["directions/counts"] = self.directions.totals()
-        return found
+            state["directions/sums"], state["directions/counts"] = self.directions.totals()
+        return state
 
     def restore(self, state: Values) -> None:
-        """Go on from where another trajectory of the same images gave its :meth:`state`, before anything is added."""
+        """Continue from the :meth:`state` of a trajectory of the same images; call it before anything is added."""
         self.added = int(state["added"])
         for key, value in state.items():
             kind, _, name = key.partition("/")
@@ -86,7 +86,7 @@ class Trajectory:
             self.directions.merge(state["directions/sums"], state["directions/counts"])
 
     def add(self, indices: Tensor, batch: Values) -> None:
-        """Add what :func:`_measure_batch` gave for the images at ``indices``."""
+        """Add the results of :func:`_measure_batch` for the images at ``indices``."""
         for key, value in batch.items():
             kind, _, name = key.partition("/")
             if kind == "steps":
@@ -100,13 +100,13 @@ class Trajectory:
         self.added += len(indices)
 
     def unit(self, metric: str) -> str:
-        """Unit of ``metric`` under this attack: gradients are those of the attack's own loss."""
+        """Return the unit of ``metric`` under this attack; gradients have the unit of the attack's own loss."""
         of_loss = _LOSS_UNITS[self.settings.loss]
         of_the_attack = {"norm": f"{of_loss} per unit pixel range", "restart-spread": of_loss}
         return of_the_attack.get(metric, _METRICS[metric].unit)
 
     def step_rows(self, identity: Row) -> Iterator[Row]:
-        """Rows of ``steps.csv``: every metric at every step for which it exists."""
+        """Yield the rows of ``steps.csv``: every metric at every step for which it is defined."""
         ball = self.settings.ball
         for metric, moments in self.moments.items():
             first = 1 if metric in BETWEEN_ITERATES else 0
@@ -126,7 +126,7 @@ class Trajectory:
             yield at_step | {"mean": value, "std": None} | _ends(interval) | {"n": n, "undefined": len(self.labels) - n}
 
     def sample_rows(self, identity: Row) -> Iterator[Row]:
-        """Rows of ``samples.csv``: every image's value of every metric at every point."""
+        """Yield the rows of ``samples.csv``: every metric at every point, for every image."""
         for (metric, point), values in self.samples.items():
             of_metric = {**identity, "metric": metric, "point": point, "unit": self.unit(metric)}
             images = zip(self.numbers.tolist(), self.labels.tolist(), values.tolist(), strict=True)
@@ -134,7 +134,7 @@ class Trajectory:
                 yield of_metric | {"index": number, "label": label, "value": value}
 
     def summary_rows(self, identity: Row) -> Iterator[Row]:
-        """Rows of ``summary.csv``: every metric over all images, at a point also over those right and wrong there."""
+        """Yield the rows of ``summary.csv``: every metric over all images, and over the right and wrong ones."""
         identity = identity | self.settings.ball
         for (metric, point), values in self.samples.items():
             yield identity | self._over(metric, f"{point}/all", values)
@@ -183,16 +183,16 @@ def measure_trajectory(
     begun: Values | None = None,
     keep: Callable[[Trajectory], None] = lambda so_far: None,
 ) -> Trajectory:
-    """Attack every image of ``image_set`` by ``settings`` and measure ``metrics`` along the way.
+    """Attack every image of ``image_set`` by ``settings`` and measure ``metrics`` at every step.
 
-    ``metrics`` are names of :data:`gradscope.results.metrics.METRICS`; accuracy is always measured. ``numbers`` are
-    the images' indices in the set they were taken from, 0 .. N-1 where None: they name the images in the results
-    and their random starts. With restarts the first start is the one that is measured; the others only attack
-    images that no iterate has felled yet, and decide the accuracy at "worst". A batch, of :func:`usual_batch_size`
-    where ``work`` does not say, is a unit of work; what is made of them is added in their order. ``begun`` is the state
-    of a trajectory that was interrupted, ``keep`` is shown how far this one is after each batch.
+    ``metrics`` are names of :data:`gradscope.results.metrics.METRICS`; accuracy is always measured. ``numbers`` are the
+    images' indices in the set they were taken from (0 .. N-1 if None); they name the images in the results and their
+    random starts. With restarts, metrics follow the first start; the other starts attack only images not yet fooled,
+    and count for the accuracy at "worst". Each batch is a unit of work, by default of :func:`usual_batch_size`; results
+    are added in order. ``begun`` is the state of an interrupted trajectory. ``keep`` is called with the trajectory
+    after each batch.
 
-    A model that draws random numbers draws those of its batch: of the seed and the images in it.
+    A random model draws random numbers that depend on the seed and the images in the batch.
     """
     batch_size = work.batch_size or usual_batch_size(settings, work.device)
     metrics = metrics | {"accuracy"} | ({"zero"} if "sign" in metrics else frozenset())
@@ -231,9 +231,9 @@ def _measure_batch(
     metrics: frozenset[str],
     seed: int,
 ) -> Values:
-    """What is measured of a batch: ``steps/METRIC`` ``(steps, B)``, ``samples/METRIC/POINT`` ``(B,)``, ``directions``.
+    """Measure a batch: ``steps/METRIC`` ``(steps, B)``, ``samples/METRIC/POINT`` ``(B,)``, and ``directions/...``.
 
-    The last are ``sums`` and ``counts`` as :meth:`Directions.totals` gives them, where the dispersion is asked for.
+    The last are ``sums`` and ``counts`` of :meth:`Directions.totals`, if the dispersion is requested.
     """
     of_gradients = not metrics.isdisjoint({"norm", "fosc"})
     directions = Directions(settings.steps) if "dispersion" in metrics else None
@@ -247,36 +247,36 @@ def _measure_batch(
     assert recorder.last is not None
     clean = recorder.first
     if settings.start != "none":
-        wanted = of_gradients or "alignment" in metrics
-        clean = look(model, images, labels, settings, gradient=wanted, streams=streams)
-    found = {f"steps/{metric}": torch.stack(steps) for metric, steps in recorder.values.items()}
+        with_gradient = of_gradients or "alignment" in metrics
+        clean = look(model, images, labels, settings, gradient=with_gradient, streams=streams)
+    values = {f"steps/{metric}": torch.stack(steps) for metric, steps in recorder.values.items()}
     for point, iterate in (("clean", clean), ("final", recorder.last)):
-        found |= {f"samples/{metric}/{point}": value for metric, value in values_at(iterate, labels, metrics).items()}
+        values |= {f"samples/{metric}/{point}": value for metric, value in values_at(iterate, labels, metrics).items()}
         if "norm" in metrics:
-            found[f"samples/norm/{point}"] = iterate.own_norm
+            values[f"samples/norm/{point}"] = iterate.own_norm
         if "fosc" in metrics:
-            found[f"samples/fosc/{point}"] = recorder.gap_at(iterate)
+            values[f"samples/fosc/{point}"] = recorder.gap_at(iterate)
     for metric, value in distances(model, images, labels, numbers, settings, metrics, seed).items():
-        found[f"samples/{metric}/clean"] = value
+        values[f"samples/{metric}/clean"] = value
     assert seen.worst is not None
     blind = {metric: holds.double() for metric, holds in blind_images(seen.worst).items()}
     of_the_path = recorder.of_the_path() | blind
-    found |= {f"samples/{metric}/path": value for metric, value in of_the_path.items()}
+    values |= {f"samples/{metric}/path": value for metric, value in of_the_path.items()}
     right = recorder.always_right & (clean.logits.argmax(dim=1) == labels)
     around = Surroundings(model, images, labels, settings, streams)
     if "alignment" in metrics:
-        found["samples/alignment/clean"] = around.alignment(clean)
+        values["samples/alignment/clean"] = around.alignment(clean)
     if "snr" in metrics:
-        found["samples/snr/clean"] = around.signal_to_noise()
+        values["samples/snr/clean"] = around.signal_to_noise()
     others = range(1, settings.restarts)
     if not metrics.isdisjoint({"restart-spread", "restart-distance"}):
         spread = around.spread(recorder.last, others)
-        found |= {f"samples/{metric}/final": spread[metric] for metric in spread.keys() & metrics}
+        values |= {f"samples/{metric}/final": spread[metric] for metric in spread.keys() & metrics}
         right &= ~spread["fooled"]
     else:
         reached = pgd_restarted(model, images, labels, settings, streams, restarts=others, standing=right)
         right &= ~reached.fooled
-    found["samples/accuracy/worst"] = right.double()
+    values["samples/accuracy/worst"] = right.double()
     if directions is not None:
-        found["directions/sums"], found["directions/counts"] = directions.totals()
-    return found
+        values["directions/sums"], values["directions/counts"] = directions.totals()
+    return values

@@ -1,4 +1,4 @@
-"""The loss around a network's weights: planes of filter-normalised or given directions, and what is measured there."""
+"""The loss around a network's weights, on planes of filter-normalised or given directions."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,31 +18,32 @@ from gradscope.models.inspection import copied, laid_out, measuring, one_line
 from gradscope.probes.connection import bezier
 from gradscope.seeding import generator, seeded
 
-#: A step in weight space: a tensor for each parameter, by name.
+#: A step in weight space: one tensor per parameter, by name.
 Direction = dict[str, Tensor]
 
-#: What is measured at a point, by name: it gets a network with the point's weights, in eval mode.
+#: Measures a point, by name of the value; it gets a network with the point's weights, in evaluation mode.
 Measure = Callable[[nn.Module], Mapping[str, Tensor | float]]
 
-#: Images of a batch, labels, and the attack's starts.
+#: Images of a batch, labels, and the attack's first points.
 _Batch = tuple[Tensor, Tensor, Tensor | None]
 
-#: Groups of images whose sums are kept apart, for the jackknife.
+#: Number of groups of images with separate sums, for the jackknife.
 GROUPS = 10
 
-#: Images a forward pass takes at once: on a CPU their activations stay in its caches.
+#: Number of images in a forward pass; on a CPU their activations stay in the caches.
 IMAGES_AT_ONCE = {"cpu": 32, "cuda": 1024}
 
 
 def filter_normalised_direction(model: nn.Module, *, seed: int, name: str) -> Direction:
-    """A Gaussian direction, each filter scaled to its weight's norm: ``d <- d |w| / |d|`` (Li et al. 2018).
+    """Draw a Gaussian direction and scale each filter to its weight's norm: ``d <- d |w| / |d|`` (Li et al. 2018).
 
-    A filter is a slice along a parameter's first axis. Parameters of one axis (biases, batch norm) are zero in it. A
-    model that has no others raises :class:`GradscopeError`. Each parameter draws from its own stream.
+    A filter is a slice along a parameter's first axis. The direction is zero in parameters of one axis (biases, batch
+    norm). Each parameter draws from its own random stream. Raises :class:`GradscopeError` if the model has no other
+    parameters.
     """
     direction = {key: _normalised(weight, seed, name, key) for key, weight in model.named_parameters()}
     if not any(part.any() for part in direction.values()):
-        raise GradscopeError("model: a parameter of two or more axes that is not zero is needed, it has none to move")
+        raise GradscopeError("model must have a non-zero parameter of two or more axes, got none")
     return direction
 
 
@@ -58,9 +59,9 @@ def _normalised(weight: Tensor, seed: int, name: str, key: str) -> Tensor:
 
 
 def direction_towards(model: nn.Module, state: Mapping[str, Tensor]) -> Direction:
-    """The direction from ``model``'s parameters to those of ``state``: 0 along it is the one, 1 the other.
+    """Compute the direction from ``model``'s parameters to those of ``state``: 0 is the model, 1 is the state.
 
-    A parameter that is missing there or has another shape raises :class:`GradscopeError`.
+    Raises :class:`GradscopeError` if a parameter is missing in ``state`` or has another shape.
     """
     direction = {}
     for key, weight in model.named_parameters():
@@ -74,14 +75,14 @@ def direction_towards(model: nn.Module, state: Mapping[str, Tensor]) -> Directio
 
 
 def orthogonal_to(direction: Direction, other: Direction) -> Direction:
-    """``direction`` without its part along ``other``, over all parameters together.
+    """Remove from ``direction`` its part along ``other``, over all parameters together.
 
-    Directions that are parallel, to one part in 10^5, raise :class:`GradscopeError`.
+    Raises :class:`GradscopeError` if the directions are parallel, to one part in 10^5.
     """
     share = _inner(direction, other) / _inner(other, other)
     remainder = {key: part - share * other[key] for key, part in direction.items()}
     if _inner(remainder, remainder) <= 1e-10 * _inner(direction, direction):
-        raise GradscopeError("directions: two that span a plane are needed, these are parallel")
+        raise GradscopeError("directions must span a plane, got two parallel ones")
     return remainder
 
 
@@ -92,14 +93,14 @@ def _inner(first: Direction, second: Direction) -> float:
 def principal_directions(
     model: nn.Module, states: Sequence[Mapping[str, Tensor]]
 ) -> tuple[tuple[Direction, Direction], NDArray[np.float64], tuple[float, float]]:
-    """The two principal directions of ``states`` around ``model``'s parameters, of unit length (Li et al. 2018).
+    """Compute the two principal directions of ``states`` around ``model``'s parameters (Li et al. 2018), of length 1.
 
-    Also the states projected onto them ``(E, 3)``: a, b and the distance from the plane; and the share of their
-    squared distances that each direction explains. Fewer than two states that differ from the model, or all on one
-    line, raise :class:`GradscopeError`.
+    Also returns the states projected onto them, ``(E, 3)``: a, b and the distance from the plane; and the share of the
+    squared distances that each direction explains. Raises :class:`GradscopeError` if fewer than two states differ from
+    the model, or if all lie on one line.
     """
     steps = [direction_towards(model, state) for state in states]
-    gram = np.array([[_inner(one, other) for other in steps] for one in steps]).reshape(len(steps), -1)
+    gram = np.array([[_inner(first, second) for second in steps] for first in steps]).reshape(len(steps), -1)
     values, vectors = np.linalg.eigh(gram) if len(steps) > 1 else (np.zeros(2), np.zeros((2, 2)))
     largest = values[[-1, -2]]
     if largest[1] <= 1e-10 * largest[0] or largest[0] == 0:
@@ -107,7 +108,7 @@ def principal_directions(
             f"epochs must hold weights that span a plane, of three epochs or more, got {len(steps)} on one line"
         )
     weights = vectors[:, [-1, -2]] / np.sqrt(largest)
-    # An eigenvector's sign is arbitrary: the earliest state is on the positive side.
+    # An eigenvector's sign is arbitrary, so put the earliest state on the positive side.
     weights *= np.where((gram @ weights)[0] < 0, -1, 1)
     first, second = ({key: _combined(steps, key, share) for key in steps[0]} for share in weights.T)
     path = gram @ weights
@@ -124,9 +125,9 @@ def _combined(steps: Sequence[Direction], key: str, shares: NDArray[np.float64])
 
 
 def aligned_axis(low: float, high: float, points: int) -> Tensor:
-    """``points`` evenly spaced coordinates ``(P,)`` from ``low`` or below to ``high`` or above, one of them exactly 0.
+    """Make ``points`` even coordinates ``(P,)`` that cover ``low`` to ``high``, one of them exactly 0.
 
-    ``low`` is at most 0 and ``high`` at least 0, ``low < high``.
+    ``low <= 0 <= high`` and ``low < high``.
     """
     below = min(max(round(-low / (high - low) * (points - 1)), int(low < 0)), points - 1 - int(high > 0))
     step = max(
@@ -137,7 +138,7 @@ def aligned_axis(low: float, high: float, points: int) -> Tensor:
 
 
 def line_axis(margin: float, points: int) -> Tensor:
-    """``points`` evenly spaced coordinates ``(P,)``, 0 and 1 exactly among them, and about ``margin`` beyond each."""
+    """Make ``points`` even coordinates ``(P,)`` that include 0 and 1 exactly and reach about ``margin`` beyond each."""
     beyond = int(margin / (1 + 2 * margin) * (points - 1))
     between = points - 1 - 2 * beyond
     return (torch.arange(points, dtype=torch.float64) - beyond) / between
@@ -152,11 +153,11 @@ def evaluate_plane(
     *,
     advanced: Callable[[int, str], None] = lambda points, note: None,
 ) -> dict[str, NDArray[np.float64]]:
-    """What ``measure`` gives at ``w + a * first + b * second``, ``(A, B, ...)`` each, on the coordinates of ``axes``.
+    """Apply ``measure`` at ``w + a * first + b * second`` for all coordinates of ``axes``; values ``(A, B, ...)``.
 
-    Each point's weights are computed from w itself, so nothing drifts, and at a = b = 0 they are w to the bit. All is
-    done on a copy, whose buffers are as the model's at every point; ``second`` None is a line. ``measure`` is called
-    with gradients off.
+    Each point's weights are computed from w itself, so nothing drifts; at a = b = 0 they equal w bit for bit. A copy of
+    the model is used, with the model's own buffers at every point. If ``second`` is None the points lie on a line.
+    ``measure`` is called with gradients off.
     """
     origin = {key: parameter.detach() for key, parameter in _parameters(model, first).items()}
 
@@ -177,9 +178,9 @@ def evaluate_curve(
     *,
     advanced: Callable[[int, str], None] = lambda points, note: None,
 ) -> dict[str, NDArray[np.float64]]:
-    """What ``measure`` gives along :func:`~gradscope.probes.connection.bezier` of ``controls``, ``(T, 1, ...)`` each.
+    """Apply ``measure`` along :func:`~gradscope.probes.connection.bezier` of ``controls``; values ``(T, 1, ...)``.
 
-    ``axis`` ``(T,)`` are the shares of the way; buffers and the rest are as in :func:`evaluate_plane`.
+    ``axis`` ``(T,)`` holds the positions t on the curve. Otherwise as :func:`evaluate_plane`.
     """
     points = (dict(bezier(share, controls)) for share in axis.tolist())
     return _evaluate(model, points, (len(axis), 1), measure, advanced)
@@ -196,7 +197,7 @@ def _evaluate(
     measure: Measure,
     advanced: Callable[[int, str], None],
 ) -> dict[str, NDArray[np.float64]]:
-    """What ``measure`` gives of a copy of ``model`` with the weights of each of ``points``, row after row."""
+    """Apply ``measure`` to a copy of ``model`` with the weights of each of ``points``, row after row."""
     moving = copied(model)
     buffers = {key: buffer.clone() for key, buffer in model.named_buffers()}
     values: dict[str, NDArray[np.float64]] = {}
@@ -207,24 +208,24 @@ def _evaluate(
             for key, buffer in moving.named_buffers():
                 buffer.copy_(buffers[key])
             for name, value in measure(moving).items():
-                found = np.asarray(value, dtype=np.float64)
-                values.setdefault(name, np.full((*shape, *found.shape), np.nan))[place] = found
+                measured = np.asarray(value, dtype=np.float64)
+                values.setdefault(name, np.full((*shape, *measured.shape), np.nan))[place] = measured
             advanced(1, "")
     return values
 
 
 def _parameters(model: nn.Module, known: Direction) -> dict[str, nn.Parameter]:
-    """The parameters of ``model`` by name, which must be those of a direction that was drawn for it."""
-    found = dict(model.named_parameters())
-    if changed := sorted(found.keys() ^ known.keys()):
+    """Return the parameters of ``model`` by name; raises GradscopeError unless their names are those of ``known``."""
+    parameters = dict(model.named_parameters())
+    if changed := sorted(parameters.keys() ^ known.keys()):
         raise GradscopeError(f"model must keep its parameters, but has gained or lost {first_of(changed)}")
-    return found
+    return parameters
 
 
 def sharpness(values: Tensor, centre: Tensor, axes: tuple[Tensor, Tensor]) -> Tensor:
-    """Largest value of grids ``(..., A, B)`` within 1 of the origin of their axes, minus ``centre`` ``(...)``.
+    """Compute the largest value of grids ``(..., A, B)`` within 1 of the origin, minus ``centre`` ``(...)``.
 
-    NaN where no point of the grid but the origin is so near.
+    NaN if no grid point other than the origin is that near.
     """
     squares = axes[0][:, None].square() + axes[1][None, :].square()
     near = squares <= 1 + 1e-9
@@ -236,10 +237,10 @@ def sharpness(values: Tensor, centre: Tensor, axes: tuple[Tensor, Tensor]) -> Te
 
 
 class Measures:
-    """What is measured at every point of a plane, over the same images.
+    """Measures loss and accuracy over the same images at every point of a plane.
 
-    Sums are kept for :data:`GROUPS` groups of images, image i in group i modulo their number, so that whatever the
-    plane is reduced to has its jackknife: :meth:`totals` has one of each.
+    Sums are kept for :data:`GROUPS` groups of images, image i in group i modulo their number. They give a jackknife of
+    any number computed from the plane; see :meth:`leave_one_out`.
     """
 
     def __init__(
@@ -254,10 +255,10 @@ class Measures:
         custom: "Custom | None" = None,
         batch_size: int | None = None,
     ) -> None:
-        """``attack``, where given, is made anew at every point, from starts that are the same at all of them.
+        """``attack`` runs again at every point, from the same first points.
 
-        ``reestimate`` are batches of images on which batch norm's statistics are taken anew at every point;
-        ``custom`` is measured beside the rest.
+        ``reestimate`` are batches of images on which batch norm's statistics are re-estimated at every point.
+        ``custom`` is a further metric.
         """
         self.count = len(images)
         self.groups = min(GROUPS, self.count)
@@ -277,9 +278,9 @@ class Measures:
         self.group_sizes = torch.bincount(groups, minlength=self.groups).double()
 
     def __call__(self, model: nn.Module) -> dict[str, Tensor | float]:
-        """``loss`` and ``right``, summed over each group, ``(G,)``; ``adversarial_...`` and ``custom`` where asked.
+        """Sum ``loss`` and ``right`` over each group, ``(G,)``; also ``adversarial_...`` and ``custom`` if requested.
 
-        Batches are halved, for this point and all that follow, where memory runs out.
+        If memory runs out, batches are halved for this point and all later ones.
         """
 
         def measure(size: int) -> dict[str, Tensor | float]:
@@ -291,56 +292,56 @@ class Measures:
     def _measure(self, model: nn.Module) -> dict[str, Tensor | float]:
         if self.reestimate:
             reestimate_batch_norm(model, self.reestimate)
-        found = self._sums("", torch.cat([model(batch) for batch, _, _ in self._batches()]))
+        values = self._sums("", torch.cat([model(batch) for batch, _, _ in self._batches()]))
         if self.attack is not None:
             with prepared(model, self.attack) as attacked:
                 points = (
                     pgd(attacked, batch.to(start), labels, self.attack, start=start).points
                     for batch, labels, start in self._batches()
                 )
-                found |= self._sums("adversarial_", torch.cat([attacked(batch) for batch in points]))
+                values |= self._sums("adversarial_", torch.cat([attacked(batch) for batch in points]))
         if self.custom is not None:
-            found["custom"] = self.custom(model)
-        return found
+            values["custom"] = self.custom(model)
+        return values
 
     def _batches(self) -> Iterator[_Batch]:
-        """The batches, at most :attr:`size` images each."""
+        """Yield the batches, of at most :attr:`size` images each."""
         for images, labels, start in self.batches:
             for at in range(0, len(labels), self.size):
                 part = slice(at, at + self.size)
                 yield images[part], labels[part], None if start is None else start[part]
 
     def _sums(self, prefix: str, logits: Tensor) -> dict[str, Tensor | float]:
-        """Of ``logits`` ``(count, K)`` the loss and how many are right, summed over each group."""
+        """Sum the loss of ``logits`` ``(count, K)`` and the number of right predictions over each group."""
         terms = {"loss": cross_entropy(logits, self.labels), "right": logits.argmax(dim=1) == self.labels}
-        # Not index_add_: CUDA adds in an order that changes from run to run.
+        # Not index_add_, because CUDA adds in an order that changes from run to run.
         return {
             prefix + name: torch.where(self.in_group, values.double(), 0.0).sum(dim=1).cpu()
             for name, values in terms.items()
         }
 
     def mean(self, sums: Tensor) -> Tensor:
-        """``(..., G)`` sums to the mean over all images ``(...)``."""
+        """Convert sums ``(..., G)`` to the mean over all images ``(...)``."""
         return sums.sum(dim=-1) / self.count
 
     def leave_one_out(self, sums: Tensor) -> Tensor:
-        """``(..., G)`` sums to the means over all images but one group's, ``(G, ...)``."""
-        left = (sums.sum(dim=-1, keepdim=True) - sums) / (self.count - self.group_sizes)
-        return left.movedim(-1, 0)
+        """Convert sums ``(..., G)`` to the means over all images except one group, ``(G, ...)``."""
+        means = (sums.sum(dim=-1, keepdim=True) - sums) / (self.count - self.group_sizes)
+        return means.movedim(-1, 0)
 
 
 class Custom:
-    """A metric object of loss_landscapes as a measure; where it fails the value is NaN and the failure is kept."""
+    """Wraps a metric object of loss_landscapes as a measure; if it fails, the value is NaN and the error is kept."""
 
     def __init__(self, metric: Callable[[object], object]) -> None:
         self.metric = metric
         self.failures: list[str] = []
 
     def __call__(self, model: nn.Module) -> float:
-        """The metric's value, a number, for ``model``."""
+        """Compute the metric's value, a number, for ``model``."""
         from loss_landscapes.model_interface.model_wrapper import wrap_model
 
-        # A metric may do what it likes: it gets a copy, and random numbers that are the same at every point.
+        # A metric may change its model, so it gets a copy; its random numbers are the same at every point.
         twin = copied(model)
         try:
             with torch.enable_grad(), seeded(0, "metric"):
@@ -353,7 +354,7 @@ class Custom:
 
 
 def reestimate_batch_norm(model: nn.Module, batches: Sequence[Tensor]) -> None:
-    """Take the running statistics of every batch norm anew, as means over ``batches``; all else stays in eval mode."""
+    """Re-estimate the running statistics of every batch norm as means over ``batches``; the rest stays in eval mode."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

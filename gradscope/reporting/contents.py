@@ -1,4 +1,4 @@
-"""What a report is made from: the files of a directory of results, or of a study's sub-directories, checked."""
+"""Read and check what a report shows: the files of one directory of results, or of a study's sub-directories."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,14 +38,14 @@ from gradscope.results.schemas import (
 )
 from gradscope.results.tables import find_table, read_table
 
-#: What parts are of, in the order in which they are shown; those of one kind in the recipe's order, or by name.
+#: The kinds of parts in the order of the page. Parts of one kind follow the recipe, or their names.
 _ORDER = ("analysis", "landscape", "spectrum", "attack", "transfer", "audit", "judge")
 _NUMBERS = (SUMMARY, SPECTRUM, ATTACKS, CURVE, SCALE, TRANSFER, SIMILARITY, AUDIT, JUDGE)
 
 
 @dataclass(frozen=True)
 class ReportPart:
-    """The results of one command. ``name``: its sub-directory, empty for the directory itself."""
+    """Hold the results of one command. ``name``: its sub-directory, empty for the directory itself."""
 
     name: str
     directory: Path
@@ -56,18 +56,18 @@ class ReportPart:
     raw_manifest: Mapping[str, Any]
 
     def table(self, table: Table) -> pd.DataFrame:
-        """The rows of one of its tables; none where the file is not there."""
+        """Return the rows of one of its tables, none where the file is absent."""
         return self.tables.get(table.file, pd.DataFrame(columns=table.names))
 
     @property
     def title(self) -> str:
-        """What it is called on the page."""
+        """The heading of the part on the page."""
         return self.name or self.manifest.kind or "results"
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything that is in a directory. ``remarks``: what is missing or incomplete, a sentence each."""
+    """Hold everything that a directory has. ``remarks``: sentences on what is missing or incomplete."""
 
     directory: Path
     parts: tuple[ReportPart, ...]
@@ -78,22 +78,22 @@ class Contents:
 
     @property
     def name(self) -> str:
-        """The directory's own name."""
+        """The name of the directory."""
         return self.directory.resolve().name or str(self.directory.resolve())
 
     @property
     def audits(self) -> list[tuple[ReportPart, AuditOf]]:
-        """Every audit with the part it is of."""
+        """Each audit and the part that holds it."""
         return [(part, one) for part in self.parts for one in part.audits]
 
 
 def read_contents(directory: Path) -> Contents:
-    """Read what lies in ``directory``; missing figures are drawn.
+    """Read the results in ``directory`` and draw the figures that are missing.
 
     Raises :class:`GradscopeError` where there are no results in it or in a sub-directory, or where a file is damaged.
     """
     if not directory.is_dir():
-        raise GradscopeError(f"directory must be a directory with results, got {directory}, which is none")
+        raise GradscopeError(f"directory must be a directory with results, got {directory}, which is not a directory")
     own = _holds_numbers(directory)
     study: StudyManifest = StudyManifest()
     raw_study: Mapping[str, Any] = {}
@@ -113,7 +113,11 @@ def read_contents(directory: Path) -> Contents:
     unfinished = [folder.name for folder in below if (folder / MANIFEST).exists() and not _holds_numbers(folder)]
     remarks = [
         *_lacks(study),
-        *(f"{folder.name} is not of this study, and left out." for folder in others if _holds_numbers(folder)),
+        *(
+            f"{folder.name} does not belong to this study and is left out."
+            for folder in others
+            if _holds_numbers(folder)
+        ),
         *(f"{name} holds a {MANIFEST} but no results yet." for name in unfinished),
         *(remark for part in parts for remark in _remarks(part)),
         *dict.fromkeys(f"{caution}." for part in parts for caution in cautions(part.manifest)),
@@ -124,16 +128,16 @@ def read_contents(directory: Path) -> Contents:
 
 
 def _lacks(study: StudyManifest) -> Iterator[str]:
-    """What a study has not done, and why."""
+    """Yield a sentence for each thing that a study has not done, with the reason."""
     if study.complete is False:
         yield f"The study is incomplete: its {MANIFEST} says so."
     for name, reason in study.absent.data.items():
-        yield f"The images of {name} are absent, and with them {', '.join(study.absent.stages)}: {reason}."
+        yield f"The images of {name} are absent ({reason}). Stages that did not run: {', '.join(study.absent.stages)}."
     for stage in study.stages:
         if stage.state == "failed":
             yield f"{stage.label} failed: {stage.error} (see {stage.log})."
         elif stage.state == "blocked":
-            yield f"{stage.label} was not begun, for it needs {', '.join(stage.blocked_by)}."
+            yield f"{stage.label} did not start: it needs {', '.join(stage.blocked_by)}."
         elif stage.state != "done" and stage.kind != "claims":
             yield f"{stage.label} is still to be done."
 
@@ -144,7 +148,7 @@ def _rank(part: ReportPart) -> int:
 
 
 def _below(directory: Path, named: Sequence[str]) -> tuple[list[Path], list[Path]]:
-    """The sub-directories that are ``named``, in that order, and the others; where none is, all by name."""
+    """Return the sub-directories in ``named``, in that order, and the others. Without ``named``: all, sorted."""
     try:
         folders = sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:
@@ -182,7 +186,7 @@ def _are_drawn(composed: Composed, directory: Path) -> bool:
 
 
 def _with_saved_captions(composed: Composed, directory: Path) -> Composed:
-    """The captions of ``figures/captions.json``, for what it has."""
+    """Take the captions that ``figures/captions.json`` has."""
     path = directory / "figures" / "captions.json"
     saved = read_object(path) if path.exists() else {}
     captions = {name: str(saved.get(name, caption)) for name, caption in composed.captions.items()}
@@ -190,24 +194,26 @@ def _with_saved_captions(composed: Composed, directory: Path) -> Composed:
 
 
 def _remarks(part: ReportPart) -> list[str]:
-    """What is missing or incomplete in a part."""
+    """Return sentences on what is missing or incomplete in a part."""
     where = part.name or "This directory"
     remarks = []
     if not part.raw_manifest:
-        remarks.append(f"{where} has no {MANIFEST}: how it was made is not known.")
+        remarks.append(f"{where} has no {MANIFEST}, so nobody can say how it was made.")
     if part.manifest.complete is False:
-        remarks.append(f"{where} is incomplete: the run was interrupted, or is not over. What it has so far is shown.")
+        remarks.append(
+            f"{where} is incomplete: the run was interrupted or still goes on. The page shows what it has so far."
+        )
     measured = _measured(part)
     remarks += [
-        f"{where} has no results of {entry.label}, which its {MANIFEST} names."
+        f"{where} has no results of {entry.label}, although its {MANIFEST} names it."
         for entry in part.manifest.checkpoints
         if measured and entry.label not in measured
     ]
     if not part.composed.drawings and not find_table(part.directory / SAMPLES.file):
-        remarks.append(f"{where} holds nothing that a figure is drawn from.")
+        remarks.append(f"{where} holds no table that a figure can show.")
     return remarks
 
 
 def _measured(part: ReportPart) -> set[str]:
-    """The checkpoints that any of its tables names."""
+    """Return the checkpoints that any table of the part names."""
     return {str(name) for rows in part.tables.values() for name in rows["checkpoint"].unique()}

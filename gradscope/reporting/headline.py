@@ -17,7 +17,7 @@ from gradscope.reporting.models import (
     models_table,
 )
 from gradscope.reporting.sentences import claims_in_words, listed, opening
-from gradscope.reporting.tables import AUDIT_TONES, ReportTable, whole_percent
+from gradscope.reporting.tables import AUDIT_TONES, CLAIM_TONES, ReportTable, whole_percent
 from gradscope.results.audits import NONE_FOUND, AuditOf
 from gradscope.results.schemas import JUDGE
 
@@ -131,16 +131,16 @@ def _of_trials(found: Sequence[ReportedModel], trials: Sequence[Trial]) -> tuple
 
 
 def _of_claimed(found: Sequence[ReportedModel]) -> tuple[str, str] | None:
-    """A robust accuracy that was claimed and is refuted."""
-    for model in found:
-        for audit in model.audits:
-            if audit.refuted and audit.claim:
-                bound = audit.robust_accuracy
-                return (
-                    f"The claim that {model.label} keeps {whole_percent(audit.claim.value)} is refuted: at most "
-                    f"{whole_percent(bound.upper_bound)} of {bound.n:,} images stay right under the audit's attacks.",
-                    "accuses",
-                )
+    """Say whether a robust accuracy that was claimed is refuted; the first refuted claim, else the first."""
+    claimed = [(model.label, audit, audit.claim) for model in found for audit in model.audits if audit.claim]
+    for label, audit, claim in sorted(claimed, key=lambda one: not one[1].refuted)[:1]:
+        bound = audit.robust_accuracy
+        verdict = "cannot be decided" if claim.verdict == "inconclusive" else f"is {claim.verdict}"
+        return (
+            f"The claim that {label} keeps {whole_percent(claim.value)} {verdict}: at most "
+            f"{whole_percent(bound.upper_bound)} of {bound.n:,} images stay right under the audit's attacks.",
+            CLAIM_TONES[claim.verdict],
+        )
     return None
 
 

@@ -1,4 +1,4 @@
-"""Tables in LaTeX: booktabs, every letter of the user's escaped, intervals beside the numbers."""
+"""Write tables in LaTeX: booktabs, every letter of the user's escaped, intervals beside the numbers."""
 
 import unicodedata
 from collections.abc import Iterator
@@ -35,13 +35,13 @@ _LETTERS = {
     "\N{CHECK MARK}": r"$\surd$",
     "\N{BALLOT X}": r"$\times$",
 }
-#: Of a line's width: a column of sentences, where there is one, and where there are more.
+#: Width of a column of sentences as a share of the line, by the number of such columns.
 _WIDTHS = {1: 0.4, 2: 0.27, 3: 0.2}
 #: The same in a wide table.
 _NARROW = {1: 0.26, 2: 0.15}
-#: More rows do not fit on a page: the table may break.
+#: A table of more rows may break over pages.
 _BREAKING = 30
-#: Tables of more columns have their intervals below the numbers.
+#: A table of more columns has the intervals below the numbers.
 _WIDE = 7
 _PREAMBLE = (
     r"% Needs \usepackage[T1]{fontenc}, \usepackage{textcomp}, \usepackage{booktabs} and \usepackage{longtable}."
@@ -49,7 +49,7 @@ _PREAMBLE = (
 
 
 def escape(text: str) -> str:
-    """``text`` as LaTeX prints it; letters beyond Latin are named by their number."""
+    """Escape ``text`` for LaTeX; a letter beyond Latin is written as its code point."""
     return "".join(_letter(letter) for letter in " ".join(text.split()))
 
 
@@ -65,7 +65,7 @@ def _letter(letter: str) -> str:
 
 
 def latex(table: ReportTable) -> str:
-    """A ``table`` of ``table``, for a document to take in as it is; the label is ``tab:NAME``.
+    """Return ``table`` as a LaTeX ``table`` for a document to include; its label is ``tab:NAME``.
 
     One of more than 30 rows is a ``longtable``, which breaks over pages and wants a text of one column.
     """

@@ -1,4 +1,4 @@
-"""``report.html``: one page of everything in a directory of results, which needs nothing from outside itself."""
+"""Write ``report.html``: one page of everything in a directory of results, which loads nothing from outside."""
 
 import base64
 import gzip
@@ -25,13 +25,13 @@ from gradscope.results.schemas import AUDIT_JSON, CLAIMS, PAGE
 from gradscope.results.tables import file_content, find_table, find_tables
 
 _CODE = re.compile(r"\b([A-Z]\d)\b")
-#: Files up to so many bytes are in the page, larger ones are named.
+#: Files of up to this many bytes are in the page; larger ones are only named.
 LARGEST = 1_000_000
 
 
 @dataclass(frozen=True)
 class Attached:
-    """A file of the results. ``content``: compressed, in base64; empty where it is only named."""
+    """A file of the results. ``content``: compressed, in base64; empty if the page only names it."""
 
     path: str
     address: str
@@ -40,7 +40,7 @@ class Attached:
 
 
 def write_report(directory: Path) -> Path:
-    """Write ``report.html`` into ``directory`` and the set for a paper into ``directory/paper``; the page's path.
+    """Write ``report.html`` into ``directory`` and the files for a paper into ``paper/``; return the page's path.
 
     Raises :class:`GradscopeError` where there are no results, a file is damaged, or ``directory`` is not writable.
     """
@@ -57,7 +57,7 @@ def write_report(directory: Path) -> Path:
 
 
 def page(contents: Contents, chapters: list[Section]) -> str:
-    """The page of ``contents``; the same contents give the same bytes."""
+    """Return the page of ``contents``; the same contents give the same bytes."""
     surfaces = [block.surface for chapter in chapters for block in chapter.blocks if block.surface]
     script = source("reporting/templates/page.js")
     if surfaces:
@@ -85,7 +85,7 @@ def page(contents: Contents, chapters: list[Section]) -> str:
 
 
 def _anchors(chapters: Iterable[Section], kind: Literal["check", "claim"]) -> dict[str, str]:
-    """Each code of a check or a claim that the page explains, and where."""
+    """Return each code of a check or claim that the page explains, and its anchor."""
     blocks = [block for chapter in chapters for block in chapter.blocks]
     if kind == "check":
         return {code: f"check-{code}" for block in blocks for code in block.meanings}
@@ -94,7 +94,7 @@ def _anchors(chapters: Iterable[Section], kind: Literal["check", "claim"]) -> di
 
 
 def coded(text: str, anchors: Mapping[str, str]) -> Markup:
-    """``text`` with each of its codes, such as N1, a link to its meaning."""
+    """Escape ``text`` and link each of its codes, such as N1, to the code's meaning."""
     pieces = _CODE.split(text)
     return Markup("").join(
         Markup('<a class="code" href="#{}">{}</a>').format(anchors[piece], piece) if piece in anchors else escape(piece)
@@ -109,12 +109,12 @@ def _plotly() -> str:
 
 
 def _packed(content: bytes) -> str:
-    """Compressed, in base64; always the same for the same content."""
+    """Compress and encode in base64; the same content gives the same text."""
     return base64.b64encode(gzip.compress(content, mtime=0)).decode()
 
 
 def _files(contents: Contents) -> Iterator[Attached]:
-    """The tables and what programs read, part by part; a compressed table is in the page as the table it holds."""
+    """Yield the tables and the files for programs, part by part; a compressed table is attached unpacked."""
     folders = [("", contents.directory), *((part.name, part.directory) for part in contents.parts if part.name)]
     own = any(not part.name for part in contents.parts)
     for name, folder in folders:

@@ -1,4 +1,4 @@
-"""``paper/``: the figures as PDF under stable names, and the tables in LaTeX."""
+"""Write ``paper/``: the figures as PDF under stable names, and the tables in LaTeX."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from gradscope.results.tables import file_content
 
 
 def write_paper(contents: Contents) -> list[Path]:
-    """Write what a paper would include of ``contents`` into ``paper/``; the paths, figures first.
+    """Write figures and tables for a paper into ``paper/`` and return their paths, figures first.
 
     A figure is named as in ``figures/``, behind the name of its part where that does not say the same. A table that
     has no data is not written; what else lies in ``paper/`` stays.
@@ -45,7 +45,7 @@ def write_paper(contents: Contents) -> list[Path]:
 
 
 def paper_tables(contents: Contents) -> list[ReportTable]:
-    """The tables of a paper; those of several parts of a kind are named after theirs."""
+    """Return the tables for a paper. Tables of one kind from several parts get a number each."""
     tables = []
     if contents.claims is not None:
         tables += [statements_table(contents.claims), claims_table(contents.claims, with_reasons=False)]

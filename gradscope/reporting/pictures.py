@@ -1,4 +1,4 @@
-"""Figures as they stand in a page: a data address, vector where that is not much larger than pixels."""
+"""Figures for a page as data addresses: vector graphics unless pixels are much smaller."""
 
 import base64
 import io
@@ -12,9 +12,9 @@ from gradscope.figures import style
 from gradscope.figures.style import Drawing
 from gradscope.results.tables import file_content
 
-#: A vector figure up to so many bytes is taken, sharp at any size; a larger one only where it is the smaller.
+#: A vector figure of up to this many bytes is used; a larger one only if it is smaller than the pixels.
 SMALL = 150_000
-#: CSS pixels of an inch of paper: text of 8 points is then as large as that around it.
+#: CSS pixels per inch of paper: text of 8 points then matches the text of the page.
 PIXELS = 132
 
 _UNSHOWN = re.compile(r"<!--.*?-->|<!DOCTYPE[^>]*>|<metadata>.*?</metadata>", re.DOTALL)
@@ -24,7 +24,7 @@ _SPACE = re.compile(r"\s+")
 
 
 class Picture(NamedTuple):
-    """A figure of a page. ``width``: CSS pixels.
+    """A figure of a page. ``width`` and ``height``: CSS pixels.
 
     ``file``: the same as PDF, relative to the page; ``animation``: as a GIF, empty where there is none.
     """
@@ -39,7 +39,7 @@ class Picture(NamedTuple):
 
 
 def picture(drawing: Drawing, caption: str, pixels: Path, file: str) -> Picture:
-    """The picture of ``drawing``, which was saved as the PNG ``pixels`` and, beside the page, as the PDF ``file``.
+    """Return the picture of ``drawing``, saved before as the PNG ``pixels`` and, beside the page, as the PDF ``file``.
 
     Call it where the figure was drawn.
     """
@@ -53,7 +53,7 @@ def picture(drawing: Drawing, caption: str, pixels: Path, file: str) -> Picture:
 
 
 def as_svg(drawing: Drawing) -> bytes:
-    """The figure as SVG with its letters as outlines, coordinates to a hundredth of a point; always the same bytes."""
+    """Return the figure as SVG: letters as outlines, numbers to a hundredth of a point, the same bytes each time."""
     written = io.StringIO()
     with style.drawing_any_letters(), matplotlib.rc_context({"svg.hashsalt": "gradscope", "svg.fonttype": "path"}):
         drawing.figure.savefig(written, format="svg", metadata={"Date": None})

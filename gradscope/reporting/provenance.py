@@ -1,4 +1,4 @@
-"""How the results of a report were made: runs, data, checkpoints, versions, from their manifests."""
+"""Show how results were made, from their manifests: runs, data, checkpoints, versions."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from gradscope.results.schemas import ATTACKS
 
 
 def making(contents: Contents) -> Block:
-    """What the manifests say, as tables."""
+    """Return the manifests of a report as tables."""
     parts = [part for part in contents.parts if part.raw_manifest]
     stages = [_stages(contents.study)] if contents.study.stages else []
     if not parts:
@@ -21,7 +21,7 @@ def making(contents: Contents) -> Block:
 
 
 def manifests(contents: Contents) -> list[tuple[str, str]]:
-    """Every manifest as it is, indented, with whose it is."""
+    """Return each part's title and its whole manifest, indented."""
     found = [(part.title, part.raw_manifest) for part in contents.parts if part.raw_manifest]
     if contents.raw_study:
         found.insert(0, ("study", contents.raw_study))
@@ -29,7 +29,7 @@ def manifests(contents: Contents) -> list[tuple[str, str]]:
 
 
 def _stages(study: StudyManifest) -> ReportTable:
-    """Every stage of a study, and what it cost."""
+    """List the stages of a study and their cost."""
     headings = (
         Heading("Stage"),
         Heading("State"),
@@ -93,7 +93,7 @@ def _runs(parts: list[ReportPart]) -> ReportTable:
 
 
 def _settings(parts: list[ReportPart]) -> ReportTable:
-    """Every attack of every run with its settings."""
+    """List the attacks of each run with their settings."""
     rows = []
     for part in parts:
         for name, settings in part.manifest.attacks.items():
@@ -108,7 +108,7 @@ _SETTINGS = (Heading("Run"), Heading("Attack"), Heading("Settings", "long"))
 
 
 def _time(provenance: Provenance | None) -> str:
-    """When it was made, to the second."""
+    """Return when a run was made, to the second."""
     return _to_the_second(provenance.time) if provenance else ""
 
 

@@ -1,4 +1,4 @@
-"""What stands on the page, in order: sections of words, tables, pictures and landscapes."""
+"""The sections of a page in order: words, tables, pictures, and landscapes to turn."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ from gradscope.results.schemas import ATTACKS, JUDGE, SIMILARITY, SPECTRUM, SUMM
 
 @dataclass(frozen=True)
 class Surface:
-    """A landscape to turn: what it is of, what ``figures/templates/surfaces.js`` draws, and its figures for print."""
+    """A landscape to turn: its title, the data for ``figures/templates/surfaces.js``, and its figures for print."""
 
     title: str
     payload: dict[str, Any]
@@ -40,7 +40,7 @@ class Surface:
 
 @dataclass
 class Block:
-    """What one part has to say in a section. ``more`` pictures and ``folded`` tables open on demand."""
+    """What a section shows of one part. ``more`` pictures and ``folded`` tables open on demand."""
 
     title: str = ""
     words: list[str] = field(default_factory=list)
@@ -54,13 +54,13 @@ class Block:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing in it."""
+        """Whether it shows nothing."""
         return not (self.words or self.tables or self.pictures or self.surface or self.folded or self.forests)
 
 
 @dataclass(frozen=True)
 class Section:
-    """A chapter of the page."""
+    """A section of the page."""
 
     name: str
     title: str
@@ -68,7 +68,7 @@ class Section:
 
 
 def sections(contents: Contents) -> list[Section]:
-    """The sections for which there are data, in the order in which a reader asks."""
+    """Return the sections that have data, in the order of a reader's questions."""
     found = []
     pictures = {part.name: _pictures(part) for part in contents.parts}
     for name, heading, say, make in _CHAPTERS:
@@ -102,7 +102,7 @@ def _pictures(part: ReportPart) -> list[Picture]:
 
 
 def address(part: ReportPart, file: str) -> str:
-    """A file of the part as a link from the page beside it."""
+    """Return the link from the page to a file of the part."""
     return "./" + quote("/".join(piece for piece in (part.name, file) if piece))
 
 
@@ -180,13 +180,13 @@ def _attacks(part: ReportPart, pictures: Sequence[Picture]) -> Block:
 
 
 def _adapted(part: ReportPart) -> Iterator[str]:
-    """How the attacks were adapted to the model."""
+    """Yield how the attacks were adapted to the model."""
     for said in part.manifest.adapted:
         yield f"{said[:1].upper()}{said[1:]}."
 
 
 def _left_out(part: ReportPart) -> Iterator[str]:
-    """Which attacks were not run, on which models, and why."""
+    """Yield which attacks did not run, on which models, and why."""
     found: dict[tuple[str, str], list[str]] = {}
     for entry in part.manifest.checkpoints:
         for why in dict.fromkeys(entry.skipped.values()):

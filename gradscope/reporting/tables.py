@@ -1,4 +1,4 @@
-"""Tables for reading, the same for the page and for LaTeX: headings, and cells that know what they sort by."""
+"""Tables for readers, shared by the page and LaTeX: headings, and cells with the value that they sort by."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -13,17 +13,19 @@ from gradscope.results.schemas import FIRES_BELOW, SIMILARITY, TRANSFER
 
 #: The tone of an audit's verdict, the gravest first.
 AUDIT_TONES = {"masking found": "accuses", "set-up invalid": "fired", "inconclusive": "abstained", NONE_FOUND: "passed"}
+#: The tone of an audit's verdict on a claimed robust accuracy.
+CLAIM_TONES = {"refuted": "accuses", "not refuted within this budget": "passed", "inconclusive": "abstained"}
 #: The tone of a verdict on a claim.
 VERDICT_TONES = {"supported": "passed", "not supported": "accuses", "not tested": "abstained"}
-#: Columns of a matrix at most in whose cells intervals have room.
+#: A matrix of more columns has no room for intervals.
 _MOST_INTERVALS = 8
-#: What stands where there is no value.
+#: Shown in place of an absent value.
 NOTHING = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
 class Heading:
-    """The head of a column: "text", "number", or "long" where sentences stand in it."""
+    """The head of a column. ``kind``: "long" for sentences."""
 
     text: str
     kind: Literal["text", "number", "long"] = "text"
@@ -32,10 +34,10 @@ class Heading:
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a cell, smaller beside it its interval or a note, and what it sorts by where that is a number.
+    """A cell: its text, an interval or a note in smaller letters, and the number that it sorts by.
 
-    ``code``: the check or the claim that the text begins with, which a page links to its meaning. ``track``: drawn
-    above the text.
+    ``code``: the check that the text begins with; a page links it to its meaning. ``track``: an effect, drawn above
+    the text.
     """
 
     text: str
@@ -47,13 +49,13 @@ class Cell:
 
     @property
     def sorts_by(self) -> str:
-        """The key as JavaScript reads it; empty where there is none."""
+        """The key as JavaScript reads it, empty without one."""
         return repr(self.key) if isfinite(self.key) else ""
 
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table. ``name``: of its files."""
+    """A table. ``name``: what its files are called."""
 
     name: str
     caption: str
@@ -62,12 +64,12 @@ class ReportTable:
 
 
 def words(value: object) -> Cell:
-    """Text as it is; a dash where there is none."""
+    """Return a cell with the text, or a dash without any."""
     return Cell(str(value) if value is not None and not is_missing(value) and str(value) else NOTHING)
 
 
 def number(value: float | None, unit: str = "", low: float = nan, high: float = nan) -> Cell:
-    """A number with three digits, its interval beside it."""
+    """Return a cell with a number of three significant digits and its interval."""
     if value is None or is_missing(value):
         return Cell(NOTHING)
     suffix = "" if unit in ("", "-") else f" {unit}"
@@ -75,12 +77,12 @@ def number(value: float | None, unit: str = "", low: float = nan, high: float = 
 
 
 def count(value: float | None) -> Cell:
-    """A whole number."""
+    """Return a cell with a whole number."""
     return Cell(NOTHING) if value is None or is_missing(value) else Cell(f"{int(value):,}", key=float(value))
 
 
 def share(value: float | None, low: float = nan, high: float = nan, note: str = "") -> Cell:
-    """A share in per cent, its interval beside it."""
+    """Return a cell with a share in per cent and its interval."""
     if value is None or is_missing(value):
         return Cell(NOTHING)
     aside = ", ".join(part for part in (_interval(_percent, low, high), note) if part)
@@ -88,12 +90,12 @@ def share(value: float | None, low: float = nan, high: float = nan, note: str = 
 
 
 def is_missing(value: object) -> bool:
-    """Whether a value of a table is absent."""
+    """Tell whether a value of a table is absent."""
     return value is pd.NA or (isinstance(value, float) and value != value)
 
 
 def whole_percent(value: float) -> str:
-    """A share in per cent for a sentence: whole above one per cent, with one digit below."""
+    """Write a share in per cent for a sentence: whole from one per cent on, with one digit below."""
     shown = f"{100 * value:.0f}" if value >= 0.01 or value == 0 else f"{100 * value:.1f}"
     return f"{shown}\N{NO-BREAK SPACE}%"
 
@@ -111,7 +113,7 @@ def _digits(value: float) -> str:
 
 
 def statements_table(claims: pd.DataFrame) -> ReportTable:
-    """Each claim of the table CLAIMS once, and how many of its tests had which verdict."""
+    """Count the verdicts of each claim in rows of the table CLAIMS."""
     verdicts = ("supported", "not supported", "not tested")
     headings = (
         Heading("Claim"),
@@ -128,7 +130,7 @@ def statements_table(claims: pd.DataFrame) -> ReportTable:
 
 
 def claims_table(claims: pd.DataFrame, *, with_reasons: bool = True) -> ReportTable:
-    """Rows of the table CLAIMS: what was tested, what was found, and the paper's figure beside ours."""
+    """Show rows of the table CLAIMS: the test, the effect, and the paper's figure beside ours."""
     headings = (
         Heading("Claim"),
         Heading("Test", "long"),
@@ -171,7 +173,7 @@ def _claim(row: Mapping[Any, Any]) -> tuple[Cell, ...]:
 
 
 def effect(row: Mapping[Any, Any]) -> Cell:
-    """The effect of a row of the table CLAIMS, its interval over images beside it."""
+    """Return the effect in a row of the table CLAIMS with its interval over images."""
     return number(row["value"], str(row["unit"]), row["ci_low"], row["ci_high"])
 
 
@@ -180,7 +182,7 @@ def _whole(value: float) -> str:
 
 
 def attacks_table(attacks: pd.DataFrame, name: str = "attacks") -> ReportTable:
-    """Rows of the table ATTACKS: a row for each checkpoint, ball and attack."""
+    """Show rows of the table ATTACKS: a row for each checkpoint, ball and attack."""
     headings = (
         Heading("Model"),
         Heading("Ball"),
@@ -215,13 +217,13 @@ def attacks_table(attacks: pd.DataFrame, name: str = "attacks") -> ReportTable:
 
 
 _ATTACKS = (
-    "Accuracy under each attack in the order they were run. Robust so far: right when clean, under this attack and all "
-    "above it, an upper bound of the robust accuracy; 95 % Wilson intervals over images"
+    "Accuracy under each attack, in the order of the runs. Robust so far: right when clean, under this attack and "
+    "under all above it, an upper bound of the robust accuracy; 95 % Wilson intervals over images"
 )
 
 
 def _row(rows: pd.DataFrame, metric: str) -> dict[Any, Any]:
-    """The first row of a metric; empty where there is none."""
+    """Return the first row of a metric, empty without one."""
     found = rows[rows["metric"] == metric]
     return found.iloc[0].to_dict() if len(found) else {}
 
@@ -231,7 +233,7 @@ def _of_all(row: Mapping[Any, Any]) -> str:
 
 
 def transfer_table(transfer: pd.DataFrame) -> ReportTable:
-    """Rows of the table TRANSFER as a matrix: sources by targets."""
+    """Show rows of the table TRANSFER as a matrix: sources by targets."""
     targets = [str(name) for name in transfer["checkpoint"].unique()]
     cells = {
         (str(row["source"]), str(row["checkpoint"])): _short(
@@ -253,7 +255,7 @@ def transfer_table(transfer: pd.DataFrame) -> ReportTable:
 
 
 def _short(cell: Cell, columns: int) -> Cell:
-    """The cell of a matrix, without its interval where so many columns leave no room."""
+    """Drop the interval of a matrix cell where the columns are too many for it."""
     return replace(cell, aside="") if columns > _MOST_INTERVALS else cell
 
 
@@ -262,7 +264,7 @@ def _elsewhere(file: str, columns: int) -> str:
 
 
 def similarity_table(similarity: pd.DataFrame) -> ReportTable:
-    """Rows of the table SIMILARITY as a matrix: models by models, then what is of one model."""
+    """Show rows of the table SIMILARITY as a matrix of models, with each model's curvature below."""
     names = [str(name) for name in similarity["checkpoint"].unique()]
     cells = {
         (str(row["other"]), str(row["checkpoint"])): _short(
@@ -282,7 +284,7 @@ def similarity_table(similarity: pd.DataFrame) -> ReportTable:
 
 
 def checks_table(audits: Iterable[AuditOf]) -> ReportTable:
-    """Every check of every audit."""
+    """Show every check of every audit."""
     headings = (
         Heading("Model"),
         Heading("Check"),
@@ -315,7 +317,7 @@ def checks_table(audits: Iterable[AuditOf]) -> ReportTable:
 
 
 def audits_table(audits: Iterable[AuditOf]) -> ReportTable:
-    """The verdict of every audit, and why."""
+    """Show the verdict of every audit and its reason."""
     headings = (
         Heading("Model"),
         Heading("Verdict"),
@@ -347,13 +349,13 @@ def audits_table(audits: Iterable[AuditOf]) -> ReportTable:
 
 _OUTCOMES = {"accuses": "accuses", "fired": "fired", "passed": "passed", "abstained": "abstained"}
 _CHECKS = (
-    "Checks of the audit. A check that accuses fired on an outcome and is alone enough for the verdict; one that "
-    "fired without accusing says why, or what the attack lacked"
+    "Checks of the audit. A check that accuses compares outcomes and is enough for the verdict alone. A check that "
+    "fired without accusing names a reason, or what the attack lacked"
 )
 
 
 def judge_table(rows: pd.DataFrame) -> ReportTable:
-    """Rows of the table JUDGE: the attack on trial, ours, its repairs, and all together."""
+    """Show rows of the table JUDGE: the attack on trial, our attacks, its repairs, and all together."""
     headings = (
         Heading("Model"),
         Heading("Role"),
@@ -381,13 +383,13 @@ def judge_table(rows: pd.DataFrame) -> ReportTable:
 
 
 _TRIAL = (
-    "The attack on trial, ours on the same images, and the attack again with one part repaired. Intervals are Wilson's "
-    "and, of paired differences, Tango's; p is McNemar's, one-sided, adjusted over ours or over the repairs (Holm)"
+    "The attack on trial, our attacks on the same images, and the attack with one part repaired at a time. Intervals: "
+    "Wilson, and Tango for paired differences. p: McNemar, one-sided, adjusted over our attacks or the repairs (Holm)"
 )
 
 
 def spectrum_table(rows: pd.DataFrame) -> ReportTable:
-    """Rows of the table SPECTRUM as they are."""
+    """Show rows of the table SPECTRUM."""
     headings = (
         Heading("Model"),
         Heading("Matrix"),
@@ -414,7 +416,7 @@ def spectrum_table(rows: pd.DataFrame) -> ReportTable:
 
 
 def numbers_table(summary: pd.DataFrame, name: str, caption: str) -> ReportTable:
-    """Rows of the table SUMMARY as they are."""
+    """Show rows of the table SUMMARY."""
     headings = (
         Heading("Model"),
         Heading("Attack"),

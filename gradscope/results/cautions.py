@@ -1,5 +1,6 @@
 """What to know of a model before its numbers are read: sentences from the first look that a manifest records."""
 
+import math
 from collections.abc import Iterator
 
 import scipy
@@ -11,6 +12,8 @@ from gradscope.results.stats import wilson_interval
 _SIGNIFICANT = 0.05
 #: So many images, or more, are not of one class by chance.
 _SEVERAL = 10
+#: Images of fewer values are toys with closed forms, of whose radii nothing is said in L2.
+_TOY = 48
 #: A share of zero gradients from which on they are worth a sentence.
 _DEAD_SHARE = 0.1
 
@@ -31,7 +34,40 @@ def cautions(manifest: Manifest) -> Iterator[str]:
                 *(_of_outputs(look, manifest.draws) if manifest.kind != "audit" else ()),
             ]
             yield from (f"{entry.label}: {sentence}" for sentence in found)
+    yield from _of_radii(manifest)
     yield from blind_attacks(manifest)
+
+
+def _of_radii(manifest: Manifest) -> Iterator[str]:
+    """One sentence for the largest radius of each norm, of the smallest images."""
+    pixels = [entry.first_look.pixels for entry in manifest.checkpoints if entry.first_look is not None]
+    known = [count for count in pixels if count is not None]
+    for norm in sorted({norm for norm, _ in manifest.balls}):
+        largest = max(radius for other, radius in manifest.balls if other == norm)
+        if said := past_grey(norm, largest, min(known, default=None)):
+            yield said
+
+
+def past_grey(norm: str, epsilon: float, pixels: int | None) -> str | None:
+    """Say that a ball of this radius around any image of ``pixels`` values in [0, 1] holds the plain grey image.
+
+    Each value of an image is at most 1/2 from grey: grey lies within 1/2 in L-infinity, sqrt(pixels) / 2 in L2. None
+    where the radius is smaller, or in L2 where ``pixels`` is not known.
+    """
+    diameter = math.inf
+    if norm == "linf":
+        diameter = 1.0
+    elif norm == "l2" and pixels is not None and pixels >= _TOY:
+        diameter = math.sqrt(pixels)
+    if epsilon < diameter / 2:
+        return None
+    if epsilon < diameter:
+        return (
+            f"epsilon {epsilon:g} in {norm} reaches plain grey from every image, so at most the images of one class "
+            "can stand, whatever the model; usual radii are far smaller"
+        )
+    meant = f'; did you mean "{epsilon:g}/255"?' if epsilon <= 255 else ""
+    return f"epsilon {epsilon:g} in {norm} reaches every image in [0, 1] from any other: no model is robust{meant}"
 
 
 def blind_attacks(manifest: Manifest) -> Iterator[str]:
@@ -105,8 +141,13 @@ def _of_gradients(look: FirstLook) -> Iterator[str]:
         )
 
 
-def at_chance(right: int, images: int, classes: int) -> str | None:
-    """Say that ``right`` of ``images`` are no more than guessing gives (binomial test), or None.
+#: What to do about a foreign model, and about one that was just trained, that is no better than guessing.
+_CHECK_SET_UP = "check the labels and the normalisation (mean, std)"
+CHECK_TRAINING = "check the labels, train for longer, or lower the learning rate"
+
+
+def at_chance(right: int, images: int, classes: int, check: str = _CHECK_SET_UP) -> str | None:
+    """Say that ``right`` of ``images`` are no more than guessing gives (binomial test), and what to ``check``; or None.
 
     Where so few images were shown that even a perfect model could not be told from chance, or that the accuracy may
     well be halfway from chance to perfect (Wilson interval), nothing is said.
@@ -120,5 +161,5 @@ def at_chance(right: int, images: int, classes: int) -> str | None:
     return (
         f"{right} of {images} images are right, no more than guessing among {classes} classes gives "
         f"(binomial test, p = {p_value:.2g}): gradients of a model that has learned nothing say nothing; "
-        "check the labels and the normalisation (mean, std)"
+        f"{check}"
     )

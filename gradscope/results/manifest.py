@@ -62,6 +62,7 @@ class FirstLook(_Entry):
     classes_labelled: int
     classes_predicted: int
     probed: int
+    pixels: int | None = None  # values of an image, C x H x W; not in older manifests
     random: bool
     depends_on_batch: bool
     probabilities: bool
@@ -127,6 +128,9 @@ class Manifest(_Entry):
     kind: str = ""
     complete: bool | None = None
     seed: int | None = None
+    norm: str | None = None
+    epsilon: float | None = None
+    epsilons: tuple[float, ...] = ()
     attacks: dict[str, Any] = {}
     landscape: dict[str, Any] = {}
     backward: dict[str, str] = {}
@@ -145,6 +149,18 @@ class Manifest(_Entry):
             f"pgd-own climbs {self.loss}": self.loss,
         }
         return [sentence for sentence, holds in sentences.items() if holds]
+
+    @property
+    def balls(self) -> set[tuple[str, float]]:
+        """Norm and radius of every ball in which attacks ran, as far as the manifest says."""
+        radii = [*self.epsilons, *([] if self.epsilon is None else [self.epsilon])]
+        balls = [(self.norm, radius) for radius in radii]
+        balls += [
+            (settings.get("norm"), settings["epsilon"])
+            for settings in self.attacks.values()
+            if isinstance(settings, Mapping) and isinstance(settings.get("epsilon"), int | float)
+        ]
+        return {(norm, radius) for norm, radius in balls if norm is not None}
 
     def ball(self, attack: str) -> str:
         """Name norm and radius of ``attack`` in words; empty if the manifest does not give them."""

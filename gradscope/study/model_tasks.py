@@ -51,12 +51,13 @@ class TrainTask(_ModelTask):
 
     def run(self, job: Job, *, resume: bool) -> str:
         """Train; if the saved state cannot be resumed, start again: only time is lost."""
+        chance = None
         if not self.adopts(job):
             try:
-                self._train(job, resume=resume and state_path(job.out).exists())
+                chance = self._train(job, resume=resume and state_path(job.out).exists())
             except CannotResumeError:
                 self.remove(job.out)
-                self._train(job, resume=False)
+                chance = self._train(job, resume=False)
         checkpoint = load(job.out)
         if state_path(job.out).exists():
             raise UnfinishedError(f"{checkpoint.epochs} of {checkpoint.planned_epochs} epochs")
@@ -64,10 +65,12 @@ class TrainTask(_ModelTask):
         write_table(job.out.with_suffix(".history.csv"), HISTORY, history)
         accuracy = history[kept_epoch(history, self.training.selection) - 1]["validation_accuracy"]
         epochs = f"{len(history)} epoch" + ("s" if len(history) > 1 else "")
-        return f"{epochs}, validation accuracy {100 * accuracy:.1f} %"
+        said = [f"{epochs}, validation accuracy {100 * accuracy:.1f} %"] + ([f"caution: {chance}"] if chance else [])
+        return "\n".join(said)
 
-    def _train(self, job: Job, *, resume: bool) -> None:
-        run_training(
+    def _train(self, job: Job, *, resume: bool) -> str | None:
+        """Train; returns a warning if the model is no better than guessing, else None."""
+        trained = run_training(
             *(self.training, self.images.read(), job.out, Hardware(job.device, job.stage.resources.devices)),
             resume=resume,
             overwrite=True,
@@ -75,6 +78,7 @@ class TrainTask(_ModelTask):
             initial=None if self.start is None else job.checkpoint(self.start),
             deadline=job.deadline,
         )
+        return trained.chance
 
     def adopts(self, job: Job) -> bool:
         """Whether a complete checkpoint of this exact configuration exists, from a run killed just after writing it."""

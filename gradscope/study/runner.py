@@ -102,7 +102,7 @@ def run_plan(
     with exclusive(places.records, directory=True), exclusive(places.checkpoints, "checkpoints", directory=True):
         places.sweep()
         run = _Run(plan, places, engine, work, seconds or {}, device, figures, limit, told, note)
-        with in_background(), overall_progress(plan.study.name, len(plan.stages)) as advance:
+        with in_background(), overall_progress(plan.study.name, len(plan.stages), "stages") as advance:
             run.complete(advance)
         run.note()
         places.sweep()

@@ -109,7 +109,7 @@ def _run(fabric: "Fabric", begin: "Callable[[Fabric], Run]", resume: bool, deadl
     if not run.state.epochs_done:
         run.state.begin()
     updates = run.training.epochs * run.updates
-    bar = progress_bar(f"train {run.training.mode}", updates, visible=fabric.is_global_zero)
+    bar = progress_bar(f"train {run.training.mode}", updates, "updates", visible=fabric.is_global_zero)
     with bar as advance, ending_on_sigterm():
         advance(run.state.epochs_done * run.updates, "")
         run.complete(advance, deadline)

@@ -13,10 +13,12 @@ from gradscope.config import Training
 from gradscope.data import sources
 from gradscope.data.image_set import ImageSet, Splits
 from gradscope.distributed.processes import Hardware, resolve_device
+from gradscope.errors import caution
 from gradscope.models.checkpoint import Checkpoint
 from gradscope.models.failures import explained_failures
 from gradscope.models.inspection import laid_out, measuring
 from gradscope.models.names import is_own
+from gradscope.results.cautions import CHECK_TRAINING, at_chance, past_grey
 from gradscope.results.files import exclusive, sweep
 from gradscope.results.stats import Interval, wilson_interval
 from gradscope.training.loop import train
@@ -25,13 +27,18 @@ from gradscope.training.request import TrainingRequest, epochs_folder, require_f
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained checkpoint and its accuracy on the test images."""
+    """A trained checkpoint and its accuracy on the test images.
+
+    ``chance`` is a warning if the accuracy is no better than guessing. It is None if the model is better than guessing,
+    and while its training is unfinished.
+    """
 
     path: Path
     checkpoint: Checkpoint
     test_accuracy: float
     test_interval: Interval
     test_images: int
+    chance: str | None = None
 
 
 def configure_training(request: TrainingRequest) -> tuple[Training, Splits]:
@@ -60,6 +67,9 @@ def run_training(
     stays unfinished and can be resumed.
     """
     device = resolve_device(hardware.device)
+    if hardware.is_first:
+        for said in _of_adversaries(training, splits.train.images[0].numel()):
+            caution(said)
     own = training.architecture if is_own(training.architecture) else None
     with _held(out) if hardware.is_first else nullcontext(), explained_failures(lambda value: own, "architecture"):
         require_free(out, resume=resume, overwrite=overwrite)
@@ -75,7 +85,18 @@ def run_training(
             trust_code=trust_code,
         )
         right, total = count_right(checkpoint.build().to(device), splits.test, device), len(splits.test)
-    return Trained(out, checkpoint, right / total, wilson_interval(right, total), total)
+    done = checkpoint.epochs == checkpoint.planned_epochs
+    chance = at_chance(right, total, len(splits.test.classes), CHECK_TRAINING) if done else None
+    if chance and hardware.is_first:
+        caution(f"{out.stem}: {chance}")
+    return Trained(out, checkpoint, right / total, wilson_interval(right, total), total, chance)
+
+
+def _of_adversaries(training: Training, pixels: int) -> set[str]:
+    """Make a warning for each adversary whose radius is too large for images of ``pixels`` values."""
+    adversaries = [phase.adversary for phase in training.phases if phase.adversary is not None]
+    warnings = (past_grey(adversary.norm, adversary.epsilon, pixels) for adversary in adversaries)
+    return {f"adversary: {warning}" for warning in warnings if warning}
 
 
 @contextmanager

@@ -349,7 +349,7 @@ def test_mistakes_are_named(convolutional, image_set):
     threat = ThreatModel("linf", 0.02)
     with pytest.raises(GradscopeError, match="attacks: 'pgd-margins' is unknown; did you mean 'pgd-margin'"):
         evaluate(convolutional, image_set, ["pgd-margins"], threat, TINY)
-    with pytest.raises(GradscopeError, match=r"examples: one image for each of \(40, 3, 8, 8\) is needed, got \(3,"):
+    with pytest.raises(GradscopeError, match=r"examples must have the shape of the images, \(40, 3, 8, 8\), got \(3,"):
         evaluate(convolutional, image_set, ["transfer"], threat, TINY, examples=[torch.zeros(3, 3, 8, 8)])
 
 

@@ -99,10 +99,10 @@ def test_mistakes_are_named_in_one_line(convolutional, image_set):
     broken = images.clone()
     broken[0, 0, 0, 0] = torch.nan
     cases = [
-        ({"a": convolutional}, images[:3], r"examples: those of s are \(3, 3, 8, 8\), the images are \(40, 3, 8, 8\)"),
-        ({"a": convolutional}, broken, "examples: those of s hold values that are not finite"),
-        ({"a": convolutional}, images + 0.01, r"examples: those of s leave \[0, 1\]"),
-        ({"a": convolutional}, 1 - images, "examples: those of s are up to .* from their images, the radius is 0.1"),
+        ({"a": convolutional}, images[:3], r"examples: those of s must have .* \(40, 3, 8, 8\), got \(3, 3, 8, 8\)"),
+        ({"a": convolutional}, broken, "examples: those of s must be finite"),
+        ({"a": convolutional}, images + 0.01, r"examples: those of s must lie in \[0, 1\]"),
+        ({"a": convolutional}, 1 - images, "examples: those of s must lie within 0.1 of their images, got up to"),
         ({"b": nn.Flatten()}, images, "model: b must have the data's 5 classes, got 192"),
         ({"b": nn.Conv2d(1, 3, 1)}, images, "model: b must take the data's 3 x 8 x 8 images"),
     ]

@@ -67,7 +67,7 @@ def test_a_good_stand_in_brings_the_full_verdict(zoo, images, function, standin)
     assert found.verdict == "none found within this budget"
     assert "took the gradient from a stand-in" in found.reason
     assert not {"D1", "S1"} & {made.id for made in found.checks if made.fired}
-    assert "not looked at" in checks_of(found)["S1"].cause
+    assert "not tested" in checks_of(found)["S1"].cause
     blind = audit(behind(zoo, function), images)
     assert blind.verdict != found.verdict
     assert found.upper_bound <= blind.upper_bound
@@ -111,4 +111,4 @@ def test_the_bound_is_what_one_attack_leaves_where_passes_differ():
     assert found.upper_bound > float(main.standing().double().mean()) + 0.1
     set_up = checks_of(found)["D1"]
     assert set_up.fired
-    assert "passes of 2 draws each differ in the class" in set_up.cause
+    assert "the mean of 2 draws changes its class between passes" in set_up.cause

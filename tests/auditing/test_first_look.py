@@ -63,6 +63,7 @@ def test_an_honest_model_is_counted_and_nothing_else_is_seen(images: ImageSet) -
         "classes_labelled": 2,
         "classes_predicted": 2,
         "probed": PROBED,
+        "pixels": 2,
         "random": False,
         "flips": 0,
         "depends_on_batch": False,

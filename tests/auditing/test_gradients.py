@@ -86,5 +86,5 @@ def test_the_audit_tells_convergence_and_alignment_in_words(digits, zoo):
         zoo(0).honest["SL-adv"], digits.test.subset(torch.arange(60)), None, ThreatModel("linf", 0.1), "quick"
     )
     said = {made.id: made.row()["cause"] for made in found.checks}
-    assert "; the median FOSC there is 0." in said["C2"]
+    assert "; the median FOSC is 0." in said["C2"]
     assert ", the median alignment of image and random start 0." in said["G1"]

@@ -130,12 +130,12 @@ def test_the_check_fires_on_a_blind_attack_alone(zoo, images):
     assert (blind.fired, blind.accuses, blind.points_to) == (True, False, ("saturation",))
     broken = unit_test(gathered(zoo(0).masked["backward zero"][0], images))
     assert (broken.fired, broken.accuses, broken.points_to) == (True, False, ("weak attack",))
-    assert "on the margin it misses" in broken.cause + broken.beside
+    assert "PGD on the margin misses" in broken.cause + broken.beside
 
 
 def test_the_check_abstains_where_nothing_is_known(zoo, images):
     votes, _ = zoo(0).masked["votes"]
-    assert "a readout hides a point" in unit_test(gathered(votes, images)).cause
+    assert "have a known adversarial point" in unit_test(gathered(votes, images)).cause
     noise, _ = zoo(0).masked["noise layer"]
     assert unit_test(gathered(noise, images)).cause == "the output is random"
     few = unit_test(gathered(zoo(0).honest["linear"], images.subset(torch.arange(5))))

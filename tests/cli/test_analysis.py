@@ -60,7 +60,7 @@ def analysis(world: Path, tmp_path_factory: pytest.TempPathFactory, done: Done) 
 
 def test_an_analysis_writes_every_file(analysis: Path, content: Content) -> None:
     figures = [f"steps-{name}" for name in USUAL_METRICS if name not in OF_THE_PATH]
-    figures += [f"distribution-{name}" for name in ("norm", "entropy", "margin")]
+    figures += ["steps-panel", *(f"distribution-{name}" for name in ("norm", "entropy", "margin"))]
     expected = {table.file for table in TABLES} | {"manifest.json", "figures/captions.json"}
     expected |= {f"figures/{name}.{kind}" for name in figures for kind in ("pdf", "png")}
     assert set(content(analysis)) == expected
@@ -176,7 +176,8 @@ def test_only_what_was_asked_for_is_measured(world: Path, tmp_path: Path, done: 
         always = set() if table is STEPS else set(GRADIENT_METRICS)
         assert set(rows(tmp_path, table)["metric"]) == {"norm", "entropy", "accuracy"} | always
     names = {path.stem for path in (tmp_path / "figures").glob("*.pdf")}
-    assert names == {"steps-norm", "steps-entropy", "steps-accuracy", "distribution-norm", "distribution-entropy"}
+    steps = {"steps-norm", "steps-entropy", "steps-accuracy", "steps-panel"}
+    assert names == steps | {"distribution-norm", "distribution-entropy"}
     assert set(rows(tmp_path)["n"]) <= set(range(6))
 
 

@@ -62,9 +62,10 @@ def test_masking_shuts_the_gate(
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / f"masked_{gate}.py").write_text(MASKED.format(text=str(world / "sl.pt")))
     model = (f"masked_{gate}:Masked", "--trust-code", "--dataset", "digits")
-    code, printed, said = run("audit", *model, *QUICK, *["--fail-on-masking"] * gate, "--out", tmp_path / "a")
-    assert (code, said) == (3 if gate else 0, "")
-    assert "MASKING FOUND, cause: saturation" in printed
+    ended = run("audit", *model, *QUICK, *["--fail-on-masking"] * gate, "--out", tmp_path / "a")
+    assert (ended.code, ended.mistakes) == (3 if gate else 0, "")
+    assert "MASKING FOUND, cause: saturation" in ended.out
+    assert f"\nnext:    gradscope judge pgd masked_{gate}:Masked --dataset digits --trust-code --norm linf" in ended.err
     assert (tmp_path / "a" / "audit.json").exists()
 
 
@@ -72,8 +73,9 @@ def test_masking_shuts_the_gate(
 @pytest.mark.parametrize(("claim", "code"), [(0.99, 3), (0.001, 0)])
 def test_a_claim_is_judged_first_and_is_a_gate(world: Path, tmp_path: Path, run: Run, claim: float, code: int) -> None:
     out = tmp_path / "a"
-    found, printed, said = run("audit", world / "sl.pt", *QUICK, "--claim", claim, "--out", out)
-    assert (found, said) == (code, "")
+    ended = run("audit", world / "sl.pt", *QUICK, "--claim", claim, "--out", out)
+    printed = ended.out
+    assert (ended.code, ended.mistakes) == (code, "")
     verdict = "refuted" if code else "not refuted within this budget"
     assert printed.splitlines()[0].startswith(f"sl: claim of {100 * claim:.4g} % {verdict}: at most ")
     (entry,) = json.loads((out / "audit.json").read_text())["audits"]
@@ -82,7 +84,8 @@ def test_a_claim_is_judged_first_and_is_a_gate(world: Path, tmp_path: Path, run:
     done = run("report", out)
     assert done[0] == 0
     page = (out / "report.html").read_text()
-    assert 0 < page.index(f"claim of {100 * claim:.4g} % {verdict}") < page.index("<h2>sl: ")
+    assert "The claim that sl keeps " in page[page.index("<h1") : page.index("</h1>")]
+    assert f" is {verdict}: at most " in page[page.index("<h1") : page.index("</h1>")]
 
 
 @pytest.mark.usefixtures("little_work")
@@ -96,10 +99,13 @@ def test_an_undecided_gate_is_no_pass(
     (tmp_path / "cut.py").write_text(cut)
     model = ("cut:Masked", "--trust-code", "--dataset", "digits")
     flags = [*([gate] if gate else []), *["--allow-inconclusive"] * allowing]
-    found, printed, said = run("audit", *model, *QUICK, *flags, "--out", tmp_path / "a", "--no-figures")
-    assert found == (0 if allowing else code)
-    assert "INCONCLUSIVE" in printed
-    assert said.startswith("gradscope: the gate could not be decided (cut:Masked: ") if found else not said
+    ended = run("audit", *model, *QUICK, *flags, "--out", tmp_path / "a", "--no-figures")
+    assert ended.code == (0 if allowing else code)
+    assert "INCONCLUSIVE" in ended.out
+    said = ended.mistakes
+    assert said.startswith("gradscope: the gate could not be decided (cut:Masked: ") if ended.code else not said
+    assert f"figures: none yet; gradscope figures {tmp_path / 'a'} draws them\n" in ended.err
+    assert "the same command with --budget full --overwrite" in ended.err
 
 
 def test_too_few_right_images_are_refused_before_anything_is_attacked(world: Path, tmp_path: Path, run: Run) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import gradscope
+from gradscope.measure.options import COMMANDS
 from gradscope.models import checkpoint as checkpoints
 from gradscope.results.schemas import STEPS
 from gradscope.results.tables import read_table
@@ -38,6 +39,9 @@ def test_version_and_help(done: Done) -> None:
         for command in ("train", "analyze", "landscape", "attack", "transfer", "study", "claims", "figures", "list")
     )
     assert done() == overview
+    words = " ".join(overview.split())
+    assert all(f"{name} {' '.join(kind.summary.split())}" in words for name, kind in COMMANDS.items()), "none is cut"
+    assert "..." not in words.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize(
@@ -116,9 +120,14 @@ def test_the_shell_completes_the_names_of_attacks() -> None:
 
 
 def test_a_process_of_its_own(world: Path, tmp_path: Path) -> None:
-    """No word on stderr, no progress where there is no terminal, and the path at the end."""
+    """The path at the end of stdout; on stderr no progress, but what to do next."""
     ended = shell("-m", "gradscope", "analyze", world / "sl.pt", *QUICK, "--out", tmp_path / "a")
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.returncode == 0
+    assert ended.stderr.splitlines() == [
+        f"figures: {tmp_path / 'a' / 'figures'} (2, each as .pdf and .png)",
+        f"next:    gradscope audit {world / 'sl.pt'}  # is this robustness real?",
+        f"         gradscope report {tmp_path / 'a'}  # all of it on one page, report.html",
+    ]
     assert ended.stdout.splitlines()[-1] == str(tmp_path / "a")
     ended = shell("-m", "gradscope", "train", "--mode", "sl", "--epochs", 0)
     assert (ended.returncode, ended.stdout) == (2, "")

@@ -36,3 +36,11 @@ def test_list_says_what_each_attack_needs(done: Done) -> None:
     assert lines["square"].endswith("[logits]")
     assert lines["pgd-dlr"].endswith("[logits, gradient; 3 classes or more]")
     assert lines["transfer"].endswith("[logits, examples]")
+
+
+def test_list_alone_lists_all(done: Done) -> None:
+    whole = done("list").split("\n\n")
+    kinds = ["datasets", "architectures", "metrics", "attacks", "objectives", "modes"]
+    assert [part.splitlines()[0] for part in whole] == [f"{kind.capitalize()}:" for kind in kinds]
+    for kind, part in zip(kinds, whole, strict=True):
+        assert [line.removeprefix("  ") for line in part.splitlines()[1:]] == done("list", kind).splitlines()

@@ -88,24 +88,38 @@ def test_missing_images_and_failures_end_with_1(
 ) -> None:
     recipe.write_text(
         '[grid]\ndata = ["digits", "npz"]\nmodes = ["sl"]\n[training]\nepochs = 1\n'
+        '[models.still]\nmode = "sl"\nset = ["phases.0.learning_rate=20", "phases.0.warmup_epochs=0"]\n'
         '[models.blown]\nmode = "sl"\nset = ["phases.0.learning_rate=1e37", "phases.0.warmup_epochs=0"]\n'
         '[[measure]]\ncommand = "transfer"\nsteps = 2\nsamples = 6\n'
     )
     code, out, err = run("study", recipe, *places)
-    assert (code, err) == (1, "")
+    assert code == 1
+    assert err.splitlines() == [
+        f"figures: {tmp_path / 'results' / 'paper'}",
+        f"next:    open {tmp_path / 'results' / 'report.html'} in a browser",
+        "         the same command again, which runs what is missing alone",
+    ]
     lines = out.splitlines()
+    still = lines.index(next(line for line in lines if line.startswith("model-digits-still-s0: done in")))
+    assert lines[still + 2].startswith("  caution: ")
+    assert "no more than guessing among 10 classes" in lines[still + 2]
     assert any(line.startswith("model-digits-sl-s0: done in") for line in lines)
     failed = next(line for line in lines if line.startswith("model-digits-blown-s0: failed, see "))
     assert (tmp_path / "results" / failed.split("see ")[1].split(":")[0]).exists()
     assert "measure-transfer-digits: not begun, for it needs model-digits-blown-s0" in lines
-    assert any(line.startswith("npz is absent, and 3 stages with it: data_root must") for line in lines)
+    assert any(line.startswith("npz is absent, and 4 stages with it: data_root must") for line in lines)
     assert lines[-1] == str(tmp_path / "results" / "report.html")
     page = (tmp_path / "results" / "report.html").read_text()
-    assert "The images of npz are absent, and with them model-npz-sl-s0, " in page
+    assert "Stages that did not run: model-npz-sl-s0, " in page
     assert "model-digits-blown-s0 failed: " in page
-    assert "measure-transfer-digits was not begun, for it needs model-digits-blown-s0." in page
+    assert "measure-transfer-digits did not start: it needs model-digits-blown-s0." in page
     manifest = json.loads((tmp_path / "results" / "manifest.json").read_text())
-    assert manifest["absent"]["stages"] == ["model-npz-sl-s0", "model-npz-blown-s0", "measure-transfer-npz"]
+    assert manifest["absent"]["stages"] == [
+        "model-npz-sl-s0",
+        "model-npz-still-s0",
+        "model-npz-blown-s0",
+        "measure-transfer-npz",
+    ]
     code, out, _ = run("study", recipe, *places)
     assert code == 1
     assert "model-digits-sl-s0: done before" in out

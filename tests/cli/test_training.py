@@ -46,11 +46,28 @@ def test_every_mode_is_trained(tmp_path: Path, mode: str, done: Done, content: C
     assert sorted(content(tmp_path)) == ["new/c.history.csv", "new/c.pt"]
 
 
-def test_the_checkpoint_is_named_after_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: Done) -> None:
+def test_the_checkpoint_is_named_after_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     monkeypatch.chdir(tmp_path)
-    printed = done("train", "--mode", "sl", "--epochs", 1, "--seed", 2)
-    assert printed.startswith("checkpoints/digits-cnn2-sl-s2.pt  ")
+    ended = run("train", "--mode", "sl", "--epochs", 1, "--seed", 2)
+    assert ended.out.startswith("checkpoints/digits-cnn2-sl-s2.pt  ")
+    assert ended.err.splitlines() == [
+        "next:    gradscope analyze checkpoints/digits-cnn2-sl-s2.pt  # gradients and accuracy along an attack",
+        "         gradscope audit checkpoints/digits-cnn2-sl-s2.pt  # is its robustness real?",
+    ]
     assert (tmp_path / "checkpoints" / "digits-cnn2-sl-s2.pt").exists()
+
+
+def test_an_absurd_adversary_and_a_model_at_chance_are_warned_of_once(tmp_path: Path, run: Run) -> None:
+    rates = [f"phases.{phase}.{end}learning_rate=1e-9" for phase in (0, 1) for end in ("", "final_")]
+    options = [word for setting in ["phases.1.adversary.epsilon=8", *rates] for word in ("--set", setting)]
+    ended = run("train", "--mode", "sl-adv", "--epochs", 2, "--seed", 1, *options, "--out", tmp_path / "still.pt")
+    assert ended.code == 0
+    first, second, *_ = (line for line in ended.err.splitlines() if "caution" in line)
+    assert first.startswith("gradscope: caution: adversary: epsilon 8 in linf reaches every image")
+    assert first.endswith('did you mean "8/255"?')
+    assert second.startswith("gradscope: caution: still: ")
+    assert second.endswith("check the labels, train for longer, or lower the learning rate")
+    assert ended.err.count("caution: still") == ended.err.count("caution: adversary") == 1
 
 
 def test_the_command_line_beats_set_beats_the_file_beats_the_preset(tmp_path: Path, done: Done) -> None:
@@ -77,7 +94,7 @@ def test_a_mode_is_no_path(
     (tmp_path / "c.toml").write_text("[[phases]]\nepochs = 1\nlearning_rate = 1e-3\nobjective = 'cross-entropy'\n")
     ended = run("train", "--mode", mode, "--config", tmp_path / "c.toml")
     assert ended.code == 2
-    assert ended.err == f"gradscope: --mode must be a name of at most 100 characters and no path, got {mode!r}\n"
+    assert ended.err == f"gradscope: --mode must be a plain name of at most 100 characters, not a path, got {mode!r}\n"
     assert list(content(tmp_path)) == ["c.toml"]
 
 

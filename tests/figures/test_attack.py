@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -66,53 +66,86 @@ def drawn(make, *arguments):
         return {drawing.name: drawing for drawing in make(*arguments)}
 
 
-def marks(drawing) -> list[tuple[str, list[float]]]:
-    """What each row of marks is filled with, and where its marks lie."""
-    (axes,) = drawing.figure.axes
-    lines = [line for line in axes.lines if len(line.get_xdata()) and line.get_marker() not in ("", "None", None)]
-    return [(str(line.get_markerfacecolor()), list(line.get_xdata())) for line in lines]
+class Panel(NamedTuple):
+    """What is drawn of a checkpoint: its staircase, the numbers beside it, and its dots."""
+
+    title: str
+    stairs: list[float]
+    numbers: list[str]
+    dots: list[float]
 
 
-def test_a_mark_for_each_attack_alone_and_so_far():
+def panels(drawing) -> list[Panel]:
+    found = []
+    for axes in drawing.figure.axes:
+        if axes.axison:
+            stairs, *dots = [line for line in axes.lines if line.get_linestyle() == "-" or line.get_marker() == "o"]
+            heights = stairs.get_ydata()
+            assert list(heights[1::2] - heights[::2]) == [1.0] * (len(heights) // 2), "a row each"
+            found.append(
+                Panel(
+                    axes.get_title(loc="left"),
+                    list(stairs.get_xdata()[::2]),
+                    [text.get_text() for text in axes.texts],
+                    list(dots[0].get_xdata()) if dots else [],
+                )
+            )
+    return found
+
+
+def test_what_stands_after_each_attack_is_a_staircase():
     rows = attack_rows(MODES[:1])
     (drawing,) = drawn(draw_attacks, rows).values()
     assert drawing.name == "attacks-accuracy"
     (axes,) = drawing.figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["clean", *NAMES]
-    filled, opened = (found for _, found in marks(drawing))
-    assert filled == rows[(rows["metric"] == "accuracy")]["value"].tolist()
-    assert opened == rows[(rows["metric"] == "robust-accuracy")]["value"].tolist()
-    assert "of those it was run on" in drawing.caption
+    (panel,) = panels(drawing)
+    left = rows[rows["metric"] == "robust-accuracy"]["value"].tolist()
+    assert panel.stairs == [1.0, *left]
+    assert panel.numbers == ["100", *(f"{100 * value:.0f}" for value in left)]
+    assert panel.dots == [], "shares of what others left are not drawn beside shares of all"
     assert "of all n = 200 images" in drawing.caption
+    assert f"{', '.join(NAMES)}: run on what stood until then, so without a dot" in drawing.caption
     assert "Wilson" in drawing.caption
 
 
-def test_without_a_cascade_every_mark_is_of_all_images():
+def test_without_a_cascade_a_dot_shows_each_attack_alone():
     rows = attack_rows(MODES[:2], cascade=False)
     (drawing,) = drawn(draw_attacks, rows).values()
-    filled = marks(drawing)[0][1]
-    alone = rows[(rows["metric"] == "accuracy") & (rows["subset"] == "all") & (rows["checkpoint"] == "sl-0")]
-    assert filled == alone["value"].tolist()
-    assert "right under this attack, of all n = 200 images" in drawing.caption
+    alone = rows[(rows["metric"] == "accuracy") & (rows["subset"] == "all") & (rows["attack"] != "none")]
+    for panel, (checkpoint, _) in zip(panels(drawing), MODES, strict=False):
+        assert panel.title == checkpoint
+        assert panel.dots == alone[alone["checkpoint"] == checkpoint]["value"].tolist()
+    assert "right under this attack alone, of all n = 200 images" in drawing.caption
 
 
-def test_attacks_on_what_others_left_have_no_mark_among_shares_of_all():
+def test_attacks_on_what_others_left_have_no_dot_among_shares_of_all():
     rows = attack_rows(MODES[:1], cascade=False)
     last = str(rows["attack"].iloc[-1])
     rows = rows[~((rows["attack"] == last) & (rows["metric"] == "accuracy") & (rows["subset"] == "all"))]
     (drawing,) = drawn(draw_attacks, rows).values()
-    filled, opened = (found for _, found in marks(drawing))
-    assert len(opened) == rows[rows["metric"] == "robust-accuracy"]["attack"].nunique()
-    assert len(filled) == len(opened)  # the clean images, and every attack but the last
-    assert f"{last}: run on what the others left alone, no mark" in drawing.caption
+    (panel,) = panels(drawing)
+    assert (len(panel.stairs), len(panel.dots)) == (1 + len(NAMES), len(NAMES) - 1)
+    assert f"{last}: run on what stood until then, so without a dot" in drawing.caption
 
 
-def test_checkpoints_of_one_mode_have_one_colour_and_marks_of_their_own():
-    (drawing,) = drawn(draw_attacks, attack_rows()).values()
-    legend = drawing.figure.legends[0]
-    looks = {text.get_text(): line for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)}
-    assert looks["sl-0"].get_color() == looks["sl-1"].get_color() == style.COLOURS["sl"]
-    assert looks["sl-0"].get_marker() != looks["sl-1"].get_marker()
+def test_a_number_is_written_only_where_it_changes():
+    rows = attack_rows(MODES[:1])
+    rows.loc[rows["metric"] == "robust-accuracy", ["value", "ci_low", "ci_high"]] = (0.5, 0.4, 0.6)
+    (drawing,) = drawn(draw_attacks, rows).values()
+    assert panels(drawing)[0].numbers == ["100", "50"]
+
+
+@pytest.mark.parametrize(("models", "shape", "width"), [(1, 1, 3.4), (2, 2, 4.25), (4, 4, 4.25), (5, 8, 7.0)])
+def test_each_checkpoint_has_a_panel_with_its_name_and_its_modes_colour(models, shape, width):
+    (drawing,) = drawn(draw_attacks, attack_rows(MODES[:models])).values()
+    assert len(drawing.figure.axes) == shape
+    shown = [axes for axes in drawing.figure.axes if axes.axison]
+    assert [axes.get_title(loc="left") for axes in shown] == [name for name, _ in MODES[:models]]
+    assert [axes.lines[0].get_color() for axes in shown] == [style.COLOURS[mode] for _, mode in MODES[:models]]
+    assert drawing.figure.get_size_inches()[0] == width
+    below = [axes.get_title(loc="left") for axes in shown if axes.get_xlabel()]
+    assert below == [name for name, _ in MODES[:models]][-4 if models > 4 else -2 :], "the lowest of each column"
 
 
 def test_several_radii_are_a_curve_from_the_clean_accuracy():
@@ -131,19 +164,13 @@ def test_an_attack_that_the_first_checkpoint_skipped_keeps_its_place():
     rows = attack_rows(MODES[:2])
     rows = rows[(rows["checkpoint"] == "rl-0") | ~rows["attack"].isin(["fgsm", "apgd-ce"])]
     (drawing,) = drawn(draw_attacks, rows).values()
-    (axes,) = drawing.figure.axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["clean", *NAMES]
+    assert [label.get_text() for label in drawing.figure.axes[0].get_yticklabels()] == ["clean", *NAMES]
+    skipping, whole = panels(drawing)
+    assert (len(skipping.stairs), len(whole.stairs)) == (4, 6)
 
 
 def test_where_no_attack_was_run_nothing_is_drawn():
     assert drawn(draw_attacks, attack_rows(names=())) == {}
-
-
-def test_an_attack_that_nobody_was_left_for_has_no_mark():
-    rows = attack_rows(MODES[:1])
-    rows.loc[(rows["attack"] == "square") & (rows["metric"] == "accuracy"), ["value", "ci_low", "ci_high"]] = np.nan
-    (drawing,) = drawn(draw_attacks, rows).values()
-    assert [len(found) for _, found in marks(drawing)] == [5, 5]
 
 
 @pytest.mark.parametrize("models", [2, 8])

@@ -24,7 +24,7 @@ def test_everything_there_is_drawn(make_results):
     before = dict(matplotlib.rcParams)
     paths = draw(directory)
     assert dict(matplotlib.rcParams) == before
-    names = ["steps-cosine", "steps-norm", "distribution-norm"]
+    names = ["steps-cosine", "steps-norm", "steps-panel", "distribution-norm"]
     assert [path.name for path in paths] == [f"{name}.{kind}" for name in names for kind in ("pdf", "png")]
     assert all(path.parent == directory / "figures" and path.stat().st_size > 1000 for path in paths)
     captions = json.loads((directory / "figures" / "captions.json").read_text())

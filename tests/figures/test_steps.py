@@ -54,7 +54,12 @@ def test_lines_and_bands_are_the_numbers_of_the_file(make_results):
     steps = read_table(make_results(sample_metrics=()) / "steps.csv", STEPS)
     with style.paper():
         drawings = {drawing.name: drawing.figure for drawing in draw_steps(steps)}
+    panel = drawings.pop("steps-panel")
     assert set(drawings) == {"steps-cosine", "steps-norm", "steps-accuracy"}
+    assert [axes.get_title() for axes in panel.axes] == ["accuracy", "gradient cosine", "gradient norm"]
+    for axes, name in zip(panel.axes, ("steps-accuracy", "steps-cosine", "steps-norm"), strict=True):
+        for drawn, alone in zip(axes.lines, drawings[name].axes[0].lines, strict=True):
+            assert_array_equal(drawn.get_xydata(), alone.get_xydata())
     for name, figure in drawings.items():
         axes = figure.axes[0]
         assert len(axes.lines) == len(axes.collections) == 8
@@ -100,10 +105,58 @@ def test_a_wholly_undefined_metric_is_drawn_without_a_warning(metric):
 
 @pytest.mark.parametrize("metric", ["accuracy", "sign", "zero", "dispersion"])
 def test_shares_are_drawn_from_0_to_1(metric):
-    (drawing,) = draw(table([0.5, 0.6], metric=metric))
+    (drawing,) = draw(table([0.4, 0.7], metric=metric))
     low, high = drawing.figure.axes[0].get_ylim()
     assert -0.1 < low <= 0
     assert 1 <= high < 1.1
+
+
+@pytest.mark.parametrize(
+    ("means", "half", "ends"),
+    [
+        ([0.96, 0.99], 0.01, (0.95, 1.0)),
+        ([0.7, 0.85], 0.05, (0.65, 0.9)),
+        ([0.0, 0.0], 0.0, (0.0, 0.02)),
+        ([1.0, 1.0], 0.0, (0.98, 1.0)),
+        ([0.5, 0.5], 0.0, (0.49, 0.51)),
+    ],
+)
+def test_shares_that_lie_close_together_are_drawn_larger(means, half, ends):
+    (drawing,) = draw(table(means, metric="sign", half=half))
+    low, high = drawing.figure.axes[0].get_ylim()
+    room = 0.08 * (ends[1] - ends[0])
+    assert (low, high) == pytest.approx((ends[0] - room, ends[1] + room))
+    assert f"the axis shows {ends[0]:.2f} to {ends[1]:.2f} alone, not 0 to 1" in drawing.caption
+
+
+def test_shares_with_wide_bands_are_drawn_from_0_to_1():
+    (drawing,) = draw(table([0.5, 0.55], metric="accuracy", half=0.2))
+    assert drawing.figure.axes[0].get_ylim()[1] > 1
+    assert "alone" not in drawing.caption
+
+
+def test_the_panel_has_what_a_paper_prints_and_one_legend():
+    metrics = ("entropy", "loss", "norm", "accuracy", "cosine")
+    tables = [
+        table([0.97, 0.96], metric=metric, half=0.01, checkpoint=name, mode=name, attack=attack, unit=unit)
+        for metric, unit in zip(metrics, ("bits", "nats", "nats per unit pixel range", "-", "-"), strict=True)
+        for name in ("sl", "rl")
+        for attack in ("pgd", "pgd-paper")
+    ]
+    panel = draw(*tables)[-1]
+    assert panel.name == "steps-panel"
+    assert [axes.get_title() for axes in panel.figure.axes] == [
+        "accuracy",
+        "gradient cosine",
+        "gradient norm",
+        "entropy",
+    ]
+    assert [axes.get_ylabel() for axes in panel.figure.axes] == ["", "", "nats per unit pixel range", "bits"]
+    (legend,) = panel.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["sl", "rl", "pgd", "pgd-paper"]
+    assert panel.figure.get_size_inches()[0] == style.PAGE
+    assert "accuracy: the axis shows 0.95 to 0.98 alone" in panel.caption
+    assert draw(*(rows for rows in tables if rows["metric"].iloc[0] in ("loss", "norm")))[-1].name == "steps-norm"
 
 
 def test_norm_is_on_a_log_axis_and_zeros_reach_its_edge():
@@ -175,4 +228,4 @@ def test_captions_say_what_the_band_is():
 
 def test_a_checkpoint_without_the_metric_is_left_out_of_its_figure():
     drawings = draw(table([1.0]), table([0.5], metric="accuracy"), table([0.4], metric="accuracy", checkpoint="b"))
-    assert [len(drawing.figure.axes[0].lines) for drawing in drawings] == [1, 2]
+    assert [len(drawing.figure.axes[0].lines) for drawing in drawings] == [1, 2, 2], "the panel last"

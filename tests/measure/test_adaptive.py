@@ -161,7 +161,7 @@ def test_an_audit_hears_a_loss_that_finds_what_all_others_miss() -> None:
     assert found.verdict == "masking found"
     checks, others = (one.frame().set_index("check") for one in (found, alone))
     assert (checks["state"]["N3"], others["state"]["N3"]) == ("fired", "passed")
-    assert checks["cause"]["N3"].startswith("images that pgd-own fools")
+    assert checks["cause"]["N3"].startswith("images that only pgd-own fools")
 
 
 def test_judge_hands_the_attack_the_stand_in() -> None:
@@ -216,7 +216,7 @@ def test_what_is_no_loss_and_no_number_of_draws_is_refused(given, words) -> None
 
 
 def test_judge_knows_no_attack_that_needs_a_loss() -> None:
-    with pytest.raises(GradscopeError, match="pgd-own needs a loss of your own"):
+    with pytest.raises(GradscopeError, match="got pgd-own, which needs a loss of your own"):
         gs.judge("pgd-own", {"levels": defended()}, X, Y, backward={"0": "identity"}, **BALL)
 
 

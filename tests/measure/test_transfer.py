@@ -138,7 +138,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_files(
 
 
 def test_what_is_refused(trained: list[str], tmp_path: Path) -> None:
-    with pytest.raises(GradscopeError, match="model must be two models or more in a transfer, got 1"):
+    with pytest.raises(GradscopeError, match="model must be at least two models in a transfer, got 1"):
         transferred(trained[:1], tmp_path / "out")
     with pytest.raises(GradscopeError, match=r"epsilon must be above 0 .*got 0"):
         transferred(trained, tmp_path / "out", epsilon=0)

@@ -178,7 +178,7 @@ def test_bad_grids_and_threats_are_refused(convolutional, image_set):
     ):
         with pytest.raises(GradscopeError, match=message):
             Grid.parse(bad)
-    with pytest.raises(GradscopeError, match="epsilon: a number above 0"):
+    with pytest.raises(GradscopeError, match="epsilon must be above 0, because"):
         planes_of(convolutional, image_set, torch.arange(2), PGD(epsilon=0, steps=1))
 
 

@@ -125,12 +125,12 @@ def test_orthogonal_directions(convolutional):
     first, second = directions(convolutional)
     remainder = orthogonal_to(second, first)
     assert sum(float((part * first[key]).sum()) for key, part in remainder.items()) == pytest.approx(0, abs=1e-4)
-    with pytest.raises(GradscopeError, match="these are parallel"):
+    with pytest.raises(GradscopeError, match="directions must span a plane, got two parallel ones"):
         orthogonal_to({key: -2 * part for key, part in first.items()}, first)
 
 
 def test_bad_models_are_refused(convolutional):
-    with pytest.raises(GradscopeError, match="it has none to move"):
+    with pytest.raises(GradscopeError, match="model must have a non-zero parameter of two or more axes, got none"):
         filter_normalised_direction(nn.BatchNorm2d(3), seed=0, name="first")
     narrow = nn.Sequential(nn.Conv2d(3, 4, 3))
     with pytest.raises(GradscopeError, match=r"0\.weight is \(8, 3, 3, 3\) and \(4, 3, 3, 3\)"):

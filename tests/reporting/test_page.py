@@ -233,11 +233,11 @@ def test_a_study_shows_its_own_parts_by_kind_and_says_what_is_lacking(make_study
     ]
     for said in (
         "The study is incomplete: its manifest.json says so.",
-        "The images of cifar10 are absent, and with them model-cifar10-sl-s0: data_root: it is not there.",
+        "The images of cifar10 are absent (data_root: it is not there). Stages that did not run: model-cifar10-sl-s0.",
         "model-rl-s0 failed: RuntimeError: no <luck> (see .stages/model-rl-s0.log).",
-        "measure-late was not begun, for it needs model-rl-s0.",
+        "measure-late did not start: it needs model-rl-s0.",
         "measure-waiting is still to be done.",
-        "of-another-recipe is not of this study, and left out.",
+        "of-another-recipe does not belong to this study and is left out.",
         "The stages of the study tiny, 62 seconds of work in all",
         "node <7>",
         "2026-01-02 03:04:05",
@@ -377,7 +377,7 @@ def test_captions_that_are_no_json_are_one_line(make_study):
 def test_nothing_and_nowhere_are_refused(tmp_path):
     with pytest.raises(GradscopeError, match="sub-directories are, got"):
         write_report(tmp_path)
-    with pytest.raises(GradscopeError, match="which is none"):
+    with pytest.raises(GradscopeError, match="which is not a directory"):
         write_report(tmp_path / "no")
     assert not list(tmp_path.iterdir())
 

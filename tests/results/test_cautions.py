@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gradscope.results.cautions import at_chance, cautions
+from gradscope.results.cautions import CHECK_TRAINING, at_chance, cautions, past_grey
 from gradscope.results.manifest import Manifest
 
 HONEST: dict[str, Any] = {
@@ -105,3 +105,46 @@ def test_one_class_is_said_of_labels_first_then_of_predictions(kind: str) -> Non
 
 def test_a_guess_is_said_of_an_audit_too() -> None:
     assert len(said_of("audit", right=8)) == len(said_of(right=8)) == 1
+
+
+def test_what_to_check_depends_on_who_is_told() -> None:
+    told, of_training = at_chance(10, 100, 10), at_chance(10, 100, 10, CHECK_TRAINING)
+    assert told is not None
+    assert told.endswith("check the labels and the normalisation (mean, std)")
+    assert of_training is not None
+    assert of_training.endswith("check the labels, train for longer, or lower the learning rate")
+
+
+@pytest.mark.parametrize(
+    ("norm", "epsilon", "pixels", "words"),
+    [
+        ("linf", 8.0, None, 'reaches every image in [0, 1] from any other: no model is robust; did you mean "8/255"?'),
+        ("linf", 0.5, 64, "reaches plain grey from every image"),
+        ("linf", 0.49, 64, None),
+        ("l2", 8.0, 64, 'no model is robust; did you mean "8/255"?'),
+        ("l2", 4.0, 64, "at most the images of one class can stand"),
+        ("l2", 3.99, 64, None),
+        ("l2", 400.0, None, None),
+        ("l2", 1.0, 4, None),
+    ],
+)
+def test_a_ball_that_reaches_grey_is_warned_of(
+    norm: str, epsilon: float, pixels: int | None, words: str | None
+) -> None:
+    """An image of 64 values is at most 1/2 from grey in L-infinity and sqrt(64) / 2 = 4 in L2."""
+    said = past_grey(norm, epsilon, pixels)
+    assert said is None if words is None else said is not None and words in said
+
+
+@pytest.mark.parametrize(
+    "radii",
+    [
+        {"norm": "l2", "epsilon": 5.0},
+        {"norm": "l2", "epsilons": [0.5, 4.5, 5.0]},
+        {"attacks": {"pgd": {"norm": "l2", "epsilon": 5.0}, "fgsm": {"meaning": "one step"}}},
+    ],
+)
+def test_the_largest_radius_is_warned_of_once(radii: dict[str, Any]) -> None:
+    looks = [{"label": name, "first_look": HONEST | {"pixels": 64}} for name in ("m", "n")]
+    (said,) = cautions(Manifest.model_validate({"checkpoints": looks, **radii}))
+    assert said.startswith("epsilon 5 in l2 reaches plain grey from every image")

@@ -177,7 +177,7 @@ def test_settings_and_data_root_of_the_command_line(tmp_path: Path) -> None:
         (GRID + ANALYZE + 'metrics = "cosin"\n', "measure analyze: metrics: 'cosin' .* did you mean 'cosine'"),
         (GRID + ANALYZE + 'models = "sl-adv"\n', "measure analyze: models: 'sl-adv' is unknown"),
         (GRID + ANALYZE + 'models = ["sl", "!sl"]\n', "measure analyze: models must choose at least one model"),
-        (GRID + ANALYZE + 'epsilon = "8/0"\n', "measure analyze: epsilon must be a number not below 0 .* got '8/0'"),
+        (GRID + ANALYZE + 'epsilon = "8/0"\n', "measure analyze: epsilon must be a number of at least 0.* got '8/0'"),
         (GRID + '[[measure]]\ncommand = "attack"\nattacks = ["sqare"]\n', "did you mean 'square'"),
         (GRID + '[[measure]]\ncommand = "audit"\nbudget = "quik"\n', r"budget: 'quik' .* did you mean 'quick'\?"),
         (
@@ -194,7 +194,7 @@ def test_settings_and_data_root_of_the_command_line(tmp_path: Path) -> None:
         ),
         (
             GRID + '[[measure]]\ncommand = "transfer"\nmodels = "sl-s0"\n',
-            "measure transfer: .*two models or more .*got 1",
+            "measure transfer: .*at least two models .*got 1",
         ),
         (
             GRID + '[[measure]]\ncommand = "landscape"\npoints = 1\n',

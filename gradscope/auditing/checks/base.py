@@ -1,4 +1,4 @@
-"""What a check found, and how checks that share an audit are corrected for their number."""
+"""The result of a check, and the correction of p-values for the number of checks in an audit."""
 
 import math
 from collections.abc import Sequence
@@ -27,28 +27,29 @@ Cause = Literal[
     "unexplained",
 ]
 
-#: Family-wise chance of a paired test firing on a model where both attacks are equal.
+#: Family-wise error rate: the chance that any paired test fires on a model on which both its attacks are equally
+#: strong.
 ALPHA = 0.05
-#: An outcome accuses where the blinded attack leaves a robust accuracy that somebody would claim: so much above the
-#: lowest that was reached, and so large a share of the clean accuracy.
+#: An outcome accuses if robust accuracy under the blinded attack is high enough that somebody would claim it: at least
+#: this far above the lowest found, and at least this share of the clean accuracy.
 CLAIMED_ABOVE = 0.10
 CLAIMED_SHARE = 0.2
-#: Fewer images than this say nothing about a share of 1 to 5 %.
+#: Fewest images needed to judge a share of 1 to 5 %.
 FEWEST_PROBED = 20
-#: Fewer images that stand at the end of PGD say nothing about convergence.
+#: Fewest images not fooled by PGD that are needed to judge its convergence.
 FEWEST_STANDING = 10
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check: ``value`` of ``n`` images against ``threshold``, interval, p-value (adjusted) and whose ``images``.
+    """Result of one check: ``value`` over ``n`` images against ``threshold``, with interval and adjusted p-value.
 
-    ``accuses``: where it fires, an attack that ought to be weaker, or that differs in numerics only, did better: an
-    outcome, not only a cause. ``left`` and ``lowest`` are what the blinded attack leaves of all images in the ball of
-    the comparison, and the lowest that was reached there. ``beside`` is what else was measured, fired or not, as it
-    goes on after ``cause``. ``points_to`` are the causes that what it saw can have. Its
-    images are seen after ``attack``, inside ``threat`` where that is not the audit's own; "" where no attack shows
-    them.
+    ``images``: indices of the images concerned. ``accuses``: the check compares outcomes; if it fires, an attack that
+    should be weaker, or that differs only in numerics, did better. Otherwise it only finds a possible cause. ``left``:
+    robust accuracy under the blinded attack in the ball of the comparison. ``lowest``: the lowest robust accuracy found
+    there. ``beside``: further measurements, appended to ``cause`` whether the check fires or not. ``points_to``:
+    possible causes of this finding. ``attack``: the attack that shows its images, inside ``threat`` if that is not the
+    audit's own; "" if no attack shows them.
     """
 
     id: str
@@ -72,16 +73,16 @@ class Check:
 
     @property
     def fired(self) -> bool:
-        """Whether it found what it looks for."""
+        """Whether the check fired."""
         return self.state == "fired"
 
     @property
     def beyond(self) -> bool:
-        """Whether the value lies beyond the threshold, be it by chance."""
+        """Whether the value lies beyond the threshold, significantly or by chance."""
         return self.value < self.threshold if self.id in FIRES_BELOW else self.value > self.threshold
 
     def row(self) -> dict[str, Any]:
-        """Its columns of ``audit.csv``."""
+        """Return the check's columns of ``audit.csv``."""
         return {
             "check": self.id,
             "name": self.name,
@@ -100,39 +101,41 @@ class Check:
 
 
 def would_be_claimed(left: float, lowest: float, clean: float) -> bool:
-    """Whether somebody would claim ``left``, what a blinded attack leaves, where the lowest is ``lowest``."""
+    """Tell whether robust accuracy ``left`` under a blinded attack is high enough above ``lowest`` to be claimed."""
     return left - lowest >= CLAIMED_ABOVE - 1e-9 and left >= CLAIMED_SHARE * clean - 1e-9
 
 
 def abstained(identifier: str, name: str, why: str, next_step: str, threshold: float = float("nan")) -> Check:
-    """A check that was not made, and why."""
+    """Build the result of a check that could not run, with the reason ``why``."""
     return Check(identifier, name, "abstained", float("nan"), threshold, why, next_step)
 
 
 def no_gradient(evidence: Evidence, identifier: str, name: str, threshold: float) -> Check:
-    """A check of gradients, which nobody looked at: there is none, or no image for it."""
+    """Build the result of a gradient check that could not run: there is no gradient, or no correct image."""
     if not len(evidence.places):
-        return abstained(identifier, name, "no image is right, so no gradient was looked at", "see D1", threshold)
-    return abstained(identifier, name, "no gradient was taken", "see D1", threshold)
+        return abstained(
+            identifier, name, "no image is classified correctly, so no gradient was examined", "see D1", threshold
+        )
+    return abstained(identifier, name, "no gradient could be computed", "see D1", threshold)
 
 
 def adjusted(checks: Sequence[Check]) -> list[Check]:
-    """The checks with their p-values adjusted together (Holm); what is above :data:`ALPHA` then has passed."""
+    """Adjust the p-values of the checks together (Holm); a check above :data:`ALPHA` then passes."""
     tested = [place for place, check in enumerate(checks) if check.p_value is not None and check.state != "abstained"]
-    found = list(checks)
+    results = list(checks)
     for place, p_value in zip(tested, holm([checks[place].p_value or 0.0 for place in tested]), strict=True):
-        check = found[place]
+        check = results[place]
         state: State = "passed" if p_value > ALPHA else check.state
-        found[place] = replace(check, p_value=p_value, state=state)
-    return found
+        results[place] = replace(check, p_value=p_value, state=state)
+    return results
 
 
 def numbers_at(numbers: Tensor, chosen: Tensor) -> tuple[int, ...]:
-    """The images' indices in their set where ``chosen`` ``(N,)`` is True."""
+    """Return the images' indices in their set where ``chosen`` ``(N,)`` is True."""
     return tuple(int(number) for number in numbers[chosen])
 
 
 def known_median(values: Tensor, words: str) -> str:
-    """``words`` with the median of the ``values`` that are defined; empty where none is."""
+    """Format the median of the defined ``values`` with ``words``; empty if none is defined."""
     known = values[~values.isnan()]
     return words.format(float(known.median())) if len(known) else ""

@@ -1,6 +1,6 @@
-"""Checks of the gradient: is it dead, rounded away, steady along the attack, and that of the output?
+"""Checks of the gradient: is it dead, rounded away, steady along the attack, and the output's true gradient?
 
-None accuses, but dead gradients of every loss on most of what stands.
+These checks do not accuse, with one exception: dead gradients of every loss on most images that no attack fooled.
 """
 
 import math
@@ -26,36 +26,39 @@ from gradscope.auditing.gradients import is_dead, kinds_of_slope
 from gradscope.auditing.outputs import flattened_by
 from gradscope.results.stats import Interval, mcnemar, wilson_interval
 
-#: DESIGN: share of samples with a dead gradient, and of those whose gradient float32 bends.
+#: N1 fires above this share of images with a dead gradient.
 DEAD_SHARE = 0.01
-#: Share of the images that stand on which no loss has a gradient, above which nothing was tried on them.
+#: N1 accuses if no loss has a gradient on at least this share of the images that no attack fooled.
 UNSEEN_SHARE = 0.5
+#: N2 fires if the gradients in float32 and float64 have a cosine below ``BENT_COSINE`` on more than this share of
+#: images.
 BENT_SHARE = 0.05
 BENT_COSINE = 0.99
-#: Share of images whose slopes are not autograd's. Honest networks have none of them beside a rare kink.
+#: Slopes count as wrong if autograd's differ from measured ones on more than this share of images. Honest networks have
+#: none, apart from a rare kink.
 FALSE_SHARE = 0.05
-#: Median cosine of consecutive gradients below which they are called erratic: honest classifiers of digits have 0.97
-#: to 1, a backward pass of noise -0.01.
+#: G1 fires if the median cosine of consecutive gradients is below this. Honest classifiers of digits have 0.97 to 1, a
+#: backward pass of noise has -0.01.
 ERRATIC = 0.1
 
 
-#: What to do about a gradient that does not show the way, by cause.
+#: Next step by cause, for a gradient that does not lead to adversarial examples.
 NEXT_STEPS: dict[Cause, str] = {
-    "saturation": "attack a margin or rescaled loss, or in float64",
+    "saturation": "attack with a margin or rescaled loss, or in float64",
     "missing gradient": "give a stand-in for the backward pass (option backward, BPDA), or attack by query",
     "false gradient": "give a stand-in for the backward pass (option backward, BPDA)",
-    "shattering": "let the identity stand in for the step (option backward, BPDA)",
-    "bounded output": "attack what goes into the bound in place of the output, or in float64",
-    "stand-in": "give another stand-in (backward), or attack by query",
-    "clipped output": "attack what goes into the clip in place of the output, or let its backward pass be the identity",
+    "shattering": "use the identity as backward pass of the step function (option backward, BPDA)",
+    "bounded output": "attack the input of the bounding function, not its output, or attack in float64",
+    "stand-in": "give another stand-in (option backward), or attack by query",
+    "clipped output": "attack the input of the clipping, not its output, or use the identity as its backward pass",
 }
 
 
 def unseen(evidence: Evidence) -> float:
-    """Share of the images that stand, of those looked at, at which no loss has a gradient to follow.
+    """Compute the share of probed images, among those no attack fooled, where no loss has a gradient to follow.
 
-    The cross-entropy is dead there or on PGD's path, and the margin has no slope, in float64 where the model runs in
-    it. 0 where fewer than :data:`FEWEST_STANDING` stand.
+    There the gradient of cross-entropy is dead at the image or on PGD's path, and the margin has slope 0, in float64 if
+    the model runs in it. 0 if fewer than :data:`FEWEST_STANDING` images are left.
     """
     if evidence.start is None or evidence.path is None or evidence.slopes is None:
         return 0.0
@@ -73,39 +76,39 @@ def _dead(evidence: Evidence) -> Tensor:
 
 
 def dead_gradients(evidence: Evidence) -> Check:
-    """N1: a loss of zero, no gradient or one below the usual floors, at the image or along PGD.
+    """Check N1: the loss is zero, or its gradient is zero or below the usual floors, at the image or along PGD.
 
-    It accuses where no loss has a gradient on at least :data:`UNSEEN_SHARE` of what stands: no attack along a gradient
-    was tried there, whatever its loss.
+    It accuses if no loss has a gradient on at least :data:`UNSEEN_SHARE` of the images that no attack fooled: there no
+    gradient attack could work, whatever its loss.
     """
     name = "dead gradients"
     if evidence.start is None or evidence.path is None:
         return no_gradient(evidence, "N1", name, DEAD_SHARE)
     kind = _kind_of_death(evidence)
     missed = blind_with_floors(evidence)
-    made = _share(
+    check = _share(
         evidence,
         ("N1", name, DEAD_SHARE),
         _dead(evidence),
-        "the cross-entropy or its gradient is zero, or too small for the floors that attacks put under it"
+        "cross-entropy or its gradient is zero, or below the norm floors that attacks use"
         + (f"; {missed}" if missed else ""),
         NEXT_STEPS[kind],
         (kind,),
     )
     share = unseen(evidence)
-    if not made.fired or share < UNSEEN_SHARE:
-        return made
+    if not check.fired or share < UNSEEN_SHARE:
+        return check
     left = float(evidence.standing().double().mean())
     accuses = would_be_claimed(left, left * (1 - share), float(evidence.main.right.double().mean()))
-    beside = f"; on {100 * share:.0f} % of the images that stand no loss has a gradient to follow"
-    return replace(made, accuses=accuses, left=left, lowest=left * (1 - share), beside=beside)
+    beside = f"; on {100 * share:.0f} % of the images that no attack fooled, no loss has a gradient to follow"
+    return replace(check, accuses=accuses, left=left, lowest=left * (1 - share), beside=beside)
 
 
 def _kind_of_death(evidence: Evidence) -> Cause:
-    """What keeps the outputs within bounds, where they are; else what is wrong with the slopes.
+    """Find the cause of dead gradients: bounded outputs, else wrong slopes, else saturation or a missing gradient.
 
-    Where nothing is: saturated where the loss is next to nothing; where it is that of a guess, the gradient was scaled
-    away.
+    If outputs and slopes are fine, the model is saturated where the loss is almost zero. Where the loss is that of a
+    guess, the gradient was scaled away.
     """
     assert evidence.start is not None
     if standin_is_zero(evidence):
@@ -121,16 +124,16 @@ def _kind_of_death(evidence: Evidence) -> Cause:
 
 
 def blind_with_floors(evidence: Evidence) -> str:
-    """What stands under PGD with such floors and under exact PGD, in words; empty unless a paired test parts them."""
+    """Compare robust accuracy under PGD with norm floors and under exact PGD, in words; empty if not significant."""
     attacks = evidence.main.attacks.keys()
     if not {"pgd", "pgd-paper"} <= attacks or mcnemar(*evidence.main.only("pgd", "pgd-paper"), greater=True) > ALPHA:
         return ""
     floored, exact = (100 * float(evidence.main.standing(name).double().mean()) for name in ("pgd-paper", "pgd"))
-    return f"{floored:.1f} % stand under PGD with floors (pgd-paper), {exact:.1f} % under exact PGD"
+    return f"robust accuracy is {floored:.1f} % under PGD with norm floors (pgd-paper), {exact:.1f} % under exact PGD"
 
 
 def rounding(evidence: Evidence) -> Check:
-    """N2: the gradient in float32 points elsewhere than in float64."""
+    """Check N2: the gradients in float32 and in float64 point in different directions."""
     name = "rounding"
     if not len(evidence.places):
         return no_gradient(evidence, "N2", name, BENT_SHARE)
@@ -142,16 +145,16 @@ def rounding(evidence: Evidence) -> Check:
         evidence,
         ("N2", name, BENT_SHARE),
         bent,
-        "the gradient of cross-entropy in float32 and in float64 point in different directions",
+        "the gradients of cross-entropy in float32 and in float64 point in different directions",
         "attack in float64, or on the margin",
         ("saturation",),
     )
 
 
 def slopes_of(evidence: Evidence) -> tuple[Tensor, Cause | None]:
-    """Which of the looked-at images have slopes that are not autograd's, and the commonest reason if they are many.
+    """Mark the probed images whose slopes differ from autograd's; if there are many, name the commonest cause.
 
-    Outputs that are flat since they lie at a bound are no steps.
+    Outputs that are flat because they lie at a bound do not count as steps.
     """
     assert evidence.slopes is not None
     kinds = kinds_of_slope(evidence.slopes)
@@ -164,14 +167,14 @@ def slopes_of(evidence: Evidence) -> tuple[Tensor, Cause | None]:
 
 
 def standin_is_zero(evidence: Evidence) -> bool:
-    """Whether a stand-in leaves the margin no gradient on many of the looked-at images."""
+    """Tell whether a stand-in gives the margin a zero gradient on many of the probed images."""
     if not evidence.stands_in or evidence.slopes is None:
         return False
     return float((evidence.slopes["autograd"] == 0).all(dim=1).double().mean()) > FALSE_SHARE
 
 
 def geometry(evidence: Evidence) -> Check:
-    """G1: how steady the gradients are along PGD; supporting evidence, never alone."""
+    """Check G1: do gradients along PGD keep their direction? Supporting evidence only."""
     name = "geometry"
     if evidence.path is None or evidence.start is None:
         return no_gradient(evidence, "G1", name, ERRATIC)
@@ -191,7 +194,7 @@ def geometry(evidence: Evidence) -> Check:
         value,
         ERRATIC,
         "consecutive gradients turn",
-        "look at S1 and at the landscape: this alone says nothing",
+        "look at S1 and at the landscape; this check alone proves nothing",
         n=len(known),
         beside=f": median cosine; {sign:.2f} of the signs agree, the median norm is {norm:.2g}{aligned}{bends}",
     )
@@ -210,7 +213,7 @@ def _share(
     next_step: str,
     points_to: tuple[Cause, ...],
 ) -> Check:
-    """A check of the share of looked-at images for which ``holds`` ``(M,)``; fires above its threshold."""
+    """Build a check on the share of probed images for which ``holds`` ``(M,)``; it fires above the threshold."""
     identifier, name, threshold = what
     count, n = int(holds.sum()), len(holds)
     if n < FEWEST_PROBED:

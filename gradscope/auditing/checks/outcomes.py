@@ -1,4 +1,4 @@
-"""Checks of outcomes: an attack that ought to be weaker, or differs in numerics only, fools what exact PGD missed."""
+"""Checks of outcomes: an attack that should be weaker, or differs only in numerics, fools images that PGD missed."""
 
 from itertools import pairwise
 
@@ -14,10 +14,10 @@ from gradscope.auditing.checks.gradients import FALSE_SHARE, NEXT_STEPS, slopes_
 from gradscope.auditing.evidence import Evidence
 from gradscope.results.stats import mcnemar, paired_rates_interval, wilson_interval
 
-#: Of fewer images that are right, eight or nine may not differ: what a paired test of several needs to reject.
+#: Fewest correctly classified images. A paired test among several needs eight or nine that differ in order to reject.
 FEWEST = 30
-#: DESIGN: half a point for what differs in rounding only; ten for another loss, since on honest models, too, one loss
-#: beats another.
+#: Thresholds: half a point for attacks that differ only in rounding; ten points for another loss, because on honest
+#: models too one loss beats another.
 ROUNDING_GAIN = 0.005
 LOSS_GAIN = 0.10
 _RIVALS = {
@@ -28,27 +28,31 @@ _RIVALS = {
     "pgd-rescaled": LOSS_GAIN,
     OWN: LOSS_GAIN,
 }
-#: AutoAttack's check_square_sr: 0.2 points. The paired test asks for more on few images: honest models, too, lose some
-#: to Square alone where PGD has few steps.
+#: Threshold of AutoAttack's check_square_sr: 0.2 points. On few images the paired test requires more, because honest
+#: models too lose some images to Square alone if PGD has few steps.
 QUERY_GAIN = 0.002
-#: Gain of gradients averaged over noise from which on S1 fires.
+#: S1 fires if gradients averaged over noise fool more than this share of images in addition.
 SMOOTH_GAIN = 0.02
-#: Share that survives a ball that covers the box: nobody should; the rest is a margin for a start in a far corner.
+#: M2 tolerates this share of images that an unbounded attack does not fool, for a start in a far corner; 0 is expected.
 SURVIVORS = 0.01
 
-#: What bends the logits: it blinds cross-entropy, and where it makes them flat every loss.
+#: Causes that distort the logits. They blind cross-entropy, and every loss where the logits become flat.
 BENT: tuple[Cause, ...] = ("bounded output", "clipped output", "missing gradient")
 
 
 def more_images(right: int, shown: int, available: int) -> str:
-    """How many of the ``available`` images to ask for where fewer than FEWEST of the ``shown`` are ``right``."""
+    """Advise how many of the ``available`` images to ask for if fewer than FEWEST of ``shown`` are ``right``."""
     if shown == available:
-        return "these are all that there are"
+        return "the data set has no more"
     wanted = -(-FEWEST * shown * 11 // (10 * max(right, 1)))
-    return f"ask for {wanted} or more" if wanted <= available else f"all {available} of the data would be too few"
+    return (
+        f"ask for {wanted} or more"
+        if wanted <= available
+        else f"all {available} images of the data set would be too few"
+    )
 
 
-#: What blinds every loss at once, as saturation does not: it leaves the margin and the rescaled loss their gradient.
+#: Causes that blind every loss at once. Saturation does not: margin and rescaled loss keep their gradient.
 _ALL_LOSSES: tuple[Cause, ...] = (
     "false gradient",
     "shattering",
@@ -58,26 +62,26 @@ _ALL_LOSSES: tuple[Cause, ...] = (
     *BENT,
 )
 _ANY: tuple[Cause, ...] = (*_ALL_LOSSES, "saturation")
-_WHY_RANDOM = "the output is random: one pass judges nothing, S1 compares means over many"
+_WHY_RANDOM = "the output is random, so one pass cannot judge an image; S1 compares means over many passes"
 
 
 def hindrance(evidence: Evidence, outcome: Outcome | None, *names: str) -> str:
-    """Why the attacks cannot be compared; empty where they can."""
+    """Explain why the attacks cannot be compared; empty if they can."""
     if not len(evidence.places):
-        return "no image is right, so there is nothing to attack"
+        return "no image is classified correctly, so there is nothing to attack"
     if evidence.random:
         return _WHY_RANDOM
     if not evidence.differentiable:
-        return "the model has no gradient, so there is no attack along it to compare with"
+        return "the model has no gradient, so there is no gradient attack to compare with"
     right = int(evidence.main.right.sum())
     if right < FEWEST:
         return f"{right} images are right when clean, {FEWEST} are needed"
     if outcome is None:
-        return "it was not gathered: the model has no gradient"
+        return "the attacks did not run: the model has no gradient"
     for name in names:
         if name not in outcome.attacks:
             usual = "no examples of another model were given" if name == "transfer" else "this budget leaves it out"
-            return f"{name} was not run: {outcome.skipped.get(name, usual)}"
+            return f"{name} did not run: {outcome.skipped.get(name, usual)}"
     return ""
 
 
@@ -86,19 +90,19 @@ def _compared(
     what: tuple[str, str, float],
     weaker: Tensor,
     stronger: Tensor,
-    said: tuple[str, str],
+    texts: tuple[str, str],
     points_to: tuple[Cause, ...],
     attack: str = "",
     threat: ThreatModel | None = None,
     left: Tensor | None = None,
     lowest: Tensor | None = None,
 ) -> Check:
-    """A check that fires where ``weaker`` fools more of all images ``(N,)`` than ``stronger`` does.
+    """Build a check that fires if ``weaker`` fools more of all images ``(N,)`` than ``stronger`` does.
 
-    ``value`` is the difference of the two rates with Tango's interval, the p-value McNemar's, one-sided: the other
-    direction accuses nobody. ``attack`` is the weaker one. ``left`` ``(N,)`` is what the blinded attack leaves
-    standing, and ``lowest`` ``(N,)`` what everything tried in that ball leaves; where None PGD on cross-entropy, and
-    the audit's bound.
+    ``value`` is the difference of the two rates, with Tango's interval. The p-value is McNemar's, one-sided, because
+    the other direction accuses nobody. ``attack`` is the weaker one. ``left`` ``(N,)`` marks the images that the
+    blinded attack does not fool; by default those of PGD on cross-entropy. ``lowest`` ``(N,)`` marks the images that no
+    attack in that ball fools; by default those of the whole audit.
     """
     identifier, name, threshold = what
     only, missed = weaker & ~stronger, stronger & ~weaker
@@ -111,8 +115,8 @@ def _compared(
         "fired" if fired else "passed",
         value,
         threshold,
-        said[0],
-        said[1],
+        texts[0],
+        texts[1],
         paired_rates_interval(int(only.sum()), int(missed.sum()), len(only)),
         len(only),
         p_value,
@@ -131,9 +135,9 @@ def _rate(holds: Tensor) -> float:
 
 
 def loss(evidence: Evidence) -> list[Check]:
-    """N3: cross-entropy without its rounding, or another loss, fells what cross-entropy in float32 does not.
+    """Check N3: another loss or precision fools images that cross-entropy in float32 does not; one test for each.
 
-    One test for each of them. Log-odds and float64 change the numerics only: what they gain, rounding had hidden.
+    Log-odds and float64 change only the numerics, so rounding had hidden what they gain.
     """
     why = hindrance(evidence, evidence.main, "pgd")
     if why:
@@ -145,8 +149,8 @@ def loss(evidence: Evidence) -> list[Check]:
         if name in evidence.main.attacks
     ]
     if evidence.repaired is not None:
-        together = evidence.main.right & ~evidence.repaired.standing()
-        rivals.append(("PGD on the logarithm of the outputs", together, LOSS_GAIN))
+        on_logarithm = evidence.main.right & ~evidence.repaired.standing()
+        rivals.append(("PGD on the logarithm of the outputs", on_logarithm, LOSS_GAIN))
     causes: tuple[Cause, ...] = ("saturation", *BENT, *(("probabilities",) if evidence.probabilities else ()))
     return [
         _compared(
@@ -155,8 +159,8 @@ def loss(evidence: Evidence) -> list[Check]:
             fooled,
             plain,
             (
-                f"images that {name} fools and PGD on cross-entropy in float32 does not, less the reverse",
-                f"trust {name}, not cross-entropy in float32",
+                f"images that only {name} fools, minus images that only PGD on cross-entropy in float32 fools",
+                f"report robust accuracy under {name}, not under cross-entropy in float32",
             ),
             causes,
             name if name in _RIVALS else "",
@@ -165,55 +169,58 @@ def loss(evidence: Evidence) -> list[Check]:
     ]
 
 
-def _black_box(evidence: Evidence, identifier: str, name: str, attack: str, said: tuple[str, str]) -> Check:
-    """X1 to X4: an attack without the model's gradient fools images that every attack with it missed.
+def _black_box(evidence: Evidence, identifier: str, name: str, attack: str, texts: tuple[str, str]) -> Check:
+    """Check X1 to X4: an attack that does not use the model's gradient fools images that every gradient attack missed.
 
-    The pair is the white-box attacks together, without and with this one.
+    The paired test compares all white-box attacks together, without and with this attack.
     """
     why = hindrance(evidence, evidence.main, "pgd", attack)
     if why:
         step = "see D1" if attack in evidence.budget.names else "audit with a larger budget"
-        step = "give examples of another model (surrogate)" if attack == "transfer" else step
+        step = "give examples of another model (option surrogate)" if attack == "transfer" else step
         return abstained(identifier, name, why, step, QUERY_GAIN)
     missed = evidence.main.standing(*evidence.white_box)
     fooled = evidence.main.right & ~missed
     both = fooled | evidence.main.fooled_by(attack)
-    return _compared(evidence, (identifier, name, QUERY_GAIN), both, fooled, said, _ALL_LOSSES, attack)
+    return _compared(evidence, (identifier, name, QUERY_GAIN), both, fooled, texts, _ALL_LOSSES, attack)
 
 
 def query(evidence: Evidence) -> Check:
-    """X1: Square."""
-    said = (
-        "images that only Square fools, which sees no gradient",
+    """Check X1: Square."""
+    texts = (
+        "images that only Square fools, which uses no gradient",
         "attack by query, or replace the backward pass (BPDA)",
     )
-    return _black_box(evidence, "X1", "query", "square", said)
+    return _black_box(evidence, "X1", "query", "square", texts)
 
 
 def transferred(evidence: Evidence) -> Check:
-    """X2: examples of other models."""
-    said = ("images that only examples made on another model fool", "attack the other model and transfer, or by query")
-    return _black_box(evidence, "X2", "transfer", "transfer", said)
+    """Check X2: adversarial examples made on other models."""
+    texts = (
+        "images that only examples made on another model fool",
+        "attack another model and transfer, or attack by query",
+    )
+    return _black_box(evidence, "X2", "transfer", "transfer", texts)
 
 
 def random_points(evidence: Evidence) -> Check:
-    """X3: random points of the ball."""
-    said = ("images that only random points of the ball fool", "search at random, then replace the backward pass")
-    return _black_box(evidence, "X3", "noise", "noise", said)
+    """Check X3: random points of the ball."""
+    texts = ("images that only random points of the ball fool", "try random points, then replace the backward pass")
+    return _black_box(evidence, "X3", "noise", "noise", texts)
 
 
 def decision(evidence: Evidence) -> Check:
-    """X4: the attack that sees labels alone."""
+    """Check X4: the attack that uses labels only."""
     attack = BY_LABEL[evidence.threat.norm]
-    said = (
-        f"images that only {attack} fools, which sees labels alone",
+    texts = (
+        f"images that only {attack} fools, which uses labels only",
         "attack by query, or replace the backward pass",
     )
-    return _black_box(evidence, "X4", "decision", attack, said)
+    return _black_box(evidence, "X4", "decision", attack, texts)
 
 
 def radius(evidence: Evidence) -> list[Check]:
-    """M1: images that fall at half the radius stand at the radius, or those at the radius at twice; a test each."""
+    """Check M1: a radius fools images that twice the radius does not; a test for epsilon / 2 and one for epsilon."""
     why = hindrance(evidence, evidence.main, "pgd")
     if why or evidence.smaller is None or evidence.larger is None:
         return [abstained("M1", "radius", why or "other radii were not tried", "see D1", 0.0)]
@@ -225,8 +232,8 @@ def radius(evidence: Evidence) -> list[Check]:
             inner.fooled_by("pgd"),
             outer.fooled_by("pgd"),
             (
-                "images that fall in a ball and stand in one twice as wide, less the reverse",
-                "the attack is broken at the wider radius: see the other checks",
+                "images fooled only at a radius, minus images fooled only at twice that radius",
+                "the attack fails at the larger radius; see the other checks",
             ),
             _ANY,
             "pgd",
@@ -239,7 +246,7 @@ def radius(evidence: Evidence) -> list[Check]:
 
 
 def unbounded(evidence: Evidence) -> Check:
-    """M2: images that stand in a ball that covers the box, against PGD on cross-entropy and on the margin."""
+    """Check M2: PGD on cross-entropy and margin fails on images although the ball covers the whole box."""
     why = hindrance(evidence, evidence.unbounded, "pgd", "pgd-margin")
     if why or evidence.unbounded is None:
         return abstained("M2", "unbounded", why, "see D1", SURVIVORS)
@@ -253,8 +260,8 @@ def unbounded(evidence: Evidence) -> Check:
         "fired" if fired else "passed",
         int(stands.sum()) / right,
         SURVIVORS,
-        "images that survive PGD in a ball that covers every possible image",
-        "the gradient does not lead out of a class: replace the backward pass, or attack by query",
+        "images that PGD does not fool although its ball covers every possible image",
+        "the gradient does not lead to other classes; replace the backward pass, or attack by query",
         interval,
         right,
         images=numbers_at(evidence.numbers, stands),
@@ -268,34 +275,38 @@ def unbounded(evidence: Evidence) -> Check:
 
 
 def one_step(evidence: Evidence) -> Check:
-    """M3: FGSM fells more than PGD."""
+    """Check M3: FGSM fools more images than PGD."""
     why = hindrance(evidence, evidence.main, "fgsm", "pgd")
     if why:
         return abstained("M3", "one step", why, "see D1", 0.0)
-    said = ("images that one step fools and PGD does not, less the reverse", "more starts, larger steps, other losses")
+    texts = (
+        "images that only one step fools, minus images that only PGD fools",
+        "use more starts, larger steps or other losses",
+    )
     first, many = evidence.main.fooled_by("fgsm"), evidence.main.fooled_by("pgd")
-    return _compared(evidence, ("M3", "one step", 0.0), first, many, said, _ANY, "fgsm")
+    return _compared(evidence, ("M3", "one step", 0.0), first, many, texts, _ANY, "fgsm")
 
 
 def shattering(evidence: Evidence) -> Check:
-    """S1: averaged gradients attack better than plain ones, or autograd's slopes are not those of the output.
+    """Check S1: averaged gradients attack better than plain ones, or autograd's slopes are not those of the output.
 
-    A random output is averaged over its own draws, else gradients over noise in the image. Slopes that disagree do not
-    accuse: an honest stand-in for a backward pass disagrees too, and attacks well. One that was given is not looked at.
+    A random output is averaged over its own draws; otherwise gradients are averaged over noise in the image. Wrong
+    slopes do not accuse, because an honest stand-in for a backward pass has them too, and attacks well. Slopes of a
+    stand-in that the user gave are not tested.
     """
-    compared = _averaged(evidence)
-    if compared.fired or evidence.slopes is None or evidence.stands_in:
-        return compared
+    by_outcome = _averaged(evidence)
+    if by_outcome.fired or evidence.slopes is None or evidence.stands_in:
+        return by_outcome
     wrong, kind = slopes_of(evidence)
     if kind is None:
-        return compared
+        return by_outcome
     count = int(wrong.sum())
-    saying: dict[Cause, str] = {
-        "shattering": "the output moves in steps: flat close by, not farther off",
-        "missing gradient": "the output changes with the image, its gradient is zero",
+    texts: dict[Cause, str] = {
+        "shattering": "the output changes in steps: it is flat close to the image and changes farther away",
+        "missing gradient": "the output changes with the image, but its gradient is zero",
         "false gradient": "autograd's slopes are not those of the output",
-        "bounded output": "the outputs lie at a bound, where they hardly move",
-        "clipped output": "the outputs are clipped, and so do not move",
+        "bounded output": "the outputs lie at a bound, where they hardly change",
+        "clipped output": "the outputs are clipped, so they do not change",
     }
     return Check(
         "S1",
@@ -303,7 +314,7 @@ def shattering(evidence: Evidence) -> Check:
         "fired",
         count / len(wrong),
         FALSE_SHARE,
-        saying[kind],
+        texts[kind],
         NEXT_STEPS[kind],
         wilson_interval(count, len(wrong)),
         len(wrong),
@@ -319,23 +330,23 @@ def _averaged(evidence: Evidence) -> Check:
         if len(places) < FEWEST:
             why = f"{len(places)} images are right when clean, {FEWEST} are needed"
             return abstained(*what[:2], why, "give more images", SMOOTH_GAIN)
-        plain, meant = (torch.zeros(len(evidence), dtype=torch.bool) for _ in range(2))
+        plain, averaged = (torch.zeros(len(evidence), dtype=torch.bool) for _ in range(2))
         plain[places] = evidence.expected.clean & ~evidence.expected.plain
-        meant[places] = evidence.expected.clean & ~evidence.expected.averaged
-        said = (
-            "images that PGD on the mean output fools and PGD on single draws does not, less the reverse, judged by "
-            "the mean",
+        averaged[places] = evidence.expected.clean & ~evidence.expected.averaged
+        texts = (
+            "images that only PGD on the mean output fools, minus images that only PGD on single draws fools, judged "
+            "by the mean",
             "attack and judge the mean over many draws (EoT): give draws",
         )
         left = torch.zeros_like(plain)
         left[places] = evidence.expected.clean & evidence.expected.plain
-        return _compared(evidence, what, meant, plain, said, ("randomness",), left=left)
+        return _compared(evidence, what, averaged, plain, texts, ("randomness",), left=left)
     why = hindrance(evidence, evidence.main, "pgd", "pgd-smooth")
     if why:
         return abstained(*what[:2], why, "see D1", SMOOTH_GAIN)
-    said = (
-        "images that gradients averaged over noise fool and plain ones do not, less the reverse",
+    texts = (
+        "images that only PGD with averaged gradients fools, minus images that only plain PGD fools",
         "attack with gradients averaged over noise in the image",
     )
     smooth, plain = evidence.main.fooled_by("pgd-smooth"), evidence.main.fooled_by("pgd")
-    return _compared(evidence, what, smooth, plain, said, _ANY, "pgd-smooth")
+    return _compared(evidence, what, smooth, plain, texts, _ANY, "pgd-smooth")

@@ -1,4 +1,4 @@
-"""The check of the scale of the logits: one attack, the same decisions, another temperature."""
+"""Check of the logits' scale: the same attack and predictions at another temperature."""
 
 from gradscope.auditing.checks.base import ALPHA, FEWEST_PROBED, Check, abstained, numbers_at
 from gradscope.auditing.checks.outcomes import BENT, LOSS_GAIN, hindrance
@@ -10,18 +10,18 @@ _NAME = "scale"
 
 
 def temperature(evidence: Evidence) -> Check:
-    """K1: PGD on cross-entropy fools more images where it sees the same logits at a higher temperature.
+    """Check K1: PGD on cross-entropy fools more images if it sees the same logits at a higher temperature.
 
-    That undoes saturation, and nothing else changes but the weights of the wrong classes, as another loss changes them:
-    the threshold is that of other losses. A lower temperature, which helps where the logits are too small to tell the
-    wrong classes apart, is told and does not fire: honest models gain there, too. The p-value is McNemar's
-    between temperature 1 and the strongest of the higher ones, times their number.
+    A higher temperature undoes saturation. Otherwise it changes only the weights of the wrong classes, as another loss
+    does, so the threshold is that of other losses. A lower temperature helps if the logits are too small to distinguish
+    the wrong classes. It is reported but does not make the check fire, because honest models gain from it too. The
+    p-value is McNemar's between temperature 1 and the strongest higher one, times the number of higher ones.
     """
     curve = evidence.scale
-    why = "the outputs are probabilities, which no temperature rescales" if evidence.probabilities else ""
+    why = "the outputs are probabilities, which a temperature cannot rescale" if evidence.probabilities else ""
     why = why or hindrance(evidence, evidence.main, "pgd")
     if why or curve is None or not any(at > 1 for at in curve.standing["pgd"]):
-        return abstained("K1", _NAME, why or "no attack was run at other temperatures", "see D1", LOSS_GAIN)
+        return abstained("K1", _NAME, why or "no attack ran at other temperatures", "see D1", LOSS_GAIN)
     right = int(curve.right.sum())
     if right < FEWEST_PROBED:
         why = f"{right} of the first {len(curve.right)} images are right when clean, {FEWEST_PROBED} are needed"
@@ -40,9 +40,9 @@ def temperature(evidence: Evidence) -> Check:
         "fired" if fired else "passed",
         value,
         LOSS_GAIN,
-        f"images that PGD on cross-entropy fools with the logits at temperature {strongest:.3g} and not as they are, "
-        "less the reverse",
-        "report attacks that no scale of the logits changes: a margin, or a rescaled loss",
+        f"images that PGD on cross-entropy fools only with the logits at temperature {strongest:.3g}, minus images "
+        "that it fools only at temperature 1",
+        "report attacks that the scale of the logits does not change: a margin or rescaled loss",
         paired_rates_interval(int(only.sum()), int(missed.sum()), n),
         n,
         p_value,
@@ -56,7 +56,7 @@ def temperature(evidence: Evidence) -> Check:
 
 
 def _lower(curve: ScaleCurve) -> str:
-    """What a lower temperature gains, in words; empty where it gains nothing."""
+    """Say how many more images a lower temperature fools; empty if none."""
     standing = curve.standing["pgd"]
     strongest = curve.strongest("pgd", standing)
     gain = float(standing[1.0].double().mean() - standing[strongest].double().mean())
@@ -64,10 +64,10 @@ def _lower(curve: ScaleCurve) -> str:
 
 
 def _calibrated(curve: ScaleCurve) -> str:
-    """The temperature that calibrates the model, in words."""
+    """Say which temperature calibrates the model."""
     if curve.fitted is None:
-        return "; no temperature calibrates it: cross-entropy has no least one on these images"
+        return "; no temperature calibrates it, because cross-entropy has no minimum on these images"
     return (
-        f"; temperature {curve.fitted.temperature:.3g} calibrates it (calibration error {curve.given.error:.3f} as it "
-        f"is, {curve.fitted.error:.3f} there)"
+        f"; temperature {curve.fitted.temperature:.3g} calibrates it (calibration error {curve.fitted.error:.3f}, "
+        f"{curve.given.error:.3f} at temperature 1)"
     )

@@ -1,4 +1,4 @@
-"""The check of what is attacked: is the output fixed, alone or in a batch, logits, finite, and better than a guess?"""
+"""Check of the set-up: is the output deterministic, independent of the batch, logits, finite and better than chance?"""
 
 import torch
 
@@ -7,84 +7,85 @@ from gradscope.auditing.evidence import Evidence
 from gradscope.auditing.outputs import PASSES, SAME_LOGITS, depend_on_the_batch
 from gradscope.results.stats import wilson_interval
 
-#: Share of images whose class the mean of the draws changes between passes: outcomes above it are by luck, and those of
-#: several attacks together fall by it.
+#: Tolerated share of images on which the mean of the draws changes the predicted class between passes. Above it images
+#: are fooled by luck, especially under several attacks together.
 FLIPPING_SHARE = 0.05
 
 
 def set_up(evidence: Evidence) -> Check:
-    """D1: what makes every number after it mean something else; ``value`` counts what was found."""
+    """Check D1: problems of the set-up that change the meaning of all other numbers; ``value`` counts them."""
     outputs = evidence.outputs
-    found: list[str] = []
+    problems: list[str] = []
     causes: list[Cause] = []
     images = torch.zeros(len(evidence), dtype=torch.bool)
-    looked, flips = len(outputs["flips"]), int(outputs["flips"].sum())
+    probed, flips = len(outputs["flips"]), int(outputs["flips"].sum())
     flipping = []
-    if evidence.draws and flips > FLIPPING_SHARE * looked:
-        flipping = [f"on {flips} of {looked} images passes of {evidence.draws} draws each differ in the class"]
+    if evidence.draws and flips > FLIPPING_SHARE * probed:
+        flipping = [
+            f"on {flips} of {probed} images the mean of {evidence.draws} draws changes its class between passes"
+        ]
     if evidence.random:
-        found.append("two passes over one image differ")
+        problems.append("two passes over the same image differ")
         causes.append("randomness")
-        images[:looked] |= outputs["flips"] | (outputs["wander"] > SAME_LOGITS)
+        images[:probed] |= outputs["flips"] | (outputs["wander"] > SAME_LOGITS)
     elif evidence.wanders:
-        images[:looked] |= outputs["flips"]
-        found += flipping
+        images[:probed] |= outputs["flips"]
+        problems += flipping
     elif depend_on_the_batch(outputs):
-        found.append("the output depends on the other images of the batch")
-        images[:looked] |= outputs["alone"].nan_to_num(0.0) > SAME_LOGITS
+        problems.append("the output depends on the other images of the batch")
+        images[:probed] |= outputs["alone"].nan_to_num(0.0) > SAME_LOGITS
     if evidence.probabilities:
-        found.append("the outputs are probabilities, where attacks take logits")
+        problems.append("the outputs are probabilities, but attacks expect logits")
         causes.append("probabilities")
     if bool(outputs["outside"].any()):
-        found.append("images leave [0, 1]")
-        images[:looked] |= outputs["outside"]
+        problems.append("images leave [0, 1]")
+        images[:probed] |= outputs["outside"]
     if not evidence.threat.box:
-        found.append("attacks may leave [0, 1]")
+        problems.append("attacks may leave [0, 1]")
     if bool(evidence.main.undefined.any()):
-        found.append("the output is not finite on some images")
+        problems.append("the output is not finite on some images")
         images |= evidence.main.undefined
     if near_chance(evidence):
-        found.append("clean accuracy is not above chance")
+        problems.append("clean accuracy is not above chance")
     elif not len(evidence.places):
-        found.append("no image is right")
+        problems.append("no image is classified correctly")
     if predicts_one_class(evidence):
-        found.append("one class is predicted for every image")
+        problems.append("the model predicts one class for every image")
     if not evidence.differentiable:
-        found.append("there is no gradient, so only attacks by query were run")
+        problems.append("there is no gradient, so only attacks by query ran")
         causes.append("missing gradient")
-    of_one_class = (
-        f"the mean of {evidence.draws} draws, of one class in {PASSES} passes but on {flips} of {looked} images,"
-    )
-    fixed = of_one_class if evidence.wanders else "fixed, alone or in a batch,"
-    said = "; ".join(found) or f"outputs are {fixed} and are logits; images lie in [0, 1]"
-    step = "mend the set-up first, then audit again" if found else "nothing to do"
-    if flipping and found == flipping:
-        step = "average over more draws (draws)"
-    if causes == ["randomness"] and len(found) == 1:
-        step = "judge the mean over many draws (draws): see S1"
-    if causes == ["missing gradient"] and len(found) == 1:
-        step = "give a stand-in for the backward pass (backward), or try examples of other models (surrogate)"
-    state: State = "fired" if found else "passed"
+    changes = f"changes over {PASSES} passes on {flips} of {probed} images"
+    averaged = f"outputs are the mean of {evidence.draws} draws, whose class {changes}"
+    fixed = averaged if evidence.wanders else "outputs are deterministic and do not depend on the batch"
+    cause = "; ".join(problems) or f"{fixed}; they are logits; images lie in [0, 1]"
+    step = "fix the set-up first, then audit again" if problems else "nothing to do"
+    if flipping and problems == flipping:
+        step = "average over more draws (option draws)"
+    if causes == ["randomness"] and len(problems) == 1:
+        step = "judge the mean over many draws (option draws); see S1"
+    if causes == ["missing gradient"] and len(problems) == 1:
+        step = "give a stand-in for the backward pass (option backward), or examples of other models (option surrogate)"
+    state: State = "fired" if problems else "passed"
     return Check(
         "D1",
         "set-up",
         state,
-        len(found),
+        len(problems),
         0,
-        said,
+        cause,
         step,
-        n=looked,
+        n=probed,
         images=numbers_at(evidence.numbers, images),
         points_to=tuple(causes),
     )
 
 
 def near_chance(evidence: Evidence) -> bool:
-    """Whether the clean accuracy's interval reaches down to a guess; not known of few images."""
+    """Tell whether the interval of clean accuracy includes chance; False if there are too few images."""
     accuracy = wilson_interval(int(evidence.main.right.sum()), len(evidence))
     return len(evidence) >= FEWEST_PROBED and accuracy.low <= 1 / evidence.classes
 
 
 def predicts_one_class(evidence: Evidence) -> bool:
-    """Whether one class is predicted for every image, attacked or not; not known of few images."""
+    """Tell whether the model predicts one class for every image, attacked or not; False for too few images."""
     return len(evidence.outputs["predicted"]) >= FEWEST_PROBED and evidence.constant

@@ -1,4 +1,4 @@
-"""The options of every measuring command, one file each, and a request."""
+"""The options of every measuring command, one file each, and the request that holds them."""
 
 from typing import Self
 
@@ -25,7 +25,7 @@ __all__ = [
     "TransferOptions",
 ]
 
-#: The measuring commands by name, in the order in which the help lists them.
+#: The measuring commands by name, in the order of the help.
 COMMANDS: dict[str, type[Options]] = {
     kind.command: kind
     for kind in (
@@ -41,7 +41,7 @@ COMMANDS: dict[str, type[Options]] = {
 
 
 class Request(Config):
-    """A measurement that is asked for: of which models, with which options, on which images, where, into what."""
+    """A requested measurement: its options, models, data set, facts about foreign models, and where it runs."""
 
     options: Options
     models: tuple[str, ...]
@@ -50,6 +50,6 @@ class Request(Config):
     where: Circumstances = Circumstances()
 
     def check(self) -> Self:
-        """Refuse what can be refused before torch is loaded."""
+        """Validate the request as far as possible without torch; returns it. Raises :class:`GradscopeError`."""
         self.options.check(len(self.models))
         return self

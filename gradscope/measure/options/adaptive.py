@@ -10,12 +10,12 @@ from gradscope.errors import GradscopeError
 from gradscope.measure.options.common import Options
 from gradscope.options import ATTACK, option
 
-#: A part of a model and its stand-in, as the command line has them: ``NAME=package.module:function``.
+#: A part of a model and its stand-in, as written on the command line: ``NAME=package.module:function``.
 _NAMED = re.compile(r"([^:(=]+)=(.+)")
 
 
 def _standins(value: object) -> dict[str, Any]:
-    """Stand-ins by the part of the model that they stand in for, "" of the whole model."""
+    """Read the stand-ins: part of the model to stand-in; the key "" is the whole model."""
     given: list[tuple[str, Any]] = [("", value)]
     if isinstance(value, Mapping):
         given = [(str(name), standin) for name, standin in value.items()]
@@ -23,19 +23,19 @@ def _standins(value: object) -> dict[str, Any]:
         given = [_part_and_standin(text) for text in value]
     elif isinstance(value, str):
         given = [_part_and_standin(value)]
-    found: dict[str, Any] = {}
+    standins: dict[str, Any] = {}
     for name, standin in given if value is not None else ():
-        if name in found:
+        if name in standins:
             raise GradscopeError(f"backward must be given once for each part, got {name or 'the whole model'} again")
-        found[name] = _checked(name, standin)
-    if "" in found and len(found) > 1:
+        standins[name] = _checked(name, standin)
+    if "" in standins and len(standins) > 1:
         raise GradscopeError("backward must be given for the whole model or for parts by name, got both")
-    return found
+    return standins
 
 
 def _part_and_standin(text: object) -> tuple[str, Any]:
-    found = _NAMED.fullmatch(text) if isinstance(text, str) else None
-    return (found[1], found[2]) if found else ("", text)
+    match = _NAMED.fullmatch(text) if isinstance(text, str) else None
+    return (match[1], match[2]) if match else ("", text)
 
 
 def _checked(name: str, standin: Any) -> Any:
@@ -47,8 +47,8 @@ def _checked(name: str, standin: Any) -> Any:
     return standin
 
 
-def _own(value: object) -> object:
-    """A loss of the user's own."""
+def _own_loss(value: object) -> object:
+    """Check a user's own loss: a callable or ``package.module:function``."""
     if value is None or callable(value) or (isinstance(value, str) and ":" in value):
         return value
     got = repr(value) if isinstance(value, str) else type(value).__name__
@@ -56,21 +56,21 @@ def _own(value: object) -> object:
 
 
 def name_of(given: Any) -> str:
-    """What a manifest calls a function that was given, or named."""
+    """Name a function, given as an object or by reference, for the manifest."""
     known = given if isinstance(given, str) else getattr(given, "__name__", None)
     return str(known or type(given).__name__)
 
 
 class Adaptive(Options):
-    """Options of attacks that are adapted to the model (Tramer et al. 2020)."""
+    """Options that adapt attacks to a defence (Tramer et al. 2020)."""
 
-    #: Settled here; :meth:`adapted` says what they mean, where they are given.
+    #: Options that :meth:`adapted` records in the manifest when they are given.
     adaptive: ClassVar[frozenset[str]] = frozenset({"backward", "draws"})
 
     backward: Annotated[Any, BeforeValidator(_standins)] = option(
         (),
-        "take the gradient from this function in place of the model, whose values stay: package.module:function (in "
-        "Python a callable, or several in a dictionary by name), or for a part of the model "
+        "function whose gradient replaces the model's in the backward pass; the outputs stay the model's (BPDA). "
+        "package.module:function (in Python a callable, or a dictionary of them by part), or for one part of the model "
         "NAME=package.module:function or NAME=identity; repeatable",
         ATTACK,
         metavar="[NAME=]FUNCTION",
@@ -79,49 +79,50 @@ class Adaptive(Options):
 
     draws: int | None = option(
         None,
-        "attack and judge a model whose output is random by the mean of its softmax over this many draws a pass (EoT)",
+        "number of forward passes whose softmax is averaged, to attack and judge a model with random outputs (EoT)",
         ATTACK,
         ge=2,
         le=10_000,
-        usual="one draw",
+        usual="one pass",
     )
 
     @property
     def standins(self) -> dict[str, Any]:
-        """The functions whose gradients are taken, by part of the model; "" is the whole model."""
+        """The stand-ins by part of the model; the key "" is the whole model."""
         return dict(self.backward)
 
     @property
     def codes(self) -> Iterator[tuple[str, str]]:
-        """The code that is named: the argument, and the reference."""
-        return (("backward", one) for one in self.standins.values() if isinstance(one, str) and one != "identity")
+        """The references to the user's code: pairs of argument and ``package.module:function``."""
+        references = (standin for standin in self.standins.values() if isinstance(standin, str))
+        return (("backward", reference) for reference in references if reference != "identity")
 
     def adapted(self) -> dict[str, Any]:
-        """What the options come to, as the manifest records it: only what is given, so that older names stay."""
+        """Return the given options as the manifest records them; without the others, older stages keep their names."""
         parts = {name or "the model": name_of(standin) for name, standin in self.standins.items()}
         return {**({"backward": parts} if parts else {}), **({} if self.draws is None else {"draws": self.draws})}
 
 
 class AdaptiveLoss(Adaptive):
-    """Options of attacks among which is PGD on a loss of the user's own."""
+    """Options that adapt attacks, with a loss of the user's own for PGD."""
 
     adaptive: ClassVar[frozenset[str]] = Adaptive.adaptive | {"loss"}
 
-    loss: Annotated[Any, BeforeValidator(_own)] = option(
+    loss: Annotated[Any, BeforeValidator(_own_loss)] = option(
         None,
-        "also run pgd-own, PGD on this loss of yours: package.module:function (in Python a callable), called with "
-        "logits and labels, that returns a number for each image, larger where it is nearer to fooling the model",
+        "your own loss, for the additional attack pgd-own: package.module:function (in Python a callable). It gets "
+        "logits and labels and returns one number per image; PGD maximises it",
         ATTACK,
         metavar="FUNCTION",
     )
 
     @property
     def codes(self) -> Iterator[tuple[str, str]]:
-        """The code that is named."""
+        """The references to the user's code, as of :class:`Adaptive`, and that of the loss."""
         yield from super().codes
         if isinstance(self.loss, str):
             yield "loss", self.loss
 
     def adapted(self) -> dict[str, Any]:
-        """As of all adaptive options."""
+        """Return the given options as the manifest records them, the loss included."""
         return super().adapted() | ({} if self.loss is None else {"loss": name_of(self.loss)})

@@ -23,33 +23,36 @@ class AnalyzeOptions(GradientAttack, Sampled):
 
     metrics: Names = option(
         ("all",),
-        "metrics with commas between, or all but those that take passes of their own, which are named beside: "
-        "all,distance; see `gradscope list metrics`",
+        "metrics, separated by commas. all leaves out the metrics that need passes of their own; add those by name, as "
+        "in all,distance. `gradscope list metrics` shows the names",
         metavar="NAME,...",
         names="gradscope.results.metrics:METRICS",
     )
     attack: Names = option(
         ("pgd",),
-        f"attacks with commas between, of {', '.join(PGD_ATTACKS)}; pgd is exact, pgd-paper is the paper's attack",
+        f"attacks, separated by commas, from {', '.join(PGD_ATTACKS)}; pgd is exact, pgd-paper is the paper's attack",
         ATTACK,
         metavar="NAME,...",
         names="gradscope.config:PGD_ATTACKS",
     )
     restarts: int | None = option(
-        None, "random starts; the first is traced, all count for 'worst'", ATTACK, usual=default_of(PGD, "restarts")
+        None,
+        "number of random starts; curves follow the first, 'worst' counts them all",
+        ATTACK,
+        usual=default_of(PGD, "restarts"),
     )
 
     @property
     def attacks(self) -> dict[str, PGD]:
-        """Every attack with its settings."""
+        """The attacks by name, with their resolved settings."""
         return {name: attack_settings(name, self.changes()) for name in known_names(self.attack, PGD_ATTACKS, "attack")}
 
     @property
     def measured(self) -> frozenset[str]:
-        """The metrics asked for."""
+        """The requested metrics."""
         named = [name for name in self.metrics if name != "all"]
-        found = frozenset(known_names(named, METRICS, "metrics") if named or not self.metrics else ())
-        return found | set(USUAL_METRICS) if "all" in self.metrics else found
+        metrics = frozenset(known_names(named, METRICS, "metrics") if named or not self.metrics else ())
+        return metrics | set(USUAL_METRICS) if "all" in self.metrics else metrics
 
     @model_validator(mode="after")
     def _resolves(self) -> Self:
@@ -64,6 +67,6 @@ class AnalyzeOptions(GradientAttack, Sampled):
         return self
 
     def resolved(self) -> dict[str, Any]:
-        """Attacks and metrics."""
+        """Resolve the attacks and the metrics."""
         attacks = {name: settings.model_dump() for name, settings in self.attacks.items()}
         return {"attacks": attacks, "metrics": sorted(self.measured)}

@@ -14,7 +14,7 @@ from gradscope.measure.options.common import (
 )
 from gradscope.options import ATTACK, IMAGES, MEASURING, Names, option
 
-#: Images that each budget pays for, in words.
+#: Number of images of each budget, as text.
 _BUDGET_IMAGES = ", ".join(str(budget.images) for budget in BUDGETS.values())
 
 
@@ -22,52 +22,53 @@ class AuditOptions(AdaptiveLoss, InBall, Sampled):
     """``gradscope audit``, :func:`gradscope.audit`."""
 
     command, kind, suffix = "audit", "audit", "-audit"
-    summary = "Say whether a model's robustness is real or its gradients are masked, with the evidence and the cause."
+    summary = "Test whether a model's robustness is real or its gradients are masked, with evidence and cause."
     measurement = "gradscope.measure.audit:AuditMeasurement"
     roles = ("surrogate",)
     settled = frozenset({"claim", "allow_inconclusive", *AdaptiveLoss.adaptive})
 
     budget: str = option(
         "standard",
-        "sets the attacks and their steps: quick (a minute for a small model and 200 images), standard, or full "
-        "(steps and restarts as published)",
+        "amount of work, which sets attacks, steps and images: quick (about a minute for a small model), standard, or "
+        "full (steps and restarts as published)",
         ATTACK,
         names="gradscope.auditing.budgets:BUDGETS",
     )
     surrogate: Names = option(
         (),
-        "another model whose adversarial examples are tried too; repeatable",
+        "another model; the audit also tries its adversarial examples; repeatable",
         ATTACK,
         metavar="CKPT",
         repeatable=True,
     )
     claim: float | None = option(
         None,
-        "robust accuracy that is claimed of the model, such as 0.55: refuted where the interval of the lowest that was "
-        "reached lies below it",
+        "claimed robust accuracy, such as 0.55; refuted if the confidence interval of the lowest robust accuracy found "
+        "lies below it",
         ATTACK,
     )
     allow_inconclusive: bool = option(
         False,
-        "audit images of which too few are right to decide, and let --fail-on-masking and --claim pass undecided",
+        "audit even with too few correctly classified images, and let --fail-on-masking and --claim pass when "
+        "undecided",
         MEASURING,
     )
     samples: int | None = option(
-        None, "test images to draw", IMAGES, usual=f"{_BUDGET_IMAGES} by budget, or all if there are fewer", ge=1
+        None, "number of test images", IMAGES, usual=f"{_BUDGET_IMAGES} by budget, or all if there are fewer", ge=1
     )
 
     @property
-    def default_images(self) -> int:  # type: ignore[override]  # of the budget
-        """Images of the budget."""
+    def default_images(self) -> int:  # type: ignore[override]  # depends on the budget
+        """The budget's number of images."""
         return BUDGETS[self.budget].images
 
     def content(self) -> dict[str, Any]:
-        """As of all options; what older versions did not know only where it is used: stages keep their names."""
+        """Return what decides the results; newer options enter only when used: older stages keep their names."""
         newer = {"claim": self.claim, "allow_inconclusive": self.allow_inconclusive}
         return super().content() | {name: value for name, value in newer.items() if value}
 
     def spending_of(self, *, with_examples: bool) -> AuditBudget:
-        """The budget; attacks that need other models' examples, or a loss, only where there are some."""
+        """Return the budget; it holds attacks that need other models' examples or a loss only if these exist."""
         return budget_of(self.budget, self.norm, with_examples=with_examples, with_loss=self.loss is not None)
 
     @model_validator(mode="after")
@@ -81,7 +82,7 @@ class AuditOptions(AdaptiveLoss, InBall, Sampled):
         return self
 
     def resolved(self) -> dict[str, Any]:
-        """Ball, budget, attacks."""
+        """Resolve the ball, the budget and the attacks."""
         budget = self.spending_of(with_examples=False)
         return {
             "norm": self.norm,

@@ -11,49 +11,51 @@ from gradscope.measure.options.adaptive import Adaptive, name_of
 from gradscope.measure.options.common import InBall, Sampled
 from gradscope.options import ATTACK, IMAGES, RUNNING, option
 
-#: How many steps ours take, by budget, in words.
-_BUDGETS = ", ".join(f"{name} with {one.attacks.steps} steps" for name, one in BUDGETS.items())
+#: Steps of gradscope's attacks by budget, as text.
+_BUDGETS = ", ".join(f"{name} with {budget.attacks.steps} steps" for name, budget in BUDGETS.items())
 
 
 class JudgeOptions(Adaptive, InBall, Sampled):
     """``gradscope judge``, :func:`gradscope.judge`."""
 
     command, kind, suffix = "judge", "judge", "-judge"
-    summary = "Say whether an attack is blind and which part of it makes it so, beside ours on the same images."
+    summary = (
+        "Test whether an attack is blind and which part of it causes that, against our attacks on the same images."
+    )
     measurement = "gradscope.measure.judge:JudgeMeasurement"
     settled = Adaptive.adaptive
 
     attack: Any = option(
         "pgd",
-        "the attack on trial: package.module:function, called with model, x and y, or the name of one of ours",
+        "attack to judge: package.module:function, called with model, x and y, or the name of one of our attacks",
         ATTACK,
         typed=False,
     )
     budget: str = option(
         "standard",
-        f"our attacks, as of `gradscope audit`: {_BUDGETS}; beside the attack itself, again for each part repaired",
+        f"work of our attacks, as in `gradscope audit`: {_BUDGETS}; your attack also runs once for each repaired part",
         ATTACK,
         names="gradscope.auditing.budgets:BUDGETS",
     )
     samples: int | None = option(
         None,
-        "test images to draw",
+        "number of test images",
         IMAGES,
-        usual=f"{', '.join(str(one.images) for one in BUDGETS.values())} by budget, or all if there are fewer",
+        usual=f"{', '.join(str(budget.images) for budget in BUDGETS.values())} by budget, or all if there are fewer",
         ge=1,
     )
     batch_size: int | None = option(
-        None, "images that the attack gets at once", RUNNING, usual="128", ge=1, le=1_000_000
+        None, "number of images passed to the attack at once", RUNNING, usual="128", ge=1, le=1_000_000
     )
 
     @property
-    def default_images(self) -> int:  # type: ignore[override]  # of the budget
-        """Images of the budget."""
+    def default_images(self) -> int:  # type: ignore[override]  # depends on the budget
+        """The budget's number of images."""
         return BUDGETS[self.budget].images
 
     @property
     def code(self) -> str | None:
-        """The reference to the attack's code; None of one of ours, and of one in memory."""
+        """The reference ``package.module:function``; None for one of our attacks and for an attack in memory."""
         return self.attack if isinstance(self.attack, str) and ":" in self.attack else None
 
     @model_validator(mode="after")
@@ -70,7 +72,7 @@ class JudgeOptions(Adaptive, InBall, Sampled):
         return self
 
     def resolved(self) -> dict[str, Any]:
-        """Attack, ball and budget."""
+        """Resolve the attack, the ball and the budget."""
         budget = BUDGETS[self.budget]
         return {
             "attack": name_of(self.attack),

@@ -17,14 +17,14 @@ class TransferOptions(GradientAttack, Sampled):
     """``gradscope transfer``, :func:`gradscope.transfer`."""
 
     command, kind, suffix = "transfer", "transfer", "-transfer"
-    summary = "Judge the adversarial examples made on each checkpoint on every other, and on itself."
+    summary = "Measure how many adversarial examples made on each checkpoint fool every other, and itself."
     measurement = "gradscope.measure.transfer:TransferMeasurement"
 
     attack: str = pgd_option()
 
     @property
     def settings(self) -> PGD:
-        """The attack that makes the examples."""
+        """The settings of the attack that makes the examples."""
         return attack_settings(self.attack, self.changes())
 
     @model_validator(mode="after")
@@ -34,10 +34,10 @@ class TransferOptions(GradientAttack, Sampled):
         return self
 
     def check(self, models: int) -> None:
-        """Refuse one model alone."""
+        """Raise :class:`GradscopeError` for fewer than two models."""
         if models < 2:
-            raise GradscopeError(f"model must be two models or more in a transfer, got {models}")
+            raise GradscopeError(f"model must be at least two models in a transfer, got {models}")
 
     def resolved(self) -> dict[str, Any]:
-        """The attack."""
+        """Resolve the attack."""
         return {"attacks": {self.attack: self.settings.model_dump()}}
