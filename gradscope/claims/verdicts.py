@@ -158,8 +158,6 @@ def _why(test: Finding, effect: Effect, reason: str) -> str:
         parts.append(reason)
     if len(effect.seeds) < ENOUGH_SEEDS:
         parts.append(f"{'one seed' if len(effect.seeds) == 1 else 'two seeds'}: holds for these models only")
-    if test.paper:
-        parts.append(f"the paper: {test.paper}")
     return "; ".join([*parts, *test.remarks])
 
 

@@ -113,8 +113,9 @@ def _chosen(pictures: Iterable[Picture], *prefixes: str) -> list[Picture]:
 def _trajectories(part: ReportPart, pictures: Sequence[Picture]) -> Block:
     elsewhere = ("entropy", "distance", *CURVATURE_MATRICES)
     known = [one for one in pictures if not any(name in one.name for name in elsewhere)]
-    first = ("steps-panel", "steps-accuracy", "steps-cosine", "steps-norm", "steps-loss", "distribution-norm")
-    chosen = list(dict.fromkeys(_chosen(known, *first)))
+    panel = _chosen(known, "steps-panel")
+    singles = () if panel else ("steps-accuracy", "steps-cosine", "steps-norm", "steps-loss")
+    chosen = [*panel, *_chosen(known, *singles, "distribution-norm", "distribution-margin")]
     others = [one for one in _chosen(known, "steps-", "distribution-") if one not in chosen]
     summary = part.table(SUMMARY)
     rows = summary[~summary["metric"].isin([*LANDSCAPE_METRICS, "entropy"])] if _is_trajectory(part) else summary[:0]

@@ -27,7 +27,7 @@ def test_a_claim_that_stands_under_the_papers_attack_and_falls_under_the_others(
     assert paper["value"] == pytest.approx(0.5)
     assert (paper["ci_low"], paper["ci_high"]) == pytest.approx(tuple(paired_rates_interval(50, 0, MANY)))
     assert "rl 55.0 %, sl 5.0 %: +50.0 points" in paper["why"]
-    assert "the paper: about 5 % -> 55 % (cnn6)" in paper["why"]
+    assert "about 5 % -> 55 % (cnn6)" in paper["paper"]
     assert exact["value"] == pytest.approx(0.04)
     assert everything["value"] == pytest.approx(-0.01)
     assert "1 attack: pgd" in everything["why"]

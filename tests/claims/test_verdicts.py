@@ -40,9 +40,10 @@ def test_the_interval_decides(direction, low, high, verdict):
 
 def test_why_names_the_numbers():
     row = judged(effect(), said="rl 50.0 %, sl 30.0 %", paper="5 % -> 55 %", remarks=("of analysis",))
+    assert row["paper"] == "5 % -> 55 %"
     assert row["why"] == (
         "rl 50.0 %, sl 30.0 %: +20.0 points [10.0, 30.0] over 100 images; one seed: holds for these models only; "
-        "the paper: 5 % -> 55 %; of analysis"
+        "of analysis"
     )
     assert "the effect is on the other side of 0" in judged(effect(-0.2, -0.3, -0.1))["why"]
     assert "the interval reaches 0" in judged(effect(0.2, -0.1, 0.5))["why"]
