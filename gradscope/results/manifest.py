@@ -152,15 +152,15 @@ class Manifest(_Entry):
 
     @property
     def balls(self) -> set[tuple[str, float]]:
-        """Norm and radius of every ball that was attacked in, as far as the manifest says."""
+        """Norm and radius of every ball in which attacks ran, as far as the manifest says."""
         radii = [*self.epsilons, *([] if self.epsilon is None else [self.epsilon])]
-        found = [(self.norm, radius) for radius in radii]
-        found += [
+        balls = [(self.norm, radius) for radius in radii]
+        balls += [
             (settings.get("norm"), settings["epsilon"])
             for settings in self.attacks.values()
             if isinstance(settings, Mapping) and isinstance(settings.get("epsilon"), int | float)
         ]
-        return {(norm, radius) for norm, radius in found if norm is not None}
+        return {(norm, radius) for norm, radius in balls if norm is not None}
 
     def ball(self, attack: str) -> str:
         """Name norm and radius of ``attack`` in words; empty if the manifest does not give them."""

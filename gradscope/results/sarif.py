@@ -160,13 +160,14 @@ def _findings(audit: AuditOf) -> Iterator[tuple[str, str, str, Row]]:
             yield check.id, "warning", f"{audit.checkpoint} ({audit.ball}): {_fired(check)}", _evidence(check)
 
 
-def _fired(made: MadeCheck) -> str:
+def _fired(check: MadeCheck) -> str:
     """Write the message of a check that fired: its numbers, its finding, and what to do next."""
-    numbers = [f"{made.value:.3g} {made.sign} {made.threshold:.3g}"] if None not in (made.value, made.threshold) else []
-    numbers += [] if made.p_value is None else [f"p = {made.p_value:.2g}"]
-    said = f"{made.id} {made.name} fired and {'accuses' if made.accuses else 'does not accuse'}"
-    said += f" ({', '.join(numbers)})" if numbers else ""
-    return f"{said}. {_sentence(made.cause)} Next: {_sentence(made.next_step)}"
+    value, threshold = check.value, check.threshold
+    numbers = [f"{value:.3g} {check.sign} {threshold:.3g}"] if None not in (value, threshold) else []
+    numbers += [] if check.p_value is None else [f"p = {check.p_value:.2g}"]
+    fired = f"{check.id} {check.name} fired and {'accuses' if check.accuses else 'does not accuse'}"
+    fired += f" ({', '.join(numbers)})" if numbers else ""
+    return f"{fired}. {_sentence(check.cause)} Next: {_sentence(check.next_step)}"
 
 
 def _evidence(made: MadeCheck) -> Row:

@@ -69,7 +69,7 @@ class TrainTask(_ModelTask):
         return "\n".join(said)
 
     def _train(self, job: Job, *, resume: bool) -> str | None:
-        """Train; the sentence that says so where the model is at chance."""
+        """Train; returns a warning if the model is no better than guessing, else None."""
         trained = run_training(
             *(self.training, self.images.read(), job.out, Hardware(job.device, job.stage.resources.devices)),
             resume=resume,

@@ -29,7 +29,8 @@ from gradscope.training.request import TrainingRequest, epochs_folder, require_f
 class Trained:
     """A trained checkpoint and its accuracy on the test images.
 
-    ``chance``: a warning if that accuracy is no better than guessing; else None, as while the training is unfinished.
+    ``chance`` is a warning if the accuracy is no better than guessing. It is None if the model is better than guessing,
+    and while its training is unfinished.
     """
 
     path: Path
@@ -92,10 +93,10 @@ def run_training(
 
 
 def _of_adversaries(training: Training, pixels: int) -> set[str]:
-    """Sentences on adversaries whose radius covers too much of the images, which have so many values."""
+    """Make a warning for each adversary whose radius is too large for images of ``pixels`` values."""
     adversaries = [phase.adversary for phase in training.phases if phase.adversary is not None]
-    found = (past_grey(one.norm, one.epsilon, pixels) for one in adversaries)
-    return {f"adversary: {said}" for said in found if said}
+    warnings = (past_grey(adversary.norm, adversary.epsilon, pixels) for adversary in adversaries)
+    return {f"adversary: {warning}" for warning in warnings if warning}
 
 
 @contextmanager
