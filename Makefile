@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-browser test-cluster soak calibrate lint bench examples dist clean
+.PHONY: quickstart test test-browser test-cluster soak calibrate lint bench examples docs docs-pages dist clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/gradscope study analyses/quickstart.toml --jobs 2
@@ -49,6 +49,19 @@ examples: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebook]'
 	OMP_NUM_THREADS=1 $(BIN)/python examples/execute.py examples/*.ipynb
 
+# The site, in docs/_build: Sphinx in an environment of its own, for it needs a newer requests than torchattacks allows.
+docs: docs-pages .venv-docs/installed
+	.venv-docs/bin/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build
+
+# The pages that are made from the code.
+docs-pages: $(VENV)/installed
+	$(BIN)/python docs/generate.py
+
+.venv-docs/installed: docs/requirements.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --requirement docs/requirements.txt
+	touch $@
+
 # The wheel and the source archive in dist/; the wheel is installed into an empty environment and used there.
 dist: $(VENV)/installed-dev
 	rm -rf dist
@@ -56,7 +69,7 @@ dist: $(VENV)/installed-dev
 	$(BIN)/python -m tests.distribution dist/*.whl
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-docs docs/_build
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gradscope needs Python 3.11 or newer; set PYTHON=")'

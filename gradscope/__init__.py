@@ -1,4 +1,4 @@
-"""What a gradient-based attacker sees in an image classifier, and whether its robustness is real.
+"""See an image classifier as a gradient-based attacker does, and tell whether its robustness is real.
 
 >>> import gradscope as gs
 >>> report = gs.audit(model, x, y, norm="linf", epsilon="8/255")  # doctest: +SKIP

@@ -2,10 +2,13 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import wraps
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
+from annotated_types import Ge, Gt, Le, Lt
+
+from gradscope.config import PGD, Budget
 from gradscope.errors import GradscopeError, described, unknown_name
 from gradscope.options import explained
 from gradscope.validation import Config
@@ -25,12 +28,14 @@ def declared(own: str, *kinds: type[Config], without: str | None = None) -> Call
         added: dict[str, inspect.Parameter] = {}
         texts: dict[str, str] = {}
         for kind in kinds:
-            hints = get_type_hints(kind)
+            hints = get_type_hints(kind, include_extras=True)
             for name, field in kind.model_fields.items():
                 if name in before or name == without:
                     continue
-                texts[name] = explained(field)
-                added[name] = _keyword(name, field.default, hints[name])
+                allowed = limits(hints[name], *field.metadata)
+                allowed = allowed if allowed or Any in _parts(hints[name]) else _limits_beneath(name)
+                texts[name] = f"{explained(field)}{_default(field.default)}{allowed}"
+                added[name] = _keyword(name, field.default, get_type_hints(kind)[name])
         added["progress"] = _keyword("progress", None, bool | None)
         texts["progress"] = "draw progress bars, or none; where it is left out, on a terminal"
 
@@ -51,6 +56,45 @@ def declared(own: str, *kinds: type[Config], without: str | None = None) -> Call
 
 def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _default(value: Any) -> str:
+    """The default, where it is a value that says something."""
+    if value is None or value == () or value is ...:
+        return ""
+    said = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"; default: {said}"
+
+
+#: What a bound of a number is called, in the order in which they are said.
+_BOUNDS = ((Ge, "ge", "at least"), (Gt, "gt", "above"), (Le, "le", "at most"), (Lt, "lt", "below"))
+
+
+def limits(hint: Any, *metadata: Any) -> str:
+    """The values that an option takes: names, or bounds of a number."""
+    parts = [*_parts(hint), *metadata]
+    names = [str(name) for part in parts if get_origin(part) is Literal for name in get_args(part)]
+    said = [f"one of {', '.join(names)}"] if len(names) > 1 else []
+    for kind, attribute, words in _BOUNDS:
+        said += [f"{words} {getattr(part, attribute):,}" for part in parts if isinstance(part, kind)][:1]
+    return f"; {', '.join(said)}" if said else ""
+
+
+def _limits_beneath(name: str) -> str:
+    """The limits of the setting of an attack that an option is laid over."""
+    for kind in (PGD, Budget):
+        if name in kind.model_fields:
+            return limits(get_type_hints(kind, include_extras=True)[name], *kind.model_fields[name].metadata)
+    return ""
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    """An annotation and all that it is made of, with the metadata of pydantic's fields."""
+    yield hint
+    if get_origin(hint) is not Literal:
+        for part in get_args(hint):
+            yield from _parts(part)
+    yield from getattr(hint, "metadata", ())
 
 
 def _document(text: str, own: str, options: Mapping[str, str]) -> str:

@@ -56,7 +56,7 @@ def _measures(kind: type[Options]) -> Callable[[Function], Function]:
 
 @_measures(AnalyzeOptions)
 def trace(model: Models, x: Any = None, y: Any = None, **options: Any) -> Trace:
-    """Follow the gradients along attacks: cosine, norm, entropy and what else ``metrics`` names, step by step.
+    """Measure gradients step by step along attacks: cosine, norm, entropy and the other ``metrics``.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def landscape(model: Models, x: Any = None, y: Any = None, **options: Any) -> La
 
 @_measures(SpectrumOptions)
 def spectrum(model: Models, x: Any = None, y: Any = None, **options: Any) -> Spectrum:
-    """Measure the curvature of the loss in the weights (or in each image, ``space="input"``): its whole spectrum.
+    """Measure the spectrum of the Hessian of the loss, in the weights or in each image (``space="input"``).
 
     The matrix H is the Hessian of the mean cross-entropy in all parameters, or the Gauss-Newton matrix J' L J.
     Lanczos's method gives the eigenvalues of largest size with their residuals. Random vectors v of signs give the
@@ -152,7 +152,7 @@ def spectrum(model: Models, x: Any = None, y: Any = None, **options: Any) -> Spe
 
 @_measures(AttackOptions)
 def attack(model: Models, x: Any = None, y: Any = None, **options: Any) -> Attacks:
-    """Attack with many methods and find the lowest robust accuracy: right when clean and under every attack.
+    """Run many attacks and report the lowest robust accuracy: right when clean and under every attack.
 
     Returns
     -------
@@ -181,7 +181,7 @@ def attack(model: Models, x: Any = None, y: Any = None, **options: Any) -> Attac
 
 @_measures(TransferOptions)
 def transfer(model: Models, x: Any = None, y: Any = None, **options: Any) -> TransferMatrix:
-    """Judge the adversarial examples made on each of several models, by name, on every other and on itself.
+    """Make adversarial examples on each of several models and test them on all of these models.
 
     Returns
     -------
@@ -209,7 +209,7 @@ def transfer(model: Models, x: Any = None, y: Any = None, **options: Any) -> Tra
 
 @_measures(AuditOptions)
 def audit(model: Models, x: Any = None, y: Any = None, **options: Any) -> AuditReport:
-    """Say whether a model's robustness is real or its gradients are masked: verdict, cause, upper bound, checks.
+    """Tell whether a model's robustness is real or its gradients are masked: verdict, cause, upper bound, checks.
 
     Returns
     -------
@@ -228,7 +228,7 @@ def audit(model: Models, x: Any = None, y: Any = None, **options: Any) -> AuditR
     >>> import gradscope as gs
     >>> x = torch.tensor([0.9, 0.2] * 32 + [0.2, 0.7] * 32).reshape(64, 1, 1, 2)
     >>> y = x.flatten(1).argmax(dim=1)
-    >>> report = gs.audit({"pixels": torch.nn.Flatten().eval()}, x, y, norm="linf", epsilon="128/255", budget="quick")
+    >>> report = gs.audit({"pixels": torch.nn.Flatten().eval()}, x, y, norm="linf", epsilon="127/255", budget="quick")
     >>> report.verdict, report.upper_bound
     ('none found within this budget', 0.0)
 
@@ -246,7 +246,7 @@ attack
 
 @declared(_JUDGED, JudgeOptions, DataOptions, ForeignOptions, DeviceOptions)
 def judge(attack: Any, model: Models, x: Any = None, y: Any = None, **options: Any) -> JudgeReport:
-    """Say whether an attack is blind, and which part of it makes it so: it is repaired one part at a time.
+    """Tell whether an attack is blind and which part makes it so, by repairing one part at a time.
 
     Returns
     -------
@@ -269,7 +269,7 @@ def judge(attack: Any, model: Models, x: Any = None, y: Any = None, **options: A
     >>> def idle(model, x, y):
     ...     return x
     >>> model = {"pixels": torch.nn.Flatten().eval()}
-    >>> found = gs.judge(idle, model, x, y, norm="linf", epsilon="128/255", budget="quick")
+    >>> found = gs.judge(idle, model, x, y, norm="linf", epsilon="127/255", budget="quick")
     >>> found.verdict, found.left, found.bound
     ('the attack is blind', 1.0, 0.0)
 

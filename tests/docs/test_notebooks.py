@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 import pytest
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "examples").glob("*.ipynb"))
 
 
 def cells(path: Path) -> list[dict[str, Any]]:
