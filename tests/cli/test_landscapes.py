@@ -40,7 +40,7 @@ def test_two_attacks_on_a_plane_are_animated(world: Path, tmp_path: Path, done: 
     assert str(path) in done("figures", "--animate", tmp_path / "a").splitlines()
     caption = json.loads((path.parent / "captions.json").read_text())[path.stem]
     assert f"Image {index} of class" in caption
-    assert "under pgd and pgd-paper, from o to x, a mark a step" in caption
+    assert "under pgd and pgd-paper, from o to x, one mark per step" in caption
     assert "pgd-paper: l2, epsilon 1, step size 0.1, 3 steps" in caption
     done("landscape", world / "sl.pt", *quick[:-2], "--out", tmp_path / "a", "--overwrite")
     assert not path.exists(), "it shows other numbers"

@@ -520,7 +520,7 @@ def test_a_share_outside_of_0_to_1_is_named(tmp_path):
 def test_files_of_different_audits_are_not_mixed(tmp_path):
     directory_of(tmp_path, entry("a"))
     write_json(tmp_path / AUDIT_JSON, document(entry("b")))
-    assert "audit.csv and audit.json are not of the same audits" in fails(tmp_path)
+    assert "audit.csv and audit.json must be of the same audits, got" in fails(tmp_path)
     assert "evidence.npz" in fails(directory_of(tmp_path, entry("a"), shown=example_images(1, checkpoint="b")))
 
 
