@@ -70,13 +70,13 @@ def test_a_spectrum_is_printed_and_drawn(world: Path, tmp_path: Path, done: Done
     assert printed[-1] == str(tmp_path / "a")
     assert printed[0].split() == ["sl", "hessian,", "2", "random", "vectors"]
     assert [line.split()[0] for line in printed[1:4]] == ["trace", "negative", "eigenvalues"]
-    assert sum("in parentheses their residuals:" in line for line in printed) == 4
+    assert sum("with residuals in parentheses:" in line for line in printed) == 4
     assert sum("trace by layer:" in line for line in printed) == 4
     short = done("spectrum", world / "sl.pt", *quick[:-2], "--iterations", 3, "--out", tmp_path / "short")
-    assert "of 3 eigenvalues have a residual below 1 %; others may be missing" in short
+    assert "of 3 eigenvalues have a residual below 1 %, so some may be missing" in short
     by_image = done("spectrum", world / "sl.pt", *quick, "--space", "input", "--out", tmp_path / "input")
     assert "mean over 20 images" in by_image
-    assert "size of the largest eigenvalue" in by_image
+    assert "magnitude of the largest eigenvalue" in by_image
     drawn = content(tmp_path / "a" / "figures")
     names = ["spectrum-density", "spectrum-layers-hessian", "spectrum-layers-gauss-newton"]
     assert set(drawn) == {f"{name}.{kind}" for name in names for kind in ("pdf", "png")} | {"captions.json"}
