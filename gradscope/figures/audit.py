@@ -149,7 +149,7 @@ def _handles(audits: Sequence[AuditOf]) -> list[Artist]:
     run = any(PGD in entry.under for entry in audits)
     shown = [dot for name, dot in DOTS.items() if run or name != ALONE]
     marks: list[Artist] = [Line2D([], [], linewidth=1.0, markersize=4.5, label=dot.words, **dot.mark) for dot in shown]
-    gap = Patch(facecolor=_GAP_COLOUR, alpha=_GAP_TONE, linewidth=0, label="what PGD alone misses")
+    gap = Patch(facecolor=_GAP_COLOUR, alpha=_GAP_TONE, linewidth=0, label="missed by PGD alone")
     return [*marks, gap] if run else marks
 
 

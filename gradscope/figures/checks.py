@@ -47,7 +47,8 @@ _MEANINGS = {
 #: What the letters of the checks stand for.
 _LETTERS = (
     "letters: D set-up, N numerics of the loss, X attacks without the model's gradient, M rules that every working "
-    "attack obeys, S shattered gradients, C effort of the attack, K scale of the logits, G geometry"
+    "attack obeys, S shattered gradients, C effort of the attack, T test on known adversarial points, K scale of "
+    "the logits, G geometry"
 )
 #: Sizes in inches: names of the checks, margins, between groups, between cells, a cell at least and at most; the width
 #: from which a cell has one line, and the heights of rows of one and two.

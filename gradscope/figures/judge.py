@@ -27,7 +27,7 @@ _WORDS = {
     "attack": "the attack on trial",
     "named": "repaired, named",
     "repair": "repaired",
-    "ours": "ours",
+    "ours": "gradscope's attacks",
     "all": "all together, an upper bound",
 }
 #: Sizes in inches: a line, between groups, around a checkpoint, below all, a row of the legend; the names' column.
