@@ -44,7 +44,7 @@ _MEANINGS = {
     "passed": "passed",
     "abstained": "abstained",
 }
-#: What the letters of the checks stand for.
+#: Meaning of the checks' letters.
 _LETTERS = (
     "letters: D set-up, N numerics of the loss, X attacks without the model's gradient, M rules that every working "
     "attack obeys, S shattered gradients, C effort of the attack, T test on known adversarial points, K scale of "

@@ -119,7 +119,7 @@ def _below(examples: ExampleImages, place: int, scale: float) -> str:
         style.shorten(str(examples[f"{key}_name"][place]))
         for key in ("label", "clean_predicted", "adversarial_predicted")
     )
-    parts = [f"\N{PLUS-MINUS SIGN}{scale:.2g}", f"{true} stands" if second == label else f"{true} → {after}"]
+    parts = [f"\N{PLUS-MINUS SIGN}{scale:.2g}", f"{true}, not fooled" if second == label else f"{true} → {after}"]
     if first != label:
         parts.append(f"clean: {before}")
     parts.append(str(examples["attack"][place]))
@@ -136,6 +136,6 @@ def _caption(entry: AuditOf, checks: Sequence[str], total: int) -> str:
             "written below, grey where nothing changes",
             "above each: index in the test set and, after a comma, the check that this image is evidence of; images "
             "without a check are examples",
-            'below each: label → class predicted for the adversarial image ("stands" if they agree), and the attack',
+            'below each: label → class predicted for the adversarial image, or "not fooled", and the attack',
         ]
     )

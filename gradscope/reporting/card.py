@@ -205,7 +205,7 @@ def _yaml(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))
 
 
-# --- what is known of a model ---
+# --- the section of a model ---
 
 
 def _about() -> Iterator[str]:
@@ -322,7 +322,7 @@ def _described(settings: object) -> str:
     return ", ".join(piece for piece in (meaning, describe_attack(settings)) if piece)
 
 
-# --- what holds for all of it ---
+# --- the sections on all models ---
 
 
 def _limits(parts: Sequence[Part]) -> Iterator[str]:

@@ -397,7 +397,7 @@ def test_the_wider_ball_of_a_check_is_said():
 def test_what_is_written_around_an_example():
     texts = written(drawn(entry(), shown=example_images(3))["audit-evidence-sl-0"].figure)
     assert {"#100, X1", "#101", "#102"} <= set(texts)
-    assert {"cat 0 → cat 1", "cat 1 stands", "cat 2 → cat 3", "clean: cat 9"} <= set(texts)
+    assert {"cat 0 → cat 1", "cat 1, not fooled", "cat 2 → cat 3", "clean: cat 9"} <= set(texts)
     assert texts.count("square") == 3
 
 
