@@ -136,13 +136,13 @@ def _density_caption(layer: str, numbers: pd.DataFrame, densities: pd.DataFrame)
             f"line: mean over n = {count} {over} (stochastic Lanczos quadrature), area 1, on a log axis; each peak is "
             "as wide as its eigenvalue is uncertain, and at least 2 % of the eigenvalue",
             f"band: Student t interval over the {over}, 95 %, at each point",
-            "ticks: the eigenvalues of largest magnitude"
+            "ticks: the eigenvalues of largest size"
             if space == "weights"
             else "ticks: each image's largest eigenvalue",
             "eigenvalues near 0 are not resolved; more iterations narrow that range",
             "all panels have the same axes",
             f"title: trace{' of the first matrix' if len(numbers['matrix'].unique()) > 1 else ''} with its standard "
-            "error, and negative mass, the share of negative eigenvalues in the sum of all magnitudes",
+            "error, and negative mass, the share of negative eigenvalues in the sum of the sizes of all",
         ]
     )
 

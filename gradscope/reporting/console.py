@@ -127,7 +127,7 @@ def _of_spectrum(at: Mapping[str, Mapping[Any, Any]], values: pd.DataFrame, *, b
     if by_image:
         largest = at["eigenvalue"]
         interval = f"[{largest['ci_low']:.4g}, {largest['ci_high']:.4g}]"
-        yield f"magnitude of the largest eigenvalue {largest['value']:.4g} {interval}"
+        yield f"size of the largest eigenvalue {largest['value']:.4g} {interval}"
         if at["flat"]["value"]:
             yield f"caution: flat on {_percent(at['flat']['value'])} of the images: {_FLAT}"
         return
@@ -136,7 +136,7 @@ def _of_spectrum(at: Mapping[str, Mapping[Any, Any]], values: pd.DataFrame, *, b
     shown = values.head(_MOST_EIGENVALUES)
     text = ", ".join(f"{row.value:.4g} ({row.residual:.1g})" for row in shown.itertuples())
     more = f", and {len(values) - len(shown)} more" if len(values) > len(shown) else ""
-    yield f"eigenvalues of largest magnitude, with residuals in parentheses: {text}{more}"
+    yield f"eigenvalues of largest size, with residuals in parentheses: {text}{more}"
     close = int((values["residual"] <= _CONVERGED * values["value"].abs()).sum())
     if close < len(values):
         yield (

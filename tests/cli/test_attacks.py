@@ -68,6 +68,6 @@ def test_a_transfer_prints_the_matrix_and_is_drawn(world: Path, tmp_path: Path, 
 
 def test_more_targets_than_wrong_classes_are_said(run, trained, tmp_path):
     options = ("--attacks", "apgd-t", "--steps", 1, "--samples", 2, "--no-figures", "--out", tmp_path / "out")
-    said = "caution: targets is 10, and digits has 9 wrong classes: attacks aim at these\n"
+    said = "caution: targets is 10, but digits has only 9 wrong classes: attacks aim at these\n"
     assert said in run("attack", trained[0], *options, "--targets", 10).err
     assert said not in run("attack", trained[0], *options, "--targets", 9, "--overwrite").err

@@ -76,7 +76,7 @@ def test_a_spectrum_is_printed_and_drawn(world: Path, tmp_path: Path, done: Done
     assert "of 3 eigenvalues have a residual below 1 %, so some may be missing" in short
     by_image = done("spectrum", world / "sl.pt", *quick, "--space", "input", "--out", tmp_path / "input")
     assert "mean over 20 images" in by_image
-    assert "magnitude of the largest eigenvalue" in by_image
+    assert "size of the largest eigenvalue" in by_image
     drawn = content(tmp_path / "a" / "figures")
     names = ["spectrum-density", "spectrum-layers-hessian", "spectrum-layers-gauss-newton"]
     assert set(drawn) == {f"{name}.{kind}" for name in names for kind in ("pdf", "png")} | {"captions.json"}
