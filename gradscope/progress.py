@@ -1,4 +1,4 @@
-"""Progress on stderr: bars on a terminal; elsewhere the command line writes a line a minute, and Python nothing."""
+"""Show progress on stderr: bars on a terminal; elsewhere commands write one line a minute, and Python none."""
 
 import os
 import sys
@@ -16,19 +16,19 @@ from rich.progress import BarColumn, Progress, Task, TaskID, TaskProgressColumn,
 
 from gradscope.errors import Caution, GradscopeError, described
 
-#: Call with how many are done since the last call, and a note shown after the bar.
+#: Moves a bar: call it with the number of items done since the last call, and a note to show after the bar.
 Advance = Callable[[int, str], None]
 
-#: Seconds between two reports of one bar to another process.
+#: Seconds between two reports of a bar to another process.
 _OFTEN = 0.2
-#: Seconds between two lines where stderr is no terminal, and between two looks at the clock.
+#: Seconds between two lines where stderr is not a terminal, and between two checks of the clock.
 _LINE_EVERY, _LOOK_EVERY = 60.0, 5.0
-#: Seconds whose speed tells how much time is left, where lines are written.
+#: Lines estimate the time left from the speed over this many seconds.
 _SPEED_OVER = 600.0
 
 
 class Bar(NamedTuple):
-    """How far a bar is that another process draws."""
+    """The state of a bar that another process draws."""
 
     description: str
     done: int
@@ -38,7 +38,7 @@ class Bar(NamedTuple):
 
 
 class _Lines:
-    """Writes how far the bars are to stderr, a line a minute: on :meth:`tick`, which a thread calls, too."""
+    """Write the state of all bars to stderr, one line a minute: at :meth:`tick`, which a thread calls as well."""
 
     def __init__(self, clock: Callable[[], float], look_every: float) -> None:
         self.clock, self._look_every = clock, look_every
@@ -50,7 +50,7 @@ class _Lines:
 
     @contextmanager
     def watching(self, display: Progress) -> Iterator[None]:
-        """Write of the bars of ``display`` inside."""
+        """Write about the bars of ``display`` in this block."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
@@ -61,7 +61,7 @@ class _Lines:
             self._displays.remove(display)
 
     def tick(self) -> None:
-        """Write a line where the last one, or the beginning, is a minute ago."""
+        """Write a line if the last line, or the start, was a minute ago."""
         with self._lock:
             bars = [bar for display in self._displays for bar in display.tasks]
             if self.clock() - self._last < _LINE_EVERY or not bars:
@@ -71,7 +71,7 @@ class _Lines:
             sys.stderr.flush()
 
     def end(self) -> None:
-        """Write no more."""
+        """Stop writing."""
         self._ended.set()
 
     def _run(self) -> None:
@@ -79,21 +79,21 @@ class _Lines:
             self.tick()
 
 
-#: Whether bars are drawn whatever stderr is; None: on a terminal.
+#: Whether to draw bars on any stderr; None: draw them on a terminal.
 _wanted: ContextVar[bool | None] = ContextVar("bars wanted", default=None)
-#: The display of the whole, where there is one: every bar is a line of it.
+#: The display that all bars share, if there is one.
 _shared: ContextVar[Progress | None] = ContextVar("shared display", default=None)
-#: Where bars are reported to instead of being drawn, if anywhere.
+#: Receives reports of bars instead of drawing them, if set.
 _report: ContextVar[Callable[[Bar], None] | None] = ContextVar("reports of bars", default=None)
-#: What writes lines where there is no terminal; None: nothing is written there.
+#: Writes lines where stderr is not a terminal; None: write nothing there.
 _lines: ContextVar[_Lines | None] = ContextVar("lines instead of bars", default=None)
 
 
 @contextmanager
 def progress_bar(description: str, total: int, unit: str = "", *, visible: bool = True) -> Iterator[Advance]:
-    """A bar of ``total`` items with the time left; yields the function that moves it.
+    """Show a bar of ``total`` items with the time left; yield the function that moves it.
 
-    Lines count the items in ``unit`` ("images"); without it they say the share that is done.
+    Lines count the items in ``unit`` ("images"); without a unit they give the share that is done.
     """
     report = _report.get()
     if report is not None:
@@ -115,7 +115,7 @@ def progress_bar(description: str, total: int, unit: str = "", *, visible: bool 
 
 @contextmanager
 def overall_progress(description: str, total: int, unit: str = "") -> Iterator[Advance]:
-    """A bar of ``total`` items under which every :func:`progress_bar` is drawn until it ends: one display for all."""
+    """Show a bar of ``total`` items; every :func:`progress_bar` in this block appears below it, in one display."""
     with _display(True) as progress:
         token = _shared.set(progress)
         try:
@@ -126,7 +126,7 @@ def overall_progress(description: str, total: int, unit: str = "") -> Iterator[A
 
 @contextmanager
 def reported(report: Callable[[Bar], None]) -> Iterator[None]:
-    """Report bars in this block to ``report``, which brings them to the process that draws them."""
+    """Send bars in this block to ``report``, which passes them to the process that draws them."""
     token = _report.set(report)
     try:
         yield
@@ -135,13 +135,13 @@ def reported(report: Callable[[Bar], None]) -> Iterator[None]:
 
 
 class BarsOfOthers:
-    """Lines of the display of the whole that show the bars of other processes, one for each owner."""
+    """Show the bars of other processes in the shared display, one for each owner."""
 
     def __init__(self) -> None:
         self._lines: dict[str, tuple[str, TaskID]] = {}
 
     def show(self, owner: str, bar: Bar) -> None:
-        """Draw the owner's bar, in place of an earlier one."""
+        """Draw the owner's bar instead of its earlier one."""
         shared = _shared.get()
         if shared is None:
             return
@@ -152,7 +152,7 @@ class BarsOfOthers:
         shared.update(self._lines[owner][1], completed=bar.done, note=bar.note)
 
     def remove(self, owner: str) -> None:
-        """Remove the owner's bar, if there is one."""
+        """Remove the owner's bar if it has one."""
         shared, line = _shared.get(), self._lines.pop(owner, None)
         if shared is not None and line is not None:
             shared.remove_task(line[1])
@@ -160,7 +160,7 @@ class BarsOfOthers:
 
 @contextmanager
 def shown(wanted: bool | None) -> Iterator[None]:
-    """Draw bars in this block, or none; None leaves it to whether stderr is a terminal."""
+    """Draw bars in this block or not; None draws them if stderr is a terminal."""
     if not isinstance(wanted, bool | None):
         raise GradscopeError(f"progress must be true, false or None, got {described(wanted)}")
     token = _wanted.set(wanted)
@@ -172,9 +172,9 @@ def shown(wanted: bool | None) -> Iterator[None]:
 
 @contextmanager
 def lines_a_minute(clock: Callable[[], float] = time.monotonic, look_every: float = _LOOK_EVERY) -> Iterator[None]:
-    """Write bars in this block as a line a minute where stderr is no terminal: what the command line does.
+    """Write one line a minute about the bars in this block if stderr is not a terminal; the command line uses this.
 
-    ``clock`` gives seconds; a thread looks at it every ``look_every`` real seconds, for work that does not move.
+    ``clock`` gives seconds. A thread reads it every ``look_every`` real seconds, in case a bar does not move.
     """
     lines = _Lines(clock, look_every)
     token = _lines.set(lines)
@@ -218,7 +218,7 @@ def _advance(progress: Progress, description: str, total: int, unit: str) -> Adv
 
 
 def _line(bar: Task) -> str:
-    """How far a bar is, in words: "sl pgd: 40 of 200 images, 3 min left"."""
+    """Write the state of a bar: "sl pgd: 40 of 200 images, 3 min left"."""
     unit, note = bar.fields["unit"], bar.fields["note"]
     done = f"{bar.completed:.0f} of {bar.total:.0f} {unit}" if unit else f"{bar.percentage:.0f} %"
     left = _left(bar)
@@ -227,14 +227,14 @@ def _line(bar: Task) -> str:
 
 
 def _left(bar: Task) -> float:
-    """Seconds that are left at the speed of late, or at that of the whole where it is lower: work may stand still."""
+    """Estimate the seconds left from the recent or the overall speed, whichever is lower: work may have stalled."""
     if not bar.completed or bar.elapsed is None or bar.total is None:
         return 0.0
     return max(bar.time_remaining or 0.0, bar.elapsed * (bar.total - bar.completed) / bar.completed)
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit they are read in."""
+    """Write a duration in seconds, minutes, hours or days."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 1.5 * length:
             return f"{seconds / length:.1f} {unit}"
@@ -243,18 +243,18 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def printed_cautions() -> Iterator[None]:
-    """Print cautions inside as lines of the command line; of processes that share the work the first does."""
+    """Print cautions in this block as lines on stderr; only the first of several ranks prints."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", Caution)
         show = warnings.showwarning
 
-        def said(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+        def show_caution(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
             if not issubclass(category, Caution):
                 show(message, category, *where, **options)
             elif os.environ.get("RANK", "0") == "0":
                 sys.stderr.write(f"gradscope: caution: {message}\n")
 
-        warnings.showwarning = said
+        warnings.showwarning = show_caution
         yield
 
 

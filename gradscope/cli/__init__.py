@@ -1,6 +1,6 @@
-"""The command line: each command parses, calls one function and prints where the result is.
+"""The command line: each command parses its options, calls one function and prints where the result is.
 
-torch is imported by the command that needs it, so ``--help`` answers at once.
+Only commands that need torch import it, so ``--help`` answers at once.
 """
 
 import re
@@ -23,7 +23,7 @@ from gradscope.errors import GradscopeError
 from gradscope.measure.options import COMMANDS
 from gradscope.progress import lines_a_minute, printed_cautions
 
-#: click's error for a command line it cannot read; typer's versions differ in where they keep click.
+#: click's error for an invalid command line. The place of click differs between versions of typer.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
@@ -34,9 +34,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-#: Exit code after Ctrl-C, which typer turns into it.
+#: Exit code that typer gives after Ctrl-C.
 INTERRUPTED = 130
-#: Exit code of a command that SIGTERM ended.
+#: Exit code of a command ended by SIGTERM.
 TERMINATED = 143
 
 
@@ -57,7 +57,7 @@ def _gradscope(
         print(context.get_help())
 
 
-# In the order in which the help lists them.
+# The help lists commands in this order.
 app.command("train", cls=GroupedCommand)(train)
 for name, kind in COMMANDS.items():
     app.command(name, cls=GroupedCommand)(measuring_command(kind))
@@ -69,16 +69,16 @@ app.command(name="list", cls=GroupedCommand)(list_names)
 
 
 def _usage(error: Any) -> str:
-    """One line for click's error, and where the options are explained."""
+    """Write click's error in one line, and say which help to read."""
     command = f"{error.ctx.command_path} --help" if error.ctx else "gradscope --help"
     message = " ".join(error.format_message().replace("Value error, ", "").split())
-    if "No such command 'trace'" in message:  # the library's name
+    if "No such command 'trace'" in message:  # the name of the function in Python
         message = "No such command 'trace'. Did you mean 'analyze'?"
     return f"{message} See `{command}`" if message.endswith("?") else f"{message.removesuffix('.')}; see `{command}`"
 
 
 def _options(arguments: list[str] | None) -> list[Any]:
-    """The options of the command that is given; none where there is no such command."""
+    """List the options of the given command; none if there is no such command."""
     command: Any = typer.main.get_command(app)
     given = sys.argv[1:] if arguments is None else arguments
     parameters = command.commands[given[0]].params if given and given[0] in command.commands else ()
@@ -86,9 +86,9 @@ def _options(arguments: list[str] | None) -> list[Any]:
 
 
 def _with_flag(error: GradscopeError, arguments: list[str] | None) -> str:
-    """The error's message with the command's flags in the place of the arguments that it names.
+    """Replace names of arguments in an error's message by the command's flags.
 
-    These are the one that it begins with, and those in backticks.
+    The message names arguments at its beginning and in backticks.
     """
     flags = {"model": "CKPT", "attack": "ATTACK", "directory": "DIR", "recipe": "RECIPE", "set": "--set"}
     flags |= {option.name: max(option.opts, key=len) for option in _options(arguments)}
@@ -99,7 +99,7 @@ def _with_flag(error: GradscopeError, arguments: list[str] | None) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; a user's mistake is one line on stderr and exit code 2."""
+    """Run a command; print a user's mistake as one line on stderr and exit with code 2."""
     process.set_up()
     try:
         with process.ending_on_sigterm(), printed_cautions(), lines_a_minute():
@@ -121,5 +121,5 @@ def main(arguments: list[str] | None = None) -> None:
 def _say_interrupted(arguments: list[str] | None) -> None:
     names = {option.name for option in _options(arguments)}
     how = "--resume" if "resume" in names else "the same command" if "jobs" in names else None  # a study
-    rest = f"; whatever was written stays, and {how} continues it" if how else ""
+    rest = f"; results so far are kept, and {how} continues" if how else ""
     print(f"gradscope: interrupted{rest}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What a command says when it has ended, on stderr: where the figures are, and what to type next."""
+"""Say on stderr at the end of a command where the figures are and what to type next."""
 
 import shlex
 import sys
@@ -10,12 +10,12 @@ from gradscope.errors import GradscopeError
 from gradscope.measure.options import AuditOptions, JudgeOptions, Request
 from gradscope.results.manifest import MANIFEST, read_study_manifest
 
-#: A command that names more models says CKPT... instead.
+#: With more models than this, a suggested command says CKPT... instead of their names.
 _MOST_MODELS = 4
 
 
 def say(figures: str | None, following: Sequence[str]) -> None:
-    """Write where ``figures`` are, if there are any, and the commands that may follow, one a line."""
+    """Write where the figures are, if any, and commands to run next, one per line."""
     lines = [] if figures is None else [f"figures: {figures}"]
     lines += [f"{'next:' if not place else '':9}{command}" for place, command in enumerate(following)]
     for line in lines:
@@ -23,7 +23,7 @@ def say(figures: str | None, following: Sequence[str]) -> None:
 
 
 def say_after_training(checkpoint: Path, options: Sequence[str]) -> None:
-    """Say how to look at a checkpoint that was trained on images that ``options`` name."""
+    """Suggest commands for a new checkpoint; ``options`` name the images it was trained on."""
     model = " ".join(map(shlex.quote, [str(checkpoint), *options]))
     say(
         None,
@@ -35,29 +35,29 @@ def say_after_training(checkpoint: Path, options: Sequence[str]) -> None:
 
 
 def say_after_measuring(request: Request, results: Path) -> None:
-    """Say where the figures of a measurement are, and what its numbers lead to."""
+    """Say where the figures of a measurement are, and suggest commands that fit its numbers."""
     say(figures_of(results), [*_following(request, results), _report(results)])
 
 
 def say_after_drawing(directory: Path) -> None:
-    """Say what else can be made of a directory whose figures were redrawn."""
+    """Say where redrawn figures are, and suggest a report."""
     say(figures_of(directory), [_report(directory)])
 
 
 def say_after_report(page: Path) -> None:
-    """Say where the figures for a paper are, and how to read the page."""
+    """Say where the figures for a paper are, and how to open the page."""
     paper = page.parent / "paper"
     say(f"{paper}, with LaTeX tables" if paper.is_dir() else figures_of(page.parent), [f"open {page} in a browser"])
 
 
 def say_after_study(results: Path, page: Path) -> None:
-    """Say where the figures of a study are, and how to read it or go on with it."""
+    """Say where the figures of a study are, and how to open its page or continue it."""
     folders = sorted({path.parent for path in results.glob("*/figures/*.png")})
     named = [str(results / "*" / "figures")] if len(folders) > 1 else list(map(str, folders))
     papers = [str(page.parent / "paper")] if (page.parent / "paper").is_dir() else []
     following = [f"open {page} in a browser"] if page.exists() else []
     if not _is_complete(results):
-        following.append("the same command again, which runs what is missing alone")
+        following.append("the same command again, which runs only the missing stages")
     say(" and ".join([*named, *papers]) or None, following)
 
 
@@ -69,12 +69,12 @@ def _is_complete(results: Path) -> bool:
 
 
 def say_after_claims(table: Path) -> None:
-    """Say how the claims are read."""
+    """Suggest the report that shows the claims."""
     say(None, [_report(table.parent)])
 
 
 def figures_of(results: Path) -> str:
-    """Where the figures of ``results`` are and how many, or how to draw them."""
+    """Say where the figures of ``results`` are and how many, or how to draw them."""
     folder = results / "figures"
     count = len(list(folder.glob("*.png")))
     if not count:
@@ -83,11 +83,11 @@ def figures_of(results: Path) -> str:
 
 
 def _report(results: Path) -> str:
-    return f"gradscope report {shlex.quote(str(results))}  # all of it on one page, report.html"
+    return f"gradscope report {shlex.quote(str(results))}  # everything on one page, report.html"
 
 
 def _following(request: Request, results: Path) -> Iterator[str]:
-    """The commands that the numbers of ``results`` lead to."""
+    """Suggest commands that fit the numbers of ``results``."""
     if isinstance(request.options, AuditOptions):
         yield from _after_audit(request, results)
     elif isinstance(request.options, JudgeOptions):
@@ -102,21 +102,21 @@ def _after_audit(request: Request, results: Path) -> Iterator[str]:
     from gradscope.results.schemas import AUDIT_JSON
 
     audits = Audits.parse(read_json(results / AUDIT_JSON)).audits
-    masked = [text for text, one in zip(request.models, audits, strict=True) if one.verdict == "masking found"]
+    masked = [text for text, entry in zip(request.models, audits, strict=True) if entry.verdict == "masking found"]
     if masked:
-        yield _on_models(request, "judge pgd", masked[:1], "which part of PGD is blind to it?")
-    if any(one.undecided for one in audits):
+        yield _on_models(request, "judge pgd", masked[:1], "which part of PGD does the masking blind?")
+    if any(entry.undecided for entry in audits):
         yield "the same command with --budget full --overwrite, or with more --samples  # to decide it"
 
 
 def _on_models(request: Request, command: str, models: Sequence[str], why: str) -> str:
-    """A command on ``models``, with what has to be said of them, of their images and of the ball."""
+    """Write a command on ``models``, with the options for the models, their images and the threat model."""
     words = [command, *(map(shlex.quote, models) if len(models) <= _MOST_MODELS else ["CKPT..."])]
     return f"gradscope {' '.join([*words, *_options(request, models)])}  # {why}"
 
 
 def _options(request: Request, models: Sequence[str]) -> Iterator[str]:
-    """The options of ``request`` that another command on ``models`` needs to see the same thing."""
+    """List the options of ``request`` that another command needs to use the same models, images and threat model."""
     given: dict[str, Any] = {
         name: value
         for part in (request.data, request.foreign)

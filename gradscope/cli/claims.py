@@ -13,7 +13,9 @@ def claims(
     directories: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DIR...", help="studies, directories of results, or what holds some below", show_default=False
+            metavar="DIR...",
+            help="studies, directories of results, or directories above these",
+            show_default=False,
         ),
     ],
     out: Annotated[

@@ -1,4 +1,4 @@
-"""Commands made from declared options: a field of an options class is an option of the command."""
+"""Make commands from declared options: each field of an options class is an option of the command."""
 
 import inspect
 import re
@@ -20,7 +20,7 @@ from gradscope.validation import Config, given_path
 
 
 def completing(table: str) -> Any:
-    """Complete names between commas by those of "module:TABLE"; the module is imported when the shell asks."""
+    """Complete comma-separated names from the table "module:TABLE"; import the module only when the shell asks."""
 
     def names(incomplete: str) -> list[str]:
         done, comma, last = incomplete.rpartition(",")
@@ -31,12 +31,12 @@ def completing(table: str) -> Any:
     return names
 
 
-#: What stands for a value of a type in ``--help``.
+#: Placeholders for values by type in ``--help``.
 _VALUES = {"str": "TEXT", "int": "N", "float": "NUMBER", "path": "PATH", "list[str]": "TEXT"}
 
 
 class WholeSentences(TyperGroup):
-    """The command line as a whole: its ``--help`` says of each command a whole sentence, in as many lines as needed."""
+    """The whole command line. Its ``--help`` shows a full sentence for each command, on as many lines as needed."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write each command with the first paragraph of its help."""
@@ -46,14 +46,14 @@ class WholeSentences(TyperGroup):
 
 
 class GroupedCommand(TyperCommand):
-    """A command whose ``--help`` lists its options in groups, in the order in which they come."""
+    """A command whose ``--help`` lists its options in groups, in order of declaration."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Write ``CKPT...``, not ``{CKPT}...``."""
         return [re.sub(r"\{(\w+)(\.\.\.)?\}", r"\1", piece) for piece in super().collect_usage_pieces(ctx)]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the command line; values that are empty or no text, and paths that can be none, are usage errors."""
+        """Parse the command line; empty or unprintable values and invalid paths are usage errors."""
         given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
         checked = [] if ctx.resilient_parsing else self.get_params(ctx)
         with shared_mistakes():
@@ -76,7 +76,7 @@ class GroupedCommand(TyperCommand):
                 is_argument = parameter.param_type_name == "argument"
                 title = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or "Options"
                 name = re.sub(r" <.*>", "", record[0]) if is_argument else _with_value(record[0])
-                # Typer puts a default in words into parentheses of its own.
+                # Typer puts extra parentheses around a default in words.
                 text = re.sub(r"\[default: \((.*)\)\]", r"[default: \1]", record[1])
                 groups.setdefault(title, []).append((name, text))
         for title, records in groups.items():
@@ -94,13 +94,13 @@ def _name(parameter: Any) -> str:
 
 
 def _require_text(parameter: Any, text: object) -> None:
-    """Raise :class:`GradscopeError` where ``text``, as it was typed, is empty or no text in one line."""
+    """Raise :class:`GradscopeError` if the typed ``text`` is empty or not one line of printable text."""
     name = _name(parameter)
     if not isinstance(text, str):
         return
     if not text:
         raise GradscopeError(f"{name} must not be empty")
-    lines = text.replace("\n", "") if name == "--set" else text  # TOML, which may have several
+    lines = text.replace("\n", "") if name == "--set" else text  # TOML may have several lines
     if UNPRINTABLE.search(lines):
         raise GradscopeError(f"{name} must be text in one line, in UTF-8, got {text!r:.300}")
 
@@ -110,19 +110,19 @@ def _with_value(flags: str) -> str:
 
 
 def parameters(*kinds: type[Config]) -> list[inspect.Parameter]:
-    """The options of a command that fill the fields of ``kinds``, those of a group together, the required first."""
+    """Make the options for the fields of ``kinds``, sorted by group, required options first."""
     fields = [(name, field) for name, field in _fields(kinds).items() if _extra(field)["typed"]]
-    fields.sort(key=lambda one: (GROUPS.index(_extra(one[1])["group"]), not one[1].is_required()))
+    fields.sort(key=lambda item: (GROUPS.index(_extra(item[1])["group"]), not item[1].is_required()))
     return [_parameter(name, field) for name, field in fields]
 
 
 def declared(*kinds: type[Config]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Take the options of a command that say nothing themselves from the fields of these names."""
+    """Declare a command's unannotated options from the fields with the same names."""
     fields = _fields(kinds)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command).parameters
-        plain = [name for name, one in own.items() if get_origin(one.annotation) is not Annotated]
+        plain = [name for name, parameter in own.items() if get_origin(parameter.annotation) is not Annotated]
         return with_signature(command, [*(own | {name: _parameter(name, fields[name]) for name in plain}).values()])
 
     return decorate
@@ -133,12 +133,12 @@ def _fields(kinds: Sequence[type[Config]]) -> dict[str, FieldInfo]:
 
 
 def plain_parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
-    """An argument or option that is no field, with typer's annotation."""
+    """Make an argument or option that is not a field, with typer's annotation."""
     return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
 
 
 def panel(group: str) -> str:
-    """The heading of a group in ``--help``."""
+    """Write the heading of a group in ``--help``."""
     return f"{group.capitalize()} options"
 
 
@@ -148,7 +148,7 @@ def _extra(field: FieldInfo) -> dict[str, Any]:
 
 
 def filled(kind: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the command line gave of ``kind``'s fields."""
+    """Collect the fields of ``kind`` that the command line gave."""
     given = {name: value for name in kind.model_fields if (value := values.get(name)) is not None}
     return {name: _number(value) if _is_number(kind.model_fields[name]) else value for name, value in given.items()}
 
@@ -158,7 +158,7 @@ def _is_number(field: FieldInfo) -> bool:
 
 
 def _number(text: str) -> object:
-    """The number that ``text`` says; what says none is left for the field to refuse."""
+    """Parse ``text`` as a number; leave other text unchanged, so that the field refuses it."""
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)
@@ -166,9 +166,9 @@ def _number(text: str) -> object:
 
 
 def with_signature(command: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> Callable[..., None]:
-    """``command(**values)`` with the signature that typer reads."""
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
-    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    """Give ``command(**values)`` the signature that typer reads."""
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
 
 
@@ -190,7 +190,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
 
 
 def _on_the_command_line(field: FieldInfo) -> tuple[Any, Any]:
-    """The type that the command line reads, and its default; the field itself reads numbers, in its own words."""
+    """Choose the type that the command line parses, and its default. Numbers stay text: the field parses them."""
     kinds = _kinds(field.annotation)
     default: Any = inspect.Parameter.empty if field.is_required() else field.default
     if tuple in kinds or isinstance(default, tuple):
@@ -204,7 +204,7 @@ def _on_the_command_line(field: FieldInfo) -> tuple[Any, Any]:
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    """The plain types that an annotation is made of, without None."""
+    """List the plain types in an annotation, without None."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _kinds(get_args(annotation)[0])
@@ -216,7 +216,7 @@ def _kinds(annotation: Any) -> set[Any]:
 
 
 def _value(field: FieldInfo, default: Any) -> str | None:
-    """What stands for the value: a number, ``NAME`` of a table's, or more of these."""
+    """Choose the placeholder for a value: a number, ``NAME`` or several names."""
     kinds = _kinds(field.annotation)
     if float in kinds and tuple not in kinds:
         return "NUMBER"
@@ -228,7 +228,7 @@ def _value(field: FieldInfo, default: Any) -> str | None:
 
 
 def _choices(annotation: Any) -> str | None:
-    """``[a|b]`` for a literal, or one that may be None."""
+    """Write ``[a|b]`` for a literal, also one that may be None."""
     if get_origin(annotation) in (Union, UnionType):
         return next(filter(None, map(_choices, get_args(annotation))), None)
     if get_origin(annotation) is Annotated:

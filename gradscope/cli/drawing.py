@@ -13,7 +13,7 @@ def figures(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="a directory of results")],
     animate: Annotated[
         bool,
-        typer.Option("--animate", help="also write each plane of two attacks as a GIF, at most 3 MB"),
+        typer.Option("--animate", help="also write each plane of two attacks as a GIF of at most 3 MB"),
     ] = False,
 ) -> None:
     """Redraw the figures of a directory of results from its files alone."""
@@ -27,16 +27,16 @@ def figures(
 
 def report(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="a directory of results, or one whose sub-directories are")
+        Path, typer.Argument(metavar="DIR", help="a directory of results, or a directory of such directories")
     ],
     card: Annotated[
         bool,
-        typer.Option("--card", help="write card.md instead: the robustness of each model, to go with its model card"),
+        typer.Option("--card", help="write card.md instead: the robustness of each model, for its model card"),
     ] = False,
     sarif: Annotated[
         Path | None,
         typer.Option(
-            help="write the audits as SARIF 2.1.0 instead, which code scanning reads",
+            help="write the audits as SARIF 2.1.0 for code scanning instead",
             metavar="FILE",
             show_default=False,
         ),

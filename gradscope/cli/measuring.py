@@ -18,19 +18,19 @@ from gradscope.measure.refusals import refuse
 from gradscope.options import MEASURING, RUNNING, DataOptions
 from gradscope.results.files import require_idle
 
-#: Characters of a model's name in the name of its directory of results.
+#: Most characters of a model's name in its directory of results.
 _LONGEST = 100
-#: Exit code of a gate that is shut: --fail-on-masking where a model is masked or cannot be judged as it is set up,
-#: --claim where the claim is refuted, --fail-on-blind where the attack is blind or its examples do not count.
+#: Exit code of a failed gate: --fail-on-masking if a model masks its gradients or its set-up is invalid, --claim if the
+#: claim is refuted, --fail-on-blind if the attack is blind or its examples are invalid.
 SHUT = 3
-#: Exit code of a gate that could not be decided.
+#: Exit code of an undecided gate.
 UNDECIDED = 4
 
 _Checkpoints = Annotated[
     list[str],
     typer.Argument(
         metavar="CKPT...",
-        help="our .pt files, or foreign models: torchvision:NAME, timm:NAME, package.module:factory",
+        help="gradscope's .pt files, or foreign models: torchvision:NAME, timm:NAME, package.module:factory",
         show_default=False,
     ),
 ]
@@ -38,7 +38,7 @@ _Attack = Annotated[
     str,
     typer.Argument(
         metavar="ATTACK",
-        help="package.module:function, called with model, x and y, or one of ours, see `gradscope list attacks`",
+        help="package.module:function, called with model, x and y, or a name from `gradscope list attacks`",
         show_default=False,
     ),
 ]
@@ -46,7 +46,7 @@ _FailOnMasking = Annotated[
     bool,
     typer.Option(
         "--fail-on-masking",
-        help="exit with 3 where masking is found or the set-up is invalid, with 4 where the audit is inconclusive",
+        help="exit with 3 if masking is found or the set-up is invalid, with 4 if the audit is inconclusive",
         rich_help_panel=panel(MEASURING),
     ),
 ]
@@ -54,24 +54,28 @@ _FailOnBlind = Annotated[
     bool,
     typer.Option(
         "--fail-on-blind",
-        help="exit with 3 where the attack is blind or its examples are invalid, with 4 where it is inconclusive",
+        help="exit with 3 if the attack is blind or its examples are invalid, with 4 if it is inconclusive",
         rich_help_panel=panel(MEASURING),
     ),
 ]
 _AllowInconclusive = Annotated[
     bool,
-    typer.Option("--allow-inconclusive", help="let --fail-on-blind pass undecided", rich_help_panel=panel(MEASURING)),
+    typer.Option(
+        "--allow-inconclusive",
+        help="let --fail-on-blind pass when the judgement is inconclusive",
+        rich_help_panel=panel(MEASURING),
+    ),
 ]
 _Sarif = Annotated[
     Path | None,
     typer.Option(
-        help="also write what the audit found as SARIF 2.1.0, which code scanning reads",
+        help="also write the findings as SARIF 2.1.0 for code scanning",
         metavar="FILE",
         show_default=False,
         rich_help_panel=panel(RUNNING),
     ),
 ]
-#: Verdicts of a judgement that shut the gate.
+#: Verdicts of a judgement that fail the gate.
 _BLIND = ("the attack is blind", "invalid examples")
 
 
@@ -99,7 +103,7 @@ _Schema = Annotated[
 
 
 def measuring_command(kind: type[Options]) -> Callable[..., None]:
-    """The command whose options are the fields of ``kind`` and of what every measurement takes."""
+    """Make the command whose options are the fields of ``kind`` and the options that every measurement takes."""
 
     def command(checkpoints: list[str], out: Path | None, **values: Any) -> None:
         with shared_mistakes():
@@ -111,7 +115,7 @@ def measuring_command(kind: type[Options]) -> Callable[..., None]:
                 where=Circumstances.parse(filled(Circumstances, values)),
             )
             results = out or Path("reports") / f"{_stem(checkpoints[0])}{request.options.suffix}"
-            if is_first_process():  # the first rank holds the lock, maybe before another comes here
+            if is_first_process():  # only the first rank takes the lock, maybe before another rank gets here
                 require_idle(results, directory=True)
             refuse(request, results)
             if values.get("sarif"):
@@ -147,7 +151,7 @@ def measuring_command(kind: type[Options]) -> Callable[..., None]:
 
 
 def _measure(request: Request, results: Path) -> None:
-    """Measure, and print what came out and where it is."""
+    """Measure, then print the findings and where the results are."""
     from gradscope.measure.runner import run
     from gradscope.reporting import console
 
@@ -166,29 +170,29 @@ def _write_sarif(results: Path, path: Path) -> None:
 
 
 def _pass_audits(results: Path, *, on_masking: bool, allowing: bool) -> None:
-    """Exit where a gate that was asked for is not passed by every model."""
+    """Exit with a gate's code unless every model passes the requested gates."""
     from gradscope.reading import read_json
     from gradscope.results.audits import Audits
     from gradscope.results.schemas import AUDIT_JSON
 
     audits = Audits.parse(read_json(results / AUDIT_JSON)).audits
-    shut = any(one.refuted or (on_masking and one.blocks) for one in audits)
-    asked = [one for one in audits if on_masking or one.claim is not None]
-    _pass_gate(shut, [f"{one.checkpoint}: {one.reason}" for one in asked if one.undecided], allowing)
+    shut = any(entry.refuted or (on_masking and entry.blocks) for entry in audits)
+    asked = [entry for entry in audits if on_masking or entry.claim is not None]
+    _pass_gate(shut, [f"{entry.checkpoint}: {entry.reason}" for entry in asked if entry.undecided], allowing)
 
 
 def _pass_judgements(results: Path, *, allowing: bool) -> None:
-    """Exit where the attack does not pass on every model."""
+    """Exit with a gate's code unless the attack passes on every model."""
     from gradscope.measure.result import read
 
     rows = read(results).frame()
     found = rows[rows["role"] == "attack"].to_dict("records")
-    undecided = [f"{one['checkpoint']}: {one['finding']}" for one in found if one["verdict"] == "inconclusive"]
-    _pass_gate(any(one["verdict"] in _BLIND for one in found), undecided, allowing)
+    undecided = [f"{row['checkpoint']}: {row['finding']}" for row in found if row["verdict"] == "inconclusive"]
+    _pass_gate(any(row["verdict"] in _BLIND for row in found), undecided, allowing)
 
 
 def _pass_gate(shut: bool, undecided: list[str], allowing: bool) -> None:
-    """Exit with :data:`SHUT`, or with :data:`UNDECIDED` for the reasons given; return where the gate is passed."""
+    """Exit with :data:`SHUT` if the gate failed, with :data:`UNDECIDED` if it is undecided; return if it passed."""
     if shut:
         raise typer.Exit(SHUT)
     if undecided and not allowing:

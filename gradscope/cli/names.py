@@ -8,7 +8,7 @@ import typer
 
 
 class Listing(StrEnum):
-    """What ``gradscope list`` knows."""
+    """The kinds of names that ``gradscope list`` prints."""
 
     datasets = "datasets"
     architectures = "architectures"
@@ -55,9 +55,9 @@ def _listing(what: Listing) -> dict[str, str]:
         from gradscope.attacks.registry import ATTACKS
 
         return {
-            name: f"{one.meaning} [{', '.join(['logits', *sorted(one.needs)])}"
-            + (f"; {one.classes} classes or more]" if one.classes > 2 else "]")
-            for name, one in ATTACKS.items()
+            name: f"{attack.meaning} [{', '.join(['logits', *sorted(attack.needs)])}"
+            + (f"; {attack.classes} classes or more]" if attack.classes > 2 else "]")
+            for name, attack in ATTACKS.items()
         }
     from gradscope.config import OBJECTIVES
 

@@ -1,4 +1,4 @@
-"""What several commands need beside declared options; without torch."""
+"""Checks that several commands share; without torch."""
 
 import os
 from collections.abc import Iterator
@@ -9,28 +9,28 @@ from gradscope.errors import GradscopeError
 
 
 def require_directory(directory: Path) -> None:
-    """Raise :class:`GradscopeError` where there is no such directory, before anything is imported to read it."""
+    """Raise :class:`GradscopeError` if there is no such directory, before slow imports."""
     if not directory.is_dir():
-        raise GradscopeError(f"DIR must be a directory of results, got {directory}, which is no directory")
+        raise GradscopeError(f"DIR must be a directory of results, got {directory}, which is not a directory")
 
 
 def require_place(file: Path, argument: str) -> None:
-    """Raise :class:`GradscopeError` where no file can be written at ``file``, before any work is done."""
+    """Raise :class:`GradscopeError` if ``file`` cannot be written, before any work is done."""
     if file.is_dir():
-        raise GradscopeError(f"{argument} must be a file, got {file}, a directory")
+        raise GradscopeError(f"{argument} must be a file, got the directory {file}")
     above = next(folder for folder in file.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise GradscopeError(f"{argument} must be in a directory that can be written to, got {file}")
+        raise GradscopeError(f"{argument} must be in a writable directory, got {file}")
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that speaks for all that ``torchrun`` has started; asked without torch."""
+    """Whether this process prints for all processes that ``torchrun`` started; works without torch."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def shared_mistakes() -> Iterator[None]:
-    """Mark a mistake in the command line as one that every process that ``torchrun`` has started sees."""
+    """Mark errors in this block as seen by every process that ``torchrun`` started, so that only one prints them."""
     try:
         yield
     except GradscopeError as error:

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from gradscope.study.state import Record
     from gradscope.study.studies import Foreseen
 
-#: Exit code of a study that did not come to its end: stages failed, or images are missing.
+#: Exit code of an incomplete study: stages failed or are left for later, or images are missing.
 INCOMPLETE = 1
-#: What a stage prints beyond so many lines is in its log alone.
+#: If a stage prints more lines than this, they are only in its log.
 _MOST_LINES = 12
 
 _running = partial(typer.Option, rich_help_panel=panel(RUNNING))
 
 
 class _Running(Config):
-    """The numbers among the options of how a study runs."""
+    """The numeric options of a study."""
 
     jobs: int = 1
     until: float | None = None
@@ -41,7 +41,7 @@ class _Running(Config):
 def study(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="a TOML file, such as analyses/quickstart.toml")],
     seeds: Annotated[
-        str | None, typer.Option(help="seeds in place of the recipe's, such as 0,1,2", metavar="N,...")
+        str | None, typer.Option(help="seeds instead of the recipe's, such as 0,1,2", metavar="N,...")
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -50,7 +50,10 @@ def study(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="print the plan, what is done and how long the rest will take, and stop")
+        bool,
+        typer.Option(
+            "--dry-run", help="print the plan with finished stages and how long the rest will take, then stop"
+        ),
     ] = False,
     trust_code: bool = False,
     data_root: Path | None = None,
@@ -62,19 +65,20 @@ def study(
     jobs: Annotated[
         str,
         _running(
-            help="stages side by side on this machine, each with its share of the cores; stages that share a GPU slow "
-            "each other down, and seconds that are measured side by side are marked",
+            help="how many stages run at once on this machine, each with its share of the cores; stages on one GPU "
+            "slow each other down, and times measured meanwhile are marked",
             metavar="N",
         ),
     ] = "1",
     address: Annotated[
-        str | None, _running(help="address of a Ray cluster, such as auto", show_default="a cluster of its own, here")
+        str | None,
+        _running(help="address of a Ray cluster, such as auto", show_default="a new cluster on this machine"),
     ] = None,
     device: str = "auto",
     until: Annotated[
         str | None,
         _running(
-            help="stop after so many seconds: begin nothing that would take longer; run it again to go on",
+            help="stop after SECONDS: begin no stage that would take longer; run it again to continue",
             metavar="SECONDS",
         ),
     ] = None,
@@ -86,9 +90,9 @@ def study(
         Path | None, _running(help="directory of results", metavar="DIR", show_default="reports/RECIPE")
     ] = None,
 ) -> None:
-    """Train, measure and audit everything a recipe asks for; what is done and intact is never done again.
+    """Train, measure and audit everything a recipe asks for; finished stages are skipped.
 
-    Exit code 1 where something failed, was left for a later run, or lacks its images.
+    Exit code 1 if a stage failed, was left for a later run, or lacks its images.
     """
     began = time.time()  # torch is not loaded yet
     from gradscope.study.engines import check_running
@@ -101,7 +105,7 @@ def study(
     read_study(recipe, settings=settings or (), seeds=_seeds(seeds), data_root=data_root)
     results = out or Path("reports") / recipe.stem
     if running.jobs > 1 and engine == "local" and not dry_run and not _was_complete(results):
-        start_server(running.jobs)  # it loads torch while this process does
+        start_server(running.jobs)  # the workers load torch while this process does
     from gradscope.results.schemas import PAGE
     from gradscope.study.studies import StudyRequest, crowding, foresee, plan_study, run_study
 
@@ -132,9 +136,9 @@ def study(
     for label, why in ended.postponed.items():
         print(f"{label}: {why}")
     for label, needs in ended.blocked.items():
-        print(f"{label}: not begun, for it needs {', '.join(needs)}")
+        print(f"{label}: not begun, because it needs {', '.join(needs)}")
     for name, reason in plan.absent.items():
-        print(f"{name} is absent, and {len(plan.left_out)} stages with it: {reason}")
+        print(f"{name} is absent, so {len(plan.left_out)} stages are left out: {reason}")
     page = request.places.results / PAGE
     print(page if page.exists() else request.places.results, flush=True)
     say_after_study(results, results / PAGE)
@@ -143,53 +147,53 @@ def study(
 
 
 def _was_complete(results: Path) -> bool:
-    """Whether the last run left nothing to do."""
+    """Whether the last run completed the study."""
     try:
         return read_study_manifest(results / MANIFEST)[0].complete is True
     except GradscopeError:
         return False
 
 
-#: What an estimate is taken from, in words.
+#: Sources of an estimate, in words.
 _SOURCES = {
-    "record": "it took so long before",
-    "records": "by stages like it on this machine",
-    "probe": "by a few timed passes of the network",
-    "fixed": "as it usually does",
+    "record": "as long as last time",
+    "records": "from similar stages on this machine",
+    "probe": "from a few timed passes of the network",
+    "fixed": "the usual time",
 }
 
 
 def foreseen_lines(
     foreseen: "Sequence[Foreseen]", absent: Mapping[str, str], left_out: Sequence[str], jobs: int = 1
 ) -> Iterator[str]:
-    """The plan: each stage with what it needs, whether it is done, and about how long it takes."""
+    """Write the plan: each stage, the stages it needs, whether it is done, and about how long it takes."""
     from gradscope.study.order import span
 
-    width = max(len(one.stage.label) for one in foreseen)
-    for one in foreseen:
-        needs = ", ".join(need.removeprefix("model-") for need in one.stage.needs)
-        needs = "what there is of the others" if one.stage.gathers else needs
-        state = "done" if one.estimate is None else _expected(one.estimate)
-        state += ", replaces what is there" if one.replaces else ""
-        yield f"{one.stage.label:{width}}  {state}" + (f"  (needs {needs})" if needs else "")
+    width = max(len(step.stage.label) for step in foreseen)
+    for step in foreseen:
+        needs = ", ".join(need.removeprefix("model-") for need in step.stage.needs)
+        needs = "all other stages that there are" if step.stage.gathers else needs
+        state = "done" if step.estimate is None else _expected(step.estimate)
+        state += ", replaces existing results" if step.replaces else ""
+        yield f"{step.stage.label:{width}}  {state}" + (f"  (needs {needs})" if needs else "")
     for name, reason in absent.items():
         yield f"{name} is absent: {reason}"
     for label in left_out:
         yield f"{label}: left out"
-    left = {one.stage.label: one.estimate.seconds for one in foreseen if one.estimate is not None}
+    left = {step.stage.label: step.estimate.seconds for step in foreseen if step.estimate is not None}
     if not left:
         yield f"{len(foreseen)} stages, all done"
         return
-    together = duration(span([one.stage for one in foreseen], left, jobs))
+    together = duration(span([step.stage for step in foreseen], left, jobs))
     yield (
         f"{len(foreseen)} stages, {len(foreseen) - len(left)} done; the rest takes about "
         f"{duration(sum(left.values()))} one after the other"
-        + (f", {together} with {jobs} side by side if none slows another" if jobs > 1 else "")
+        + (f", {together} with {jobs} at once if they do not slow each other" if jobs > 1 else "")
     )
 
 
 def _expected(estimate: "Estimate") -> str:
-    """How long, and from what."""
+    """Write an estimate and its source."""
     return f"{'up to ' if estimate.most else ''}{duration(estimate.seconds)}, {_SOURCES[estimate.source]}"
 
 
@@ -211,4 +215,4 @@ def _seeds(text: str | None) -> tuple[int, ...] | None:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise GradscopeError(f"--seeds: whole numbers with commas between are allowed, got {text!r}") from None
+        raise GradscopeError(f"--seeds must be whole numbers separated by commas, got {text!r}") from None

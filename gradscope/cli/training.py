@@ -16,7 +16,7 @@ from gradscope.training.options import TrainingData, TrainOptions
 from gradscope.training.request import TrainingRequest
 
 _Table = Annotated[
-    Path | None, typer.Option(help="TOML file with settings that replace the preset's", rich_help_panel=panel(TRAINING))
+    Path | None, typer.Option(help="TOML file of settings that replace the preset's", rich_help_panel=panel(TRAINING))
 ]
 _Out = Annotated[
     Path | None,

@@ -1,4 +1,4 @@
-"""Robust accuracy, from ``attacks.csv``: attack by attack, and against the radius."""
+"""Draw robust accuracy from ``attacks.csv``: attack by attack, and against the radius."""
 
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -19,17 +19,17 @@ _MARGIN = 0.03
 #: Sizes in inches: an attack's row, a panel's title, axis labels and edges, a row of the legend; then in points:
 #: numbers, and words below a panel.
 _ROW, _TITLE_ROW, _AROUND, _LEGEND_ROW, _NUMBER, _BELOW_PANEL = 0.14, 0.19, 0.42, 0.16, 6.0, 6.8
-#: Up to so many models stand two abreast in a figure of this width; more stand four abreast, as wide as a page.
+#: Up to ``_FEW`` models: two panels in a row of this width. More models: four panels in a row as wide as a page.
 _FEW, _WIDTH, _ACROSS = 4, 1.25 * style.COLUMN, 4
 
 
 def draw_attacks(attacks: pd.DataFrame) -> list[Drawing]:
-    """The figures of rows of the table ATTACKS.
+    """Draw the figures of rows of the table ATTACKS.
 
-    ``attacks-accuracy``, of several radii ``attacks-accuracy-EPSILON`` each: for each checkpoint what stands after
-    each attack in the order they were run, and, where they were run on all images, its accuracy under each alone.
-    ``attacks-epsilon``, of several radii: what stands after all. Call it inside
-    :func:`gradscope.figures.style.paper`.
+    ``attacks-accuracy`` (with several radii one ``attacks-accuracy-NORM-EPSILON`` each) shows for each checkpoint the
+    robust accuracy after each attack, in the order run; where an attack ran on all images, also the accuracy under it
+    alone. ``attacks-epsilon``, with several radii, shows the robust accuracy after all attacks against the radius.
+    Call it inside :func:`gradscope.figures.style.paper`.
     """
     balls = list(attacks.groupby(["norm", "epsilon"], sort=True))
     table = looks_of(attacks)
@@ -44,19 +44,19 @@ def draw_attacks(attacks: pd.DataFrame) -> list[Drawing]:
 
 
 def looks_of(rows: pd.DataFrame) -> dict[str, Look]:
-    """Each checkpoint's look; here all have a marker."""
-    found = style.looks(rows.assign(attack=""))
+    """Give each checkpoint a look with a marker."""
+    by_series = style.looks(rows.assign(attack=""))
     shapes = style.MARKERS[1:]
     return {
         series.checkpoint: Look(
             look.label, look.colour, look.dash, shapes[style.MARKERS.index(look.marker) % len(shapes)], look.rank
         )
-        for series, look in found.items()
+        for series, look in by_series.items()
     }
 
 
 def _draw_ball(name: str, ball: str, rows: pd.DataFrame, table: Mapping[str, Look]) -> Drawing:
-    """A panel a checkpoint: attacks from above in the order they were run, the clean images first."""
+    """Draw one panel per checkpoint: clean images at the top, then the attacks in the order run."""
     shown = {checkpoint: look for checkpoint, look in table.items() if (rows["checkpoint"] == checkpoint).any()}
     order = _order(rows)
     alone = rows[(rows["metric"] == "accuracy") & (rows["subset"] == "all") & (rows["attack"] != CLEAN)]
@@ -86,47 +86,47 @@ def _draw_ball(name: str, ball: str, rows: pd.DataFrame, table: Mapping[str, Loo
     counts = rows[rows["subset"] == "all"]["n"]
     if counts.empty:
         raise GradscopeError(
-            f"directory: {ATTACKS.file} must hold what of all images is right, got parts of them alone"
+            f"directory: {ATTACKS.file} must hold accuracies over all images (subset all), got only parts of the images"
         )
     images = int(counts.max())
     parts = [
         f"Accuracy under each attack in the order they were run, {ball}",
-        "line, and its numbers in per cent where it falls: right when clean, under this attack and all above it, of "
-        f"all n = {images} images, an upper bound of the robust accuracy",
+        "line, with its value in per cent where it falls: images that are right when clean, under this attack and "
+        f"under all above it, of all n = {images} images, an upper bound of the robust accuracy",
     ]
     if not alone.empty:
         parts.append(f"dots: right under this attack alone, of all n = {images} images")
     if later:
-        parts.append(f"{', '.join(later)}: run on what stood until then, so without a dot")
+        parts.append(f"{', '.join(later)}: run only on the images that no earlier attack fooled, so without a dot")
     parts.append("bands and bars: Wilson score interval over images, 95 %")
     return Drawing(name, figure, "; ".join(parts), ("budget",))
 
 
 def _arrangement(models: int) -> tuple[int, float]:
-    """Columns of panels, and the figure's width in inches."""
+    """Choose the columns of panels and the figure's width in inches."""
     if models == 1:
         return 1, style.COLUMN
     return (2, _WIDTH) if models <= _FEW else (_ACROSS, style.PAGE)
 
 
 def _draw_model(axes: Axes, look: Look, so_far: pd.DataFrame, alone: pd.DataFrame, order: Sequence[str]) -> None:
-    """A staircase of what stands after each attack, with its numbers, and a dot for each attack alone."""
+    """Draw the robust accuracy after each attack as a staircase with its values, and a dot for each attack alone."""
     style.as_written(axes.set_title(look.label, fontsize=7.0, color="black", loc="left", pad=2))
-    found = {str(row["attack"]): row for row in so_far.to_dict("records")}
-    known = [(place, found[attack]) for place, attack in enumerate(order) if attack in found]
-    edges = np.repeat([place for place, _ in known], 2) + np.tile([-0.5, 0.5], len(known))
-    value, low, high = (np.repeat([row[key] for _, row in known], 2) for key in ("value", "ci_low", "ci_high"))
+    by_attack = {str(row["attack"]): row for row in so_far.to_dict("records")}
+    present = [(place, by_attack[attack]) for place, attack in enumerate(order) if attack in by_attack]
+    edges = np.repeat([place for place, _ in present], 2) + np.tile([-0.5, 0.5], len(present))
+    values, low, high = (np.repeat([row[key] for _, row in present], 2) for key in ("value", "ci_low", "ci_high"))
     axes.fill_betweenx(edges, low, high, color=look.colour, alpha=0.25, linewidth=0, zorder=1.5)
-    axes.plot(value, edges, color=look.colour, linewidth=1.4, zorder=2)
-    last = None
-    for place, row in known:
-        said = f"{100 * row['value']:.0f}"
-        if said != last:
+    axes.plot(values, edges, color=look.colour, linewidth=1.4, zorder=2)
+    previous = None
+    for place, row in present:
+        text = f"{100 * row['value']:.0f}"
+        if text != previous:
             axes.annotate(
-                *(said, (1, place), (2, 0)), xycoords=("axes fraction", "data"), textcoords="offset points",
+                *(text, (1, place), (2, 0)), xycoords=("axes fraction", "data"), textcoords="offset points",
                 va="center", ha="left", fontsize=_NUMBER, annotation_clip=False,
             )  # fmt: skip
-        last = said
+        previous = text
     alone = alone[np.isfinite(alone["value"])]
     if len(alone):
         places, values = [order.index(attack) for attack in alone["attack"]], alone["value"].to_numpy()
@@ -138,11 +138,11 @@ def _draw_model(axes: Axes, look: Look, so_far: pd.DataFrame, alone: pd.DataFram
 
 
 def _order(rows: pd.DataFrame) -> list[str]:
-    """The clean images, then every attack in the order run; some checkpoints may have skipped some."""
+    """List the clean images, then every attack in the order run; a checkpoint may have skipped some attacks."""
     order = [CLEAN]
-    for _, ours in rows.groupby(["checkpoint", "epsilon"], sort=False):
+    for _, own in rows.groupby(["checkpoint", "epsilon"], sort=False):
         place = 1
-        for name in ours["attack"].unique():
+        for name in own["attack"].unique():
             if name in order:
                 place = order.index(name) + 1
             else:
@@ -152,14 +152,14 @@ def _order(rows: pd.DataFrame) -> list[str]:
 
 
 def _handles(*, with_alone: bool) -> list[Line2D]:
-    """What the staircase and the dots mean."""
+    """Make the legend of the staircase and the dots."""
     line = Line2D([], [], color="0.35", linewidth=1.4, label="right under this attack and all above, of all images")
     dot = Line2D([], [], color="0.25", linestyle="", marker="o", markersize=3, label="right under this attack alone")
     return [line, dot] if with_alone else [line]
 
 
 def _draw_radii(norm: str, attacks: pd.DataFrame, table: Mapping[str, Look]) -> Drawing:
-    """Robust accuracy after all attacks against the radius, with the clean accuracy at 0."""
+    """Draw the robust accuracy after all attacks against the radius, with the clean accuracy at 0."""
     figure, grid = style.panels((1, 1), style.COLUMN, 2.3, [look.label for look in table.values()])
     axes = grid[0, 0]
     shown = []
@@ -181,8 +181,9 @@ def _draw_radii(norm: str, attacks: pd.DataFrame, table: Mapping[str, Look]) -> 
     images = int(attacks[attacks["subset"] == "all"]["n"].max())
     caption = "; ".join(
         [
-            f"Robust accuracy against epsilon ({norm}, pixel units), the clean accuracy at 0: share of all "
-            f"n = {images} images that are right when clean and under every one of {', '.join(names)}, an upper bound",
+            f"Robust accuracy against epsilon ({norm}, pixel units), with the clean accuracy at 0",
+            f"line: share of all n = {images} images that are right when clean and under every attack "
+            f"({', '.join(names)}), an upper bound",
             "band: Wilson score interval over images, 95 %",
         ]
     )
@@ -190,12 +191,12 @@ def _draw_radii(norm: str, attacks: pd.DataFrame, table: Mapping[str, Look]) -> 
 
 
 def _curve(rows: pd.DataFrame) -> pd.DataFrame:
-    """The clean accuracy at radius 0, then at each radius what stood after the last attack."""
+    """Take the clean accuracy at radius 0, then the robust accuracy after the last attack at each radius."""
     clean = rows[(rows["attack"] == CLEAN) & (rows["metric"] == "accuracy")].head(1).assign(epsilon=0.0)
     return pd.concat([clean, after_all(rows)])
 
 
 def after_all(rows: pd.DataFrame) -> pd.DataFrame:
-    """At each radius, ascending, what stood of a checkpoint after the last attack."""
+    """Take a checkpoint's robust accuracy after the last attack at each radius, in ascending order."""
     after = rows[rows["metric"] == "robust-accuracy"].drop_duplicates("epsilon", keep="last")
     return after.sort_values("epsilon")

@@ -1,4 +1,4 @@
-"""The figures of an audit, from ``audit.csv``, ``audit.json`` and ``evidence.npz``."""
+"""Draw the figures of an audit from ``audit.csv``, ``audit.json`` and ``evidence.npz``."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from gradscope.results.stats import Interval, wilson_interval
 PGD = "pgd"
 _GAP_COLOUR, _GAP_TONE = "#D55E00", 0.22
 _MARGIN = 0.03
-#: The room that the words for a gap need beside it.
+#: Room for the label beside a gap, as a share of the axis.
 _ROOM = 0.27
 #: Sizes in inches: a lane of marks, around a checkpoint's text and lanes, below all, a row of the legend.
 _LANE, _AROUND, _BELOW, _LEGEND_ROW = 0.115, 0.08, 0.42, 0.165
@@ -31,7 +31,7 @@ _TEXT, _SMALL = 7.0, 6.5
 
 
 class Dot(NamedTuple):
-    """One accuracy of a checkpoint: in which lane it lies, and how it is marked."""
+    """The mark of one kind of accuracy: its words in the legend, its lane and its style."""
 
     words: str
     lane: float
@@ -48,11 +48,11 @@ _LANES = 4
 
 
 def draw_audit(audit: pd.DataFrame, document: Mapping[str, Any], examples: ExampleImages | None) -> list[Drawing]:
-    """The figures of rows of the table AUDIT, of the parsed ``audit.json`` and of the arrays of ``evidence.npz``.
+    """Draw the figures of an audit: rows of the table AUDIT, the parsed ``audit.json``, the arrays of ``evidence.npz``.
 
     ``audit-checks``: every check of every checkpoint; ``audit-robustness``: clean accuracy, accuracy under PGD alone
-    and the lowest that was reached; ``audit-evidence-CHECKPOINT``: images. Call it inside
-    :func:`gradscope.figures.style.paper`. Raises :class:`GradscopeError` where the three are not of the same audits.
+    and the lowest accuracy reached; ``audit-evidence-CHECKPOINT``: example images. Call it inside
+    :func:`gradscope.figures.style.paper`. Raises :class:`GradscopeError` if the three belong to different audits.
     """
     audits = Audits.parse(document).audits
     _require_same(audits, set(audit["checkpoint"].astype(str)), AUDIT.file)
@@ -61,22 +61,24 @@ def draw_audit(audit: pd.DataFrame, document: Mapping[str, Any], examples: Examp
     drawings = [draw_checks(audit, audits), _draw_robustness(audits)]
     if examples is not None:
         shown = set(examples["checkpoint"].astype(str).tolist())
-        _require_same([one for one in audits if one.checkpoint in shown], shown, EXAMPLE_IMAGES)
+        _require_same([entry for entry in audits if entry.checkpoint in shown], shown, EXAMPLE_IMAGES)
         drawings += draw_example_images(examples, audits)
     return drawings
 
 
 def _require_same(audits: Sequence[AuditOf], found: set[str], file: str) -> None:
-    known = {one.checkpoint for one in audits}
-    if odd := sorted(known ^ found):
-        raise GradscopeError(f"directory: {file} and {AUDIT_JSON} are not of the same audits: {odd[0]} is in one only")
+    known = {entry.checkpoint for entry in audits}
+    if unmatched := sorted(known ^ found):
+        raise GradscopeError(
+            f"directory: {file} and {AUDIT_JSON} must be of the same audits, got {unmatched[0]} in only one of them"
+        )
 
 
 def _draw_robustness(audits: Sequence[AuditOf]) -> Drawing:
-    """A block for each checkpoint: its name, its verdict, and lanes for the marks with the gap between two."""
-    inside = style.COLUMN - 0.25
-    names = [style.wrapped(style.shorten(one.checkpoint), inside, _TEXT, "bold") for one in audits]
-    verdicts = [style.wrapped(_verdict(one), inside, _SMALL) for one in audits]
+    """Draw a block per checkpoint: name, verdict, and lanes of marks with the gap between PGD alone and the lowest."""
+    text_width = style.COLUMN - 0.25
+    names = [style.wrapped(style.shorten(entry.checkpoint), text_width, _TEXT, "bold") for entry in audits]
+    verdicts = [style.wrapped(_verdict(entry), text_width, _SMALL) for entry in audits]
     tops, bottom = [], 0.0
     for name, verdict in zip(names, verdicts, strict=True):
         tops.append(bottom)
@@ -87,13 +89,13 @@ def _draw_robustness(audits: Sequence[AuditOf]) -> Drawing:
     axes = figure.subplots()
     axes.set_xlim(-_MARGIN, 1 + _MARGIN)
     axes.set_ylim(bottom, 0)
-    for place, (one, name, verdict, top) in enumerate(zip(audits, names, verdicts, tops, strict=True)):
-        if place % 2:
-            axes.axhspan(top, [*tops, bottom][place + 1], color="0.96", linewidth=0, zorder=0)
+    for rank, (entry, name, verdict, top) in enumerate(zip(audits, names, verdicts, tops, strict=True)):
+        if rank % 2:
+            axes.axhspan(top, [*tops, bottom][rank + 1], color="0.96", linewidth=0, zorder=0)
         write(axes, 0, top + _AROUND, name, _TEXT, "top", ha="left", weight="bold")
         below = top + _AROUND + height_of(name, _TEXT)
         write(axes, 0, below, verdict, _SMALL, "top", ha="left")
-        _draw_lanes(axes, below + height_of(verdict, _SMALL), one)
+        _draw_lanes(axes, below + height_of(verdict, _SMALL), entry)
     axes.set_yticks([])
     axes.grid(visible=False, axis="y")
     axes.set_xlabel(f"share of images right ({balls(audits)})")
@@ -101,22 +103,22 @@ def _draw_robustness(audits: Sequence[AuditOf]) -> Drawing:
     return Drawing("audit-robustness", figure, _caption(audits), ("budget",))
 
 
-def _verdict(one: AuditOf) -> str:
-    return f"{VERDICTS[one.verdict].symbol} {one.verdict_and_cause}"
+def _verdict(entry: AuditOf) -> str:
+    return f"{VERDICTS[entry.verdict].symbol} {entry.verdict_and_cause}"
 
 
-def _draw_lanes(axes: Axes, top: float, one: AuditOf) -> None:
-    found = _accuracies(one)
+def _draw_lanes(axes: Axes, top: float, entry: AuditOf) -> None:
+    accuracies = _accuracies(entry)
     heights = {name: top + (dot.lane + 0.5) * _LANE for name, dot in DOTS.items()}
-    for name, (value, interval) in found.items():
+    for name, (value, interval) in accuracies.items():
         mark, y = DOTS[name].mark, heights[name]
         axes.plot(list(interval), [y, y], color=mark["color"], linewidth=1.0, zorder=2)
         axes.plot([value], [y], linestyle="", markersize=4.5, zorder=3, **mark)
     words: dict[str, Any] = {"fontsize": _TEXT - 1, "va": "center"}
-    if ALONE not in found:
+    if ALONE not in accuracies:
         axes.text(0, heights[ALONE], "PGD was not run", ha="left", color="0.35", **words)
         return
-    alone, bound = found[ALONE][0], found[BOUND][0]
+    alone, bound = accuracies[ALONE][0], accuracies[BOUND][0]
     if alone > bound:
         look: dict[str, Any] = {"facecolor": _GAP_COLOUR, "alpha": _GAP_TONE, "linewidth": 0, "zorder": 1.5}
         axes.add_patch(Rectangle((bound, heights[ALONE]), alone - bound, heights[BOUND] - heights[ALONE], **look))
@@ -126,28 +128,28 @@ def _draw_lanes(axes: Axes, top: float, one: AuditOf) -> None:
 
 
 def _beside(low: float, high: float) -> tuple[float, str]:
-    """Where the words for what lies between these shares go, and which of their sides is there: inside at last."""
+    """Place the label of the gap between two shares: left of it, else right of it, else inside. Returns x and side."""
     if low > _ROOM:
         return low - 0.015, "right"
     return (high + 0.015, "left") if high < 1 - _ROOM else ((low + high) / 2, "center")
 
 
-def _accuracies(one: AuditOf) -> dict[str, tuple[float, Interval]]:
-    """What is known of the checkpoint, with 95 % Wilson intervals."""
-    clean, bound = one.clean_accuracy, one.robust_accuracy
-    found = {CLEAN: (clean.value, Interval(clean.ci_low, clean.ci_high))}
-    if PGD in one.under:
-        share = one.under[PGD]
-        found[ALONE] = (share, wilson_interval(round(share * bound.n), bound.n))
-    found[BOUND] = (bound.upper_bound, Interval(bound.ci_low, bound.ci_high))
-    return found
+def _accuracies(entry: AuditOf) -> dict[str, tuple[float, Interval]]:
+    """Collect the checkpoint's accuracies with 95 % Wilson intervals."""
+    clean, bound = entry.clean_accuracy, entry.robust_accuracy
+    accuracies = {CLEAN: (clean.value, Interval(clean.ci_low, clean.ci_high))}
+    if PGD in entry.under:
+        share = entry.under[PGD]
+        accuracies[ALONE] = (share, wilson_interval(round(share * bound.n), bound.n))
+    accuracies[BOUND] = (bound.upper_bound, Interval(bound.ci_low, bound.ci_high))
+    return accuracies
 
 
 def _handles(audits: Sequence[AuditOf]) -> list[Artist]:
-    run = any(PGD in one.under for one in audits)
+    run = any(PGD in entry.under for entry in audits)
     shown = [dot for name, dot in DOTS.items() if run or name != ALONE]
     marks: list[Artist] = [Line2D([], [], linewidth=1.0, markersize=4.5, label=dot.words, **dot.mark) for dot in shown]
-    gap = Patch(facecolor=_GAP_COLOUR, alpha=_GAP_TONE, linewidth=0, label="what PGD alone misses")
+    gap = Patch(facecolor=_GAP_COLOUR, alpha=_GAP_TONE, linewidth=0, label="missed by PGD alone")
     return [*marks, gap] if run else marks
 
 
@@ -156,13 +158,13 @@ def _caption(audits: Sequence[AuditOf]) -> str:
         f"Accuracy of each checkpoint, {balls(audits)}, of all {images(audits)}: clean (circle), under PGD on "
         "cross-entropy alone (square), and the lowest that the audit reached (diamond), an upper bound of the true "
         "robust accuracy",
-        "shaded, with its width in percentage points: the images that PGD leaves standing and something else that the "
-        "audit tried at this radius fells; a wide gap means that PGD alone says little",
+        "shaded, with its width in percentage points: images that PGD does not fool, but another attack of the audit "
+        "at this radius does; a wide gap means that accuracy under PGD alone says little",
         "lines: Wilson score interval over images, 95 %",
         *warnings(audits),
     ]
-    if any(PGD in one.under and one.robust_accuracy.upper_bound > one.under[PGD] for one in audits):
+    if any(PGD in entry.under and entry.robust_accuracy.upper_bound > entry.under[PGD] for entry in audits):
         parts.append(
-            "where the lowest lies above PGD the output is random: it is judged by the mean of many draws, PGD by one"
+            "where the lowest lies above PGD the output is random: the lowest uses the mean of many draws, PGD one draw"
         )
     return "; ".join(parts)

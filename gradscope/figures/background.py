@@ -1,7 +1,7 @@
-"""Draw figures in a process of their own while the caller goes on measuring.
+"""Draw figures in a second process while the caller continues to measure.
 
-That process loads matplotlib and pandas, no torch. It reads directories from its standard input, one JSON string a
-line, and answers each with one line: null, or why its figures could not be drawn.
+The second process loads matplotlib and pandas, not torch. It reads directories from standard input, one JSON string
+per line, and answers each with one line: null, or why it could not draw the figures.
 """
 
 import json
@@ -22,9 +22,9 @@ Log = logging.getLogger(__name__)
 
 
 class Drawer:
-    """A process that draws the figures of one directory after the other, in the order in which they are given.
+    """A process that draws the figures of one directory after the other, in the order given.
 
-    If it dies, for lack of memory perhaps, only the directory it was at is lost: a new process draws the rest.
+    If it dies (out of memory, say), only the current directory has no figures: a new process draws the rest.
     """
 
     def __init__(self) -> None:
@@ -34,11 +34,11 @@ class Drawer:
 
     @property
     def pid(self) -> int | None:
-        """The id of the process; None before there is something to draw."""
+        """The id of the process; None before the first directory."""
         return None if self._process is None else self._process.pid
 
     def draw(self, directory: Path) -> None:
-        """Take a directory and return at once."""
+        """Queue a directory and return at once."""
         self._pending.append(directory.resolve())
         if self._process is None:
             self._start()
@@ -46,7 +46,7 @@ class Drawer:
             self._send(self._pending[-1])
 
     def wait(self) -> list[str]:
-        """Wait until all that was given is drawn; one line for each directory whose figures could not be."""
+        """Wait until all queued directories are drawn; return one line for each that failed."""
         failures = []
         while self._pending:
             assert self._process is not None
@@ -54,24 +54,24 @@ class Drawer:
             answer = self._process.stdout.readline()
             directory = self._pending.popleft()
             if not answer.endswith(b"\n"):
-                failures.append(f"{directory}: the process that draws its figures died ({self._end()})")
+                failures.append(f"{directory}: the process that drew its figures died ({self._end()})")
                 self._start()
             elif error := json.loads(answer):
                 failures.append(f"{directory}: its figures could not be drawn: {error}")
         return failures
 
     def close(self) -> None:
-        """End the process, whatever it is at."""
+        """End the process at once, even while it draws."""
         self._pending.clear()
         if self._process is not None:
             self._process.kill()
             self._end()
 
     def _start(self) -> None:
-        """Start a process, if anything is left to draw.
+        """Start a process if any directory is left to draw.
 
-        In a process group of its own, so that Ctrl-C reaches it only through :meth:`close`. Where this process is
-        killed it ends with the directory it is at.
+        It has its own process group, so Ctrl-C reaches it only through :meth:`close`. If the parent is killed, it ends
+        after the current directory.
         """
         if self._pending:
             path = [str(Path(gradscope.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -89,11 +89,11 @@ class Drawer:
     def _send(self, directory: Path) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has died, and `wait` will see it
+        with suppress(BrokenPipeError):  # the process has died; `wait` reports it
             self._process.stdin.write(json.dumps(str(directory)).encode() + b"\n")
 
     def _end(self) -> str:
-        """Wait for the end of the process; how it ended."""
+        """Wait for the process to end; return its signal or exit code in words."""
         assert self._process is not None
         with self._process as process:
             code = process.wait()
@@ -101,15 +101,16 @@ class Drawer:
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-#: What draws while the caller goes on, inside :func:`in_background`.
+#: The drawer of the current :func:`in_background` block.
 _drawer: Drawer | None = None
 
 
 @contextmanager
 def in_background() -> Iterator[Drawer]:
-    """Let :func:`draw` return at once; at the end of the block wait for what is left, after an error end it.
+    """Make :func:`draw` return at once in this block.
 
-    Failures of directories that nobody has waited for are logged.
+    The end of the block waits until all figures are drawn; after an error it ends the drawing instead. Failures that
+    no caller has waited for are logged as warnings.
     """
     global _drawer
     before, _drawer = _drawer, Drawer()
@@ -124,9 +125,9 @@ def in_background() -> Iterator[Drawer]:
 
 
 def draw(directory: Path) -> None:
-    """Draw the figures of ``directory`` from its files: now, or inside :func:`in_background` while the caller goes on.
+    """Draw the figures of ``directory`` from its files: at once, or in the background inside :func:`in_background`.
 
-    Drawn now, whatever is wrong raises.
+    Drawn at once, any error is raised.
     """
     if (drawer := _own_drawer()) is not None:
         drawer.draw(directory)
@@ -137,22 +138,22 @@ def draw(directory: Path) -> None:
 
 
 def wait() -> list[str]:
-    """Wait for what :func:`draw` has left to the background; one line for each directory that failed."""
+    """Wait for the figures that :func:`draw` queued; return one line for each directory that failed."""
     drawer = _own_drawer()
     return [] if drawer is None else drawer.wait()
 
 
 def _own_drawer() -> Drawer | None:
-    """The drawer, unless this process was forked from the one it belongs to."""
+    """Return the drawer, or None if it belongs to the parent that this process was forked from."""
     return _drawer if _drawer is not None and _drawer.owner == os.getpid() else None
 
 
 def _serve() -> None:
-    """Draw the directories that come in, until there are no more."""
+    """Draw each directory read from standard input until it ends."""
     from gradscope.figures.draw import draw
 
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever prints must not answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # other prints must not look like answers
     for line in sys.stdin:
         try:
             draw(Path(json.loads(line)))

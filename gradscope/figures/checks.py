@@ -1,4 +1,4 @@
-"""The checks of an audit as a table: one row a check, one column a checkpoint, the verdicts above."""
+"""Draw the checks of an audit as a table: one row per check, one column per checkpoint, verdicts at the top."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from gradscope.results.schemas import AUDIT, FIRES_BELOW
 
 
 class Face(NamedTuple):
-    """How a state or a verdict is shown: apart in grey print too, by tone, symbol and hatch."""
+    """How a state or a verdict looks. Tone, symbol and hatch tell states apart in grey print too."""
 
     symbol: str
     fill: str
@@ -28,9 +28,9 @@ ACCUSES = Face("✗", "#A63C00", "white")
 FIRED = Face("!", "#F6C85F", "black")
 PASSED = Face("✓", "#E3F0F9", "black")
 ABSTAINED = Face("\N{EN DASH}", "white", "black", "//////")
-#: Where a check has passed since its value lies beyond the threshold by chance.
+#: A check that passed although its value lies beyond the threshold: the difference may be chance.
 _BY_CHANCE = "\N{ALMOST EQUAL TO}"
-#: Each state of a check, in words.
+#: The look of each state of a check.
 STATES: dict[str, Face] = {"accuses": ACCUSES, "fired": FIRED, "passed": PASSED, "abstained": ABSTAINED}
 VERDICTS: dict[str, Face] = {
     "masking found": ACCUSES,
@@ -44,10 +44,11 @@ _MEANINGS = {
     "passed": "passed",
     "abstained": "abstained",
 }
-#: What the letters of the checks stand for.
+#: Meaning of the checks' letters.
 _LETTERS = (
-    "D set-up, N numerics of the loss, X attacks that follow no gradient of the model, M what holds of every attack "
-    "that works, S shattered gradients, C effort of the attack, K scale of the logits, G geometry"
+    "letters: D set-up, N numerics of the loss, X attacks without the model's gradient, M rules that every working "
+    "attack obeys, S shattered gradients, C effort of the attack, T test on known adversarial points, K scale of "
+    "the logits, G geometry"
 )
 #: Sizes in inches: names of the checks, margins, between groups, between cells, a cell at least and at most; the width
 #: from which a cell has one line, and the heights of rows of one and two.
@@ -58,7 +59,7 @@ _TEXT, _SMALL = 7.0, 5.5
 
 
 def state_of(row: Mapping[Any, Any]) -> str:
-    """What the cell of a row of AUDIT shows."""
+    """Name the state that the cell of a row of AUDIT shows."""
     state = "accuses" if row["state"] == "fired" and row["accuses"] else str(row["state"])
     if state not in STATES:
         raise GradscopeError(f"directory: {AUDIT.file} has an unknown state {state!r}; known: {', '.join(STATES)}")
@@ -66,28 +67,28 @@ def state_of(row: Mapping[Any, Any]) -> str:
 
 
 def draw_checks(audit: pd.DataFrame, audits: Sequence[AuditOf]) -> Drawing:
-    """The figure ``audit-checks`` of rows of the table AUDIT, the columns those of ``audits``."""
-    page = style.COLUMN if len(audits) <= 3 else style.PAGE
-    cell = min(_LARGEST, max(_SMALLEST, (page - _NAMES - 2 * _EDGE) / len(audits)))
+    """Draw the figure ``audit-checks`` from rows of the table AUDIT, one column for each of ``audits``."""
+    figure_width = style.COLUMN if len(audits) <= 3 else style.PAGE
+    cell = min(_LARGEST, max(_SMALLEST, (figure_width - _NAMES - 2 * _EDGE) / len(audits)))
     width = _NAMES + 2 * _EDGE + cell * len(audits)
     row = _ROWS[cell < _WIDE]
     size = _TEXT - (cell < 0.9)
-    heads = [style.wrapped(style.shorten(one.checkpoint), cell - 2 * _GAP, size, "bold") for one in audits]
-    verdicts = [style.wrapped(one.verdict_and_cause, cell - 4 * _GAP, _SMALL + 1) for one in audits]
+    heads = [style.wrapped(style.shorten(entry.checkpoint), cell - 2 * _GAP, size, "bold") for entry in audits]
+    verdicts = [style.wrapped(entry.verdict_and_cause, cell - 4 * _GAP, _SMALL + 1) for entry in audits]
     top = _EDGE + max(height_of(head, size) for head in heads) + _GAP
     first = top + max(height_of(verdict, _SMALL + 1) for verdict in verdicts) + 4 * _GAP
     checks = audit.drop_duplicates("check")[["check", "name"]].itertuples(index=False, name=None)
     places = _places([(str(identifier), str(name)) for identifier, name in checks], first + 2 * _GROUP, row)
     legend, height = _legend(width, max((y for y, _ in places.values()), default=first) + row + 0.08)
     figure, axes = sheet(width, height)
-    for column, (one, head, verdict) in enumerate(zip(audits, heads, verdicts, strict=True)):
+    for column, (entry, head, verdict) in enumerate(zip(audits, heads, verdicts, strict=True)):
         left = _EDGE + _NAMES + column * cell
         write(axes, left + cell / 2, top - _GAP / 2, head, size, "bottom", weight="bold")
-        face = VERDICTS[one.verdict]
+        face = VERDICTS[entry.verdict]
         _fill(axes, (left, top), (cell, first - top), face)
         write(axes, left + cell / 2, (top + first) / 2, verdict, _SMALL + 1, **_ink(face))
-        for made in audit[audit["checkpoint"] == one.checkpoint].to_dict("records"):
-            _draw_cell(axes, (left, places[str(made["check"])][0]), (cell, row), made)
+        for check in audit[audit["checkpoint"] == entry.checkpoint].to_dict("records"):
+            _draw_cell(axes, (left, places[str(check["check"])][0]), (cell, row), check)
     for identifier, (y, name) in places.items():
         write(axes, _EDGE + 0.02, y + row / 2, identifier, _TEXT, weight="bold", ha="left")
         write(axes, _EDGE + 0.25, y + row / 2, name, _TEXT, ha="left")
@@ -99,7 +100,7 @@ def draw_checks(audit: pd.DataFrame, audits: Sequence[AuditOf]) -> Drawing:
 
 
 def _places(checks: Sequence[tuple[str, str]], first: float, row: float) -> dict[str, tuple[float, str]]:
-    """Top and name of each check's row, a gap where the letter changes."""
+    """Place each check's row: its top in inches and its name, with a gap where the letter changes."""
     places: dict[str, tuple[float, str]] = {}
     y, letter = first, checks[0][0][:1] if checks else ""
     for identifier, name in checks:
@@ -110,7 +111,7 @@ def _places(checks: Sequence[tuple[str, str]], first: float, row: float) -> dict
 
 
 def _legend(width: float, top: float) -> tuple[list[tuple[tuple[float, float], str]], float]:
-    """Where the meaning of each state goes, line by line, and the height that the figure then has."""
+    """Place the legend of the states line by line; return their corners and the figure's height in inches."""
     x, y, placed = _EDGE, top, []
     for state in STATES:
         needs = 0.22 + style.text_width(_MEANINGS[state], _TEXT - 0.5)
@@ -121,8 +122,8 @@ def _legend(width: float, top: float) -> tuple[list[tuple[tuple[float, float], s
     return placed, y + 0.14 + _EDGE
 
 
-def _draw_cell(axes: Axes, corner: tuple[float, float], size: tuple[float, float], made: Mapping[Any, Any]) -> None:
-    state = state_of(made)
+def _draw_cell(axes: Axes, corner: tuple[float, float], size: tuple[float, float], check: Mapping[Any, Any]) -> None:
+    state = state_of(check)
     face = STATES[state]
     _fill(axes, corner, size, face)
     (left, top), (width, height) = corner, size
@@ -130,8 +131,8 @@ def _draw_cell(axes: Axes, corner: tuple[float, float], size: tuple[float, float
     if state == "abstained":
         write(axes, x, y, f"{face.symbol} abstained", _SMALL, **_ink(face))
         return
-    symbol = _BY_CHANCE if _is_by_chance(made) else face.symbol
-    value, threshold = f"{symbol} {_number(made['value'])}", _threshold(made)
+    symbol = _BY_CHANCE if _is_by_chance(check) else face.symbol
+    value, threshold = f"{symbol} {_number(check['value'])}", _threshold(check)
     weight = "bold" if state == "accuses" else "normal"
     if width >= _WIDE:
         write(axes, left + 0.46 * width, y, value, _TEXT, weight=weight, ha="right", **_ink(face))
@@ -141,21 +142,21 @@ def _draw_cell(axes: Axes, corner: tuple[float, float], size: tuple[float, float
         write(axes, x, y + 0.075, threshold, _SMALL, **_ink(face))
 
 
-def _is_by_chance(made: Mapping[Any, Any]) -> bool:
-    """Whether the check has passed although its value lies where it fires."""
-    value, threshold = made["value"], made["threshold"]
-    beyond = value < threshold if made["check"] in FIRES_BELOW else value > threshold
-    return bool(beyond) and made["state"] == "passed"
+def _is_by_chance(check: Mapping[Any, Any]) -> bool:
+    """Whether the check passed although its value lies beyond the threshold."""
+    value, threshold = check["value"], check["threshold"]
+    beyond = value < threshold if check["check"] in FIRES_BELOW else value > threshold
+    return bool(beyond) and check["state"] == "passed"
 
 
-def _threshold(made: Mapping[Any, Any]) -> str:
-    """The threshold with the side on which the check fires; "n.s." where the value lies there and it has passed."""
-    side = "<" if made["check"] in FIRES_BELOW else ">"
-    return f"{side} {_number(made['threshold'])}{', n.s.' if _is_by_chance(made) else ''}"
+def _threshold(check: Mapping[Any, Any]) -> str:
+    """Write the threshold with the side on which the check fires; add "n.s." if it passed beyond the threshold."""
+    side = "<" if check["check"] in FIRES_BELOW else ">"
+    return f"{side} {_number(check['threshold'])}{', n.s.' if _is_by_chance(check) else ''}"
 
 
 def _number(value: float) -> str:
-    """Three digits, with a minus as wide as a plus."""
+    """Write three digits, with a minus as wide as a plus."""
     return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -166,7 +167,7 @@ def _fill(axes: Axes, corner: tuple[float, float], size: tuple[float, float], fa
 
 
 def _ink(face: Face) -> dict[str, Any]:
-    """How text on it is written; on a hatch with a patch of white behind it."""
+    """Style the text on a face; on a hatch with a white patch behind it."""
     behind = {"bbox": {"facecolor": face.fill, "edgecolor": "none", "pad": 0.8}} if face.hatch else {}
     return {"color": face.ink, **behind}
 
@@ -174,17 +175,18 @@ def _ink(face: Face) -> dict[str, Any]:
 def _caption(audits: Sequence[AuditOf]) -> str:
     return "; ".join(
         [
-            f"Checks (rows) of each checkpoint (columns), {balls(audits)}, budget "
-            f"{' and '.join(dict.fromkeys(one.budget for one in audits))}, {images(audits)}, and the verdict above",
-            "in each cell the value and, smaller, the threshold, > above or < below which the check fires; values "
-            "are shares of images or differences of two (column n of audit.csv: of how many), D1 counts what is wrong "
-            "with the set-up, G1 is a cosine",
-            f"{ACCUSES.symbol} fired on an outcome, an attack that ought to be weaker or differs in numerics only did "
-            "better (N1: no loss has a gradient on most of what stands): alone enough for the verdict",
-            f"{FIRED.symbol} fired on what can blind an attack or on too little work, which does not accuse by itself",
-            f"{PASSED.symbol} passed; {ABSTAINED.symbol} abstained: it could not be made",
-            f"{_BY_CHANCE} and n.s.: passed beyond the threshold, for the paired test (McNemar, exact, at 0.05, "
-            "adjusted for their number as Holm does) or the 95 % Wilson interval leaves that to chance",
+            f"Checks (rows) of each checkpoint (columns) with the verdict at the top, {balls(audits)}, budget "
+            f"{' and '.join(dict.fromkeys(entry.budget for entry in audits))}, {images(audits)}",
+            "each cell: the value and, smaller, the threshold; the check fires above (>) or below (<) it; values are "
+            "shares of images or differences of two shares (column n of audit.csv: of how many images), except D1 "
+            "(number of faults in the set-up) and G1 (a cosine)",
+            f"{ACCUSES.symbol} fired on an outcome: an attack that should be weaker, or that differs only in numerics, "
+            "fooled more images (N1: no loss has a gradient on most unfooled images); enough for the verdict by itself",
+            f"{FIRED.symbol} fired on a property that can blind an attack, or on too little work; does not accuse by "
+            "itself",
+            f"{PASSED.symbol} passed; {ABSTAINED.symbol} abstained: the check could not be made",
+            f"{_BY_CHANCE} and n.s.: passed beyond the threshold, because the difference may be chance (exact McNemar "
+            "test at 0.05 with Holm's correction, or the 95 % Wilson interval)",
             _LETTERS,
             *warnings(audits),
         ]

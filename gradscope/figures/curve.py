@@ -1,4 +1,4 @@
-"""Robust accuracy at every radius, from ``curve.csv``."""
+"""Draw robust accuracy at every radius from ``curve.csv``."""
 
 from collections.abc import Mapping
 
@@ -11,15 +11,15 @@ from gradscope.figures import style
 from gradscope.figures.attack import after_all, looks_of
 from gradscope.figures.style import Drawing, Look
 
-#: The axis ends where no model keeps more than this share, unless it was attacked at a larger radius.
+#: The axis ends where every model's robust accuracy is at most this share, or at the largest attacked radius.
 _NEGLIGIBLE = 0.01
 _MARGIN = 0.03
 
 
 def draw_curves(curves: pd.DataFrame, attacks: pd.DataFrame | None = None) -> list[Drawing]:
-    """The figures ``attacks-curve``, of several norms ``attacks-curve-NORM``, of rows of the table CURVE.
+    """Draw ``attacks-curve`` (with several norms one ``attacks-curve-NORM`` each) from rows of the table CURVE.
 
-    ``attacks``: rows of ATTACKS, of which a mark shows what stood after all attacks at each of their radii. Call it
+    ``attacks``: rows of ATTACKS; a mark shows the robust accuracy after all attacks at each of their radii. Call it
     inside :func:`gradscope.figures.style.paper`.
     """
     table = looks_of(curves)
@@ -52,21 +52,21 @@ def _draw(
     median = Line2D([], [], color="0.4", linestyle="", marker="|", markersize=9, markeredgewidth=1.2, label="median")
     style.place_legend(figure, [*handles, median], 2)
     parts = [
-        f"Robust accuracy at every radius ({norm}, pixel units): share of all n = {int(curves['n'].max())} images "
-        "whose nearest fooling point, as fmn found it, is farther than epsilon; an upper bound",
+        f"Robust accuracy at every radius ({norm}, pixel units), of all n = {int(curves['n'].max())} images",
+        "line: share of images whose nearest adversarial point found by fmn is farther than epsilon, an upper bound",
         "band: Dvoretzky-Kiefer-Wolfowitz, 95 % for all radii at once",
-        "upright mark: the median distance, where half of the images are left",
+        "upright mark: the median distance, where half of the images are fooled",
     ]
     if len(marked):
         parts.append(
-            "points: what stands of all images after every attack that was run at that radius, with its Wilson score "
-            "interval, 95 %"
+            "points: robust accuracy after every attack that was run at that radius, of all images, with its Wilson "
+            "score interval, 95 %"
         )
     return Drawing(name, figure, "; ".join(parts), ("budget",))
 
 
 def _marks(norm: str, attacks: pd.DataFrame | None) -> pd.DataFrame:
-    """For each checkpoint and radius what stands after all attacks."""
+    """Take the robust accuracy after all attacks for each checkpoint and radius."""
     columns = ["checkpoint", "attack", "epsilon", "value", "ci_low", "ci_high"]
     if attacks is None:
         return pd.DataFrame(columns=columns)
@@ -75,7 +75,7 @@ def _marks(norm: str, attacks: pd.DataFrame | None) -> pd.DataFrame:
 
 
 def _draw_line(axes: Axes, line: pd.DataFrame, marked: pd.DataFrame, look: Look, strokes: tuple[float, float]) -> None:
-    """A curve in steps with its band, its median, and the marks of the attacks."""
+    """Draw a step curve with its band, its median, and the marks of the attacks."""
     tone, width = strokes
     radii = np.append(line["epsilon"].to_numpy(), 1e9)  # the last value holds from its radius on
     low, high, value = (np.append(line[key].to_numpy(), line[key].iloc[-1]) for key in ("ci_low", "ci_high", "value"))

@@ -1,4 +1,4 @@
-"""Distributions over the images, from ``samples.csv``: empirical distribution functions, one panel a point."""
+"""Draw empirical distribution functions over the images from ``samples.csv``, one panel per point."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,22 +15,22 @@ from gradscope.results.tables import read_csv
 
 POINTS = {"clean": "clean image", "final": "final point"}
 _COLUMNS = ("checkpoint", "mode", "attack", "index", "metric", "point", "unit", "value")
-#: Some of the usual metrics, all that are measured by name alone, and the curvature in the image.
+#: Three of the usual metrics, every metric that is measured only when named, and the curvature in the image.
 _METRICS = (
     *("norm", "entropy", "margin", *(name for name, metric in METRICS.items() if metric.extra)),
     *(f"{matrix}-eigenvalue" for matrix in CURVATURE_MATRICES),
 )
 _MOST_VERTICES = 2000
-#: Eigenvalues below this share of the largest are 0, to float32's rounding.
+#: Eigenvalues below this share of the largest count as 0: float32 rounds.
 _ROUNDING = 1e-6
 
-#: A panel's column: what its x axis says about the images, and which of them it shows (None: all).
+#: Columns of panels: what the x axis adds to its label, and which images the column shows (None: all).
 _ALL = {"": None}
 _SPLIT = {", right predictions": 1.0, ", wrong predictions": 0.0}
 
 
 def read_samples(path: Path) -> pd.DataFrame:
-    """The columns and rows of a ``samples.csv`` that are drawn here; a damaged file raises GradscopeError."""
+    """Read the drawn columns and rows of a ``samples.csv``; a damaged file raises GradscopeError."""
     kinds = {column.name: "category" for column in SAMPLES.columns if column.kind == "text" and column.name in _COLUMNS}
     options = {"dtype": {**kinds, "value": "float64"}, "na_values": {"value": ["", "nan"]}}
     return _drawn(read_csv(path, SAMPLES, usecols=list(_COLUMNS), **options))
@@ -41,12 +41,12 @@ def _drawn(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_samples(samples: pd.DataFrame) -> list[Drawing]:
-    """The figures ``distribution-METRIC`` of norm, entropy, margin, curvature, and what was measured by its name.
+    """Draw ``distribution-METRIC`` for norm, entropy, margin, curvature, and each metric that was measured by name.
 
-    Each is there where its metric is in ``samples``, rows of the table SAMPLES. Each line is the empirical distribution
-    function of the images for which the value is defined: the share of them that is at most x. Entropy is split by
-    whether the prediction at that point is right, where the metric accuracy is there to say so. Call it inside
-    :func:`gradscope.figures.style.paper`.
+    ``samples``: rows of the table SAMPLES; a metric without values has no figure. Each line is the empirical
+    distribution function over the images for which the value is defined: the share of them with a value of at most x.
+    If the metric accuracy is present, entropy is split by whether the prediction at that point is right. Call it
+    inside :func:`gradscope.figures.style.paper`.
     """
     samples = _drawn(samples)
     table = style.looks(samples)
@@ -62,10 +62,10 @@ def draw_samples(samples: pd.DataFrame) -> list[Drawing]:
 
 
 def distribution(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> tuple[list[float], list[float]]:
-    """Empirical distribution function: sorted distinct values and the share of values at most as large.
+    """Compute the empirical distribution function: sorted distinct values and the share of values at most as large.
 
-    Undefined (NaN) values are left out. Of many distinct values some 2000 are kept, evenly spaced in rank: each
-    is an exact point of the function, only steps between them are left out.
+    Undefined (NaN) values are left out. Of many distinct values about 2000 are kept, evenly spaced in rank; each is an
+    exact point of the function.
     """
     distinct, counts = np.unique(values[~np.isnan(values)], return_counts=True)
     shares = np.cumsum(counts) / max(1, counts.sum())
@@ -76,7 +76,7 @@ def distribution(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> tupl
 
 
 def _with_accuracy(rows: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
-    """``rows`` with a column "right": 1 where the prediction at the same point of the same image is right, else 0."""
+    """Add a column "right" to ``rows``: 1 if the prediction at the same point of the same image is right, else 0."""
     keys = ["checkpoint", "attack", "point", "index"]
     right = accuracy[[*keys, "value"]].rename(columns={"value": "right"})
     return rows.merge(right, on=keys, how="left")
@@ -113,25 +113,25 @@ def _draw_metric(
 
 
 def _draw_panel(axes: Axes, rows: pd.DataFrame, shown: dict[Series, Look], left: float) -> None:
-    """One line a checkpoint and attack, from the left edge of the axis to its right edge."""
+    """Draw one line per checkpoint and attack, from the left edge of the axis to its right edge."""
     right = axes.get_xlim()[1]
     for series, look in shown.items():
         values, shares = distribution(style.rows_of(rows, series)["value"].to_numpy(dtype=np.float64))
         if values:
-            at = np.clip([left, *values, right], left, right)
-            axes.plot(at, [0.0, *shares, 1.0], drawstyle="steps-post", **look.line(len(at)))
+            x = np.clip([left, *values, right], left, right)
+            axes.plot(x, [0.0, *shares, 1.0], drawstyle="steps-post", **look.line(len(x)))
     if not axes.lines:
         axes.text(0.5, 0.5, "no images", transform=axes.transAxes, ha="center", va="center", color="0.4")
 
 
 def _scale(axes: Axes, metric: str, rows: pd.DataFrame) -> tuple[float, str]:
-    """Set scale and limits of the x axis; its left edge, and what the label must say about zeros drawn there."""
+    """Set scale and limits of the x axis; return its left edge, and what the label says of zeros drawn there."""
     rows = rows[np.isfinite(rows["value"])]
     values = rows["value"]
     if values.empty:
         return 0.0, ""
     low, high = float(values.min()), float(values.max())
-    of_curvature = metric.endswith("-eigenvalue") and low > -_ROUNDING * high  # below 0 by rounding alone
+    of_curvature = metric.endswith("-eigenvalue") and low > -_ROUNDING * high  # below 0 only by rounding
     if (metric == "norm" or of_curvature) and high > 0:
         low = max(float(values[values > 0].min()), _ROUNDING * high if of_curvature else 0.0)
         room = max((high / low) ** 0.03, 1.2)
@@ -152,7 +152,7 @@ def _by_line(rows: pd.DataFrame) -> list[tuple[object, pd.Series]]:
 
 
 def _right_counts(rows: pd.DataFrame, points: list[str]) -> str:
-    """How many images each line's panels of right predictions hold; the others are in those of wrong ones."""
+    """Count the right predictions of each line at each point; the other images are wrong predictions."""
     right = rows[rows["right"] == 1].groupby(["checkpoint", "attack", "point"], observed=True).size()
     return ", ".join(
         f"{checkpoint} {attack} " + " / ".join(str(right.get((checkpoint, attack, point), 0)) for point in points)
@@ -166,12 +166,12 @@ def _caption(metric: str, unit: str, rows: pd.DataFrame, points: list[str], zero
     where = " and at the ".join(POINTS[point] for point in points)
     return "".join(
         [
-            f"Empirical distribution functions of the {style.axis_label(metric, unit, ' ')} at the {where}",
-            ", of right and of wrong predictions apart" if split else "",
+            f"Distribution over the images of the {style.axis_label(metric, unit, ' ')} at the {where}",
+            ", separately for right and wrong predictions" if split else "",
             f", n = {images} images",
             f" (right predictions: {_right_counts(rows, points)})" if split else "",
-            f", {fewest} where it is defined for fewest" if fewest < images else "",
-            ", zeros drawn at the left edge" if zeros else "",
-            ", no band",
+            f"; for some lines it is defined on only {fewest} of them" if fewest < images else "",
+            "; lines: empirical distribution function, the share of images with a value of at most x; no band",
+            "; zeros drawn at the left edge" if zeros else "",
         ]
     )

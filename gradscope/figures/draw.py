@@ -1,4 +1,4 @@
-"""Redraw every figure of a directory of results from its files, with captions."""
+"""Draw every figure of a directory of results from its files, with captions."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -67,17 +67,17 @@ _WORDS = {
     "queries": "{} queries",
     "draws": "{} random points",
 }
-#: Values that go without saying.
+#: Values that captions leave out.
 _UNSAID = {"restarts": 1, "norm_floor": 0, "smoothing": 1}
 
 
-#: The tables that figures are drawn from, beside those of an audit.
+#: Tables that figures are drawn from; an audit's come in addition.
 _DRAWN = (
     *(STEPS, SAMPLES, LANDSCAPE, PATH, EPOCHS, SPECTRUM, EIGENVALUES, DENSITY),
     *(ATTACKS, CURVE, TRANSFER, SIMILARITY, SCALE, JUDGE),
 )
 
-#: How the names of figures begin, those that show most first.
+#: How the names of figures begin, in order of importance.
 _MAIN = (
     *(
         "audit-robustness",
@@ -98,7 +98,7 @@ _MAIN = (
 
 @dataclass(frozen=True)
 class Sources:
-    """What figures are drawn from.
+    """Tables and documents that figures are drawn from.
 
     ``tables``: rows by file, such as ``steps.csv``, with the types of :func:`gradscope.results.tables.read_table`.
     ``manifest``, ``audit``: the parsed ``manifest.json`` and ``audit.json``; ``examples``: arrays of ``evidence.npz``.
@@ -111,7 +111,7 @@ class Sources:
 
     @property
     def landscape(self) -> dict[str, Any]:
-        """What the manifest says of a landscape."""
+        """The manifest's mapping landscape; empty if it has none."""
         found = self.manifest.get("landscape")
         return found if isinstance(found, dict) else {}
 
@@ -119,7 +119,7 @@ class Sources:
     def attacks(self) -> dict[str, Any]:
         """The manifest's attacks by name.
 
-        The attack on the networks of a weight landscape is called adversarial, what a battery may spend its budget.
+        "adversarial" is the attack in a weight landscape, "budget" the effort that a set of attacks may spend.
         """
         found = self.manifest.get("attacks")
         others = {"adversarial": self.landscape.get("adversarial"), "budget": self.manifest.get("budget")}
@@ -127,10 +127,9 @@ class Sources:
 
 
 class Composed(NamedTuple):
-    """The figures of a directory of results, and what its interactive page is made of.
+    """The figures of a directory of results with captions, and the data of its interactive page.
 
-    ``landscape``: rows of LANDSCAPE that span a plane, None where there are none; ``settings``: what the manifest says
-    of them.
+    ``landscape``: rows of LANDSCAPE that span a plane, or None; ``settings``: the manifest's mapping landscape.
     """
 
     drawings: tuple[Drawing, ...]
@@ -140,7 +139,7 @@ class Composed(NamedTuple):
 
 
 def holds_results(directory: Path) -> bool:
-    """Whether there are files in ``directory`` from which figures are drawn."""
+    """Whether ``directory`` has files that figures can be drawn from."""
     tables = (STEPS, SAMPLES, LANDSCAPE, SPECTRUM, ATTACKS, TRANSFER, JUDGE)
     return any(find_table(directory / table.file) for table in tables) or _is_audited(directory)
 
@@ -150,11 +149,11 @@ def _is_audited(directory: Path) -> bool:
 
 
 def draw(directory: Path, *, animate: bool = False) -> list[Path]:
-    """Draw what the files in ``directory`` hold into ``directory/figures``; the paths of the figures.
+    """Draw all figures of a directory of results into ``directory/figures``; return their paths.
 
-    ``figures/captions.json`` says of each, in a sentence, what it shows; ``figures/landscape-3d.html`` says it itself.
+    ``figures/captions.json`` holds a caption for each, except ``figures/landscape-3d.html``, which contains its own.
     With ``animate`` each figure that shows two attacks step by step is also written as a GIF. Raises
-    :class:`GradscopeError` where there is nothing to draw from, or to animate, or a file is damaged.
+    :class:`GradscopeError` if there is nothing to draw or to animate, or if a file is damaged.
     """
     if not holds_results(directory):
         raise GradscopeError(
@@ -180,9 +179,9 @@ def draw(directory: Path, *, animate: bool = False) -> list[Path]:
 
 
 def figure(sources: Sources, name: str | None = None) -> Figure:
-    """Make the figure called ``name``, such as ``steps-cosine``, or the one that shows most; nothing is written.
+    """Make the figure called ``name``, such as ``steps-cosine``, or by default the most important; write no file.
 
-    Raises :class:`GradscopeError` where ``sources`` give no figure of that name, or none at all.
+    Raises :class:`GradscopeError` if ``sources`` give no figure of that name, or none at all.
     """
     with style.paper():
         found = {drawing.name: drawing.figure for drawing in drawings(sources)}
@@ -196,7 +195,7 @@ def _rank(name: str) -> int:
 
 
 def read_sources(directory: Path) -> Sources:
-    """Read what the figures of ``directory`` are drawn from."""
+    """Read the tables and documents that the figures of ``directory`` are drawn from."""
     tables = {
         table.file: read_samples(found) if table is SAMPLES else read_table(found, table)
         for table in _DRAWN
@@ -214,7 +213,7 @@ def read_sources(directory: Path) -> Sources:
 
 
 def drawings(sources: Sources) -> Iterator[Drawing]:
-    """Make the figures of ``sources`` one after the other. Call it inside :func:`gradscope.figures.style.paper`."""
+    """Yield the figures of ``sources`` one after the other. Call it inside :func:`gradscope.figures.style.paper`."""
     tables = sources.tables
     if STEPS.file in tables:
         yield from draw_steps(tables[STEPS.file])
@@ -246,15 +245,15 @@ def drawings(sources: Sources) -> Iterator[Drawing]:
 
 
 def compose(sources: Sources) -> Composed:
-    """The figures of ``sources``, not yet saved. Call it inside :func:`gradscope.figures.style.paper`."""
-    made = tuple(drawings(sources))
-    captions = {drawing.name: _caption(drawing, sources.attacks) for drawing in made}
+    """Make the figures of ``sources`` without saving them. Call it inside :func:`gradscope.figures.style.paper`."""
+    figures = tuple(drawings(sources))
+    captions = {drawing.name: _caption(drawing, sources.attacks) for drawing in figures}
     rows = sources.tables.get(LANDSCAPE.file)
-    return Composed(made, captions, rows if rows is not None and is_plane(rows) else None, sources.landscape)
+    return Composed(figures, captions, rows if rows is not None and is_plane(rows) else None, sources.landscape)
 
 
 def save(composed: Composed, directory: Path) -> list[Path]:
-    """Write the figures and their captions into ``directory/figures``; the paths of the figures."""
+    """Write the figures and their captions into ``directory/figures``; return the paths of the figures."""
     figures = directory / "figures"
     paths = [path for drawing in composed.drawings for path in style.save(drawing.figure, figures, drawing.name)]
     if composed.landscape is not None:
@@ -270,13 +269,15 @@ def _caption(drawing: Drawing, settings: Mapping[str, Any]) -> str:
 
 
 def describe_attack(settings: object) -> str:
-    """An attack's settings in words, those of :class:`gradscope.config.PGD` that are there; else empty."""
+    """Describe an attack's settings in words: the fields of :class:`gradscope.config.PGD` that are present; else ""."""
     if not isinstance(settings, Mapping):
         return ""
-    known = {key: settings[key] for key in _WORDS if settings.get(key) not in (None, _UNSAID.get(key))}
-    parts = [_WORDS[key].format(f"{value:.4g}" if isinstance(value, float) else value) for key, value in known.items()]
+    present = {key: settings[key] for key in _WORDS if settings.get(key) not in (None, _UNSAID.get(key))}
+    parts = [
+        _WORDS[key].format(f"{value:.4g}" if isinstance(value, float) else value) for key, value in present.items()
+    ]
     if "box" in settings:
         parts.append(_BOXES[bool(settings["box"])])
-    if said := _REDUCTIONS.get(str(settings.get("reduction"))):
-        parts.append(said)
+    if reduction := _REDUCTIONS.get(str(settings.get("reduction"))):
+        parts.append(reduction)
     return ", ".join(parts)

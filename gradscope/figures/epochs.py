@@ -1,4 +1,4 @@
-"""Sharpness and accuracy along a training, from ``epochs.csv``."""
+"""Draw sharpness and accuracy after each epoch of a training run, from ``epochs.csv``."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from matplotlib.ticker import MaxNLocator
 from gradscope.figures import style
 from gradscope.figures.style import Drawing
 
-#: The metrics that have a panel of their own, as they are called there.
+#: Metrics with a panel of their own, and their axis labels.
 _SHARPNESS = {"eigenvalue": "largest\neigenvalue", "trace": "trace"}
-#: How accuracies are drawn: clean, under the attack.
+#: Line styles of the accuracies: clean, under the attack.
 _ACCURACY: tuple[dict[str, Any], ...] = (
     {"color": "#009E73", "marker": "o"},
     {"color": "#D55E00", "marker": "s", "linestyle": (0, (4, 1.5))},
@@ -21,7 +21,7 @@ _ACCURACY: tuple[dict[str, Any], ...] = (
 
 
 def draw_epochs(rows: pd.DataFrame) -> Drawing:
-    """The figure ``weights-epochs`` of rows of the table EPOCHS: sharpness above, accuracies below.
+    """Draw ``weights-epochs`` from rows of the table EPOCHS: sharpness above, accuracies below.
 
     Call it inside :func:`gradscope.figures.style.paper`.
     """
@@ -59,9 +59,9 @@ def _caption(rows: pd.DataFrame) -> str:
     vectors = int(rows[rows["metric"] == "trace"]["n"].max())
     return "; ".join(
         [
-            f"Along the training of {name}, at the weights after each epoch, on the same n = {count} test images: "
-            "the largest eigenvalue of the Hessian of their mean loss and its trace, nats per squared unit; below, the "
-            "share of them that is right",
-            f"bands, 95 %: of the trace Student t over {vectors} random vectors, of accuracies Wilson over the images",
+            f"Sharpness and accuracy of {name} after each epoch of training, on the same n = {count} test images",
+            "above: largest eigenvalue and trace of the Hessian of the mean loss, nats per squared unit",
+            "below: share of images that are right",
+            f"bands, 95 %: Student t over {vectors} random vectors for the trace, Wilson over images for accuracies",
         ]
     )

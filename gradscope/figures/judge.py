@@ -1,4 +1,4 @@
-"""The figure of a judgement, from ``judge.csv``: what the attack leaves, what each repair and each of ours leaves."""
+"""Draw a judgement from ``judge.csv``: accuracy under the attack, its repairs and gradscope's own attacks."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from gradscope.figures.text_layout import height_of, write
 
 Row = Mapping[Hashable, Any]
 
-#: How each role is marked; a repair that the verdict names is filled.
+#: The mark of each role; a repair that the verdict names has a filled mark.
 _MARKS: dict[str, dict[str, Any]] = {
     "attack": {"color": "black", "marker": "o"},
     "named": {"color": "#D55E00", "marker": "D"},
@@ -27,22 +27,22 @@ _WORDS = {
     "attack": "the attack on trial",
     "named": "repaired, named",
     "repair": "repaired",
-    "ours": "ours",
+    "ours": "gradscope's attacks",
     "all": "all together, an upper bound",
 }
 #: Sizes in inches: a line, between groups, around a checkpoint, below all, a row of the legend; the names' column.
 _LINE, _GROUP, _AROUND, _BELOW, _LEGEND_ROW = 0.165, 0.06, 0.08, 0.42, 0.165
 _NAMES = 1.25
 _TEXT, _SMALL = 7.0, 6.5
-#: Beyond a share of 1, in shares.
+#: Room right of a share of 1, in shares.
 _MARGIN = 0.03
 
 
 def draw_judge(rows: pd.DataFrame) -> list[Drawing]:
-    """The figure ``judge-repairs`` of rows of the table JUDGE, none where there are none.
+    """Draw ``judge-repairs`` from rows of the table JUDGE; no rows give no figure.
 
-    A block for each checkpoint: the verdict, and a line each for the attack, its repairs, ours, and all together. Call
-    it inside :func:`gradscope.figures.style.paper`.
+    Each checkpoint has a block: the verdict, and a line each for the attack, its repairs, gradscope's attacks, and all
+    together. Call it inside :func:`gradscope.figures.style.paper`.
     """
     blocks = [(str(name), _lines(own)) for name, own in rows.groupby("checkpoint", sort=False)]
     if not blocks:
@@ -85,12 +85,12 @@ def draw_judge(rows: pd.DataFrame) -> list[Drawing]:
 
 
 def _lines(rows: pd.DataFrame) -> list[tuple[str, Row]]:
-    """The lines of a checkpoint with how they are marked; of repairs and ours those that leave least first."""
-    found: list[tuple[str, Row]] = []
+    """List the lines of a checkpoint with their marks; repairs and our attacks with the lowest accuracy first."""
+    lines: list[tuple[str, Row]] = []
     for role in ("attack", "repair", "ours", "all"):
         own = rows[(rows["role"] == role) & rows["left"].notna()].sort_values("left", kind="stable")
-        found += [("named" if row["named"] else role, row) for row in own.to_dict("records")]
-    return found
+        lines += [("named" if row["named"] else role, row) for row in own.to_dict("records")]
+    return lines
 
 
 def _height(lines: list[tuple[str, Row]]) -> float:
@@ -134,12 +134,15 @@ def _caption(rows: pd.DataFrame, balls: str) -> str:
     count = int(rows["n"].max())
     return "; ".join(
         [
-            f"What an attack on trial leaves of n = {count} images, {balls}, and what is left when one part of it "
-            "alone is repaired, its other steps as they are (diamonds, filled where the verdict names the part), under "
-            "our attacks on the same images (squares), and under everything together (triangle), an upper bound of the "
-            "true robust accuracy",
-            "dashed: the attack on trial",
-            "a part is named where its repair fools significantly more (McNemar, one-sided, Holm), at most three",
+            f"Accuracy under an attack on trial, {balls}, of n = {count} images, compared with repaired versions of it "
+            "and with gradscope's attacks",
+            "circle and dashed line: the attack on trial",
+            "diamonds: the attack with one part repaired and the rest unchanged, filled where the verdict names the "
+            "part",
+            "squares: gradscope's attacks on the same images",
+            "triangle: all together, an upper bound of the true robust accuracy",
+            "the verdict names a part if its repair fools significantly more images (McNemar, one-sided, Holm), at "
+            "most three parts",
             "lines: Wilson score interval over images, 95 %",
         ]
     )

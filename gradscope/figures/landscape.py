@@ -1,4 +1,4 @@
-"""Landscapes, from ``landscape.csv`` and ``path.csv``: the loss on planes around images and around weights."""
+"""Draw landscapes from ``landscape.csv`` and ``path.csv``: the loss on planes around images and weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,7 +39,7 @@ from gradscope.figures.walks import occupied, walk_words, walks
 from gradscope.results.landscape import bands
 from gradscope.results.schemas import PATH
 
-#: At most so many images get a figure of their own.
+#: Most images with a figure of their own.
 MOST_IMAGES = 8
 NO_ATTACKS: Mapping[str, Any] = {}
 
@@ -47,12 +47,12 @@ NO_ATTACKS: Mapping[str, Any] = {}
 def draw_landscapes(
     landscape: pd.DataFrame, path: pd.DataFrame, settings: Mapping[str, Any], attacks: Mapping[str, Any] = NO_ATTACKS
 ) -> list[Drawing]:
-    """The figures of rows of the tables LANDSCAPE and PATH (which may be empty).
+    """Draw the figures of rows of the tables LANDSCAPE and PATH (which may be empty).
 
-    In input space ``landscape-median``, ``landscape-image-INDEX`` for the first images and ``landscape-slices``; in
-    weight space ``weights-QUANTITY``, or ``weights-line-QUANTITY`` where all b are 0, and ``weights-ways`` where they
-    lead to another checkpoint. ``settings`` is the manifest's mapping landscape, ``attacks`` what it says of each
-    attack. Call it inside :func:`gradscope.figures.style.paper`.
+    In input space: ``landscape-median``, ``landscape-image-INDEX`` for the first images, and ``landscape-slices``. In
+    weight space: ``weights-QUANTITY``, or ``weights-line-QUANTITY`` if all b are 0, and ``weights-ways`` for lines and
+    curves to another checkpoint. ``settings`` is the manifest's mapping landscape, ``attacks`` its settings of each
+    attack by name. Call it inside :func:`gradscope.figures.style.paper`.
     """
     path = path if len(path) else pd.DataFrame(columns=PATH.names)
     drawings: list[Drawing] = []
@@ -62,31 +62,35 @@ def draw_landscapes(
         if is_plane(images):
             drawings += [*_draw_median(quantiles, settings), *_draw_images(images, path, settings, attacks)]
         drawings.append(draw_slices(quantiles, settings))
-        if versus := settings.get("versus"):  # it gives the plane, though it has no rows of its own there
-            drawings = [one._replace(attacks=tuple(dict.fromkeys([*one.attacks, str(versus)]))) for one in drawings]
+        if versus := settings.get("versus"):  # the plane depends on this attack, though the table has no rows for it
+            drawings = [
+                drawing._replace(attacks=tuple(dict.fromkeys([*drawing.attacks, str(versus)]))) for drawing in drawings
+            ]
     weights = landscape[landscape["space"] == "weights"]
     if weights["way"].isin(WAYS).any() and not is_plane(weights):
         drawings += draw_ways(weights, settings)
         weights = weights[weights["way"] == "line"]
     for quantity in QUANTITIES:
         if weights[quantity].notna().any():
-            its = ("adversarial",) if quantity.startswith("adversarial") else ()
+            attack_names = ("adversarial",) if quantity.startswith("adversarial") else ()
             if is_plane(weights):
-                drawings += _draw_weights(quantity, weights, path, settings, its)
+                drawings += _draw_weights(quantity, weights, path, settings, attack_names)
             else:
-                drawings.append(draw_weight_line(quantity, weights, settings, its))
+                drawings.append(draw_weight_line(quantity, weights, settings, attack_names))
     return drawings
 
 
 def _draw_median(quantiles: pd.DataFrame, settings: Mapping[str, Any]) -> list[Drawing]:
-    """The contours, and the same as surfaces."""
+    """Draw the median loss as contours and as surfaces."""
     table = style.looks(quantiles)
     rows = quantiles[quantiles["metric"] == "loss"]
     planes = {series: plane(style.rows_of(rows, series), "median") for series in table}
     shares = {series: plane(style.rows_of(rows, series), "right") for series in table}
     images = int(quantiles["n"].max())
     half = 0.5 - 0.25 / max(1, images)
-    crossed = {series: bool((one.grid < half).any() and (one.grid > half).any()) for series, one in shares.items()}
+    crossed = {
+        series: bool((share.grid < half).any() and (share.grid > half).any()) for series, share in shares.items()
+    }
     scale = scale_of("loss", list(planes.values()))
     handles = [*([line_handle("half of the images right")] if any(crossed.values()) else []), centre("the image")]
     figure, panels, bars = mosaic(list(table.values()), 1, handles, settings)
@@ -101,9 +105,8 @@ def _draw_median(quantiles: pd.DataFrame, settings: Mapping[str, Any]) -> list[D
     caption = "; ".join(
         [
             f"{sentence}, + the image itself",
-            "white line: where the share of images that are right crosses half"
-            + (f", nowhere for {', '.join(uncrossed)}" if uncrossed else ""),
-            f"{scale.words()}, and axes, shared by all panels; {range_words(list(planes.values()))}",
+            "white line: half of the images are right" + (f", nowhere for {', '.join(uncrossed)}" if uncrossed else ""),
+            f"{scale.words()}; all panels share scale and axes; {range_words(list(planes.values()))}",
             grid_words(next(iter(planes.values())), settings),
         ]
     )
@@ -114,8 +117,8 @@ def _draw_median(quantiles: pd.DataFrame, settings: Mapping[str, Any]) -> list[D
 def _draw_images(
     images: pd.DataFrame, path: pd.DataFrame, settings: Mapping[str, Any], attacks: Mapping[str, Any]
 ) -> list[Drawing]:
-    table, found = style.looks(images), images.drop_duplicates("checkpoint")
-    modes = dict(zip(found["checkpoint"].astype(str), found["mode"].astype(str), strict=True))
+    table, checkpoints = style.looks(images), images.drop_duplicates("checkpoint")
+    modes = dict(zip(checkpoints["checkpoint"].astype(str), checkpoints["mode"].astype(str), strict=True))
     indices = images["index"].unique().tolist()
     path = path[path["space"] == "input"]
     versus = bool(settings.get("versus")) and len(path) > 0
@@ -142,21 +145,21 @@ def _draw_image(
     walkers: Mapping[str, Look],
     settings: Mapping[str, Any],
 ) -> Drawing:
-    """Losses above, decision regions below, the attacks' paths on both; ``walkers`` are those with a look."""
+    """Draw losses above, decision regions below, and paths on both; ``walkers`` maps paths to their looks."""
     label = int(rows["label"].iloc[0])
     losses = {series: plane(style.rows_of(rows, series), "loss") for series in shown}
     classes = {series: plane(style.rows_of(rows, series), "predicted") for series in shown}
-    found = {series: walks(style.rows_of(path, series)) for series in shown}
-    colours = palette(np.concatenate([one.grid.ravel() for one in classes.values()]), label)
+    paths = {series: walks(style.rows_of(path, series)) for series in shown}
+    colours = palette(np.concatenate([regions.grid.ravel() for regions in classes.values()]), label)
     scale = scale_of("loss", list(losses.values()))
     handles = [*class_handles(colours, label, settings), centre("the image"), *_walk_handles(path, walkers)]
     figure, panels, bars = mosaic(list(shown.values()), 2, handles, settings)
     for (above, below), series in zip(panels, shown, strict=True):
         fill(above, losses[series], scale)
-        draw_regions(below, classes[series], colours, occupied(found[series]))
+        draw_regions(below, classes[series], colours, occupied(paths[series]))
         for axes in (above, below):
             axes.add_line(centre("centre"))
-            for walk in found[series]:
+            for walk in paths[series]:
                 draw_path(axes, walk.points, walkers.get(walk.walker))
     for row in bars:
         add_bar(figure, [row], scale, LOSS)
@@ -164,8 +167,8 @@ def _draw_image(
         [
             f"Image {index} of {class_words(label, settings)}: {LOSS} and, below, the predicted class on the plane "
             "around it, + the image itself",
-            *walk_words("the attack", found),
-            f"{scale.words()}, and axes, shared by all panels; {range_words(list(losses.values()))}",
+            *walk_words("the attack", paths),
+            f"{scale.words()}; all panels share scale and axes; {range_words(list(losses.values()))}",
             grid_words(next(iter(losses.values())), settings),
         ]
     )
@@ -175,27 +178,27 @@ def _draw_image(
 def _draw_weights(
     quantity: str, weights: pd.DataFrame, path: pd.DataFrame, settings: Mapping[str, Any], attacks: tuple[str, ...]
 ) -> list[Drawing]:
-    """The contours, and the same as surfaces."""
+    """Draw a quantity as contours and as surfaces."""
     table = style.looks(weights)
     path = path[path["space"] == "weights"]
     planes = {series: plane(style.rows_of(weights, series), quantity) for series in table}
-    found = {series: walks(style.rows_of(path, series)) for series in table}
+    paths = {series: walks(style.rows_of(path, series)) for series in table}
     scale = scale_of(quantity, list(planes.values()))
-    handles = [centre("the checkpoint"), *([line_handle("training, o to x")] if any(found.values()) else [])]
+    handles = [centre("the checkpoint"), *([line_handle("training, o to x")] if any(paths.values()) else [])]
     figure, panels, bars = mosaic(list(table.values()), 1, handles, settings)
     for (axes,), series in zip(panels, table, strict=True):
         fill(axes, planes[series], scale)
-        label_contours(axes, planes[series], scale, occupied(found[series]))
+        label_contours(axes, planes[series], scale, occupied(paths[series]))
         axes.add_line(centre("centre"))
-        for walk in found[series]:
+        for walk in paths[series]:
             draw_path(axes, walk.points)
     words, sentence = quantity_words(quantity, settings), weights_words(quantity, settings)
     add_bar(figure, bars, scale, words)
     caption = "; ".join(
         [
             f"{sentence}, + the checkpoint itself",
-            *walk_words("training", found),
-            f"{scale.words()}, and axes, shared by all panels; {range_words(list(planes.values()))}",
+            *walk_words("training", paths),
+            f"{scale.words()}; all panels share scale and axes; {range_words(list(planes.values()))}",
             grid_words(next(iter(planes.values())), settings),
         ]
     )
@@ -215,11 +218,13 @@ def _walk_handles(path: pd.DataFrame, walkers: Mapping[str, Look]) -> list[Artis
 
 
 def _walker_looks(walkers: Sequence[str], modes: Mapping[str, str]) -> dict[str, Look]:
-    """Each walker's look: its mode's colour, a dash pattern among those of one colour."""
+    """Give each path its mode's colour, and a dash pattern that tells paths of one colour apart."""
     named = [name for name in modes if name in walkers] + [name for name in walkers if name not in modes]
     rows = pd.DataFrame({"checkpoint": named, "attack": "", "mode": [modes.get(name, "") for name in named]})
     table: dict[str, Look] = {}
     for series, look in style.looks(rows).items():
-        alike = sum(other.colour == look.colour for other in table.values())
-        table[series.checkpoint] = Look(look.label, look.colour, style.DASHES[alike % len(style.DASHES)], "", look.rank)
+        same_colour = sum(other.colour == look.colour for other in table.values())
+        table[series.checkpoint] = Look(
+            look.label, look.colour, style.DASHES[same_colour % len(style.DASHES)], "", look.rank
+        )
     return table

@@ -1,4 +1,4 @@
-"""Square panels side by side on one colour scale, and what can be drawn on them: contours, marks, paths, a legend."""
+"""Draw square panels side by side on one colour scale, with contours, marks, paths and a legend."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -33,9 +33,10 @@ _CLEAR = 0.07
 
 
 class Mosaic(NamedTuple):
-    """A figure of panels in rows: the panels of each look, from above, and the uppermost ones of each row.
+    """A figure of panels in rows.
 
-    The latter include hidden ones that fill the last row.
+    ``panels``: those of each look, from the top; ``rows``: the top panels of each row, with the hidden panels that
+    fill the last row.
     """
 
     figure: Figure
@@ -46,9 +47,9 @@ class Mosaic(NamedTuple):
 def mosaic(
     looks: Sequence[Look], stacked: int, handles: Sequence[Artist], settings: Mapping[str, Any], *, strip: bool = False
 ) -> Mosaic:
-    """``stacked`` square panels for each look, titled by its label, at most four side by side, and a legend below.
+    """Make ``stacked`` square panels for each look, titled by its label, at most four side by side, over one legend.
 
-    With ``strip`` a low panel for something else, by step, is the last of each look's.
+    With ``strip`` each look has a low panel below, whose x axis is the step.
     """
     rows = -(-len(looks) // _MOST_COLUMNS)
     columns = -(-len(looks) // rows)
@@ -63,7 +64,7 @@ def mosaic(
     below += -(-len(handles) // legend) * _LEGEND_SIZE * 1.6 / 72
     shapes = [1.0] * stacked + [_LOW] * strip
     height = rows * sum(shape * side + _ROW_GAP for shape in shapes) + above + below
-    if strip:  # the panels' labels are above it, in every row
+    if strip:  # each row repeats the x labels above its strips
         height += (2 * rows - 1) * _BELOW + (rows - 1) * words[0].count("\n") * _TITLE_LINE
     figure = Figure(figsize=(width, height), layout="compressed")
     levels = len(shapes)
@@ -95,7 +96,7 @@ def mosaic(
 
 
 def _prepare(axes: Axes) -> None:
-    """A square panel without grid lines."""
+    """Make a panel square, without grid lines."""
     axes.set_box_aspect(1)
     axes.grid(visible=False)
     axes.set_facecolor(_UNDEFINED)
@@ -104,7 +105,7 @@ def _prepare(axes: Axes) -> None:
 
 
 def _wrapped(text: str, inches: float) -> str:
-    """``text`` in lines that fit into a panel of this side."""
+    """Wrap ``text`` into lines that fit a panel this wide."""
     characters = max(10, int(inches * 72 / (0.58 * (_LEGEND_SIZE + 1))))
     lines = [textwrap.wrap(line, characters, break_on_hyphens=False) or [""] for line in text.split("\n")]
     return "\n".join(part for line in lines for part in line)
@@ -118,7 +119,7 @@ def _legend_columns(handles: Sequence[Artist], width: float) -> int:
 
 
 def fill(axes: Axes, values: PlaneGrid, scale: ColourScale) -> None:
-    """Filled contours, the last band holding what is infinite; undefined points keep the panel's grey."""
+    """Draw filled contours. Infinite values fall into the last band; undefined points keep the panel's grey."""
     shown = np.ma.masked_invalid(scale.clipped(values.grid))
     axes.set_xlim(values.a[0], values.a[-1])
     axes.set_ylim(values.b[0], values.b[-1])
@@ -128,7 +129,7 @@ def fill(axes: Axes, values: PlaneGrid, scale: ColourScale) -> None:
 
 
 def add_bar(figure: Figure, rows: Sequence[Sequence[Axes]], scale: ColourScale, words: str) -> None:
-    """The colours' meaning, right of these rows of panels."""
+    """Add the colour bar right of these rows of panels."""
     bar = figure.colorbar(
         ScalarMappable(scale.norm(), COLOURS),
         ax=[axes for row in rows for axes in row],
@@ -145,13 +146,13 @@ def add_bar(figure: Figure, rows: Sequence[Sequence[Axes]], scale: ColourScale, 
 
 
 def outline(axes: Axes, values: PlaneGrid, level: float) -> None:
-    """The white line where ``values`` cross ``level``."""
+    """Draw a white line where ``values`` cross ``level``."""
     line = axes.contour(values.a, values.b, values.grid, levels=[level], colors=_INK, linewidths=0.9)
     line.set_path_effects([style.casing("black", 1.8)])
 
 
 def label_contours(axes: Axes, values: PlaneGrid, scale: ColourScale, around: NDArray[np.float64]) -> None:
-    """Lines at the marks of the scale, each labelled where it is clear of the points ``around`` and of the edges."""
+    """Draw lines at the ticks of the scale; label each where it is far from the points ``around`` and the edges."""
     shown = np.ma.masked_invalid(scale.clipped(values.grid))
     levels = [tick for tick in scale.ticks if shown.count() and shown.min() < tick < shown.max()]
     if not levels:
@@ -175,20 +176,20 @@ def label_contours(axes: Axes, values: PlaneGrid, scale: ColourScale, around: ND
 
 
 def line_handle(label: str, look: Look | None = None) -> Line2D:
-    """A path's line in the legend, white unless it has a look of its own."""
+    """Make the legend entry of a path, white unless it has a look."""
     colour, casing = (look.colour, "white") if look else (_INK, "black")
     effects = [style.casing(casing, 2.2)]
     return Line2D([], [], color=colour, linestyle=look.dash if look else "-", label=label, path_effects=effects)
 
 
 def centre(label: str) -> Line2D:
-    """The mark at a = b = 0, on a panel or in the legend."""
+    """Make the mark at a = b = 0, for a panel or for the legend."""
     look: dict[str, Any] = {"color": _INK, "marker": "+", "markersize": 5.0, "markeredgewidth": 1.1, "linestyle": ""}
     return Line2D([0], [0], label=label, path_effects=[style.casing("black", 2.4)], zorder=3.5, **look)
 
 
 def draw_path(axes: Axes, points: NDArray[np.float64], look: Look | None = None) -> None:
-    """A line through ``points`` ``(T + 1, 2)``, from a circle to a cross; white unless it has a look of its own."""
+    """Draw a line through ``points`` ``(T + 1, 2)`` from a circle to a cross, white unless it has a look."""
     colour, casing = (look.colour, "white") if look else (_INK, "black")
     ends: dict[str, Any] = {"linestyle": "", "color": colour, "markeredgecolor": casing, "markeredgewidth": 0.6}
     dash = look.dash if look else "-"

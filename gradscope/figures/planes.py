@@ -1,4 +1,4 @@
-"""Planes of a landscape as arrays, the colour scale that several share, and the words for their axes."""
+"""Planes of a landscape as arrays, the colour scale that they share, and their words in captions and axes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from gradscope.figures import style
 COLOURS = "viridis"
 LOSS = "loss (nats)"
 
-#: Quantities of weight space: what they are called, and their unit.
+#: Quantities of weight space: name and unit.
 QUANTITIES = {
     "loss": ("loss", "nats"),
     "adversarial_loss": ("loss under attack", "nats"),
@@ -31,7 +31,7 @@ _MOST_DECADES = 3
 
 
 class PlaneGrid(NamedTuple):
-    """A grid of values ``(B, A)``, NaN where there is none, at ascending coordinates ``(A,)`` and ``(B,)``."""
+    """A grid of values ``(B, A)`` at ascending coordinates ``(A,)`` and ``(B,)``; NaN marks a missing value."""
 
     a: NDArray[np.float64]
     b: NDArray[np.float64]
@@ -39,7 +39,7 @@ class PlaneGrid(NamedTuple):
 
 
 def plane(rows: pd.DataFrame, column: str) -> PlaneGrid:
-    """The values of ``column`` at the points of ``rows``."""
+    """Arrange the values of ``column`` on the grid that the points of ``rows`` span."""
     across, a = pd.factorize(rows["a"].to_numpy(dtype=np.float64), sort=True)
     up, b = pd.factorize(rows["b"].to_numpy(dtype=np.float64), sort=True)
     values = np.full((len(b), len(a)), np.nan)
@@ -53,7 +53,7 @@ def is_plane(landscape: pd.DataFrame) -> bool:
 
 
 def is_share(quantity: str) -> bool:
-    """Whether the quantity lies between 0 and 1, and is always drawn on all of that range."""
+    """Whether the quantity is a share, always drawn on the whole range 0 to 1."""
     return quantity in ("accuracy", "adversarial_accuracy")
 
 
@@ -61,8 +61,8 @@ def is_share(quantity: str) -> bool:
 class ColourScale:
     """The colours of one quantity on several planes: bands between ``edges``, marked at ``ticks``.
 
-    Linear where ``threshold`` is None. Else linear up to that size and logarithmic above, where the linear part is as
-    long as a decade.
+    Linear if ``threshold`` is None. Else linear up to that magnitude and logarithmic above; the linear part is as long
+    as a decade.
     """
 
     edges: tuple[float, ...]
@@ -71,22 +71,22 @@ class ColourScale:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Where the colours begin and end."""
+        """The smallest and the largest value with a colour."""
         return self.edges[0], self.edges[-1]
 
     def norm(self) -> Normalize:
-        """The same as a norm of matplotlib."""
+        """Convert to a norm of matplotlib."""
         low, high = self.ends
         if self.threshold is None:
             return Normalize(low, high)
         return SymLogNorm(self.threshold, linscale=0.9, vmin=low, vmax=high)
 
     def clipped(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """``values``, infinite ones at the end of the scale; NaN stays NaN."""
+        """Clip ``values`` to the ends of the scale; NaN stays NaN."""
         return np.clip(values, *self.ends)
 
     def height(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """``values`` as heights of a surface: what a decade is long, the linear part is."""
+        """Convert ``values`` to heights of a surface: the linear part is as high as a decade."""
         if self.threshold is None:
             return values
         size = np.abs(values) / self.threshold
@@ -94,7 +94,7 @@ class ColourScale:
         return heights
 
     def words(self) -> str:
-        """The sentence part that names the scale and its ends."""
+        """Name the scale and its ends for a caption."""
         if self.threshold is None:
             kind = "linear"
         elif self.ends[0] >= self.threshold:
@@ -108,7 +108,7 @@ SHARE = ColourScale(tuple(np.linspace(0, 1, 21).tolist()), (0.0, 0.25, 0.5, 0.75
 
 
 def scale_of(quantity: str, planes: Sequence[PlaneGrid]) -> ColourScale:
-    """The scale that ``planes`` share: 0 to 1 for a share, else one that shows the smallest as well as the largest."""
+    """Choose the scale that ``planes`` share: 0 to 1 for a share, else one that shows small and large values."""
     if is_share(quantity):
         return SHARE
     finite = [values[np.isfinite(values)] for _, _, values in planes]
@@ -150,7 +150,7 @@ def _symmetric_log(low: float, high: float, threshold: float) -> ColourScale:
 
 
 def quantity_words(quantity: str, settings: Mapping[str, Any], separator: str = " ") -> str:
-    """Name and unit of a quantity; a metric of the user's own goes by the name in the manifest."""
+    """Give name and unit of a quantity; a user's own metric has the name in the manifest."""
     name, unit = QUANTITIES[quantity]
     if quantity == "custom" and settings.get("custom"):
         name = str(settings["custom"])
@@ -158,7 +158,7 @@ def quantity_words(quantity: str, settings: Mapping[str, Any], separator: str = 
 
 
 def weights_words(quantity: str, settings: Mapping[str, Any]) -> str:
-    """What is drawn on a plane or line through weights, over how many images, and what became of batch norm."""
+    """Begin a caption in weight space: quantity, number of images, plane or line, and treatment of batch norm."""
     words = quantity_words(quantity, settings)
     images = f" over n = {settings['images']} images" if isinstance(settings.get("images"), int) else ""
     norms = f", batch norm {settings['batch_norm']}" if settings.get("batch_norm") else ""
@@ -167,7 +167,7 @@ def weights_words(quantity: str, settings: Mapping[str, Any]) -> str:
 
 
 def axis_words(settings: Mapping[str, Any], separator: str = " ") -> tuple[str, str]:
-    """Name and unit of both directions; "a" and "b" where ``settings`` do not name them."""
+    """Give name and unit of both directions; "a" and "b" if ``settings`` do not name them."""
     axes = settings.get("axes")
     named = axes if isinstance(axes, list) else []
     words = ["a", "b"]
@@ -178,7 +178,7 @@ def axis_words(settings: Mapping[str, Any], separator: str = " ") -> tuple[str, 
 
 
 def class_words(number: int, settings: Mapping[str, Any]) -> str:
-    """A class by its number, and its name where ``settings`` have one that says more."""
+    """Name a class by its number, and by its name if ``settings`` have one other than the number."""
     names = settings.get("classes")
     name = str(names[number]) if isinstance(names, list) and number < len(names) else ""
     return f"class {number}" if name in ("", str(number)) else f"class {number}, {style.shorten(name)}"
@@ -191,7 +191,7 @@ def _with_unit(name: str, unit: str, separator: str) -> str:
 def range_words(
     planes: Sequence[PlaneGrid], undefined_are: str = "grey", infinite_are: str = "in the last colour"
 ) -> str:
-    """Smallest and largest value, and how many points are undefined or infinite and how those are drawn."""
+    """Give the range of values, and count undefined and infinite points and say how they are drawn."""
     values = np.concatenate([np.empty(0), *(values.ravel() for _, _, values in planes)])
     finite = values[np.isfinite(values)]
     undefined, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
@@ -204,19 +204,20 @@ def range_words(
     )
 
 
-def grid_words(one: PlaneGrid, settings: Mapping[str, Any]) -> str:
-    """Directions, points and extent of a plane, and the seed of its random direction."""
+def grid_words(grid: PlaneGrid, settings: Mapping[str, Any]) -> str:
+    """Give directions, points and extent of a plane, and the seed of its random direction."""
     first, second = axis_words(settings)
-    said = _plain_words(settings, 1 if len(one.b) == 1 else 2)
-    across = f"{first} from {one.a[0]:.5g} to {one.a[-1]:.5g}"
+    plain = _plain_words(settings, 1 if len(grid.b) == 1 else 2)
+    across = f"{first} from {grid.a[0]:.5g} to {grid.a[-1]:.5g}"
     seed = f", seed {settings['seed']}" if settings.get("seed") is not None else ""
-    if len(one.b) == 1:
-        return f"{len(one.a)} points along {across}{said}{seed}"
-    return f"{len(one.a)} x {len(one.b)} points: {across}, {second} from {one.b[0]:.5g} to {one.b[-1]:.5g}{said}{seed}"
+    if len(grid.b) == 1:
+        return f"{len(grid.a)} points along {across}{plain}{seed}"
+    up = f"{second} from {grid.b[0]:.5g} to {grid.b[-1]:.5g}"
+    return f"{len(grid.a)} x {len(grid.b)} points: {across}, {up}{plain}{seed}"
 
 
 def _plain_words(settings: Mapping[str, Any], directions: int) -> str:
-    """Which of the first ``directions`` through weights are not filter-normalised; the names of others say it."""
+    """Name the weight directions that are not filter-normalised; names of normalised directions already say so."""
     known = settings.get("space") == "weights" and settings.get("axes")
     named = [words.partition("\n")[0] for words in axis_words(settings, "\n")[:directions]] if known else []
     plain = [name for name in named if "filter-normalised" not in name]

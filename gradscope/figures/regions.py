@@ -1,4 +1,4 @@
-"""Decision regions of a plane: which class is predicted where, in colours that stay apart for colour-blind readers."""
+"""Draw the decision regions of a plane, in colours that colour-blind readers can tell apart."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,12 +12,12 @@ from scipy import ndimage
 
 from gradscope.figures.planes import PlaneGrid, class_words
 
-#: One colour a class; the first ten are further apart under every colour vision than the others.
+#: One colour per class. The first ten differ most, under every kind of colour vision.
 PALETTE = (
     *("#A5780F", "#2E9DF0", "#6FE8CC", "#B42D69", "#D2E687", "#00929F", "#F09687", "#695AA5", "#5A783C", "#E1D2FF"),
     *("#A5A54B", "#E6DDA0", "#87C3B4", "#F0C35A", "#CFA0EE", "#2D6A90", "#4BA569", "#7C97D2", "#B47887", "#6E5A12"),
 )
-#: Classes past the palette's end.
+#: The colour of all classes beyond the palette.
 OTHER = "#8C8C8C"
 _FINE = 200
 _BOUNDARY = "0.1"
@@ -25,24 +25,24 @@ _ROOM_OF_A_NUMBER = 0.045
 
 
 def palette(predicted: NDArray[np.float64], label: int) -> dict[int, str]:
-    """The colour of each class in ``predicted`` and of ``label``, in ascending order of the classes.
+    """Choose a colour for each class in ``predicted`` and for ``label``, in ascending order of the classes.
 
-    A class has the colour of its number. Where numbers exceed the palette the true class comes first, then the most
-    frequent others; those past its end share a grey.
+    A class takes the colour at its number. If a number exceeds the palette, the true class takes the first colour and
+    the most frequent other classes the next; the rest share a grey.
     """
     classes, counts = np.unique(predicted[~np.isnan(predicted)].astype(int), return_counts=True)
-    found = dict(zip(classes.tolist(), counts.tolist(), strict=True))
-    if max([label, *found]) < len(PALETTE):
-        return {number: PALETTE[number] for number in sorted({label, *found})}
-    ranked = [label, *sorted(found.keys() - {label}, key=lambda number: (-found[number], number))]
+    counted = dict(zip(classes.tolist(), counts.tolist(), strict=True))
+    if max([label, *counted]) < len(PALETTE):
+        return {number: PALETTE[number] for number in sorted({label, *counted})}
+    ranked = [label, *sorted(counted.keys() - {label}, key=lambda number: (-counted[number], number))]
     return dict(sorted((number, [*PALETTE, OTHER][min(rank, len(PALETTE))]) for rank, number in enumerate(ranked)))
 
 
 def draw_regions(axes: Axes, predicted: PlaneGrid, colours: Mapping[int, str], around: NDArray[np.float64]) -> None:
     """Fill each class's region with its colour, outline it, and write its number into its larger parts.
 
-    Between points a class holds where it has the largest share by bilinear interpolation, so a boundary is known to
-    half a step of the grid. Numbers keep clear of the points ``around`` ``(M, 2)``, where something else is drawn.
+    Between grid points the class with the largest share by bilinear interpolation wins, so a boundary is exact to half
+    a grid step. Numbers avoid the points ``around`` ``(M, 2)``, where something else is drawn.
     """
     fine, shares = _refined(predicted)
     codes = list(colours)
@@ -67,7 +67,7 @@ def draw_regions(axes: Axes, predicted: PlaneGrid, colours: Mapping[int, str], a
 
 
 def class_handles(colours: Mapping[int, str], label: int, settings: Mapping[str, Any]) -> list[Patch]:
-    """A patch for each class that has a colour of its own, and one for all others."""
+    """Make a legend patch for each class with its own colour, and one for all others."""
     named = {colour: class_words(number, settings) for number, colour in colours.items() if colour != OTHER}
     named[colours[label]] += " (true)"
     if OTHER in colours.values():
@@ -76,7 +76,7 @@ def class_handles(colours: Mapping[int, str], label: int, settings: Mapping[str,
 
 
 def _refined(predicted: PlaneGrid) -> tuple[PlaneGrid, dict[int, NDArray[np.float64]]]:
-    """Classes on a finer grid, which keeps the given points, and each class's share there."""
+    """Interpolate classes to a finer grid that contains the given points; also return each class's share there."""
     across, up = _interpolation(len(predicted.a)), _interpolation(len(predicted.b))
     classes = np.unique(predicted.grid[~np.isnan(predicted.grid)]).astype(int).tolist()
     shares = {number: up @ (predicted.grid == number) @ across.T for number in classes}
@@ -88,7 +88,7 @@ def _refined(predicted: PlaneGrid) -> tuple[PlaneGrid, dict[int, NDArray[np.floa
 
 
 def _interpolation(points: int) -> NDArray[np.float64]:
-    """Weights ``(F, points)`` that interpolate linearly to a grid of about 200 points."""
+    """Compute weights ``(F, points)`` that interpolate linearly to about 200 points."""
     factor = max(1, round(_FINE / (points - 1)))
     at = np.arange((points - 1) * factor + 1) / factor
     weights: NDArray[np.float64] = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(points)))
@@ -96,7 +96,7 @@ def _interpolation(points: int) -> NDArray[np.float64]:
 
 
 def _write_numbers(axes: Axes, fine: PlaneGrid, number: int, colour: str, around: NDArray[np.float64]) -> None:
-    """The class's number where each of its parts is widest, if it is wide enough."""
+    """Write the class's number where each of its parts is widest, if it is wide enough."""
     parts, count = ndimage.label(fine.grid == number)
     taken = np.ones(parts.shape, dtype=bool)
     if len(around):

@@ -1,4 +1,4 @@
-"""Pages from the templates: every value is escaped unless it is markup already."""
+"""Render pages from templates: every value is escaped unless it is markup already."""
 
 import json
 from functools import cache
@@ -22,15 +22,15 @@ def _environment() -> Environment:
 
 
 def render(template: str, **values: Any) -> str:
-    """The template, such as ``report/templates/page.html``, with ``values`` in it."""
+    """Render a template, such as ``reporting/templates/page.html``, with ``values``."""
     return _environment().get_template(template).render(**values)
 
 
 def source(name: str) -> Markup:
-    """A script or style sheet, such as ``report/templates/page.css``, as it is."""
+    """Read a script or style sheet, such as ``reporting/templates/page.css``, unchanged."""
     return Markup((resources.files("gradscope") / name).read_text(encoding="utf-8"))
 
 
 def script_json(value: Any) -> Markup:
-    """``value`` as JSON that can stand in a script element: nothing in it ends or opens one."""
+    """Encode ``value`` as JSON for a script element: nothing in it can end or open an element."""
     return Markup(json.dumps(value, allow_nan=False).replace("<", "\\u003c"))

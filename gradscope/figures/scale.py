@@ -1,4 +1,4 @@
-"""The figure of the scale of the logits, from ``scale.csv``: accuracy under fixed attacks against the temperature."""
+"""Draw accuracy under fixed attacks against the temperature of the logits, from ``scale.csv``."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from gradscope.results.schemas import SCALE
 
 
 class _Stroke(NamedTuple):
-    """How an attack's line is drawn."""
+    """The style of an attack's line, and its label."""
 
     words: str
     colour: str
@@ -32,7 +32,7 @@ _ATTACKS = {
 _CLEAN = _Stroke("clean", "0.35", 0.9, ":")
 _OTHERS = ("#CC79A7", "#E69F00", "#56B4E9")
 _GIVEN, _FITTED = "0.15", "0.5"
-#: Panels in a row at most, and sizes in inches: a panel's height, its words and marks above, what names the axis below.
+#: Most panels in a row, and heights in inches: a panel, the title and marks above it, the axis label below.
 _COLUMNS, _PANEL, _ABOVE, _BELOW = 3, 1.55, 0.42, 0.3
 _TEXT, _SMALL = 7.0, 6.0
 _MARGIN = 0.03
@@ -41,14 +41,14 @@ _APART = 0.105
 
 
 def draw_scale(rows: pd.DataFrame) -> Iterator[Drawing]:
-    """The figure ``audit-scale`` of rows of the table SCALE: a panel for each checkpoint; none where there are none.
+    """Draw ``audit-scale`` from rows of the table SCALE: one panel per checkpoint; no rows give no figure.
 
     Call it inside :func:`gradscope.figures.style.paper`.
     """
     names = list(dict.fromkeys(rows["checkpoint"].astype(str)))
     if not names:
         return
-    columns = 2 if len(names) == 4 else min(_COLUMNS, len(names))  # no panel of four by itself
+    columns = 2 if len(names) == 4 else min(_COLUMNS, len(names))  # two rows of two, not three and one
     lines = -(-len(names) // columns)
     width = style.COLUMN if columns == 1 else style.PAGE
     figure = Figure(figsize=(width, lines * (_PANEL + _ABOVE) + _BELOW), layout="constrained")
@@ -56,8 +56,8 @@ def draw_scale(rows: pd.DataFrame) -> Iterator[Drawing]:
     panels = grid.ravel().tolist()
     ends = _ends(rows)
     for place, (axes, name) in enumerate(zip(panels, names, strict=False)):
-        ours = rows[rows["checkpoint"].astype(str) == name]
-        _draw_panel(axes, name, ours, ends, (width - 1.7) / columns, labels=place % columns == columns - 1)
+        own = rows[rows["checkpoint"].astype(str) == name]
+        _draw_panel(axes, name, own, ends, (width - 1.7) / columns, labels=place % columns == columns - 1)
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     for axes in panels[max(0, len(names) - columns) : len(names)]:
@@ -68,7 +68,7 @@ def draw_scale(rows: pd.DataFrame) -> Iterator[Drawing]:
 
 
 def _ends(rows: pd.DataFrame) -> tuple[float, float]:
-    """The lowest and the highest temperature of all panels."""
+    """Find the ends of the temperature axis that all panels share."""
     known = rows["temperature"][np.isfinite(rows["temperature"]) & (rows["temperature"] > 0)]
     if known.empty:
         raise GradscopeError(f"directory: {SCALE.file} must hold temperatures above 0, got none")
@@ -100,7 +100,7 @@ def _draw_panel(
 
 
 def _write_mark(axes: Axes, temperature: float, words: str, above: float, colour: str) -> None:
-    """Name a vertical mark, the words ``above`` points over the axes and within their width."""
+    """Label a vertical mark: ``above`` points over the axes, within their width."""
     low, high = np.log(axes.get_xlim())
     share = float((np.log(temperature) - low) / (high - low))
     side = "left" if share < 0.3 else "right" if share > 0.7 else "center"
@@ -109,15 +109,15 @@ def _write_mark(axes: Axes, temperature: float, words: str, above: float, colour
 
 
 def _strokes(rows: pd.DataFrame) -> dict[str, _Stroke]:
-    """How each attack of ``rows`` is drawn, the known ones in a fixed order."""
-    found = [attack for attack in dict.fromkeys(rows["attack"].astype(str)) if attack != "none"]
-    others = [attack for attack in found if attack not in _ATTACKS]
+    """Choose a stroke for each attack of ``rows``; known attacks come in a fixed order."""
+    attacks = [attack for attack in dict.fromkeys(rows["attack"].astype(str)) if attack != "none"]
+    others = [attack for attack in attacks if attack not in _ATTACKS]
     more = {attack: _Stroke(attack, _OTHERS[place % len(_OTHERS)]) for place, attack in enumerate(others)}
-    return {attack: stroke for attack, stroke in (_ATTACKS | more).items() if attack in found}
+    return {attack: stroke for attack, stroke in (_ATTACKS | more).items() if attack in attacks}
 
 
 def _draw_lines(axes: Axes, rows: pd.DataFrame) -> Iterator[tuple[float, _Stroke]]:
-    """Draw each attack with its band, and the clean accuracy; yield where each line ends on the right."""
+    """Draw each attack with its band, and the clean accuracy; yield the right end of each line."""
     for attack, stroke in _strokes(rows).items():
         line = rows[(rows["attack"] == attack) & (rows["metric"] == "robust-accuracy")].sort_values("temperature")
         if line.empty:
@@ -135,12 +135,12 @@ def _draw_lines(axes: Axes, rows: pd.DataFrame) -> Iterator[tuple[float, _Stroke
 
 
 def _short(temperature: float) -> str:
-    """Two digits, never with an exponent below a million."""
+    """Write two digits, without an exponent below a million."""
     return f"{float(f'{temperature:.2g}'):g}"
 
 
 def _write_labels(axes: Axes, drawn: Sequence[tuple[float, _Stroke]]) -> None:
-    """Name every line beside its right end, moved up where two would overlap."""
+    """Label every line at its right end; move a label up if it would overlap the one below."""
     lowest = -_MARGIN
     for value, stroke in sorted(drawn, key=lambda line: line[0]):
         height = max((value + _MARGIN) / (1 + 2 * _MARGIN), lowest)
@@ -151,7 +151,7 @@ def _write_labels(axes: Axes, drawn: Sequence[tuple[float, _Stroke]]) -> None:
 
 
 def _fitted(rows: pd.DataFrame) -> float | None:
-    """The temperature that was fitted; None where none was."""
+    """Find the fitted temperature; None if there is none."""
     found = rows[rows["fitted"] == 1]["temperature"]
     return None if found.empty else float(found.iloc[0])
 
@@ -164,24 +164,24 @@ def _caption(rows: pd.DataFrame, names: Sequence[str]) -> str:
     images = " to ".join(str(n) for n in dict.fromkeys([counts[0], counts[-1]])) if counts else "0"
     steps = " and ".join(str(int(one)) for one in sorted(set(curves["steps"].dropna())))
     parts = [
-        f"Share of n = {images} images that are right when clean and under one fixed attack of {steps} steps ({ball}), "
-        "against the temperature T by which the logits are divided before the attack sees them",
-        "every decision of the model is the same at every T: a line that bends shows what the attack misses, not what "
-        "the model withstands; the margin has no scale",
-        "band: Wilson score interval over images, 95 %; dotted: clean accuracy; vertical: the logits as given (solid), "
-        "and at the temperature of least cross-entropy on the clean images (dashed)",
+        f"Accuracy under fixed attacks of {steps} steps ({ball}) against the temperature T: the attack sees logits / T",
+        f"line: share of n = {images} images that are right when clean and under the attack",
+        "T changes no prediction of the model: a line that bends shows what the attack misses, not what the model "
+        "withstands; the margin loss does not depend on T",
+        "band: Wilson score interval over images, 95 %; dotted: clean accuracy; vertical: the logits as given (solid) "
+        "and the temperature of least cross-entropy on the clean images (dashed)",
     ]
     errors = [found for name in names if (found := _errors(name, rows[rows["checkpoint"].astype(str) == name]))]
     if errors:
         parts.append(
-            "expected calibration error (15 equal bins) as given and at that temperature, of the same clean images: "
+            "expected calibration error (15 equal bins, the same clean images), as given and at that temperature: "
             + ", ".join(errors)
         )
     return "; ".join(parts)
 
 
 def _errors(name: str, rows: pd.DataFrame) -> str:
-    """The calibration errors of a checkpoint in words."""
+    """Write the calibration errors of a checkpoint for the caption."""
     errors = rows[rows["metric"] == "calibration-error"]
     given, fitted = (errors[errors["fitted"] == kind]["value"].tolist() for kind in (0, 1))
     if not given:

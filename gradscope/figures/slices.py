@@ -1,4 +1,4 @@
-"""Landscapes along a line: slices through the centre of planes around images, lines and curves between weights."""
+"""Draw landscapes along a line: slices of planes around images, lines and curves between weights."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -26,25 +26,25 @@ from gradscope.results.landscape import barrier
 from gradscope.results.stats import METHODS, wilson_interval
 
 _ROWS = {"loss": "loss\n(nats)", "margin": "margin\n(logits)", "right": "images right\n(share)"}
-#: More lines than this have fainter bands and no outer quantiles.
+#: With more lines than this, bands are fainter and the outer quantiles are left out.
 _FEW = 3
 _ROOM = 0.02
-#: Ways to another checkpoint: what they are called, colour and dashes. No mode of training has these colours alone.
+#: Paths to another checkpoint: label, colour and dashes.
 WAYS: dict[str, tuple[str, str, Any]] = {
     "line": ("straight line", "#000000", style.DASHES[0]),
     "aligned": ("line, units aligned", "#009E73", style.DASHES[1]),
     "bezier": ("trained curve", "#CC79A7", style.DASHES[3]),
 }
 _THIN = (0, (2, 2))
-#: Checkpoints side by side in one figure of ways, and the height of a row in inches.
+#: Most checkpoints side by side in one figure of paths, and the height of a row in inches.
 _MOST_COLUMNS, _ROW = 4, 1.25
 
 
 def draw_slices(quantiles: pd.DataFrame, settings: Mapping[str, Any]) -> Drawing:
-    """The figure ``landscape-slices`` of rows of the table BANDS.
+    """Draw ``landscape-slices`` from rows of the table BANDS.
 
-    Columns are the two directions through the centre, rows loss, margin and the share of images that are right.
-    Lines are medians over the images with the band of the middle half; of the share, the Wilson interval.
+    Columns are the two directions through the centre; rows are loss, margin and the share of images that are right.
+    Lines are medians over the images, with a band over the middle half; the share has its Wilson interval.
     """
     table = style.looks(quantiles)
     figure, grid = style.panels(
@@ -76,7 +76,7 @@ def draw_slices(quantiles: pd.DataFrame, settings: Mapping[str, Any]) -> Drawing
 
 
 def _nearest_to_zero(coordinates: pd.Series) -> float:
-    """The coordinate of smallest size; of two alike, the negative one."""
+    """Find the coordinate nearest to 0; of two equally near, the negative one."""
     distinct = np.unique(coordinates)
     return float(distinct[np.argmin(np.abs(distinct))])
 
@@ -99,13 +99,13 @@ def _draw_slice(axes: Axes, what: str, line: pd.DataFrame, along: str, look: Loo
 
 
 def _finite(values: Any) -> NDArray[np.float64]:
-    """``values``, infinite ones as gaps."""
+    """Replace infinite ``values`` by gaps."""
     array = np.asarray(values, dtype=np.float64)
     return np.where(np.isfinite(array), array, np.nan)
 
 
 def _scale(panels: Sequence[Axes], share: bool, low: float | None = None) -> None:
-    """Limits of panels that share their y axis, which is symmetric-log where their lines differ much in size."""
+    """Set the y axis that these panels share: symmetric-log if their lines differ much in magnitude, else linear."""
     axes = panels[0]
     if share:
         axes.set_ylim(-_ROOM, 1 + _ROOM)
@@ -128,19 +128,19 @@ def _scale(panels: Sequence[Axes], share: bool, low: float | None = None) -> Non
 def _slices_caption(
     quantiles: pd.DataFrame, settings: Mapping[str, Any], offsets: Mapping[str, float], tails: bool
 ) -> str:
-    one = plane(quantiles[quantiles["metric"] == "loss"].drop_duplicates(["a", "b"]), "median")
+    grid = plane(quantiles[quantiles["metric"] == "loss"].drop_duplicates(["a", "b"]), "median")
     where = [f"at {name} = {value:.4g}, the grid's line nearest to 0" for name, value in sorted(offsets.items())]
     infinite = bool(np.isinf(quantiles[["q25", "median", "q75"]].to_numpy(dtype=np.float64)).any())
     return "; ".join(
         [
-            f"Slices through the centre of the planes of n = {int(quantiles['n'].max())} images, in both directions",
-            "axes shared by all lines",
+            f"Loss, margin and accuracy along both directions through n = {int(quantiles['n'].max())} images",
+            "all lines share the axes",
             *where,
             "loss (nats) and margin (logits): median over images, band from the 25 % to the 75 % quantile"
             + (", thin lines the 5 % and 95 % quantiles" if tails else ""),
             f"images right: share with band: {METHODS['accuracy']}",
             *(["infinite quantiles left out"] if infinite else []),
-            grid_words(one, settings),
+            grid_words(grid, settings),
         ]
     )
 
@@ -148,7 +148,7 @@ def _slices_caption(
 def draw_weight_line(
     quantity: str, weights: pd.DataFrame, settings: Mapping[str, Any], attacks: tuple[str, ...]
 ) -> Drawing:
-    """The figure ``weights-line-QUANTITY``: a quantity along the first direction, one line a checkpoint."""
+    """Draw ``weights-line-QUANTITY``: a quantity along the first direction, one line per checkpoint."""
     table = style.looks(weights)
     figure, grid = style.panels((1, 1), style.COLUMN, 2.3, [look.label for look in table.values()])
     axes = grid[0, 0]
@@ -179,9 +179,9 @@ def draw_weight_line(
 
 
 def draw_ways(weights: pd.DataFrame, settings: Mapping[str, Any]) -> Iterator[Drawing]:
-    """The figures ``weights-ways``, ``weights-ways-2`` and on: every way to the other checkpoint, side by side.
+    """Draw ``weights-ways``, ``weights-ways-2`` and so on: every path to the other checkpoint, side by side.
 
-    Columns are checkpoints, rows what was measured, against the share of the way, with the barrier of each way.
+    Columns are checkpoints, rows are quantities against the share of the path; each path has its barrier.
     """
     table = list(style.looks(weights).items())
     other = f" to {style.shorten(str(settings['towards']))}" if settings.get("towards") else ""
@@ -226,7 +226,7 @@ def _way_handles(names: Sequence[str]) -> list[Line2D]:
 
 
 def _draw_way(axes: Axes, quantity: str, line: pd.DataFrame, name: str) -> float:
-    """Draw a quantity along a way from end to end, and its barrier, which is returned; NaN where there are no rows."""
+    """Draw a quantity along a path from end to end with its barrier; return the barrier, NaN if there are no rows."""
     line = line[(line["a"] >= 0) & (line["a"] <= 1)].sort_values("a", kind="stable")
     if line.empty:
         return float("nan")
@@ -251,17 +251,19 @@ def _ways_caption(weights: pd.DataFrame, settings: Mapping[str, Any], heights: S
     norms = f", batch norm {settings['batch_norm']}" if settings.get("batch_norm") else ""
     curve, trained = settings.get("curve"), []
     if isinstance(curve, Mapping):
-        told = {key: curve.get(key) for key in ("updates", "images", "trained_on")}
-        trained = [f"curve trained in {told['updates']} updates of {told['images']} {told['trained_on']}"]
+        training = {key: curve.get(key) for key in ("updates", "images", "trained_on")}
+        trained = [f"curve trained in {training['updates']} updates of {training['images']} {training['trained_on']}"]
     seed = [f"seed {settings['seed']}"] if settings.get("seed") is not None else []
     points = weights[(weights["a"] >= 0) & (weights["a"] <= 1)]["a"].nunique()
-    measured = ", ".join(quantity_words(one, settings) for one in QUANTITIES if weights[one].notna().any())
+    measured = ", ".join(
+        quantity_words(quantity, settings) for quantity in QUANTITIES if weights[quantity].notna().any()
+    )
     return "; ".join(
         [
-            f"{measured[0].upper()}{measured[1:]}{images} at {points} points of each way through the weights, from the "
-            f"checkpoint (0) to {other} (1){norms}",
-            "thin: the straight line between the values at the ends; upright, with a point: the barrier, the largest "
-            "distance from it, 0 where none is drawn, with its interval in summary.csv",
+            f"{measured[0].upper()}{measured[1:]}{images} at {points} points of each path through the weights, from "
+            f"the checkpoint (0) to {other} (1){norms}",
+            "thin line: straight line between the values at both ends; upright with a point: the barrier, the largest "
+            "distance from that line (0 where none is drawn, intervals in summary.csv)",
             *heights,
             *trained,
             *seed,

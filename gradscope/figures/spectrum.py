@@ -1,4 +1,4 @@
-"""Figures of spectra: densities with the eigenvalues as ticks, and traces by layer, from the tables of ``spectrum``."""
+"""Draw spectral densities with eigenvalues as ticks, and traces by layer, from the tables of ``spectrum``."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -14,11 +14,11 @@ from gradscope.figures import style
 from gradscope.figures.attack import looks_of
 from gradscope.figures.style import Drawing, Look
 
-#: Decades of density that are shown below the largest.
+#: Decades of density shown below the largest.
 _DECADES = 10
-#: Decades of eigenvalues that are shown on either side of 0.
+#: Decades of eigenvalues shown on either side of 0.
 _DECADES_BESIDE_0 = 3
-#: Dashes of the matrices.
+#: One dash pattern per matrix.
 _DASHES: dict[str, Any] = {"hessian": "-", "gauss-newton": (0, (3, 1.5))}
 _NAMES = {"hessian": "Hessian", "gauss-newton": "Gauss-Newton matrix"}
 _SPACES = {
@@ -28,9 +28,9 @@ _SPACES = {
 
 
 def draw_spectra(numbers: pd.DataFrame, eigenvalues: pd.DataFrame, densities: pd.DataFrame) -> Iterator[Drawing]:
-    """The figures ``spectrum-density``, one more for each layer's own block, and ``spectrum-layers``.
+    """Draw ``spectrum-density``, one more for each layer's own block, and ``spectrum-layers``.
 
-    Rows of the tables SPECTRUM, EIGENVALUES and DENSITY. Call it inside :func:`gradscope.figures.style.paper`.
+    Takes rows of the tables SPECTRUM, EIGENVALUES and DENSITY. Call it inside :func:`gradscope.figures.style.paper`.
     """
     table = looks_of(numbers)
     numbers, eigenvalues, densities = (rows.fillna({"layer": ""}) for rows in (numbers, eigenvalues, densities))
@@ -56,7 +56,7 @@ def _density(
     densities: pd.DataFrame,
     table: Mapping[str, Look],
 ) -> Drawing:
-    """A panel for each model, all with the same axes."""
+    """Draw one panel per model, all with the same axes."""
     models = list(densities["checkpoint"].unique())
     matrices = list(densities["matrix"].unique())
     labels = [*(_NAMES[matrix] for matrix in matrices), "largest eigenvalues"]
@@ -70,7 +70,7 @@ def _density(
             _draw_density(axes, line, look, _DASHES[str(matrix)], top)
         for matrix, values in eigenvalues[eigenvalues["checkpoint"] == model].groupby("matrix", sort=False):
             by_image = bool(values["index"].notna().any())
-            shown = values[values["rank"] == 1] if by_image else values  # of each image the largest
+            shown = values[values["rank"] == 1] if by_image else values  # each image's largest
             _draw_ticks(axes, shown["value"].to_numpy(dtype=np.float64), matrices.index(matrix))
         axes.set_title(_title(look, numbers[numbers["checkpoint"] == model]), fontsize=7.0, loc="left", pad=3)
         axes.set_yscale("log")
@@ -85,7 +85,7 @@ def _density(
 
 
 def _scale_eigenvalues(axes: Axes, largest: float) -> None:
-    """A symmetric log axis, linear around 0, with a tick for every decade."""
+    """Set a symmetric log axis, linear around 0, with a tick for every decade."""
     highest = int(np.ceil(np.log10(largest)))
     powers = 10.0 ** np.arange(highest - _DECADES_BESIDE_0, highest + 1)
     axes.set_xscale("symlog", linthresh=powers[0], linscale=0.6)
@@ -102,7 +102,7 @@ def _draw_density(axes: Axes, line: pd.DataFrame, look: Look, dash: Any, top: fl
 
 
 def _draw_ticks(axes: Axes, values: "np.ndarray[tuple[int], np.dtype[np.float64]]", place: int) -> None:
-    """The eigenvalues as ticks on the lower edge, those of a second matrix above those of the first."""
+    """Draw the eigenvalues as ticks on the lower edge; those of a second matrix lie above those of the first."""
     axes.plot(
         *(values, np.full(len(values), 0.05 + 0.1 * place)),
         linestyle="",
@@ -116,7 +116,7 @@ def _draw_ticks(axes: Axes, values: "np.ndarray[tuple[int], np.dtype[np.float64]
 
 
 def _title(look: Look, numbers: pd.DataFrame) -> str:
-    """The model, and of its first matrix the trace and the negative mass."""
+    """Write the model's label with the trace and the negative mass of its first matrix."""
     own = numbers[numbers["matrix"] == numbers["matrix"].iloc[0]]
     value, error = (dict(zip(own["metric"], own[column], strict=True)) for column in ("value", "error"))
     negative = value["negative-mass"]
@@ -132,17 +132,17 @@ def _density_caption(layer: str, numbers: pd.DataFrame, densities: pd.DataFrame)
     return "; ".join(
         [
             f"Spectral density of the {' and the '.join(_NAMES[name] for name in densities['matrix'].unique())} of "
-            f"{_SPACES[space]}{block}, area 1, on a log axis: mean over "
-            f"n = {count} {over} (stochastic Lanczos quadrature), each bump as wide as its place is uncertain, and at "
-            "least 2 % of its eigenvalue",
+            f"{_SPACES[space]}{block}",
+            f"line: mean over n = {count} {over} (stochastic Lanczos quadrature), area 1, on a log axis; each peak is "
+            "as wide as its eigenvalue is uncertain, and at least 2 % of the eigenvalue",
             f"band: Student t interval over the {over}, 95 %, at each point",
             "ticks: the eigenvalues of largest size"
             if space == "weights"
             else "ticks: each image's largest eigenvalue",
-            "what lies around 0 is not resolved, and narrower with more iterations",
+            "eigenvalues near 0 are not resolved; more iterations narrow that range",
             "all panels have the same axes",
-            f"trace{', of the first matrix,' if len(numbers['matrix'].unique()) > 1 else ''} with its standard error",
-            "negative mass: share of the negative eigenvalues in the sum of the sizes of all",
+            f"title: trace{' of the first matrix' if len(numbers['matrix'].unique()) > 1 else ''} with its standard "
+            "error, and negative mass, the share of negative eigenvalues in the sum of the sizes of all",
         ]
     )
 
@@ -152,7 +152,7 @@ def _attacks(rows: pd.DataFrame) -> list[str]:
 
 
 def _layers(name: str, matrix: str, rows: pd.DataFrame, table: Mapping[str, Look]) -> Drawing:
-    """The trace of each layer's block, in the network's order from above; one mark a model."""
+    """Draw the trace of each layer's block, in the network's order from the top; one mark per model."""
     layers = list(rows["layer"].unique())
     models = list(rows["checkpoint"].unique())
     labels = [table[model].label for model in models]
@@ -191,8 +191,9 @@ def _layers(name: str, matrix: str, rows: pd.DataFrame, table: Mapping[str, Look
     style.place_legend(figure, handles, min(len(handles), 3), handle_length=1.0)
     caption = "; ".join(
         [
-            f"Trace of the {_NAMES[matrix]} by layer: the sum of the diagonal entries of each layer's parameters; they "
-            "add up to the trace of all but for noise",
+            f"Trace of the {_NAMES[matrix]} by layer",
+            "mark: the sum of the diagonal entries of the layer's parameters; up to noise, the marks add up to the "
+            "whole trace",
             f"lines: Student t interval over n = {int(rows['n'].max())} random vectors, 95 %",
         ]
     )

@@ -1,4 +1,4 @@
-"""Curves along an attack, from ``steps.csv``: a figure a metric, a line a (checkpoint, attack), and a panel of four."""
+"""Draw metrics along an attack from ``steps.csv``: one figure per metric, and one panel figure of four metrics."""
 
 from collections.abc import Mapping
 
@@ -12,26 +12,25 @@ from gradscope.figures.style import Drawing, Look, Series
 from gradscope.results.metrics import METRICS
 from gradscope.results.stats import METHODS
 
-#: Metrics that are shares, or bounded like one: drawn on [0, 1], unless all curves lie closer together than this, and
-#: their bands than twice this.
+#: Metrics in [0, 1]. The axis shows [0, 1], unless all curves lie within ``_NARROW`` and all bands within twice that.
 SHARES = ("accuracy", "sign", "zero", "dispersion")
 _NARROW = 0.2
-#: The least part of [0, 1] that is drawn, so that rounding is not blown up, and the room around what is drawn.
+#: The smallest range of a zoomed axis, so that rounding does not look large, and the room around the curves.
 _LEAST, _ROOM = 0.02, 0.08
 _LOGARITHMIC = ("norm",)
 _MARGIN_OF_SHARES = 0.02
-#: The metrics that are drawn side by side, too.
+#: Metrics that the panel figure shows side by side.
 PANEL = ("accuracy", "cosine", "norm", "entropy")
 #: Sizes in inches and points: a row of panels, their titles and the units beside them.
 _PANEL_HEIGHT, _TITLE, _UNIT = 1.7, 8.0, 6.5
 
 
 def draw_steps(steps: pd.DataFrame) -> list[Drawing]:
-    """A figure ``steps-<metric>`` for every metric of ``steps``, rows of the table STEPS, and ``steps-panel``.
+    """Draw ``steps-METRIC`` for every metric of ``steps``, rows of the table STEPS, and ``steps-panel``.
 
-    The line is the mean, the band its 95 % interval. Where the metric is undefined for some image, a strip below
-    shows the share of such images. ``steps-panel`` shows those of :data:`PANEL` that there are side by side, if there
-    are two. Call it inside :func:`gradscope.figures.style.paper`.
+    The line is the mean, the band its 95 % interval. If the metric is undefined for some images, a strip below shows
+    their share. ``steps-panel`` shows the metrics of :data:`PANEL` side by side if at least two are present. Call it
+    inside :func:`gradscope.figures.style.paper`.
     """
     table = style.looks(steps)
     by_metric = steps.sort_values("step", kind="stable").groupby("metric", sort=False)
@@ -42,7 +41,7 @@ def draw_steps(steps: pd.DataFrame) -> list[Drawing]:
 
 
 def _draw_panel(metrics: Mapping[str, pd.DataFrame], table: dict[Series, Look]) -> Drawing:
-    """The metrics in a row, over one legend."""
+    """Draw the metrics in a row over one legend."""
     handles = style.handles_of(table)
     figure, grid = style.panels(
         (1, len(metrics)), style.PAGE, _PANEL_HEIGHT, [str(handle.get_label()) for handle in handles]
@@ -69,7 +68,7 @@ def _draw_panel(metrics: Mapping[str, pd.DataFrame], table: dict[Series, Look]) 
     ]
     images = int((everything["n"] + everything["undefined"]).max())
     caption = [
-        f"Along the attack, from left to right: {names}; mean over n = {images} images against PGD step",
+        f"Metrics along the attack, from left to right: {names}; mean over n = {images} images against PGD step",
         "bands: 95 % intervals, as in the figure of each metric",
         *zooms,
         *undefined,
@@ -119,7 +118,7 @@ def _draw_line(axes: Axes, look: Look, line: pd.DataFrame, among: int) -> None:
 
 
 def _draw_undefined(axes: Axes, lines: dict[Look, pd.DataFrame]) -> None:
-    """Share of images for which the metric is undefined, at every step."""
+    """Draw the share of images for which the metric is undefined at each step."""
     for look, line in lines.items():
         if not (line["undefined"] > 0).any():
             continue
@@ -143,7 +142,7 @@ def _limit_steps(axes: Axes, steps: pd.Series, ticks: int = 6) -> None:
 
 
 def _scale(axes: Axes, metric: str, lines: dict[Look, pd.DataFrame]) -> str:
-    """Set the axis of a metric; words for the caption where it shows a part of [0, 1] alone, else empty."""
+    """Set the axis of a metric; return words for the caption if the axis shows only a part of [0, 1], else ""."""
     if metric in SHARES:
         return _scale_share(axes, pd.concat(lines.values()))
     if metric in _LOGARITHMIC:
@@ -161,7 +160,7 @@ def _scale(axes: Axes, metric: str, lines: dict[Look, pd.DataFrame]) -> str:
 
 
 def _scale_share(axes: Axes, rows: pd.DataFrame) -> str:
-    """The axis from 0 to 1, or the part of it where all lines and bands lie, where that is narrow."""
+    """Set the axis from 0 to 1, or to the part where all lines and bands lie if that part is narrow."""
     values = rows[["mean", "ci_low", "ci_high"]].to_numpy().clip(0, 1)
     means, ends = (part[np.isfinite(part)] for part in (values[:, 0], values))
     if not len(means) or np.ptp(means) >= _NARROW or np.ptp(ends) >= 2 * _NARROW:
@@ -172,11 +171,11 @@ def _scale_share(axes: Axes, rows: pd.DataFrame) -> str:
     low, high = middle - span / 2, middle + span / 2
     axes.set_ylim(low - _ROOM * span, high + _ROOM * span)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    return f"the axis shows {low:.2f} to {high:.2f} alone, not 0 to 1"
+    return f"the axis shows only {low:.2f} to {high:.2f}, not 0 to 1"
 
 
 def _scale_log(axes: Axes, rows: pd.DataFrame) -> None:
-    """A log axis over the positive means; a mean of 0 runs to the lower edge, and the axis says so."""
+    """Set a log axis over the positive means; a mean of 0 is drawn at the lower edge, and the label says so."""
     means = rows["mean"][np.isfinite(rows["mean"])]
     positive = means[means > 0]
     if positive.empty:
@@ -198,7 +197,7 @@ def _caption(metric: str, rows: pd.DataFrame) -> str:
     images = int((rows["n"] + rows["undefined"]).max())
     fewest = int(rows["n"].min())
     per_sample = metric not in METRICS or METRICS[metric].per_sample
-    defined = f", {fewest} where it is defined for fewest" if fewest < images else ""
+    defined = f", at some steps defined on only {fewest} of them" if fewest < images else ""
     quantity = "mean over" if per_sample else "value of the whole set of"
     method = METHODS.get(metric, METHODS["all others"])
     name = style.axis_label(metric, str(rows["unit"].iloc[0]), " ")

@@ -1,4 +1,4 @@
-"""Surfaces as they stand on paper: the static twin of ``landscape-3d.html``, on the same scale from the same side."""
+"""Draw surfaces as still pictures: ``landscape-3d.html`` on paper, on the same scale from the same side."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +14,12 @@ from gradscope.figures.planes import COLOURS, ColourScale, PlaneGrid, axis_words
 from gradscope.figures.style import Drawing, Look, Series
 
 _MOST_COLUMNS = 3
-#: More rows or columns of facets than this are thinned: finer ones are not seen on paper.
+#: Most rows or columns of facets; finer facets cannot be seen on paper.
 _FACETS = 60
-#: Height of a panel in multiples of its width, and of all that is above or below panels, in inches.
+#: Height of a panel in multiples of its width, and room above and below a row of panels in inches.
 _SHAPE, _ROOM = 0.86, 0.25
 _LETTERS = 6.0
-#: The side from which the interactive page shows them first, degrees.
+#: The view with which the interactive page begins, degrees.
 _VIEW = {"elev": 26, "azim": -133}
 
 
@@ -32,9 +32,9 @@ def draw_surfaces(
     sentence: str,
     settings: Mapping[str, Any],
 ) -> Drawing:
-    """The figure ``NAME-3d`` beside the drawing ``contours``, called NAME, of the same ``planes`` on the same scale.
+    """Draw ``NAME-3d``: the ``planes`` of the drawing ``contours``, called NAME, as surfaces on the same scale.
 
-    ``words`` name the quantity, ``sentence`` what is drawn.
+    ``words`` names the quantity; ``sentence`` begins the caption.
     """
     rows = -(-len(table) // _MOST_COLUMNS)
     columns = -(-len(table) // rows)
@@ -74,7 +74,7 @@ def draw_surfaces(
     caption = "; ".join(
         [
             f"{sentence}, as a surface",
-            f"heights and {scale.words()}, and axes, shared by all panels",
+            f"heights and {scale.words()}; all panels share scale and axes",
             range_words(every, "left out", "at the end of the scale"),
             grid_words(every[0], settings),
         ]

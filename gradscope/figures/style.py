@@ -1,4 +1,4 @@
-"""The look of every figure: colours by mode, lines by attack and repeat, sizes of a paper column, files as bytes."""
+"""The look of every figure: colours by mode, dashes by attack, markers by checkpoint, sizes, and saved files."""
 
 import io
 import re
@@ -26,7 +26,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatt
 
 from gradscope.results.files import atomic
 
-#: Okabe and Ito's colour-blind-safe colours: supervised modes in blues, reinforced ones in oranges, hybrids beside.
+#: Okabe and Ito's colour-blind-safe colours: blues for supervised modes, oranges for reinforced ones.
 COLOURS: dict[str, str] = {
     "sl": "#0072B2",
     "rl": "#D55E00",
@@ -38,15 +38,15 @@ COLOURS: dict[str, str] = {
 }
 FALLBACK_COLOUR = "#7A7A7A"
 
-#: One dash pattern an attack, in alphabetical order of the attacks.
+#: One dash pattern per attack, in alphabetical order of the attacks.
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)), (0, (8, 2)))
-#: One marker a checkpoint of the same mode, in alphabetical order of the checkpoints; the first has none.
+#: One marker per checkpoint of the same mode, in alphabetical order; the first has none.
 MARKERS = ("", "o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "p")
 
-#: Widths in inches of one column and of both.
+#: Widths in inches of one column and of a page of two columns.
 COLUMN, PAGE = 3.4, 7.0
 
-#: What the metrics are called on an axis, where their name in the files is not plain enough.
+#: Axis labels of metrics whose name in the files is not plain enough.
 LABELS: dict[str, str] = {
     "cosine": "gradient cosine",
     "sign": "gradient sign agreement",
@@ -66,7 +66,7 @@ LABELS: dict[str, str] = {
     "gauss-newton-eigenvalue": "Gauss-Newton eigenvalue",
 }
 
-#: Tables of a font that lay out text. In a PDF each letter has its place already, so no reader uses them.
+#: Font tables that lay out text. No PDF reader uses them: a PDF places each letter itself.
 _LAYOUT_TABLES = ("GDEF", "GPOS", "GSUB", "MATH", "kern")
 
 _LEGEND_FONT = 7.0
@@ -101,7 +101,7 @@ _OVERRIDES: dict[str, Any] = {
 
 
 class Series(NamedTuple):
-    """One line of a figure: what was measured along one attack on one checkpoint."""
+    """The key of one line of a figure: a checkpoint and an attack."""
 
     checkpoint: str
     attack: str
@@ -109,7 +109,7 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True)
 class Look:
-    """How one line is drawn, alike in every figure of a directory."""
+    """The style of one line, the same in every figure of a directory."""
 
     label: str
     colour: str
@@ -130,22 +130,22 @@ class Look:
 
 
 class Moving(NamedTuple):
-    """A line that an animation draws step by step: its ``points`` ``(M, 2)`` up to a step, or the step's own alone."""
+    """A line that an animation draws step by step: its ``points`` ``(M, 2)`` so far (``trail``), or only the last."""
 
     line: Line2D
     points: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"
     trail: bool
 
     def show(self, step: int) -> None:
-        """Show the line as it is at ``step``; one that ended before stays."""
+        """Show the line at ``step``; a line that ended before stays as it was."""
         shown = self.points[: step + 1]
         self.line.set_data(*(shown if self.trail else shown[-1:]).T)
 
 
 class Drawing(NamedTuple):
-    """A finished figure, the name of its files and the sentence that says what it shows.
+    """A finished figure, the name of its files and its caption.
 
-    ``moving``: what of it an animation draws step by step; empty where nothing of it moves.
+    ``attacks``: attacks whose settings the caption ends with; ``moving``: lines that an animation draws step by step.
     """
 
     name: str
@@ -157,17 +157,17 @@ class Drawing(NamedTuple):
 
 @contextmanager
 def paper() -> Iterator[None]:
-    """The settings of every figure; matplotlib's own come back after. Figures are made and saved inside."""
+    """Set matplotlib up for every figure in this block; restore its settings after. Make and save figures inside."""
     settings = {**seaborn.axes_style("whitegrid"), **seaborn.plotting_context("paper"), **_OVERRIDES}
     with matplotlib.rc_context(settings):
         yield
 
 
 def looks(rows: pd.DataFrame) -> dict[Series, Look]:
-    """The look of each (checkpoint, attack) in ``rows``, in their order of appearance.
+    """Choose a look for each (checkpoint, attack) in ``rows``, in order of appearance.
 
-    Colour says the mode, dashes the attack, markers tell checkpoints of one colour apart. All three depend on which
-    names there are, not on the order of the rows. The label names the attack only where there is more than one.
+    The colour shows the mode, the dashes show the attack, markers tell checkpoints of one colour apart. All three
+    depend on the set of names, not on the order of the rows. The label names the attack only if there are several.
     """
     found = rows[["checkpoint", "attack", "mode"]].drop_duplicates(["checkpoint", "attack"]).astype(str)
     attacks = sorted(found["attack"].unique())
@@ -187,23 +187,23 @@ def looks(rows: pd.DataFrame) -> dict[Series, Look]:
 
 
 def colour_of(mode: str) -> str:
-    """A mode's colour; a variant that a study calls ``rl-x10`` or ``sl-adv-long`` has that of what it varies."""
+    """Find a mode's colour; a variant such as ``rl-x10`` or ``sl-adv-long`` has the colour of its base mode."""
     known = [name for name in COLOURS if mode == name or mode.startswith(f"{name}-")]
     return COLOURS[max(known, key=len)] if known else FALLBACK_COLOUR
 
 
 def strokes(lines: int) -> tuple[float, float]:
-    """The tone of a band and the width of a line in points, one of so many: paler and thinner where they are many."""
+    """Choose the opacity of bands and the width of lines in points: paler and thinner if there are many ``lines``."""
     return (0.2, 1.2) if lines < _CROWDED else (0.06, 0.8)
 
 
 def rows_of(rows: pd.DataFrame, series: Series) -> pd.DataFrame:
-    """The rows of one line."""
+    """Select the rows of one line."""
     return rows[(rows["checkpoint"] == series.checkpoint) & (rows["attack"] == series.attack)]
 
 
 def shorten(name: str) -> str:
-    """``name``, with its middle left out where it is longer than a legend is wide."""
+    """Shorten ``name`` in its middle if it is too long for a legend."""
     if len(name) <= _LONGEST_LABEL:
         return name
     half = (_LONGEST_LABEL - 1) // 2
@@ -211,7 +211,7 @@ def shorten(name: str) -> str:
 
 
 def text_width(text: str, size: float, weight: str = "normal") -> float:
-    """Inches that ``text``, its widest line, takes in the figures' font at ``size`` points."""
+    """Measure the widest line of ``text`` in inches, in the figures' font at ``size`` points."""
     font = FontProperties(family=_OVERRIDES["font.family"], size=size, weight=weight)
     with drawing_any_letters():
         widths = [text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] for line in text.split("\n")]
@@ -219,7 +219,7 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
 
 
 def wrapped(text: str, inches: float, size: float, weight: str = "normal") -> str:
-    """``text`` in lines of at most ``inches``: broken at spaces, in a longer word after a mark, else anywhere."""
+    """Wrap ``text`` at ``inches``: at spaces; in a longer word after a punctuation mark, else anywhere."""
 
     def fits(line: str) -> bool:
         return text_width(line, size, weight) <= inches
@@ -236,7 +236,7 @@ def wrapped(text: str, inches: float, size: float, weight: str = "normal") -> st
 
 
 def _pieces(word: str, fits: Callable[[str], bool]) -> list[str]:
-    """The word in parts that fit a line each, a single letter at least."""
+    """Split the word into parts that fit a line each, at least one letter long."""
     if fits(word):
         return [word]
     pieces = []
@@ -251,7 +251,7 @@ def _pieces(word: str, fits: Callable[[str], bool]) -> list[str]:
 
 
 def axis_label(metric: str, unit: str, separator: str = "\n") -> str:
-    """Name of the metric, and its unit in parentheses unless it has none ("-")."""
+    """Give the metric's name, and its unit in parentheses unless it has none ("-")."""
     name = LABELS.get(metric, metric)
     return name if unit == "-" else f"{name}{separator}({unit})"
 
@@ -259,7 +259,7 @@ def axis_label(metric: str, unit: str, separator: str = "\n") -> str:
 def panels(
     shape: tuple[int, int], width: float, panel_height: float, labels: Sequence[str], **arrangement: Any
 ) -> tuple[Figure, "np.ndarray[tuple[int, int], np.dtype[Any]]"]:
-    """A figure of ``shape`` panels, ``width`` inches wide and tall enough for the legend below, and its axes.
+    """Make a figure of ``shape`` panels, ``width`` inches wide, with room for a legend below; return it and its axes.
 
     ``panel_height`` is the height in inches of one row, axis labels included; ``arrangement`` goes to
     ``Figure.subplots``.
@@ -271,12 +271,12 @@ def panels(
 
 
 def add_legend(figure: Figure, drawn: Sequence[Look]) -> None:
-    """One legend below all panels, so that it hides nothing."""
+    """Add one legend below all panels, where it hides nothing."""
     fit_legend(figure, [_handle(look.label, look.colour, look.dash, look.marker) for look in drawn])
 
 
 def handles_of(table: Mapping[Series, Look]) -> list[Line2D]:
-    """What a legend explains: each line, or of several attacks each checkpoint and each attack by itself."""
+    """Make legend entries: one per line; with several attacks one per checkpoint and one per attack."""
     attacks = {series.attack: look for series, look in table.items()}
     if len(attacks) == 1:
         return [_handle(look.label, look.colour, look.dash, look.marker) for look in table.values()]
@@ -292,13 +292,13 @@ def _handle(label: str, colour: str, dash: Any, marker: str) -> Line2D:
 
 
 def fit_legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """A legend of ``handles`` below all panels, in as many columns as fit."""
+    """Add a legend of ``handles`` below all panels, in as many columns as fit."""
     columns, _ = _legend_shape([str(handle.get_label()) for handle in handles], figure.get_size_inches()[0])
     place_legend(figure, handles, columns)
 
 
 def place_legend(figure: Figure, handles: Sequence[Artist], columns: int, handle_length: float = 2.8) -> None:
-    """A legend of ``handles`` below all panels, in ``columns``; ``handle_length`` in multiples of its font."""
+    """Add a legend of ``handles`` below all panels, in ``columns``; ``handle_length`` in multiples of its font."""
     legend = figure.legend(
         handles=list(handles),
         loc="outside lower center",
@@ -314,18 +314,18 @@ def place_legend(figure: Figure, handles: Sequence[Artist], columns: int, handle
 
 
 def casing(colour: str, width: float) -> withStroke:
-    """An edge of ``colour`` around a line or a text, so that it can be read on any ground; ``width`` in points."""
+    """Make an edge of ``colour`` that keeps a line or text readable on any background; ``width`` in points."""
     return withStroke(linewidth=width, foreground=colour)
 
 
 def as_written(*texts: Text) -> None:
-    """Show names of the user's as they are: between two dollar signs matplotlib reads mathematics."""
+    """Show users' names unchanged: matplotlib would read text between two dollar signs as mathematics."""
     for text in texts:
         text.set_parse_math(False)
 
 
 def _legend_shape(labels: Sequence[str], width: float) -> tuple[int, int]:
-    """Columns and rows of the widest legend that fits into ``width`` inches, filled column by column."""
+    """Find columns and rows of the widest legend that fits ``width`` inches, filled column by column."""
     widths = [text_width(label, _LEGEND_FONT) for label in labels]
     handle = 5.0 * _LEGEND_FONT / 72
     for rows in range(1, len(widths)):
@@ -337,13 +337,13 @@ def _legend_shape(labels: Sequence[str], width: float) -> tuple[int, int]:
 
 
 def far_apart(sizes: Sequence[float], ratio: float = 30.0) -> bool:
-    """Whether lines of these largest magnitudes cannot be read on one linear axis."""
+    """Whether lines with these largest magnitudes differ too much for one linear axis."""
     positive = [size for size in sizes if np.isfinite(size) and size > 0]
     return len(positive) > 1 and max(positive) / min(positive) > ratio
 
 
 def set_symlog(axes: Axes, which: Literal["x", "y"], sizes: Sequence[float]) -> None:
-    """A symmetric log scale, linear below a tenth of the smallest line's magnitude."""
+    """Set a symmetric log scale, linear below the smallest line's magnitude, rounded down to a power of ten."""
     positive = [size for size in sizes if np.isfinite(size) and size > 0]
     threshold = 10.0 ** np.floor(np.log10(max(min(positive), max(positive) * 1e-6)))
     set_scale, axis = (axes.set_xscale, axes.xaxis) if which == "x" else (axes.set_yscale, axes.yaxis)
@@ -351,15 +351,15 @@ def set_symlog(axes: Axes, which: Literal["x", "y"], sizes: Sequence[float]) -> 
     decades = np.log10(max(positive) / threshold)
     stride = int(np.ceil(decades / (3 if which == "y" else 2.5)))
     powers = threshold * 10.0 ** np.arange(0, decades + 1e-9, max(1, stride))
-    # A locator, not `set_ticks`: that would widen the axis to ticks that no line reaches.
+    # A locator instead of `set_ticks`, which would widen the axis to ticks that no line reaches.
     axis.set_major_locator(FixedLocator([*(-powers[::-1]), 0.0, *powers]))
     axis.set_minor_locator(NullLocator())
 
 
 def set_log(axes: Axes, which: Literal["x", "y"], low: float, high: float) -> None:
-    """A log scale from ``low`` to ``high``; what is not positive runs to the lower edge.
+    """Set a log scale from ``low`` to ``high``; values of 0 or less are drawn at the lower edge.
 
-    Within two decades a few ticks are labelled with plain numbers: matplotlib's own labels would overlap.
+    Within two decades a few ticks have plain numbers, because matplotlib's own labels would overlap.
     """
     set_scale, set_limits, axis = (
         (axes.set_xscale, axes.set_xlim, axes.xaxis) if which == "x" else (axes.set_yscale, axes.set_ylim, axes.yaxis)
@@ -377,9 +377,9 @@ def set_log(axes: Axes, which: Literal["x", "y"], low: float, high: float) -> No
 
 
 def save(figure: Figure, directory: Path, name: str) -> list[Path]:
-    """Write ``name.pdf`` and ``name.png`` (200 dpi); the same figure gives the same bytes, at any time of day.
+    """Write ``name.pdf`` and ``name.png`` (200 dpi); the same figure always gives the same bytes.
 
-    The figure is laid out once, for both.
+    The figure is laid out once for both files.
     """
     metadata: Mapping[str, Mapping[str, str | None]] = {"pdf": {"CreationDate": None}, "png": {}}
     written = []
@@ -387,7 +387,7 @@ def save(figure: Figure, directory: Path, name: str) -> list[Path]:
     with paper(), drawing_any_letters(), embedding_outlines_only():
         for kind, entries in metadata.items():
             path = directory / f"{name}.{kind}"
-            drawn = io.BytesIO()  # on a full disk, matplotlib hides its refusal behind an error of its own
+            drawn = io.BytesIO()  # on a full disk, matplotlib hides the disk's error behind another
             figure.savefig(drawn, format=kind, metadata=dict(entries))
             with atomic(path) as temporary:
                 temporary.write_bytes(drawn.getbuffer())
@@ -399,7 +399,7 @@ def save(figure: Figure, directory: Path, name: str) -> list[Path]:
 
 @contextmanager
 def drawing_any_letters() -> Iterator[None]:
-    """A user's names may be in letters that the font lacks: they are drawn as boxes, and that is seen."""
+    """Silence warnings about letters that the font lacks: users' names may have them, and boxes show it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
@@ -407,9 +407,9 @@ def drawing_any_letters() -> Iterator[None]:
 
 @contextmanager
 def embedding_outlines_only() -> Iterator[None]:
-    """Embed fonts in PDFs without their layout tables, which take a third of the time of saving one.
+    """Embed fonts in PDFs without layout tables, which take a third of the time to save a PDF.
 
-    matplotlib has no option for this, so fontTools' default is changed until the block ends.
+    matplotlib has no option for this, so the block changes fontTools' default and restores it.
     """
     before = subset.Options._drop_tables_default
     subset.Options._drop_tables_default = [*before, *_LAYOUT_TABLES]

@@ -1,4 +1,4 @@
-"""Landscapes to turn around: one HTML page with a surface a checkpoint, which needs nothing from outside itself."""
+"""Write landscapes as one self-contained HTML page: one surface per checkpoint, which the reader can turn."""
 
 import base64
 import html
@@ -35,14 +35,14 @@ from gradscope.figures.style import Series
 from gradscope.results.files import atomic
 from gradscope.results.landscape import bands
 
-#: A browser draws at most 16 scenes of this kind on a page.
+#: Most surfaces on a page. A browser draws at most 16.
 MOST_SCENES = 12
-#: More values than this over all that can be shown are thinned, so that the page stays below 6 MB.
+#: Most values over all views. Larger grids are thinned, so that the page stays below 6 MB.
 MOST_VALUES = 140_000
 
 
 class View(NamedTuple):
-    """What the page shows at one time: a plane for each checkpoint that has one, all on one scale."""
+    """One view of the page: a plane for each checkpoint that has one, all on one scale."""
 
     name: str
     quantity: str
@@ -67,15 +67,15 @@ def write_surfaces(landscape: pd.DataFrame, settings: Mapping[str, Any], path: P
 
 
 def title(landscape: pd.DataFrame) -> str:
-    """What the surfaces of these rows are of."""
+    """Choose the title of the page: around images or around weights."""
     return f"Loss landscape around {'images' if (landscape['space'] == 'input').any() else 'weights'}"
 
 
 def surfaces(landscape: pd.DataFrame, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``templates/surfaces.js`` draws of rows of the table LANDSCAPE, which span a plane.
+    """Prepare the data that ``templates/surfaces.js`` draws, from rows of the table LANDSCAPE that span a plane.
 
-    In input space it shows the median over the images or one of the first images, in weight space one quantity;
-    where there are both, input space. ``settings`` is the manifest's mapping landscape.
+    In input space the page shows the median over the images or one of the first images; in weight space one quantity.
+    Rows of both spaces give the input space. ``settings`` is the manifest's mapping landscape.
     """
     images = landscape[landscape["space"] == "input"]
     rows = images if len(images) else landscape[landscape["space"] == "weights"]
@@ -134,13 +134,14 @@ def _weight_views(weights: pd.DataFrame, shown: Sequence[Series], settings: Mapp
 def _packed(
     view: View, shown: Sequence[Series], settings: Mapping[str, Any], kept: float, left_out: str
 ) -> dict[str, Any]:
-    """A view as the page's script reads it: grids as base64 of little-endian float32, rows of equal b."""
+    """Encode a view for the page's script: grids as base64 of little-endian float32, one row per b."""
     planes = list(view.planes.values())
     scale = scale_of(view.quantity, planes)
     thinned = {series: _thinned(one, kept) for series, one in view.planes.items()}
     one = next(iter(thinned.values()))
     thinning = f"; drawn at {len(one.a)} x {len(one.b)} of these" if kept < 1 else ""
-    facts = f"heights and {scale.words()}, shared by all; {range_words(planes, 'left out', 'at the end of the scale')}"
+    values = range_words(planes, "left out", "at the end of the scale")
+    facts = f"heights and {scale.words()}; all surfaces share the scale; {values}"
     return {
         "name": view.name,
         "words": _pseudo_html(view.words),
@@ -154,7 +155,7 @@ def _packed(
 
 
 def _thinned(one: PlaneGrid, kept: float) -> PlaneGrid:
-    """About the share ``kept`` of the rows and columns, with both ends, and the centre of an odd number."""
+    """Keep about the share ``kept`` of the rows and columns: both ends and, of an odd number, the centre."""
     rows, columns = (_kept(len(axis), kept) for axis in (one.b, one.a))
     return PlaneGrid(one.a[columns], one.b[rows], one.grid[np.ix_(rows, columns)])
 
@@ -173,7 +174,7 @@ def _encoded(one: PlaneGrid, scale: ColourScale) -> dict[str, Any]:
 
 
 def _trace() -> dict[str, Any]:
-    """What all surfaces have in common; heights and marks are the script's."""
+    """Settings common to all surfaces; the script adds heights and ticks."""
     palette = colormaps[COLOURS].resampled(11)
     bar = {"orientation": "h", "thickness": 10, "len": 0.85, "x": 0.5, "y": -0.02, "yanchor": "top"}
     return {
@@ -204,11 +205,11 @@ def _layout(axes: Sequence[str]) -> dict[str, Any]:
 
 
 def _pseudo_html(text: str) -> str:
-    """``text`` as plotly's labels show it unchanged: they are read as a kind of HTML."""
+    """Escape ``text`` so that plotly, which reads labels as a kind of HTML, shows it unchanged."""
     return html.escape(text, quote=False)
 
 
 def _scene_text(text: str) -> str:
-    """``text`` for the axes of a scene, which know tags but nothing that stands for ``<``: another angle does."""
+    """Prepare ``text`` for the axes of a scene, which read tags but no escaped ``<``: replace it by another mark."""
     lines = (style.shorten(line) for line in text.replace("<", "\u2039").replace(">", "\u203a").split("\n"))
     return "<br>".join(lines)

@@ -1,4 +1,4 @@
-"""A figure laid out by hand in inches, and text on a grid of lines."""
+"""Lay out a figure by hand in inches, with text in lines of equal height."""
 
 from typing import Any, Literal
 
@@ -7,12 +7,12 @@ from matplotlib.figure import Figure
 
 from gradscope.figures import style
 
-#: Of the font's size: from line to line, of capitals above the line, of the highest letters, and below the line.
+#: In multiples of the font's size: line height, height of capitals, of the tallest letters, and depth below the line.
 _PITCH, _CAPITALS, _ABOVE, _BELOW = 1.2, 0.73, 0.8, 0.25
 
 
 def sheet(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of this size and axes over all of it whose unit is the inch, from the upper left."""
+    """Make a figure of this size, with axes over all of it in inches from the upper left."""
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, width)
@@ -22,7 +22,7 @@ def sheet(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def height_of(text: str, size: float) -> float:
-    """Inches that the lines of ``text`` take."""
+    """Measure the height of the lines of ``text`` in inches."""
     return (_PITCH * text.count("\n") + _ABOVE + _BELOW) * size / 72
 
 
@@ -35,9 +35,9 @@ def write(
     anchor: Literal["top", "middle", "bottom"] = "middle",
     **look: Any,
 ) -> None:
-    """The lines of ``text`` as they are written, equally far apart, ``y`` at their top, middle or bottom in inches.
+    """Write the lines of ``text`` unchanged and equally spaced, with ``y`` at their top, middle or bottom in inches.
 
-    Text as one object has lines closer together where no letter reaches below them.
+    One text object would set lines closer together wherever no letter reaches below the line.
     """
     lines = text.split("\n")
     last = {

@@ -1,4 +1,4 @@
-"""Heat maps of models by models: who fools whom (``transfer.csv``), and how alike they are (``similarity.csv``)."""
+"""Draw heat maps of models by models: transfer of examples (``transfer.csv``) and similarity (``similarity.csv``)."""
 
 import re
 import textwrap
@@ -26,7 +26,7 @@ _LINE = 13
 
 @dataclass(frozen=True)
 class _Scale:
-    """The colours of a matrix: which, of what values, what they are called, and which cells are dark."""
+    """The colours of a matrix: colour map, range of values, ticks, label, and which cells are dark."""
 
     colours: str
     ends: tuple[float, float]
@@ -40,7 +40,7 @@ _COSINE = _Scale("vlag", (-1, 1), (-1, -0.5, 0, 0.5, 1), "cosine of the gradient
 
 
 def draw_transfer(transfer: pd.DataFrame) -> list[Drawing]:
-    """The figure ``transfer-accuracy`` of rows of the table TRANSFER, or none where there are none.
+    """Draw ``transfer-accuracy`` from rows of the table TRANSFER; no rows give no figure.
 
     Call it inside :func:`gradscope.figures.style.paper`.
     """
@@ -54,10 +54,10 @@ def draw_transfer(transfer: pd.DataFrame) -> list[Drawing]:
     widest = float((transfer["ci_high"] - transfer["ci_low"]).max() / 2)
     caption = "; ".join(
         [
-            "Accuracy in % of each target (column) on the examples made on each source (row), of all "
+            "Accuracy in % of each target (column) on adversarial examples made on each source (row), of all "
             f"n = {int(transfer['n'].max())} images, {' and '.join(f'{norm}, epsilon {e:.4g}' for norm, e in balls)}",
             "framed: source and target are the same model",
-            f"no interval is drawn, the widest 95 % Wilson interval is {100 * widest:.1f} points to either side",
+            f"no intervals are drawn; the widest 95 % Wilson interval is ± {100 * widest:.1f} points",
         ]
     )
     attacks = tuple(str(name) for name in transfer["attack"].unique() if name != "none")
@@ -65,7 +65,7 @@ def draw_transfer(transfer: pd.DataFrame) -> list[Drawing]:
 
 
 def draw_similarity(similarity: pd.DataFrame) -> list[Drawing]:
-    """The figure ``transfer-similarity`` of rows of the table SIMILARITY, or none where there are none.
+    """Draw ``transfer-similarity`` from rows of the table SIMILARITY; no rows give no figure.
 
     Call it inside :func:`gradscope.figures.style.paper`.
     """
@@ -78,15 +78,15 @@ def draw_similarity(similarity: pd.DataFrame) -> list[Drawing]:
     axes.set_xlabel("and gradient of")
     widest = float((pairs["ci_high"] - pairs["ci_low"]).max() / 2)
     undefined = int(pairs["undefined"].max())
-    bent = similarity[similarity["metric"] == "relative-curvature"].dropna(subset=["value"])
+    curved = similarity[similarity["metric"] == "relative-curvature"].dropna(subset=["value"])
     curvatures = ", ".join(
-        f"{name} {value:.3g}" for name, value in bent[["checkpoint", "value"]].itertuples(index=False, name=None)
+        f"{name} {value:.3g}" for name, value in curved[["checkpoint", "value"]].itertuples(index=False, name=None)
     )
     caption = "; ".join(
         [
-            "Mean cosine of the gradients of two models' margins at the same clean images, "
+            "Mean cosine between the gradients of two models' margins at the same clean images, "
             f"n = {int(pairs['n'].max())}; framed: a model and itself",
-            f"no interval is drawn, the widest 95 % interval is {widest:.2g} to either side",
+            f"no intervals are drawn; the widest 95 % interval is ± {widest:.2g}",
             *([f"undefined on up to {undefined} images, where a gradient is exactly 0"] if undefined else []),
             *([f"relative curvature, median, per unit pixel range: {curvatures}"] if curvatures else []),
         ]
@@ -95,7 +95,7 @@ def draw_similarity(similarity: pd.DataFrame) -> list[Drawing]:
 
 
 def _grid(rows: pd.DataFrame, row: str, value: str, table: Table) -> tuple[list[str], list[str], Grid]:
-    """The names of rows and columns, and the values by them; NaN where there is no row."""
+    """Arrange values by source and target, with their names; NaN where the table has no row."""
     sources = [str(name) for name in rows[row].unique()]
     targets = [str(name) for name in rows["checkpoint"].unique()]
     cells = rows.set_index([row, "checkpoint"])[value]
@@ -108,7 +108,7 @@ def _grid(rows: pd.DataFrame, row: str, value: str, table: Table) -> tuple[list[
 def _matrix(
     grid: Grid, sources: list[str], targets: list[str], scale: _Scale, form: str, times: float = 1
 ) -> tuple[Figure, Axes]:
-    """A heat map of ``grid`` with each value, ``times`` a factor, written into its cell."""
+    """Draw a heat map of ``grid``; write each value, multiplied by ``times``, into its cell."""
     size = (_LABELS + _CELL * len(targets) + _BAR, _TITLES + 0.8 * _CELL * len(sources))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
@@ -136,7 +136,7 @@ def _annotate(axes: Axes, row: int, column: int, text: str, ink: str, *, own: bo
 
 
 def _name(axes: Axes, sources: list[str], targets: list[str]) -> None:
-    """Rows by source, the clean images above; columns by target, slanted where there are many."""
+    """Label rows by source, with clean images at the top, and columns by target, slanted if a name is long."""
     rows = [_wrapped(source) if source else "clean images" for source in sources]
     slant: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
     axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
@@ -152,6 +152,6 @@ def _name(axes: Axes, sources: list[str], targets: list[str]) -> None:
 
 
 def _wrapped(name: str) -> str:
-    """In short lines, broken after a colon where there is one."""
+    """Wrap ``name`` into short lines, also after each colon."""
     parts = re.split("(?<=:)", style.shorten(name))
     return "\n".join(line for part in parts for line in textwrap.wrap(part, _LINE))

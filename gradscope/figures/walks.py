@@ -1,4 +1,4 @@
-"""What walks over a plane: iterates of attacks and epochs of training, from ``path.csv``."""
+"""Paths over a plane: the iterates of an attack or the epochs of a training run, from ``path.csv``."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -13,9 +13,9 @@ from gradscope.figures.style import Series
 class Walk(NamedTuple):
     """A path over a plane.
 
-    ``points`` ``(T + 1, 2)`` in the unit of the axes, ``off`` ``(T + 1,)`` how far from the plane they are, in that
-    unit; ``losses`` ``(T + 1,)`` nats, and ``gradients`` ``(T,)``: the norms of the gradients stepped along; NaN where
-    the file has none.
+    ``points`` ``(T + 1, 2)`` and their distance ``off`` ``(T + 1,)`` from the plane, both in the unit of the axes;
+    ``losses`` ``(T + 1,)`` in nats; ``gradients`` ``(T,)``: norms of the gradients that the steps followed. NaN marks
+    values that the file does not have.
     """
 
     walker: str
@@ -26,17 +26,17 @@ class Walk(NamedTuple):
 
     @property
     def length(self) -> float:
-        """From the first point to the last, what is off the plane included where the last lies on it."""
+        """Distance from the first point to the last, exact if the last lies on the plane."""
         return float(np.hypot(np.linalg.norm(self.points[-1] - self.points[0]), self.off[0]))
 
     @property
     def distance(self) -> float:
-        """From the centre to the last point."""
+        """Distance from the centre to the last point."""
         return float(np.hypot(np.linalg.norm(self.points[-1]), self.off[-1]))
 
 
 def walks(path: pd.DataFrame) -> list[Walk]:
-    """The walks in rows of the table PATH of one plane, by name."""
+    """Read the paths of one plane from rows of the table PATH, sorted by name."""
     ordered = path.sort_values("step", kind="stable")
     return [
         Walk(
@@ -55,13 +55,13 @@ def _column(steps: pd.DataFrame, name: str) -> NDArray[np.float64]:
 
 
 def walk_words(walker: str, found: Mapping[Series, Sequence[Walk]]) -> list[str]:
-    """The sentence part that says whose path is drawn, and how far off the plane it is."""
+    """Say for a caption whose path is drawn, and how far off the plane it lies."""
     off = [float(walk.off.max()) for walks_of_plane in found.values() for walk in walks_of_plane]
     return [f"path of {walker} from o to x, projected onto the plane, at most {max(off):.2g} off it"] if off else []
 
 
 def occupied(found: Sequence[Walk]) -> NDArray[np.float64]:
-    """The centre and points along the whole of each path, not just its vertices, ``(M, 2)``."""
+    """Sample the centre and all of each path, also between its vertices, ``(M, 2)``."""
     points = [np.zeros((1, 2))]
     for walk in found:
         steps = len(walk.points)

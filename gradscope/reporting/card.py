@@ -1,4 +1,4 @@
-"""A robustness card in Markdown: what is known of each model, to go with its model card. From files alone.
+"""Write a robustness card in Markdown, an appendix to a model card, from files alone.
 
 The block at its top is the ``model-index`` that the Hugging Face Hub reads.
 """
@@ -22,14 +22,14 @@ from gradscope.results.manifest import MANIFEST, Examined, Manifest, Provenance,
 from gradscope.results.schemas import ATTACKS, AUDIT_JSON, CARD, SUMMARY, Table
 from gradscope.results.tables import find_table, read_table
 
-#: What begins or ends something in Markdown or HTML.
+#: Characters with a meaning in Markdown or HTML.
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~])")
-#: Characters that YAML does not take as they are.
+#: Characters that YAML requires to be escaped.
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")
 
 
 class Bound(NamedTuple):
-    """A robust accuracy that was reached: in which ball, under what, and its interval."""
+    """An upper bound of the robust accuracy: its ball, its attacks and its interval."""
 
     norm: str
     epsilon: float
@@ -57,7 +57,7 @@ class Part:
 
 @dataclass
 class CardModel:
-    """What all parts say of one model. ``entry`` and ``clean`` are those that rest on most images."""
+    """The results of all parts for one model. ``entry`` and ``clean`` are those with the most images."""
 
     entry: Examined
     clean: Bound | None = None
@@ -65,7 +65,7 @@ class CardModel:
     audits: list[AuditOf] = field(default_factory=list)
 
     def lowest(self) -> dict[str, Bound]:
-        """The lowest bound in each ball, the largest ball last; none of an audit whose set-up is invalid."""
+        """Find the lowest bound in each ball, the largest ball last; audits with an invalid set-up give none."""
         found: dict[str, Bound] = {}
         for one in sorted(self.bounds, key=lambda bound: (bound.norm, bound.epsilon, bound.value, -bound.n)):
             found.setdefault(one.ball, one)
@@ -75,7 +75,7 @@ class CardModel:
 def write_card(directory: Path) -> Path:
     """Write the card of every model in ``directory``, or in its sub-directories, to ``card.md`` there.
 
-    Raises :class:`GradscopeError` where there are no results of models, or a file is damaged.
+    Raises :class:`GradscopeError` if there are no results of models, or a file is damaged.
     """
     path = directory / CARD
     text = card(directory)
@@ -85,7 +85,7 @@ def write_card(directory: Path) -> Path:
 
 
 def card(directory: Path) -> str:
-    """The card of every model in ``directory``, or in its sub-directories, as Markdown."""
+    """Make the card of every model in ``directory``, or in its sub-directories, as Markdown."""
     folders = [directory, *(path.parent for path in sorted(directory.glob(f"[!.]*/{MANIFEST}")))]
     parts = [_read(folder) for folder in folders if (folder / MANIFEST).exists()]
     models = _models([part for part in parts if part.manifest.checkpoints])
@@ -110,7 +110,7 @@ def _read(folder: Path) -> Part:
 
 
 def _models(parts: Sequence[Part]) -> list[CardModel]:
-    """Every model with numbers once, in order of appearance; one name with two files is two models."""
+    """List every model with numbers once, in order of appearance; one name with two files is two models."""
     found: dict[tuple[str, str], CardModel] = {}
     for part in parts:
         for entry in part.manifest.checkpoints:
@@ -122,7 +122,7 @@ def _models(parts: Sequence[Part]) -> list[CardModel]:
                 if audit.checkpoint == entry.label:
                     model.audits.append(audit)
             for bound in _bounds(part, entry.label):
-                if bound.value != bound.value:  # of no image
+                if bound.value != bound.value:  # measured on no image
                     continue
                 if bound.under == "":
                     model.clean = max(model.clean or bound, bound, key=lambda one: one.n)
@@ -136,7 +136,7 @@ def _images(entry: Examined) -> int:
 
 
 def _bounds(part: Part, label: str) -> Iterator[Bound]:
-    """The accuracies of a model, the clean one under nothing (``""``)."""
+    """Yield the accuracies of a model; ``under`` is ``""`` for the clean one."""
     for audit in part.audits:
         if audit.checkpoint == label:
             ball, n = (audit.threat.norm, audit.threat.epsilon), audit.robust_accuracy.n
@@ -148,22 +148,22 @@ def _bounds(part: Part, label: str) -> Iterator[Bound]:
                 under = f"audit, budget {audit.budget}"
                 yield Bound(*ball, under, bound.upper_bound, bound.ci_low, bound.ci_high, bound.n)
     for name, rows in part.tables.items():
-        mine = rows[rows["checkpoint"] == label]
-        yield from _of_attacks(mine) if name == ATTACKS.file else _of_analysis(mine, part.manifest)
+        own = rows[rows["checkpoint"] == label]
+        yield from _of_attacks(own) if name == ATTACKS.file else _of_analysis(own, part.manifest)
 
 
 def _of_attacks(rows: pd.DataFrame) -> Iterator[Bound]:
-    """Clean, and what stands under all attacks together."""
-    for (norm, epsilon), ours in rows.groupby(["norm", "epsilon"], sort=False):
-        names = [str(name) for name in ours["attack"].unique() if name != "none"]
-        for row in ours[(ours["attack"] == "none") & (ours["metric"] == "accuracy")].to_dict("records"):
+    """Yield the clean accuracy and the robust accuracy under all attacks together."""
+    for (norm, epsilon), own in rows.groupby(["norm", "epsilon"], sort=False):
+        names = [str(name) for name in own["attack"].unique() if name != "none"]
+        for row in own[(own["attack"] == "none") & (own["metric"] == "accuracy")].to_dict("records"):
             yield _bound(norm, epsilon, "", row)
-        for row in ours[ours["metric"] == "robust-accuracy"].tail(1).to_dict("records"):
+        for row in own[own["metric"] == "robust-accuracy"].tail(1).to_dict("records"):
             yield _bound(norm, epsilon, ", ".join(names), row)
 
 
 def _of_analysis(rows: pd.DataFrame, manifest: Manifest) -> Iterator[Bound]:
-    """Clean, and what stands under each attack alone that keeps to ball and box."""
+    """Yield the clean accuracy and the accuracy under each attack that stays in the ball and in [0, 1]."""
     for row in rows[rows["metric"] == "accuracy"].to_dict("records"):
         name = str(row["attack"])
         if row["subset"] == "clean/all":
@@ -181,7 +181,7 @@ def _bound(norm: Any, epsilon: Any, under: str, row: Mapping[Any, Any]) -> Bound
 
 
 def _front(models: Sequence[CardModel]) -> Iterator[str]:
-    """The block of YAML that the Hub reads: one entry a model, its metrics on its data set."""
+    """Write the block of YAML that the Hub reads: one entry per model, with its metrics on its data set."""
     yield from ("---", "tags:", "- adversarial-robustness", "model-index:")
     for model in models:
         data = model.entry.data
@@ -201,18 +201,18 @@ def _front(models: Sequence[CardModel]) -> Iterator[str]:
 
 
 def _yaml(text: str) -> str:
-    """A text as a double-quoted scalar of YAML, which JSON's strings are."""
+    """Quote a text for YAML, which accepts the strings of JSON."""
     return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))
 
 
-# --- what is known of a model ---
+# --- the section of a model ---
 
 
 def _about() -> Iterator[str]:
     yield ""
     yield (
-        "Robust accuracy is the share of all test images that the model gets right as they are and under every attack "
-        "that was run. It is an upper bound. Square brackets hold 95 % Wilson intervals."
+        "Robust accuracy is the share of all test images that the model classifies correctly without an attack and "
+        "under every attack that was run. It is an upper bound. Square brackets show 95 % Wilson intervals."
     )
 
 
@@ -274,41 +274,42 @@ def _identity(model: CardModel) -> Iterator[str]:
 
 
 def _checks(audit: AuditOf) -> Iterator[str]:
-    fired = sorted((made for made in audit.checks if made.state == "fired"), key=lambda made: not made.accuses)
-    abstained = [made for made in audit.checks if made.state == "abstained"]
+    fired = sorted((check for check in audit.checks if check.state == "fired"), key=lambda check: not check.accuses)
+    abstained = [check for check in audit.checks if check.state == "abstained"]
     if fired:
         yield from ("", f"### Checks that fired ({_text(audit.ball)})", "")
-    for made in fired:
-        accuses = "accuses" if made.accuses else "does not accuse"
-        yield f"- {made.id} {_text(made.name)} ({accuses}): {_sentence(made.cause)} Next: {_sentence(made.next_step)}"
+    for check in fired:
+        accuses = "accuses" if check.accuses else "does not accuse"
+        name, cause, step = _text(check.name), _sentence(check.cause), _sentence(check.next_step)
+        yield f"- {check.id} {name} ({accuses}): {cause} Next: {step}"
     if abstained:
-        said = "; ".join(f"{made.id} {_text(made.name)} ({_text(made.cause)})" for made in abstained)
+        said = "; ".join(f"{check.id} {_text(check.name)} ({_text(check.cause)})" for check in abstained)
         yield from ("", f"Checks that could not be made: {said}.")
 
 
 def _attacks(parts: Sequence[Part]) -> Iterator[str]:
-    """Every attack, how it was set, and what each leaves alone in an audit."""
+    """Write every attack with its settings and, for an audit, the accuracy under it alone."""
     yield from ("", "## How the models were attacked")
     for part in parts:
         named = " ".join(dict.fromkeys(audit.ball for audit in part.audits))
         title = f"audit ({named}), share of images right under each attack alone" if part.audits else part.manifest.kind
         labels = [audit.checkpoint for audit in part.audits]
         yield from ("", f"### {title[:1].upper()}{_text(title[1:])}", "")
-        yield f"| attack | what it is |{''.join(f' {_text(label)} |' for label in labels)}"
+        yield f"| attack | description |{''.join(f' {_text(label)} |' for label in labels)}"
         yield f"| --- | --- |{' --- |' * len(labels)}"
         for name, settings in part.manifest.attacks.items():
             if not part.audits or any(name not in audit.left_out for audit in part.audits):
                 left = "".join(f" {_left(audit, name)} |" for audit in part.audits)
                 yield f"| {_text(name)} | {_text(_described(settings))} |{left}"
         if budget := describe_attack(part.raw_manifest.get("budget")):
-            yield from ("", f"Each attack takes of these what it needs: {_text(budget)}.")
+            yield from ("", f"Settings that each attack uses if it needs them: {_text(budget)}.")
         if left_out := {name: why for audit in part.audits for name, why in audit.left_out.items()}:
             said = [f"{', '.join(_of(left_out, why))} ({why})" for why in dict.fromkeys(left_out.values())]
             yield from ("", f"Not run: {_text('; '.join(said))}.")
 
 
 def _left(audit: AuditOf, name: str) -> str:
-    """What an attack leaves alone; those by query run on what the others leave."""
+    """Write the accuracy under an attack alone; query attacks run only on the images that the others do not fool."""
     return f"{100 * audit.under[name]:.1f} %" if name in audit.under else "on the rest"
 
 
@@ -321,13 +322,13 @@ def _described(settings: object) -> str:
     return ", ".join(piece for piece in (meaning, describe_attack(settings)) if piece)
 
 
-# --- what holds for all of it ---
+# --- the sections on all models ---
 
 
 def _limits(parts: Sequence[Part]) -> Iterator[str]:
     yield from ("", "## What these numbers do not say", "")
     yield f"- A robust accuracy is an upper bound for these images in this ball. {_sentence(NO_PROOF)}"
-    yield "- The intervals tell how much other images of the same kind would change it, not what other attacks would."
+    yield "- The intervals show how much the numbers depend on the choice of images, not what other attacks would find."
     yield "- Other norms, larger radii, corruptions, rotations and other data are not covered."
     if not any(part.audits for part in parts):
         yield "- No audit is among these results: they do not say whether gradients are masked."
@@ -338,7 +339,7 @@ def _limits(parts: Sequence[Part]) -> Iterator[str]:
 
 
 def _reproduction(models: Sequence[CardModel], parts: Sequence[Part]) -> Iterator[str]:
-    yield from ("", "## How to reproduce it", "")
+    yield from ("", "## How to reproduce these numbers", "")
     made = [part.manifest.provenance for part in parts if part.manifest.provenance is not None]
     commands = dict.fromkeys(one.shell_command for one in made if one.shell_command)
     trained = dict.fromkeys(model.entry.trained.shell_command for model in models if model.entry.trained)
@@ -351,7 +352,7 @@ def _reproduction(models: Sequence[CardModel], parts: Sequence[Part]) -> Iterato
         options = part.raw_manifest.get("options")
         given = {key: one for key, one in options.items() if _is_plain(one)} if isinstance(options, Mapping) else {}
         said = ", ".join(f"{_text(key)} {_text(str(value))}" for key, value in given.items())
-        yield f"- The {part.manifest.kind} was measured from Python, with the options: {said}"
+        yield f"- The {part.manifest.kind} was measured from Python with these options: {said}"
     seeds = dict.fromkeys(str(part.manifest.seed) for part in parts if part.manifest.seed is not None)
     data = {model.entry.data.name: model.entry.data.fingerprint for model in models if model.entry.data is not None}
     for head, values in (
@@ -391,5 +392,5 @@ def _code(digest: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Text that Markdown shows as it is, in one line."""
+    """Escape text so that Markdown shows it unchanged, in one line."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))

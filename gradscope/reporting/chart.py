@@ -1,4 +1,4 @@
-"""Charts that a page draws by itself: values with intervals on one axis, as places in per cent of its width."""
+"""Prepare charts that the page draws itself: values with intervals on one axis, in per cent of its width."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from gradscope.reporting.tables import is_missing
 
 @dataclass(frozen=True)
 class Mark:
-    """A value on the axis: ``place`` and the ends of its interval in per cent of the width; ``words`` say it."""
+    """A value on the axis: ``place`` and the ends of its interval in per cent of the width, and the value in words."""
 
     kind: str
     place: float
@@ -24,7 +24,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a chart: its label, its marks, and how far a bar reaches from the left, if it has one."""
+    """A row of a chart: its label, its marks, and the length of its bar from the left, if it has one."""
 
     label: str
     marks: tuple[Mark, ...]
@@ -32,13 +32,13 @@ class Row:
 
     @property
     def words(self) -> str:
-        """The line in words."""
+        """The row in words."""
         return f"{self.label}: {'; '.join(mark.words for mark in self.marks)}"
 
 
 @dataclass(frozen=True)
 class Chart:
-    """The chart of models. ``kinds``: what its marks mean, kind to words, in the order of the legend."""
+    """The chart of models. ``kinds``: the meaning of each kind of mark, in the order of the legend."""
 
     caption: str
     kinds: Mapping[str, str]
@@ -56,7 +56,7 @@ _KINDS = {
 
 
 def overview(found: Sequence[ReportedModel]) -> Chart | None:
-    """The chart of ``found``: clean accuracy, under the paper's and the exact attack, and the lowest bound."""
+    """Make the chart of models: clean accuracy, paper's attack, exact attack, and the lowest bound."""
     ball = main_ball(found)
     rows = []
     for model in found:
@@ -79,7 +79,7 @@ def overview(found: Sequence[ReportedModel]) -> Chart | None:
         return None
     used = {mark.kind for row in rows for mark in row.marks}
     what = f"Accuracy of each model; attacks in {ball}" if ball else "Clean accuracy of each model"
-    bar = ". The bar ends at the lowest accuracy that any attack left: at most so much is robust"
+    bar = ". The bar ends at the lowest accuracy under any attack: the robust accuracy is at most this"
     return Chart(
         f"{what}, with 95 % intervals{bar if 'bound' in used else ''}.",
         {kind: words for kind, words in _KINDS.items() if kind in used},
@@ -95,9 +95,9 @@ def _mark(kind: str, name: str, rate: Rate) -> Mark:
 
 @dataclass(frozen=True)
 class Track:
-    """An effect with its interval on an axis that has ``null`` in its middle or where it belongs; in per cent.
+    """An effect with its interval on an axis, in per cent of its width; ``null`` is the place of the claim's bound.
 
-    ``claimed_from`` and ``claimed_to``: where a claim has the effect.
+    ``claimed_from`` and ``claimed_to``: the range that the claim predicts.
     """
 
     place: float
@@ -110,9 +110,9 @@ class Track:
 
 
 def tracks(claims: pd.DataFrame, tones: Mapping[str, str]) -> dict[int, Track]:
-    """A track for each row of the table CLAIMS that has an effect, by its index.
+    """Make a track for each row of the table CLAIMS that has an effect, by the row's index.
 
-    Effects of one unit share one axis, symmetrical about no effect. Of ratios ("times") the axis is logarithmic.
+    Effects of one unit share one axis, symmetrical about no effect. The axis of ratios ("times") is logarithmic.
     """
     found = {}
     for unit, rows in claims[claims["value"].notna()].groupby("unit", sort=False):
@@ -143,7 +143,7 @@ def _place(value: float, reach: float) -> float:
 
 
 def _direction(words: str) -> tuple[str, float]:
-    """Side and bound of a direction such as "above -0.05"."""
+    """Split a direction such as "above -0.05" into side and bound."""
     side, _, bound = words.partition(" ")
     try:
         return side, float(bound)

@@ -1,4 +1,4 @@
-"""What the commands print of a directory of results: lines of text from its CSV and JSON files."""
+"""Write a directory of results as lines of text for the terminal, from its CSV and JSON files."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
@@ -29,7 +29,7 @@ from gradscope.results.tables import find_table, read_table
 
 
 def finding_lines(results: Path) -> str:
-    """What was found, in the words of the kind of measurement, and what to know of the models before reading it."""
+    """Write the findings of a measurement, with all cautions about its models."""
     manifest, _ = read_manifest(results / MANIFEST)
     return "\n".join(
         [_LINES[manifest.kind](results), *manifest.adapted, *(f"caution: {caution}" for caution in cautions(manifest))]
@@ -37,7 +37,7 @@ def finding_lines(results: Path) -> str:
 
 
 def measured_lines(results: Path) -> str:
-    """What was found, and which attacks were blind: the command has said its other cautions before it began."""
+    """Write the findings and which attacks were blind; the command printed its other cautions before it began."""
     manifest, _ = read_manifest(results / MANIFEST)
     return "\n".join(
         [_LINES[manifest.kind](results), *manifest.adapted, *(f"caution: {blind}" for blind in blind_attacks(manifest))]
@@ -45,25 +45,25 @@ def measured_lines(results: Path) -> str:
 
 
 def analysis_lines(results: Path) -> str:
-    """For each checkpoint and attack its accuracies and last cosine; a line for each metric that is by name only."""
+    """Write accuracies and the last cosine of each checkpoint and attack, and one line per metric measured by name."""
     rows = read_table(results / SUMMARY.file, SUMMARY)
     steps = read_table(results / STEPS.file, STEPS)
     cosines = steps[steps["metric"] == "cosine"].groupby(["checkpoint", "attack"])["mean"].last().to_dict()
     lines = []
-    for (checkpoint, attack), ours in rows.groupby(["checkpoint", "attack"], sort=False):
-        clean, worst = (_one(ours, str(attack), "accuracy", f"{point}/all") for point in ("clean", "worst"))
+    for (checkpoint, attack), own in rows.groupby(["checkpoint", "attack"], sort=False):
+        clean, worst = (_one(own, str(attack), "accuracy", f"{point}/all") for point in ("clean", "worst"))
         accuracy = f"clean {100 * clean['value']:5.1f} %  under attack {_share(worst)}"
         cosine = f"  cosine {cosines[checkpoint, attack]:.3f}" if (checkpoint, attack) in cosines else ""
         lines.append(f"{checkpoint:16} {attack:10} {accuracy}{cosine}")
-        named = ours["metric"].map(lambda metric: metric in METRICS and METRICS[metric].extra)
-        for row in ours[named & ours["subset"].isin(("clean/all", "final/all"))].to_dict("records"):
+        named = own["metric"].map(lambda metric: metric in METRICS and METRICS[metric].extra)
+        for row in own[named & own["subset"].isin(("clean/all", "final/all"))].to_dict("records"):
             mean = f"{row['metric']:18} mean {row['value']:.3g} [{row['ci_low']:.3g}, {row['ci_high']:.3g}]"
             lines.append(f"{checkpoint:16} {attack:10} {mean}  n = {row['n']}  {row['unit'].strip('-')}".rstrip())
     return "\n".join(lines)
 
 
 def landscape_lines(results: Path) -> str:
-    """A line for each checkpoint and number of a landscape, with its interval, and what went wrong on the way."""
+    """Write one line per checkpoint and number of a landscape, with its interval, then what went wrong."""
     rows = read_table(results / SUMMARY.file, SUMMARY)
     rows = rows[rows["subset"].str.endswith("/all")]
     names = rows["subset"].str.removesuffix("/all") + " " + rows["metric"]
@@ -80,7 +80,7 @@ def landscape_lines(results: Path) -> str:
         if entry.get("keeps_batch_norm"):
             lines.append(
                 f"{entry['label']}: batch norm's statistics stay its own, so the far end is not the other "
-                "checkpoint; --batch-norm re-estimated takes them anew"
+                "checkpoint; --batch-norm re-estimated measures them again"
             )
         if entry.get("custom_failed"):
             lines.append(
@@ -89,33 +89,33 @@ def landscape_lines(results: Path) -> str:
     return "\n".join(lines)
 
 
-#: Eigenvalues that a line has room for, and the residual beside an eigenvalue from which on it has not converged.
+#: Most eigenvalues on a line, and the largest residual of a converged eigenvalue as a share of it.
 _MOST_EIGENVALUES, _CONVERGED = 6, 0.01
-_FLAT = "the matrix is 0, or rounding, as where float32 saturates the softmax or the model rounds"
+_FLAT = "the matrix is 0, or rounding: perhaps float32 saturates the softmax, or the model rounds"
 
 
 def spectrum_lines(results: Path) -> str:
-    """For each checkpoint, matrix and layer its numbers, its eigenvalues of largest size, and its trace by layer."""
+    """Write the numbers, largest eigenvalues and traces by layer of each checkpoint, matrix and layer."""
     numbers, values = (
         read_table(results / table.file, table).fillna({"layer": ""}) for table in (SPECTRUM, EIGENVALUES)
     )
     lines: list[str] = []
     for (checkpoint, matrix, layer), own in values.groupby(["checkpoint", "matrix", "layer"], sort=False):
-        mine = numbers[(numbers["checkpoint"] == checkpoint) & (numbers["matrix"] == matrix)]
-        at = {row["metric"]: row for row in mine[mine["layer"] == layer].to_dict("records")}
+        of_matrix = numbers[(numbers["checkpoint"] == checkpoint) & (numbers["matrix"] == matrix)]
+        at = {row["metric"]: row for row in of_matrix[of_matrix["layer"] == layer].to_dict("records")}
         by_image = bool(own["index"].notna().any())
         n = at["trace"]["n"]
         over = f"mean over {n} images" if by_image else f"{n} random vectors"
         where = f" of layer {layer}" if layer else ""
         lines.append(f"{checkpoint:16} {matrix}{where}, {over}")
-        lines += [f"{'':16}   {said}" for said in _of_spectrum(at, own, by_image=by_image)]
-        traces = mine[(mine["metric"] == "trace") & (mine["layer"] != "")].to_dict("records")
+        lines += [f"{'':16}   {text}" for text in _of_spectrum(at, own, by_image=by_image)]
+        traces = of_matrix[(of_matrix["metric"] == "trace") & (of_matrix["layer"] != "")].to_dict("records")
         if traces and not layer:
-            said = ", ".join(f"{row['layer']} {row['value']:.4g} ± {row['error']:.2g}" for row in traces)
-            lines.append(f"{'':16}   trace by layer: {said}")
+            text = ", ".join(f"{row['layer']} {row['value']:.4g} ± {row['error']:.2g}" for row in traces)
+            lines.append(f"{'':16}   trace by layer: {text}")
     for entry in read_manifest(results / MANIFEST)[1]["checkpoints"]:
         if frozen := entry.get("frozen_parameters"):
-            lines.append(f"{entry['label']}: {frozen:,} of its parameters are frozen, and count like the others")
+            lines.append(f"{entry['label']}: {frozen:,} of its parameters are frozen; they count like the others")
     return "\n".join(lines)
 
 
@@ -134,77 +134,78 @@ def _of_spectrum(at: Mapping[str, Mapping[Any, Any]], values: pd.DataFrame, *, b
     if (values["value"].abs() <= values["residual"]).all():
         yield f"caution: flat: {_FLAT}"
     shown = values.head(_MOST_EIGENVALUES)
-    said = ", ".join(f"{row.value:.4g} ({row.residual:.1g})" for row in shown.itertuples())
+    text = ", ".join(f"{row.value:.4g} ({row.residual:.1g})" for row in shown.itertuples())
     more = f", and {len(values) - len(shown)} more" if len(values) > len(shown) else ""
-    yield f"eigenvalues of largest size, in parentheses their residuals: {said}{more}"
+    yield f"eigenvalues of largest size, with residuals in parentheses: {text}{more}"
     close = int((values["residual"] <= _CONVERGED * values["value"].abs()).sum())
     if close < len(values):
         yield (
-            f"caution: {close} of {len(values)} eigenvalues have a residual below 1 %; others may be missing among "
-            "them; --iterations takes more products"
+            f"caution: only {close} of {len(values)} eigenvalues have a residual below 1 %, so some may be missing; "
+            "increase --iterations"
         )
 
 
 def attack_lines(results: Path) -> str:
-    """For each checkpoint and radius: clean, each attack, and the lowest robust accuracy, with its interval.
+    """Write for each checkpoint and radius the clean accuracy, each attack, and the lowest robust accuracy.
 
-    Then what was skipped and why, and whether saved images still fool the model.
+    The last lines say which attacks were skipped and why, and whether saved images still fool the model.
     """
     rows = read_table(results / ATTACKS.file, ATTACKS)
     curves = None if (found := find_table(results / CURVE.file)) is None else read_table(found, CURVE)
     lines = []
-    for (checkpoint, norm, epsilon), ours in rows.groupby(["checkpoint", "norm", "epsilon"], sort=False):
+    for (checkpoint, norm, epsilon), own in rows.groupby(["checkpoint", "norm", "epsilon"], sort=False):
         ball = f"{norm} {epsilon:.4g}"
-        clean = _one(ours, "none", "accuracy", "all")
+        clean = _one(own, "none", "accuracy", "all")
         lines.append(f"{checkpoint:16} {ball:12} {'clean':16} {_share(clean)}")
-        if undefined := _one(ours, "none", "undefined", "all")["value"]:
+        if undefined := _one(own, "none", "undefined", "all")["value"]:
             lines.append(f"{checkpoint:16} {ball:12} logits not finite on {_percent(undefined)}, which count as wrong")
-        names = [name for name in ours["attack"].unique() if name != "none"]
+        names = [name for name in own["attack"].unique() if name != "none"]
         for name in names:
-            alone, standing = _one(ours, name, "accuracy", "attacked"), _one(ours, name, "robust-accuracy", "all")
-            left = f"{_percent(alone['value'])} of {int(alone['n'])} attacked stand" if alone["n"] else "none left"
-            lines.append(f"{checkpoint:16} {ball:12} {name:16} {left}, {_percent(standing['value'])} of all so far")
+            alone, so_far = _one(own, name, "accuracy", "attacked"), _one(own, name, "robust-accuracy", "all")
+            left = f"{_percent(alone['value'])} of {int(alone['n'])} attacked stay right" if alone["n"] else "none left"
+            lines.append(f"{checkpoint:16} {ball:12} {name:16} {left}, {_percent(so_far['value'])} of all so far")
         if names:
-            lowest = _one(ours, names[-1], "robust-accuracy", "all")
+            lowest = _one(own, names[-1], "robust-accuracy", "all")
             whose = "" if curves is None else " of these attacks"
             lines.append(f"{checkpoint:16} {ball:12} lowest robust accuracy{whose}, an upper bound: {_share(lowest)}")
         else:
-            lines.append(f"{checkpoint:16} {ball:12} no attack could be run: nothing is known of its robustness")
+            lines.append(f"{checkpoint:16} {ball:12} no attack could run, so its robustness is unknown")
         if curves is not None:
             here = curves[(curves["checkpoint"] == checkpoint) & (curves["norm"] == norm)]
-            reached = here[here["epsilon"] <= ours["epsilon"].iloc[0]].tail(1).to_dict("records")
-            said = [f"{row['attack']:16} {_percent(row['value'])} of all stand, by the curve alone" for row in reached]
-            lines += [f"{checkpoint:16} {ball:12} {one}" for one in said]
+            reached = here[here["epsilon"] <= own["epsilon"].iloc[0]].tail(1).to_dict("records")
+            for row in reached:
+                text = f"{row['attack']:16} {_percent(row['value'])} of all stay right by the curve alone"
+                lines.append(f"{checkpoint:16} {ball:12} {text}")
     lines += list(_distance_lines(results))
     for entry in read_manifest(results / MANIFEST)[1]["checkpoints"]:
         lines += [f"{entry['label']}: {name} was skipped, it {why}" for name, why in entry["skipped"].items()]
         if again := entry.get("rescored"):
             judged = f"{again['disagreeing']} of {again['images']} saved images"
-            lines.append(f"{entry['label']}: {judged} do not fool it when loaded anew, in batches of another size")
+            lines.append(f"{entry['label']}: {judged} do not fool it when loaded again, in batches of another size")
     return "\n".join(lines)
 
 
 def _distance_lines(results: Path) -> Iterator[str]:
-    """For each checkpoint the median distance, where distances were measured."""
+    """Write the median distance of each checkpoint if distances were measured."""
     if (found := find_table(results / CURVE.file)) is not None:
         for checkpoint, norm, said in median_distances(read_table(found, CURVE)):
             yield f"{checkpoint:16} {norm:12} {said}"
 
 
 def median_distances(curves: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
-    """Checkpoint, norm and median distance in words, of rows of the table CURVE."""
+    """Yield checkpoint, norm and median distance in words from rows of the table CURVE."""
     for (checkpoint, norm), line in curves.groupby(["checkpoint", "norm"], sort=False):
         below = line[line["value"] <= 0.5]["epsilon"]
-        median = f"{below.iloc[0]:.4g}" if len(below) else "none, for most images are fooled at no radius"
+        median = f"{below.iloc[0]:.4g}" if len(below) else "none: no radius fools most of the images"
         left = line["value"].iloc[-1]
-        kept = f", {_percent(left)} fooled at no radius" if left else ""
-        yield str(checkpoint), str(norm), f"median distance of all images, 0 where wrong when clean: {median}{kept}"
+        kept = f", {_percent(left)} not fooled at any radius" if left else ""
+        yield str(checkpoint), str(norm), f"median distance of all images (0 if wrong when clean): {median}{kept}"
 
 
 def transfer_lines(results: Path) -> str:
-    """A line for each source and target: how many examples of the one the other gets right, with the interval.
+    """Write the target's accuracy on the source's examples, with its interval: one line per source and target.
 
-    Then one for every two models whose gradients were compared.
+    One more line follows for every two models whose gradients were compared.
     """
     rows = read_table(results / TRANSFER.file, TRANSFER)
     lines = [
@@ -216,7 +217,7 @@ def transfer_lines(results: Path) -> str:
 
 
 def _similarities(results: Path) -> Iterator[str]:
-    """A line for every two models: the mean cosine of their gradients; none where an older version measured."""
+    """Yield the mean cosine of every two models' gradients; results of older versions have none."""
     found = find_table(results / SIMILARITY.file)
     rows = [] if found is None else read_table(found, SIMILARITY).to_dict("records")
     seen: set[str] = set()
@@ -228,16 +229,16 @@ def _similarities(results: Path) -> Iterator[str]:
 
 
 def audit_lines(results: Path) -> str:
-    """For each checkpoint the verdict, accuracies, the checks that fired and those that could not be made, in ASCII.
+    """Write each checkpoint's verdict, accuracies, fired checks and abstained checks in ASCII, from ``audit.json``.
 
-    From ``audit.json`` alone; what the budget left out comes last.
+    The last line names attacks that the budget left out.
     """
     document = Audits.parse(read_json(results / AUDIT_JSON))
     return "\n\n".join("\n".join(_audit(one)) for one in document.audits)
 
 
 def judge_lines(results: Path) -> str:
-    """For each checkpoint the verdict on the attack, the finding, the repairs and ours, the largest gain first."""
+    """Write for each checkpoint the verdict on the attack, the finding, then repairs and our attacks by gain."""
     rows = read_table(results / JUDGE.file, JUDGE)
     entries = {entry["label"]: entry for entry in read_manifest(results / MANIFEST)[1]["checkpoints"]}
     found = rows.groupby("checkpoint", sort=False)
@@ -259,7 +260,7 @@ def _judgement(rows: pd.DataFrame, entry: Mapping[str, Any]) -> Iterator[str]:
         for row in tried:
             yield f"  {title:9} {row['part'] or '':14} {row['name']:44} {_compared(row)}"
     if known := read_of_attack(judgement["reading"]):
-        yield f"  read of the attack: {known}"
+        yield f"  the attack as observed: {known}"
 
 
 def _compared(row: Mapping[Any, Any]) -> str:
@@ -271,7 +272,7 @@ def _compared(row: Mapping[Any, Any]) -> str:
 
 
 def read_of_attack(reading: Mapping[str, Any]) -> str:
-    """What is known of how an attack works, and what is not."""
+    """Say what is known of how an attack works, and what is unknown."""
     if not reading:
         return ""
     step = reading["step_size"]
@@ -286,15 +287,15 @@ def read_of_attack(reading: Mapping[str, Any]) -> str:
     gradients = f"all {gradients} at one point" if reading.get("at_one_point") else gradients
     parts = [gradients, *(f"{name} {value}" for name, value in known.items() if value)]
     unknown = [name for name, value in known.items() if not value]
-    return ", ".join(parts) + (f"; not known: {', '.join(unknown)}" if unknown else "")
+    return ", ".join(parts) + (f"; unknown: {', '.join(unknown)}" if unknown else "")
 
 
 def claim_lines(claims: Path) -> str:
-    """For each data set and architecture a line a claim: how many of its tests have each verdict, and the claim."""
+    """Count each claim's tests by verdict: one line per claim, for each data set and architecture."""
     rows = read_table(claims, CLAIMS)
     lines = []
     for (dataset, arch), group in rows.groupby(["dataset", "arch"], sort=False):
-        lines.append(f"{dataset}, {arch}: tests that are supported, not supported, not tested")
+        lines.append(f"{dataset}, {arch}: number of tests supported, not supported, not tested")
         for (claim, statement), tests in group.groupby(["claim", "statement"], sort=False):
             counts = tests["verdict"].value_counts()
             supported, against, untested = (
@@ -304,47 +305,48 @@ def claim_lines(claims: Path) -> str:
     return "\n".join(lines)
 
 
-def _audit(one: AuditOf) -> Iterator[str]:
-    cause = f", cause: {one.causes[0]}" if one.causes else ""
-    if one.claim is not None:
-        yield f"{one.checkpoint}: {one.of_claim}"
-    yield f"{one.checkpoint}: {one.verdict.upper()}{cause}"
-    yield f"  {one.reason}"
-    if one.verdict == NONE_FOUND:
+def _audit(audit: AuditOf) -> Iterator[str]:
+    cause = f", cause: {audit.causes[0]}" if audit.causes else ""
+    if audit.claim is not None:
+        yield f"{audit.checkpoint}: {audit.of_claim}"
+    yield f"{audit.checkpoint}: {audit.verdict.upper()}{cause}"
+    yield f"  {audit.reason}"
+    if audit.verdict == NONE_FOUND:
         yield f"  {NO_PROOF}"
-    yield from _accuracies(one)
-    for made in sorted((made for made in one.checks if made.state == "fired"), key=lambda made: not made.accuses):
-        value = f"{_number(made.value)} {made.sign} {_number(made.threshold)}"
-        p_value = "" if made.p_value is None else f"p = {made.p_value:.2g}"
-        weight = "accuses" if made.accuses else "does not accuse"
-        yield f"  {made.id}  {made.name:16} {value:16} {p_value:12} {weight}"
-        yield f"      {made.cause}"
-        yield f"      next: {made.next_step}"
-    for made in one.checks:
-        if made.state == "abstained":
-            yield f"  {made.id}  {made.name:16} abstained: {made.cause}"
-    if one.left_out:
-        reasons = dict.fromkeys(one.left_out.values())
-        left = [f"{', '.join(name for name, its in one.left_out.items() if its == why)} ({why})" for why in reasons]
+    yield from _accuracies(audit)
+    fired = [check for check in audit.checks if check.state == "fired"]
+    for check in sorted(fired, key=lambda check: not check.accuses):
+        value = f"{_number(check.value)} {check.sign} {_number(check.threshold)}"
+        p_value = "" if check.p_value is None else f"p = {check.p_value:.2g}"
+        weight = "accuses" if check.accuses else "does not accuse"
+        yield f"  {check.id}  {check.name:16} {value:16} {p_value:12} {weight}"
+        yield f"      {check.cause}"
+        yield f"      next: {check.next_step}"
+    for check in audit.checks:
+        if check.state == "abstained":
+            yield f"  {check.id}  {check.name:16} abstained: {check.cause}"
+    if audit.left_out:
+        reasons = dict.fromkeys(audit.left_out.values())
+        left = [f"{', '.join(name for name, its in audit.left_out.items() if its == why)} ({why})" for why in reasons]
         yield f"  not run: {'; '.join(left)}"
 
 
-def _accuracies(one: AuditOf) -> Iterator[str]:
-    """The clean accuracy, that under PGD alone, and the lowest."""
-    n = one.robust_accuracy.n
-    clean = {"n": n, **one.clean_accuracy.model_dump()}
-    lowest = {"value": one.robust_accuracy.upper_bound, **one.robust_accuracy.model_dump()}
+def _accuracies(audit: AuditOf) -> Iterator[str]:
+    """Yield the clean accuracy, the accuracy under PGD alone, and the lowest."""
+    n = audit.robust_accuracy.n
+    clean = {"n": n, **audit.clean_accuracy.model_dump()}
+    lowest = {"value": audit.robust_accuracy.upper_bound, **audit.robust_accuracy.model_dump()}
     yield f"  {'clean accuracy':24} {_share(clean)}"
-    if "pgd" in one.under:
-        low, high = wilson_interval(round(one.under["pgd"] * n), n)
-        alone = {"value": one.under["pgd"], "ci_low": low, "ci_high": high, "n": n}
+    if "pgd" in audit.under:
+        low, high = wilson_interval(round(audit.under["pgd"] * n), n)
+        alone = {"value": audit.under["pgd"], "ci_low": low, "ci_high": high, "n": n}
         yield f"  {'under PGD alone':24} {_share(alone)}"
     else:
         yield f"  {'under PGD alone':24} not run"
-    yield f"  {'lowest robust accuracy':24} {_share(lowest)}  an upper bound, {one.ball}, budget {one.budget}"
-    if one.median_distance is not None:
-        distance = f"{one.median_distance:.4g} in {one.threat.norm}"
-        yield f"  {'median distance':24} {distance}, of all images, 0 where wrong when clean"
+    yield f"  {'lowest robust accuracy':24} {_share(lowest)}  an upper bound, {audit.ball}, budget {audit.budget}"
+    if audit.median_distance is not None:
+        distance = f"{audit.median_distance:.4g} in {audit.threat.norm}"
+        yield f"  {'median distance':24} {distance}, of all images (0 if wrong when clean)"
 
 
 def _number(value: float | None) -> str:
@@ -365,7 +367,7 @@ def _share(row: Mapping[Any, Any]) -> str:
     return f"{100 * row['value']:5.1f} % {interval}  n = {int(row['n'])}"
 
 
-#: The lines of each kind of measurement.
+#: How to write each kind of measurement.
 _LINES: Mapping[str, Callable[[Path], str]] = {
     "analysis": analysis_lines,
     "landscape": landscape_lines,

@@ -1,4 +1,4 @@
-"""The claims of a report as a forest plot: a line for each claim, which opens into its tests."""
+"""Prepare the claims of a report as a forest plot: one line per claim, which opens into its tests."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,13 +9,13 @@ import pandas as pd
 from gradscope.reporting.chart import Track, tracks
 from gradscope.reporting.tables import NOTHING, VERDICT_TONES, Cell, Heading, ReportTable, effect, number, words
 
-#: The data sets on which the paper gives figures.
+#: Data sets for which the paper reports numbers.
 _OF_PAPER = ("cifar10", "cifar100", "imagenet100")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim: its code and statement, how its tests came out, their effects, and the tests themselves."""
+    """A claim: its code and statement, the outcome of its tests, their effects, and a table of the tests."""
 
     code: str
     statement: str
@@ -35,7 +35,7 @@ class Forest:
 
 
 def forests(claims: pd.DataFrame) -> Iterator[Forest]:
-    """The claims in rows of the table CLAIMS; effects of one unit share one axis in all of them."""
+    """Yield the claims in rows of the table CLAIMS by data set and architecture; effects of one unit share one axis."""
     drawn = tracks(claims, VERDICT_TONES)
     groups = claims.fillna({"dataset": "", "arch": ""}).groupby(["dataset", "arch"], sort=False)
     for rank, ((dataset, arch), rows) in enumerate(groups):
@@ -70,7 +70,7 @@ def _claim(code: str, tests: pd.DataFrame, drawn: dict[int, Track], suffix: str,
 
 
 def _tests(code: str, tests: pd.DataFrame, drawn: dict[int, Track], of_paper: bool) -> ReportTable:
-    """The tests of a claim; columns that say nothing are left out."""
+    """Make the table of a claim's tests; empty columns are left out."""
     rows: list[dict[Any, Any]] = tests.to_dict("records")
     columns = {
         Heading("Test", "long"): [Cell(str(row["statistic"]), f"claimed: {row['direction']}") for row in rows],
@@ -89,7 +89,7 @@ def _tests(code: str, tests: pd.DataFrame, drawn: dict[int, Track], of_paper: bo
     }
     shown = {heading: cells for heading, cells in columns.items() if any(cell.text != NOTHING for cell in cells)}
     caption = (
-        f"The tests of {code}. Effect: with its 95 % interval over images; the shaded side is where the claim has it, "
-        "and effects of one unit share one axis"
+        f"The tests of {code}. Effect: with its 95 % interval over images; the claim predicts the shaded side; "
+        "effects of one unit share one axis"
     )
     return ReportTable(f"claims-{code}", caption, tuple(shown), tuple(zip(*shown.values(), strict=True)))

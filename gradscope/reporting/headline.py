@@ -1,4 +1,4 @@
-"""The first screen of a report: one sentence that says what was found, one chart, one table, what to do next."""
+"""Make the first screen of a report: the finding in one sentence, one chart, one table, and what to do next."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +28,7 @@ _OF_ATTACK = {
     "the attack is sound": "passed",
     "inconclusive": "abstained",
 }
-#: Steps of advice at most.
+#: Most steps of advice.
 _MOST_STEPS = 4
 
 
@@ -45,9 +45,9 @@ class Trial:
 
 @dataclass(frozen=True)
 class Headline:
-    """The first screen. ``tone`` colours the finding; ``below`` it stand sentences; ``steps``: what to do next.
+    """The first screen. ``tone`` colours the finding; ``below`` has further sentences; ``steps``: what to do next.
 
-    ``untested``: a step that names claims; codes of other steps are of checks.
+    ``untested``: one more step, whose codes are claims; the codes in ``steps`` are checks.
     """
 
     examined: str
@@ -62,7 +62,7 @@ class Headline:
 
 
 def headline(contents: Contents) -> Headline:
-    """What stands on the first screen of the report of ``contents``."""
+    """Make the first screen of the report of ``contents``."""
     found = models(contents)
     trials = list(_trials(contents.parts))
     finding, tone = _finding(contents, found, trials)
@@ -81,7 +81,7 @@ def headline(contents: Contents) -> Headline:
 
 
 def _examined(found: Sequence[ReportedModel]) -> str:
-    """How many models, on which data, in which ball, in a few words."""
+    """Say in a few words how many models were measured, on which data and in which ball."""
     if not found:
         return ""
     count = "1 model" if len(found) == 1 else f"{len(found)} models"
@@ -93,17 +93,17 @@ def _examined(found: Sequence[ReportedModel]) -> str:
 
 
 def _finding(contents: Contents, found: Sequence[ReportedModel], trials: Sequence[Trial]) -> tuple[str, str]:
-    """The sentence that matters most, and its tone: the first of these kinds for which there are results."""
+    """Write the most important sentence and its tone: the first kind of finding that has results."""
     ball = main_ball(found)
-    for made in (
+    for finding in (
         _of_trials(found, trials),
         _of_claimed(found),
         _of_arithmetic(found, ball),
         _of_audits(found, ball),
         _of_bounds(found, ball),
     ):
-        if made:
-            return made
+        if finding:
+            return finding
     for part in contents.parts:
         if sentence := opening(part):
             return sentence, ""
@@ -113,7 +113,7 @@ def _finding(contents: Contents, found: Sequence[ReportedModel], trials: Sequenc
 
 
 def _of_trials(found: Sequence[ReportedModel], trials: Sequence[Trial]) -> tuple[str, str] | None:
-    """The worst verdict on an attack that was judged."""
+    """Write the worst verdict on a judged attack."""
     if not trials:
         return None
     order = list(_OF_ATTACK)
@@ -126,12 +126,12 @@ def _of_trials(found: Sequence[ReportedModel], trials: Sequence[Trial]) -> tuple
     lowest = model.lowest(on_trial.ball)
     left = f"it leaves {whole_percent(on_trial.rate.value)} of the images right"
     ours = f", gradscope's attacks leave {whole_percent(lowest.rate.value)}" if lowest else ""
-    part = f"; what blinds it: {listed(trial.parts)}" if trial.parts else ""
+    part = f"; blinded by its {listed(trial.parts)}" if trial.parts else ""
     return f"{named}: {left}{ours}{part}.", trial.tone
 
 
 def _of_claimed(found: Sequence[ReportedModel]) -> tuple[str, str] | None:
-    """Say whether a robust accuracy that was claimed is refuted; the first refuted claim, else the first."""
+    """Say whether a claimed robust accuracy is refuted: the first refuted claim, else the first claim."""
     claimed = [(model.label, audit, audit.claim) for model in found for audit in model.audits if audit.claim]
     for label, audit, claim in sorted(claimed, key=lambda one: not one[1].refuted)[:1]:
         bound = audit.robust_accuracy
@@ -145,7 +145,7 @@ def _of_claimed(found: Sequence[ReportedModel]) -> tuple[str, str] | None:
 
 
 def _of_arithmetic(found: Sequence[ReportedModel], ball: Ball | None) -> tuple[str, str] | None:
-    """The largest difference between the paper's attack and the exact one, where their intervals lie apart."""
+    """Write the largest difference between the paper's attack and the exact one with disjoint intervals."""
     gaps = [
         (paper.rate.value - exact.rate.value, model.label, paper, exact)
         for model in found
@@ -163,7 +163,7 @@ def _of_arithmetic(found: Sequence[ReportedModel], ball: Ball | None) -> tuple[s
 
 
 def _pairs(model: ReportedModel, ball: Ball | None) -> Iterator[tuple[UnderAttack, UnderAttack]]:
-    """The paper's attack and the exact one in ``ball``, of one part."""
+    """Yield the paper's attack and the exact one in ``ball`` from the same part."""
     for paper in model.under:
         if paper.attack == PAPER and paper.ball == ball and not paper.on_trial:
             for exact in model.under:
@@ -172,13 +172,13 @@ def _pairs(model: ReportedModel, ball: Ball | None) -> Iterator[tuple[UnderAttac
 
 
 def _of_audits(found: Sequence[ReportedModel], ball: Ball | None) -> tuple[str, str] | None:
-    """Whose gradients mislead the attacker; else what no audit found."""
+    """Name the models that mask their gradients; else say that no audit found masking, or which is inconclusive."""
     audited = [(model, audit) for model in found for audit in model.audits]
     if not audited:
         return None
     for verdict, says in (
         ("masking found", "masks its gradients"),
-        ("set-up invalid", "was not set up as an attack needs it"),
+        ("set-up invalid", "has an invalid set-up"),
     ):
         named = [(model, audit) for model, audit in audited if audit.verdict == verdict]
         if named:
@@ -201,7 +201,7 @@ def _of_audits(found: Sequence[ReportedModel], ball: Ball | None) -> tuple[str, 
 
 
 def _of_bounds(found: Sequence[ReportedModel], ball: Ball | None) -> tuple[str, str] | None:
-    """The most and the least robust model by their lowest bounds."""
+    """Compare the most and the least robust model by their lowest bounds."""
     if ball is None:
         return None
     bounds = [(lowest, model.label) for model in found if (lowest := model.lowest(ball))]
@@ -224,7 +224,7 @@ def _of_bounds(found: Sequence[ReportedModel], ball: Ball | None) -> tuple[str, 
 
 
 def _below(contents: Contents, found: Sequence[ReportedModel], finding: str) -> Iterator[str]:
-    """One sentence each on the models, the audits and the paper's claims, where the finding does not say it."""
+    """Yield a sentence each on the models, the audits and the paper's claims unless the finding says it already."""
     bounds = _of_bounds(found, main_ball(found))
     if bounds and len(found) > 1 and bounds[0] not in finding:
         yield bounds[0]
@@ -241,7 +241,7 @@ def _below(contents: Contents, found: Sequence[ReportedModel], finding: str) -> 
 
 
 def _of_verdicts(audits: Sequence[AuditOf]) -> str:
-    """In how many models the audits found masking, and how many they could not decide."""
+    """Count the models with masking, with an inconclusive audit and with an invalid set-up."""
     counts = Counter(audit.verdict for audit in audits)
     said = [f"The audits find gradient masking in {counts['masking found'] or 'none'} of {len(audits)} models"]
     if counts["inconclusive"]:
@@ -252,7 +252,7 @@ def _of_verdicts(audits: Sequence[AuditOf]) -> str:
 
 
 def _steps(contents: Contents, found: Sequence[ReportedModel]) -> Iterator[str]:
-    """What to do next: what the checks that fired ask for, and what would decide what is open."""
+    """Yield what to do next: the steps of fired checks, and what would decide open questions."""
     for model in found:
         for audit in model.audits:
             yield from _steps_of(audit, model.label)
@@ -266,7 +266,7 @@ def _steps(contents: Contents, found: Sequence[ReportedModel]) -> Iterator[str]:
 
 
 def _untested(contents: Contents) -> str:
-    """Which claims lack measurements; empty where none does."""
+    """Name the claims that lack measurements; "" if none does."""
     claims = contents.claims
     lacking = [] if claims is None else claims[claims["verdict"] == "not tested"]["claim"].astype(str).unique().tolist()
     return f"Measure what the untested tests of {listed(lacking)} lack; each says what." if lacking else ""

@@ -1,4 +1,4 @@
-"""The models of a report: who they are, how they were trained, and every accuracy that any part found for them."""
+"""Collect the models of a report: their identity, their training, and every accuracy that any part measured."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,26 +43,26 @@ class Rate:
 
     @classmethod
     def of(cls, row: Mapping[Any, Any], value: str = "value") -> "Rate":
-        """The rate in a row of a table."""
+        """Read a rate from a row of a table."""
         return cls(float(row[value]), float(row["ci_low"]), float(row["ci_high"]), int(row["n"]))
 
     @property
     def cell(self) -> Cell:
-        """The rate for a table."""
+        """The rate as a cell of a table."""
         return share(self.value, self.low, self.high)
 
     @property
     def words(self) -> str:
-        """The rate in a sentence."""
+        """The rate as words in a sentence."""
         return f"{self.cell.text} {self.cell.aside}".strip()
 
 
 @dataclass(frozen=True)
 class UnderAttack:
-    """A model's accuracy under an attack. ``part``: where it was measured.
+    """A model's accuracy under an attack, measured in ``part``.
 
-    ``is_bound``: whether the examples stay in the ball and in [0, 1], so that no robust accuracy can be above it.
-    ``on_trial``: whether it is an attack that was judged.
+    ``is_bound``: the examples stay in the ball and in [0, 1], so the accuracy is an upper bound of the robust accuracy.
+    ``on_trial``: ``gradscope judge`` judged this attack.
     """
 
     attack: str
@@ -77,9 +77,9 @@ class UnderAttack:
 class ReportedModel:
     """A checkpoint and its accuracies.
 
-    ``curve``: those of a minimal-norm attack, at each radius where an image falls. ``factor``: what the logits of
-    another checkpoint were multiplied by to make it, which changes no prediction; ``alike``: bounds of such other
-    models, which hold for this one, too.
+    ``curve``: accuracies under a minimal-norm attack, at each radius that fools a further image. ``factor``: the model
+    is another checkpoint with logits multiplied by this factor, which changes no prediction. ``alike``: bounds of
+    models that differ from this one only by the factor; they hold for this model too.
     """
 
     label: str
@@ -96,22 +96,22 @@ class ReportedModel:
     audits: list[AuditOf] = field(default_factory=list)
 
     def reached(self, attack: str, ball: Ball) -> UnderAttack | None:
-        """The accuracy under one attack in one ball, of the most images."""
+        """Find the accuracy under one attack in one ball, measured on the most images."""
         known = [one for one in self.under if one.attack == attack and one.ball == ball and not one.on_trial]
         return max(known, key=lambda one: one.rate.n, default=None)
 
     def lowest(self, ball: Ball) -> UnderAttack | None:
-        """The lowest upper bound of the robust accuracy in ``ball`` that any part found; of equal ones the tightest."""
+        """Find the lowest upper bound of the robust accuracy in ``ball`` in any part; of equal bounds the tightest."""
         bounds = [one for one in (*self.under, *self.curve, *self.alike) if one.is_bound and ball.holds(one.ball)]
         return min(bounds, key=lambda one: (one.rate.value, one.rate.high), default=None)
 
     def on_trial(self) -> UnderAttack | None:
-        """The accuracy under the attack that was judged."""
+        """Find the accuracy under the attack that was judged."""
         return next((one for one in self.under if one.on_trial), None)
 
 
 def models(contents: Contents) -> list[ReportedModel]:
-    """Every checkpoint once, in order of appearance; one label with two files or data sets is two models."""
+    """List every checkpoint once, in order of appearance; one label with two files or data sets is two models."""
     found: dict[tuple[str, ...], ReportedModel] = {}
     for part in contents.parts:
         entries = {entry.label: entry for entry in part.manifest.checkpoints}
@@ -131,13 +131,13 @@ def models(contents: Contents) -> list[ReportedModel]:
 
 
 def _configs(part: ReportPart) -> dict[str, Mapping[str, Any]]:
-    """How each checkpoint of a part was trained, as its manifest has it."""
+    """Read each checkpoint's training settings from a part's manifest."""
     entries = part.raw_manifest.get("checkpoints", ())
     return {str(entry.get("label")): entry.get("config") or {} for entry in entries}
 
 
 def _share_bounds(found: Sequence[ReportedModel]) -> None:
-    """Give models that differ in the scale of their logits alone, and so predict alike, each other's bounds."""
+    """Share bounds among models that differ only in the scale of their logits: they make the same predictions."""
     families: dict[tuple[str, ...], list[ReportedModel]] = {}
     for model in found:
         families.setdefault((model.mode, model.dataset, model.arch, model.seed), []).append(model)
@@ -145,22 +145,22 @@ def _share_bounds(found: Sequence[ReportedModel]) -> None:
         if sum(model.factor == 1.0 for model in family) == 1:
             for model in family:
                 model.alike = [
-                    replace(one, attack=f"{one.attack} on {other.label}")
+                    replace(bound, attack=f"{bound.attack} on {other.label}")
                     for other in family
                     if other is not model
-                    for one in (*other.under, *other.curve)
+                    for bound in (*other.under, *other.curve)
                 ]
 
 
 def main_ball(found: Sequence[ReportedModel]) -> Ball | None:
-    """The ball in which most models were attacked; of several the one with most results, then the first."""
+    """Find the ball in which most models were attacked; of several the one with most results, then the first."""
     counts = Counter(one.ball for model in found for one in model.under)
     attacked = Counter(ball for model in found for ball in {one.ball for one in model.under})
     return max(counts, key=lambda ball: (attacked[ball], counts[ball]), default=None)
 
 
 def _who(part: ReportPart) -> Iterator[tuple[str, str, str, str, str]]:
-    """Identities of all checkpoints of a part, each once."""
+    """Yield the identity of each checkpoint of a part once."""
     tables = [rows[_WHO] for rows in part.tables.values() if len(rows)]
     landscape = part.composed.landscape
     tables += [landscape[_WHO]] if landscape is not None else []
@@ -172,7 +172,7 @@ def _who(part: ReportPart) -> Iterator[tuple[str, str, str, str, str]]:
 
 
 def _add_accuracies(model: ReportedModel, part: ReportPart) -> None:
-    """Add what a part says of the model: clean accuracy where it rests on more images, and under its attacks."""
+    """Add a part's accuracies to the model: the clean accuracy if it has more images, and those under attacks."""
     tables = {name: rows[_is(rows, model)].to_dict("records") for name, rows in part.tables.items()}
     for row in tables.get(SUMMARY.file, ()):
         if row["metric"] == "accuracy" and row["subset"] == "clean/all":
@@ -203,9 +203,9 @@ def _add_accuracies(model: ReportedModel, part: ReportPart) -> None:
 
 
 def _add_attacks(model: ReportedModel, part: ReportPart, rows: Sequence[Mapping[Any, Any]]) -> None:
-    """Rows of the table ATTACKS: each attack on all images alone, and the last in each ball together with all others.
+    """Add rows of the table ATTACKS: each attack alone on all images, and all attacks together in each ball.
 
-    The paper's attack leaves the box: what it counts for stands in the attack's own row alone.
+    The paper's attack leaves the box, so a combination with it is no bound and is left out.
     """
     together: dict[Ball, Mapping[Any, Any]] = {}
     attacked: dict[Ball, list[str]] = {}
@@ -226,7 +226,7 @@ def _add_attacks(model: ReportedModel, part: ReportPart, rows: Sequence[Mapping[
 
 
 def _add_trial(model: ReportedModel, part: ReportPart, rows: Sequence[Mapping[Any, Any]]) -> None:
-    """Rows of the table JUDGE: the attack on trial, and ours, which bound the robust accuracy."""
+    """Add rows of the table JUDGE: the attack on trial, and our attacks, which bound the robust accuracy."""
     for row in rows:
         if pd.isna(row["left"]):
             continue
@@ -251,7 +251,7 @@ def _ball(row: Mapping[Any, Any]) -> Ball:
 
 
 def _ball_of_summary(row: Mapping[Any, Any], part: ReportPart) -> Ball | None:
-    """The ball of a row of SUMMARY; tables of earlier versions leave it to the manifest. None where none says it."""
+    """Find the ball of a row of SUMMARY; for older tables in the manifest. None if neither has it."""
     if isinstance(row["norm"], str) and pd.notna(row["epsilon"]):
         return _ball(row)
     settings = part.manifest.attacks.get(str(row["attack"]))
@@ -267,13 +267,13 @@ def _add(model: ReportedModel, attack: str, ball: Ball, part: ReportPart, rate: 
 
 
 def _take_clean(model: ReportedModel, rate: Rate) -> None:
-    """Take ``rate`` as the clean accuracy where it rests on more images than the known one."""
+    """Take ``rate`` as the clean accuracy if it has more images than the present one."""
     if model.clean is None or rate.n > model.clean.n:
         model.clean = rate
 
 
 def models_table(found: Sequence[ReportedModel]) -> ReportTable:
-    """The table of models: who they are, clean accuracy, under the paper's and the exact attack, and one bound each."""
+    """Make the table of models: identity, clean accuracy, paper's attack, exact attack, and one bound each."""
     ball = main_ball(found)
     columns = [
         (Heading("Model"), [words(model.label) for model in found]),
@@ -297,18 +297,18 @@ def models_table(found: Sequence[ReportedModel]) -> ReportTable:
 
 
 def _several(values: list[str]) -> list[Cell]:
-    """A column that is left out where all models share one value."""
+    """Make a column, empty (and so left out) if all models share one value."""
     return [words(value) for value in values] if len(set(values)) > 1 else [Cell(NOTHING)] * len(values)
 
 
 def _unless_same(values: list[str], labels: list[str]) -> list[Cell]:
-    """A column that is left out where every label begins with its value."""
+    """Make a column, empty (and so left out) if every label begins with its value."""
     alike = all(label.startswith(value) for value, label in zip(values, labels, strict=True))
     return [Cell(NOTHING) if alike else words(value) for value in values]
 
 
 def _if_ambiguous(digests: list[str], labels: list[str]) -> list[Cell]:
-    """The beginning of each digest, where one label names two files; else a column that is left out."""
+    """Make a column of digests' beginnings if one label names two files; else empty, and so left out."""
     is_unique = len(set(labels)) == len(labels)
     return [Cell(NOTHING) if is_unique else words(digest[:_SHORT]) for digest in digests]
 
@@ -325,21 +325,21 @@ def _bound(model: ReportedModel, ball: Ball) -> Cell:
 
 
 def _audited(model: ReportedModel) -> Cell:
-    """The worst verdict of the model's audits, and its cause."""
+    """Write the worst verdict of the model's audits, with its causes."""
     if not model.audits:
         return Cell(NOTHING)
     order = list(AUDIT_TONES)
     audit = min(model.audits, key=lambda one: order.index(one.verdict))
-    told = [f"claim of {100 * audit.claim.value:.4g} % {audit.claim.verdict}"] if audit.claim else []
+    claims = [f"claim of {100 * audit.claim.value:.4g} % {audit.claim.verdict}"] if audit.claim else []
     verdict = "no masking found" if audit.verdict == NONE_FOUND else audit.verdict
-    said = [*audit.causes, *told, f"budget {audit.budget}"]
-    return Cell(verdict, "; ".join(said), tone=AUDIT_TONES[audit.verdict])
+    notes = [*audit.causes, *claims, f"budget {audit.budget}"]
+    return Cell(verdict, "; ".join(notes), tone=AUDIT_TONES[audit.verdict])
 
 
 def _caption(found: Sequence[ReportedModel], ball: Ball | None) -> str:
     sizes = sorted({rate.n for model in found for rate in (model.clean, *(one.rate for one in model.under)) if rate})
     images = f" over {' to '.join(f'{n:,}' for n in dict.fromkeys((sizes[0], sizes[-1])))} test images" if sizes else ""
-    parts = [f"The models: the share of test images that each gets right, with its 95 % interval{images}"]
+    parts = [f"Accuracy of the models: the share of test images that are right, with its 95 % interval{images}"]
     if ball:
         parts += [
             f"attacks in {ball}",

@@ -1,4 +1,4 @@
-"""The sentence that begins each section of a report: what to see in it, made from the rows of its tables."""
+"""Write the sentence that begins each section of a report: its main result, from the rows of its tables."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,7 +12,7 @@ Say = Callable[[float], str]
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """Names in a sentence: "a, b and c"; past ``most`` the others are counted."""
+    """List names in a sentence: "a, b and c"; beyond ``most`` names, count the rest."""
     shown = list(dict.fromkeys(names))
     if len(shown) > most:
         shown = [*shown[:most], f"{len(shown) - most} more"]
@@ -20,7 +20,7 @@ def listed(names: Sequence[str], most: int = 6) -> str:
 
 
 def spread(values: Mapping[str, float], say: Say) -> str:
-    """The values of models in a few words: each of two, or the lowest and the highest with whose they are."""
+    """Summarise the values of models: both of two, else the lowest and the highest, with the models' names."""
     known = {name: value for name, value in values.items() if not is_missing(value)}
     if not known:
         return ""
@@ -31,12 +31,12 @@ def spread(values: Mapping[str, float], say: Say) -> str:
 
 
 def digits(value: float) -> str:
-    """A number with two significant digits, without an exponent where that is short."""
+    """Write a number with two significant digits, or a whole number from 100 on."""
     return f"{value:.2g}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def opening(part: ReportPart) -> str:
-    """The sentence of the section that the part's own kind of results stands in; empty where it has none."""
+    """Write the sentence for the first kind of results that the part has; "" if it has none."""
     for say in (trajectories, landscapes, spectrum, attacks, transfer, audit):
         if sentence := say(part):
             return sentence
@@ -44,7 +44,7 @@ def opening(part: ReportPart) -> str:
 
 
 def trajectories(part: ReportPart) -> str:
-    """Accuracy under each attack, stability of the gradients' direction, and their norm at the clean image."""
+    """Describe accuracy under each attack, stability of the gradients' direction, and their norm at clean images."""
     rows = part.table(SUMMARY)
     worst = _values(rows, "accuracy", "worst/all")
     if not worst:
@@ -61,7 +61,7 @@ def trajectories(part: ReportPart) -> str:
 
 
 def entropy(part: ReportPart) -> str:
-    """Predictive entropy, clean and at the end of each attack."""
+    """Describe predictive entropy at clean images and at the end of each attack."""
     rows = part.table(SUMMARY)
     clean = _values(rows, "entropy", "clean/all")
     if not clean:
@@ -76,7 +76,7 @@ def entropy(part: ReportPart) -> str:
 
 
 def scale(part: ReportPart) -> str:
-    """What the scale of the logits does to the accuracy under a fixed attack: the largest change of any model."""
+    """Describe how the scale of the logits changes accuracy under a fixed attack: the largest change of any model."""
     rows = part.table(SCALE)
     rows = rows[rows["metric"] == "robust-accuracy"]
     reaches = []
@@ -89,7 +89,7 @@ def scale(part: ReportPart) -> str:
         return ""
     gain, checkpoint, attack, given, top = max(reaches, key=lambda reach: reach[0])
     if gain <= 0:
-        return "Dividing the logits by another temperature makes no attack here weaker than on the logits as given."
+        return "No attack here gets weaker when the logits are divided by another temperature."
     before = whole_percent(float(given["value"].iloc[0]))
     return (
         f"Dividing the logits of {checkpoint} by {top['temperature']:.3g} changes no prediction, yet {attack} then "
@@ -98,7 +98,7 @@ def scale(part: ReportPart) -> str:
 
 
 def distances(part: ReportPart) -> str:
-    """The median distance to the nearest adversarial image."""
+    """Describe the median distance to the nearest adversarial image."""
     said = []
     for norm, curves in part.table(CURVE).groupby("norm", sort=False):
         medians = {}
@@ -111,12 +111,12 @@ def distances(part: ReportPart) -> str:
 
 
 def scale_and_distance(part: ReportPart) -> str:
-    """Both of the above."""
+    """Describe scale and median distance."""
     return " ".join(said for said in (scale(part), distances(part)) if said)
 
 
 def landscapes(part: ReportPart) -> str:
-    """How far one can go before the prediction turns wrong, and how rough the loss is."""
+    """Describe how far the prediction stays right, and how much the loss rises."""
     rows = part.table(SUMMARY)
     said = []
     along, random, rise = (
@@ -139,7 +139,7 @@ def landscapes(part: ReportPart) -> str:
 
 
 def spectrum(part: ReportPart) -> str:
-    """The largest eigenvalue of the Hessian."""
+    """Describe the largest eigenvalue of each matrix."""
     rows = part.table(SPECTRUM)
     said = []
     for (space, matrix), found in rows[rows["metric"] == "eigenvalue"].groupby(["space", "matrix"], sort=False):
@@ -152,7 +152,7 @@ def spectrum(part: ReportPart) -> str:
 
 
 def attacks(part: ReportPart) -> str:
-    """What all attacks together leave."""
+    """Describe the accuracy under all attacks together."""
     rows = part.table(ATTACKS)
     said = []
     for (norm, epsilon), of_ball in rows[rows["metric"] == "robust-accuracy"].groupby(["norm", "epsilon"], sort=False):
@@ -165,7 +165,7 @@ def attacks(part: ReportPart) -> str:
 
 
 def transfer(part: ReportPart) -> str:
-    """Whose examples do the most harm to other models, and whether any model falls more to others than to its own."""
+    """Name the examples that transfer best, and models that other models' examples fool more than their own."""
     rows = part.table(TRANSFER)
     table = {(str(row["source"]), str(row["checkpoint"])): float(row["accuracy"]) for row in rows.to_dict("records")}
     own = {target: value for (source, target), value in table.items() if source == target}
@@ -188,15 +188,16 @@ def transfer(part: ReportPart) -> str:
 
 
 def audit(part: ReportPart) -> str:
-    """The verdicts, and which checks fired."""
+    """Describe the verdicts, and which checks fired."""
     if not part.audits:
         return ""
     said = []
-    for verdict in dict.fromkeys(one.verdict for one in part.audits):
-        names = [one.checkpoint for one in part.audits if one.verdict == verdict]
-        causes = list(dict.fromkeys(cause for one in part.audits if one.verdict == verdict for cause in one.causes))
+    for verdict in dict.fromkeys(entry.verdict for entry in part.audits):
+        alike = [entry for entry in part.audits if entry.verdict == verdict]
+        names = [entry.checkpoint for entry in alike]
+        causes = list(dict.fromkeys(cause for entry in alike for cause in entry.causes))
         said.append(f"{listed(names)}: {verdict}{f' ({listed(causes)})' if causes else ''}.")
-    fired = [check.id for one in part.audits for check in one.checks if check.state == "fired"]
+    fired = [check.id for entry in part.audits for check in entry.checks if check.state == "fired"]
     counts = {code: fired.count(code) for code in dict.fromkeys(fired)}
     total = len(part.audits)
     if counts:
@@ -208,7 +209,7 @@ def audit(part: ReportPart) -> str:
 
 
 def judge(part: ReportPart) -> str:
-    """The verdict on each attack that was judged."""
+    """Describe the verdict on each judged attack."""
     rows = part.table(JUDGE)
     tried = rows[rows["role"] == "attack"]
     said = [f"{row['attack']} on {row['checkpoint']}: {row['verdict']}." for row in tried.to_dict("records")]
@@ -216,7 +217,7 @@ def judge(part: ReportPart) -> str:
 
 
 def claims_in_words(claims: pd.DataFrame) -> str:
-    """How the tests of the claims came out."""
+    """Count the tests of the claims that hold."""
     said = []
     for codes, whose in (("C", "the paper's claims (C)"), ("H", "the rival explanation, the attack's arithmetic (H),")):
         tests = claims[claims["claim"].astype(str).str.startswith(codes)]
@@ -228,7 +229,7 @@ def claims_in_words(claims: pd.DataFrame) -> str:
 
 
 def _values(summary: pd.DataFrame, metric: str, subset: str) -> dict[str, dict[str, float]]:
-    """Attack to checkpoint to the value of a metric over a subset."""
+    """Look up a metric over a subset, by attack and checkpoint."""
     found: dict[str, dict[str, float]] = {}
     for row in summary[(summary["metric"] == metric) & (summary["subset"] == subset)].to_dict("records"):
         found.setdefault(str(row["attack"]), {})[str(row["checkpoint"])] = float(row["value"])

@@ -1,10 +1,10 @@
-"""The checks of an audit in words: their names, and when each fires."""
+"""The checks of an audit in words: names, and when each fires."""
 
 from typing import NamedTuple
 
 
 class Meaning(NamedTuple):
-    """The name of a check, and when it fires, in a sentence without its subject."""
+    """The name of a check, and the condition on which it fires."""
 
     name: str
     fires: str
@@ -14,13 +14,13 @@ class Meaning(NamedTuple):
 MEANINGS: dict[str, Meaning] = {
     "D1": Meaning(
         "set-up",
-        "the output is random, depends on the batch, is not finite or is made of probabilities; an image leaves "
+        "the output is random, depends on the batch, is not finite or consists of probabilities; an image leaves "
         "[0, 1]; or the clean accuracy is no better than guessing",
     ),
     "N1": Meaning(
         "dead gradients",
-        "on more than 1 % of the images the cross-entropy or its gradient is 0, or smaller than the floor that common "
-        "attacks put under a gradient's norm",
+        "on more than 1 % of the images the cross-entropy or its gradient is 0, or the gradient's norm is below the "
+        "floor that common attacks apply",
     ),
     "N2": Meaning("rounding", "on more than 5 % of the images the gradients in float32 and in float64 disagree"),
     "N3": Meaning("loss", "PGD on another loss, or in float64, fools more images than PGD on cross-entropy"),

@@ -1,7 +1,7 @@
-"""``make bench``: the speed targets of the design as ratios, each pair measured side by side in this run.
+"""``make bench``: check the speed targets of the design as ratios; each pair is timed side by side in this run.
 
-Also, where there is a GPU, how fast training and measuring are in images a second and seconds. Run it on a quiet
-machine: a second busy process changes the ratios by a third.
+On a GPU it also times training and measuring in images per second and seconds. Run it on a quiet machine: a second
+busy process changes the ratios by a third.
 """
 
 import argparse
@@ -77,13 +77,13 @@ STEPS = 40
 ATTACKED = 128
 TRAINED = 2560
 ARCHITECTURES = ("cnn4", "cnn6")
-#: What a trial may cost at most, in runs of the attack, as its steps add up: ours, and the repairs where it is weaker.
+#: Highest cost of a trial in runs of the attack, counted in steps: our attacks, plus repairs if the attack is weaker.
 JUDGED = {"whole": 5, "steps too small": 15}
 
 
 @dataclass(frozen=True)
 class Bench:
-    """Where benchmarks run and how often; ``quick``: on sizes that show that they run, and nothing of speed."""
+    """Where benchmarks run and how often; ``quick``: on tiny sizes, which test that they run, not their speed."""
 
     device: torch.device
     rounds: int
@@ -124,7 +124,7 @@ def tracked_pgd(bench: Bench) -> Iterator[Ratio]:
         return measure_trajectory(model, images, PGD(steps=steps), frozenset(METRICS), work=Work(device=bench.device))
 
     def passes() -> None:
-        """As many forward and input-gradient passes, in the layout and batches that are fastest."""
+        """Make the same number of forward and input-gradient passes, in the fastest layout and batches."""
         with measuring(model):
             for part, truth in zip(batch.split(best), labels.split(best), strict=True):
                 point = laid_out(part)
@@ -189,7 +189,7 @@ def input_plane(bench: Bench) -> Iterator[Ratio]:
 
 
 def input_plane_times(bench: Bench) -> Iterator[Absolute]:
-    """On a CPU of cnn4 alone, where it takes a minute."""
+    """Time input planes; on a CPU only of cnn4, which takes a minute."""
     points = bench.size(300, 5)
     for architecture in ARCHITECTURES if bench.on_gpu or bench.quick else ("cnn4",):
         around = plane_around_one(architecture, bench.device)
@@ -216,7 +216,7 @@ def weight_plane(bench: Bench) -> Iterator[Ratio]:
     metric = loss_landscapes.metrics.Loss(torch.nn.CrossEntropyLoss(), batch, labels)
 
     def theirs() -> object:
-        with bench.device:  # its directions are made on the default device, whatever the model's is
+        with bench.device:  # it makes directions on the default device, not on the model's
             return loss_landscapes.random_plane(model, metric, 1, 5, normalization="filter", deepcopy_model=True)
 
     name, target = f"weight landscape, 5 x 5, {count} images", 0.2 if bench.on_gpu else 0.4
@@ -243,7 +243,7 @@ def plane_of_weights(
 
 
 def digits(side: int, channels: int) -> tuple[ImageSet, ImageSet]:
-    """scikit-learn's digits at another size and with several equal channels: 1,400 for training, and the others."""
+    """Load scikit-learn's digits at another size with equal channels: 1,400 for training, the rest held out."""
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
@@ -256,7 +256,7 @@ def digits(side: int, channels: int) -> tuple[ImageSet, ImageSet]:
 
 
 def digit_classifier(architecture: str, side: int, channels: int, bench: Bench) -> tuple[torch.nn.Module, ImageSet]:
-    """A network after a few epochs on the digits, and images that it has not seen."""
+    """Train a network for a few epochs on the digits; return it with unseen images."""
     training, held_out = digits(side, channels)
     torch.manual_seed(0)
     model = build(ModelSpec(architecture, 10, channels, side, (0.5,), (0.5,))).to(bench.device)
@@ -271,7 +271,7 @@ def digit_classifier(architecture: str, side: int, channels: int, bench: Bench) 
 
 
 def radius_that_leaves(share: float, model: torch.nn.Module, images: ImageSet, device: torch.device) -> float:
-    """A radius in L-infinity at which about ``share`` of ``images`` stand, by bisection."""
+    """Find by bisection an L-infinity radius at which about ``share`` of ``images`` are not fooled."""
     low, high = 0.0, 0.5
     for _ in range(6):
         threat = ThreatModel("linf", (low + high) / 2)
@@ -281,9 +281,9 @@ def radius_that_leaves(share: float, model: torch.nn.Module, images: ImageSet, d
 
 
 def autoattack(bench: Bench) -> Iterator[Ratio]:
-    """Standard AutoAttack where a quarter of the images stand, beside its authors' (``pip install pyautoattack``).
+    """Compare standard AutoAttack with its authors' (``pip install pyautoattack``) at 25 % robust accuracy.
 
-    Theirs runs first, in a process as they find it; ours keeps memory, as its commands do.
+    Theirs runs first, in an unchanged process; ours then keeps freed memory, as gradscope's commands do.
     """
     if find_spec("pyautoattack") is None:
         print("autoattack: left out, pyautoattack is not installed", flush=True)
@@ -330,7 +330,7 @@ def autoattack(bench: Bench) -> Iterator[Ratio]:
 def audit(bench: Bench) -> Iterator[Ratio]:
     model, held_out = digit_classifier("cnn4", 32, 3, bench)
     images = held_out.subset(torch.arange(bench.size(200, 8)))
-    # As of an undefended model at the usual radius; where many images stand, their queries are most of the work.
+    # Like an undefended model at the usual radius: if many images are not fooled, their queries are most of the work.
     settings = PGD(norm="linf", epsilon=radius_that_leaves(0.02, model, images, bench.device), steps=bench.size(40, 1))
 
     def attacked() -> None:
@@ -346,7 +346,7 @@ def audit(bench: Bench) -> Iterator[Ratio]:
 
 
 def standard(bench: Bench) -> Iterator[Ratio]:
-    """The default audit beside one without what came to it since its speed was first measured; once each."""
+    """Time the default audit once against one without the parts added since its speed was first measured."""
     model, held_out = digit_classifier("cnn4", 32, 3, bench)
     images = held_out.subset(torch.arange(bench.size(len(held_out), 40)))
     epsilon = radius_that_leaves(0.02, model, images, bench.device)
@@ -365,7 +365,7 @@ def standard(bench: Bench) -> Iterator[Ratio]:
 
 
 def judge(bench: Bench) -> Iterator[Ratio]:
-    """A trial beside the attack alone: of a whole attack, and of one that is repaired, for its steps are too small."""
+    """Time a trial against the attack alone: for a sound attack, and for one whose steps are too small."""
     import torchattacks
 
     model, held_out = digit_classifier("cnn4", 32, 3, bench)
@@ -388,7 +388,7 @@ def judge(bench: Bench) -> Iterator[Ratio]:
 
 
 def spectrum(bench: Bench) -> Iterator[Ratio]:
-    """Trace and density beside bare Hessian-vector products, as PyHessian takes them, as many and in the best batch."""
+    """Time trace and density against the same number of bare Hessian-vector products, made like PyHessian's."""
     images = random_images(bench.size(512, 32))
     model = network("cnn4", bench.device).eval()
     probes, iterations = bench.size(2, 2), bench.size(6, 2)
@@ -420,7 +420,7 @@ def training_run(mode: str, images: ImageSet, settings: list[str], bench: Bench,
 
 
 def training_rates(bench: Bench) -> Iterator[Absolute]:
-    """Epochs of the loop itself on images that live on the device, without validation and what is written."""
+    """Time epochs of the training loop on images on the device, without validation and written files."""
     batch_size = bench.size(256, 16)
     precision, rounds = auto_precision(bench.device, 32), bench.rounds if bench.on_gpu else min(2, bench.rounds)
     for architecture, on_cpu in {"cnn4": 1280, "cnn6": 256}.items():
@@ -487,7 +487,7 @@ def supervised_epoch(bench: Bench) -> Iterator[Ratio]:
         kept = workers > 0
         return DataLoader(dataset, 128, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=kept)
 
-    # Against the better of the two usual settings.
+    # Compare with the faster of the two usual settings.
     counts = {workers: epoch(loader(workers)) for workers in (0, 2)}
     pairs = [
         side_by_side(
@@ -504,7 +504,7 @@ def supervised_epoch(bench: Bench) -> Iterator[Ratio]:
 
 
 def layouts(bench: Bench) -> Iterator[Ratio]:
-    """Forward and back in both memory layouts: what :func:`takes_channels_last` says of a device."""
+    """Time forward and backward passes in both memory layouts; checks :func:`takes_channels_last` for the device."""
     target = 1.0 if takes_channels_last(bench.device) else inf
     for architecture, shape in (("cnn4", (32, 3, 32, 32)), ("cnn6", (32, 3, 32, 32)), ("cnn2", (384, 1, 8, 8))):
         model, images = network(architecture, bench.device, *shape[1:3]).eval(), torch.rand(shape, device=bench.device)
@@ -522,7 +522,7 @@ def there_and_back(model: torch.nn.Module, images: torch.Tensor, count: int) -> 
 
 
 def kept_memory(bench: Bench) -> Iterator[Ratio]:
-    """Forward and back before and after :func:`keep_memory`, which the commands call, in this order."""
+    """Time forward and backward passes before and then after :func:`keep_memory`, which the commands call."""
     model, images = network("cnn4", bench.device).eval(), laid_out(torch.rand(bench.size(128, 2), 3, 32, 32))
     count = bench.size(8, 1)
     work = partial(there_and_back, model, images.to(bench.device), count)
@@ -536,7 +536,7 @@ def kept_memory(bench: Bench) -> Iterator[Ratio]:
 
 
 def memory(bench: Bench) -> Iterator[Ratio]:
-    """Peak resident memory of `gradscope analyze` on 1,000 and on 10,000 images, on the CPU, in own processes."""
+    """Compare peak resident memory of `gradscope analyze` on 1,000 and 10,000 images, on the CPU, in new processes."""
     many, few = bench.size(10_000, 100), bench.size(1_000, 10)
     analyze = analysis_on_disk("cnn2", many, bench.folder / "memory")
     peaks = [
@@ -548,7 +548,7 @@ def memory(bench: Bench) -> Iterator[Ratio]:
 
 
 def analysis_on_disk(architecture: str, count: int, folder: Path) -> list[str]:
-    """The command that analyses a network, trained for an epoch, on ``count`` random images, all in ``folder``."""
+    """Train a network for an epoch, write ``count`` random images to ``folder``; return the command to analyse it."""
     folder.mkdir()
     checkpoint, data = str(folder / "model.pt"), folder / "images.npz"
     images = random_images(count)
@@ -560,7 +560,7 @@ def analysis_on_disk(architecture: str, count: int, folder: Path) -> list[str]:
 
 
 def two_at_once(bench: Bench) -> Iterator[Ratio]:
-    """Two commands on the same cores, from start to end, beside one alone: they wait as the commands see to."""
+    """Time two commands on the same cores against one alone, with the commands' own waiting policy of threads."""
     analyze = [*analysis_on_disk("cnn4", 300, bench.folder / "at-once"), "--steps", "20", "--overwrite"]
     settings = {key: value for key, value in os.environ.items() if not key.startswith(("GOMP_", "OMP_"))}
     quiet = subprocess.DEVNULL
@@ -581,8 +581,8 @@ def two_at_once(bench: Bench) -> Iterator[Ratio]:
 
 
 def peak_memory(*arguments: str) -> float:
-    """Peak resident memory of a command in MiB."""
-    # Not getrusage: its peak is carried over from this process, which has been larger.
+    """Measure the peak resident memory of a command in MiB."""
+    # Not getrusage: it inherits the peak of this process, which was larger.
     report = "print([line for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
     code = f"from gradscope.cli import main\ntry:\n    main({list(arguments)!r})\nfinally:\n    {report}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -590,7 +590,7 @@ def peak_memory(*arguments: str) -> float:
 
 
 def refusal(bench: Bench) -> Iterator[Absolute]:
-    """What it takes to be told of a mistake: of a flag, a name and a path."""
+    """Time the refusal of a wrong flag, a wrong name and a wrong path."""
     mistakes = {
         "an unknown flag": ("analyze", "c.pt", "--stepz", "3"),
         "an unknown attack": ("attack", "c.pt", "--attacks", "pgdd"),
@@ -610,7 +610,7 @@ def refusal(bench: Bench) -> Iterator[Absolute]:
 
 
 def writing(bench: Bench) -> Iterator[Ratio]:
-    """Seconds in which `analyze` writes the results of many models and of a tenth of them."""
+    """Time how long `analyze` writes the results of many models and of a tenth of them."""
     many, few = bench.size(60, 4), bench.size(6, 2)
     source = digits(8, 1)[1]
     model = build(ModelSpec("cnn2", 10, 1, 8, (0.5,), (0.5,))).eval()
@@ -637,7 +637,7 @@ def writing(bench: Bench) -> Iterator[Ratio]:
 
 
 def quickstart(bench: Bench) -> Iterator[Absolute]:
-    """The study that `make quickstart` runs, two stages side by side."""
+    """Time the study of `make quickstart`, two stages at once."""
     recipe = Path(__file__).parents[2] / "analyses" / "quickstart.toml"
     few = ("--set", "training.epochs=2", "--set", "measure.0.steps=2") if bench.quick else ()
 
@@ -649,7 +649,7 @@ def quickstart(bench: Bench) -> Iterator[Absolute]:
     yield Absolute("quickstart on digits, --jobs 2", (seconds(run),), "s", 75)
 
 
-#: What is worth most stands first: a GPU's time may end before the last.
+#: The most important come first, because a GPU's time may end before the last.
 BENCHMARKS: dict[str, Callable[[Bench], Iterator[Ratio | Absolute]]] = {
     "training-rate": training_rates,
     "pgd-rate": pgd_rates,
@@ -673,7 +673,7 @@ BENCHMARKS: dict[str, Callable[[Bench], Iterator[Ratio | Absolute]]] = {
     "writing": writing,
     "quickstart": quickstart,
 }
-#: What no name asks for: long on a CPU, up to hours; the CPU's memory, on a GPU.
+#: Skipped unless named: on a CPU those that take up to hours, on a GPU those of the CPU's memory.
 LEFT_OUT = {
     "cpu": ("pgd-rate", "weight-plane-time", "standard"),
     "cuda": ("memory", "two-at-once", "kept-memory", "refusal", "writing"),
@@ -681,7 +681,7 @@ LEFT_OUT = {
 
 
 def in_own_process(name: str, bench: Bench) -> list[Ratio | Absolute]:
-    """What a benchmark finds in a fresh process: how much freed memory glibc keeps depends on what came before."""
+    """Run a benchmark in a fresh process, because the memory that glibc keeps depends on earlier work."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(results_of, name, bench).result()
 
@@ -692,7 +692,7 @@ def results_of(name: str, bench: Bench) -> list[Ratio | Absolute]:
 
 
 def write(path: Path, machine: dict[str, object], records: list[dict[str, object]]) -> None:
-    """The rows so far: JSON with the machine above them, or CSV with it in every row."""
+    """Write the rows so far: JSON with the machine at the top, or CSV with it in every row."""
     if path.suffix == ".json":
         path.write_text(json.dumps({**machine, "results": records}, indent=2) + "\n")
         return
@@ -708,9 +708,13 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, metavar="NAME", help=", ".join(BENCHMARKS))
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that all runs, nothing of speed")
-    parser.add_argument("--until", type=float, default=float("inf"), metavar="SECONDS", help="begin none after these")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="results as .csv or .json, written as they come")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: test that everything runs, not how fast")
+    parser.add_argument(
+        "--until", type=float, default=float("inf"), metavar="SECONDS", help="begin no benchmark after SECONDS"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="results as .csv or .json, written after each benchmark"
+    )
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     if device.type not in LEFT_OUT or (device.type == "cuda" and not torch.cuda.is_available()):
@@ -748,7 +752,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # What runs in a process of its own is looked up by its module's name.
+    # A new process looks functions up by the name of their module.
     from tests.benchmarks.__main__ import main
 
     main()

@@ -1,4 +1,4 @@
-"""Two ways of doing one thing, timed side by side in one run; and how fast one way is, in its own unit."""
+"""Time two implementations side by side in one run, or one implementation in its own unit."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 @dataclass(frozen=True)
 class Ratio:
-    """How long ours takes over theirs: the median over rounds in which both ran, and the extremes."""
+    """The time of ours divided by theirs: median and extremes over rounds in which both ran."""
 
     name: str
     against: str
@@ -40,7 +40,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Absolute:
-    """The median of a quantity over rounds, in ``unit``, the extremes, and what it may be at most."""
+    """A quantity in ``unit``: median and extremes over rounds, and its upper limit."""
 
     name: str
     values: tuple[float, ...]
@@ -67,31 +67,32 @@ HEADER = f"{'what':38} {'against':42} {'ours':>8} {'theirs':>8}      {'ratio':>6
 def side_by_side(
     name: str, against: str, ours: Callable[[], object], theirs: Callable[[], object], *, target: float, rounds: int
 ) -> Ratio:
-    """Run both once to warm up, then in turn for ``rounds`` rounds, each round in the other order."""
+    """Run both once to warm up, then ``rounds`` times in turn; the order changes every round."""
     ours(), theirs()
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
     for number in range(rounds):
         pair = [("ours", ours), ("theirs", theirs)]
         for who, work in pair if number % 2 == 0 else reversed(pair):
             times[who].append(seconds(work))
-    ratios = tuple(mine / other for mine, other in zip(times["ours"], times["theirs"], strict=True))
+    ratios = tuple(first / second for first, second in zip(times["ours"], times["theirs"], strict=True))
     return Ratio(name, against, median(times["ours"]), median(times["theirs"]), ratios, target)
 
 
 def took(name: str, work: Callable[[], object], *, rounds: int) -> Absolute:
-    """Seconds of ``work``, which has been warmed up."""
+    """Time ``work`` in seconds; the caller has warmed it up."""
     return Absolute(name, tuple(seconds(work) for _ in range(rounds)), "s")
 
 
 def rate(name: str, images: int, work: Callable[[], object], *, rounds: int) -> Absolute:
-    """Images a second of ``work`` on ``images`` of them, which has been warmed up."""
+    """Measure images per second of ``work`` on ``images`` images; the caller has warmed it up."""
     return Absolute(name, tuple(images / seconds(work) for _ in range(rounds)), "images/s")
 
 
 def waiting(work: Callable[[], object]) -> float:
-    """Share of the time of ``work``, which has been warmed up, in which no kernel or copy runs on the GPU, in %.
+    """Measure the share of the time of ``work`` in which no kernel or copy runs on the GPU, in %.
 
-    The profiler times the kernels, and the time is that of another call without it, for it slows the launches down.
+    The caller has warmed ``work`` up. The profiler times the kernels; the total time comes from another call without
+    the profiler, because it slows launches down.
     """
     whole = seconds(work)
     with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
@@ -103,7 +104,7 @@ def waiting(work: Callable[[], object]) -> float:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Wall-clock time of ``work``, the device's queue included."""
+    """Measure the wall-clock time of ``work``, including the device's queue."""
     synchronise()
     started = time.perf_counter()
     work()

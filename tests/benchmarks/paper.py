@@ -1,4 +1,4 @@
-"""The forms that gradscope is measured against, written as the paper's code does them."""
+"""Baselines for the benchmarks, written like the paper's code."""
 
 from itertools import product
 
@@ -12,7 +12,7 @@ from gradscope.vision import torchvision
 
 
 def tracked_pgd(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> dict[str, list[float]]:
-    """PGD with its statistics: mean loss, a backward pass through the parameters, a number read at every step."""
+    """Run PGD with statistics: mean loss, a backward pass through the parameters, one number read per step."""
     tracked: dict[str, list[float]] = {"cosine": [], "sign": [], "norm": [], "dispersion": []}
     means = []
     eta = _clip(torch.zeros_like(images).uniform_(-1, 1), 1.0)
@@ -46,7 +46,7 @@ def _clip(eta: Tensor, epsilon: float) -> Tensor:
 def input_plane(
     model: nn.Module, image: Tensor, label: Tensor, first: Tensor, second: Tensor, axis: list[float]
 ) -> list[float]:
-    """The loss on a plane, a forward pass and a number read at every point."""
+    """Compute the loss on a plane: one forward pass and one number read per point."""
     with torch.no_grad():
         return [
             F.cross_entropy(model(image + a * first + b * second), label).item() for a, b in product(axis, repeat=2)
@@ -60,7 +60,7 @@ def _policy_loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def adversarial_update(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
-    """One RL-adv update: each of the two losses is computed twice, and the first clean one is backpropagated too."""
+    """Make one RL-adv update: compute both losses twice, and backpropagate the first clean loss too."""
     optimizer.zero_grad()
     states = images.clone().detach().requires_grad_(True)
     first = _policy_loss(model, states, labels)
@@ -74,7 +74,7 @@ def adversarial_update(model: nn.Module, optimizer: torch.optim.Optimizer, image
 
 
 class PilImages(Dataset):
-    """Images that are augmented one at a time by PIL transforms."""
+    """Images augmented one at a time by PIL transforms."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images = images.permute(0, 2, 3, 1).numpy()
@@ -96,7 +96,7 @@ class PilImages(Dataset):
 
 
 def supervised_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, loader: DataLoader, device: str) -> None:
-    """An epoch of cross-entropy in float32, the running loss read at every update."""
+    """Train an epoch on cross-entropy in float32; read the running loss at every update."""
     model.train()
     for images, labels in loader:
         images, labels = images.to(device), labels.to(device)

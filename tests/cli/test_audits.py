@@ -143,7 +143,7 @@ def test_findings_are_written_for_code_scanning_and_a_model_card(world: Path, tm
 def test_a_log_that_cannot_be_written_is_refused_before_anything_is_attacked(
     world: Path, tmp_path: Path, run: Run
 ) -> None:
-    for place, why in ((tmp_path, "a directory"), (world / "file" / "a.sarif", "that can be written to")):
+    for place, why in ((tmp_path, "the directory"), (world / "file" / "a.sarif", "a writable directory")):
         code, printed, said = run("audit", world / "sl.pt", *QUICK, "--out", tmp_path / "a", "--sarif", place)
         assert (code, printed) == (2, "")
         assert said.startswith("gradscope: --sarif must be ")

@@ -27,7 +27,7 @@ def results(world: Path, tmp_path: Path, done: Done, monkeypatch: pytest.MonkeyP
 
 def test_claims_are_counted_by_verdict_and_written(results: list[Path], tmp_path: Path, done: Done) -> None:
     lines = done("claims", *results).splitlines()
-    assert lines[0] == "digits, cnn2: tests that are supported, not supported, not tested"
+    assert lines[0] == "digits, cnn2: number of tests supported, not supported, not tested"
     path = tmp_path / lines[-1]
     assert path == tmp_path / "reports" / "sl-claims" / "claims.csv"
     rows = read_table(path, CLAIMS)

@@ -40,7 +40,7 @@ def test_two_attacks_on_a_plane_are_animated(world: Path, tmp_path: Path, done: 
     assert str(path) in done("figures", "--animate", tmp_path / "a").splitlines()
     caption = json.loads((path.parent / "captions.json").read_text())[path.stem]
     assert f"Image {index} of class" in caption
-    assert "under pgd and pgd-paper, from o to x, a mark a step" in caption
+    assert "under pgd and pgd-paper, from o to x, one mark per step" in caption
     assert "pgd-paper: l2, epsilon 1, step size 0.1, 3 steps" in caption
     done("landscape", world / "sl.pt", *quick[:-2], "--out", tmp_path / "a", "--overwrite")
     assert not path.exists(), "it shows other numbers"
@@ -70,10 +70,10 @@ def test_a_spectrum_is_printed_and_drawn(world: Path, tmp_path: Path, done: Done
     assert printed[-1] == str(tmp_path / "a")
     assert printed[0].split() == ["sl", "hessian,", "2", "random", "vectors"]
     assert [line.split()[0] for line in printed[1:4]] == ["trace", "negative", "eigenvalues"]
-    assert sum("in parentheses their residuals:" in line for line in printed) == 4
+    assert sum("with residuals in parentheses:" in line for line in printed) == 4
     assert sum("trace by layer:" in line for line in printed) == 4
     short = done("spectrum", world / "sl.pt", *quick[:-2], "--iterations", 3, "--out", tmp_path / "short")
-    assert "of 3 eigenvalues have a residual below 1 %; others may be missing" in short
+    assert "of 3 eigenvalues have a residual below 1 %, so some may be missing" in short
     by_image = done("spectrum", world / "sl.pt", *quick, "--space", "input", "--out", tmp_path / "input")
     assert "mean over 20 images" in by_image
     assert "size of the largest eigenvalue" in by_image

@@ -126,7 +126,7 @@ def test_a_process_of_its_own(world: Path, tmp_path: Path) -> None:
     assert ended.stderr.splitlines() == [
         f"figures: {tmp_path / 'a' / 'figures'} (2, each as .pdf and .png)",
         f"next:    gradscope audit {world / 'sl.pt'}  # is this robustness real?",
-        f"         gradscope report {tmp_path / 'a'}  # all of it on one page, report.html",
+        f"         gradscope report {tmp_path / 'a'}  # everything on one page, report.html",
     ]
     assert ended.stdout.splitlines()[-1] == str(tmp_path / "a")
     ended = shell("-m", "gradscope", "train", "--mode", "sl", "--epochs", 0)
@@ -172,7 +172,7 @@ def test_a_command_that_sigterm_ends_says_so_and_resumes(tmp_path: Path, world: 
             time.sleep(0.01)
         begun.send_signal(signal.SIGTERM)
         assert begun.stderr is not None
-        assert "gradscope: interrupted; whatever was written stays, and --resume continues it" in begun.stderr.read()
+        assert "gradscope: interrupted; results so far are kept, and --resume continues" in begun.stderr.read()
         assert begun.wait(60) == 128 + signal.SIGTERM
     done(*attack, "--resume", "--out", out)
     done(*attack, "--out", whole)

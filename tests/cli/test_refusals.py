@@ -290,7 +290,7 @@ BAD = {
     "no results to judge": ("claims {world}/tree", ["DIR", "must hold results", "{world}/tree"]),
     "no directory to judge": ("claims {world}/results {world}/no", ["DIR", "{world}/no"]),
     "results to judge of another schema": ("claims {world}/later", ["DIR", "later/manifest.json", "schema 1, got 2"]),
-    "no directory to draw": ("figures {world}/no", ["DIR", "{world}/no", "no directory"]),
+    "no directory to draw": ("figures {world}/no", ["DIR", "{world}/no", "not a directory"]),
     "no results to report": ("report {world}/empty", ["DIR", "steps.csv", "{world}/empty", "sub-directories"]),
     "no directory to report": ("report {world}/no", ["DIR", "{world}/no", "directory"]),
     "file to report": ("report {world}/file", ["DIR", "{world}/file", "directory"]),

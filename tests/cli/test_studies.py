@@ -44,9 +44,9 @@ def test_a_study_is_run_told_and_kept(
     assert content(tmp_path) == before, "a dry run touches nothing"
     stages = ["model-sl-s0", "measure-analyze", "claims", "report"]
     assert [line.split()[0] for line in foreseen[:-1]] == stages
-    assert "by a few timed passes" in foreseen[0]
+    assert "from a few timed passes" in foreseen[0]
     assert foreseen[1].endswith("(needs sl-s0)")
-    assert foreseen[2].endswith("(needs what there is of the others)")
+    assert foreseen[2].endswith("(needs all other stages that there are)")
     assert foreseen[-1].startswith("4 stages, 0 done; the rest takes about ")
 
     told = done("study", recipe, *places).splitlines()
@@ -67,10 +67,10 @@ def test_a_study_is_run_told_and_kept(
     done("report", tmp_path / "results")
     assert content(tmp_path / "results") == results, "made by hand it is the same"
     changed = done("study", recipe, *places, "--set", "training.epochs=2", "--dry-run").splitlines()
-    assert all(line.partition("  (")[0].endswith(", replaces what is there") for line in changed[:-1])
+    assert all(line.partition("  (")[0].endswith(", replaces existing results") for line in changed[:-1])
     more = done("study", recipe, *places, "--seeds", "0,1", "--dry-run").splitlines()
     assert [line.split()[:2] for line in more[:2]] == [["model-sl-s0", "done"], ["model-sl-s1", more[1].split()[1]]]
-    assert "by stages like it on this machine" in more[1]
+    assert "from similar stages on this machine" in more[1]
 
 
 def test_a_study_is_found_by_its_name(
@@ -97,7 +97,7 @@ def test_missing_images_and_failures_end_with_1(
     assert err.splitlines() == [
         f"figures: {tmp_path / 'results' / 'paper'}",
         f"next:    open {tmp_path / 'results' / 'report.html'} in a browser",
-        "         the same command again, which runs what is missing alone",
+        "         the same command again, which runs only the missing stages",
     ]
     lines = out.splitlines()
     still = lines.index(next(line for line in lines if line.startswith("model-digits-still-s0: done in")))
@@ -106,8 +106,8 @@ def test_missing_images_and_failures_end_with_1(
     assert any(line.startswith("model-digits-sl-s0: done in") for line in lines)
     failed = next(line for line in lines if line.startswith("model-digits-blown-s0: failed, see "))
     assert (tmp_path / "results" / failed.split("see ")[1].split(":")[0]).exists()
-    assert "measure-transfer-digits: not begun, for it needs model-digits-blown-s0" in lines
-    assert any(line.startswith("npz is absent, and 4 stages with it: data_root must") for line in lines)
+    assert "measure-transfer-digits: not begun, because it needs model-digits-blown-s0" in lines
+    assert any(line.startswith("npz is absent, so 4 stages are left out: data_root must") for line in lines)
     assert lines[-1] == str(tmp_path / "results" / "report.html")
     page = (tmp_path / "results" / "report.html").read_text()
     assert "Stages that did not run: model-npz-sl-s0, " in page
@@ -129,7 +129,7 @@ def test_missing_images_and_failures_end_with_1(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seeds", "0,x"], "--seeds: whole numbers with commas between are allowed, got '0,x'"),
+        (["--seeds", "0,x"], "--seeds must be whole numbers separated by commas, got '0,x'"),
         (["--seeds", "0,0"], "grid.seeds: names must be distinct, got 0 twice"),
         (["--set", "training.epoch=1"], "'epoch' is unknown; did you mean 'epochs'?"),
         (["--engine", "lokal"], "--engine: 'lokal' is unknown; did you mean 'local'?"),
@@ -157,7 +157,7 @@ def test_more_jobs_than_cores_are_estimated_as_cores(recipe: Path, places: tuple
     code, out, err = run("study", recipe, *places, "--jobs", many, "--dry-run")
     assert (code, err.count("\n")) == (0, 1)
     assert err.startswith(f"gradscope: caution: --jobs {many} needs {many} cores, this machine has {cores()}: ")
-    at_once = f" with {cores()} side by side if none slows another" if cores() > 1 else " one after the other"
+    at_once = f" with {cores()} at once if they do not slow each other" if cores() > 1 else " one after the other"
     assert at_once in out.splitlines()[-1]
 
 

@@ -173,7 +173,7 @@ def test_a_training_that_sigterm_ends_says_so(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(RunState, "_store", told)
     ended = run("train", "--mode", "sl", "--epochs", 3, "--out", tmp_path / "c.pt")
     assert ended.code == 143
-    assert "interrupted; whatever was written stays, and --resume continues it" in ended.err
+    assert "interrupted; results so far are kept, and --resume continues" in ended.err
     assert checkpoints.load(tmp_path / "c.pt").epochs == 1
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 

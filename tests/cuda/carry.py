@@ -1,4 +1,4 @@
-"""CIFAR-10 in two folders small enough to carry to a machine without network, and back into one file there.
+"""Pack CIFAR-10 into two folders, small enough for a machine without network, and unpack them there.
 
 ``carry.py pack DATA_ROOT DIR1 DIR2`` writes 50,000 training images and 100 test images of each class as mosaics in
 lossless WebP, half into each folder. ``carry.py unpack DIR1 DIR2 FILE.npz`` makes the ``.npz`` that
@@ -17,7 +17,7 @@ from PIL import Image
 Pixels = NDArray[np.uint8]
 
 SIDE = 32
-#: Images along a side of a mosaic. The codec finds what they have in common.
+#: Images along a side of a mosaic. The codec compresses similar images together.
 MOSAIC = 50
 TEST_IMAGES = 100
 NAMES = ("cifar10-first.npz", "cifar10-second.npz")

@@ -1,4 +1,4 @@
-"""Tests of what only a GPU can show; skipped where there is none.
+"""Tests that need a GPU; skipped without one.
 
 ``GRADSCOPE_CUDA_TESTS_DEVICE=cpu`` rehearses them on the CPU: the weights of the "device's" copy of a model are moved
 by :data:`REHEARSED_ROUNDING`, which changes results as much as another order of summation does. What needs CUDA itself
@@ -19,14 +19,14 @@ from gradscope.models.architectures import ModelSpec, build
 from gradscope.seeding import generator, seeded
 
 CLASSES = 6
-#: Relative size of what a rehearsal does to each weight: a few roundings of float32.
+#: Relative change of each weight in a rehearsal: a few roundings of float32.
 REHEARSED_ROUNDING = 3e-7
 #: Moves a model to the device.
 ToDevice = Callable[[nn.Module], nn.Module]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What another version of torch or a library warns of there is no failure."""
+    """Ignore warnings: a GPU machine may have other versions of torch and libraries."""
     for item in items:
         if item.get_closest_marker("cuda"):
             item.add_marker(pytest.mark.filterwarnings("default"))
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """The device that is compared with the CPU."""
+    """The device that tests compare with the CPU."""
     found = torch.device(os.environ.get("GRADSCOPE_CUDA_TESTS_DEVICE", "cuda"))
     if found.type == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device (GRADSCOPE_CUDA_TESTS_DEVICE=cpu rehearses)")
@@ -43,15 +43,15 @@ def device() -> torch.device:
 
 @pytest.fixture(scope="session")
 def cuda(device: torch.device) -> torch.device:
-    """The device, for what a CPU cannot rehearse."""
+    """The device, for tests that a CPU cannot rehearse."""
     if device.type != "cuda":
-        pytest.skip("needs CUDA itself, which a rehearsal has not")
+        pytest.skip("needs CUDA; a rehearsal on the CPU has none")
     return device
 
 
 @pytest.fixture(scope="session")
 def to_device(device: torch.device) -> ToDevice:
-    """Makes the copy of a model on the device."""
+    """Copy a model to the device."""
 
     def copied(model: nn.Module) -> nn.Module:
         moved = copy.deepcopy(model).to(device)
@@ -86,7 +86,7 @@ def images(device: torch.device) -> ImageSet:
 
 
 def network(architecture: str, side: int) -> nn.Module:
-    """A network with fresh weights, always the same."""
+    """A network with the same fresh weights every time."""
     spec = ModelSpec(architecture, CLASSES, 3, side, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     with seeded(0, "weights"):
         return build(spec)
@@ -99,7 +99,7 @@ def make_network() -> Callable[[str, int], nn.Module]:
 
 @pytest.fixture(scope="session")
 def model(device: torch.device) -> nn.Module:
-    """A cnn4 on the CPU that has learnt the images, so that their losses and gradients are of all sizes."""
+    """A cnn4 on the CPU trained on the images, so that losses and gradients have all magnitudes."""
     trained = network("cnn4", 16)
     batch, labels = blobs(120, 16).batch(torch.arange(120), "cpu")
     optimizer = torch.optim.Adam(trained.parameters(), lr=2e-3)

@@ -33,11 +33,11 @@ from gradscope.probes.weight_landscape import Measures, evaluate_plane, filter_n
 from gradscope.results.metrics import METRICS
 from gradscope.seeding import generator
 
-#: Radii at which attacks fool some of the images and not all of them.
+#: Radii at which attacks fool some images, but not all.
 EPSILONS = {"l2": 0.7, "linf": 10 / 255}
 BUDGET = Budget(steps=8, restarts=2, smoothing=2, targets=2, queries=60, noise_points=10)
 GRID = Grid(points=7)
-#: Images of planes and curvatures.
+#: How many images planes and curvatures use.
 FEW = 6
 
 
@@ -88,7 +88,7 @@ def moved(planes: Planes, device: torch.device) -> Planes:
 
 
 def input_landscape(model: nn.Module, planes: Planes, labels: Tensor, norm: str) -> Values:
-    """Values on planes, and all by which models are compared around their images."""
+    """Values on planes, and the numbers that compare models around images."""
     values = evaluate_planes(model, planes, labels, GRID)
     found = {name: getattr(values, name) for name in ("loss", "margin", "predicted")}
     found |= compare_planes(model, planes, labels, values, GRID)
@@ -115,7 +115,7 @@ def curvature(model: nn.Module, images: ImageSet, device: torch.device) -> Value
 
 
 def spectrum(model: nn.Module, images: ImageSet, device: torch.device, matrix: str = "hessian") -> Values:
-    """Eigenvalues in the weights and in the image, and what one random vector tells of the weights."""
+    """Eigenvalues in the weights and in the image, and estimates from one random vector for the weights."""
     batches = [images.batch(part, device) for part in torch.arange(len(images)).split(len(images) // 2)]
     size = sum(parameter.numel() for parameter in model.parameters())
     with measuring(model):
@@ -131,7 +131,7 @@ def spectrum(model: nn.Module, images: ImageSet, device: torch.device, matrix: s
 
 
 def transferred(models: dict[str, nn.Module], images: ImageSet, examples: Tensor, device: torch.device) -> Transfer:
-    """What the models make of ``examples``."""
+    """Predictions of the models for ``examples``."""
     return transfer(models, images, {"one": examples}, threat_model(settings("l2")), work=Work(device=device))
 
 
@@ -146,7 +146,7 @@ def audit(model: nn.Module, images: ImageSet, device: torch.device) -> Audit:
     return examine(model, images, None, ThreatModel("l2", EPSILONS["l2"]), "quick", work=Work(device=device))
 
 
-#: Each measurement as a whole, for what all of them must do.
+#: Every measurement, for tests that all of them must pass.
 MEASUREMENTS: dict[str, Callable[[nn.Module, ImageSet, torch.device], object]] = {
     "trajectory": lambda model, images, device: trajectory(model, images, device, "l2"),
     "trajectory float64": lambda model, images, device: trajectory(model, images, device, "l2", precision="float64"),

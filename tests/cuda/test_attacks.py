@@ -6,9 +6,9 @@ from tests.cuda.measurements import EPSILONS, attack
 
 pytestmark = pytest.mark.cuda
 
-#: Of 24 images, those whose fate may differ. Random numbers are drawn on the CPU for both devices, so the paths begin
-#: alike; they part where rounding turns the sign of a gradient that is almost zero, or the choice of a checkpoint of
-#: auto-PGD. Then an image near the edge of what the attack can do falls on one device alone.
+#: How many of 24 images may differ between devices. Both use random numbers from the CPU, so paths begin alike. They
+#: separate where rounding changes the sign of a gradient near zero, or a decision at a checkpoint of auto-PGD. Then an
+#: image that the attack can barely fool may be fooled on only one device.
 MAY_DIFFER = 2
 
 

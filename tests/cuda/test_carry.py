@@ -1,4 +1,4 @@
-"""CIFAR-10 packed for a machine without network is the same images there; this needs no GPU."""
+"""CIFAR-10 packed and unpacked gives the same images; these tests need no GPU."""
 
 from pathlib import Path
 

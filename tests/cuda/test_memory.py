@@ -1,4 +1,4 @@
-"""Memory that runs out: a measurement finishes in smaller batches with the same numbers, or says what to do in a line.
+"""Out of memory: a measurement finishes in smaller batches with the same numbers, or says in one line what to do.
 
 In a rehearsal there is memory enough, and all must finish.
 """
@@ -26,18 +26,18 @@ from tests.cuda.measurements import FEW, planes_of, weight_landscape
 
 pytestmark = pytest.mark.cuda
 
-#: MiB that are left. A batch of 512 images of 32 x 32 takes a cnn4 about 600 with gradients and 300 without; 2,048
-#: points of a plane take 1,200. A batch of 32 takes 40, and cuDNN and cuBLAS want some for themselves.
+#: MiB left free. On cnn4 a batch of 512 images of 32 x 32 takes about 600 with gradients and 300 without, 2,048 points
+#: of a plane take 1,200, and a batch of 32 takes 40. cuDNN and cuBLAS need some too.
 LEFT = 192
 TABLES = {"analyze": "summary.csv", "attack": "attacks.csv"}
-#: Another size of batch is another order of summation, and perhaps another algorithm of cuDNN's, all of them float32:
-#: nothing but one image of 512 may change sides.
+#: Another batch size changes the order of summation and perhaps cuDNN's algorithm, always in float32: at most one image
+#: of 512 may change sides.
 SAME = 3e-3
 
 
 @contextmanager
 def memory_of(mebibytes: int, device: torch.device) -> Iterator[None]:
-    """No more than so much memory beside what is in use."""
+    """Limit free memory to this much beyond what is in use."""
     if device.type != "cuda":
         yield
         return
@@ -58,13 +58,13 @@ def memory_of(mebibytes: int, device: torch.device) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def many(device: torch.device) -> int:
-    """Images that do not fit at once."""
+    """Images that do not fit into memory at once."""
     return 512 if device.type == "cuda" else 16
 
 
 @pytest.fixture(scope="session")
 def checkpoint(device, many, make_blobs, tmp_path_factory) -> Path:
-    """A cnn4 on images of 32 x 32, with the file that holds them."""
+    """A cnn4 for images of 32 x 32, and the file of the images."""
     folder = tmp_path_factory.mktemp("memory")
     images = make_blobs(many, 32)
     arrays = {"X": images.images.numpy(), "y": images.labels.numpy()}
@@ -79,7 +79,7 @@ def checkpoint(device, many, make_blobs, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(checkpoint, device, tmp_path, capsys) -> Callable[..., tuple[int, str, Path]]:
-    """Runs a command on the checkpoint; gives its exit code, what it said on stderr, and its table."""
+    """Run a command on the checkpoint; return its exit code, its stderr, and its table."""
 
     def command(name: str, *options: object, out: str) -> tuple[int, str, Path]:
         source = ["--data-root", str(checkpoint.parent / "images.npz"), "--device", device.type, "--no-figures"]
@@ -91,7 +91,7 @@ def run(checkpoint, device, tmp_path, capsys) -> Callable[..., tuple[int, str, P
 
 
 def same_numbers(found: Path, expected: Path) -> None:
-    """Equal tables, but for the time taken and the last digits."""
+    """Tables are equal except for times and the last digits."""
     ours, theirs = (pd.read_csv(path) for path in (found, expected))
     if "metric" in ours:
         ours, theirs = (table[table["metric"] != "seconds"].reset_index(drop=True) for table in (ours, theirs))
@@ -99,7 +99,7 @@ def same_numbers(found: Path, expected: Path) -> None:
 
 
 def names_the_option(code: int, said: str) -> None:
-    """One line, after whatever cautions the model gives reason for."""
+    """Find the one line after any cautions about the model."""
     assert code == 2
     (line,) = (line for line in said.splitlines() if not line.startswith("gradscope: caution: "))
     assert line.startswith("gradscope: --batch-size must be smaller")
@@ -148,7 +148,7 @@ def test_a_weight_landscape_halves_its_batches_to_the_same_numbers(make_network,
     with memory_of(LEFT, device):
         found = weight_landscape(model, images, device)
     for name, values in expected.items():
-        # Of a group of a hundred images, one or two lie within rounding of a boundary at one of the points.
+        # In a group of a hundred images, one or two are within rounding of a boundary at some point.
         torch.testing.assert_close(found[name], values, rtol=SAME, atol=2 if "right" in name else 0)
 
 

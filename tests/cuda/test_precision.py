@@ -1,4 +1,4 @@
-"""Measuring is IEEE float32: TF32, which cuDNN convolves in by default, would round operands to 10 bits."""
+"""Measurements use IEEE float32. TF32, cuDNN's default for convolutions, would round operands to 10 bits."""
 
 from collections.abc import Iterator
 
@@ -13,8 +13,8 @@ from tests.cuda.measurements import MEASUREMENTS
 
 pytestmark = pytest.mark.cuda
 
-#: Relative error of an image's gradient, in L2, against float64: float32 is below 2e-5 (measured on CPUs 2e-6, and
-#: Winograd's convolutions lose another digit), TF32 above 4e-4, half a unit of its tenth bit.
+#: Largest relative L2 error of an image's gradient against float64. float32 is below 2e-5 (2e-6 measured on CPUs;
+#: Winograd's convolutions lose another digit); TF32 is above 4e-4, half a unit of its tenth bit.
 IEEE = 1e-4
 
 
@@ -25,7 +25,7 @@ def flags() -> tuple[bool, bool]:
 
 @pytest.fixture
 def tf32_outside(device: torch.device) -> Iterator[None]:
-    """The caller allows TF32, as ``torch.set_float32_matmul_precision("high")`` and cuDNN's default do."""
+    """Allow TF32 outside, like ``torch.set_float32_matmul_precision("high")`` and cuDNN's default."""
     before = flags()
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     yield
@@ -33,7 +33,7 @@ def tf32_outside(device: torch.device) -> Iterator[None]:
 
 
 def smooth(module: nn.Module) -> nn.Module:
-    """The network without kinks, where a rounding could add or take a whole path of the gradient."""
+    """The network without kinks; at a kink, rounding could add or remove a whole path of the gradient."""
     for name, child in module.named_children():
         if isinstance(child, nn.ReLU):
             setattr(module, name, nn.SiLU())
@@ -68,7 +68,7 @@ def test_float32_gradients_are_those_of_float64(architecture, device, images, ma
 
 
 def test_without_it_tf32_would_be_seen(cuda, images, make_network, to_device, tf32_outside):
-    """The same comparison fails where nothing turns TF32 off: the tests above can fail."""
+    """The same comparison fails if nothing turns TF32 off: the tests above can fail."""
     model = smooth(make_network("cnn6", 16)).eval()
     batch, labels = images.batch(torch.arange(24), "cpu")
     exact = gradient(model, batch, labels, "float64")
@@ -79,7 +79,7 @@ def test_without_it_tf32_would_be_seen(cuda, images, make_network, to_device, tf
 
 
 class Watched(nn.Module):
-    """A model that notes the flags in its own forward passes, and as the gradient comes back to its logits."""
+    """A model that records the flags in forward passes and when the gradient reaches its logits."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Watched(nn.Module):
         self.seen: set[tuple[bool, bool]] = set()
 
     def __deepcopy__(self, memo: object) -> "Watched":
-        """A copy in float64 notes in the same place."""
+        """A copy in float64 records in the same list."""
         import copy
 
         copied = Watched(copy.deepcopy(self.model))

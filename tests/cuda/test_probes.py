@@ -25,18 +25,18 @@ from tests.cuda.measurements import (
 pytestmark = pytest.mark.cuda
 
 CPU = torch.device("cpu")
-#: For values of the same point: IEEE float32 is within about 1e-5 (other orders of summation, Winograd's convolutions);
-#: TF32 is off by 5e-4 to 5e-3.
+#: Tolerance for values at the same point: IEEE float32 differs by about 1e-5 (order of summation, Winograd's
+#: convolutions), TF32 by 5e-4 to 5e-3.
 SAME_POINT = 1e-4
-#: For what is computed from a kink: where rounding moves an activation over a ReLU's edge, its share of the gradient
-#: comes or goes, a few thousandths of a gradient at a time.
+#: Tolerance near kinks: where rounding moves an activation across a ReLU's edge, its part of the gradient appears or
+#: vanishes, a few thousandths of a gradient each.
 SAME_SLOPE = 1e-2
-#: Images of 24 that may be fooled on one device alone, at the end of paths that part.
+#: How many of 24 images may be fooled on only one device, because paths separate.
 MAY_DIFFER = 2
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float, name: str, *, least: float = 0.0) -> None:
-    """Within ``tolerance`` times the value, or times the largest of those beside it, or ``least``."""
+    """Compare within ``tolerance`` times the value or the largest value beside it, or within ``least``."""
     scale = max(float(expected.double().nan_to_num().abs().max()), least)
     torch.testing.assert_close(
         found.double(),
@@ -65,11 +65,11 @@ def test_a_trajectory_is_that_of_the_cpu(norm, precision, model, images, device,
     close(found["samples/norm/clean"].sort().values, expected["samples/norm/clean"].sort().values, SAME_SLOPE, "norm")
     for key in (key for key in expected if key.startswith("steps/")):
         steps, theirs = found[key][2], expected[key][2]
-        # The paths part slowly: the first steps stay as close as one point does, the rest is compared on average.
+        # Paths separate slowly: the first steps are as close as one point, the rest is compared on average.
         early = SAME_POINT if key.removeprefix("steps/") in ("loss", "margin", "entropy") else SAME_SLOPE
         close(steps[:2], theirs[:2], early, f"{key}, early", least=0.01)
         close(steps, theirs, 0.05, key, least=0.01)
-        # Undefined gradients are exact zeros, which rounding makes of nothing.
+        # Undefined gradients are exact zeros; rounding never produces them.
         assert (found[key][:2] - expected[key][:2]).abs().max() <= MAY_DIFFER
     close(found["directions/counts"], expected["directions/counts"], 0.0, "counts")
     first, theirs = (sums["directions/sums"][0] for sums in (found, expected))
@@ -78,11 +78,11 @@ def test_a_trajectory_is_that_of_the_cpu(norm, precision, model, images, device,
 
 @pytest.mark.parametrize("norm", EPSILONS)
 def test_an_input_landscape_is_that_of_the_cpu(norm, model, images, device, to_device):
-    """The device's own directions are close to the CPU's; all values are compared on the CPU's planes."""
+    """The device's directions are close to the CPU's; values are compared on the CPU's planes."""
     on_device = to_device(model)
     planes, labels = planes_of(model, images, CPU, norm)
     own, _ = planes_of(on_device, images, device, norm)
-    # In L-infinity a sign that turned moves the end of the walk by two step sizes in one coordinate of 768.
+    # In L-infinity a changed sign moves the end of the path by two step sizes in one of 768 coordinates.
     assert (F.cosine_similarity(own.first.cpu(), planes.first) > 0.98).all()
     expected = input_landscape(model, planes, labels, norm)
     found = input_landscape(on_device, moved(planes, device), labels.to(device), norm)
@@ -95,7 +95,7 @@ def test_an_input_landscape_is_that_of_the_cpu(norm, model, images, device, to_d
         close(found[name], expected[name], 1e-3, name)
     for name in ("radius-adversarial", "radius-random", "beyond-adversarial", "beyond-random"):
         close(found[name], expected[name], 1e-3, name)
-    # Hessians of a network of ReLUs jump at every kink, and the ascent that looks for nonlinearity crosses many.
+    # The Hessian of a ReLU network jumps at every kink, and the search for nonlinearity crosses many.
     close(found["nonlinearity"], expected["nonlinearity"], SAME_SLOPE, "nonlinearity")
     close(found["curvature"], expected["curvature"], SAME_SLOPE, "curvature")
 
@@ -115,7 +115,7 @@ def test_a_weight_landscape_is_that_of_the_cpu(model, images, device, to_device)
 
 
 def test_curvatures_are_those_of_the_cpu(model, images, device, to_device):
-    """Power iterations to a residual of 1e-4, whose eigenvalues are closer than that."""
+    """Power iterations run to a residual of 1e-4; the eigenvalues agree better than that."""
     expected, found = curvature(model, images, CPU), curvature(to_device(model), images, device)
     for name in ("input", "weight", "along"):
         close(found[name], expected[name], SAME_SLOPE, name)
@@ -171,7 +171,7 @@ def test_an_attack_on_trial_is_found_what_it_is_on_the_cpu(model, make_blobs, de
 
 
 def short_steps(model, images, labels):
-    """PGD whose steps are divided by no less than 1, which most gradients are shorter than."""
+    """PGD that divides gradients by at least 1, although most are shorter."""
     points = images.clone()
     for _ in range(10):
         points.requires_grad_()
@@ -189,7 +189,7 @@ def test_an_audit_comes_to_the_verdict_of_the_cpu(model, images, device, to_devi
     assert found.verdict == expected.verdict
     assert (found.standing != expected.standing).sum() <= MAY_DIFFER
     assert found.left_out == expected.left_out
-    # Two passes over one image, alone and in a batch: 1e-4 is what tells a random model (SAME_LOGITS).
+    # Two passes over one image, alone and in a batch: beyond 1e-4 a model counts as random (SAME_LOGITS).
     assert not found.evidence.random
     states = [{check.id: check.state == "abstained" for check in of.checks} for of in (found, expected)]
     assert states[0] == states[1]

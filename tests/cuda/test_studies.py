@@ -1,4 +1,4 @@
-"""Stages side by side: processes that are forked from a server that must not have touched the GPU."""
+"""Stages run at once in processes forked from a server, which must not touch the GPU."""
 
 import json
 

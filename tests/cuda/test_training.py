@@ -19,9 +19,9 @@ from tests.training.test_loop import InterruptedRunError, interrupt_after
 pytestmark = pytest.mark.cuda
 
 CPU = torch.device("cpu")
-#: After so many a policy that began with other actions has learnt the images too; on the way they differ by a third.
+#: Epochs after which policies with different first actions have all learnt the images; before, they differ by a third.
 EPOCHS = 10
-#: Of the best accuracy on 48 validation images.
+#: Tolerance of the best accuracy on 48 validation images.
 SAME_ACCURACY = 0.1
 
 
@@ -36,7 +36,7 @@ def configure(mode: str, *, epochs: int = EPOCHS, **options: object) -> Training
 
 
 def weights(checkpoint: Checkpoint) -> torch.Tensor:
-    """All trained weights in a row; not batch norm's statistics, which are larger by far."""
+    """Concatenate all trained weights, without batch norm's statistics, which are far larger."""
     names = [name for name, _ in checkpoint.build().named_parameters()]
     return torch.cat([checkpoint.state_dict[name].double().flatten() for name in names])
 
@@ -53,13 +53,13 @@ def test_a_mode_trains_as_on_the_cpu(mode, device, train_set, tmp_path):
     assert weights(found).isfinite().all()
     assert len(found.history) == EPOCHS
     first, theirs = found.history[0], expected.history[0]
-    # Order, augmentation, draws of actions and fresh weights come from the CPU for both. Training may convolve in TF32:
-    # with operands rounded so on the CPU, the first loss of sl moves by 4e-4, and a few of 432 actions and rewards.
+    # Both take order, augmentation, drawn actions and fresh weights from the CPU. Training may use TF32 convolutions:
+    # operands rounded like that on the CPU move the first loss of sl by 4e-4, and a few of 432 actions and rewards.
     assert first["loss"] == pytest.approx(theirs["loss"], rel=0.1 if theirs["reward"] else 0.01)
     assert (first["reward"] is None) == (theirs["reward"] is None)
     if theirs["reward"] is not None:
         assert first["reward"] == pytest.approx(theirs["reward"], abs=0.03)
-    # The runs part after that, and come to the same.
+    # The runs separate after that and end alike.
     assert best_accuracy(expected) > 0.9
     assert best_accuracy(found) == pytest.approx(best_accuracy(expected), abs=SAME_ACCURACY)
 
@@ -72,7 +72,7 @@ def test_bf16_trains_to_the_accuracy_of_float32(mode, device, train_set, tmp_pat
     )
     assert weights(found).isfinite().all()
     assert all(value.dtype in (torch.float32, torch.int64) for value in found.state_dict.values())
-    # bf16 has 8 bits, float32 24: the losses differ in the third digit, and would be equal if bf16 were not used.
+    # bf16 has 8 bits, float32 24: losses differ in the third digit; equal losses would mean that bf16 is not used.
     losses = [run.history[0]["loss"] for run in (found, expected)]
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
     assert losses[0] != pytest.approx(losses[1], rel=1e-6)
@@ -127,7 +127,7 @@ def test_what_cannot_be_recorded_trains_eagerly(cuda, train_set, tmp_path, monke
 
 
 def test_an_epoch_waits_for_the_gpu_only_to_look(cuda, train_set, tmp_path, monkeypatch):
-    """CUDA itself refuses to wait inside, but where the loss is looked at."""
+    """Make CUDA refuse to wait, except where the loss is read."""
     monkeypatch.setattr(loop, "LOOK_EVERY", float("inf"))
     run = loop.Run(Hardware("cuda").fabric("32"), configure("rl-adv"), train_set, tmp_path / "c.pt")
     phase = run.training.phases[-1]

@@ -1,4 +1,4 @@
-"""What each stage of the studies below a folder took, as CSV: ``timings.py FOLDER``."""
+"""Print the seconds of each stage of the studies below a folder as CSV: ``timings.py FOLDER``."""
 
 import csv
 import json

@@ -105,7 +105,9 @@ def test_what_stands_after_each_attack_is_a_staircase():
     assert panel.numbers == ["100", *(f"{100 * value:.0f}" for value in left)]
     assert panel.dots == [], "shares of what others left are not drawn beside shares of all"
     assert "of all n = 200 images" in drawing.caption
-    assert f"{', '.join(NAMES)}: run on what stood until then, so without a dot" in drawing.caption
+    assert (
+        f"{', '.join(NAMES)}: run only on the images that no earlier attack fooled, so without a dot" in drawing.caption
+    )
     assert "Wilson" in drawing.caption
 
 
@@ -126,7 +128,7 @@ def test_attacks_on_what_others_left_have_no_dot_among_shares_of_all():
     (drawing,) = drawn(draw_attacks, rows).values()
     (panel,) = panels(drawing)
     assert (len(panel.stairs), len(panel.dots)) == (1 + len(NAMES), len(NAMES) - 1)
-    assert f"{last}: run on what stood until then, so without a dot" in drawing.caption
+    assert f"{last}: run only on the images that no earlier attack fooled, so without a dot" in drawing.caption
 
 
 def test_a_number_is_written_only_where_it_changes():

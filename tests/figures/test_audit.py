@@ -397,7 +397,7 @@ def test_the_wider_ball_of_a_check_is_said():
 def test_what_is_written_around_an_example():
     texts = written(drawn(entry(), shown=example_images(3))["audit-evidence-sl-0"].figure)
     assert {"#100, X1", "#101", "#102"} <= set(texts)
-    assert {"cat 0 → cat 1", "cat 1 stands", "cat 2 → cat 3", "clean: cat 9"} <= set(texts)
+    assert {"cat 0 → cat 1", "cat 1, not fooled", "cat 2 → cat 3", "clean: cat 9"} <= set(texts)
     assert texts.count("square") == 3
 
 
@@ -520,7 +520,7 @@ def test_a_share_outside_of_0_to_1_is_named(tmp_path):
 def test_files_of_different_audits_are_not_mixed(tmp_path):
     directory_of(tmp_path, entry("a"))
     write_json(tmp_path / AUDIT_JSON, document(entry("b")))
-    assert "audit.csv and audit.json are not of the same audits" in fails(tmp_path)
+    assert "audit.csv and audit.json must be of the same audits, got" in fails(tmp_path)
     assert "evidence.npz" in fails(directory_of(tmp_path, entry("a"), shown=example_images(1, checkpoint="b")))
 
 

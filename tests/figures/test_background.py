@@ -85,7 +85,7 @@ def test_a_process_that_dies_costs_one_directory(make_results):
         os.kill(drawer.pid, signal.SIGKILL)
         time.sleep(0.1)
         background.draw(directories[2])
-        assert background.wait() == [f"{directories[0]}: the process that draws its figures died (SIGKILL)"]
+        assert background.wait() == [f"{directories[0]}: the process that drew its figures died (SIGKILL)"]
     assert drawn(directories[1]) == drawn(directories[2]) != {}
 
 

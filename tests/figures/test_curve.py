@@ -54,7 +54,7 @@ def test_the_attacks_of_the_same_norm_are_points_at_their_radii():
     (axes,) = drawing.figure.axes
     points = [container for container in axes.containers if len(container.lines[0].get_xdata())]
     assert [list(found.lines[0].get_xdata()) for found in points] == [[0.5, 1.0], [0.5, 1.0]]
-    assert "points: what stands" in drawing.caption
+    assert "points: robust accuracy after every attack" in drawing.caption
     (alone,) = drawn(*curves, attacks=attacks.assign(norm="linf"))
     assert "points" not in alone.caption
 

@@ -141,7 +141,7 @@ def test_entropy_is_split_by_accuracy_of_the_same_point_and_image():
     assert_array_equal(drawn(final_wrong)[0], [0.1, 0.2])
     assert final_right.get_xlabel() == "entropy (bits), right predictions"
     assert final_wrong.get_xlabel() == "entropy (bits), wrong predictions"
-    assert "right and of wrong" in drawing.caption
+    assert "separately for right and wrong" in drawing.caption
 
 
 def test_entropy_without_accuracy_is_not_split():
@@ -160,7 +160,7 @@ def test_undefined_values_are_left_out_and_said():
     (drawing,) = draw(samples([np.nan, 1.0, 3.0], metric="margin"))
     assert_array_equal(drawn(drawing.figure.axes[0])[0], [1.0, 3.0])
     assert_array_equal(drawn(drawing.figure.axes[0])[1], [0.5, 1.0])
-    assert "n = 3 images, 2 where" in drawing.caption
+    assert "n = 3 images; for some lines it is defined on only 2" in drawing.caption
 
 
 @pytest.mark.parametrize("values", [[0.0, 0.0], [np.inf, 1.0], [-np.inf, 0.0], [np.inf, np.inf], [5.0, 5.0]])

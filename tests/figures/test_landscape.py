@@ -160,7 +160,7 @@ def test_the_surfaces_of_the_median_are_its_contours_on_its_scale():
     bars = [[label.get_text() for label in bars_of(one)[0].get_yticklabels()] for one in (contours, surfaces)]
     assert marks == [bars[0]] * 3
     assert bars[0] == bars[1] == ["0", "10", "100", "1000"]
-    known = "linear up to 10 and logarithmic above, from 0 to 4641.6, and axes, shared by all panels"
+    known = "linear up to 10 and logarithmic above, from 0 to 4641.6; all panels share scale and axes"
     assert f"as a surface; heights and colours {known}" in surfaces.caption
     assert known in contours.caption
 
@@ -194,7 +194,7 @@ def test_the_white_line_is_where_half_are_right():
 def test_a_line_that_is_nowhere_is_said():
     landscape = around_images(MODES[:2])
     landscape.loc[landscape["checkpoint"] == "rl-0", "margin"] = 1.0
-    assert "crosses half, nowhere for rl-0;" in drawn(landscape)["landscape-median"].caption
+    assert "half of the images are right, nowhere for rl-0;" in drawn(landscape)["landscape-median"].caption
     landscape["margin"] = 1.0
     assert legend_of(drawn(landscape)["landscape-median"]) == ["the image"]
 
@@ -219,7 +219,7 @@ def test_without_settings_the_axes_are_a_and_b():
 def test_the_medians_caption_has_the_facts():
     drawing = drawn(around_images(MODES, images=3))["landscape-median"]
     assert drawing.caption.startswith("Median over n = 3 images of the loss (nats)")
-    assert "colours linear, from 0 to 55, and axes, shared by all panels; values from 1 to 55;" in drawing.caption
+    assert "colours linear, from 0 to 55; all panels share scale and axes; values from 1 to 55;" in drawing.caption
     assert "7 x 7 points: adversarial direction (multiples of epsilon) from -3 to 3" in drawing.caption
     assert drawing.caption.endswith("seed 7")
     assert drawing.attacks == ("pgd",)
@@ -551,7 +551,7 @@ def test_ways_are_side_by_side_with_their_barriers():
     assert legend.get_window_extent().x0 >= 0
     assert legend.get_window_extent().x1 <= drawing.figure.bbox.x1
     assert "sl-0, loss (nats): straight line 1, line, units aligned 0.5, trained curve 0;" in drawing.caption
-    assert "at 5 points of each way through the weights, from the checkpoint (0) to rl-0 (1)" in drawing.caption
+    assert "at 5 points of each path through the weights, from the checkpoint (0) to rl-0 (1)" in drawing.caption
     assert drawing.attacks == ("adversarial",)
     line = drawings["weights-line-loss"].figure.axes[0].lines[0]
     assert_array_equal(line.get_xdata(), landscape[landscape["way"] == "line"]["a"])

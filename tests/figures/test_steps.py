@@ -88,7 +88,7 @@ def test_undefined_values_leave_a_gap_and_their_share_is_drawn_below():
     assert_array_equal(main.lines[0].get_ydata(), [0.9, 0.8, np.nan, 0.7])
     np.testing.assert_allclose(strip.lines[0].get_ydata(), np.array(undefined) / 10)
     assert strip.get_ylabel().startswith("undefined")
-    assert "0 where it is defined for fewest" in drawing.caption
+    assert "at some steps defined on only 0 of them" in drawing.caption
 
 
 def test_no_strip_where_everything_is_defined():
@@ -126,13 +126,13 @@ def test_shares_that_lie_close_together_are_drawn_larger(means, half, ends):
     low, high = drawing.figure.axes[0].get_ylim()
     room = 0.08 * (ends[1] - ends[0])
     assert (low, high) == pytest.approx((ends[0] - room, ends[1] + room))
-    assert f"the axis shows {ends[0]:.2f} to {ends[1]:.2f} alone, not 0 to 1" in drawing.caption
+    assert f"the axis shows only {ends[0]:.2f} to {ends[1]:.2f}, not 0 to 1" in drawing.caption
 
 
 def test_shares_with_wide_bands_are_drawn_from_0_to_1():
     (drawing,) = draw(table([0.5, 0.55], metric="accuracy", half=0.2))
     assert drawing.figure.axes[0].get_ylim()[1] > 1
-    assert "alone" not in drawing.caption
+    assert "only" not in drawing.caption
 
 
 def test_the_panel_has_what_a_paper_prints_and_one_legend():
@@ -155,7 +155,7 @@ def test_the_panel_has_what_a_paper_prints_and_one_legend():
     (legend,) = panel.figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["sl", "rl", "pgd", "pgd-paper"]
     assert panel.figure.get_size_inches()[0] == style.PAGE
-    assert "accuracy: the axis shows 0.95 to 0.98 alone" in panel.caption
+    assert "accuracy: the axis shows only 0.95 to 0.98" in panel.caption
     assert draw(*(rows for rows in tables if rows["metric"].iloc[0] in ("loss", "norm")))[-1].name == "steps-norm"
 
 

@@ -118,14 +118,14 @@ def test_the_gradients_share_an_axis_with_the_floor():
 
 def test_the_caption_says_how_far_each_went_and_why():
     caption = drawn().caption
-    assert caption.startswith("Image 10 of class 3 under pgd and pgd-paper, from o to x, a mark a step:")
+    assert caption.startswith("Image 10 of class 3 under pgd and pgd-paper, from o to x, one mark per step:")
     assert "; pgd ends 1 epsilon from its start and 1 from the image, at loss 9; " in caption
     assert (
-        "; pgd-paper stays where it starts, at loss 0, for its gradient lies below its floor of 1e-06 at 8 of 8 steps, "
-        "which have 0.02 of their full length (median);"
+        "; pgd-paper stays where it starts, at loss 0, because its gradient is below its floor of 1e-06 at 8 of 8 "
+        "steps, which have 0.02 of their full length (median);"
     ) in caption
     assert "at most 0.25 epsilon off it, the starts 0.25;" in caption
-    assert "and axes, shared by all panels" in caption
+    assert "; all panels share scale and axes" in caption
     assert drawn(("sl", "rl")).caption.count("on rl pgd") == 2
     moved = drawn(path=paths(stuck=False)).caption
     assert "pgd-paper ends 0.5 epsilon from its start and 1.1 from the image" in moved

@@ -99,7 +99,7 @@ def test_probabilities_are_not_averaged_as_if_they_were_logits() -> None:
 
 
 def test_a_model_that_is_not_random_needs_no_draws() -> None:
-    with pytest.warns(UserWarning, match="not random: the mean of 3 draws is one pass 3 times over"):
+    with pytest.warns(UserWarning, match="not random: each of the 3 draws gives the same result"):
         gs.attack({"fixed": Factor().eval()}, X, Y, attacks="pgd", steps=2, draws=3, **BALL)
 
 

@@ -248,10 +248,10 @@ def test_a_curve_agrees_with_the_attacks_at_their_radii(trained: list[str], tmp_
     assert result.distances.shape == (40, 2)
     assert "attacks-curve" in result.plots
     said = console.attack_lines(out)
-    assert said.count("median distance of all images, 0 where wrong when clean: 0.") == 2
+    assert said.count("median distance of all images (0 if wrong when clean): 0.") == 2
     run, by_curve = (
-        re.findall(r"stand, (\S+ %) of all so far", said),
-        re.findall(r"(\S+ %) of all stand, by the curve alone", said),
+        re.findall(r"right, (\S+ %) of all so far", said),
+        re.findall(r"(\S+ %) of all stay right by the curve alone", said),
     )
     assert len(run) == 6
     assert by_curve == run

@@ -280,7 +280,7 @@ def test_eigenvalues_of_images_do_not_cancel_by_their_signs(tmp_path: Path) -> N
 def test_frozen_parameters_count_like_others(tmp_path: Path) -> None:
     out = foreign("frozen", tmp_path / "out")
     assert numbers(out)["curved:frozen", "hessian", "", "trace"] > 0
-    assert "curved:frozen: 650 of its parameters are frozen, and count like the others" in spectrum_lines(out)
+    assert "curved:frozen: 650 of its parameters are frozen; they count like the others" in spectrum_lines(out)
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_what_was_measured_in_python_has_no_command(results: Path) -> None:
     path.write_text(json.dumps(manifest))
     text = card(results)
     assert "gradscope -q" not in text
-    assert "- The audit was measured from Python, with the options: norm l2, epsilon 1.0" in text
+    assert "- The audit was measured from Python with these options: norm l2, epsilon 1.0" in text
 
 
 def test_hostile_names_are_text(tmp_path: Path) -> None:

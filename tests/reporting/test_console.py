@@ -75,6 +75,6 @@ def test_what_went_wrong_in_a_landscape_follows_its_numbers(results: Path) -> No
     assert landscape_lines(results).splitlines()[7:] == [
         "sl: the attack gave no first direction for 2 images",
         "sl: batch norm's statistics stay its own, so the far end is not the other checkpoint; "
-        "--batch-norm re-estimated takes them anew",
+        "--batch-norm re-estimated measures them again",
         "sl: --metric failed at 2 points, ValueError: no",
     ]

@@ -91,7 +91,7 @@ def test_planes_around_images_that_are_mostly_wrong(space: str, right: int, coun
     manifest = {"kind": "landscape", "landscape": {"space": space}, "checkpoints": [entry]}
     found = list(cautions(Manifest.model_validate(manifest)))
     assert len(found) == count
-    assert all("60 of 100 images are wrong as they are" in sentence for sentence in found)
+    assert all("60 of 100 clean images are wrong" in sentence for sentence in found)
 
 
 @pytest.mark.parametrize("kind", ["analysis", "audit"])
@@ -99,7 +99,7 @@ def test_one_class_is_said_of_labels_first_then_of_predictions(kind: str) -> Non
     (sentence,) = said_of(kind, classes_labelled=1, classes_predicted=1)
     assert "all 100 labels are one class" in sentence
     (sentence,) = said_of(kind, classes_predicted=1)
-    assert "one class is predicted" in sentence
+    assert "predicts one class for every image" in sentence
     assert said_of(kind, images=9, right=9, classes_labelled=1) == []
 
 
@@ -122,7 +122,7 @@ def test_what_to_check_depends_on_who_is_told() -> None:
         ("linf", 0.5, 64, "reaches plain grey from every image"),
         ("linf", 0.49, 64, None),
         ("l2", 8.0, 64, 'no model is robust; did you mean "8/255"?'),
-        ("l2", 4.0, 64, "at most the images of one class can stand"),
+        ("l2", 4.0, 64, "robust on images of one class at most"),
         ("l2", 3.99, 64, None),
         ("l2", 400.0, None, None),
         ("l2", 1.0, 4, None),

@@ -223,7 +223,7 @@ def test_the_processes_end_with_the_command(
     with once_it_trains(tmp_path, lambda process: ran.send_signal(how)):
         _, said = ran.communicate(timeout=2 * PATIENCE)
     assert ran.returncode == code
-    told = "gradscope: interrupted; whatever was written stays, and the same command continues it" in said
+    told = "gradscope: interrupted; results so far are kept, and the same command continues" in said
     assert told == (how is not signal.SIGKILL)
     assert "Traceback" not in said
     at_work = processes(tmp_path)
