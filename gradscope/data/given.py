@@ -178,7 +178,9 @@ def _images(x: Any) -> Tensor:
         raise GradscopeError(f"x must be a tensor or an array of numbers, got {type(x).__name__}") from None
     shape, kind = tuple(images.shape), str(images.dtype).removeprefix("torch.")
     if images.dim() != 4:
-        hint = "; one image is x[None]" if images.dim() == 3 else ""
+        hint = ""
+        if images.dim() == 3:
+            hint = "; one image is x[None]" if len(images) in (1, 3) else "; grey images are x[:, None]"
         raise GradscopeError(f"x must have the shape (N, C, H, W), got {shape}{hint}")
     if 0 in shape:
         raise GradscopeError(f"x must hold at least one image, got the shape {shape}")

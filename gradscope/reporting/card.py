@@ -335,7 +335,7 @@ def _limits(parts: Sequence[Part]) -> Iterator[str]:
     if any(part.manifest.complete is False for part in parts):
         yield "- Some of these results are incomplete: a run was interrupted."
     said = [sentence for part in parts for sentence in (*part.manifest.adapted, *cautions(part.manifest))]
-    yield from (f"- {_sentence(sentence)}" for sentence in dict.fromkeys(said))
+    yield from (f"- {_text(sentence.removesuffix('.'))}." for sentence in dict.fromkeys(said))
 
 
 def _reproduction(models: Sequence[CardModel], parts: Sequence[Part]) -> Iterator[str]:

@@ -51,7 +51,7 @@ _KINDS = {
     "claimed": "claimed",
     "paper": "the paper's attack",
     "exact": "exact PGD",
-    "bound": "lowest known",
+    "bound": "at most robust",
 }
 
 

@@ -243,12 +243,10 @@ def _below(contents: Contents, found: Sequence[ReportedModel], finding: str) -> 
 def _of_verdicts(audits: Sequence[AuditOf]) -> str:
     """Count the models with masking, with an inconclusive audit and with an invalid set-up."""
     counts = Counter(audit.verdict for audit in audits)
-    said = [f"The audits find gradient masking in {counts['masking found'] or 'none'} of {len(audits)} models"]
-    if counts["inconclusive"]:
-        said.append(f"{counts['inconclusive']} inconclusive")
-    if counts["set-up invalid"]:
-        said.append(f"{counts['set-up invalid']} set up wrongly")
-    return f"{'; '.join(said)}."
+    masked, total = counts["masking found"], len(audits)
+    found = f"The audits find gradient masking in {masked} of" if masked else "No audit finds exact attacks blind:"
+    others = [f"{counts[verdict]} {verdict}" for verdict in ("inconclusive", "set-up invalid") if counts[verdict]]
+    return f"{found} {total} model{'s' if total > 1 else ''}{''.join(f', {other}' for other in others)}."
 
 
 def _steps(contents: Contents, found: Sequence[ReportedModel]) -> Iterator[str]:

@@ -218,7 +218,7 @@ def judge(part: ReportPart) -> str:
 
 def claims_in_words(claims: pd.DataFrame) -> str:
     """Count the tests of the claims that hold."""
-    said = []
+    said = [main] if (main := _main_claim(claims)) else []
     for codes, whose in (("C", "the paper's claims (C)"), ("H", "the rival explanation, the attack's arithmetic (H),")):
         tests = claims[claims["claim"].astype(str).str.startswith(codes)]
         tested = int((tests["verdict"] != "not tested").sum())
@@ -226,6 +226,20 @@ def claims_in_words(claims: pd.DataFrame) -> str:
             held = int((tests["verdict"] == "supported").sum())
             said.append(f"{held} of {tested} tests of {whose} hold")
     return _sentence("; ".join(said)) if said else "No claim was tested: measurements are missing."
+
+
+def _main_claim(claims: pd.DataFrame) -> str:
+    """Say whether C1, that RL resists attacks better, holds under the paper's attack and under the exact one."""
+    tests = claims[(claims["claim"] == "C1") & (claims["verdict"] != "not tested")]
+    verdicts = {
+        attack: set(tests[tests["statistic"].astype(str).str.contains(f"({attack})", regex=False)]["verdict"])
+        for attack in ("pgd-paper", "pgd")
+    }
+    if any(len(found) != 1 for found in verdicts.values()):
+        return ""
+    paper, exact = ("holds" if found == {"supported"} else "fails" for found in verdicts.values())
+    joint = "and" if paper == exact else "but"
+    return f"the paper's main claim (C1) {paper} under its own attack, {joint} {exact} under the exact one"
 
 
 def _values(summary: pd.DataFrame, metric: str, subset: str) -> dict[str, dict[str, float]]:

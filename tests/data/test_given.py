@@ -141,6 +141,7 @@ NOT_A_NUMBER[4, 0, 2, 2] = torch.nan
         (X / 0, Y, "x must be finite, got NaN or infinity in 30 of 30"),
         (X[:0], Y[:0], "x must hold at least one image, got the shape (0, 1, 8, 6)"),
         (X[0], Y, "x must have the shape (N, C, H, W), got (1, 8, 6); one image is x[None]"),
+        (X[:, 0], Y, f"x must have the shape (N, C, H, W), got ({len(X)}, 8, 6); grey images are x[:, None]"),
         (X[:, 0].flatten(1), Y, "x must have the shape (N, C, H, W), got (30, 48)"),
         (BYTES.movedim(1, 3), Y, "got (30, 8, 6, 1), which looks like (N, H, W, C); move the channels, as torch.moved"),
         (BYTES.long(), Y, "x must be float in [0, 1] or uint8, got int64"),

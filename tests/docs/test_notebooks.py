@@ -21,7 +21,12 @@ def test_there_are_three() -> None:
     assert [path.stem for path in NOTEBOOKS] == ["audit_your_model", "gradients_of_sl_and_rl", "loss_landscape"]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    # One of them is enough here; the soak runs all.
+    [pytest.param(path, marks=[pytest.mark.slow] if path.stem != "loss_landscape" else []) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "__main__"}

@@ -305,10 +305,10 @@ def test_files_are_attached_and_large_ones_named(tags, study, make_study):
 
 
 def test_a_page_of_compressed_tables_is_the_same_but_for_their_addresses(make_study):
-    root = make_study()
+    root = make_study("attack", "transfer", "audit")
     first = write_report(root).read_text()
     tables = sorted(root.rglob("*.csv"))
-    assert len(tables) > 5
+    assert len(tables) >= 5
     for path in tables:
         path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=1))
         path.unlink()
@@ -325,7 +325,7 @@ def test_one_directory_of_results_is_a_report_too(make_results, tmp_path):
 
 
 def test_writing_again_gives_the_same_bytes_and_leaves_figures_alone(make_study):
-    root = make_study("landscape", "attack")
+    root = make_study("transfer", "attack")
     page = write_report(root)
     first = page.read_bytes()
     drawn = {path: path.stat().st_mtime_ns for path in root.glob("*/figures/*")}

@@ -111,13 +111,14 @@ def test_trajectories_say_accuracies_cosine_and_the_median_norm(make_study):
 def test_claims_are_counted_by_whose_they_are():
     rows = pd.DataFrame(
         [
-            {"claim": "C1", "verdict": "supported"},
-            {"claim": "C1", "verdict": "not supported"},
-            {"claim": "C2", "verdict": "not tested"},
-            {"claim": "H1", "verdict": "supported"},
+            {"claim": "C1", "verdict": "supported", "statistic": "accuracy under the paper's attack (pgd-paper)"},
+            {"claim": "C1", "verdict": "not supported", "statistic": "accuracy under exact PGD (pgd)"},
+            {"claim": "C2", "verdict": "not tested", "statistic": "clean accuracy"},
+            {"claim": "H1", "verdict": "supported", "statistic": "margin"},
         ]
     )
     assert claims_in_words(rows) == (
+        "The paper's main claim (C1) holds under its own attack, but fails under the exact one; "
         "1 of 2 tests of the paper's claims (C) hold; 1 of 1 tests of the rival explanation, the attack's arithmetic "
         "(H), hold."
     )

@@ -80,7 +80,9 @@ def test_weights_of_another_shape_are_no_beginning(tmp_path, digits):
         train(configure("sl", 1, architecture="cnn4"), few, tmp_path / "b.pt", CPU, initial=tmp_path / "first.pt")
 
 
-@pytest.mark.parametrize(("mode", "arch"), [("sl", "cnn2"), ("rl-adv", "cnn2"), ("rl-adv", "cnn6")])
+@pytest.mark.parametrize(
+    ("mode", "arch"), [("sl", "cnn2"), pytest.param("rl-adv", "cnn2", marks=pytest.mark.slow), ("rl-adv", "cnn6")]
+)
 def test_resuming_equals_no_interruption_bit_for_bit(tmp_path, digits, monkeypatch, mode, arch):
     """cnn6 has dropout and batch norm, rl-adv draws actions and changes phase."""
     few = digits.subset(torch.arange(200))
