@@ -184,6 +184,8 @@ def _of_audits(found: Sequence[ReportedModel], ball: Ball | None) -> tuple[str, 
         if named:
             model, audit = named[0]
             bound = f"at most {whole_percent(audit.robust_accuracy.upper_bound)} of its images are robust"
+            if verdict == "set-up invalid":
+                bound = "its accuracies under attack bound nothing"
             best = max(audit.under.items(), key=lambda item: item[1], default=None)
             seen = ""
             if verdict == "masking found" and best and best[1] > audit.robust_accuracy.ci_high:

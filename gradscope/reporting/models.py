@@ -178,16 +178,16 @@ def _add_accuracies(model: ReportedModel, part: ReportPart) -> None:
         if row["metric"] == "accuracy" and row["subset"] == "clean/all":
             _take_clean(model, Rate.of(row))
         elif row["metric"] == "accuracy" and row["subset"] == "worst/all" and (ball := _ball_of_summary(row, part)):
-            _add(model, str(row["attack"]), ball, part, Rate.of(row))
+            _add(model, str(row["attack"]), ball, part, Rate.of(row), row["attack"] != PAPER)
     _add_attacks(model, part, tables.get(ATTACKS.file, ()))
     for row in tables.get(TRANSFER.file, ()):
         if not row["source"]:
             _take_clean(model, Rate.of(row, "accuracy"))
         elif row["source"] == model.label:
-            _add(model, str(row["attack"]), _ball(row), part, Rate.of(row, "accuracy"))
+            _add(model, str(row["attack"]), _ball(row), part, Rate.of(row, "accuracy"), row["attack"] != PAPER)
         else:
-            bound = row["attack"] != PAPER
-            _add(model, f"examples of {row['source']}", _ball(row), part, Rate.of(row, "accuracy"), bound)
+            name = f"examples of {row['source']}"
+            _add(model, name, _ball(row), part, Rate.of(row, "accuracy"), row["attack"] != PAPER)
     for row in tables.get(CURVE.file, ()):
         if pd.notna(row["epsilon"]) and pd.notna(row["ci_low"]):
             model.curve.append(UnderAttack(str(row["attack"]), _ball(row), part.name, Rate.of(row)))
@@ -196,7 +196,8 @@ def _add_accuracies(model: ReportedModel, part: ReportPart) -> None:
         if audit.checkpoint == model.label:
             found = audit.robust_accuracy
             rate = Rate(found.upper_bound, found.ci_low, found.ci_high, found.n)
-            _add(model, "audit", Ball(audit.threat.norm, audit.threat.epsilon), part, rate)
+            ball = Ball(audit.threat.norm, audit.threat.epsilon)
+            _add(model, "audit", ball, part, rate, audit.verdict != "set-up invalid")
             clean = audit.clean_accuracy
             _take_clean(model, Rate(clean.value, clean.ci_low, clean.ci_high, found.n))
             model.audits.append(audit)
@@ -205,8 +206,10 @@ def _add_accuracies(model: ReportedModel, part: ReportPart) -> None:
 def _add_attacks(model: ReportedModel, part: ReportPart, rows: Sequence[Mapping[Any, Any]]) -> None:
     """Add rows of the table ATTACKS: each attack alone on all images, and all attacks together in each ball.
 
-    The paper's attack leaves the box, so a combination with it is no bound and is left out.
+    An evaluation cuts every attack's points to the ball and the box, those of the paper's attack too, so all are bounds
+    unless an audit of the part found the set-up invalid.
     """
+    is_bound = all(one.checkpoint != model.label or one.verdict != "set-up invalid" for one in part.audits)
     together: dict[Ball, Mapping[Any, Any]] = {}
     attacked: dict[Ball, list[str]] = {}
     for row in rows:
@@ -214,15 +217,14 @@ def _add_attacks(model: ReportedModel, part: ReportPart, rows: Sequence[Mapping[
             if row["metric"] == "accuracy":
                 _take_clean(model, Rate.of(row))
         elif row["metric"] == "accuracy" and row["subset"] == "all":
-            _add(model, str(row["attack"]), _ball(row), part, Rate.of(row))
+            _add(model, str(row["attack"]), _ball(row), part, Rate.of(row), is_bound)
         elif row["metric"] == "robust-accuracy":
             together[_ball(row)] = row
             attacked.setdefault(_ball(row), []).append(str(row["attack"]))
     for ball, row in together.items() if not part.audits else ():
         names = attacked[ball]
-        if PAPER not in names or names == [PAPER]:
-            name = names[0] if len(names) == 1 else f"{len(names)} attacks together"
-            _add(model, name, ball, part, Rate.of(row))
+        name = names[0] if len(names) == 1 else f"{len(names)} attacks together"
+        _add(model, name, ball, part, Rate.of(row))
 
 
 def _add_trial(model: ReportedModel, part: ReportPart, rows: Sequence[Mapping[Any, Any]]) -> None:
@@ -261,7 +263,7 @@ def _ball_of_summary(row: Mapping[Any, Any], part: ReportPart) -> Ball | None:
 
 
 def _add(model: ReportedModel, attack: str, ball: Ball, part: ReportPart, rate: Rate, is_bound: bool = True) -> None:
-    found = UnderAttack(attack, ball, part.name, rate, is_bound and attack != PAPER)
+    found = UnderAttack(attack, ball, part.name, rate, is_bound)
     if found not in model.under:
         model.under.append(found)
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from gradscope.reporting.contents import read_contents
+from gradscope.reporting.headline import headline
 from gradscope.reporting.models import Ball, Rate, ReportedModel, UnderAttack, main_ball, models, models_table
 from gradscope.reporting.tables import (
     attacks_table,
@@ -127,6 +128,28 @@ def test_the_bound_is_the_lowest_that_holds_in_the_ball():
     found = model.lowest(ball)
     assert found is not None
     assert (found.attack, found.rate.value) == ("fmn", 0.15)
+
+
+def test_attacks_together_bound_with_the_papers_attack_among_them(make_study):
+    """An evaluation cuts every attack's points to the box; a path of the paper's attack leaves it."""
+    root = make_study("attack", "analysis")
+    path = root / "attack" / ATTACKS.file
+    rows = read_table(path, ATTACKS).replace({"attack": {"pgd": "pgd-paper"}})
+    write_table(path, ATTACKS, rows.to_dict("records"))
+    model = models(read_contents(root))[0]
+    found = model.lowest(Ball("linf", 0.1))
+    assert found is not None
+    assert (found.attack, found.rate.value) == ("pgd-paper", 0.5)
+    assert [one.is_bound for one in model.under if one.attack == "pgd-paper" and one.part == "analysis"] == [False]
+
+
+def test_an_audit_of_an_invalid_set_up_bounds_nothing(make_study):
+    root = make_study("audit")
+    path = root / "audit" / "audit.json"
+    path.write_text(path.read_text().replace("masking found", "set-up invalid"))
+    contents = read_contents(root)
+    assert [model.lowest(Ball("linf", 0.1)) for model in models(contents)] == [None, None]
+    assert "bound nothing" in headline(contents).finding
 
 
 def test_models_that_differ_in_scale_share_their_bounds(make_study):
