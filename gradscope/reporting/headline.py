@@ -203,10 +203,14 @@ def _of_audits(found: Sequence[ReportedModel], ball: Ball | None) -> tuple[str, 
 
 
 def _of_bounds(found: Sequence[ReportedModel], ball: Ball | None) -> tuple[str, str] | None:
-    """Compare the most and the least robust model by their lowest bounds."""
+    """Compare the most and the least robust model by their lowest bounds.
+
+    A model with scaled logits is exactly as robust as its original, so only originals are compared if there are any.
+    """
     if ball is None:
         return None
-    bounds = [(lowest, model.label) for model in found if (lowest := model.lowest(ball))]
+    originals = [model for model in found if model.factor == 1.0] or found
+    bounds = [(lowest, model.label) for model in originals if (lowest := model.lowest(ball))]
     if not bounds:
         return None
     best = max(bounds, key=lambda pair: pair[0].rate.value)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from gradscope.reporting.contents import read_contents
-from gradscope.reporting.headline import headline
+from gradscope.reporting.headline import _of_bounds, headline
 from gradscope.reporting.models import Ball, Rate, ReportedModel, UnderAttack, main_ball, models, models_table
 from gradscope.reporting.tables import (
     attacks_table,
@@ -169,6 +169,7 @@ def test_models_that_differ_in_scale_share_their_bounds(make_study):
     found = scaled.lowest(ball)
     assert found is not None
     assert (found.attack, found.rate.value) == (f"pgd on {HOSTILE[0]}", 0.01)
+    assert HOSTILE[1] not in _of_bounds([original, scaled], ball)[0], "a scaled model is no other model"
 
 
 def test_one_label_with_two_files_is_two_models(make_study):
